@@ -1,0 +1,1 @@
+"""Backends: ways to run a bundle's graphs, behind one contract."""

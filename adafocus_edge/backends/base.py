@@ -1,0 +1,96 @@
+"""The contract of a backend: sessions that run one graph each, and the model that holds the four of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from adafocus_edge.types import GRAPHS, ModelSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+
+class Tensor(Protocol):
+    """What flows between sessions: a NumPy array, or something on a device that acts like one where it must.
+
+    Cutting along the batch gives a view; ``numpy.asarray`` brings the values to the host.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, the batch first."""
+
+    def __getitem__(self, rows: slice, /) -> Any:
+        """Cut a range of the batch out, without a copy."""
+
+    def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> NDArray[Any]:
+        """Copy to the host."""
+
+
+class Session(Protocol):
+    """One graph, ready to run.
+
+    Attributes:
+        inputs: what it takes.
+        outputs: what it gives.
+    """
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it gives."""
+
+    def run(self, feeds: Mapping[str, Tensor | NDArray[np.generic]]) -> dict[str, Any]:
+        """Run the graph once. Feeds may come from the host or from another session of the same backend."""
+
+    def close(self) -> None:
+        """Give its memory back; it cannot run after that."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The four sessions of one variant on one backend; a context manager that closes them.
+
+    Attributes:
+        spec: the model's shapes and names.
+        glancer: ``frame`` to ``feature_map`` and ``glance``.
+        policy: ``feature_map`` and ``policy_state`` to ``origin``, ``action`` and ``policy_state_out``.
+        focuser: ``frame`` and ``origin`` to ``focus``.
+        classifier: ``glance``, ``focus`` and ``state`` to ``logits`` and ``state_out``.
+        backend: its name, such as ``onnxruntime-cpu``.
+        variant: its name, such as ``fp32``.
+        batch: how many frames of a clip are best given to the glancer and the focuser at once.
+    """
+
+    spec: ModelSpec
+    glancer: Session
+    policy: Session
+    focuser: Session
+    classifier: Session
+    backend: str
+    variant: str
+    batch: int
+
+    def close(self) -> None:
+        """Close all four sessions, even if closing one of them fails."""
+        with ExitStack() as stack:
+            for graph in GRAPHS:
+                stack.callback(getattr(self, graph).close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

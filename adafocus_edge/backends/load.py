@@ -1,0 +1,65 @@
+"""Choosing a backend by name and loading a bundle with it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from adafocus_edge.backends.base import LoadedModel, Session
+from adafocus_edge.bundle import describe_tensors
+from adafocus_edge.errors import BackendError, UsageError
+from adafocus_edge.types import GRAPHS, contract
+
+if TYPE_CHECKING:
+    from adafocus_edge.bundle import Bundle
+
+BACKENDS = ("onnxruntime-cpu", "onnxruntime-cuda")
+CPU_BATCH = 4
+"""Frames per call on a CPU: as fast as the whole clip at once (measured), and its activations stay in the caches."""
+
+
+def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", threads: int | None = None) -> LoadedModel:
+    """Load a bundle's variant on a backend.
+
+    Args:
+        bundle: from :func:`adafocus_edge.bundle.read_bundle`.
+        variant: its name, or ``auto`` for the one that agrees with the checkpoint best.
+        backend: one of :data:`BACKENDS`, or ``auto``: the GPU if there is a usable one, else the CPU.
+        threads: for computing on the CPU; None for as many as there are usable cores.
+
+    Raises:
+        UsageError: an unknown variant or backend.
+        BackendError: the backend cannot run here, with the reason and what to install.
+    """
+    from adafocus_edge.backends import ort
+
+    variant = bundle.choose_variant(variant)
+    if backend == "auto":
+        backend = "onnxruntime-cuda" if ort.cuda_obstacle() is None else "onnxruntime-cpu"
+    elif backend not in BACKENDS:
+        raise UsageError(f"unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
+    elif backend == "onnxruntime-cuda" and (obstacle := ort.cuda_obstacle()):
+        raise BackendError(f"onnxruntime-cuda cannot run here: {obstacle}, or use --backend onnxruntime-cpu")
+    on_gpu = backend == "onnxruntime-cuda"
+    with ExitStack() as opened:
+        sessions: dict[str, Session] = {}
+        for graph in GRAPHS:
+            path = bundle.graph_path(variant, graph)
+            session = ort.OrtBoundSession(path, "cuda", threads) if on_gpu else ort.OrtSession(path, threads)
+            opened.callback(session.close)
+            for found, expected in zip(
+                (session.inputs, session.outputs), contract(bundle.model, graph), strict=True
+            ):
+                if found != expected:
+                    raise BackendError(
+                        f"{path}: takes or gives {describe_tensors(found)} instead of {describe_tensors(expected)}"
+                    )
+            sessions[graph] = session
+        opened.pop_all()
+    return LoadedModel(
+        bundle.model,
+        **sessions,
+        backend=backend,
+        variant=variant,
+        batch=bundle.model.segments if on_gpu else CPU_BATCH,
+    )

@@ -1,0 +1,179 @@
+"""ONNX Runtime on the CPU, and on a GPU with tensors that stay there."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+
+from adafocus_edge.cpus import usable_cores
+from adafocus_edge.errors import BackendError
+from adafocus_edge.types import TensorSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+NUMPY_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
+"""ONNX Runtime's names for the types of the contract."""
+ERROR = 3
+"""Severity from which ONNX Runtime writes to stderr itself; warnings about providers are told by us."""
+
+
+class OrtSession:
+    """One graph on the CPU; tensors are NumPy arrays."""
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        self._session = make_session(path, ["CPUExecutionProvider"], threads)
+        self.inputs = tensor_specs(self._session.get_inputs())
+        self.outputs = tensor_specs(self._session.get_outputs())
+        self._names = [output.name for output in self.outputs]
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the graph once."""
+        return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+
+    def close(self) -> None:
+        """Drop the session; ONNX Runtime frees it with its last reference."""
+        del self._session
+
+
+class DeviceTensor:
+    """A tensor in a device's memory, or a range of one's batch, as ONNX Runtime can bind it."""
+
+    def __init__(self, value: ort.OrtValue, start: int = 0, stop: int | None = None) -> None:
+        self.value = value
+        self._full_shape: tuple[int, ...] = tuple(value.shape())
+        self._start = start
+        self._stop = self._full_shape[0] if stop is None else stop
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, the batch first."""
+        return (self._stop - self._start, *self._full_shape[1:])
+
+    def address(self, item_size: int) -> int:
+        """Return where it begins in the device's memory; ``item_size`` is in bytes."""
+        row = int(np.prod(self._full_shape[1:], dtype=np.int64)) * item_size
+        return int(self.value.data_ptr()) + self._start * row
+
+    def __getitem__(self, rows: slice) -> DeviceTensor:
+        start, stop, step = rows.indices(self.shape[0])
+        if step != 1:
+            raise ValueError("only a range without steps can be cut out of a device tensor")
+        return DeviceTensor(self.value, self._start + start, self._start + max(start, stop))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        del copy  # bringing it to the host is a copy
+        return np.asarray(self.value.numpy()[self._start : self._stop], dtype=dtype)
+
+
+class OrtBoundSession:
+    """One graph whose inputs and outputs are bound to device memory, so that nothing passes through the host unasked.
+
+    The same code runs with ``device="cpu"``, which is how it is tested where there is no GPU.
+    """
+
+    def __init__(self, path: Path, device: str = "cuda", threads: int | None = None) -> None:
+        self._device = device
+        if device == "cuda":
+            # TF32 would round FP32 convolutions to 10 bits; a reduced precision is a variant, never a surprise.
+            provider: Any = ("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0"})
+            self._session = make_session(path, [provider, "CPUExecutionProvider"], threads)
+            if self._session.get_providers()[0] != "CUDAExecutionProvider":
+                raise BackendError(
+                    "onnxruntime-cuda cannot run here: ONNX Runtime could not load its CUDA libraries; "
+                    "install them: pip install 'adafocus-edge[gpu]'"
+                )
+        else:
+            self._session = make_session(path, ["CPUExecutionProvider"], threads)
+        self.inputs = tensor_specs(self._session.get_inputs())
+        self.outputs = tensor_specs(self._session.get_outputs())
+        self._types = {tensor.name: np.dtype(tensor.dtype) for tensor in self.inputs}
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the graph once; NumPy feeds are uploaded, device tensors are bound where they lie."""
+        binding = self._session.io_binding()
+        held = []
+        for name, feed in feeds.items():
+            dtype = self._types[name]
+            tensor = feed if isinstance(feed, DeviceTensor) else self._upload(np.ascontiguousarray(feed, dtype))
+            held.append(tensor)
+            binding.bind_input(name, self._device, 0, dtype, tensor.shape, tensor.address(dtype.itemsize))
+        for output in self.outputs:
+            binding.bind_output(output.name, self._device, 0)
+        self._session.run_with_iobinding(binding)
+        return {
+            output.name: DeviceTensor(value)
+            for output, value in zip(self.outputs, binding.get_outputs(), strict=True)
+        }
+
+    def _upload(self, array: NDArray[Any]) -> DeviceTensor:
+        return DeviceTensor(ort.OrtValue.ortvalue_from_numpy(array, self._device, 0))
+
+    def close(self) -> None:
+        """Drop the session; ONNX Runtime frees it with its last reference."""
+        del self._session
+
+
+def make_session(path: Path, providers: list[Any], threads: int | None) -> ort.InferenceSession:
+    """Make a session with the options that four sessions taking turns need. Raises ``BackendError``."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ERROR
+    # Each session has threads of its own. Left spinning when a run ends, they would starve the next session's.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:  # ONNX Runtime raises a family of types with no useful common base
+        raise BackendError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({first_line(error)})") from None
+
+
+def tensor_specs(arguments: list[Any]) -> tuple[TensorSpec, ...]:
+    """Turn ONNX Runtime's description of inputs or outputs into ours; a dynamic batch is ``"N"``."""
+    return tuple(
+        TensorSpec(a.name, NUMPY_TYPES.get(a.type, a.type), tuple(d if isinstance(d, int) else "N" for d in a.shape))
+        for a in arguments
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception's first line of text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@lru_cache(maxsize=1)
+def cuda_obstacle() -> str | None:
+    """Say why ONNX Runtime cannot use an NVIDIA GPU here and what to do about it, or return None if it should."""
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        return "this build of ONNX Runtime has no CUDA provider; replace `onnxruntime` by `onnxruntime-gpu`"
+    obstacle = gpu_obstacle()
+    if obstacle is None:
+        # Loads the CUDA libraries that came with pip packages; missing ones are told by the session itself.
+        ort.set_default_logger_severity(4)
+        ort.preload_dlls()
+        ort.set_default_logger_severity(ERROR)
+    return obstacle
+
+
+def gpu_obstacle() -> str | None:
+    """Say why no NVIDIA GPU can be used, by asking the driver, or return None if there is one."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return f"no NVIDIA driver was found ({name}); install the driver of your GPU"
+    if status := driver.cuInit(0):
+        return f"the NVIDIA driver finds no usable GPU (cuInit returned {status})"
+    count = ctypes.c_int()
+    if driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
+        return "the NVIDIA driver finds no GPU"
+    return None

@@ -1,0 +1,306 @@
+"""The bundle on disk: a folder of graphs with a manifest; written whole or not at all, and refused if anything is off."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from adafocus_edge.errors import BundleError, UsageError
+from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, TensorSpec, contract
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FORMAT_VERSION = 1
+MANIFEST = "bundle.json"
+CLASSES = "classes.txt"
+VARIANT_PREFERENCE = ("fp32",)
+"""What ``--variant auto`` takes, best first. Variants that a calibration adds are chosen by name."""
+
+
+@dataclass(frozen=True)
+class GraphInfo:
+    """One graph of one variant.
+
+    Attributes:
+        file: path within the bundle, with forward slashes.
+        sha256: of the file, in hex.
+        size_bytes: of the file.
+        precision: of its arithmetic, such as ``fp32``.
+        opset: ONNX operator set version.
+        inputs: what it takes.
+        outputs: what it gives.
+        gflops: multiply-adds per frame in units of 1e9, as the paper counts.
+    """
+
+    file: str
+    sha256: str
+    size_bytes: int
+    precision: str
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    gflops: float
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a frame goes through before it reaches a graph, and what the graphs then do inside.
+
+    Attributes:
+        short_side: pixels to which the short side is resized.
+        crop: S, side of the centre crop in pixels.
+        interpolation: of that resize.
+        mean: subtracted inside the graphs, per RGB channel of pixels / 255.
+        std: divided by inside the graphs.
+    """
+
+    short_side: int
+    crop: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a bundle comes from.
+
+    Attributes:
+        checkpoint: file name of the checkpoint.
+        checkpoint_sha256: of that file.
+        created: UTC time, ISO 8601.
+        tools: versions of what made it.
+    """
+
+    checkpoint: str
+    checkpoint_sha256: str
+    created: str
+    tools: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What ``bundle.json`` holds.
+
+    Attributes:
+        model: shapes and names of the model.
+        preprocessing: of frames.
+        classes_sha256: of ``classes.txt``.
+        variants: graphs by variant and graph name.
+        provenance: where it comes from.
+        thresholds: named sets of exit thresholds, one confidence per step.
+        reports: free-form reports, such as the export's parity.
+        format_version: of this manifest.
+    """
+
+    model: ModelSpec
+    preprocessing: Preprocessing
+    classes_sha256: str
+    variants: dict[str, dict[str, GraphInfo]]
+    provenance: Provenance
+    thresholds: dict[str, list[float]] = field(default_factory=dict)
+    reports: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was read and found whole.
+
+    Attributes:
+        path: its folder.
+        manifest: what it says of itself.
+        classes: the class names, in the order of the logits.
+    """
+
+    path: Path
+    manifest: Manifest
+    classes: tuple[str, ...]
+
+    @property
+    def model(self) -> ModelSpec:
+        """The model's shapes and names."""
+        return self.manifest.model
+
+    def choose_variant(self, name: str = "auto") -> str:
+        """Return the variant to use. Raises ``UsageError`` that lists what there is."""
+        variants = self.manifest.variants
+        if name == "auto":
+            return next((best for best in VARIANT_PREFERENCE if best in variants), next(iter(variants)))
+        if name not in variants:
+            raise UsageError(f"{self.path}: no variant {name!r}; it holds: {', '.join(variants)}")
+        return name
+
+    def graph_path(self, variant: str, graph: str) -> Path:
+        """Return the file of one graph."""
+        return self.path / self.manifest.variants[variant][graph].file
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 in hex."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_bundle(path: Path | str) -> Bundle:
+    """Read a bundle and check all of it: version, every hash, and that the graphs fit together.
+
+    Raises ``BundleError`` that names the file and what is wrong with it.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such bundle (a folder that `adafocus-edge export` wrote)")
+    manifest = _read_manifest(folder)
+    _check_files(folder, manifest)
+    _check_graphs(folder, manifest)
+    classes = read_classes(folder / CLASSES)
+    if len(classes) != manifest.model.classes:
+        raise BundleError(f"{folder / CLASSES}: {len(classes)} names for a model of {manifest.model.classes} classes")
+    return Bundle(folder, manifest, classes)
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Read class names, one per line, in UTF-8; empty lines at the end do not count."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise BundleError(f"{path}: no such class file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: not a list of class names in UTF-8 ({error})") from None
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    if not lines:
+        raise BundleError(f"{path}: no class names in it")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            raise BundleError(f"{path}: line {number} is empty; there must be one class name per line")
+    return tuple(lines)
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return ``bundle.json``'s bytes, indented for people."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+@contextmanager
+def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside ``path`` to write a bundle into; on success it takes that name in one step.
+
+    On any error, interruption included, nothing is left of it and what was at ``path`` is untouched. Raises
+    ``UsageError`` if something is there and ``replace`` is not set.
+    """
+    path = Path(os.path.abspath(path))
+    if path.exists() and not replace:
+        raise UsageError(f"{path}: exists already; give another name, or --force to replace it")
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise UsageError(f"{path}: exists and is no bundle, so it is not replaced")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written ({error.strerror})") from None
+    try:
+        draft.chmod(0o755)
+        yield draft
+        _sync(draft)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            path.rename(old / path.name)
+            try:
+                draft.rename(path)
+            except OSError:
+                (old / path.name).rename(path)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
+        else:
+            draft.rename(path)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Force every file to the disk, so that a power cut after the rename finds whole files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        content = path.read_bytes()
+    except OSError:
+        raise BundleError(f"{path}: missing or unreadable, so {folder} is no bundle") from None
+    try:
+        version = msgspec.json.decode(content, type=_Versioned).format_version
+        if version != FORMAT_VERSION:
+            raise BundleError(
+                f"{path}: format version {version}, but this adafocus-edge reads version {FORMAT_VERSION}: "
+                + ("update adafocus-edge" if version > FORMAT_VERSION else "export it again")
+            )
+        return msgspec.json.decode(content, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is a DecodeError
+        raise BundleError(f"{path}: damaged or not a manifest ({error})") from None
+
+
+class _Versioned(msgspec.Struct):
+    format_version: int
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    hashes = {CLASSES: manifest.classes_sha256}
+    for variant, graphs in manifest.variants.items():
+        for info in graphs.values():
+            parts = PurePosixPath(info.file).parts
+            if len(parts) != 2 or parts[0] != variant or ".." in parts or "\\" in info.file:
+                raise BundleError(f"{folder / MANIFEST}: {info.file!r} is not a file of variant {variant!r}")
+            hashes[info.file] = info.sha256
+    for name in hashes:
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder / name}: missing from the bundle")
+    with ThreadPoolExecutor(thread_name_prefix="hash") as pool:
+        found = pool.map(lambda name: sha256_of(folder / name), hashes)
+        for (name, expected), actual in zip(hashes.items(), found, strict=True):
+            if actual != expected:
+                raise BundleError(f"{folder / name}: changed since the bundle was made (its SHA-256 differs)")
+
+
+def _check_graphs(folder: Path, manifest: Manifest) -> None:
+    if not manifest.variants:
+        raise BundleError(f"{folder / MANIFEST}: no variant in it")
+    for variant, graphs in manifest.variants.items():
+        missing = [graph for graph in GRAPHS if graph not in graphs]
+        unknown = [graph for graph in graphs if graph not in (*GRAPHS, STEP_GRAPH)]
+        if missing or unknown:
+            named = f"no {missing[0]}" if missing else f"an unknown graph {unknown[0]!r}"
+            raise BundleError(f"{folder / MANIFEST}: variant {variant!r} has {named}")
+        for graph, info in graphs.items():
+            for kind, expected, actual in zip(
+                ("inputs", "outputs"), contract(manifest.model, graph), (info.inputs, info.outputs), strict=True
+            ):
+                if expected != actual:
+                    raise BundleError(
+                        f"{folder / MANIFEST}: the {kind} of {variant}/{graph} do not fit the model: "
+                        f"{describe_tensors(actual)} instead of {describe_tensors(expected)}"
+                    )
+
+
+def describe_tensors(tensors: tuple[TensorSpec, ...]) -> str:
+    """Return tensors as ``name type[shape], ...``."""
+    return ", ".join(f"{t.name} {t.dtype}[{', '.join(map(str, t.shape))}]" for t in tensors)

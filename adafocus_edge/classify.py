@@ -1,0 +1,218 @@
+"""Classifying one clip: sample it, run the glimpse loop over it, and say what was seen where."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from adafocus_edge.errors import UsageError
+from adafocus_edge.glimpse import Glimpse, GlimpseStream, patch_of, see_clip, softmax
+from adafocus_edge.preprocess import preprocess, sample_indices
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from adafocus_edge.backends.base import LoadedModel
+    from adafocus_edge.sources import Clip, Source
+
+Schedule = Literal["auto", "clip", "stream"]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and how sure the model is: its softmax probability."""
+
+    label: str
+    class_id: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One glimpse.
+
+    Attributes:
+        step: from 0.
+        frame_index: number of the frame in the source, from 0.
+        time_s: when that frame is shown, or None where frames have no times.
+        patch: (y, x, size) in pixels of the preprocessed S x S frame.
+        guess: the best class after this step.
+        logits: float32 [C] after this step.
+    """
+
+    step: int
+    frame_index: int
+    time_s: float | None
+    patch: tuple[int, int, int]
+    guess: Guess
+    logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found in one clip, or in one window of a stream.
+
+    Attributes:
+        source: its name.
+        start_s: where the clip begins, in seconds of the source, or None where frames have no times.
+        end_s: where it ends.
+        top: the best classes, best first.
+        steps: one per glimpse.
+        exited_early: whether the model was sure before the last glimpse.
+        latency_ms: from opening the clip (for a stream: from its last frame's capture) to the result.
+        model_ms: of that, inside the glimpse loop.
+        backend: that ran it.
+        variant: that was run.
+    """
+
+    source: str
+    start_s: float | None
+    end_s: float | None
+    top: tuple[Guess, ...]
+    steps: tuple[Step, ...]
+    exited_early: bool
+    latency_ms: float
+    model_ms: float
+    backend: str
+    variant: str
+
+    def to_json(self, *, logits: bool = False) -> dict[str, Any]:
+        """Return the result as design.md's object for ``--json``."""
+
+        def guess(g: Guess) -> dict[str, Any]:
+            return {"label": g.label, "class_id": g.class_id, "confidence": round(g.confidence, 6)}
+
+        def seconds(value: float | None) -> float | None:
+            return None if value is None else round(value, 4)
+
+        steps = []
+        for step in self.steps:
+            entry = {
+                "step": step.step,
+                "frame_index": step.frame_index,
+                "time_s": seconds(step.time_s),
+                "patch": list(step.patch),
+                **guess(step.guess),
+            }
+            if logits:
+                entry["logits"] = [float(value) for value in step.logits]
+            steps.append(entry)
+        return {
+            "source": self.source,
+            "start_s": seconds(self.start_s),
+            "end_s": seconds(self.end_s),
+            **guess(self.top[0]),
+            "top": [guess(g) for g in self.top],
+            "steps": steps,
+            "steps_used": len(self.steps),
+            "exited_early": self.exited_early,
+            "latency_ms": round(self.latency_ms, 3),
+            "model_ms": round(self.model_ms, 3),
+            "backend": self.backend,
+            "variant": self.variant,
+        }
+
+
+class Classifier:
+    """A loaded model with its class names and the choices of one run.
+
+    Args:
+        model: the four sessions.
+        classes: names in the order of the logits.
+        top_k: how many classes a result lists.
+        schedule: how files are seen; ``auto`` is ``clip``, or ``stream`` where an early exit is asked for.
+        exit_confidence: stop at the first step whose best class is at least this sure; None for never.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        classes: Sequence[str],
+        *,
+        top_k: int = 5,
+        schedule: Schedule = "auto",
+        exit_confidence: float | None = None,
+    ) -> None:
+        if schedule == "clip" and exit_confidence is not None:
+            raise UsageError("an early exit saves nothing on the clip schedule: use --schedule stream")
+        self.model = model
+        self.classes = classes
+        self.top_k = min(top_k, len(classes))
+        self.exit_confidence = exit_confidence
+        self.schedule = "stream" if schedule == "stream" or exit_confidence is not None else "clip"
+
+    def classify(self, source: Source) -> tuple[Result, Clip]:
+        """Open and classify a source that ends. Raises ``SourceError``."""
+        started = time.perf_counter()
+        clip = source.open_clip()
+        spec = self.model.spec
+        indices = sample_indices(clip.frame_count, spec.segments)
+        frames = clip.select(indices, lambda rgb: preprocess(Image.fromarray(rgb), spec.frame_size))
+        steps: list[Step] = []
+        model_s = 0.0
+        for index, glimpse, seconds in self._glimpses(frames):
+            model_s += seconds
+            steps.append(self.step(len(steps), index, clip.time_s(index), glimpse))
+            if self.is_sure(steps[-1]):
+                break
+        latency_ms = (time.perf_counter() - started) * 1e3
+        start_s = None if clip.duration_s is None else 0.0
+        exited = len(steps) < spec.segments
+        return self.result(source.name, start_s, clip.duration_s, steps, exited, latency_ms, model_s * 1e3), clip
+
+    def _glimpses(
+        self, frames: Iterator[tuple[int, NDArray[np.uint8]]]
+    ) -> Iterator[tuple[int, Glimpse, float]]:
+        """Yield frame number, glimpse, and the seconds that the model took for it."""
+        if self.schedule == "stream":
+            stream = GlimpseStream(self.model)
+            for index, pixels in frames:
+                before = time.perf_counter()
+                glimpse = stream.see(pixels[None])
+                yield index, glimpse, time.perf_counter() - before
+            return
+        indices, pixels_of = zip(*frames, strict=True)
+        before = time.perf_counter()
+        for index, glimpse in zip(indices, see_clip(self.model, np.stack(pixels_of)), strict=True):
+            now = time.perf_counter()
+            yield index, glimpse, now - before
+            before = now
+
+    def step(self, number: int, frame_index: int, time_s: float | None, glimpse: Glimpse) -> Step:
+        """Describe a glimpse of one clip."""
+        logits = glimpse.logits[0]
+        patch = patch_of(self.model.spec, glimpse.origins[0])
+        return Step(number, frame_index, time_s, patch, self._guesses(logits, 1)[0], logits)
+
+    def is_sure(self, step: Step) -> bool:
+        """Whether the run may stop after this step."""
+        last = step.step == self.model.spec.segments - 1
+        return not last and self.exit_confidence is not None and step.guess.confidence >= self.exit_confidence
+
+    def result(
+        self,
+        source: str,
+        start_s: float | None,
+        end_s: float | None,
+        steps: Sequence[Step],
+        exited_early: bool,
+        latency_ms: float,
+        model_ms: float,
+    ) -> Result:
+        """Sum up the steps of one clip; there must be at least one."""
+        top = self._guesses(steps[-1].logits, self.top_k)
+        return Result(
+            source, start_s, end_s, top, tuple(steps), exited_early, latency_ms, model_ms,
+            self.model.backend, self.model.variant,
+        )  # fmt: skip
+
+    def _guesses(self, logits: NDArray[np.float32], count: int) -> tuple[Guess, ...]:
+        probabilities = softmax(logits)
+        best = np.argsort(-logits, kind="stable")[:count]
+        return tuple(Guess(self.classes[i], int(i), float(probabilities[i])) for i in best)

@@ -1,0 +1,30 @@
+"""How many processors this process may really use: affinity, physical cores and container quotas all count."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def physical_cores() -> int:
+    """Return the number of cores this process may run on; two hardware threads of one core count once."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = _TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+        cores.add(siblings.read_text().strip() if siblings.is_file() else str(cpu))
+    return len(cores)
+
+
+def usable_cores() -> int:
+    """Return :func:`physical_cores`, or fewer where a container's CPU quota (cgroup v2) allows fewer; at least 1."""
+    cores = physical_cores()
+    if _CGROUP_QUOTA.is_file():
+        quota, _, period = _CGROUP_QUOTA.read_text().partition(" ")
+        if quota != "max":
+            cores = min(cores, int(quota) // int(period))
+    return max(1, cores)

@@ -1,0 +1,44 @@
+"""Errors that reach a user: one line each, naming what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class AdaFocusError(Exception):
+    """Base of every error that is told in one line. ``exit_code`` is what the command line then ends with."""
+
+    exit_code = 1
+
+
+class UsageError(AdaFocusError):
+    """What was asked for contradicts itself or lacks something: exit code 2."""
+
+    exit_code = 2
+
+
+class CheckpointError(AdaFocusError):
+    """A checkpoint that cannot be read, or holds another model than expected."""
+
+
+class BundleError(AdaFocusError):
+    """A bundle that is missing, damaged, of another version, or whose graphs do not fit together."""
+
+
+class SourceError(AdaFocusError):
+    """A video, a folder of frames, a camera or a stream that cannot be read."""
+
+
+class BackendError(AdaFocusError):
+    """A backend that cannot run here, or failed while it ran."""
+
+
+class ExportError(AdaFocusError):
+    """An export whose graphs do not agree with the model they were made from."""
+
+
+class MissingExtraError(AdaFocusError):
+    """A verb that needs packages which are not installed."""
+
+    def __init__(self, what: str, extra: str, missing: str) -> None:
+        super().__init__(
+            f"{what} needs the package {missing!r}, which is not installed: pip install 'adafocus-edge[{extra}]'"
+        )

@@ -1,0 +1,100 @@
+"""From a decoded frame to the S x S pixels that the model sees, as the official evaluation does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+RESIZE_RATIO = (256, 224)
+"""The short side is resized to S * 256 / 224 before the centre S x S is cut out (official ``scale_size``)."""
+LONGEST_STRIP = 16
+"""Beyond this aspect ratio only the part of the source under the crop is resized."""
+
+
+@dataclass(frozen=True)
+class CropWindow:
+    """Where the S x S frame lies in its source. All sizes are in pixels.
+
+    Attributes:
+        height: of the source frame.
+        width: of the source frame.
+        resized_height: of the whole frame after the resize.
+        resized_width: of the whole frame after the resize.
+        top: first row of the crop in the resized frame.
+        left: first column of the crop in the resized frame.
+        size: S.
+    """
+
+    height: int
+    width: int
+    resized_height: int
+    resized_width: int
+    top: int
+    left: int
+    size: int
+
+    @classmethod
+    def of(cls, height: int, width: int, size: int) -> CropWindow:
+        """Compute the official evaluation's resize and centre crop for a source of this size."""
+        short = size * RESIZE_RATIO[0] // RESIZE_RATIO[1]
+        # torchvision's rule: the short side becomes `short`, the long side is truncated to whole pixels.
+        if width <= height:
+            resized_width, resized_height = short, int(short * height / width)
+        else:
+            resized_width, resized_height = int(short * width / height), short
+        top = round((resized_height - size) / 2)
+        left = round((resized_width - size) / 2)
+        return cls(height, width, resized_height, resized_width, top, left, size)
+
+    def source_box(self, y: float, x: float, height: float, width: float) -> tuple[float, float, float, float]:
+        """Map a rectangle of the S x S frame back to (top, left, bottom, right) in source pixels."""
+        down = self.height / self.resized_height
+        across = self.width / self.resized_width
+        top = (y + self.top) * down
+        left = (x + self.left) * across
+        return top, left, top + height * down, left + width * across
+
+
+def preprocess(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Resize (bilinear, antialiased) and centre-crop one RGB image.
+
+    Args:
+        image: an RGB image of any size.
+        size: S, pixels.
+
+    Returns:
+        uint8 [S, S, 3], equal to the official evaluation's pixels; for a strip longer than 16 times its width, where the
+        whole resized image would take hundreds of megabytes, equal within one grey level.
+    """
+    window = CropWindow.of(image.height, image.width, size)
+    resized = (window.resized_width, window.resized_height)
+    if max(resized) > LONGEST_STRIP * min(resized):
+        top, left, bottom, right = window.source_box(0, 0, size, size)
+        box = (max(left, 0.0), max(top, 0.0), min(right, float(image.width)), min(bottom, float(image.height)))
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+    if resized != image.size:
+        image = image.resize(resized, Image.Resampling.BILINEAR)
+    return np.asarray(image.crop((window.left, window.top, window.left + size, window.top + size)))
+
+
+def sample_indices(frame_count: int, segments: int) -> list[int]:
+    """Choose the frames that stand for a clip: the middle of each of T equal segments (official evaluation).
+
+    A clip of fewer frames than T gives all of them, and its last one again until there are T.
+
+    Args:
+        frame_count: frames in the clip, at least 1.
+        segments: T.
+
+    Returns:
+        T indices from 0, rising.
+    """
+    if frame_count < segments:
+        return [min(index, frame_count - 1) for index in range(segments)]
+    return [int(frame_count / segments * (index + 0.5)) for index in range(segments)]

@@ -1,0 +1,121 @@
+"""Drawing on frames: the patch that was looked at, the label, its confidence and the latency; and writing such videos."""
+
+from __future__ import annotations
+
+import bisect
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from adafocus_edge.errors import SourceError
+from adafocus_edge.preprocess import CropWindow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from adafocus_edge.classify import Result, Step
+    from adafocus_edge.sources import Clip
+
+PATCH_COLOUR = (255, 176, 0)
+CROP_COLOUR = (255, 255, 255)
+PANEL_COLOUR = (12, 14, 18, 190)
+TEXT_COLOUR = (245, 245, 245)
+TEXT_SHARE = 22
+"""Text is one 22nd of the frame's short side tall, and at least 10 pixels."""
+SMALLEST_WIDTH = 360
+"""Narrower videos are written enlarged, so that the text on them can be read."""
+
+
+def save_annotated(clip: Clip, result: Result, frame_size: int, path: Path, progress: Callable[[int], None]) -> None:
+    """Write the whole clip as an MP4 with what was seen drawn on it. The file appears whole or not at all.
+
+    Args:
+        clip: the clip that was classified.
+        result: what was found in it.
+        frame_size: S of the model.
+        path: of the MP4.
+        progress: told the number of frames written.
+
+    Raises:
+        SourceError: the clip cannot be decoded, or the file cannot be written.
+    """
+    draft = path.with_name(f".{path.stem}.part{path.suffix}")
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    first_seen = [step.frame_index for step in result.steps]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(draft), "w", options={"movflags": "faststart"}) as container:
+            stream = None
+            for index, frame in clip.frames():
+                step = result.steps[max(0, bisect.bisect_right(first_seen, index) - 1)]
+                picture = annotate(frame, step, result, frame_size)
+                if stream is None:
+                    stream = container.add_stream(codec, rate=Fraction(clip.fps or 25.0).limit_denominator(1001))
+                    stream.height, stream.width = picture.shape[:2]
+                    stream.pix_fmt = "yuv420p"
+                    size = picture.shape
+                if picture.shape != size:  # a stream that changes its size half way
+                    picture = np.asarray(Image.fromarray(picture).resize((size[1], size[0])))
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                progress(index + 1)
+            if stream is not None:
+                container.mux(stream.encode(None))
+        os.replace(draft, path)
+    except (OSError, av.error.FFmpegError) as error:
+        raise SourceError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def annotate(frame: NDArray[np.uint8], step: Step, result: Result, frame_size: int) -> NDArray[np.uint8]:
+    """Draw one step on a frame.
+
+    Args:
+        frame: RGB uint8 [H, W, 3].
+        step: the latest glimpse at this time.
+        result: of the clip.
+        frame_size: S of the model.
+
+    Returns:
+        uint8 [h, w, 3], both even as video codecs want them; enlarged if the frame is very small.
+    """
+    height, width = frame.shape[:2]
+    window = CropWindow.of(height, width, frame_size)
+    enlarge = max(1, -(-SMALLEST_WIDTH // width))
+    image = Image.fromarray(frame)
+    if enlarge > 1:
+        image = image.resize((width * enlarge, height * enlarge), Image.Resampling.BILINEAR)
+    image = image.crop((0, 0, max(2, image.width // 2 * 2), max(2, image.height // 2 * 2)))
+    draw = ImageDraw.Draw(image, "RGBA")
+    text_px = max(10, min(image.size) // TEXT_SHARE)
+    line = max(2, text_px // 6)
+
+    def box(y: float, x: float, size: int) -> tuple[float, float, float, float]:
+        top, left, bottom, right = (value * enlarge for value in window.source_box(y, x, size, size))
+        return left, top, right - 1, bottom - 1
+
+    draw.rectangle(box(0, 0, frame_size), outline=(*CROP_COLOUR, 110), width=max(1, line // 2))
+    draw.rectangle(box(*step.patch), outline=PATCH_COLOUR, width=line)
+
+    best = result.top[0]
+    font = ImageFont.load_default(text_px)
+    panel = int(text_px * 2.9)
+    top = image.height - panel
+    draw.rectangle((0, top, image.width, image.height), fill=PANEL_COLOUR)
+    margin = text_px // 2
+    detail = (
+        f"glimpse {step.step + 1}/{len(result.steps)}: {step.guess.label} {step.guess.confidence:.0%}"
+        f"   |   {result.latency_ms:.0f} ms, {result.backend}, {result.variant}"
+    )
+    draw.text((margin, top + text_px * 0.3), f"{best.label}  {best.confidence:.0%}", fill=PATCH_COLOUR, font=font)
+    small = ImageFont.load_default(max(9, text_px * 3 // 4))
+    draw.text((margin, top + text_px * 1.6), detail, fill=TEXT_COLOUR, font=small)
+    draw.rectangle((0, image.height - line, image.width * step.guess.confidence, image.height), fill=PATCH_COLOUR)
+    return np.asarray(image)

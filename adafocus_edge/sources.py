@@ -1,0 +1,195 @@
+"""What can be classified: video files, folders of frames, folders and globs of videos, cameras and stream addresses."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from adafocus_edge.cpus import usable_cores
+from adafocus_edge.errors import SourceError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .m2ts .mts .wmv .flv .3gp .ogv .h264 .hevc .y4m .gif".split()
+)
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .ppm".split())
+FOLDER_FPS = 25.0
+"""A folder of frames says nothing of time; a video made of it is shown at this rate."""
+
+
+class Clip(Protocol):
+    """Something with numbered frames, all of which can be reached.
+
+    Attributes:
+        name: what the user called it.
+        frame_count: how many frames it has, at least 1.
+        fps: frame rate to show it at.
+        duration_s: its length in seconds, or None where frames have no times.
+    """
+
+    name: str
+    frame_count: int
+    fps: float
+    duration_s: float | None
+
+    def time_s(self, index: int) -> float | None:
+        """Return when a frame is shown, in seconds from the start, or None where frames have no times."""
+
+    def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
+        """Read the frames with these rising numbers, apply ``convert`` to each RGB uint8 [H, W, 3], yield in order."""
+
+    def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Read all frames in order; yield number and RGB uint8 [H, W, 3]."""
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read one image as RGB, uint8 [H, W, 3]. Raises ``SourceError`` that names the file."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise SourceError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise SourceError(f"{path}: not an image that can be read") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise SourceError(f"{path}: the image is damaged or cut short ({error})") from None
+
+
+def natural_order(path: Path) -> list[tuple[int, str]]:
+    """Sort key that puts ``frame_10`` behind ``frame_9``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+class FrameFolder:
+    """A folder of images as a clip, in the natural order of their names (``image_00001.jpg`` ...)."""
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        self._files = sorted(images_in(Path(path)), key=natural_order)
+        self.frame_count = len(self._files)
+        self.fps = FOLDER_FPS
+        self.duration_s: float | None = None
+        if not self._files:
+            raise SourceError(f"{path}: no frames in this folder")
+
+    def time_s(self, index: int) -> float | None:
+        """Frames in a folder have no times."""
+        del index
+        return None
+
+    def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
+        """Read the frames with these numbers, over the cores; see :class:`Clip`."""
+        distinct = sorted(set(indices))
+        with ThreadPoolExecutor(usable_cores(), thread_name_prefix="read") as pool:
+            made = dict(zip(distinct, pool.map(lambda i: convert(read_image(self._files[i])), distinct), strict=True))
+        for index in indices:
+            yield index, made[index]
+
+    def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Read all frames in order; see :class:`Clip`."""
+        for index, path in enumerate(self._files):
+            yield index, read_image(path)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing to classify, not opened yet.
+
+    Attributes:
+        name: how it is shown, without any password.
+        address: path, URL or camera index as given.
+        live: whether it has no end: a camera, or a stream address.
+    """
+
+    name: str
+    address: str
+    live: bool = False
+
+    def open_clip(self) -> Clip:
+        """Open a source that ends. Raises ``SourceError``."""
+        if Path(self.address).is_dir():
+            return FrameFolder(self.address)
+        from adafocus_edge.video import VideoFile
+
+        return VideoFile(self.address)
+
+
+def find_sources(arguments: Sequence[str]) -> list[Source]:
+    """Turn what the user named into sources: folders and globs are expanded in natural order.
+
+    A digit is a camera index unless a file has that name. What does not exist becomes a source all the same: opening it
+    tells, so that one wrong name does not stop the others. Raises ``SourceError`` only if nothing at all is found.
+    """
+    found: list[Source] = []
+    for argument in arguments:
+        path = Path(argument)
+        if "://" in argument:
+            found.append(Source(without_password(argument), argument, live=is_stream(argument)))
+        elif path.is_dir():
+            found += _in_folder(path)
+        elif not path.exists() and glob.has_magic(argument):
+            matches = sorted((Path(match) for match in glob.glob(argument, recursive=True)), key=natural_path)
+            if not matches:
+                found.append(Source(argument, argument))
+            for match in matches:
+                found += _in_folder(match) if match.is_dir() else [Source(str(match), str(match))]
+        elif argument.isdigit() and not path.exists():
+            found.append(Source(f"camera {argument}", argument, live=True))
+        else:
+            found.append(Source(argument, argument, live=argument.startswith("/dev/video")))
+    return found
+
+
+def natural_path(path: Path) -> list[list[tuple[int, str]]]:
+    """Sort key for whole paths: each part in :func:`natural_order`."""
+    return [natural_order(Path(part)) for part in path.parts]
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images that lie directly in a folder; hidden files do not count."""
+    return [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+
+
+def _videos_in(folder: Path) -> list[Path]:
+    return [p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith(".")]
+
+
+def _in_folder(folder: Path) -> list[Source]:
+    """A folder with videos, at any depth, is those videos; a folder with only images is one clip."""
+    sources = [Source(str(path), str(path)) for path in sorted(_videos_in(folder), key=natural_order)]
+    if not sources and images_in(folder):
+        return [Source(str(folder), str(folder))]
+    inner = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for path in sorted(inner, key=natural_order):
+        sources += [source for source in _in_folder(path) if source.address != str(path) or images_in(path)]
+    # An empty folder stays a source, so that opening it says what is wrong.
+    return sources or [Source(str(folder), str(folder))]
+
+
+LIVE_SCHEMES = frozenset("rtsp rtsps rtmp rtmps udp rtp srt tcp".split())
+
+
+def is_stream(address: str) -> bool:
+    """Whether an address has no end: by its scheme, or for HTTP when its path is not that of a video file."""
+    scheme, _, rest = address.partition("://")
+    if scheme.lower() in LIVE_SCHEMES:
+        return True
+    path = re.split(r"[?#]", rest, maxsplit=1)[0]
+    return scheme.lower() in ("http", "https") and Path(path).suffix.lower() not in VIDEO_SUFFIXES
+
+
+def without_password(address: str) -> str:
+    """Blank out the user name and password of an address."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "***@", address)

@@ -1,0 +1,120 @@
+"""What passes between modules: frozen dataclasses that check themselves when they are made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Consensus = Literal["gru", "fc"]
+GRAPHS = ("glancer", "policy", "focuser", "classifier")
+"""The four graphs of a model, in the order in which a step runs them."""
+STEP_GRAPH = "step"
+"""The optional fifth graph: the whole step, joined from the four."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that decides the shapes of an AdaFocus model. Sizes are in pixels, all other numbers are counts.
+
+    Attributes:
+        glancer: name of the backbone that sees whole frames.
+        focuser: name of the backbone that sees patches.
+        glance_dim: channels of the glancer's last feature map (1280 for MobileNetV2).
+        focus_dim: length of the focuser's pooled feature (2048 for ResNet-50).
+        frame_size: S, side of the square preprocessed frame.
+        glance_size: side of the frame as the glancer sees it.
+        patch_size: P, side of the patch that the focuser sees.
+        grid: n of the n x n cells that the policy chooses from.
+        segments: T, frames taken from one clip.
+        policy_state: H of the policy's recurrent state.
+        classifier_state: H of the classifier's recurrent state (with ``consensus="fc"``: classes + 1).
+        classes: C.
+        consensus: ``gru``, or ``fc`` for the mean of per-frame probabilities.
+        with_glancer: whether the classifier also sees the glancer's pooled feature.
+        policy_conv: whether the policy's encoder begins with a 1 x 1 convolution.
+    """
+
+    glancer: str
+    focuser: str
+    glance_dim: int
+    focus_dim: int
+    frame_size: int
+    glance_size: int
+    patch_size: int
+    grid: int
+    segments: int
+    policy_state: int
+    classifier_state: int
+    classes: int
+    consensus: Consensus = "gru"
+    with_glancer: bool = True
+    policy_conv: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("glance_dim", "focus_dim", "segments", "policy_state", "classifier_state", "classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.grid < 2:
+            raise ValueError(f"the action grid must be at least 2 x 2, not {self.grid} x {self.grid}")
+        if not 32 <= self.patch_size <= self.frame_size:
+            raise ValueError(
+                f"patch size {self.patch_size} does not fit: it must lie between 32 and the frame size {self.frame_size}"
+            )
+        if self.glance_size < 32:
+            raise ValueError(f"glance size {self.glance_size} is too small: it must be at least 32")
+        if self.consensus == "fc" and self.classifier_state != self.classes + 1:
+            raise ValueError("consensus fc keeps classes + 1 numbers as its state")
+
+    @property
+    def feature_map_size(self) -> int:
+        """Side of the glancer's last feature map: the backbones halve a frame five times, rounding up."""
+        return math.ceil(self.glance_size / 32)
+
+    @property
+    def actions(self) -> int:
+        """How many cells the policy chooses from."""
+        return self.grid * self.grid
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph: its name, NumPy type name, and shape with ``"N"`` for the batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+def contract(spec: ModelSpec, graph: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return the inputs and the outputs that a graph of this model must have (design.md, "The four graphs").
+
+    ``graph`` is one of :data:`GRAPHS` or :data:`STEP_GRAPH`. Raises ``KeyError`` for any other name.
+    """
+    side = spec.feature_map_size
+    frame = TensorSpec("frame", "uint8", ("N", spec.frame_size, spec.frame_size, 3))
+    feature_map = TensorSpec("feature_map", "float32", ("N", spec.glance_dim, side, side))
+    glance = TensorSpec("glance", "float32", ("N", spec.glance_dim))
+    origin = TensorSpec("origin", "float32", ("N", 2))
+    action = TensorSpec("action", "int64", ("N",))
+    focus = TensorSpec("focus", "float32", ("N", spec.focus_dim))
+    logits = TensorSpec("logits", "float32", ("N", spec.classes))
+
+    def state(name: str, length: int) -> TensorSpec:
+        return TensorSpec(name, "float32", ("N", length))
+
+    policy_state = state("policy_state", spec.policy_state)
+    policy_state_out = state("policy_state_out", spec.policy_state)
+    classifier_state = state("state", spec.classifier_state)
+    classifier_state_out = state("state_out", spec.classifier_state)
+    seen = (glance, focus) if spec.with_glancer else (focus,)
+    return {
+        "glancer": ((frame,), (feature_map, glance)),
+        "policy": ((feature_map, policy_state), (origin, action, policy_state_out)),
+        "focuser": ((frame, origin), (focus,)),
+        "classifier": ((*seen, classifier_state), (logits, classifier_state_out)),
+        STEP_GRAPH: (
+            (frame, policy_state, classifier_state),
+            (logits, origin, action, policy_state_out, classifier_state_out),
+        ),
+    }[graph]

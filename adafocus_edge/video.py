@@ -1,0 +1,346 @@
+"""Video files: how many frames there are and when, and just the frames that are asked for, by seeking to them."""
+
+from __future__ import annotations
+
+import bisect
+import os
+from collections import deque
+from contextlib import ExitStack
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import av
+import numpy as np
+from av.codec.context import ThreadType
+
+from adafocus_edge.cpus import usable_cores
+from adafocus_edge.errors import SourceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+    from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"}
+"""Titles in old files are often not UTF-8; nothing here reads them."""
+SLOWEST_USABLE_INDEX = 1.5
+"""A container's index of decoding times stands for presentation times only if no gap exceeds this times the median."""
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """When each frame is shown, in the stream's ticks, and from where decoding can begin.
+
+    Attributes:
+        times: presentation time of every frame, rising; for a file in ordinal mode just 0, 1, 2...
+        keys: the frame numbers at which a decoder can begin.
+        ordinal: True if the container's times cannot be trusted, so that frames are counted from the start instead.
+    """
+
+    times: list[int]
+    keys: list[int]
+    ordinal: bool
+
+
+def upright(frame: VideoFrame) -> NDArray[np.uint8]:
+    """Return a decoded frame as RGB, turned as the file's display matrix asks: uint8 [H, W, 3]."""
+    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    # The matrix may hold any angle; cameras only write multiples of 90 degrees.
+    turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+
+
+class VideoFile:
+    """One video file (or an HTTP address of one) as a clip of numbered frames.
+
+    Opening it reads the container's index, or, where there is none, its packets; nothing is decoded (but see
+    :class:`_Timeline` for AVI). Raises ``SourceError`` for what is missing, is no video, holds no frame or is cut short.
+
+    Attributes:
+        name: the path as it was given.
+        frame_count: frames in the file.
+        fps: mean frame rate, or 0 where it is unknown.
+        duration_s: seconds from the first frame to the end of the last one.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        with self._open() as container:
+            stream = self._stream(container)
+            self._time_base = stream.time_base or av.time_base
+            self._timeline = self._read_timeline(container, stream)
+            rate = stream.average_rate or stream.guessed_rate
+            self.fps = float(rate) if rate else 0.0
+        self.frame_count = len(self._timeline.times)
+        if self.frame_count == 0:
+            raise SourceError(f"{self.name}: the video holds no frames")
+        last_s = self.time_s(self.frame_count - 1)
+        self.duration_s = last_s + (1 / self.fps if self.fps else 0.0)
+
+    def time_s(self, index: int) -> float:
+        """Return when frame ``index`` is shown, in seconds after the first frame."""
+        if self._timeline.ordinal:
+            return index / self.fps if self.fps else 0.0
+        return float((self._timeline.times[index] - self._timeline.times[0]) * self._time_base)
+
+    def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
+        """Decode the frames with these numbers and no more than they need.
+
+        Frames that share a key frame are decoded in one go; such runs are spread over the cores. ``convert`` is applied to
+        each RGB frame, uint8 [H, W, 3], in the thread that decoded it.
+
+        Args:
+            indices: rising frame numbers; a repeated one is decoded once.
+            convert: what to make of each frame.
+
+        Yields:
+            the number and what was made of the frame, in the order asked for.
+        """
+        runs = self._runs(sorted(set(indices)))
+        wanted = iter(indices)
+        index = next(wanted, None)
+        for found, made in self._decode_runs(runs, convert):
+            while index is not None and index == found:
+                yield found, made
+                index = next(wanted, None)
+
+    def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Decode all frames in order; yield number and RGB, uint8 [H, W, 3]."""
+        with self._open() as container:
+            stream = self._stream(container)
+            stream.thread_type = "AUTO"
+            for index, frame in enumerate(self._decode(container, stream)):
+                yield min(index, self.frame_count - 1), upright(frame)
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> InputContainer:
+        if "://" not in self.name:
+            path = Path(self.name)
+            if not path.exists():
+                raise SourceError(f"{self.name}: no such file")
+            if path.is_file() and path.stat().st_size == 0:
+                raise SourceError(f"{self.name}: the file is empty")
+        try:
+            return av.open(self.name, **OPEN_OPTIONS)
+        except av.error.PermissionError:
+            raise SourceError(f"{self.name}: no permission to read it") from None
+        except (av.error.FFmpegError, ValueError, OSError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise SourceError(f"{self.name}: not a video that can be read, or cut short ({reason})") from None
+
+    def _stream(self, container: InputContainer) -> VideoStream:
+        pictures = av.stream.Disposition.attached_pic
+        streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+        if not streams:
+            raise SourceError(f"{self.name}: no video in it (sound, subtitles or a still cover only)")
+        if streams[0].codec_context is None:
+            raise SourceError(f"{self.name}: no decoder here for its video codec")
+        return streams[0]
+
+    def _read_timeline(self, container: InputContainer, stream: VideoStream) -> _Timeline:
+        if container.format.name == "avi" and stream.codec_context.has_b_frames:
+            # AVI stores no presentation times, and with B-frames its packets are out of order and partly empty.
+            return _Timeline(list(range(self._count(container, stream))), [0], ordinal=True)
+        return self._timeline_of_index(stream) or self._timeline_of_packets(container, stream)
+
+    def _timeline_of_index(self, stream: VideoStream) -> _Timeline | None:
+        """Use the container's index, if it lists every frame at an even pace (MP4, MOV, AVI usually do)."""
+        entries = [entry for entry in stream.index_entries if not entry.is_discard]
+        if not entries or len(stream.index_entries) != stream.frames or not entries[0].is_keyframe:
+            return None
+        decoded_at = np.array([entry.timestamp for entry in entries], dtype=np.int64)
+        gaps = np.diff(decoded_at)
+        if len(gaps) and (gaps.min() <= 0 or gaps.max() > SLOWEST_USABLE_INDEX * np.median(gaps)):
+            return None  # uneven: the order of decoding says too little, so read the packets
+        if "://" not in self.name:
+            end = max(entry.pos + entry.size for entry in entries)
+            have = os.path.getsize(self.name)
+            if have < end:
+                whole = sum(entry.pos + entry.size <= have for entry in entries)
+                raise SourceError(f"{self.name}: cut short: {whole} of its {len(entries)} frames are there")
+        start = stream.start_time if stream.start_time is not None else int(decoded_at[0])
+        times = (decoded_at - decoded_at[0] + start).tolist()
+        return _Timeline(times, [number for number, entry in enumerate(entries) if entry.is_keyframe], ordinal=False)
+
+    def _timeline_of_packets(self, container: InputContainer, stream: VideoStream) -> _Timeline:
+        """Read every packet's times without decoding any. What comes before the first key frame cannot be decoded."""
+        times: list[int] = []
+        keys: list[int] = []
+        try:
+            for packet in container.demux(stream):
+                time = packet.pts if packet.pts is not None else packet.dts
+                if packet.size == 0 or time is None or packet.is_discard:
+                    continue
+                if packet.is_keyframe:
+                    keys.append(time)
+                if keys:
+                    times.append(time)
+        except av.error.FFmpegError as error:
+            raise SourceError(f"{self.name}: damaged or cut short ({error.strerror})") from None
+        declared = stream.frames
+        if declared and len(times) < declared:
+            raise SourceError(f"{self.name}: cut short: {len(times)} of its {declared} frames are there")
+        # Open groups of pictures: frames shown before the first key frame depend on ones that are not there.
+        shown = sorted(time for time in times if time >= keys[0])
+        return _Timeline(shown, [bisect.bisect_left(shown, time) for time in sorted(keys)], ordinal=False)
+
+    def _count(self, container: InputContainer, stream: VideoStream) -> int:
+        stream.thread_type = "AUTO"
+        return sum(1 for _ in self._decode(container, stream))
+
+    # -- decoding -----------------------------------------------------------------------------------------------------
+
+    def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+        try:
+            yield from container.decode(stream)
+        except av.error.FFmpegError as error:
+            raise SourceError(f"{self.name}: a damaged frame cannot be decoded ({error.strerror})") from None
+
+    def _runs(self, indices: list[int]) -> list[list[int]]:
+        """Group frame numbers by the key frame that decoding must begin at."""
+        runs: dict[int, list[int]] = {}
+        for index in indices:
+            key = bisect.bisect_right(self._timeline.keys, index)
+            runs.setdefault(key, []).append(index)
+        return list(runs.values())
+
+    def _decode_runs(
+        self, runs: list[list[int]], convert: Callable[[NDArray[np.uint8]], T]
+    ) -> Iterator[tuple[int, T]]:
+        workers = min(usable_cores(), len(runs))
+        if workers == 1:
+            with self._open() as container:
+                for run in runs:
+                    for index, frame in self._decode_run(container, run, threads=0):
+                        yield index, convert(upright(frame))
+            return
+        # One container and one single-threaded decoder per worker: a decoder's own threads only pay on long runs.
+        containers = deque(self._open() for _ in range(workers))
+
+        def work(run: list[int]) -> list[tuple[int, T]]:
+            container = containers.pop()
+            try:
+                return [(index, convert(upright(frame))) for index, frame in self._decode_run(container, run, threads=1)]
+            finally:
+                containers.append(container)
+
+        pending: deque[Future[list[tuple[int, T]]]] = deque()
+        with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+            try:
+                waiting = iter(runs)
+                for run in waiting:
+                    pending.append(pool.submit(work, run))
+                    # Only a little ahead of the reader, who may stop early.
+                    if len(pending) > workers:
+                        yield from pending.popleft().result()
+                while pending:
+                    yield from pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+                pool.shutdown(wait=True)
+                for container in containers:
+                    container.close()
+
+    def _decode_run(self, container: InputContainer, run: list[int], threads: int) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode the frames of one run: rising numbers behind one key frame."""
+        if self._timeline.ordinal:
+            yield from self._decode_by_count(container, run)
+            return
+        found = 0
+        with ExitStack() as opened:
+            for start in self._starting_points(run[0]):
+                if start is None:
+                    container = opened.enter_context(self._open())
+                stream = self._stream(container)
+                if not stream.codec_context.is_open:
+                    stream.codec_context.thread_type = ThreadType.AUTO
+                    stream.codec_context.thread_count = threads
+                if start is not None:
+                    container.seek(start, stream=stream, backward=True)
+                for number, frame in enumerate(self._decode_from_here(container, stream, run)):
+                    if number == 0 and frame.pts > self._latest(run[0]):
+                        break  # the seek landed behind it: begin earlier
+                    while found < len(run) and frame.pts >= self._earliest(run[found]):
+                        yield run[found], frame
+                        found += 1
+                    if found == len(run):
+                        return
+                if found:
+                    break
+        raise SourceError(
+            f"{self.name}: frame {run[found]} of {self.frame_count} cannot be decoded: the file is damaged or cut short"
+        )
+
+    def _decode_by_count(
+        self, container: InputContainer, run: list[int]
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        stream = self._stream(container)
+        stream.thread_type = "AUTO"
+        wanted = set(run)
+        for index, frame in enumerate(self._decode(container, stream)):
+            if index in wanted:
+                yield index, frame
+            if index == run[-1]:
+                return
+
+    def _half_gap(self, index: int) -> int:
+        times = self._timeline.times
+        if len(times) == 1:
+            return 0
+        after = max(1, index)
+        return (times[after] - times[after - 1]) // 2
+
+    def _earliest(self, index: int) -> int:
+        """The first tick that still means this frame: containers round their times, so half a gap is allowed."""
+        return self._timeline.times[index] - self._half_gap(index)
+
+    def _latest(self, index: int) -> int:
+        return self._timeline.times[index] + self._half_gap(index)
+
+    def _starting_points(self, index: int) -> Iterator[int | None]:
+        """Where to seek for a frame: to it; if the container lands behind it, to earlier key frames; at last None, the start.
+
+        MPEG transport streams have no index, and land where they guess.
+        """
+        times, keys = self._timeline.times, self._timeline.keys
+        yield times[index]
+        key = bisect.bisect_right(keys, index) - 1
+        for earlier in (key - 1, key - 2):
+            if earlier > 0:
+                yield times[keys[earlier]]
+        yield None
+
+    def _decode_from_here(
+        self, container: InputContainer, stream: VideoStream, run: list[int]
+    ) -> Iterator[VideoFrame]:
+        """Decode on from a key frame, and stop feeding the decoder once it has all that the run needs.
+
+        Frames that no other frame refers to (most B-frames) are skipped unless they are wanted, which changes no pixel of
+        the others.
+        """
+        context = stream.codec_context
+        reach = [self._earliest(index) for index in run]
+        missing = set(run)
+        try:
+            for packet in container.demux(stream):
+                time = packet.pts if packet.pts is not None else packet.dts
+                if packet.size == 0 or not missing:
+                    break
+                candidate = bisect.bisect_right(reach, time) - 1 if time is not None else -1
+                wanted = candidate >= 0 and time is not None and time <= self._latest(run[candidate])
+                if wanted:
+                    missing.discard(run[candidate])
+                context.skip_frame = "DEFAULT" if wanted else "NONREF"
+                yield from (frame for frame in context.decode(packet) if frame.pts is not None)
+            yield from (frame for frame in context.decode(None) if frame.pts is not None)
+        except av.error.FFmpegError as error:
+            raise SourceError(f"{self.name}: a damaged frame cannot be decoded ({error.strerror})") from None

@@ -1,0 +1,201 @@
+"""`adafocus-edge export`: a checkpoint becomes a bundle, or nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from adafocus_edge import __version__
+from adafocus_edge.backends.load import load_model
+from adafocus_edge.backends.ort import OrtSession
+from adafocus_edge.bundle import (
+    CLASSES,
+    MANIFEST,
+    Bundle,
+    GraphInfo,
+    Manifest,
+    Preprocessing,
+    Provenance,
+    encode_manifest,
+    new_bundle,
+    read_bundle,
+    read_classes,
+    sha256_of,
+)
+from adafocus_edge.errors import CheckpointError, SourceError
+from adafocus_edge.preprocess import RESIZE_RATIO, preprocess, sample_indices
+from adafocus_edge.sources import Clip, FrameFolder, Source
+from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, contract
+from export.fuse import fuse
+from export.graphs import OPSET, count_gflops, export_graph
+from export.parity import TOLERANCE, Comparison, compare
+from training.checkpoint import ModelOptions, load_model as load_checkpoint_model, read_checkpoint
+from training.model import MEAN, STD, AdaFocus
+
+VARIANT = "fp32"
+SAMPLE_FRAMES = Path(__file__).with_name("frames")
+"""16 frames of one Kinetics-400 clip, on which graphs are compared unless others are given."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What `adafocus-edge export` was asked for.
+
+    Attributes:
+        model: what the checkpoint cannot say.
+        classes: file of class names, or None to take them from the checkpoint or number them.
+        fused: whether to add ``step.onnx``.
+        frames: video or folder of frames to compare on, or None for the built-in ones.
+        replace: whether a bundle that is there already may be replaced.
+    """
+
+    model: ModelOptions
+    classes: Path | None = None
+    fused: bool = False
+    frames: str | None = None
+    replace: bool = False
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What came of it.
+
+    Attributes:
+        bundle: the new bundle, read back.
+        parity: the rows of the report.
+        notes: what the user should know, a line each.
+    """
+
+    bundle: Bundle
+    parity: list[Comparison]
+    notes: list[str]
+
+
+def export(
+    checkpoint_path: Path, output: Path, options: ExportOptions, progress: Callable[[str], None] = lambda _: None
+) -> Exported:
+    """Export a checkpoint.
+
+    Args:
+        checkpoint_path: official layout, or one that ``adafocus-edge train`` wrote.
+        output: the bundle's folder to be.
+        options: see :class:`ExportOptions`.
+        progress: told what is being done, once per stage.
+
+    Raises:
+        AdaFocusError: of the kind that fits; nothing is left at ``output`` then.
+    """
+    with new_bundle(output, replace=options.replace) as draft:
+        progress("reading the checkpoint")
+        checkpoint = read_checkpoint(checkpoint_path)
+        model = load_checkpoint_model(checkpoint, options.model)
+        notes = []
+        if options.classes is not None:
+            classes = read_classes(options.classes)
+            if len(classes) != model.spec.classes:
+                raise CheckpointError(
+                    f"{options.classes}: names {len(classes)} classes, but {checkpoint_path} has {model.spec.classes}"
+                )
+        elif checkpoint.classes is not None and len(checkpoint.classes) == model.spec.classes:
+            classes = checkpoint.classes
+        else:
+            classes = tuple(f"class {number}" for number in range(model.spec.classes))
+            notes.append("no class names: labels are 'class 0', 'class 1', ...; give them with --classes FILE")
+        frames = _real_frames(options.frames, model.spec)
+
+        folder = draft / VARIANT
+        folder.mkdir()
+        for graph in GRAPHS:
+            progress(f"exporting the {graph}")
+            export_graph(model, graph, folder / f"{graph}.onnx")
+        graphs: tuple[str, ...] = GRAPHS
+        if options.fused:
+            progress("joining the step")
+            fuse(model.spec, {graph: folder / f"{graph}.onnx" for graph in GRAPHS}, folder / f"{STEP_GRAPH}.onnx")
+            graphs = (*GRAPHS, STEP_GRAPH)
+
+        progress("describing the graphs")
+        (draft / CLASSES).write_text("\n".join(classes) + "\n", encoding="utf-8")
+        manifest = Manifest(
+            model=model.spec,
+            preprocessing=Preprocessing(
+                short_side=model.spec.frame_size * RESIZE_RATIO[0] // RESIZE_RATIO[1],
+                crop=model.spec.frame_size,
+                interpolation="bilinear, antialiased",
+                mean=MEAN,
+                std=STD,
+            ),
+            classes_sha256=sha256_of(draft / CLASSES),
+            variants={VARIANT: _describe(model, draft, graphs)},
+            provenance=Provenance(
+                checkpoint=checkpoint_path.name,
+                checkpoint_sha256=sha256_of(checkpoint_path),
+                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                tools={name: version(name) for name in ("torch", "torchvision", "onnx", "onnxruntime-gpu")
+                       if _installed(name)} | {"adafocus-edge": __version__},
+            ),
+        )
+
+        progress("comparing with PyTorch")
+        parity = _compare(model, Bundle(draft, manifest, classes), frames, fused=options.fused)
+        report = {
+            "frames": options.frames or "16 frames of a Kinetics-400 clip",
+            "tolerance": TOLERANCE,
+            "rows": [asdict(row) for row in parity],
+        }
+        (draft / MANIFEST).write_bytes(encode_manifest(replace(manifest, reports={"parity": report})))
+    return Exported(read_bundle(output), parity, notes)
+
+
+def _describe(model: AdaFocus, draft: Path, graphs: tuple[str, ...]) -> dict[str, GraphInfo]:
+    gflops = {graph: count_gflops(model, graph) for graph in GRAPHS}
+    gflops[STEP_GRAPH] = sum(gflops.values())
+    described = {}
+    for graph in graphs:
+        path = draft / VARIANT / f"{graph}.onnx"
+        inputs, outputs = contract(model.spec, graph)
+        described[graph] = GraphInfo(
+            file=f"{VARIANT}/{path.name}",
+            sha256=sha256_of(path),
+            size_bytes=os.path.getsize(path),
+            precision=VARIANT,
+            opset=OPSET,
+            inputs=inputs,
+            outputs=outputs,
+            gflops=round(gflops[graph], 6),
+        )
+    return described
+
+
+def _compare(model: AdaFocus, bundle: Bundle, frames: NDArray[np.uint8], *, fused: bool) -> list[Comparison]:
+    step = OrtSession(bundle.graph_path(VARIANT, STEP_GRAPH)) if fused else None
+    with load_model(bundle, VARIANT, "onnxruntime-cpu") as exported:
+        return compare(model, exported, step, frames)
+
+
+def _real_frames(source: str | None, spec: ModelSpec) -> NDArray[np.uint8]:
+    clip: Clip = FrameFolder(str(SAMPLE_FRAMES)) if source is None else Source(source, source).open_clip()
+    indices = sample_indices(clip.frame_count, spec.segments)
+    pixels = [p for _, p in clip.select(indices, lambda rgb: preprocess(Image.fromarray(rgb), spec.frame_size))]
+    if not pixels:
+        raise SourceError(f"{source}: no frames in it")
+    return np.stack(pixels)
+
+
+def _installed(name: str) -> bool:
+    from importlib.metadata import PackageNotFoundError
+
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+

@@ -1,0 +1,150 @@
+"""Do the exported graphs compute what PyTorch computes? Each alone, and all together in the glimpse loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adafocus_edge.backends.base import LoadedModel, Session
+from adafocus_edge.errors import ExportError
+from adafocus_edge.glimpse import GlimpseStream, see_clip
+from adafocus_edge.types import GRAPHS, contract
+from export.graphs import GRAPH_MODULES
+from training.model import AdaFocus
+
+TOLERANCE = 2e-3
+"""Largest error allowed, relative to the largest value of the tensor where that is above 1."""
+BATCHES = (1, 3)
+
+
+class TorchSession:
+    """One graph's module, run by PyTorch behind the same contract as every other backend."""
+
+    def __init__(self, model: AdaFocus, graph: str) -> None:
+        self.inputs, self.outputs = contract(model.spec, graph)
+        self._module = GRAPH_MODULES[graph](model).eval()
+        self.recorded: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the module once; what went in and came out is kept in ``recorded``."""
+        with torch.inference_mode():
+            made = self._module(*(torch.from_numpy(np.ascontiguousarray(feeds[t.name])) for t in self.inputs))
+        made = made if isinstance(made, tuple) else (made,)
+        outputs = {tensor.name: value.numpy() for tensor, value in zip(self.outputs, made, strict=True)}
+        self.recorded.append((dict(feeds), outputs))
+        return outputs
+
+    def close(self) -> None:
+        """Forget what was recorded."""
+        self.recorded.clear()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row of the parity report.
+
+    Attributes:
+        what: a graph, or a schedule of the whole loop.
+        batch: frames per call.
+        output: the tensor with the largest error.
+        max_error: largest absolute difference.
+        scale: largest absolute value of that tensor in PyTorch.
+        same_actions: whether every choice of the policy was the same; None where there is none.
+    """
+
+    what: str
+    batch: int
+    output: str
+    max_error: float
+    scale: float
+    same_actions: bool | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within tolerance and the actions are the same."""
+        return self.max_error <= TOLERANCE * max(1.0, self.scale) and self.same_actions is not False
+
+
+def torch_model(model: AdaFocus) -> tuple[LoadedModel, dict[str, TorchSession]]:
+    """Wrap a PyTorch model for the glimpse loop; also return its sessions, which record what passes through."""
+    sessions = {graph: TorchSession(model, graph) for graph in GRAPHS}
+    return LoadedModel(model.spec, **sessions, backend="torch", variant="fp32", batch=1), sessions
+
+
+def compare(
+    model: AdaFocus, exported: LoadedModel, step: Session | None, frames: NDArray[np.uint8]
+) -> list[Comparison]:
+    """Compare exported graphs with PyTorch on real frames.
+
+    Args:
+        model: in evaluation mode.
+        exported: the four sessions.
+        step: the session of the joined graph, or None.
+        frames: uint8 [T, S, S, 3].
+
+    Returns:
+        a row for each graph and batch, and one for each schedule of the loop. Raises ``ExportError`` if any is off.
+    """
+    reference, sessions = torch_model(model)
+    glimpses = list(see_clip(reference, frames))
+    rows = [
+        _compare_graph(graph, getattr(exported, graph), sessions[graph], batch) for graph in GRAPHS for batch in BATCHES
+    ]
+    logits = np.concatenate([glimpse.logits for glimpse in glimpses])
+    origins = np.concatenate([glimpse.origins for glimpse in glimpses])
+
+    def loop(what: str, batch: int, found: list[tuple[Any, Any]]) -> Comparison:
+        same = bool(np.array_equal(np.concatenate([origin for origin, _ in found]), origins))
+        error = np.abs(np.concatenate([logit for _, logit in found]) - logits).max()
+        return Comparison(what, batch, "logits", float(error), float(np.abs(logits).max()), same)
+
+    stream = GlimpseStream(exported)
+    clip = [(g.origins, g.logits) for g in see_clip(exported, frames)]
+    rows.append(loop("loop, clip schedule", exported.batch, clip))
+    live = [(g.origins, g.logits) for g in (stream.see(frames[i : i + 1]) for i in range(len(frames)))]
+    rows.append(loop("loop, stream schedule", 1, live))
+    if step is not None:
+        rows.append(loop("joined step", 1, _run_joined(model, step, frames)))
+    if wrong := [row for row in rows if not row.ok]:
+        row = wrong[0]
+        raise ExportError(
+            f"the exported graphs differ from PyTorch: {row.what} (batch {row.batch}): {row.output} is off by "
+            f"{row.max_error:.2g} of {row.scale:.2g}"
+            + ("; the policy chose other patches" if row.same_actions is False else "")
+            + "; a tie between two patches can be told from a fault by other frames: --frames VIDEO"
+        )
+    return rows
+
+
+def _compare_graph(graph: str, session: Session, recorded: TorchSession, batch: int) -> Comparison:
+    """Feed a graph what PyTorch's graph was fed in the loop, ``batch`` steps at once."""
+    steps = recorded.recorded[-batch:]  # the last ones: there the states are not zero
+    feeds = {name: np.concatenate([inputs[name] for inputs, _ in steps]) for name in steps[0][0]}
+    found = session.run(feeds)
+    worst = Comparison(graph, batch, "", -1.0, 0.0, None)
+    same_actions = None
+    for name in found:
+        expected = np.concatenate([outputs[name] for _, outputs in steps])
+        if name == "action":
+            same_actions = bool(np.array_equal(found[name], expected))
+            continue
+        error, scale = float(np.abs(found[name] - expected).max()), float(np.abs(expected).max())
+        if error / max(1.0, scale) > worst.max_error / max(1.0, worst.scale):
+            worst = Comparison(graph, batch, name, error, scale, None)
+    return Comparison(graph, batch, worst.output, worst.max_error, worst.scale, same_actions)
+
+
+def _run_joined(model: AdaFocus, step: Session, frames: NDArray[np.uint8]) -> list[tuple[Any, Any]]:
+    policy_state = np.zeros((1, model.spec.policy_state), np.float32)
+    state = np.zeros((1, model.spec.classifier_state), np.float32)
+    found = []
+    for index in range(len(frames)):
+        out = step.run({"frame": frames[index : index + 1], "policy_state": policy_state, "state": state})
+        policy_state, state = out["policy_state_out"], out["state_out"]
+        found.append((out["origin"], out["logits"]))
+    return found

@@ -1,0 +1,1 @@
+"""PyTorch side of AdaFocus Edge: the model and its checkpoints."""

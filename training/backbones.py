@@ -1,0 +1,65 @@
+"""Backbones by name, from torchvision, with the two views of them that AdaFocus needs: feature map and pooled feature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torchvision
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What is known of one backbone.
+
+    Attributes:
+        build: makes the torchvision network without weights; its head has as many outputs as asked for.
+        features: runs the network up to its last feature map, float32 [N, dim, ceil(H / 32), ceil(W / 32)].
+        dim: channels of that feature map.
+    """
+
+    build: Callable[[int], nn.Module]
+    features: Callable[[nn.Module, Tensor], Tensor]
+    dim: int
+
+
+def _mobilenet_v2(classes: int) -> nn.Module:
+    # The head's dropout is 0.2, as in the official glancer.
+    return cast("nn.Module", torchvision.models.mobilenet_v2(weights=None, num_classes=classes, dropout=0.2))
+
+
+def _mobilenet_features(net: nn.Module, image: Tensor) -> Tensor:
+    return cast("Tensor", net.features(image))  # type: ignore[operator]
+
+
+def _resnet(name: str) -> Callable[[int], nn.Module]:
+    def build(classes: int) -> nn.Module:
+        return cast("nn.Module", getattr(torchvision.models, name)(weights=None, num_classes=classes))
+
+    return build
+
+
+def _resnet_features(net: nn.Module, image: Tensor) -> Tensor:
+    for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"):
+        image = net.get_submodule(name)(image)
+    return image
+
+
+BACKBONES: dict[str, Backbone] = {
+    "mobilenet_v2": Backbone(_mobilenet_v2, _mobilenet_features, 1280),
+    "resnet18": Backbone(_resnet("resnet18"), _resnet_features, 512),
+    "resnet34": Backbone(_resnet("resnet34"), _resnet_features, 512),
+    "resnet50": Backbone(_resnet("resnet50"), _resnet_features, 2048),
+    "resnet101": Backbone(_resnet("resnet101"), _resnet_features, 2048),
+}
+
+
+def backbone(name: str) -> Backbone:
+    """Look a backbone up. Raises ``ValueError`` that lists the known names."""
+    if name not in BACKBONES:
+        raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
+    return BACKBONES[name]

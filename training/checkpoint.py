@@ -1,0 +1,301 @@
+"""Reading checkpoints in the official layout: what model they hold, and that model with its weights."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adafocus_edge.errors import CheckpointError, UsageError
+from adafocus_edge.types import ModelSpec
+from training.backbones import BACKBONES
+from training.model import AdaFocus
+
+SECTIONS = {
+    "glancer": "glancer.",
+    "focuser": "focuser.",
+    "fc": "classifier.",
+    "policy": "focuser.policy.policy.",
+}
+"""The official checkpoint's sections, and the prefix that each drops from its parameters' names."""
+HEADS = re.compile(r"^glancer\.net\.classifier\.|^focuser\.net\.fc\.|^focuser\.net\.classifier\.|\.critic\.")
+"""Parameters that only training uses; a checkpoint may lack them or have them for other classes."""
+SAFE_GLOBALS = [
+    np.dtype,
+    getattr(np, "_core", None) and np._core.multiarray.scalar,  # noqa: SLF001 - how NumPy pickles its scalars
+    *(getattr(np.dtypes, name) for name in ("Float64DType", "Float32DType", "Int64DType", "Int32DType")),
+]
+"""NumPy's scalars, which training scripts store as accuracies: plain values, and all that is allowed beyond PyTorch's own."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a checkpoint's weights cannot say, under the official option names; None where not given.
+
+    Attributes:
+        patch_size: side of the focuser's patch in pixels.
+        glance_size: side of the glancer's frame in pixels.
+        input_size: side of the preprocessed frame in pixels.
+        num_segments: frames per clip.
+    """
+
+    patch_size: int | None = None
+    glance_size: int | None = None
+    input_size: int | None = None
+    num_segments: int | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's contents.
+
+    Attributes:
+        path: its file.
+        weights: parameters under their full official names.
+        config: options stored by ``adafocus-edge train``; empty for official checkpoints.
+        classes: class names stored by ``adafocus-edge train``, or None.
+    """
+
+    path: Path
+    weights: dict[str, Tensor]
+    config: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+
+
+def read_checkpoint(path: Path | str) -> Checkpoint:
+    """Read a checkpoint without executing anything from it.
+
+    The official layout has sections (``glancer``, ``focuser``, ``fc``, ``policy``) and the whole ``model_state_dict``; a
+    bare state dict is taken too, and so are names behind ``module.`` (from distributed training).
+
+    Raises ``CheckpointError``: missing, no checkpoint, asks to run code, or of a stage that cannot be used alone.
+    """
+    path = Path(path)
+    content = _load(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
+    weights = _gather(content)
+    if not weights:
+        raise CheckpointError(f"{path}: no model weights in it (found: {_some(content)})")
+    config = content.get("config")
+    classes = content.get("class_names")
+    return Checkpoint(
+        path,
+        weights,
+        dict(config) if isinstance(config, Mapping) else {},
+        tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None,
+    )
+
+
+def load_model(checkpoint: Checkpoint, options: ModelOptions) -> AdaFocus:
+    """Build the model that a checkpoint holds, in evaluation mode.
+
+    Raises:
+        UsageError: something must be given by an option, or an option contradicts the weights.
+        CheckpointError: the weights are of another model, or of a stage before the policy.
+    """
+    spec = infer_spec(checkpoint, options)
+    model = AdaFocus(spec)
+    expected = model.state_dict()
+    given = dict(checkpoint.weights)
+    for name in expected:
+        if name not in given and ".policy." in name:
+            # One copy of the policy may stand for both: after an update they are equal.
+            other = name.replace(".policy.policy.", ".policy.policy_old.")
+            other = other if other != name else name.replace(".policy.policy_old.", ".policy.policy.")
+            if other in given:
+                given[name] = given[other]
+    for name, value in expected.items():
+        if HEADS.search(name) and (name not in given or given[name].shape != value.shape):
+            given[name] = value
+        elif name not in given:
+            raise CheckpointError(f"{checkpoint.path}: lacks {name!r} of a model with {spec.glancer} and {spec.focuser}")
+        elif given[name].shape != value.shape:
+            raise CheckpointError(
+                f"{checkpoint.path}: {name!r} has shape {list(given[name].shape)}, but a model with {spec.glancer} and "
+                f"{spec.focuser} needs {list(value.shape)}"
+            )
+    unknown = [name for name in given if name not in expected and not HEADS.search(name)]
+    if unknown:
+        raise CheckpointError(f"{checkpoint.path}: holds {unknown[0]!r}, which is no part of an AdaFocus model")
+    model.load_state_dict({name: given[name] for name in expected})
+    return model.eval()
+
+
+def infer_spec(checkpoint: Checkpoint, options: ModelOptions) -> ModelSpec:
+    """Work out the model's shapes from its weights, and take from the options what they cannot say."""
+    path, weights = checkpoint.path, checkpoint.weights
+    _check_stage(checkpoint)
+    glancer = _backbone(path, weights, "glancer.net.")
+    focuser = _backbone(path, weights, "focuser.net.")
+    glance_dim, focus_dim = BACKBONES[glancer].dim, BACKBONES[focuser].dim
+
+    policy = "focuser.policy.policy_old."
+    if policy + "actor.0.weight" not in weights:
+        policy = "focuser.policy.policy."
+    actions, policy_state = _matrix(path, weights, policy + "actor.0.weight")
+    grid = math.isqrt(actions)
+    if grid < 2 or grid * grid != actions:
+        raise CheckpointError(
+            f"{path}: its policy has {actions} actions, which are no n x n grid of cells; only discrete policies "
+            "(continuous=false) can be used"
+        )
+    encoder = weights.get(policy + "state_encoder.0.weight")
+    policy_conv = encoder is not None and encoder.ndim == 4
+    _, inputs = _matrix(path, weights, policy + f"state_encoder.{3 if policy_conv else 0}.weight")
+    cells = inputs // (encoder.shape[0] if encoder is not None and policy_conv else glance_dim)
+    side = math.isqrt(cells)
+    if side * side != cells:
+        raise CheckpointError(f"{path}: its policy expects a feature map of {cells} cells, which is not square")
+
+    classes, features = _matrix(path, weights, "classifier.fc.weight")
+    gru = "classifier.gru.weight_ih_l0" in weights
+    seen = _matrix(path, weights, "classifier.gru.weight_ih_l0")[1] if gru else features
+    if seen not in (focus_dim, glance_dim + focus_dim):
+        raise CheckpointError(
+            f"{path}: its classifier takes {seen} features, but {glancer} and {focuser} give {glance_dim} and {focus_dim}"
+        )
+
+    def option(name: Literal["patch_size", "glance_size", "input_size", "num_segments"], default: int | None) -> int:
+        value = getattr(options, name)
+        stored = checkpoint.config.get(name)
+        if value is None:
+            value = stored if isinstance(stored, int) else default
+        if value is None:
+            raise UsageError(
+                f"{path}: a checkpoint's weights do not tell its patch size: give --patch-size "
+                "(the official models have 96, 128, 160 or 192)"
+            )
+        return int(value)
+
+    input_size = option("input_size", 224)
+    # The official glance is as large as the frame; otherwise the size follows from the feature map.
+    glance_size = option("glance_size", input_size if math.ceil(input_size / 32) == side else 32 * side)
+    if math.ceil(glance_size / 32) != side:
+        raise UsageError(
+            f"{path}: its policy expects a {side} x {side} feature map, so --glance-size must lie between "
+            f"{32 * (side - 1) + 1} and {32 * side}, not be {glance_size}"
+        )
+    try:
+        return ModelSpec(
+            glancer=glancer,
+            focuser=focuser,
+            glance_dim=glance_dim,
+            focus_dim=focus_dim,
+            frame_size=input_size,
+            glance_size=glance_size,
+            patch_size=option("patch_size", None),
+            grid=grid,
+            segments=option("num_segments", 16),
+            policy_state=policy_state,
+            classifier_state=features if gru else classes + 1,
+            classes=classes,
+            consensus="gru" if gru else "fc",
+            with_glancer=seen != focus_dim,
+            policy_conv=policy_conv,
+        )
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from None
+
+
+def _load(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([safe for safe in SAFE_GLOBALS if safe]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"{path}: a folder, not a checkpoint file") from None
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"(?:GLOBAL|global|type|class|Unsupported)\W+([\w.]+\.[\w.]+)", str(error))
+        if asked is None:
+            raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged") from None
+        raise CheckpointError(
+            f"{path}: refused: loading it would run {asked.group(1)!r}, and a checkpoint may hold nothing but plain "
+            "weights (nothing was run)"
+        ) from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged zip or pickle raises nearly anything
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged ({first[:120]})") from None
+
+
+def _gather(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Collect a checkpoint's parameters under their full names."""
+    weights: dict[str, Tensor] = {}
+    for source in (content, content.get("state_dict"), content.get("model_state_dict")):
+        if isinstance(source, Mapping):
+            weights |= {_plain(name): value for name, value in source.items() if isinstance(value, Tensor)}
+    for section, prefix in SECTIONS.items():
+        if isinstance(content.get(section), Mapping):
+            for name, value in content[section].items():
+                if isinstance(value, Tensor):
+                    weights[prefix + _plain(name)] = value
+                    if section == "policy":
+                        weights[f"focuser.policy.policy_old.{_plain(name)}"] = value
+    return weights
+
+
+def _plain(name: Any) -> str:
+    return str(name).removeprefix("module.")
+
+
+def _check_stage(checkpoint: Checkpoint) -> None:
+    """Tell apart checkpoints of the stages before the policy is trained."""
+
+    def has(prefix: str) -> bool:
+        return any(name.startswith(prefix) for name in checkpoint.weights)
+
+    policy = has("focuser.policy.policy")
+    if has("focuser.net.") and has("classifier.") and not policy:
+        raise CheckpointError(
+            f"{checkpoint.path}: a stage-1 checkpoint: glancer, focuser and classifier, but no policy yet; "
+            "train stages 2 and 3 from it (resume=...), then use the stage-3 checkpoint"
+        )
+    for prefix, part in (("glancer.net.", "glancer"), ("focuser.net.", "focuser"), ("classifier.", "classifier")):
+        if not has(prefix):
+            raise CheckpointError(
+                f"{checkpoint.path}: no {part} in it, so it is not a stage-3 checkpoint of AdaFocus "
+                f"(found: {_some(checkpoint.weights)})"
+            )
+
+
+def _backbone(path: Path, weights: dict[str, Tensor], prefix: str) -> str:
+    """Recognise a backbone by its parameters' names."""
+    names = {name.removeprefix(prefix) for name in weights if name.startswith(prefix)}
+    if "features.0.0.weight" in names:
+        return "mobilenet_v2"
+    if "layer1.0.conv1.weight" in names:
+        blocks = [len({n.split(".")[1] for n in names if n.startswith(f"layer{k}.")}) for k in (1, 2, 3, 4)]
+        bottleneck = "layer1.0.conv3.weight" in names
+        known = {(2, 2, 2, 2, False): "resnet18", (3, 4, 6, 3, False): "resnet34"}
+        known |= {(3, 4, 6, 3, True): "resnet50", (3, 4, 23, 3, True): "resnet101"}
+        if name := known.get((*blocks, bottleneck)):
+            return name
+    raise CheckpointError(
+        f"{path}: its {prefix.split('.')[0]} is none of the known backbones ({', '.join(BACKBONES)}); "
+        f"found: {_some(names)}"
+    )
+
+
+def _matrix(path: Path, weights: dict[str, Tensor], name: str) -> tuple[int, int]:
+    if name not in weights:
+        raise CheckpointError(f"{path}: lacks {name!r}, so it is not a stage-3 checkpoint of AdaFocus")
+    if weights[name].ndim != 2:
+        raise CheckpointError(f"{path}: {name!r} should be a matrix, not of shape {list(weights[name].shape)}")
+    rows, columns = weights[name].shape
+    return int(rows), int(columns)
+
+
+def _some(names: Any) -> str:
+    shown = sorted(map(str, names))
+    return ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "") or "nothing"

@@ -1,0 +1,235 @@
+"""The AdaFocus model in PyTorch, with the parameter names of the official code.
+
+Paper: arXiv 2105.03245, section 3; official ``models/gfv_net.py`` and ``models/ppo.py``. Every recurrent part offers one
+step at a time (``step``), written as plain matrix products, which is what the exported graphs and the glimpse loop use.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adafocus_edge.types import ModelSpec
+from training.backbones import backbone
+from training.geometry import action_grid, crop, patch_corner
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+ENCODER_CHANNELS = 32
+"""Channels of the policy encoder's 1 x 1 convolution."""
+ENCODER_WIDTH = 2048
+"""Width of the policy encoder's first linear layer when there is no convolution."""
+
+
+def gru_step(gru: nn.GRU, x: Tensor, state: Tensor) -> Tensor:
+    """Advance a one-layer GRU by one step.
+
+    Args:
+        gru: its weights.
+        x: float32 [N, input].
+        state: float32 [N, hidden].
+
+    Returns:
+        float32 [N, hidden], the new state, which is also the output.
+    """
+    from_x = F.linear(x, gru.weight_ih_l0, gru.bias_ih_l0)
+    from_state = F.linear(state, gru.weight_hh_l0, gru.bias_hh_l0)
+    reset_x, update_x, new_x = from_x.chunk(3, dim=1)
+    reset_h, update_h, new_h = from_state.chunk(3, dim=1)
+    reset = torch.sigmoid(reset_x + reset_h)
+    update = torch.sigmoid(update_x + update_h)
+    new = torch.tanh(new_x + reset * new_h)
+    return new + update * (state - new)
+
+
+class Glancer(nn.Module):
+    """The light network that sees every whole frame."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self._backbone = backbone(spec.glancer)
+        self.net = self._backbone.build(spec.classes)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the feature map and its mean.
+
+        Args:
+            frames: normalised float32 [N, 3, G, G].
+
+        Returns:
+            float32 [N, dim, G / 32, G / 32] and [N, dim].
+        """
+        feature_map = self._backbone.features(self.net, frames)
+        return feature_map, feature_map.mean(dim=(2, 3))
+
+    def predict(self, frames: Tensor) -> Tensor:
+        """Return the backbone's own logits, float32 [N, classes] (stage 0)."""
+        logits: Tensor = self.net(frames)
+        return logits
+
+
+class ActorCritic(nn.Module):
+    """The policy: where to look next, given the glancer's feature maps so far (official ``ActorCritic``)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        cells = spec.feature_map_size**2
+        if spec.policy_conv:
+            self.state_encoder = nn.Sequential(
+                nn.Conv2d(spec.glance_dim, ENCODER_CHANNELS, 1, bias=False),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(ENCODER_CHANNELS * cells, spec.policy_state),
+                nn.ReLU(),
+            )
+        else:
+            self.state_encoder = nn.Sequential(
+                nn.Linear(spec.glance_dim * cells, ENCODER_WIDTH),
+                nn.ReLU(),
+                nn.Linear(ENCODER_WIDTH, spec.policy_state),
+                nn.ReLU(),
+            )
+        self.policy_conv = spec.policy_conv
+        self.gru = nn.GRU(spec.policy_state, spec.policy_state)
+        self.actor = nn.Sequential(nn.Linear(spec.policy_state, spec.actions), nn.Softmax(dim=-1))
+        self.critic = nn.Sequential(nn.Linear(spec.policy_state, 1))
+
+    def step(self, feature_map: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Score the cells for one frame.
+
+        Args:
+            feature_map: float32 [N, dim, h, w].
+            state: float32 [N, H], zeros at a clip's start.
+
+        Returns:
+            float32 [N, cells], the scores before the softmax, and the new state [N, H].
+        """
+        encoded = self.state_encoder(feature_map if self.policy_conv else feature_map.flatten(1))
+        state = gru_step(self.gru, encoded, state)
+        return self.actor[0](state), state
+
+
+class PolicyPair(nn.Module):
+    """The two copies of the policy that the official checkpoints hold: the old one acts, the new one learns."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.policy = ActorCritic(spec)
+        self.policy_old = ActorCritic(spec)
+
+
+class Focuser(nn.Module):
+    """The strong network that sees one patch per frame, with the policy that chooses it."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self._backbone = backbone(spec.focuser)
+        self.net = self._backbone.build(spec.classes)
+        self.policy = PolicyPair(spec)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return the pooled feature, float32 [N, dim], of normalised patches, float32 [N, 3, P, P]."""
+        return self._backbone.features(self.net, patches).mean(dim=(2, 3))
+
+    def predict(self, frames: Tensor) -> Tensor:
+        """Return the backbone's own logits, float32 [N, classes] (stage 0)."""
+        logits: Tensor = self.net(frames)
+        return logits
+
+
+class RecurrentClassifier(nn.Module):
+    """Adds up what was seen with a GRU and gives logits at every step (``consensus=gru``)."""
+
+    def __init__(self, spec: ModelSpec, dropout: float) -> None:
+        super().__init__()
+        inputs = spec.focus_dim + (spec.glance_dim if spec.with_glancer else 0)
+        self.gru = nn.GRU(inputs, spec.classifier_state, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(spec.classifier_state, spec.classes)
+
+    def step(self, feature: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in one frame's feature, float32 [N, inputs]; return logits [N, C] and the new state [N, H]."""
+        state = gru_step(self.gru, feature, state)
+        return self.fc(self.dropout(state)), state
+
+
+class MeanClassifier(nn.Module):
+    """Averages per-frame probabilities (``consensus=fc``); its "logits" are the logarithm of that mean.
+
+    The state holds the sum of the probabilities so far and, last, how many frames they came from.
+    """
+
+    def __init__(self, spec: ModelSpec, dropout: float) -> None:
+        super().__init__()
+        inputs = spec.focus_dim + (spec.glance_dim if spec.with_glancer else 0)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(inputs, spec.classes)
+
+    def step(self, feature: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in one frame's feature, float32 [N, inputs]; return log-probabilities [N, C] and the state [N, C + 1]."""
+        probabilities = torch.softmax(self.fc(self.dropout(feature)), dim=1)
+        total = state[:, :-1] + probabilities
+        count = state[:, -1:] + 1.0
+        return torch.log(total / count), torch.cat([total, count], dim=1)
+
+
+class AdaFocus(nn.Module):
+    """Glancer, focuser (with its policy) and classifier, under the official parameter names."""
+
+    mean: Tensor
+    std: Tensor
+    grid: Tensor
+
+    def __init__(self, spec: ModelSpec, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.spec = spec
+        self.glancer = Glancer(spec)
+        self.focuser = Focuser(spec)
+        self.classifier: RecurrentClassifier | MeanClassifier = (
+            RecurrentClassifier(spec, dropout) if spec.consensus == "gru" else MeanClassifier(spec, dropout)
+        )
+        # Not persistent: a checkpoint has the official names and no others.
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("grid", action_grid(spec.grid), persistent=False)
+
+    @property
+    def policy(self) -> ActorCritic:
+        """The copy of the policy that acts. After an update both are equal."""
+        return self.focuser.policy.policy_old
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Turn RGB pixels 0..255, float32 [N, H, W, 3], into normalised float32 [N, 3, H, W]."""
+        return (pixels.permute(0, 3, 1, 2) / 255.0 - self.mean) / self.std
+
+    def glance(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Look at whole frames, uint8 [N, S, S, 3]; return ``feature_map`` and ``glance``."""
+        # The cast comes first: TensorRT takes uint8 as a network's input, and nothing but a cast may use it.
+        return self.glancer(self.normalise(self.shrink(frames.float())))
+
+    def shrink(self, frames: Tensor) -> Tensor:
+        """Resize frames to the glance size by nearest neighbour, as the official code does (channels last)."""
+        if self.spec.glance_size == self.spec.frame_size:
+            return frames
+        # Which pixels PyTorch's nearest mode takes, found once by asking it: then the resize is two exact gathers.
+        pixels = torch.arange(self.spec.frame_size, dtype=torch.float32).view(1, 1, -1)
+        taken = F.interpolate(pixels, self.spec.glance_size, mode="nearest").flatten().long().to(frames.device)
+        return frames.index_select(1, taken).index_select(2, taken)
+
+    def choose(self, feature_map: Tensor, policy_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pick a patch per frame by the best-scoring cell; return ``origin``, ``action``, ``policy_state_out``."""
+        scores, policy_state = self.policy.step(feature_map, policy_state)
+        action = scores.argmax(dim=1)
+        return self.grid[action], action, policy_state
+
+    def focus(self, frames: Tensor, origin: Tensor) -> Tensor:
+        """Look at one patch per frame; return ``focus``."""
+        corner = patch_corner(origin, self.spec.frame_size, self.spec.patch_size)
+        features: Tensor = self.focuser(self.normalise(crop(frames.float(), corner, self.spec.patch_size)))
+        return features
+
+    def classify(self, glance: Tensor | None, focus: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Add one frame's features to what was seen before; return ``logits`` and ``state_out``."""
+        feature = torch.cat([glance, focus], dim=1) if glance is not None else focus
+        return self.classifier.step(feature, state)
