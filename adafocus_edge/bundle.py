@@ -1,4 +1,4 @@
-"""The bundle on disk: a folder of graphs with a manifest; written whole or not at all, and refused if anything is off."""
+"""The bundle on disk: a folder of graphs and a manifest, written whole or not at all, refused if anything is off."""
 
 from __future__ import annotations
 

@@ -166,9 +166,7 @@ class Classifier:
         exited = len(steps) < spec.segments
         return self.result(source.name, start_s, clip.duration_s, steps, exited, latency_ms, model_s * 1e3), clip
 
-    def _glimpses(
-        self, frames: Iterator[tuple[int, NDArray[np.uint8]]]
-    ) -> Iterator[tuple[int, Glimpse, float]]:
+    def _glimpses(self, frames: Iterator[tuple[int, NDArray[np.uint8]]]) -> Iterator[tuple[int, Glimpse, float]]:
         """Yield frame number, glimpse, and the seconds that the model took for it."""
         if self.schedule == "stream":
             stream = GlimpseStream(self.model)

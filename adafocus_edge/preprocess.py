@@ -69,8 +69,8 @@ def preprocess(image: Image.Image, size: int) -> NDArray[np.uint8]:
         size: S, pixels.
 
     Returns:
-        uint8 [S, S, 3], equal to the official evaluation's pixels; for a strip longer than 16 times its width, where the
-        whole resized image would take hundreds of megabytes, equal within one grey level.
+        uint8 [S, S, 3], equal to the official evaluation's pixels; for a strip longer than 16 times its width, where
+        the whole resized image would take hundreds of megabytes, equal within one grey level.
     """
     window = CropWindow.of(image.height, image.width, size)
     resized = (window.resized_width, window.resized_height)

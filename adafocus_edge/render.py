@@ -1,4 +1,4 @@
-"""Drawing on frames: the patch that was looked at, the label, its confidence and the latency; and writing such videos."""
+"""Drawing what was seen on frames (the patch, the label, its confidence, the latency), and writing such videos."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import bisect
 import os
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import av
 import numpy as np
@@ -18,6 +18,7 @@ from adafocus_edge.preprocess import CropWindow
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from av.video.stream import VideoStream
     from numpy.typing import NDArray
 
     from adafocus_edge.classify import Result, Step
@@ -52,12 +53,15 @@ def save_annotated(clip: Clip, result: Result, frame_size: int, path: Path, prog
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with av.open(str(draft), "w", options={"movflags": "faststart"}) as container:
-            stream = None
+            stream: VideoStream | None = None
             for index, frame in clip.frames():
                 step = result.steps[max(0, bisect.bisect_right(first_seen, index) - 1)]
                 picture = annotate(frame, step, result, frame_size)
                 if stream is None:
-                    stream = container.add_stream(codec, rate=Fraction(clip.fps or 25.0).limit_denominator(1001))
+                    stream = cast(
+                        "VideoStream",
+                        container.add_stream(codec, rate=Fraction(clip.fps or 25.0).limit_denominator(1001)),
+                    )
                     stream.height, stream.width = picture.shape[:2]
                     stream.pix_fmt = "yuv420p"
                     size = picture.shape

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from adafocus_edge.classify import Classifier, Result, Step
-from adafocus_edge.errors import BackendError, SourceError
+from adafocus_edge.errors import AdaFocusError, BackendError, SourceError
 from adafocus_edge.glimpse import GlimpseStream
 from adafocus_edge.preprocess import preprocess
 
@@ -55,7 +55,7 @@ class LiveReader:
         self._source = source
         self._newest: LiveFrame | None = None
         self._ended = False
-        self._error: SourceError | None = None
+        self._error: AdaFocusError | None = None
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, name=f"capture {source.name}", daemon=True)
@@ -87,7 +87,7 @@ class LiveReader:
                     self.dropped += self._newest is not None
                     self._newest = LiveFrame(index, time.monotonic(), to_rgb)
                     self._changed.notify_all()
-        except SourceError as error:
+        except AdaFocusError as error:
             self._error = error
         finally:
             with self._changed:
@@ -100,7 +100,7 @@ def windows(
 ) -> Iterator[Result]:
     """Classify a live source window by window: T glimpses at a steady rate give one result.
 
-    Where the classifier exits early, the result comes as soon as it is sure, and the rest of the window is not looked at.
+    Where the classifier exits early, the result comes as soon as it is sure; the rest of the window is not looked at.
 
     Args:
         source: a live source.
@@ -119,6 +119,7 @@ def windows(
         first = reader.take(OPEN_TIMEOUT_S)
         begun = first.captured_s if first else 0.0
         frame, due, window_start_s, skipped = first, begun, 0.0, 0
+        last_captured_s = begun
 
         def close_window(captured_s: float) -> Result:
             latency_ms = (time.monotonic() - captured_s) * 1e3
@@ -142,8 +143,7 @@ def windows(
                 steps, model_s, sure, skipped = [], 0.0, False, 0
             due += 1 / glimpse_fps
             now = time.monotonic()
-            if due < now:
-                due = now  # the model is slower than the rate: go on from here instead of catching up
+            due = max(due, now)  # the model is slower than the rate: go on from here instead of catching up
             last_captured_s = frame.captured_s
             if duration_s is not None and due - begun > duration_s:
                 stop.wait(max(0.0, begun + duration_s - now))
@@ -170,7 +170,7 @@ def _capture_camera(source: Source, stop: threading.Event) -> Iterator[Callable[
         raise BackendError(
             f"cameras need OpenCV, which cannot be loaded here ({error}): pip install opencv-python-headless"
         ) from None
-    cv2.setLogLevel(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     address: int | str = int(source.address) if source.address.isdigit() else source.address
     camera = cv2.VideoCapture(address)
     try:

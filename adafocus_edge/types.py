@@ -59,7 +59,7 @@ class ModelSpec:
             raise ValueError(f"the action grid must be at least 2 x 2, not {self.grid} x {self.grid}")
         if not 32 <= self.patch_size <= self.frame_size:
             raise ValueError(
-                f"patch size {self.patch_size} does not fit: it must lie between 32 and the frame size {self.frame_size}"
+                f"patch size {self.patch_size} does not fit: it must be 32 to {self.frame_size}, the frame size"
             )
         if self.glance_size < 32:
             raise ValueError(f"glance size {self.glance_size} is too small: it must be at least 32")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import bisect
 import os
 from collections import deque
-from contextlib import ExitStack
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import av
 import numpy as np
@@ -51,7 +51,7 @@ class _Timeline:
 
 def upright(frame: VideoFrame) -> NDArray[np.uint8]:
     """Return a decoded frame as RGB, turned as the file's display matrix asks: uint8 [H, W, 3]."""
-    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+    pixels = cast("NDArray[np.uint8]", frame.to_ndarray(format="rgb24"))
     # The matrix may hold any angle; cameras only write multiples of 90 degrees.
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
@@ -61,7 +61,7 @@ class VideoFile:
     """One video file (or an HTTP address of one) as a clip of numbered frames.
 
     Opening it reads the container's index, or, where there is none, its packets; nothing is decoded (but see
-    :class:`_Timeline` for AVI). Raises ``SourceError`` for what is missing, is no video, holds no frame or is cut short.
+    :class:`_Timeline` for AVI). Raises ``SourceError`` for what is missing, no video, without a frame, or cut short.
 
     Attributes:
         name: the path as it was given.
@@ -82,7 +82,7 @@ class VideoFile:
         if self.frame_count == 0:
             raise SourceError(f"{self.name}: the video holds no frames")
         last_s = self.time_s(self.frame_count - 1)
-        self.duration_s = last_s + (1 / self.fps if self.fps else 0.0)
+        self.duration_s: float | None = last_s + (1 / self.fps if self.fps else 0.0)
 
     def time_s(self, index: int) -> float:
         """Return when frame ``index`` is shown, in seconds after the first frame."""
@@ -93,8 +93,8 @@ class VideoFile:
     def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
         """Decode the frames with these numbers and no more than they need.
 
-        Frames that share a key frame are decoded in one go; such runs are spread over the cores. ``convert`` is applied to
-        each RGB frame, uint8 [H, W, 3], in the thread that decoded it.
+        Frames that share a key frame are decoded in one go; such runs are spread over the cores. ``convert`` is
+        applied to each RGB frame, uint8 [H, W, 3], in the thread that decoded it.
 
         Args:
             indices: rising frame numbers; a repeated one is decoded once.
@@ -129,7 +129,7 @@ class VideoFile:
             if path.is_file() and path.stat().st_size == 0:
                 raise SourceError(f"{self.name}: the file is empty")
         try:
-            return av.open(self.name, **OPEN_OPTIONS)
+            return cast("InputContainer", av.open(self.name, **OPEN_OPTIONS))
         except av.error.PermissionError:
             raise SourceError(f"{self.name}: no permission to read it") from None
         except (av.error.FFmpegError, ValueError, OSError) as error:
@@ -212,9 +212,7 @@ class VideoFile:
             runs.setdefault(key, []).append(index)
         return list(runs.values())
 
-    def _decode_runs(
-        self, runs: list[list[int]], convert: Callable[[NDArray[np.uint8]], T]
-    ) -> Iterator[tuple[int, T]]:
+    def _decode_runs(self, runs: list[list[int]], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
         workers = min(usable_cores(), len(runs))
         if workers == 1:
             with self._open() as container:
@@ -228,7 +226,9 @@ class VideoFile:
         def work(run: list[int]) -> list[tuple[int, T]]:
             container = containers.pop()
             try:
-                return [(index, convert(upright(frame))) for index, frame in self._decode_run(container, run, threads=1)]
+                return [
+                    (index, convert(upright(frame))) for index, frame in self._decode_run(container, run, threads=1)
+                ]
             finally:
                 containers.append(container)
 
@@ -267,9 +267,10 @@ class VideoFile:
                 if start is not None:
                     container.seek(start, stream=stream, backward=True)
                 for number, frame in enumerate(self._decode_from_here(container, stream, run)):
-                    if number == 0 and frame.pts > self._latest(run[0]):
+                    time = cast("int", frame.pts)
+                    if number == 0 and time > self._latest(run[0]):
                         break  # the seek landed behind it: begin earlier
-                    while found < len(run) and frame.pts >= self._earliest(run[found]):
+                    while found < len(run) and time >= self._earliest(run[found]):
                         yield run[found], frame
                         found += 1
                     if found == len(run):
@@ -280,9 +281,7 @@ class VideoFile:
             f"{self.name}: frame {run[found]} of {self.frame_count} cannot be decoded: the file is damaged or cut short"
         )
 
-    def _decode_by_count(
-        self, container: InputContainer, run: list[int]
-    ) -> Iterator[tuple[int, VideoFrame]]:
+    def _decode_by_count(self, container: InputContainer, run: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         stream = self._stream(container)
         stream.thread_type = "AUTO"
         wanted = set(run)
@@ -307,7 +306,7 @@ class VideoFile:
         return self._timeline.times[index] + self._half_gap(index)
 
     def _starting_points(self, index: int) -> Iterator[int | None]:
-        """Where to seek for a frame: to it; if the container lands behind it, to earlier key frames; at last None, the start.
+        """Where to seek for a frame: to it; if that lands behind it, to earlier key frames; at last None, the start.
 
         MPEG transport streams have no index, and land where they guess.
         """
@@ -319,13 +318,11 @@ class VideoFile:
                 yield times[keys[earlier]]
         yield None
 
-    def _decode_from_here(
-        self, container: InputContainer, stream: VideoStream, run: list[int]
-    ) -> Iterator[VideoFrame]:
+    def _decode_from_here(self, container: InputContainer, stream: VideoStream, run: list[int]) -> Iterator[VideoFrame]:
         """Decode on from a key frame, and stop feeding the decoder once it has all that the run needs.
 
-        Frames that no other frame refers to (most B-frames) are skipped unless they are wanted, which changes no pixel of
-        the others.
+        Frames that no other frame refers to (most B-frames) are skipped unless they are wanted, which changes no
+        pixel of the others.
         """
         context = stream.codec_context
         reach = [self._earliest(index) for index in run]

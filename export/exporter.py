@@ -37,7 +37,8 @@ from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, contract
 from export.fuse import fuse
 from export.graphs import OPSET, count_gflops, export_graph
 from export.parity import TOLERANCE, Comparison, compare
-from training.checkpoint import ModelOptions, load_model as load_checkpoint_model, read_checkpoint
+from training.checkpoint import ModelOptions, read_checkpoint
+from training.checkpoint import load_model as load_checkpoint_model
 from training.model import MEAN, STD, AdaFocus
 
 VARIANT = "fp32"
@@ -139,8 +140,12 @@ def export(
                 checkpoint=checkpoint_path.name,
                 checkpoint_sha256=sha256_of(checkpoint_path),
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                tools={name: version(name) for name in ("torch", "torchvision", "onnx", "onnxruntime-gpu")
-                       if _installed(name)} | {"adafocus-edge": __version__},
+                tools={
+                    name: version(name)
+                    for name in ("torch", "torchvision", "onnx", "onnxruntime-gpu")
+                    if _installed(name)
+                }
+                | {"adafocus-edge": __version__},
             ),
         )
 
@@ -198,4 +203,3 @@ def _installed(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
-

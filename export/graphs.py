@@ -124,4 +124,4 @@ def count_gflops(model: AdaFocus, graph: str) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         GRAPH_MODULES[graph](model)(*(example(tensor, 1) for tensor in inputs))
     # PyTorch counts a multiply-add as two operations.
-    return counter.get_total_flops() / 2 / 1e9
+    return int(counter.get_total_flops()) / 2 / 1e9

@@ -1,4 +1,4 @@
-"""Backbones by name, from torchvision, with the two views of them that AdaFocus needs: feature map and pooled feature."""
+"""Backbones by name, from torchvision, and how to get the last feature map out of each."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ SECTIONS = {
 """The official checkpoint's sections, and the prefix that each drops from its parameters' names."""
 HEADS = re.compile(r"^glancer\.net\.classifier\.|^focuser\.net\.fc\.|^focuser\.net\.classifier\.|\.critic\.")
 """Parameters that only training uses; a checkpoint may lack them or have them for other classes."""
-SAFE_GLOBALS = [
+SAFE_GLOBALS: list[Any] = [
     np.dtype,
-    getattr(np, "_core", None) and np._core.multiarray.scalar,  # noqa: SLF001 - how NumPy pickles its scalars
+    np.float64(0).__reduce__()[0],  # the function with which NumPy pickles its scalars
     *(getattr(np.dtypes, name) for name in ("Float64DType", "Float32DType", "Int64DType", "Int32DType")),
 ]
-"""NumPy's scalars, which training scripts store as accuracies: plain values, and all that is allowed beyond PyTorch's own."""
+"""NumPy's scalars, which training scripts store as accuracies; nothing else is allowed beyond PyTorch's own."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Checkpoint:
 def read_checkpoint(path: Path | str) -> Checkpoint:
     """Read a checkpoint without executing anything from it.
 
-    The official layout has sections (``glancer``, ``focuser``, ``fc``, ``policy``) and the whole ``model_state_dict``; a
-    bare state dict is taken too, and so are names behind ``module.`` (from distributed training).
+    The official layout has sections (``glancer``, ``focuser``, ``fc``, ``policy``) and the whole ``model_state_dict``;
+    a bare state dict is taken too, and so are names behind ``module.`` (from distributed training).
 
     Raises ``CheckpointError``: missing, no checkpoint, asks to run code, or of a stage that cannot be used alone.
     """
@@ -117,7 +117,9 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions) -> AdaFocus:
         if HEADS.search(name) and (name not in given or given[name].shape != value.shape):
             given[name] = value
         elif name not in given:
-            raise CheckpointError(f"{checkpoint.path}: lacks {name!r} of a model with {spec.glancer} and {spec.focuser}")
+            raise CheckpointError(
+                f"{checkpoint.path}: lacks {name!r} of a model with {spec.glancer} and {spec.focuser}"
+            )
         elif given[name].shape != value.shape:
             raise CheckpointError(
                 f"{checkpoint.path}: {name!r} has shape {list(given[name].shape)}, but a model with {spec.glancer} and "
@@ -161,7 +163,7 @@ def infer_spec(checkpoint: Checkpoint, options: ModelOptions) -> ModelSpec:
     seen = _matrix(path, weights, "classifier.gru.weight_ih_l0")[1] if gru else features
     if seen not in (focus_dim, glance_dim + focus_dim):
         raise CheckpointError(
-            f"{path}: its classifier takes {seen} features, but {glancer} and {focuser} give {glance_dim} and {focus_dim}"
+            f"{path}: its classifier takes {seen} features, but {glancer} gives {glance_dim} and {focuser} {focus_dim}"
         )
 
     def option(name: Literal["patch_size", "glance_size", "input_size", "num_segments"], default: int | None) -> int:
@@ -208,7 +210,7 @@ def infer_spec(checkpoint: Checkpoint, options: ModelOptions) -> ModelSpec:
 
 def _load(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals([safe for safe in SAFE_GLOBALS if safe]):
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
@@ -277,12 +279,12 @@ def _backbone(path: Path, weights: dict[str, Tensor], prefix: str) -> str:
     if "layer1.0.conv1.weight" in names:
         blocks = [len({n.split(".")[1] for n in names if n.startswith(f"layer{k}.")}) for k in (1, 2, 3, 4)]
         bottleneck = "layer1.0.conv3.weight" in names
-        known = {(2, 2, 2, 2, False): "resnet18", (3, 4, 6, 3, False): "resnet34"}
+        known: dict[tuple[int | bool, ...], str] = {(2, 2, 2, 2, False): "resnet18", (3, 4, 6, 3, False): "resnet34"}
         known |= {(3, 4, 6, 3, True): "resnet50", (3, 4, 23, 3, True): "resnet101"}
         if name := known.get((*blocks, bottleneck)):
             return name
     raise CheckpointError(
-        f"{path}: its {prefix.split('.')[0]} is none of the known backbones ({', '.join(BACKBONES)}); "
+        f"{path}: its {prefix.split('.', maxsplit=1)[0]} is none of the known backbones ({', '.join(BACKBONES)}); "
         f"found: {_some(names)}"
     )
 

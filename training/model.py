@@ -1,7 +1,7 @@
 """The AdaFocus model in PyTorch, with the parameter names of the official code.
 
-Paper: arXiv 2105.03245, section 3; official ``models/gfv_net.py`` and ``models/ppo.py``. Every recurrent part offers one
-step at a time (``step``), written as plain matrix products, which is what the exported graphs and the glimpse loop use.
+Paper: arXiv 2105.03245, section 3; official ``models/gfv_net.py`` and ``models/ppo.py``. Every recurrent part offers
+one step at a time (``step``), written as plain matrix products: what the exported graphs and the glimpse loop use.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def gru_step(gru: nn.GRU, x: Tensor, state: Tensor) -> Tensor:
     Returns:
         float32 [N, hidden], the new state, which is also the output.
     """
-    from_x = F.linear(x, gru.weight_ih_l0, gru.bias_ih_l0)
-    from_state = F.linear(state, gru.weight_hh_l0, gru.bias_hh_l0)
+    from_x = F.linear(x, gru.get_parameter("weight_ih_l0"), gru.get_parameter("bias_ih_l0"))
+    from_state = F.linear(state, gru.get_parameter("weight_hh_l0"), gru.get_parameter("bias_hh_l0"))
     reset_x, update_x, new_x = from_x.chunk(3, dim=1)
     reset_h, update_h, new_h = from_state.chunk(3, dim=1)
     reset = torch.sigmoid(reset_x + reset_h)
@@ -167,7 +167,7 @@ class MeanClassifier(nn.Module):
         self.fc = nn.Linear(inputs, spec.classes)
 
     def step(self, feature: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in one frame's feature, float32 [N, inputs]; return log-probabilities [N, C] and the state [N, C + 1]."""
+        """Take in one frame's feature, [N, inputs]; return log-probabilities [N, C] and the state [N, C + 1]."""
         probabilities = torch.softmax(self.fc(self.dropout(feature)), dim=1)
         total = state[:, :-1] + probabilities
         count = state[:, -1:] + 1.0
@@ -206,7 +206,8 @@ class AdaFocus(nn.Module):
     def glance(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Look at whole frames, uint8 [N, S, S, 3]; return ``feature_map`` and ``glance``."""
         # The cast comes first: TensorRT takes uint8 as a network's input, and nothing but a cast may use it.
-        return self.glancer(self.normalise(self.shrink(frames.float())))
+        seen: tuple[Tensor, Tensor] = self.glancer(self.normalise(self.shrink(frames.float())))
+        return seen
 
     def shrink(self, frames: Tensor) -> Tensor:
         """Resize frames to the glance size by nearest neighbour, as the official code does (channels last)."""

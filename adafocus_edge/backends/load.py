@@ -47,9 +47,7 @@ def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", thr
             path = bundle.graph_path(variant, graph)
             session = ort.OrtBoundSession(path, "cuda", threads) if on_gpu else ort.OrtSession(path, threads)
             opened.callback(session.close)
-            for found, expected in zip(
-                (session.inputs, session.outputs), contract(bundle.model, graph), strict=True
-            ):
+            for found, expected in zip((session.inputs, session.outputs), contract(bundle.model, graph), strict=True):
                 if found != expected:
                     raise BackendError(
                         f"{path}: takes or gives {describe_tensors(found)} instead of {describe_tensors(expected)}"

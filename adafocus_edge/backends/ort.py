@@ -111,8 +111,7 @@ class OrtBoundSession:
             binding.bind_output(output.name, self._device, 0)
         self._session.run_with_iobinding(binding)
         return {
-            output.name: DeviceTensor(value)
-            for output, value in zip(self.outputs, binding.get_outputs(), strict=True)
+            output.name: DeviceTensor(value) for output, value in zip(self.outputs, binding.get_outputs(), strict=True)
         }
 
     def _upload(self, array: NDArray[Any]) -> DeviceTensor:

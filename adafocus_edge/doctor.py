@@ -1,0 +1,175 @@
+"""`adafocus-edge doctor`: what this machine can run, what is missing, and the command that adds it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from adafocus_edge import __version__
+from adafocus_edge.cpus import physical_cores, usable_cores
+
+VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+"""CPU abilities that decide how fast FP32 and INT8 are."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        part: what was looked at.
+        status: ``ok``, ``missing`` (can be added) or ``none`` (this machine has no such thing).
+        detail: version, or what was found.
+        fix: the command or step that adds it; empty where nothing is to be done.
+    """
+
+    part: str
+    status: str
+    detail: str
+    fix: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at everything and return the findings."""
+    return [
+        Finding("adafocus-edge", "ok", f"{__version__} in {Path(__file__).parent}"),
+        Finding("Python", "ok", f"{platform.python_version()} on {platform.platform()}"),
+        _cpu(),
+        _memory(),
+        _nvidia(),
+        _package("onnxruntime", "onnxruntime-cpu", ("onnxruntime-gpu", "onnxruntime"), ""),
+        _cuda_provider(),
+        _decoder(),
+        _package("cv2", "cameras (OpenCV)", ("opencv-python", "opencv-python-headless"), ""),
+        _package("torch", "export, train: PyTorch", ("torch",), "export"),
+        _package("torchvision", "export, train: torchvision", ("torchvision",), "export"),
+        _package("onnx", "export: ONNX", ("onnx",), "export"),
+        _package("onnxscript", "export: ONNX exporter", ("onnxscript",), "export"),
+        _tensorrt(),
+    ]
+
+
+def findings_table(findings: list[Finding]) -> Table:
+    """Return the findings as a table."""
+    table = Table("part", "status", "found", "to add it")
+    colours = {"ok": "green", "missing": "yellow", "none": "dim"}
+    for finding in findings:
+        colour = colours[finding.status]
+        table.add_row(finding.part, f"[{colour}]{finding.status}[/]", finding.detail, finding.fix)
+    return table
+
+
+def findings_json(findings: list[Finding]) -> list[dict[str, Any]]:
+    """Return the findings as JSON objects."""
+    return [asdict(finding) for finding in findings]
+
+
+def _cpu() -> Finding:
+    name, flags = platform.processor() or platform.machine(), ""
+    if Path("/proc/cpuinfo").is_file():
+        info = Path("/proc/cpuinfo").read_text()
+        if model := re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE):
+            name = model.group(1)
+        if found := re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.MULTILINE):
+            flags = " ".join(flag for flag in VECTOR_FLAGS if flag in found.group(1).split())
+    cores, usable = physical_cores(), usable_cores()
+    limit = f", {usable} allowed by the container" if usable < cores else ""
+    return Finding("processor", "ok", f"{name}: {cores} cores{limit}{'; ' + flags if flags else ''}")
+
+
+def _memory() -> Finding:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return Finding("memory", "ok", "unknown")
+    return Finding("memory", "ok", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB")
+
+
+def _nvidia() -> Finding:
+    tool = shutil.which("nvidia-smi")
+    if tool is not None:
+        query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+        if found.returncode == 0 and found.stdout.strip():
+            return Finding("NVIDIA GPU", "ok", "; ".join(found.stdout.strip().splitlines()))
+    if Path("/etc/nv_tegra_release").is_file():
+        return Finding("NVIDIA GPU", "ok", "Jetson: " + Path("/etc/nv_tegra_release").read_text().splitlines()[0])
+    return Finding("NVIDIA GPU", "none", "no GPU, or no driver (nvidia-smi finds none)")
+
+
+def _installed(distributions: tuple[str, ...]) -> str | None:
+    for name in distributions:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def _package(module: str, part: str, distributions: tuple[str, ...], extra: str) -> Finding:
+    fix = f"pip install 'adafocus-edge[{extra}]'" if extra else f"pip install {distributions[-1]}"
+    found = _installed(distributions)
+    if found is None:
+        return Finding(part, "missing", "", fix)
+    try:
+        import_module(module)
+    except (ImportError, OSError) as error:
+        return Finding(part, "missing", f"{found} cannot be loaded: {error}", fix)
+    return Finding(part, "ok", found)
+
+
+def _guarded(part: str, look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except (ImportError, OSError) as error:
+        return Finding(part, "missing", str(error), "pip install --force-reinstall adafocus-edge")
+
+
+def _cuda_provider() -> Finding:
+    part = "onnxruntime-cuda"
+
+    def look() -> Finding:
+        from adafocus_edge.backends.ort import cuda_obstacle
+
+        obstacle = cuda_obstacle()
+        if obstacle is None:
+            return Finding(part, "ok", "a GPU and the CUDA provider are there")
+        if "GPU" in obstacle:
+            return Finding(part, "none", obstacle)
+        return Finding(part, "missing", obstacle, "pip install 'adafocus-edge[gpu]'")
+
+    return _guarded(part, look)
+
+
+def _decoder() -> Finding:
+    part = "video decoding (PyAV)"
+
+    def look() -> Finding:
+        import av
+
+        known = [name for name in ("h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg") if name in av.codecs_available]
+        encoder = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        return Finding(part, "ok", f"av {av.__version__}: {' '.join(known)}; writes {encoder}")
+
+    return _guarded(part, look)
+
+
+def _tensorrt() -> Finding:
+    part = "TensorRT"
+    for module in ("tensorrt", "tensorrt_rtx"):
+        try:
+            return Finding(part, "ok", f"{module} {import_module(module).__version__}; no verb uses it yet")
+        except (ImportError, OSError):
+            continue
+    fix = "part of JetPack" if platform.machine() == "aarch64" else "pip install tensorrt-rtx"
+    return Finding(part, "none", "not installed; no verb uses it yet", fix if sys.platform == "linux" else "")

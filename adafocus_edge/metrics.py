@@ -1,0 +1,45 @@
+"""How good predictions are: the official mean average precision, and top-k accuracy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def average_precisions(scores: NDArray[np.floating], positives: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return each class's average precision: the mean, over its positives, of the precision at that rank.
+
+    Args:
+        scores: [clips, classes], higher is surer; the official code ranks by softmax probability.
+        positives: [clips, classes], True where a clip belongs to a class.
+
+    Returns:
+        [classes], 0..1; 0 for a class without positives, as in the official code.
+    """
+    order = np.argsort(-scores, axis=0, kind="stable")
+    hit = np.take_along_axis(positives, order, axis=0)
+    ranks = np.arange(1, len(scores) + 1)[:, None]
+    precision = np.cumsum(hit, axis=0) / ranks
+    total: NDArray[np.float64] = (precision * hit).sum(axis=0) / np.maximum(hit.sum(axis=0), 1)
+    return total
+
+
+def mean_average_precision(scores: NDArray[np.floating], positives: NDArray[np.bool_]) -> float:
+    """Return the mean of :func:`average_precisions` over all classes, in percent. ``scores`` are probabilities."""
+    return float(average_precisions(scores, positives).mean() * 100)
+
+
+def top_k_accuracy(scores: NDArray[np.floating], labels: NDArray[np.integer], k: int) -> float:
+    """Return how often the label is among the k best scores, in percent.
+
+    Args:
+        scores: [clips, classes].
+        labels: [clips], the right class of each.
+        k: how many guesses count.
+    """
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return float((best == labels[:, None]).any(axis=1).mean() * 100)

@@ -1,0 +1,162 @@
+"""Results and reports as people read them (tables on a terminal) and as programs do (JSON lines, CSV)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.types import GRAPHS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from adafocus_edge.bundle import Bundle
+    from adafocus_edge.classify import Result
+
+BAR_WIDTH = 24
+CSV_COLUMNS = (
+    "source start_s end_s label class_id confidence steps_used exited_early latency_ms model_ms backend variant error"
+).split()
+
+
+def console() -> Console:
+    """Return a console on stdout; in a pipe it neither colours nor wraps."""
+    plain = Console(highlight=False)
+    return plain if plain.is_terminal else Console(highlight=False, width=160)
+
+
+def result_table(result: Result) -> Table:
+    """Return a clip's best classes as a table."""
+    timed = result.start_s is not None and result.end_s is not None
+    span = f"   {result.start_s:.1f} - {result.end_s:.1f} s" if timed else ""
+    exited = ", exited early" if result.exited_early else ""
+    table = Table(
+        title=f"{result.source}{span}",
+        caption=f"{len(result.steps)} glimpses{exited}, {result.latency_ms:.0f} ms (model {result.model_ms:.0f} ms), "
+        f"{result.backend}, {result.variant}",
+        title_justify="left",
+        caption_justify="left",
+        title_style="bold",
+    )
+    table.add_column("class", no_wrap=True)
+    table.add_column("confidence", justify="right")
+    table.add_column("", width=BAR_WIDTH)
+    for guess in result.top:
+        bar = "█" * round(guess.confidence * BAR_WIDTH)
+        table.add_row(guess.label, f"{guess.confidence:.1%}", bar)
+    return table
+
+
+def bundle_tables(bundle: Bundle) -> Iterable[Table]:
+    """Yield what is in a bundle as tables: the model, the graphs, the parity report, the provenance."""
+    spec, manifest = bundle.model, bundle.manifest
+    model = Table("model", "", title=str(bundle.path), title_justify="left", title_style="bold")
+    glance = "" if spec.glance_size == spec.frame_size else f", resized to {spec.glance_size} (nearest)"
+    rows = {
+        "glancer": f"{spec.glancer}: {spec.glance_dim} features of {spec.frame_size} x {spec.frame_size}{glance}",
+        "focuser": f"{spec.focuser}: {spec.focus_dim} features of {spec.patch_size} x {spec.patch_size}",
+        "policy": f"{spec.grid} x {spec.grid} = {spec.actions} patches, state {spec.policy_state}",
+        "classifier": f"{spec.consensus}, state {spec.classifier_state}"
+        + ("" if spec.with_glancer else ", without the glancer's features"),
+        "clip": f"{spec.segments} frames",
+        "classes": f"{spec.classes}: {', '.join(bundle.classes[:4])}{', ...' if spec.classes > 4 else ''}",
+        "preprocessing": f"short side {manifest.preprocessing.short_side} ({manifest.preprocessing.interpolation}), "
+        f"centre {manifest.preprocessing.crop}",
+        "checkpoint": f"{manifest.provenance.checkpoint} (sha256 {manifest.provenance.checkpoint_sha256[:16]}...)",
+        "made": f"{manifest.provenance.created} with "
+        + ", ".join(f"{tool} {version}" for tool, version in manifest.provenance.tools.items()),
+        "thresholds": ", ".join(manifest.thresholds) or "none",
+    }
+    for name, value in rows.items():
+        model.add_row(name, value)
+    yield model
+
+    for variant, graphs in manifest.variants.items():
+        table = Table(title=f"variant {variant}", title_justify="left", title_style="bold")
+        for column in ("graph", "precision", "opset", "inputs", "outputs"):
+            table.add_column(column)
+        table.add_column("MB", justify="right")
+        table.add_column("GFLOPs/step", justify="right")
+        table.add_column(f"GFLOPs/clip ({spec.segments})", justify="right")
+
+        def shapes(tensors: Any) -> str:
+            return "\n".join(f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors)
+
+        for name, info in graphs.items():
+            table.add_row(
+                name, info.precision, str(info.opset), shapes(info.inputs), shapes(info.outputs),
+                f"{info.size_bytes / 1e6:.1f}", f"{info.gflops:.3f}", f"{info.gflops * spec.segments:.2f}",
+            )  # fmt: skip
+        mb, step = variant_totals(bundle, variant)
+        table.add_section()
+        table.add_row("all four", "", "", "", "", f"{mb:.1f}", f"{step:.3f}", f"{step * spec.segments:.2f}")
+        yield table
+    if parity := manifest.reports.get("parity"):
+        yield parity_table(parity["rows"])
+
+
+def variant_totals(bundle: Bundle, variant: str) -> tuple[float, float]:
+    """Return the megabytes and the GFLOPs per step of a variant's four graphs."""
+    graphs = [bundle.manifest.variants[variant][name] for name in GRAPHS]
+    return sum(graph.size_bytes for graph in graphs) / 1e6, sum(graph.gflops for graph in graphs)
+
+
+def parity_table(rows: Iterable[dict[str, Any]]) -> Table:
+    """Return the export's parity report as a table."""
+    table = Table(title="parity with PyTorch", title_justify="left", title_style="bold")
+    for column in ("compared", "batch", "worst output", "largest error", "largest value", "same patches"):
+        table.add_column(column, justify="left" if column in ("compared", "worst output") else "right")
+    for row in rows:
+        same = {True: "yes", False: "NO", None: ""}[row["same_actions"]]
+        table.add_row(
+            row["what"], str(row["batch"]), row["output"], f"{row['max_error']:.1e}", f"{row['scale']:.3g}", same
+        )
+    return table
+
+
+class ResultFile:
+    """A file of results, by its suffix JSON lines (``.jsonl``, ``.json``) or CSV; it takes its name when it is closed.
+
+    Until then it is ``.NAME.part`` beside it, so that a file of that name from before is lost only to a finished one.
+    """
+
+    def __init__(self, path: Path, *, logits: bool = False) -> None:
+        if path.suffix not in (".jsonl", ".json", ".csv"):
+            raise UsageError(f"{path}: results are written as .jsonl or .csv")
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder, not a file to write")
+        self._path = path
+        self._draft = path.with_name(f".{path.name}.part")
+        self._logits = logits
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[str] = self._draft.open("w", encoding="utf-8", newline="")
+        except OSError as error:
+            raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None
+        self._csv = None
+        if path.suffix == ".csv":
+            self._csv = csv.DictWriter(self._file, CSV_COLUMNS, extrasaction="ignore")
+            self._csv.writeheader()
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Add one result, or one failed source, as its JSON object."""
+        try:
+            if self._csv is not None:
+                self._csv.writerow(entry)
+            else:
+                self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise AdaFocusError(f"{self._path}: cannot be written ({error.strerror})") from None
+
+    def close(self) -> None:
+        """Give the file its name."""
+        self._file.close()
+        os.replace(self._draft, self._path)
