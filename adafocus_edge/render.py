@@ -64,6 +64,9 @@ def save_annotated(clip: Clip, result: Result, frame_size: int, path: Path, prog
                     )
                     stream.height, stream.width = picture.shape[:2]
                     stream.pix_fmt = "yuv420p"
+                    stream.thread_type = "AUTO"
+                    if codec == "libx264":
+                        stream.options = {"preset": "veryfast"}
                     size = picture.shape
                 if picture.shape != size:  # a stream that changes its size half way
                     picture = np.asarray(Image.fromarray(picture).resize((size[1], size[0])))

@@ -8,6 +8,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -17,6 +18,7 @@ from av.codec.context import ThreadType
 
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import SourceError
+from adafocus_edge.sources import without_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -64,14 +66,15 @@ class VideoFile:
     :class:`_Timeline` for AVI). Raises ``SourceError`` for what is missing, no video, without a frame, or cut short.
 
     Attributes:
-        name: the path as it was given.
+        name: the path as it was given; an address without its password.
         frame_count: frames in the file.
         fps: mean frame rate, or 0 where it is unknown.
         duration_s: seconds from the first frame to the end of the last one.
     """
 
     def __init__(self, path: str) -> None:
-        self.name = path
+        self.name = without_password(path)
+        self._address = path
         with self._open() as container:
             stream = self._stream(container)
             self._time_base = stream.time_base or av.time_base
@@ -122,19 +125,28 @@ class VideoFile:
     # -- opening ------------------------------------------------------------------------------------------------------
 
     def _open(self) -> InputContainer:
-        if "://" not in self.name:
-            path = Path(self.name)
+        if "://" not in self._address:
+            path = Path(self._address)
             if not path.exists():
                 raise SourceError(f"{self.name}: no such file")
             if path.is_file() and path.stat().st_size == 0:
                 raise SourceError(f"{self.name}: the file is empty")
         try:
-            return cast("InputContainer", av.open(self.name, **OPEN_OPTIONS))
+            return cast("InputContainer", av.open(self._address, **OPEN_OPTIONS))
         except av.error.PermissionError:
             raise SourceError(f"{self.name}: no permission to read it") from None
         except (av.error.FFmpegError, ValueError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise SourceError(f"{self.name}: not a video that can be read, or cut short ({reason})") from None
+
+    def _broken(self, error: av.error.FFmpegError) -> SourceError:
+        """Say that reading or decoding failed half way."""
+        if "://" in self._address:
+            return SourceError(
+                f"{self.name}: cannot be read on ({error.strerror}): its server may not serve parts of a file (HTTP "
+                "ranges); download it and classify the file"
+            )
+        return SourceError(f"{self.name}: damaged or cut short ({error.strerror})")
 
     def _stream(self, container: InputContainer) -> VideoStream:
         pictures = av.stream.Disposition.attached_pic
@@ -160,9 +172,9 @@ class VideoFile:
         gaps = np.diff(decoded_at)
         if len(gaps) and (gaps.min() <= 0 or gaps.max() > SLOWEST_USABLE_INDEX * np.median(gaps)):
             return None  # uneven: the order of decoding says too little, so read the packets
-        if "://" not in self.name:
+        if "://" not in self._address:
             end = max(entry.pos + entry.size for entry in entries)
-            have = os.path.getsize(self.name)
+            have = os.path.getsize(self._address)
             if have < end:
                 whole = sum(entry.pos + entry.size <= have for entry in entries)
                 raise SourceError(f"{self.name}: cut short: {whole} of its {len(entries)} frames are there")
@@ -184,7 +196,9 @@ class VideoFile:
                 if keys:
                     times.append(time)
         except av.error.FFmpegError as error:
-            raise SourceError(f"{self.name}: damaged or cut short ({error.strerror})") from None
+            raise self._broken(error) from None
+        if not keys:
+            return _Timeline([], [], ordinal=False)
         declared = stream.frames
         if declared and len(times) < declared:
             raise SourceError(f"{self.name}: cut short: {len(times)} of its {declared} frames are there")
@@ -202,7 +216,7 @@ class VideoFile:
         try:
             yield from container.decode(stream)
         except av.error.FFmpegError as error:
-            raise SourceError(f"{self.name}: a damaged frame cannot be decoded ({error.strerror})") from None
+            raise self._broken(error) from None
 
     def _runs(self, indices: list[int]) -> list[list[int]]:
         """Group frame numbers by the key frame that decoding must begin at."""
@@ -292,11 +306,8 @@ class VideoFile:
                 return
 
     def _half_gap(self, index: int) -> int:
-        times = self._timeline.times
-        if len(times) == 1:
-            return 0
-        after = max(1, index)
-        return (times[after] - times[after - 1]) // 2
+        around = self._timeline.times[max(0, index - 1) : index + 2]
+        return min((after - before for before, after in pairwise(around)), default=0) // 2
 
     def _earliest(self, index: int) -> int:
         """The first tick that still means this frame: containers round their times, so half a gap is allowed."""
@@ -340,4 +351,4 @@ class VideoFile:
                 yield from (frame for frame in context.decode(packet) if frame.pts is not None)
             yield from (frame for frame in context.decode(None) if frame.pts is not None)
         except av.error.FFmpegError as error:
-            raise SourceError(f"{self.name}: a damaged frame cannot be decoded ({error.strerror})") from None
+            raise self._broken(error) from None

@@ -69,7 +69,7 @@ class OfficialWay:
         self.gru.load_state_dict({k.removeprefix("gru."): v for k, v in classifier.items() if k.startswith("gru.")})
         self.fc = nn.Linear(size, classes)
         self.fc.load_state_dict({"weight": classifier["fc.weight"], "bias": classifier["fc.bias"]})
-        self.with_glancer = features > 2048 or focuser != "resnet50"
+        self.with_glancer = features != (1280 if focuser == "mobilenet_v2" else focus.fc.in_features)
         self.reset()
 
     def reset(self) -> None:

@@ -1,0 +1,166 @@
+"""What several tests share: golden outputs, checkpoints with deterministic weights, bundles made of them, videos."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from official_checkpoint import SECTIONS, official_checkpoint
+from weights import values
+
+from adafocus_edge.types import ModelSpec
+from training.model import AdaFocus
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
+CLIPS = ROOT / "tests" / "clips"
+GOLDEN_CASES = {
+    "actnet128": (1, 128, ROOT / "export" / "frames"),
+    "actnet96": (2, 96, GOLDEN / "actnet96"),
+}
+"""Seed, patch size and frames of each golden case."""
+
+
+def official_spec(**changes: Any) -> ModelSpec:
+    """The official ActivityNet model, with changes."""
+    spec: dict[str, Any] = dict(
+        glancer="mobilenet_v2",
+        focuser="resnet50",
+        glance_dim=1280,
+        focus_dim=2048,
+        frame_size=224,
+        glance_size=224,
+        patch_size=128,
+        grid=7,
+        segments=16,
+        policy_state=1024,
+        classifier_state=1024,
+        classes=200,
+    )
+    return ModelSpec(**(spec | changes))
+
+
+SMALL = official_spec(
+    focuser="resnet18",
+    focus_dim=512,
+    glance_size=96,
+    patch_size=160,
+    grid=5,
+    segments=8,
+    policy_state=64,
+    classifier_state=96,
+    classes=7,
+    with_glancer=False,
+    policy_conv=False,
+)
+"""A model that differs from the official one wherever it can."""
+
+
+def weights_of(spec: ModelSpec, seed: int) -> dict[str, torch.Tensor]:
+    """Deterministic weights under the official names for any model."""
+    made = {}
+    for name, value in AdaFocus(spec).state_dict().items():
+        made[name] = torch.from_numpy(values(name.replace(".policy_old.", ".policy."), tuple(value.shape), seed))
+    return made
+
+
+def write_checkpoint(weights: dict[str, torch.Tensor], path: Path, **more: Any) -> Path:
+    """Write weights in the official layout."""
+    sections = {
+        section: {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+        for section, prefix in SECTIONS.items()
+    }
+    torch.save({**sections, "epoch": 51, "acc": np.float64(71.0), "optimizer": None, **more}, path)
+    return path
+
+
+def write_official_checkpoint(case: str, path: Path) -> Path:
+    """Write a golden case's checkpoint."""
+    torch.save(official_checkpoint(json.loads((GOLDEN / "layout.json").read_text()), GOLDEN_CASES[case][0]), path)
+    return path
+
+
+def edge(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "adafocus_edge.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        timeout=600,
+        check=False,
+    )
+
+
+def one_line_error(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """Check that a command failed as promised: its exit code, one line on stderr, and what that line says."""
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("backend:")]
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+@pytest.fixture(scope="session")
+def small_weights() -> dict[str, torch.Tensor]:
+    return weights_of(SMALL, seed=5)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_weights: dict[str, torch.Tensor]) -> Path:
+    return write_checkpoint(small_weights, tmp_path_factory.mktemp("small") / "small.pth.tar")
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_checkpoint: Path) -> Path:
+    """The small model, exported by the command line with its joined step."""
+    classes = small_checkpoint.with_name("classInd.txt")
+    classes.write_text("".join(f"activity {number}\n" for number in range(SMALL.classes)))
+    bundle = small_checkpoint.with_name("bundle")
+    done = edge(
+        "export", small_checkpoint, "-o", bundle, "--patch-size", SMALL.patch_size, "--segments", SMALL.segments,
+        "--classes", classes, "--fused",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return bundle
+
+
+@pytest.fixture(scope="session", params=sorted(GOLDEN_CASES))
+def golden(request: pytest.FixtureRequest) -> str:
+    """Name of a golden case."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def golden_outputs(golden: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"golden_{golden}.npz") as outputs:
+        return dict(outputs)
+
+
+@pytest.fixture(scope="session")
+def golden_frames(golden: str) -> Path:
+    return GOLDEN_CASES[golden][2]
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(golden: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_official_checkpoint(golden, tmp_path_factory.mktemp(golden) / "s3_checkpoint.pth.tar")
+
+
+@pytest.fixture(scope="session")
+def golden_bundle(golden: str, golden_checkpoint: Path) -> Path:
+    """A golden case, exported by the command line."""
+    bundle = golden_checkpoint.with_name("bundle")
+    done = edge("export", golden_checkpoint, "-o", bundle, "--patch-size", GOLDEN_CASES[golden][1])
+    assert done.returncode == 0, done.stderr
+    return bundle

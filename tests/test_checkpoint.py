@@ -1,0 +1,179 @@
+"""Checkpoints: every official layout is read, what is missing is asked for, and nothing in a file is ever run."""
+
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from adafocus_edge.errors import CheckpointError, UsageError
+from tests.conftest import SMALL, weights_of, write_checkpoint
+from training.checkpoint import ModelOptions, infer_spec, load_model, read_checkpoint
+
+PATCH = ModelOptions(patch_size=SMALL.patch_size, num_segments=SMALL.segments)
+
+
+def same(model, weights):
+    return all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+def test_everything_is_inferred_from_the_shapes(small_checkpoint, small_weights):
+    model = load_model(read_checkpoint(small_checkpoint), PATCH)
+    assert model.spec == SMALL
+    assert same(model, small_weights)
+
+
+@pytest.mark.parametrize(
+    "layout", ["sections", "model_state_dict", "state_dict", "bare", "module.", "old copy only", "without heads"]
+)
+def test_layouts(layout, small_weights, tmp_path):
+    path = tmp_path / "checkpoint.pth.tar"
+    if layout == "sections":
+        write_checkpoint(small_weights, path, scaler={"scale": 65536.0}, best_acc=np.float64(70.5))
+    elif layout in ("model_state_dict", "state_dict"):
+        torch.save({layout: small_weights, "epoch": 3}, path)
+    elif layout == "bare":
+        torch.save(small_weights, path)
+    elif layout == "module.":
+        torch.save({"model_state_dict": {f"module.{name}": value for name, value in small_weights.items()}}, path)
+    elif layout == "old copy only":
+        torch.save({n: v for n, v in small_weights.items() if ".policy.policy." not in n}, path)
+    else:
+        heads = ("glancer.net.classifier", "focuser.net.fc")
+        torch.save({n: v for n, v in small_weights.items() if not n.startswith(heads) and "critic" not in n}, path)
+    model = load_model(read_checkpoint(path), PATCH)
+    kept = {n: v for n, v in model.state_dict().items() if "net.classifier" in n or "net.fc" in n or "critic" in n}
+    assert same(model, small_weights | kept)
+
+
+def test_what_train_will_store_is_used(small_weights, tmp_path):
+    names = [f"name {number}" for number in range(SMALL.classes)]
+    config = {"patch_size": 160, "num_segments": 8, "glance_size": 90}
+    path = write_checkpoint(small_weights, tmp_path / "own.pth.tar", config=config, class_names=names)
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.classes == tuple(names)
+    spec = infer_spec(checkpoint, ModelOptions())
+    assert (spec.patch_size, spec.segments, spec.glance_size) == (160, 8, 90)
+    assert infer_spec(checkpoint, ModelOptions(patch_size=96)).patch_size == 96
+
+
+def test_patch_size_is_asked_for_by_its_option(small_checkpoint):
+    with pytest.raises(UsageError, match="--patch-size"):
+        infer_spec(read_checkpoint(small_checkpoint), ModelOptions())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (ModelOptions(patch_size=300), "patch size 300"),
+        (ModelOptions(patch_size=96, glance_size=224), "--glance-size must lie between 65 and 96"),
+    ],
+)
+def test_impossible_options(options, words, small_checkpoint):
+    with pytest.raises(UsageError, match=words):
+        infer_spec(read_checkpoint(small_checkpoint), options)
+
+
+def without(weights, *prefixes):
+    return {name: value for name, value in weights.items() if not name.startswith(prefixes)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: without(w, "focuser.policy"), "a stage-1 checkpoint"),
+        (lambda w: without(w, "focuser", "classifier"), "no focuser in it"),
+        (lambda w: without(w, "glancer"), "no glancer in it"),
+        (lambda w: without(w, "focuser.net.layer4.1"), "none of the known backbones"),
+        (lambda w: without(w, "focuser.net.layer4.1.bn2.weight"), "lacks 'focuser.net.layer4.1.bn2.weight'"),
+        (lambda w: w | {"focuser.net.conv1.weight": torch.zeros(64, 3, 3, 3)}, r"shape \[64, 3, 3, 3\], but"),
+        (lambda w: w | {"focuser.surprise": torch.zeros(1)}, "'focuser.surprise', which is no part"),
+        (lambda w: w | {"focuser.policy.policy_old.actor.0.weight": torch.zeros(2, 64)}, "2 actions"),
+        (lambda w: w | {"classifier.gru.weight_ih_l0": torch.zeros(288, 700)}, "takes 700 features"),
+        (lambda w: {"other": torch.zeros(1)}, "no glancer in it"),
+        (lambda w: {}, "no model weights"),
+    ],
+)
+def test_other_checkpoints_are_explained(change, words, small_weights, tmp_path):
+    torch.save(change(dict(small_weights)), tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match=words) as told:
+        load_model(read_checkpoint(tmp_path / "c.pth"), PATCH)
+    assert "\n" not in str(told.value)
+
+
+class Runs:
+    """Runs a function when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def malicious(tmp_path):
+    marker = tmp_path / "was run"
+    return marker, [
+        Runs(os.system, f"touch '{marker}'"),
+        Runs(eval, f"open({str(marker)!r}, 'w')"),
+        Runs(exec, f"open({str(marker)!r}, 'w')"),
+        Runs(os.mkdir, str(marker)),
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("form", ["zip", "plain pickle", "hidden in optimizer"])
+def test_nothing_in_a_checkpoint_is_run(number, form, tmp_path, small_weights):
+    marker, attacks = malicious(tmp_path)
+    path = tmp_path / "evil.pth.tar"
+    if form == "plain pickle":
+        path.write_bytes(pickle.dumps({"glancer": attacks[number]}))
+    elif form == "zip":
+        torch.save({"glancer": attacks[number]}, path)
+    else:
+        write_checkpoint(small_weights, path, optimizer={"state": [attacks[number]]})
+    with pytest.raises(CheckpointError, match=r"refused: loading it would run '\w+\.\w+'|not a PyTorch checkpoint") as e:
+        read_checkpoint(path)
+    assert not marker.exists()
+    assert "\n" not in str(e.value)
+
+
+def test_a_refusal_names_what_would_run(tmp_path):
+    torch.save({"x": Runs(os.system, "true")}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match=r"'posix\.system'.*nothing was run"):
+        read_checkpoint(tmp_path / "evil.pth")
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "empty", "text", "cut", "zip of other things", "a list"])
+def test_files_that_are_no_checkpoints(kind, tmp_path, small_checkpoint):
+    path = tmp_path / "c.pth.tar"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("hello\n")
+    elif kind == "cut":
+        path.write_bytes(small_checkpoint.read_bytes()[:1_000_000])
+    elif kind == "zip of other things":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a.txt", "hello")
+    elif kind == "a list":
+        torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match="c.pth.tar: ") as told:
+        read_checkpoint(path)
+    assert "\n" not in str(told.value)
+
+
+def test_two_copies_of_the_policy_may_differ(small_weights, tmp_path):
+    """Then the section decides, as in the official code, which loads it into both."""
+    other = weights_of(SMALL, seed=9)
+    content = {
+        "model_state_dict": small_weights,
+        "policy": {n.removeprefix("focuser.policy.policy."): v for n, v in other.items() if ".policy.policy." in n},
+    }
+    torch.save(content, tmp_path / "c.pth")
+    model = load_model(read_checkpoint(tmp_path / "c.pth"), PATCH)
+    assert torch.equal(model.policy.actor[0].weight, other["focuser.policy.policy.actor.0.weight"])

@@ -1,0 +1,171 @@
+"""Video files: the frames that seeking gives are the ones that decoding everything gives, or the file is refused."""
+
+import shutil
+
+import av
+import numpy as np
+import pytest
+
+from adafocus_edge.errors import SourceError
+from adafocus_edge.preprocess import sample_indices
+from adafocus_edge.video import VideoFile
+from tests.conftest import CLIPS
+from tests.videos import all_frames, encode, rotate_clockwise
+
+KINDS = {
+    "closed.mp4": {"options": {"g": "48"}},
+    "open-gop.mp4": {"options": {"x264-params": "open-gop=1:keyint=24:bframes=4:b-pyramid=normal"}},
+    "one-key.mp4": {"options": {"g": "1000"}},
+    "plain.mkv": {"options": {"g": "30"}},
+    "plain.ts": {"options": {"g": "30"}},
+    "plain.mov": {"options": {"g": "30"}},
+    "b-frames.avi": {"options": {"g": "30", "bf": "3"}},
+    "no-b.avi": {"codec": "mpeg4", "options": {"g": "12"}},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": {"deadline": "realtime", "cpu-used": "8", "g": "40"}, "frames": 60},
+    "hevc.mp4": {"codec": "libx265", "options": {"preset": "ultrafast", "x265-params": "keyint=30:log-level=none"}},
+    "fragments.mp4": {"options": {"g": "30", "movflags": "frag_keyframe+empty_moov"}},
+    "ten-bit.mp4": {"options": {"g": "30"}, "pix_fmt": "yuv420p10le"},
+    "grey.mkv": {"codec": "ffv1", "pix_fmt": "gray"},
+    "motion.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+    "uneven.mp4": {"options": {"g": "30"}, "pts": [n + 9 * (n > 50) + n // 7 for n in range(120)]},
+    "odd.mkv": {"codec": "ffv1", "size": (321, 241), "pix_fmt": "yuv444p"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_seeking_gives_the_frames_that_decoding_everything_gives(kind, tmp_path):
+    path = encode(tmp_path / kind, **KINDS[kind])
+    expected = all_frames(path)
+    video = VideoFile(str(path))
+    assert video.frame_count == len(expected)
+    for indices in (sample_indices(video.frame_count, 16), range(video.frame_count), [video.frame_count - 1], [3, 3, 7]):
+        found = list(video.select(indices, lambda rgb: rgb))
+        assert [index for index, _ in found] == list(indices)
+        assert all(np.array_equal(pixels, expected[index]) for index, pixels in found)
+    assert [index for index, _ in video.frames()] == list(range(len(expected)))
+
+
+@pytest.mark.parametrize("clip", sorted(p.name for p in CLIPS.iterdir() if p.suffix in (".mp4", ".avi")))
+def test_real_clips(clip):
+    expected = all_frames(CLIPS / clip)
+    video = VideoFile(str(CLIPS / clip))
+    assert video.frame_count == len(expected)
+    for index, pixels in video.select(sample_indices(len(expected), 16), lambda rgb: rgb):
+        assert np.array_equal(pixels, expected[index])
+    assert video.duration_s == pytest.approx(len(expected) / video.fps, rel=0.05)
+
+
+def test_a_long_file_is_not_decoded_whole(tmp_path, monkeypatch):
+    path = encode(tmp_path / "long.mp4", frames=300, options={"g": "10", "bf": "2"})
+    decoded = []
+    decode = VideoFile._decode_from_here
+    monkeypatch.setattr(
+        VideoFile, "_decode_from_here", lambda *a: (decoded.append(1) or frame for frame in decode(*a))
+    )
+    video = VideoFile(str(path))
+    assert len(list(video.select(sample_indices(300, 16), lambda rgb: None))) == 16
+    assert 16 <= len(decoded) < 16 * 10
+
+
+def test_reading_may_stop_early(tmp_path):
+    video = VideoFile(str(encode(tmp_path / "clip.mp4", options={"g": "10"})))
+    frames = video.select(range(0, 120, 8), lambda rgb: rgb.shape)
+    assert next(frames) == (0, (240, 320, 3))
+    frames.close()
+
+
+def test_times_are_presentation_times(tmp_path):
+    pts = [n + 9 * (n > 50) for n in range(120)]
+    video = VideoFile(str(encode(tmp_path / "uneven.mp4", pts=pts)))
+    assert [video.time_s(n) for n in (0, 50, 51, 119)] == pytest.approx([0, 50 / 30, 60 / 30, 128 / 30], abs=1e-3)
+
+
+def test_rotation_is_applied(tmp_path):
+    path = encode(tmp_path / "phone.mp4", frames=20)
+    upright = all_frames(path)
+    rotate_clockwise(path)
+    video = VideoFile(str(path))
+    for index, pixels in video.select(range(20), lambda rgb: rgb):
+        assert np.array_equal(pixels, np.rot90(upright[index], -1))
+    assert all(np.array_equal(pixels, np.rot90(upright[index], -1)) for index, pixels in video.frames())
+
+
+def broken(kind, tmp_path):
+    path = tmp_path / "clip.mp4"
+    whole = CLIPS / "R6llTwEh07w.mp4"
+    if kind == "missing":
+        return path
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("this is no video\n" * 100)
+    elif kind == "noise":
+        path.write_bytes(np.random.default_rng(0).integers(0, 256, 50_000, dtype=np.uint8).tobytes())
+    elif kind == "no index":
+        path.write_bytes(whole.read_bytes()[:400_000])  # the index lies at its end
+    elif kind == "cut":
+        encode(path, options={"movflags": "faststart", "g": "30"})
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    elif kind == "cut avi":
+        path = tmp_path / "clip.avi"
+        path.write_bytes((CLIPS / "v_SoccerJuggling_g23_c01.avi").read_bytes()[:300_000])
+    elif kind == "sound only":
+        with av.open(str(path), "w") as target:
+            stream = target.add_stream("aac", rate=8000)
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 8000
+            target.mux(stream.encode(frame))
+            target.mux(stream.encode(None))
+    elif kind == "no frames":
+        with av.open(str(path), "w") as target:
+            stream = target.add_stream("libx264", rate=30)
+            stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+            target.mux(stream.encode(None))
+    return path
+
+
+BROKEN = {
+    "missing": "no such file",
+    "empty": "empty",
+    "text": "not a video",
+    "noise": "not a video",
+    "no index": "cut short",
+    "cut": "cut short",
+    "cut avi": "cut short",
+    "sound only": "no video",
+    "no frames": "",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_files_are_refused_in_words(kind, tmp_path):
+    path = broken(kind, tmp_path)
+    with pytest.raises(SourceError) as refused:
+        list(VideoFile(str(path)).select([0], lambda rgb: rgb))
+    assert str(path) in str(refused.value)
+    assert BROKEN[kind] in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_damage_in_the_middle_gives_frames_or_one_error(tmp_path):
+    for seed in range(8):
+        content = bytearray((CLIPS / "v_SoccerJuggling_g23_c01.avi").read_bytes())
+        where = np.random.default_rng(seed).integers(20_000, len(content) - 40_000, 200)
+        for at in where:
+            content[at] ^= 0xFF
+        path = tmp_path / f"{seed}.avi"
+        path.write_bytes(content)
+        try:
+            video = VideoFile(str(path))
+            found = list(video.select(sample_indices(video.frame_count, 16), lambda rgb: rgb))
+        except SourceError as refused:
+            assert str(path) in str(refused)  # noqa: PT017 - either is right
+        else:
+            assert len(found) == 16
+
+
+def test_a_video_may_have_any_name(tmp_path):
+    path = tmp_path / "no suffix at all"
+    shutil.copy(CLIPS / "R6llTwEh07w.mp4", path)
+    assert VideoFile(str(path)).frame_count == 303
