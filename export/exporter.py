@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -141,11 +142,10 @@ def export(
                 checkpoint_sha256=sha256_of(checkpoint_path),
                 created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 tools={
-                    name: version(name)
-                    for name in ("torch", "torchvision", "onnx", "onnxruntime-gpu")
-                    if _installed(name)
-                }
-                | {"adafocus-edge": __version__},
+                    "adafocus-edge": __version__,
+                    **{name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")},
+                    "onnxruntime": onnxruntime.__version__,
+                },
             ),
         )
 
@@ -193,13 +193,3 @@ def _real_frames(source: str | None, spec: ModelSpec) -> NDArray[np.uint8]:
     if not pixels:
         raise SourceError(f"{source}: no frames in it")
     return np.stack(pixels)
-
-
-def _installed(name: str) -> bool:
-    from importlib.metadata import PackageNotFoundError
-
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True

@@ -115,8 +115,11 @@ def compare(
         raise ExportError(
             f"the exported graphs differ from PyTorch: {row.what} (batch {row.batch}): {row.output} is off by "
             f"{row.max_error:.2g} of {row.scale:.2g}"
-            + ("; the policy chose other patches" if row.same_actions is False else "")
-            + "; a tie between two patches can be told from a fault by other frames: --frames VIDEO"
+            + (
+                "; the policy chose other patches: if two were nearly as good, other frames agree (--frames VIDEO)"
+                if row.same_actions is False
+                else ""
+            )
         )
     return rows
 

@@ -134,7 +134,9 @@ def test_nothing_in_a_checkpoint_is_run(number, form, tmp_path, small_weights):
         torch.save({"glancer": attacks[number]}, path)
     else:
         write_checkpoint(small_weights, path, optimizer={"state": [attacks[number]]})
-    with pytest.raises(CheckpointError, match=r"refused: loading it would run '\w+\.\w+'|not a PyTorch checkpoint") as e:
+    with pytest.raises(
+        CheckpointError, match=r"refused: loading it would run '\w+\.\w+'|not a PyTorch checkpoint"
+    ) as e:
         read_checkpoint(path)
     assert not marker.exists()
     assert "\n" not in str(e.value)

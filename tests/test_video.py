@@ -39,7 +39,12 @@ def test_seeking_gives_the_frames_that_decoding_everything_gives(kind, tmp_path)
     expected = all_frames(path)
     video = VideoFile(str(path))
     assert video.frame_count == len(expected)
-    for indices in (sample_indices(video.frame_count, 16), range(video.frame_count), [video.frame_count - 1], [3, 3, 7]):
+    for indices in (
+        sample_indices(video.frame_count, 16),
+        range(video.frame_count),
+        [video.frame_count - 1],
+        [3, 3, 7],
+    ):
         found = list(video.select(indices, lambda rgb: rgb))
         assert [index for index, _ in found] == list(indices)
         assert all(np.array_equal(pixels, expected[index]) for index, pixels in found)
@@ -60,9 +65,7 @@ def test_a_long_file_is_not_decoded_whole(tmp_path, monkeypatch):
     path = encode(tmp_path / "long.mp4", frames=300, options={"g": "10", "bf": "2"})
     decoded = []
     decode = VideoFile._decode_from_here
-    monkeypatch.setattr(
-        VideoFile, "_decode_from_here", lambda *a: (decoded.append(1) or frame for frame in decode(*a))
-    )
+    monkeypatch.setattr(VideoFile, "_decode_from_here", lambda *a: (decoded.append(1) or frame for frame in decode(*a)))
     video = VideoFile(str(path))
     assert len(list(video.select(sample_indices(300, 16), lambda rgb: None))) == 16
     assert 16 <= len(decoded) < 16 * 10

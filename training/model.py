@@ -180,6 +180,7 @@ class AdaFocus(nn.Module):
     mean: Tensor
     std: Tensor
     grid: Tensor
+    glance_pixels: Tensor
 
     def __init__(self, spec: ModelSpec, dropout: float = 0.5) -> None:
         super().__init__()
@@ -193,6 +194,10 @@ class AdaFocus(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("grid", action_grid(spec.grid), persistent=False)
+        # Which pixels PyTorch's nearest mode takes, found by asking it: then the resize is two exact gathers.
+        pixels = torch.arange(spec.frame_size, dtype=torch.float32).view(1, 1, -1)
+        taken = F.interpolate(pixels, spec.glance_size, mode="nearest").flatten().long()
+        self.register_buffer("glance_pixels", taken, persistent=False)
 
     @property
     def policy(self) -> ActorCritic:
@@ -213,10 +218,7 @@ class AdaFocus(nn.Module):
         """Resize frames to the glance size by nearest neighbour, as the official code does (channels last)."""
         if self.spec.glance_size == self.spec.frame_size:
             return frames
-        # Which pixels PyTorch's nearest mode takes, found once by asking it: then the resize is two exact gathers.
-        pixels = torch.arange(self.spec.frame_size, dtype=torch.float32).view(1, 1, -1)
-        taken = F.interpolate(pixels, self.spec.glance_size, mode="nearest").flatten().long().to(frames.device)
-        return frames.index_select(1, taken).index_select(2, taken)
+        return frames.index_select(1, self.glance_pixels).index_select(2, self.glance_pixels)
 
     def choose(self, feature_map: Tensor, policy_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pick a patch per frame by the best-scoring cell; return ``origin``, ``action``, ``policy_state_out``."""

@@ -1,0 +1,169 @@
+"""The exported graphs: the contract's shapes, nothing that TensorRT cannot parse, and PyTorch's numbers."""
+
+import platform
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from adafocus_edge.backends.ort import OrtSession
+from adafocus_edge.bundle import read_bundle
+from adafocus_edge.errors import ExportError
+from adafocus_edge.types import GRAPHS, contract
+from export.graphs import count_gflops, export_graph
+from export.parity import compare, torch_model
+from tests.conftest import GOLDEN, ROOT, SMALL, edge, official_spec, one_line_error, write_checkpoint
+from tests.test_model import frames_of
+from training.model import AdaFocus
+
+
+def test_graphs_keep_the_contract(small_bundle):
+    for name in (*GRAPHS, "step"):
+        path = small_bundle / "fp32" / f"{name}.onnx"
+        graph = onnx.load(path, load_external_data=False)
+        onnx.checker.check_model(graph, full_check=True)
+        inputs, outputs = contract(SMALL, name)
+        session = OrtSession(path)
+        assert (session.inputs, session.outputs) == (inputs, outputs)
+        assert not any(weight.external_data for weight in graph.graph.initializer)
+        operators = {node.op_type for node in graph.graph.node}
+        assert not operators & {"Loop", "Scan", "If", "GRU", "BatchNormalization", "Dropout"}
+        assert graph.opset_import[0].version == 18
+
+
+def test_there_is_no_glance_input_in_a_model_without_glancer(small_bundle):
+    assert [t.name for t in OrtSession(small_bundle / "fp32" / "classifier.onnx").inputs] == ["focus", "state"]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="TensorRT-RTX's wheels are for x86-64 Linux"
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorrt_parses_and_builds_every_graph(small_bundle):
+    """Strongly typed, dynamic batch, for an Ada GPU; TensorRT-RTX builds without having one."""
+    import tensorrt_rtx_bindings as trt
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    for name in (*GRAPHS, "step"):
+        builder = trt.Builder(logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, logger)
+        parsed = parser.parse_from_file(str(small_bundle / "fp32" / f"{name}.onnx"))
+        assert parsed, [parser.get_error(number).desc() for number in range(parser.num_errors)]
+        config = builder.create_builder_config()
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+        profile = builder.create_optimization_profile()
+        for tensor in contract(SMALL, name)[0]:
+            shape = tensor.shape[1:]
+            profile.set_shape(tensor.name, (1, *shape), (1, *shape), (16, *shape))
+        config.add_optimization_profile(profile)
+        engine = builder.build_serialized_network(network, config)
+        assert engine is not None, name
+        assert engine.nbytes > 1000
+
+
+def test_the_report_covers_every_graph_and_both_schedules(small_bundle):
+    rows = read_bundle(small_bundle).manifest.reports["parity"]["rows"]
+    assert [(row["what"], row["batch"]) for row in rows] == [
+        *((graph, batch) for graph in GRAPHS for batch in (1, 3)),
+        ("loop, clip schedule", 4),
+        ("loop, stream schedule", 1),
+        ("joined step", 1),
+    ]
+    assert all(row["max_error"] <= 2e-3 * max(1, row["scale"]) for row in rows)
+    assert all(row["same_actions"] for row in rows if "o" in row["what"] and row["same_actions"] is not None)
+
+
+def test_a_graph_that_differs_is_found(small_bundle, small_weights):
+    """The comparison must be able to fail: compare the exported graphs with a model whose weights differ a little."""
+    from adafocus_edge.backends.load import load_model
+
+    model = AdaFocus(SMALL)
+    model.load_state_dict(small_weights)
+    frames = frames_of(GOLDEN / "actnet96", count=SMALL.segments)
+    with load_model(read_bundle(small_bundle), backend="onnxruntime-cpu") as exported:
+        compare(model.eval(), exported, None, frames)
+        with torch.no_grad():
+            model.classifier.fc.bias[3] += 0.01
+        with pytest.raises(ExportError, match="classifier .*logits is off by 0.01"):
+            compare(model, exported, None, frames)
+        with torch.no_grad():
+            model.classifier.fc.bias[3] -= 0.01
+            model.policy.actor[0].bias[7] += 1000
+        with pytest.raises(ExportError, match="the policy chose other patches"):
+            compare(model, exported, None, frames)
+
+
+@pytest.mark.parametrize(("patch_size", "focuser_gflops"), [(96, 0.751), (128, 1.335), (160, 2.085), (192, 3.003)])
+def test_gflops_are_the_published_ones(patch_size, focuser_gflops):
+    model = AdaFocus(official_spec(patch_size=patch_size))
+    assert count_gflops(model, "glancer") == pytest.approx(0.2995, abs=1e-4)
+    assert count_gflops(model, "focuser") == pytest.approx(focuser_gflops, rel=1e-3)
+
+
+def test_mean_consensus_exports(tmp_path):
+    spec = official_spec(
+        focuser="mobilenet_v2", focus_dim=1280, consensus="fc", classes=5, classifier_state=6, policy_state=32
+    )
+    model = AdaFocus(spec).eval()
+    export_graph(model, "classifier", tmp_path / "classifier.onnx")
+    session = OrtSession(tmp_path / "classifier.onnx")
+    _, sessions = torch_model(model)
+    rng = np.random.default_rng(0)
+    state = np.zeros((3, 6), np.float32)
+    for _ in range(3):
+        feeds = {"glance": rng.random((3, 1280), np.float32), "focus": rng.random((3, 1280), np.float32)}
+        found = session.run({**feeds, "state": state})
+        expected = sessions["classifier"].run({**feeds, "state": state})
+        assert np.abs(found["logits"] - expected["logits"]).max() < 1e-5
+        state = found["state_out"]
+    assert state[:, -1].tolist() == [3, 3, 3]
+    assert np.exp(found["logits"]).sum(axis=1) == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+def test_the_manifest_tells_where_it_comes_from(small_bundle, small_checkpoint):
+    from adafocus_edge.bundle import sha256_of
+
+    provenance = read_bundle(small_bundle).manifest.provenance
+    assert provenance.checkpoint == small_checkpoint.name
+    assert provenance.checkpoint_sha256 == sha256_of(small_checkpoint)
+    assert provenance.tools["torch"] == torch.__version__.partition("+")[0]
+    assert provenance.tools["onnxruntime"] == onnxruntime.__version__
+    assert str(ROOT) not in (small_bundle / "bundle.json").read_text()
+
+
+def test_class_names_must_fit(small_checkpoint, tmp_path):
+    classes = tmp_path / "classInd.txt"
+    classes.write_text("one\ntwo\n")
+    done = edge("export", small_checkpoint, "-o", tmp_path / "b", "--patch-size", 160, "--classes", classes)
+    one_line_error(done, 1, "classInd.txt", "2 classes", "7")
+    assert list(tmp_path.iterdir()) == [classes]
+
+
+def test_errors_leave_nothing_behind(small_checkpoint, small_weights, tmp_path):
+    target = tmp_path / "b"
+    one_line_error(edge("export", tmp_path / "none.pth", "-o", target, "--patch-size", 96), 1, "no such checkpoint")
+    one_line_error(edge("export", small_checkpoint, "-o", target), 2, "--patch-size")
+    stage1 = write_checkpoint(
+        {name: value for name, value in small_weights.items() if ".policy." not in name}, tmp_path / "s1.pth.tar"
+    )
+    one_line_error(edge("export", stage1, "-o", target, "--patch-size", 96), 1, "stage-1", "stages 2 and 3")
+    one_line_error(
+        edge("export", small_checkpoint, "-o", target, "--patch-size", 96, "--frames", tmp_path / "no.mp4"),
+        1, "no.mp4", "no such file",
+    )  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s1.pth.tar"]
+
+
+def test_what_is_there_is_kept_unless_told(small_checkpoint, small_bundle, tmp_path):
+    before = (small_bundle / "bundle.json").read_bytes()
+    arguments = ("export", small_checkpoint, "--patch-size", 160, "-o")
+    one_line_error(edge(*arguments, small_bundle), 2, "exists already", "--force")
+    assert (small_bundle / "bundle.json").read_bytes() == before
+    (tmp_path / "photos").mkdir()
+    one_line_error(edge(*arguments, tmp_path / "photos", "--force"), 2, "is no bundle")
+    assert (tmp_path / "photos").is_dir()
