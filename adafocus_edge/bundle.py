@@ -215,7 +215,7 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
         draft.chmod(0o755)
         yield draft
         _sync(draft)
-        if path.exists():
+        if replace and path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
             path.rename(old / path.name)
             try:

@@ -49,6 +49,9 @@ class ScheduleName(str, Enum):
     STREAM = "stream"
 
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 _debug = False
 
 
@@ -389,8 +392,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         status = error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
+        status = INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone; there is nobody to tell
         status = 1
@@ -405,6 +407,8 @@ def main() -> None:
             first = (str(error).splitlines() or [""])[0]
             print(f"error: unexpected {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
             status = 1
+    if status == INTERRUPTED:  # Typer turns Ctrl-C into this status, too
+        print("interrupted", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -86,12 +86,7 @@ def test_mean_consensus_averages_probabilities():
     wrapped, sessions = torch_model(model.eval())
     glimpses = list(see_clip(wrapped, frames_of(GOLDEN / "actnet96", count=4)))
     recorded = sessions["classifier"].recorded
-    features = torch.cat(
-        [
-            torch.from_numpy(np.concatenate([f["glance"], f["focus"]], axis=1))
-            for f, _ in recorded
-        ]
-    )
+    features = torch.cat([torch.from_numpy(np.concatenate([f["glance"], f["focus"]], axis=1)) for f, _ in recorded])
     mean = torch.softmax(model.classifier.fc(features), dim=1).mean(dim=0)  # over time, as the official classifier
     assert np.allclose(glimpses[-1].logits[0], torch.log(mean).detach().numpy(), atol=1e-5)
 

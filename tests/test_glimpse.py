@@ -1,0 +1,146 @@
+"""The glimpse loop over exported graphs: schedules, batches, early exit, and device tensors on the CPU."""
+
+import numpy as np
+import pytest
+
+from adafocus_edge.backends import ort
+from adafocus_edge.backends.load import load_model
+from adafocus_edge.backends.ort import DeviceTensor, OrtBoundSession, OrtSession
+from adafocus_edge.bundle import read_bundle
+from adafocus_edge.classify import Classifier
+from adafocus_edge.errors import BackendError, UsageError
+from adafocus_edge.glimpse import GlimpseStream, see_clip, softmax
+from adafocus_edge.sources import Source
+from adafocus_edge.types import GRAPHS
+from tests.conftest import CLIPS, GOLDEN, SMALL
+from tests.test_model import frames_of
+
+
+@pytest.fixture(scope="module")
+def model(small_bundle):
+    with load_model(read_bundle(small_bundle), backend="onnxruntime-cpu") as loaded:
+        yield loaded
+
+
+def bound_model(bundle, monkeypatch):
+    """The GPU's sessions with their tensors in the CPU's memory: the same code but for the device's name."""
+    monkeypatch.setattr(ort, "cuda_obstacle", lambda: None)
+    monkeypatch.setattr(ort, "OrtBoundSession", lambda path, device, threads: OrtBoundSession(path, "cpu", threads))
+    return load_model(bundle, backend="onnxruntime-cuda")
+
+
+FRAMES = frames_of(GOLDEN / "actnet96")
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 8, 13])
+def test_schedules_agree(model, count):
+    stream = GlimpseStream(model)
+    seen = 0
+    for step, glimpse in enumerate(see_clip(model, FRAMES[:count])):
+        live = stream.see(FRAMES[step : step + 1])
+        assert np.array_equal(live.origins, glimpse.origins)
+        assert np.abs(live.logits - glimpse.logits).max() <= 1e-4
+        seen += 1
+    assert seen == count
+
+
+def test_clips_in_one_batch_do_not_mix(model):
+    together = GlimpseStream(model, clips=2)
+    alone = GlimpseStream(model), GlimpseStream(model)
+    for step in range(4):
+        frames = np.stack([FRAMES[step], FRAMES[15 - step]])
+        both = together.see(frames)
+        for clip in (0, 1):
+            one = alone[clip].see(frames[clip : clip + 1])
+            assert np.array_equal(both.origins[clip], one.origins[0])
+            assert np.abs(both.logits[clip] - one.logits[0]).max() <= 1e-4
+
+
+def test_reset_begins_a_new_clip(model):
+    stream = GlimpseStream(model)
+    first = stream.see(FRAMES[:1]).logits
+    assert not np.array_equal(stream.see(FRAMES[:1]).logits, first)
+    stream.reset()
+    assert np.array_equal(stream.see(FRAMES[:1]).logits, first)
+
+
+def test_device_tensors_give_the_same_results(model, small_bundle, monkeypatch):
+    with bound_model(read_bundle(small_bundle), monkeypatch) as bound:
+        assert bound.backend == "onnxruntime-cuda"
+        assert bound.batch == SMALL.segments
+        stream, plain = GlimpseStream(bound), GlimpseStream(model)
+        for step, (found, expected) in enumerate(zip(see_clip(bound, FRAMES), see_clip(model, FRAMES), strict=True)):
+            assert np.array_equal(found.origins, expected.origins)
+            assert np.abs(found.logits - expected.logits).max() <= 1e-4
+            live, frame = plain.see(FRAMES[step : step + 1]), FRAMES[step : step + 1]
+            assert np.abs(stream.see(frame).logits - live.logits).max() <= 1e-4
+
+
+def test_device_tensors_stay_where_they_are(small_bundle):
+    glancer = OrtBoundSession(small_bundle / "fp32" / "glancer.onnx", "cpu")
+    made = glancer.run({"frame": FRAMES[:5]})["feature_map"]
+    assert isinstance(made, DeviceTensor)
+    part = made[1:4][1:]
+    assert part.shape == (2, 1280, 3, 3)
+    assert part.value is made.value
+    assert part.address(4) - made.address(4) == 2 * 1280 * 9 * 4
+    assert np.array_equal(np.asarray(part), np.asarray(made)[2:4])
+    with pytest.raises(ValueError, match="without steps"):
+        made[::2]
+
+
+def test_early_exit_stops_at_the_first_sure_step(model):
+    source = Source("clip", str(CLIPS / "v_SoccerJuggling_g23_c01.avi"))
+    full, _ = Classifier(model, [str(n) for n in range(7)]).classify(source)
+    confidences = [step.guess.confidence for step in full.steps]
+    assert len(confidences) == SMALL.segments
+    assert not full.exited_early
+    bar = sorted(confidences)[len(confidences) // 2]
+    first = next(step for step, confidence in enumerate(confidences) if confidence >= bar - 1e-6)
+    early, _ = Classifier(model, [str(n) for n in range(7)], exit_confidence=bar - 1e-6).classify(source)
+    assert len(early.steps) == first + 1
+    assert early.exited_early == (first + 1 < SMALL.segments)
+    assert early.top[0] == early.steps[-1].guess
+    never, _ = Classifier(model, [str(n) for n in range(7)], exit_confidence=1.0).classify(source)
+    assert [step.patch for step in never.steps] == [step.patch for step in full.steps]
+    assert not never.exited_early
+    with pytest.raises(UsageError, match="--schedule stream"):
+        Classifier(model, ["a"], schedule="clip", exit_confidence=0.5)
+
+
+def test_a_backend_that_cannot_run_says_why(small_bundle, monkeypatch):
+    bundle = read_bundle(small_bundle)
+    monkeypatch.setattr(ort, "cuda_obstacle", lambda: "no NVIDIA driver was found; install the driver of your GPU")
+    with pytest.raises(BackendError, match="onnxruntime-cuda cannot run here: no NVIDIA driver .* --backend"):
+        load_model(bundle, backend="onnxruntime-cuda")
+    with pytest.raises(UsageError, match="known: auto, onnxruntime-cpu"):
+        load_model(bundle, backend="abacus")
+    with load_model(bundle, backend="auto") as loaded:
+        assert loaded.backend == "onnxruntime-cpu"
+
+
+def test_a_graph_that_is_not_what_the_manifest_says_is_refused(small_bundle, tmp_path):
+    import dataclasses
+
+    bundle = read_bundle(small_bundle)
+    wrong = dataclasses.replace(bundle, path=tmp_path)
+    (tmp_path / "fp32").mkdir()
+    for graph in GRAPHS:
+        (tmp_path / "fp32" / f"{graph}.onnx").write_bytes((small_bundle / "fp32" / "policy.onnx").read_bytes())
+    with pytest.raises(BackendError, match=r"glancer\.onnx: takes or gives feature_map"):
+        load_model(wrong, backend="onnxruntime-cpu")
+    (tmp_path / "fp32" / "glancer.onnx").write_bytes(b"no graph")
+    with pytest.raises(BackendError, match=r"glancer\.onnx: ONNX Runtime .* cannot load it"):
+        load_model(wrong, backend="onnxruntime-cpu")
+
+
+def test_threads_do_not_change_results(small_bundle):
+    one = OrtSession(small_bundle / "fp32" / "focuser.onnx", threads=1)
+    two = OrtSession(small_bundle / "fp32" / "focuser.onnx", threads=2)
+    feeds = {"frame": FRAMES[:2], "origin": np.array([[0, 0.5], [1, 1]], np.float32)}
+    assert np.abs(one.run(feeds)["focus"] - two.run(feeds)["focus"]).max() <= 1e-3
+
+
+def test_softmax_survives_large_logits():
+    probabilities = softmax(np.array([[1000.0, 1000.0, -1000.0]], np.float32))
+    assert probabilities.tolist() == [[0.5, 0.5, 0.0]]

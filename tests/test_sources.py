@@ -1,0 +1,98 @@
+"""What the arguments of `classify` mean."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adafocus_edge.errors import SourceError
+from adafocus_edge.sources import FrameFolder, find_sources, is_stream, without_password
+
+
+def put(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if name.endswith((".jpg", ".png")):
+            Image.new("RGB", (40, 30), (int("".join(filter(str.isdigit, name)) or 0) % 256, 0, 0)).save(folder / name)
+        else:
+            (folder / name).write_bytes(b"")
+
+
+def addresses(*arguments):
+    return [source.address for source in find_sources([str(argument) for argument in arguments])]
+
+
+def test_files_folders_and_globs(tmp_path):
+    put(tmp_path / "videos", "b10.mp4", "b9.mp4", "a.AVI", "notes.txt", ".hidden.mp4", "poster.jpg")
+    put(tmp_path / "videos" / "inner", "c.webm")
+    put(tmp_path / "clip one", "image_00001.jpg", "image_00002.jpg")
+    put(tmp_path / "set" / "run" / "clip_a", "1.png")
+    put(tmp_path / "set" / "run" / "clip_b", "1.png")
+    put(tmp_path / "set", "z.mkv")
+    assert addresses(tmp_path / "videos") == [
+        str(tmp_path / "videos" / name) for name in ("a.AVI", "b9.mp4", "b10.mp4", "inner/c.webm")
+    ]
+    assert addresses(tmp_path / "clip one") == [str(tmp_path / "clip one")]
+    assert addresses(tmp_path / "set") == [str(tmp_path / "set" / n) for n in ("z.mkv", "run/clip_a", "run/clip_b")]
+    assert addresses(tmp_path / "videos" / "b*.mp4") == [str(tmp_path / "videos" / n) for n in ("b9.mp4", "b10.mp4")]
+    assert addresses(tmp_path / "**" / "*.webm") == [str(tmp_path / "videos" / "inner" / "c.webm")]
+    assert addresses(tmp_path / "none*.mp4", tmp_path / "gone.mp4") == [
+        str(tmp_path / "none*.mp4"), str(tmp_path / "gone.mp4")
+    ]  # fmt: skip
+
+
+def test_live_sources(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    camera, stream, file = find_sources(["0", "rtsp://user:secret@10.0.0.1/live", "http://host/clip.mp4?x=1"])
+    assert (camera.name, camera.live) == ("camera 0", True)
+    assert (stream.name, stream.live) == ("rtsp://***@10.0.0.1/live", True)
+    assert stream.address.startswith("rtsp://user:secret@")
+    assert not file.live
+    (tmp_path / "7").write_bytes(b"")
+    assert not find_sources(["7"])[0].live
+    assert find_sources(["/dev/video3"])[0].live
+
+
+@pytest.mark.parametrize(
+    ("address", "live"),
+    [
+        ("http://h/video.mjpg", True),
+        ("http://h/stream", True),
+        ("https://h/a/b.m3u8", True),
+        ("https://h/a.webm#t=1", False),
+        ("udp://239.0.0.1:1234", True),
+        ("file:///a.mp4", False),
+    ],
+)
+def test_which_addresses_have_no_end(address, live):
+    assert is_stream(address) is live
+
+
+def test_passwords_are_blanked_out():
+    assert without_password("rtsp://a:b@c/d@e") == "rtsp://***@c/d@e"
+    assert without_password("http://c/d@e") == "http://c/d@e"
+    assert without_password("/home/a@b/c.mp4") == "/home/a@b/c.mp4"
+
+
+def test_frames_come_in_natural_order(tmp_path):
+    put(tmp_path, "image_2.jpg", "image_10.png", "image_1.jpg", "readme.txt")
+    clip = FrameFolder(str(tmp_path))
+    assert clip.frame_count == 3
+    assert clip.duration_s is None
+    red = [int(np.round(pixels[0, 0, 0])) for _, pixels in clip.select([0, 1, 2, 2], lambda rgb: rgb)]
+    assert red == pytest.approx([1, 2, 10, 10], abs=2)
+    assert [index for index, _ in clip.frames()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_an_unreadable_frame_is_named(content, tmp_path):
+    put(tmp_path, "1.jpg", "2.jpg")
+    whole = (tmp_path / "2.jpg").read_bytes()
+    (tmp_path / "2.jpg").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(SourceError, match=r"2\.jpg: "):
+        list(FrameFolder(str(tmp_path)).select([0, 1], lambda rgb: rgb))
+
+
+def test_an_empty_folder_is_told(tmp_path):
+    assert addresses(tmp_path) == [str(tmp_path)]
+    with pytest.raises(SourceError, match="no frames in this folder"):
+        FrameFolder(str(tmp_path))
