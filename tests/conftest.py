@@ -87,14 +87,14 @@ def write_official_checkpoint(case: str, path: Path) -> Path:
     return path
 
 
-def edge(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def edge(*arguments: object, cwd: Path | None = None, **environment: object) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "adafocus_edge.cli", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "COLUMNS": "200", **environment},
+        env={**os.environ, "COLUMNS": "200", **{k: str(v) for k, v in environment.items()}},
         timeout=600,
         check=False,
     )
@@ -109,6 +109,16 @@ def one_line_error(done: subprocess.CompletedProcess[str], code: int, *words: st
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in lines[0], lines[0]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test of the GPU is skipped where there is none, unless a GPU is required."""
+    from adafocus_edge.backends.ort import cuda_obstacle
+
+    if item.get_closest_marker("gpu") and (obstacle := cuda_obstacle()):
+        if os.environ.get("ADAFOCUS_EDGE_REQUIRE_GPU") == "1":
+            pytest.fail(obstacle)
+        pytest.skip(obstacle)
 
 
 @pytest.fixture(scope="session")

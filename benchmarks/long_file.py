@@ -1,0 +1,108 @@
+"""Classifying a long video file against decoding it whole.
+
+Usage: python -m benchmarks.long_file BUNDLE [--seconds 120] [--rounds 5]
+
+Makes 1080p H.264 files from a real clip (people_1080p.mp4, played forth and back), a key frame every 30, 60 and 250
+frames, since that decides how much must be decoded to reach a frame. "Whole" is PyAV decoding every frame on all cores,
+without any conversion. "Classified" is everything: opening, seeking, decoding, preprocessing and the glimpse loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+
+from adafocus_edge.backends.load import load_model
+from adafocus_edge.bundle import read_bundle
+from adafocus_edge.classify import Classifier
+from adafocus_edge.sources import Source
+from benchmarks.machine import save
+
+CLIP = Path(__file__).parent.parent / "tests" / "clips" / "people_1080p.mp4"
+KEY_FRAMES = (30, 60, 250)
+
+
+def make(path: Path, seconds: int, key_frames: int) -> None:
+    """Encode the clip forth and back until the file is long enough, at 30 frames a second."""
+    with av.open(str(CLIP)) as source:
+        frames = [frame.to_ndarray(format="yuv420p") for frame in source.decode(video=0)]
+    turn = [*range(len(frames)), *range(len(frames) - 2, 0, -1)]
+    with av.open(str(path), "w") as target:
+        options = {"preset": "veryfast", "crf": "23", "g": str(key_frames), "keyint_min": str(key_frames)}
+        stream: Any = target.add_stream("libx264", rate=30, options=options)
+        stream.height, stream.width, stream.pix_fmt, stream.thread_type = 1080, 1920, "yuv420p", "AUTO"
+        for number in range(seconds * 30):
+            frame = av.VideoFrame.from_ndarray(frames[turn[number % len(turn)]], format="yuv420p")
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode(None))
+
+
+def decode_whole(path: Path) -> float:
+    """Return the seconds that decoding every frame takes."""
+    started = time.perf_counter()
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        for _ in container.decode(video=0):
+            pass
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure, print and write ``results/long_file.json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--seconds", type=int, default=120)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+
+    rows = []
+    bundle = read_bundle(options.bundle)
+    with load_model(bundle, backend="onnxruntime-cpu") as model, tempfile.TemporaryDirectory() as folder:
+        classifier = Classifier(model, bundle.classes)
+        print(
+            f"{'a key frame every':>18}{'decoded whole':>15}{'classified':>12}{'of it model':>13}{'times faster':>14}"
+        )
+        for key_frames in KEY_FRAMES:
+            path = Path(folder) / f"{key_frames}.mp4"
+            make(path, options.seconds, key_frames)
+            source = Source(path.name, str(path))
+            classifier.classify(source)  # warm up
+            whole, ours = [], []
+            for _ in range(options.rounds):
+                whole.append(decode_whole(path))
+                ours.append(classifier.classify(source)[0])
+            row = {
+                "key_frame_every": key_frames,
+                "file_mb": round(path.stat().st_size / 1e6, 1),
+                "decode_whole_s": round(statistics.median(whole), 3),
+                "classified_s": round(statistics.median(r.latency_ms for r in ours) / 1e3, 3),
+                "model_s": round(statistics.median(r.model_ms for r in ours) / 1e3, 3),
+                "ratio_median": round(
+                    statistics.median(w / (r.latency_ms / 1e3) for w, r in zip(whole, ours, strict=True)), 2
+                ),
+            }
+            rows.append(row)
+            print(
+                f"{key_frames:11} frames{row['decode_whole_s']:13.2f} s{row['classified_s']:10.2f} s"
+                f"{row['model_s']:11.2f} s{row['ratio_median']:14.1f}"
+            )
+    path = save(
+        "long_file",
+        {
+            "what": f"a {options.seconds}-second 1080p H.264 file: decoded whole, and classified",
+            "command": f"python -m benchmarks.long_file BUNDLE --seconds {options.seconds} --rounds {options.rounds}",
+            "rounds": options.rounds,
+            "rows": rows,
+        },
+    )
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

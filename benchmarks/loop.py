@@ -1,0 +1,200 @@
+"""Milliseconds per 16-frame clip and per streamed frame: our bundle against eager PyTorch run the official way.
+
+Usage: python -m benchmarks.loop CHECKPOINT BUNDLE [--patch-size 128] [--rounds 15] [--threads 2]
+
+Both run the same weights on the same frames, each in a process of its own so that their thread pools do not disturb
+each other, and take turns: a round is one clip and one stream of 16 frames of each. The other process sleeps meanwhile.
+Both results are compared before anything is timed. The host side of a step is what is left of it outside ONNX Runtime's
+calls. Each round also measures the roof: multiply-adds per second of a large FP32 matrix product (PyTorch with MKL),
+which no direct FP32 convolution on this machine can beat by much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing as mp
+import statistics
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from adafocus_edge.bundle import read_bundle
+from adafocus_edge.preprocess import preprocess
+from adafocus_edge.report import variant_totals
+from benchmarks.machine import save
+
+FRAMES = Path(__file__).parent.parent / "export" / "frames"
+
+
+def real_frames() -> np.ndarray:
+    """Return 16 preprocessed frames of a real clip, uint8 [16, 224, 224, 3]."""
+    return np.stack([preprocess(Image.open(p).convert("RGB"), 224) for p in sorted(FRAMES.glob("*.jpg"))])
+
+
+ROOF_SIZE = 1536
+"""Side of the square matrices of the roof: far too large for the caches' latency to matter."""
+
+
+class TimedSession:
+    """A session that adds up the time spent inside its calls."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.inside_s = 0.0
+
+    def run(self, feeds: Any) -> Any:
+        """Run the session, and add to ``inside_s``."""
+        started = time.perf_counter()
+        made = self.session.run(feeds)
+        self.inside_s += time.perf_counter() - started
+        return made
+
+    def close(self) -> None:
+        """Close the session."""
+        self.session.close()
+
+
+def serve_bundle(connection: Connection, options: argparse.Namespace) -> None:
+    """Run our loop on request: ``clip`` or ``stream``; answer milliseconds, and milliseconds by part."""
+    import dataclasses
+
+    from adafocus_edge.backends.load import load_model
+    from adafocus_edge.glimpse import GlimpseStream, see_clip
+    from adafocus_edge.types import GRAPHS
+
+    frames = real_frames()
+    with load_model(read_bundle(options.bundle), backend="onnxruntime-cpu", threads=options.threads) as model:
+        timed = {graph: TimedSession(getattr(model, graph)) for graph in GRAPHS}
+        loop = dataclasses.replace(model, **timed)
+        stream = GlimpseStream(loop)
+        while (what := connection.recv()) != "stop":
+            for session in timed.values():
+                session.inside_s = 0.0
+            started = time.perf_counter()
+            if what == "clip":
+                logits = [glimpse.logits for glimpse in see_clip(loop, frames)]
+            else:
+                stream.reset()
+                logits = [stream.see(frames[step : step + 1]).logits for step in range(len(frames))]
+            took = time.perf_counter() - started
+            parts = {graph: session.inside_s * 1e3 for graph, session in timed.items()}
+            connection.send((took * 1e3, parts | {"host": took * 1e3 - sum(parts.values())}, np.concatenate(logits)))
+
+
+def serve_eager(connection: Connection, options: argparse.Namespace) -> None:
+    """Run eager PyTorch on request, the official way."""
+    import torch
+
+    from benchmarks.eager import OfficialWay
+    from training.checkpoint import read_checkpoint
+
+    torch.set_num_threads(options.threads)
+    peer = OfficialWay(read_checkpoint(options.checkpoint).weights, options.focuser, options.patch_size)
+    frames = torch.from_numpy(real_frames())
+    square = torch.rand(ROOF_SIZE, ROOF_SIZE)
+    while (what := connection.recv()) != "stop":
+        started = time.perf_counter()
+        if what == "roof":
+            torch.mm(square, square)
+            connection.send(ROOF_SIZE**3 / 1e9 / (time.perf_counter() - started))
+            continue
+        if what == "clip":
+            logits = peer.clip(frames)[1]
+        else:
+            peer.reset()
+            logits = torch.cat([peer.frame(frames[step : step + 1])[1] for step in range(len(frames))])
+        connection.send(((time.perf_counter() - started) * 1e3, {}, logits.numpy()))
+
+
+def main() -> None:
+    """Measure, print and write ``results/loop.json``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--focuser", default="resnet50")
+    parser.add_argument("--patch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--name", default="loop", help="of the file in benchmarks/results")
+    options = parser.parse_args()
+
+    context = mp.get_context("spawn")
+    peers: dict[str, Connection] = {}
+    for name, serve in (("bundle", serve_bundle), ("eager", serve_eager)):
+        peers[name], theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, options), daemon=True).start()
+
+    def ask(name: str, what: str) -> Any:
+        peers[name].send(what)
+        return peers[name].recv()
+
+    worst = 0.0
+    for what in ("clip", "stream"):
+        for _ in range(3):  # warm up
+            found, expected = ask("bundle", what)[2], ask("eager", what)[2]
+        worst = max(worst, float(np.abs(found - expected).max()))
+    assert worst < 2e-3, f"the two do not compute the same: {worst}"
+
+    times: dict[tuple[str, str], list[float]] = {}
+    parts: dict[str, list[dict[str, float]]] = {"clip": [], "stream": []}
+    roof: list[float] = []
+    for _ in range(options.rounds):
+        roof.append(max(ask("eager", "roof") for _ in range(3)))
+        for what in ("clip", "stream"):
+            for name in peers:
+                took, by_part, _ = ask(name, what)
+                times.setdefault((what, name), []).append(took)
+                if by_part:
+                    parts[what].append(by_part)
+    for connection in peers.values():
+        connection.send("stop")
+
+    rows: dict[str, Any] = {}
+    print(f"{'':28}{'eager PyTorch':>16}{'bundle':>12}{'times faster':>14}")
+    for what, per, label in (("clip", 1, "ms per 16-frame clip"), ("stream", 16, "ms per streamed frame")):
+        eager, ours = ([value / per for value in times[what, name]] for name in ("eager", "bundle"))
+        ratios = [e / o for e, o in zip(eager, ours, strict=True)]
+        middle = {part: statistics.median(p[part] for p in parts[what]) / per for part in parts[what][0]}
+        rows[what] = {
+            "unit": label,
+            "eager_median": round(statistics.median(eager), 3),
+            "eager_min": round(min(eager), 3),
+            "bundle_median": round(statistics.median(ours), 3),
+            "bundle_min": round(min(ours), 3),
+            "ratio_median": round(statistics.median(ratios), 3),
+            "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
+            "bundle_parts_median": {part: round(value, 4) for part, value in middle.items()},
+        }
+        row = rows[what]
+        print(f"{label:28}{row['eager_median']:16.1f}{row['bundle_median']:12.1f}{row['ratio_median']:14.2f}")
+        print("  of which " + ", ".join(f"{part} {value:.2f}" for part, value in middle.items()))
+    model = read_bundle(options.bundle)
+    gmacs = variant_totals(model, "fp32")[1] * model.model.segments
+    rate = gmacs / (rows["clip"]["bundle_median"] / 1e3)
+    print(f"per clip {gmacs:.1f} G multiply-adds: {rate:.0f} G/s of the {statistics.median(roof):.0f} G/s that a large")
+    print(f"matrix product reaches here in the same rounds ({rate / statistics.median(roof):.0%})")
+    path = save(
+        options.name,
+        {
+            "what": "eager PyTorch the official way against our bundle, same weights, FP32, interleaved rounds",
+            "command": f"python -m benchmarks.loop CHECKPOINT BUNDLE --patch-size {options.patch_size} "
+            f"--rounds {options.rounds} --threads {options.threads}",
+            "rounds": options.rounds,
+            "threads": options.threads,
+            "patch_size": options.patch_size,
+            "largest_logit_difference": worst,
+            "roof_gmacs_per_s": {"median": round(statistics.median(roof), 1), "max": round(max(roof), 1)},
+            "bundle_gmacs_per_s": round(rate, 1),
+            **rows,
+        },
+    )
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,394 @@
+"""The command line as a user meets it: golden results, files written, errors in one line."""
+
+import contextlib
+import csv
+import http.server
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adafocus_edge.preprocess import sample_indices
+from benchmarks.eager import OfficialWay
+from tests.conftest import CLIPS, GOLDEN, GOLDEN_CASES, ROOT, SMALL, edge, one_line_error
+from tests.test_model import frames_of
+
+CLIP = CLIPS / "R6llTwEh07w.mp4"
+
+
+def results(done):
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def corner(action, grid, free):
+    return [int(np.floor(np.float32(n / (grid - 1)) * np.float32(free))) for n in divmod(action, grid)]
+
+
+@pytest.mark.parametrize("schedule", ["clip", "stream"])
+def test_golden_outputs_come_out_of_classify(schedule, golden, golden_bundle, golden_outputs, golden_frames):
+    done = edge(
+        "classify", golden_frames, "--bundle", golden_bundle, "--json", "--logits", "--schedule", schedule,
+        "--backend", "onnxruntime-cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (result,) = results(done)
+    logits = np.array([step["logits"] for step in result["steps"]], np.float32)
+    assert np.abs(logits - golden_outputs["logits"]).max() <= 2e-3
+    size = GOLDEN_CASES[golden][1]
+    expected = [[*corner(action, 7, 224 - size), size] for action in golden_outputs["actions"].tolist()]
+    assert [step["patch"] for step in result["steps"]] == expected
+    assert [step["frame_index"] for step in result["steps"]] == list(range(16))
+    assert result["class_id"] == int(golden_outputs["logits"][-1].argmax())
+
+
+@pytest.mark.parametrize("schedule", ["clip", "stream"])
+def test_another_model_gives_what_the_official_way_gives(schedule, small_bundle, small_weights, tmp_path):
+    """A model unlike the golden ones, on a folder of more frames than it samples, of another size."""
+    sources = sorted((GOLDEN / "actnet96").glob("*.jpg"))
+    for number in range(1, 28):
+        with Image.open(sources[number % 16]) as image:
+            image.resize((480, 360)).save(tmp_path / f"image_{number:05d}.jpg", quality=95)
+    wanted = [f"image_{index + 1:05d}.jpg" for index in sample_indices(27, SMALL.segments)]
+    (tmp_path / "sampled").mkdir()
+    for name in wanted:
+        shutil.copy(tmp_path / name, tmp_path / "sampled")
+    peer = OfficialWay(small_weights, SMALL.focuser, SMALL.patch_size, SMALL.glance_size)
+    actions, expected = peer.clip(torch.from_numpy(frames_of(tmp_path / "sampled")))
+    shutil.rmtree(tmp_path / "sampled")
+
+    done = edge("classify", tmp_path, "--bundle", small_bundle, "--json", "--logits", "--schedule", schedule)
+    (result,) = results(done)
+    logits = np.array([step["logits"] for step in result["steps"]], np.float32)
+    assert np.abs(logits - expected.numpy()).max() <= 2e-3
+    assert [s["patch"] for s in result["steps"]] == [[*corner(a, 5, 64), 160] for a in actions]
+    assert [f"image_{s['frame_index'] + 1:05d}.jpg" for s in result["steps"]] == wanted
+
+
+def test_the_json_is_the_documented_one(small_bundle):
+    done = edge("classify", CLIP, "--bundle", small_bundle, "--json", "--top-k", 3)
+    assert done.returncode == 0, done.stderr
+    (result,) = results(done)
+    assert list(result) == [
+        "source", "start_s", "end_s", "label", "class_id", "confidence", "top", "steps", "steps_used", "exited_early",
+        "latency_ms", "model_ms", "backend", "variant",
+    ]  # fmt: skip
+    assert result["source"] == str(CLIP)
+    assert (result["start_s"], result["end_s"]) == (0.0, pytest.approx(10.1, abs=0.05))
+    assert result["label"] == f"activity {result['class_id']}" == result["top"][0]["label"]
+    assert len(result["top"]) == 3
+    assert result["top"] == sorted(result["top"], key=lambda guess: -guess["confidence"])
+    assert result["steps_used"] == 8 == len(result["steps"])
+    assert (result["exited_early"], result["backend"], result["variant"]) == (False, "onnxruntime-cpu", "fp32")
+    step = result["steps"][3]
+    assert (step["step"], step["frame_index"]) == (3, 132)
+    assert step["time_s"] == pytest.approx(132 / 30, abs=1e-3)
+    assert list(step) == ["step", "frame_index", "time_s", "patch", "label", "class_id", "confidence"]
+    assert 0 < result["model_ms"] <= result["latency_ms"]
+
+
+def test_a_short_clip_repeats_its_last_frame(small_bundle, tmp_path):
+    for number in (1, 2, 3):
+        shutil.copy(GOLDEN / "actnet96" / f"image_{number:05d}.jpg", tmp_path)
+    (result,) = results(edge("classify", tmp_path, "--bundle", small_bundle, "--json"))
+    assert [step["frame_index"] for step in result["steps"]] == [0, 1, 2, 2, 2, 2, 2, 2]
+    assert result["start_s"] is None
+    assert result["steps"][0]["time_s"] is None
+
+
+def test_people_see_a_table(small_bundle):
+    done = edge("classify", CLIP, "--bundle", small_bundle)
+    assert done.returncode == 0
+    assert done.stderr == "backend: onnxruntime-cpu, variant: fp32\n"
+    for text in (str(CLIP), "0.0 - 10.1 s", "activity ", "%", "8 glimpses", "ms"):
+        assert text in done.stdout
+    assert edge("classify", CLIP, "--bundle", small_bundle, "--quiet").stderr == ""
+
+
+def test_one_bad_file_does_not_stop_the_others(small_bundle, tmp_path):
+    shutil.copy(CLIP, tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").write_text("no video")
+    shutil.copytree(GOLDEN / "actnet96", tmp_path / "c")
+    (tmp_path / "c" / "image_00004.jpg").write_bytes(b"torn")
+    shutil.copy(CLIPS / "v_SoccerJuggling_g23_c01.avi", tmp_path / "d.avi")
+    output = tmp_path / "results.jsonl"
+    done = edge(
+        "classify", tmp_path, tmp_path / "gone.mp4", "--bundle", small_bundle, "--json", "--quiet", "--output", output
+    )  # fmt: skip
+    assert done.returncode == 1
+    found = results(done)
+    assert found == [json.loads(line) for line in output.read_text().splitlines()]
+    by_name = {Path(entry["source"]).name: entry for entry in found}
+    assert list(by_name) == ["a.mp4", "b.mp4", "d.avi", "c", "gone.mp4"]
+    assert "label" in by_name["a.mp4"]
+    assert "label" in by_name["d.avi"]
+    assert "not a video" in by_name["b.mp4"]["error"]
+    assert "image_00004.jpg" in by_name["c"]["error"]
+    assert "no such file" in by_name["gone.mp4"]["error"]
+    assert [line.startswith("error: ") for line in done.stderr.splitlines()] == [True] * 3
+
+
+def test_results_are_written_as_csv(small_bundle, tmp_path):
+    output = tmp_path / "new" / "results.csv"
+    done = edge("classify", CLIP, tmp_path / "gone.mp4", "--bundle", small_bundle, "-o", output, "--quiet")
+    assert done.returncode == 1
+    with output.open(newline="") as file:
+        good, bad = csv.DictReader(file)
+    assert good["label"].startswith("activity ")
+    assert float(good["confidence"]) > 0
+    assert good["error"] == ""
+    assert "no such file" in bad["error"]
+    assert [path.name for path in output.parent.iterdir()] == ["results.csv"]
+
+
+def test_the_annotated_video_shows_the_patch(small_bundle, tmp_path):
+    output = tmp_path / "seen.mp4"
+    done = edge("classify", CLIP, "--bundle", small_bundle, "--json", "--save-video", output)
+    assert done.returncode == 0, done.stderr
+    (result,) = results(done)
+    with av.open(str(output)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert float(container.streams.video[0].average_rate) == pytest.approx(30)
+    with av.open(str(CLIP)) as container:
+        plain = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(frames) == len(plain) == 303
+    scale = frames[0].shape[0] / plain[0].shape[0]  # narrow videos are enlarged
+    for step in result["steps"]:
+        y, x, size = step["patch"]
+        shown = frames[step["frame_index"] + 1].astype(int)
+        left, top = round((x + 58) * scale), round((y + 16) * scale)  # the centre crop's corner in a 340 x 256 frame
+        edge_colour = shown[top + 2 : top + round(size * scale) - 40 : 7, left : left + 2].mean(axis=(0, 1))
+        assert np.abs(edge_colour - (255, 176, 0)).max() < 60, step
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_many_sources_are_annotated_into_a_folder(small_bundle, tmp_path):
+    sources = (CLIPS / "v_SoccerJuggling_g23_c01.avi", GOLDEN / "actnet96")
+    done = edge("classify", *sources, "--bundle", small_bundle, "--save-video", tmp_path / "out", "-q")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "actnet96.mp4",
+        "v_SoccerJuggling_g23_c01.mp4",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((), 2, "Missing argument"),
+        (("gone.mp4",), 2, "--bundle"),
+        (("gone.mp4", "--bundle", "none"), 1, "none: no such bundle"),
+        (("gone.mp4", "--bundle", "BUNDLE"), 1, "gone.mp4: no such file"),
+        (("none*.mp4", "--bundle", "BUNDLE"), 1, "none*.mp4: no such file"),
+        (("gone.mp4", "--bundle", "BUNDLE", "--backend", "abacus"), 2, "abacus"),
+        (("gone.mp4", "--bundle", "BUNDLE", "--variant", "int3"), 2, "no variant 'int3'"),
+        (("gone.mp4", "--bundle", "BUNDLE", "--schedule", "clip", "--exit-confidence", "0.5"), 2, "--schedule stream"),
+        (("gone.mp4", "--bundle", "BUNDLE", "--exit-confidence", "7"), 2, "exit-confidence"),
+        (("gone.mp4", "--bundle", "BUNDLE", "--output", "a.xls"), 2, ".jsonl or .csv"),
+        (("gone.mp4", "--bundle", "BUNDLE", "--save-video", "a.gif"), 2, ".mp4"),
+        (("a.mp4", "b.mp4", "--bundle", "BUNDLE", "--save-video", "a.mp4"), 2, "need a folder"),
+        (("a/x.mp4", "b/x.mp4", "--bundle", "BUNDLE", "--save-video", "out"), 2, "same file name"),
+        (("x.mp4", "--bundle", "BUNDLE", "--save-video", "x.mp4"), 2, "overwrite a source"),
+        (("0", "x.mp4", "--bundle", "BUNDLE"), 2, "live source runs alone"),
+        (("0", "--bundle", "BUNDLE", "--save-video", "x.mp4"), 2, "not live"),
+        (("97", "--bundle", "BUNDLE"), 1, "camera 97: cannot be opened"),
+        (("rtsp://u:secret@127.0.0.1:9/x", "--bundle", "BUNDLE"), 1, "rtsp://***@127.0.0.1:9/x: cannot be read"),
+    ],
+)
+def test_wrong_use_is_told_in_one_line(arguments, code, words, small_bundle, tmp_path):
+    arguments = [str(small_bundle) if argument == "BUNDLE" else argument for argument in arguments]
+    done = edge("classify", *arguments, cwd=tmp_path)
+    one_line_error(done, code, words)
+    assert "secret" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_golden_outputs(golden, golden_bundle, golden_outputs, golden_frames):
+    done = edge(
+        "classify", golden_frames, "--bundle", golden_bundle, "--json", "--logits", "--backend", "onnxruntime-cuda"
+    )
+    assert done.returncode == 0, done.stderr
+    (result,) = results(done)
+    logits = np.array([step["logits"] for step in result["steps"]], np.float32)
+    assert np.abs(logits - golden_outputs["logits"]).max() <= 2e-3
+
+
+def test_a_backend_that_cannot_run_is_told(small_bundle):
+    from adafocus_edge.backends.ort import cuda_obstacle
+
+    if cuda_obstacle() is None:
+        pytest.skip("it can run here")
+    done = edge("classify", CLIP, "--bundle", small_bundle, "--backend", "onnxruntime-cuda")
+    one_line_error(done, 1, "onnxruntime-cuda cannot run here", "use --backend onnxruntime-cpu")
+
+
+def test_debug_shows_where(small_bundle):
+    done = edge("classify", CLIP, "--bundle", small_bundle, "--variant", "int3", "--debug")
+    assert "Traceback" in done.stderr
+
+
+def test_doctor_tells_what_can_run():
+    done = edge("doctor")
+    assert done.returncode == 0, done.stderr
+    for text in ("onnxruntime-cpu", "onnxruntime-cuda", "video decoding", "processor", "h264"):
+        assert text in done.stdout
+    found = {finding["part"]: finding for finding in json.loads(edge("doctor", "--json").stdout)}
+    assert found["onnxruntime-cpu"]["status"] == "ok"
+    assert found["export, train: PyTorch"]["status"] == "ok"
+
+
+class Camera(http.server.BaseHTTPRequestHandler):
+    """An MJPEG camera: frames of a clip at 25 per second, without end; and a clip as a file, in parts."""
+
+    def do_GET(self):
+        if self.path == "/clip.mp4":
+            return self.send_file()
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        pictures = [path.read_bytes() for path in sorted((GOLDEN / "actnet96").glob("*.jpg"))]
+        try:
+            for number in range(25 * 60):
+                picture = pictures[number % 16]
+                self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\n")
+                self.wfile.write(b"Content-Length: %d\r\n\r\n" % len(picture) + picture + b"\r\n")
+                time.sleep(0.04)
+        except OSError:
+            pass  # the viewer has gone
+
+    def send_file(self):
+        content = CLIP.read_bytes()
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(content[start:])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def camera():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_stream_gives_a_result_per_window(small_bundle, camera):
+    done = edge(
+        "classify", camera + "/live", "--bundle", small_bundle, "--json", "--glimpse-fps", 8, "--duration", 4,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = results(done)
+    assert len(found) >= 3
+    for before, after in pairwise(found):
+        assert before["steps_used"] == SMALL.segments
+        assert before["start_s"] < before["end_s"] < after["start_s"]
+    assert found[-1]["end_s"] <= 5
+    indices = [step["frame_index"] for result in found for step in result["steps"]]
+    assert indices == sorted(indices)
+    assert indices[-1] > len(indices)  # the camera is faster than the glimpses
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stream_runs_until_told(number, small_bundle, camera):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adafocus_edge.cli", "classify", camera + "/live", "--bundle", str(small_bundle),
+         "--json", "--quiet", "--glimpse-fps", "8"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    first = json.loads(process.stdout.readline())
+    assert first["steps_used"] == SMALL.segments
+    process.send_signal(number)
+    rest, told = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert told == ""
+    assert all(json.loads(line)["steps_used"] <= SMALL.segments for line in rest.splitlines())
+
+
+def test_an_address_of_a_file_is_a_clip(small_bundle, camera):
+    (remote,) = results(edge("classify", camera + "/clip.mp4", "--bundle", small_bundle, "--json", "--logits"))
+    (local,) = results(edge("classify", CLIP, "--bundle", small_bundle, "--json", "--logits"))
+    assert remote["steps"] == local["steps"]
+
+
+def test_help_is_instant_and_needs_nothing_heavy():
+    heavy = ("torch", "torchvision", "onnxruntime", "tensorrt", "cv2", "av", "onnx", "numpy", "rich")
+    code = (
+        "import sys, adafocus_edge\n"
+        "import adafocus_edge.cli as cli\n"
+        "sys.argv = ['adafocus-edge', *sys.argv[1:]]\n"
+        "try:\n    cli.main()\nexcept SystemExit as end:\n    assert end.code == 0, end.code\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])\n"
+    )
+    for arguments in (["--help"], *([verb, "--help"] for verb in ("export", "inspect", "doctor", "classify"))):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "[]", arguments
+
+
+BARE = """
+import importlib.abc, sys
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in {blocked!r}:
+            raise ModuleNotFoundError(f'No module named {{name!r}}', name=name.partition('.')[0])
+sys.meta_path.insert(0, Blocked())
+sys.argv = ['adafocus-edge', *sys.argv[1:]]
+import adafocus_edge.cli
+adafocus_edge.cli.main()
+"""
+
+
+def without(packages, *arguments):
+    """Run the command line in a Python that lacks some packages."""
+    code = BARE.format(blocked=packages)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_a_device_classifies_without_pytorch(small_bundle):
+    device = {"torch", "torchvision", "onnx", "onnxscript", "cv2"}
+    done = without(device, "classify", CLIP, "--bundle", small_bundle, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps_used"] == 8
+    assert without(device, "inspect", small_bundle).returncode == 0
+    assert without(device, "doctor").returncode == 0
+
+
+def test_a_verb_that_needs_more_names_the_extra(small_checkpoint, tmp_path):
+    done = without({"torch"}, "export", small_checkpoint, "-o", tmp_path / "b", "--patch-size", 96)
+    one_line_error(done, 1, "`adafocus-edge export`", "'torch'", "pip install 'adafocus-edge[export]'")
+
+
+def test_a_camera_without_opencv_is_told(small_bundle):
+    one_line_error(without({"cv2"}, "classify", "0", "--bundle", small_bundle), 1, "opencv-python-headless")
+
+
+def test_a_package_of_the_same_name_is_noticed(small_checkpoint, tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "__init__.py").touch()
+    done = edge("export", small_checkpoint, "-o", tmp_path / "b", "--patch-size", 96, cwd=tmp_path, PYTHONPATH=tmp_path)
+    one_line_error(done, 1, str(tmp_path / "export"), "comes first on Python's path")
+
+
+def test_the_version_is_shown():
+    assert edge("--version").stdout.startswith("adafocus-edge 0.")
