@@ -252,9 +252,9 @@ class _Sink:
         if self._json:
             print(json.dumps(entry, ensure_ascii=False), flush=True)
         else:
-            from adafocus_edge.report import console, result_table
+            from adafocus_edge.report import console, print_result
 
-            console().print(result_table(result))
+            print_result(console(), result)
 
     def failure(self, source: str, error: AdaFocusError) -> None:
         self.failed += 1

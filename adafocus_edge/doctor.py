@@ -19,6 +19,7 @@ from rich.table import Table
 
 from adafocus_edge import __version__
 from adafocus_edge.cpus import physical_cores, usable_cores
+from adafocus_edge.report import STYLE
 
 VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 """CPU abilities that decide how fast FP32 and INT8 are."""
@@ -63,7 +64,7 @@ def examine() -> list[Finding]:
 
 def findings_table(findings: list[Finding]) -> Table:
     """Return the findings as a table."""
-    table = Table("part", "status", "found", "to add it")
+    table = Table("part", "status", "found", "to add it", **STYLE)
     colours = {"ok": "green", "missing": "yellow", "none": "dim"}
     for finding in findings:
         colour = colours[finding.status]

@@ -8,7 +8,9 @@ import os
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from adafocus_edge.errors import AdaFocusError, UsageError
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from adafocus_edge.classify import Result
 
 BAR_WIDTH = 24
+STYLE: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD}
+"""How every table looks."""
 CSV_COLUMNS = (
     "source start_s end_s label class_id confidence steps_used exited_early latency_ms model_ms backend variant error"
 ).split()
@@ -32,32 +36,29 @@ def console() -> Console:
     return plain if plain.is_terminal else Console(highlight=False, width=160)
 
 
-def result_table(result: Result) -> Table:
-    """Return a clip's best classes as a table."""
+def print_result(to: Console, result: Result) -> None:
+    """Print a clip's best classes."""
     timed = result.start_s is not None and result.end_s is not None
     span = f"   {result.start_s:.1f} - {result.end_s:.1f} s" if timed else ""
-    exited = ", exited early" if result.exited_early else ""
-    table = Table(
-        title=f"{result.source}{span}",
-        caption=f"{len(result.steps)} glimpses{exited}, {result.latency_ms:.0f} ms (model {result.model_ms:.0f} ms), "
-        f"{result.backend}, {result.variant}",
-        title_justify="left",
-        caption_justify="left",
-        title_style="bold",
-    )
-    table.add_column("class", no_wrap=True)
-    table.add_column("confidence", justify="right")
-    table.add_column("", width=BAR_WIDTH)
+    to.print(f"[bold]{escape(result.source)}[/]{span}", soft_wrap=True)
+    table = Table(box=None, show_header=False, padding=(0, 2))
     for guess in result.top:
-        bar = "█" * round(guess.confidence * BAR_WIDTH)
-        table.add_row(guess.label, f"{guess.confidence:.1%}", bar)
-    return table
+        bar = "█" * max(1, round(guess.confidence * BAR_WIDTH))
+        table.add_row(escape(guess.label), f"{guess.confidence:.1%}", bar)
+    table.columns[1].justify = "right"
+    to.print(table)
+    exited = ", exited early" if result.exited_early else ""
+    to.print(
+        f"  [dim]{len(result.steps)} glimpses{exited}, {result.latency_ms:.0f} ms (model {result.model_ms:.0f} ms), "
+        f"{result.backend}, {result.variant}[/]",
+        soft_wrap=True,
+    )
 
 
 def bundle_tables(bundle: Bundle) -> Iterable[Table]:
     """Yield what is in a bundle as tables: the model, the graphs, the parity report, the provenance."""
     spec, manifest = bundle.model, bundle.manifest
-    model = Table("model", "", title=str(bundle.path), title_justify="left", title_style="bold")
+    model = Table("model", "", title=str(bundle.path), **STYLE)
     glance = "" if spec.glance_size == spec.frame_size else f", resized to {spec.glance_size} (nearest)"
     rows = {
         "glancer": f"{spec.glancer}: {spec.glance_dim} features of {spec.frame_size} x {spec.frame_size}{glance}",
@@ -79,7 +80,7 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
     yield model
 
     for variant, graphs in manifest.variants.items():
-        table = Table(title=f"variant {variant}", title_justify="left", title_style="bold")
+        table = Table(title=f"variant {variant}", **STYLE)
         for column in ("graph", "precision", "opset", "inputs", "outputs"):
             table.add_column(column)
         table.add_column("MB", justify="right")
@@ -110,7 +111,7 @@ def variant_totals(bundle: Bundle, variant: str) -> tuple[float, float]:
 
 def parity_table(rows: Iterable[dict[str, Any]]) -> Table:
     """Return the export's parity report as a table."""
-    table = Table(title="parity with PyTorch", title_justify="left", title_style="bold")
+    table = Table(title="parity with PyTorch", **STYLE)
     for column in ("compared", "batch", "worst output", "largest error", "largest value", "same patches"):
         table.add_column(column, justify="left" if column in ("compared", "worst output") else "right")
     for row in rows:
