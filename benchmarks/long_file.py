@@ -1,6 +1,6 @@
 """Classifying a long video file against decoding it whole.
 
-Usage: python -m benchmarks.long_file BUNDLE [--seconds 120] [--rounds 5]
+Usage: python -m benchmarks.long_file [BUNDLE] [--seconds 120] [--rounds 5]
 
 Makes 1080p H.264 files from a real clip (people_1080p.mp4, played forth and back), a key frame every 30, 60 and 250
 frames, since that decides how much must be decoded to reach a frame. "Whole" is PyAV decoding every frame on all cores,
@@ -23,6 +23,7 @@ from adafocus_edge.bundle import read_bundle
 from adafocus_edge.classify import Classifier
 from adafocus_edge.sources import Source
 from benchmarks.machine import save
+from benchmarks.official import make_bundle, make_checkpoint
 
 CLIP = Path(__file__).parent.parent / "tests" / "clips" / "people_1080p.mp4"
 KEY_FRAMES = (30, 60, 250)
@@ -56,20 +57,25 @@ def decode_whole(path: Path) -> float:
 def main() -> None:
     """Measure, print and write ``results/long_file.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="?")
     parser.add_argument("--seconds", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(options.bundle or make_bundle(make_checkpoint(Path(folder))), Path(folder), options)
 
+
+def measure(bundle_path: Path, folder: Path, options: argparse.Namespace) -> None:
+    """Make the files, time them, print and write the report."""
     rows = []
-    bundle = read_bundle(options.bundle)
-    with load_model(bundle, backend="onnxruntime-cpu") as model, tempfile.TemporaryDirectory() as folder:
+    bundle = read_bundle(bundle_path)
+    with load_model(bundle, backend="onnxruntime-cpu") as model:
         classifier = Classifier(model, bundle.classes)
         print(
             f"{'a key frame every':>18}{'decoded whole':>15}{'classified':>12}{'of it model':>13}{'times faster':>14}"
         )
         for key_frames in KEY_FRAMES:
-            path = Path(folder) / f"{key_frames}.mp4"
+            path = folder / f"{key_frames}.mp4"
             make(path, options.seconds, key_frames)
             source = Source(path.name, str(path))
             classifier.classify(source)  # warm up
@@ -96,7 +102,7 @@ def main() -> None:
         "long_file",
         {
             "what": f"a {options.seconds}-second 1080p H.264 file: decoded whole, and classified",
-            "command": f"python -m benchmarks.long_file BUNDLE --seconds {options.seconds} --rounds {options.rounds}",
+            "command": f"python -m benchmarks.long_file --seconds {options.seconds} --rounds {options.rounds}",
             "rounds": options.rounds,
             "rows": rows,
         },

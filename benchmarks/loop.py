@@ -1,6 +1,8 @@
 """Milliseconds per 16-frame clip and per streamed frame: our bundle against eager PyTorch run the official way.
 
-Usage: python -m benchmarks.loop CHECKPOINT BUNDLE [--patch-size 128] [--rounds 15] [--threads 2]
+Usage: python -m benchmarks.loop [CHECKPOINT BUNDLE --patch-size 128] [--rounds 15] [--threads 2]
+
+Without a checkpoint and its bundle it makes both first: the official sizes, deterministic weights (a minute).
 
 Both run the same weights on the same frames, each in a process of its own so that their thread pools do not disturb
 each other, and take turns: a round is one clip and one stream of 16 frames of each. The other process sleeps meanwhile.
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing as mp
 import statistics
+import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,6 +29,7 @@ from adafocus_edge.bundle import read_bundle
 from adafocus_edge.preprocess import preprocess
 from adafocus_edge.report import variant_totals
 from benchmarks.machine import save
+from benchmarks.official import PATCH_SIZE, make_bundle, make_checkpoint
 
 FRAMES = Path(__file__).parent.parent / "export" / "frames"
 
@@ -114,15 +118,22 @@ def serve_eager(connection: Connection, options: argparse.Namespace) -> None:
 def main() -> None:
     """Measure, print and write ``results/loop.json``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("checkpoint", type=Path, nargs="?")
+    parser.add_argument("bundle", type=Path, nargs="?")
     parser.add_argument("--focuser", default="resnet50")
-    parser.add_argument("--patch-size", type=int, default=128)
+    parser.add_argument("--patch-size", type=int, default=PATCH_SIZE)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name", default="loop", help="of the file in benchmarks/results")
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        options.checkpoint = options.checkpoint or make_checkpoint(Path(folder))
+        options.bundle = options.bundle or make_bundle(options.checkpoint, options.patch_size)
+        measure(options)
 
+
+def measure(options: argparse.Namespace) -> None:
+    """Run the rounds, print and write the report."""
     context = mp.get_context("spawn")
     peers: dict[str, Connection] = {}
     for name, serve in (("bundle", serve_bundle), ("eager", serve_eager)):
@@ -182,7 +193,7 @@ def main() -> None:
         options.name,
         {
             "what": "eager PyTorch the official way against our bundle, same weights, FP32, interleaved rounds",
-            "command": f"python -m benchmarks.loop CHECKPOINT BUNDLE --patch-size {options.patch_size} "
+            "command": f"python -m benchmarks.loop --patch-size {options.patch_size} "
             f"--rounds {options.rounds} --threads {options.threads}",
             "rounds": options.rounds,
             "threads": options.threads,

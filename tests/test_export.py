@@ -1,5 +1,6 @@
 """The exported graphs: the contract's shapes, nothing that TensorRT cannot parse, and PyTorch's numbers."""
 
+import os
 import platform
 import sys
 
@@ -16,6 +17,7 @@ from adafocus_edge.types import GRAPHS, contract
 from export.graphs import count_gflops, export_graph
 from export.parity import compare, torch_model
 from tests.conftest import GOLDEN, ROOT, SMALL, edge, official_spec, one_line_error, write_checkpoint
+from tests.test_checkpoint import Runs
 from tests.test_model import frames_of
 from training.model import AdaFocus
 
@@ -148,6 +150,10 @@ def test_errors_leave_nothing_behind(small_checkpoint, small_weights, tmp_path):
     target = tmp_path / "b"
     one_line_error(edge("export", tmp_path / "none.pth", "-o", target, "--patch-size", 96), 1, "no such checkpoint")
     one_line_error(edge("export", small_checkpoint, "-o", target), 2, "--patch-size")
+    evil = tmp_path / "evil.pth.tar"
+    torch.save({"glancer": Runs(os.system, f"touch {tmp_path}/was-run")}, evil)
+    one_line_error(edge("export", evil, "-o", target, "--patch-size", 96), 1, "evil.pth.tar: refused", "posix.system")
+    evil.unlink()
     stage1 = write_checkpoint(
         {name: value for name, value in small_weights.items() if ".policy." not in name}, tmp_path / "s1.pth.tar"
     )
