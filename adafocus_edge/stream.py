@@ -192,11 +192,11 @@ def _from_bgr(frame: Any) -> Callable[[], NDArray[np.uint8]]:
 def _capture_address(source: Source, stop: threading.Event) -> Iterator[Callable[[], NDArray[np.uint8]]]:
     import av
 
-    from adafocus_edge.video import upright
+    from adafocus_edge.video import OPEN_OPTIONS, upright
 
     options = {"rtsp_transport": "tcp", "fflags": "nobuffer"} if source.address.startswith("rtsp") else {}
     try:
-        with av.open(source.address, options=options, timeout=OPEN_TIMEOUT_S, metadata_errors="replace") as container:
+        with av.open(source.address, options=options, timeout=OPEN_TIMEOUT_S, **OPEN_OPTIONS) as container:
             if not container.streams.video:
                 raise SourceError(f"{source.name}: no video in this stream")
             for frame in container.decode(video=0):

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"}
-"""Titles in old files are often not UTF-8; nothing here reads them."""
+OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+"""Titles in old files are often not UTF-8; nothing here reads them. PyAV 19 takes them as they are."""
 SLOWEST_USABLE_INDEX = 1.5
 """A container's index of decoding times stands for presentation times only if no gap exceeds this times the median."""
 

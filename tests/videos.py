@@ -10,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 
+from adafocus_edge.video import OPEN_OPTIONS
 from tests.conftest import CLIPS
 
 CLIP = CLIPS / "R6llTwEh07w.mp4"
@@ -34,7 +35,7 @@ def encode(path: Path, frames: int = 120, codec: str = "libx264", options: Any =
 
 def all_frames(path: Path) -> list[np.ndarray]:
     """Decode a whole file from its start, with a plain loop of PyAV's own."""
-    with av.open(str(path), metadata_errors="replace") as container:
+    with av.open(str(path), **OPEN_OPTIONS) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
