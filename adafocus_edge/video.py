@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import bisect
 import os
+import re
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import av
 import numpy as np
@@ -32,8 +34,16 @@ T = TypeVar("T")
 
 OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 """Titles in old files are often not UTF-8; nothing here reads them. PyAV 19 takes them as they are."""
-SLOWEST_USABLE_INDEX = 1.5
-"""A container's index of decoding times stands for presentation times only if no gap exceeds this times the median."""
+ROUNDING_TICKS = 2
+"""Gaps between frames of a constant rate differ by no more than this: containers round times to whole ticks."""
+SHORTEST_SHARE = 0.95
+"""A file of less than this share of its declared duration was cut short."""
+SKIPPING_DECODERS = frozenset(("h264", "hevc", "mpeg4", "mpeg2video"))
+"""Decoders that leave out frames which no other refers to, and nothing else, when told to (libdav1d does not)."""
+NOT_VIDEO = frozenset(("tty", "image2", "bin", "xbin", "adf", "idf"))
+"""Demuxers that take any text, or a single picture, for a video."""
+READ_TIMEOUT_S = 20.0
+"""A server of a file must answer within this time."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class VideoFile:
         self._address = path
         with self._open() as container:
             stream = self._stream(container)
-            self._time_base = stream.time_base or av.time_base
+            self._time_base = stream.time_base or Fraction(1, av.time_base)
             self._timeline = self._read_timeline(container, stream)
             rate = stream.average_rate or stream.guessed_rate
             self.fps = float(rate) if rate else 0.0
@@ -132,7 +142,14 @@ class VideoFile:
             if path.is_file() and path.stat().st_size == 0:
                 raise SourceError(f"{self.name}: the file is empty")
         try:
-            return cast("InputContainer", av.open(self._address, **OPEN_OPTIONS))
+            if "://" in self._address:
+                container = av.open(self._address, timeout=READ_TIMEOUT_S, **OPEN_OPTIONS)
+            else:  # the prefix keeps a colon in the name from looking like a protocol
+                container = av.open(f"file:{self._address}", **OPEN_OPTIONS)
+            if container.format.name in NOT_VIDEO or container.format.name.endswith("_pipe"):
+                container.close()
+                raise SourceError(f"{self.name}: not a video (frames as images go into a folder, which is then a clip)")
+            return cast("InputContainer", container)
         except av.error.PermissionError:
             raise SourceError(f"{self.name}: no permission to read it") from None
         except (av.error.FFmpegError, ValueError, OSError) as error:
@@ -160,24 +177,35 @@ class VideoFile:
     def _read_timeline(self, container: InputContainer, stream: VideoStream) -> _Timeline:
         if container.format.name == "avi" and stream.codec_context.has_b_frames:
             # AVI stores no presentation times, and with B-frames its packets are out of order and partly empty.
-            return _Timeline(list(range(self._count(container, stream))), [0], ordinal=True)
+            return self._count(container, stream)
+        if "://" not in self._address:
+            self._check_whole(stream)
         return self._timeline_of_index(stream) or self._timeline_of_packets(container, stream)
 
+    def _check_whole(self, stream: VideoStream) -> None:
+        """Refuse a file that ends before the last frame its index lists."""
+        entries = stream.index_entries
+        have = os.path.getsize(self._address)
+        there = sum(entry.pos + entry.size <= have for entry in entries)
+        if there < len(entries):
+            raise SourceError(f"{self.name}: cut short: {there} of its {len(entries)} frames are there")
+
     def _timeline_of_index(self, stream: VideoStream) -> _Timeline | None:
-        """Use the container's index, if it lists every frame at an even pace (MP4, MOV, AVI usually do)."""
-        entries = [entry for entry in stream.index_entries if not entry.is_discard]
-        if not entries or len(stream.index_entries) != stream.frames or not entries[0].is_keyframe:
+        """Use the container's index, if it lists every frame and its decoding times stand for presentation times.
+
+        They do at a constant rate, but for a fixed delay, and where frames are decoded in the order they are shown in.
+        """
+        entries = stream.index_entries
+        if len(entries) == 0 or len(entries) != stream.frames or not entries[0].is_keyframe:
+            return None
+        if any(entry.is_discard for entry in entries):
             return None
         decoded_at = np.array([entry.timestamp for entry in entries], dtype=np.int64)
         gaps = np.diff(decoded_at)
-        if len(gaps) and (gaps.min() <= 0 or gaps.max() > SLOWEST_USABLE_INDEX * np.median(gaps)):
-            return None  # uneven: the order of decoding says too little, so read the packets
-        if "://" not in self._address:
-            end = max(entry.pos + entry.size for entry in entries)
-            have = os.path.getsize(self._address)
-            if have < end:
-                whole = sum(entry.pos + entry.size <= have for entry in entries)
-                raise SourceError(f"{self.name}: cut short: {whole} of its {len(entries)} frames are there")
+        if len(gaps):
+            steady = gaps.max() - gaps.min() <= ROUNDING_TICKS
+            if gaps.min() <= 0 or not (steady or stream.codec_context.has_b_frames == 0):
+                return None
         start = stream.start_time if stream.start_time is not None else int(decoded_at[0])
         times = (decoded_at - decoded_at[0] + start).tolist()
         return _Timeline(times, [number for number, entry in enumerate(entries) if entry.is_keyframe], ordinal=False)
@@ -186,29 +214,49 @@ class VideoFile:
         """Read every packet's times without decoding any. What comes before the first key frame cannot be decoded."""
         times: list[int] = []
         keys: list[int] = []
+        untimed = False
         try:
             for packet in container.demux(stream):
                 time = packet.pts if packet.pts is not None else packet.dts
-                if packet.size == 0 or time is None or packet.is_discard:
+                if time is None:
+                    untimed = untimed or packet.size > 0
                     continue
                 if packet.is_keyframe:
                     keys.append(time)
-                if keys:
+                # An edit list discards frames that others need; they are decoded and not shown.
+                if keys and packet.size > 0 and not packet.is_discard:
                     times.append(time)
         except av.error.FFmpegError as error:
             raise self._broken(error) from None
-        if not keys:
+        if untimed:  # a bare stream of H.264 or HEVC
+            with self._open() as again:
+                return self._count(again, self._stream(again))
+        if not times:
             return _Timeline([], [], ordinal=False)
-        declared = stream.frames
-        if declared and len(times) < declared:
-            raise SourceError(f"{self.name}: cut short: {len(times)} of its {declared} frames are there")
+        # AVI counts in frames, and leaves out the packets of frames that a capture dropped.
+        if container.format.name == "avi" and times[-1] + 1 < stream.frames:
+            raise SourceError(f"{self.name}: cut short: {times[-1] + 1} of its {stream.frames} frames are there")
         # Open groups of pictures: frames shown before the first key frame depend on ones that are not there.
         shown = sorted(time for time in times if time >= keys[0])
-        return _Timeline(shown, [bisect.bisect_left(shown, time) for time in sorted(keys)], ordinal=False)
+        self._check_duration(stream, shown[-1])
+        starts = sorted({min(bisect.bisect_left(shown, time), len(shown) - 1) for time in keys})
+        return _Timeline(shown, [0, *(start for start in starts if start > 0)], ordinal=False)
 
-    def _count(self, container: InputContainer, stream: VideoStream) -> int:
+    def _check_duration(self, stream: VideoStream, last: int) -> None:
+        """Refuse a Matroska file that ends long before the duration in its head."""
+        declared = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", str(stream.metadata.get("DURATION", "")))
+        if declared is None:
+            return
+        hours, minutes, seconds = map(float, declared.groups())
+        promised_s = hours * 3600 + minutes * 60 + seconds
+        found_s = float(last * self._time_base)
+        if found_s < promised_s * SHORTEST_SHARE - 1:
+            raise SourceError(f"{self.name}: cut short: {found_s:.1f} of its {promised_s:.1f} s are there")
+
+    def _count(self, container: InputContainer, stream: VideoStream) -> _Timeline:
+        """Decode everything once to know how many frames there are."""
         stream.thread_type = "AUTO"
-        return sum(1 for _ in self._decode(container, stream))
+        return _Timeline([*range(sum(1 for _ in self._decode(container, stream)))], [0], ordinal=True)
 
     # -- decoding -----------------------------------------------------------------------------------------------------
 
@@ -336,6 +384,7 @@ class VideoFile:
         pixel of the others.
         """
         context = stream.codec_context
+        unwanted: Literal["NONREF", "DEFAULT"] = "NONREF" if context.codec.name in SKIPPING_DECODERS else "DEFAULT"
         reach = [self._earliest(index) for index in run]
         missing = set(run)
         try:
@@ -347,7 +396,7 @@ class VideoFile:
                 wanted = candidate >= 0 and time is not None and time <= self._latest(run[candidate])
                 if wanted:
                     missing.discard(run[candidate])
-                context.skip_frame = "DEFAULT" if wanted else "NONREF"
+                context.skip_frame = "DEFAULT" if wanted else unwanted
                 yield from (frame for frame in context.decode(packet) if frame.pts is not None)
             yield from (frame for frame in context.decode(None) if frame.pts is not None)
         except av.error.FFmpegError as error:

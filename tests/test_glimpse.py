@@ -76,6 +76,19 @@ def test_device_tensors_give_the_same_results(model, small_bundle, monkeypatch):
             assert np.abs(stream.see(frame).logits - live.logits).max() <= 1e-4
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_what_the_cpu_gives(model, small_bundle):
+    with load_model(read_bundle(small_bundle), backend="onnxruntime-cuda") as on_gpu:
+        stream = GlimpseStream(on_gpu)
+        for step, (found, expected) in enumerate(zip(see_clip(on_gpu, FRAMES), see_clip(model, FRAMES), strict=True)):
+            live = stream.see(FRAMES[step : step + 1])
+            for seen in (found, live):
+                assert np.array_equal(seen.origins, expected.origins)
+                assert np.abs(seen.logits - expected.logits).max() <= 2e-3
+        made = on_gpu.glancer.run({"frame": FRAMES[:2]})["feature_map"]
+        assert made.value.device_name() == "cuda"
+
+
 def test_device_tensors_stay_where_they_are(small_bundle):
     glancer = OrtBoundSession(small_bundle / "fp32" / "glancer.onnx", "cpu")
     made = glancer.run({"frame": FRAMES[:5]})["feature_map"]

@@ -17,9 +17,10 @@ CLIP = CLIPS / "R6llTwEh07w.mp4"
 
 
 def encode(path: Path, frames: int = 120, codec: str = "libx264", options: Any = None, **more: Any) -> Path:
-    """Encode frames of a real clip: ``more`` sets ``pix_fmt``, ``pts`` (a list) and ``size``."""
-    with av.open(str(CLIP)) as source, av.open(str(path), "w") as target:
-        stream = target.add_stream(codec, rate=30, options=options or {})
+    """Encode frames of a real clip: ``more`` sets ``pix_fmt``, ``pts`` (a list), ``rate`` and ``size``."""
+    with av.open(str(CLIP)) as source, av.open(f"file:{path}", "w") as target:
+        rate = more.get("rate", 30)
+        stream = target.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height = more.get("size", (320, 240))
         stream.pix_fmt = more.get("pix_fmt", "yuv420p")
         for number, frame in enumerate(source.decode(video=0)):
@@ -27,7 +28,7 @@ def encode(path: Path, frames: int = 120, codec: str = "libx264", options: Any =
                 break
             image = frame.reformat(stream.width, stream.height, stream.pix_fmt)
             image.pts = more["pts"][number] if "pts" in more else number
-            image.time_base = Fraction(1, 30)
+            image.time_base = Fraction(1, rate)
             target.mux(stream.encode(image))
         target.mux(stream.encode(None))
     return path
@@ -35,7 +36,7 @@ def encode(path: Path, frames: int = 120, codec: str = "libx264", options: Any =
 
 def all_frames(path: Path) -> list[np.ndarray]:
     """Decode a whole file from its start, with a plain loop of PyAV's own."""
-    with av.open(str(path), **OPEN_OPTIONS) as container:
+    with av.open(f"file:{path}", **OPEN_OPTIONS) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
