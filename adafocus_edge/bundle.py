@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from adafocus_edge.errors import BundleError, UsageError
+from adafocus_edge.preprocess import INTERPOLATION, short_side
 from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, TensorSpec, contract
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 FORMAT_VERSION = 1
+MEAN = (0.485, 0.456, 0.406)
+"""ImageNet's, per RGB channel of pixels / 255."""
+STD = (0.229, 0.224, 0.225)
 MANIFEST = "bundle.json"
 CLASSES = "classes.txt"
 VARIANT_PREFERENCE = ("fp32",)
@@ -69,6 +73,11 @@ class Preprocessing:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Preprocessing:
+        """Return the official evaluation's preprocessing, the only one there is."""
+        return cls(short_side(spec.frame_size), spec.frame_size, INTERPOLATION, MEAN, STD)
 
 
 @dataclass(frozen=True)
@@ -167,8 +176,7 @@ def read_bundle(path: Path | str) -> Bundle:
     _check_files(folder, manifest)
     _check_graphs(folder, manifest)
     classes = read_classes(folder / CLASSES)
-    if len(classes) != manifest.model.classes:
-        raise BundleError(f"{folder / CLASSES}: {len(classes)} names for a model of {manifest.model.classes} classes")
+    check_classes(classes, manifest.model.classes, str(folder / CLASSES))
     return Bundle(folder, manifest, classes)
 
 
@@ -206,31 +214,45 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
         raise UsageError(f"{path}: exists already; give another name, or --force to replace it")
     if path.exists() and not (path / MANIFEST).is_file():
         raise UsageError(f"{path}: exists and is no bundle, so it is not replaced")
-    try:
+    missing = [parent for parent in path.parents if not parent.exists()]
+    with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written ({error.strerror})") from None
     try:
         draft.chmod(0o755)
         yield draft
-        _sync(draft)
-        if replace and path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.rename(old / path.name)
-            try:
+        with _told(path):
+            _sync(draft)
+            if replace and path.exists():
+                _exchange(draft, path)
+            else:
                 draft.rename(path)
-            except OSError:
-                (old / path.name).rename(path)
-                raise
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
-        else:
-            draft.rename(path)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        for parent in missing:  # the deepest first; one that holds something stays
+            with suppress(OSError):
+                parent.rmdir()
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tell in words what the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Put a folder in another's place; whatever happens in between, one of the two is there afterwards."""
+    aside = new.with_suffix(".old")
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except BaseException:
+        aside.rename(old)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
@@ -239,6 +261,18 @@ def _sync(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+
+
+def check_classes(names: Sequence[str], count: int, origin: str) -> None:
+    """Check that class names can be written one per line and are as many as the model has.
+
+    Raises ``BundleError`` that begins with ``origin``.
+    """
+    if len(names) != count:
+        raise BundleError(f"{origin}: names {len(names)} classes, but the model has {count}")
+    for number, name in enumerate(names):
+        if not name.strip() or name != name.strip() or len(name.splitlines()) != 1:
+            raise BundleError(f"{origin}: class {number} is named {name!r}, which is no line of text")
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -282,6 +316,11 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def _check_graphs(folder: Path, manifest: Manifest) -> None:
+    if manifest.preprocessing != Preprocessing.of(manifest.model):
+        raise BundleError(f"{folder / MANIFEST}: asks for a preprocessing that this adafocus-edge does not do")
+    for name, thresholds in manifest.thresholds.items():
+        if len(thresholds) != manifest.model.segments:
+            raise BundleError(f"{folder / MANIFEST}: thresholds {name!r} are not one per frame of a clip")
     if not manifest.variants:
         raise BundleError(f"{folder / MANIFEST}: no variant in it")
     for variant, graphs in manifest.variants.items():

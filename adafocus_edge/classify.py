@@ -125,7 +125,7 @@ class Classifier:
     Args:
         model: the four sessions.
         classes: names in the order of the logits.
-        top_k: how many classes a result lists.
+        top_k: how many classes a result lists; at most all of them.
         schedule: how files are seen; ``auto`` is ``clip``, or ``stream`` where an early exit is asked for.
         exit_confidence: stop at the first step whose best class is at least this sure; None for never.
     """
@@ -135,7 +135,7 @@ class Classifier:
         model: LoadedModel,
         classes: Sequence[str],
         *,
-        top_k: int = 5,
+        top_k: int = 1,
         schedule: Schedule = "auto",
         exit_confidence: float | None = None,
     ) -> None:
@@ -143,7 +143,7 @@ class Classifier:
             raise UsageError("an early exit saves nothing on the clip schedule: use --schedule stream")
         self.model = model
         self.classes = classes
-        self.top_k = min(top_k, len(classes))
+        self.top_k = top_k
         self.exit_confidence = exit_confidence
         self.schedule = "stream" if schedule == "stream" or exit_confidence is not None else "clip"
 

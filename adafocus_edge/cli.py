@@ -20,6 +20,8 @@ from adafocus_edge import __version__
 from adafocus_edge.errors import AdaFocusError, MissingExtraError, UsageError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from adafocus_edge.classify import Classifier, Result
     from adafocus_edge.sources import Source
 
@@ -49,6 +51,11 @@ class ScheduleName(str, Enum):
     STREAM = "stream"
 
 
+DEFAULT_TOP_K = 5
+DEFAULT_GLIMPSE_FPS = 2.0
+VIDEO_CONTAINERS = (".mp4", ".mov", ".mkv")
+TERMINATED = 143
+"""Exit status after SIGTERM, as shells have it."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -179,18 +186,20 @@ def classify(
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
     schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: usable cores]")] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Classes to list per clip.")] = 5,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Classes to list per clip. [default: 5]")] = None,
     exit_confidence: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Stop a clip once its best class is this sure.")
     ] = None,
     logits: Annotated[bool, typer.Option("--logits", help="Add every step's logits to JSON.")] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write results here: .jsonl, .csv.")
+        Path | None, typer.Option("--output", "-o", help="Also write results here: JSON lines, or CSV if so named.")
     ] = None,
     save_video: Annotated[
         Path | None, typer.Option(help="Write the video with the patch drawn on it; with several sources, a folder.")
     ] = None,
-    glimpse_fps: Annotated[float, typer.Option(min=0.01, help="Glimpses per second of a live source.")] = 2.0,
+    glimpse_fps: Annotated[
+        float | None, typer.Option(min=0.01, help="Glimpses per second of a live source. [default: 2]")
+    ] = None,
     duration: Annotated[float | None, typer.Option(min=0.0, help="Seconds to run on a live source.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -209,27 +218,37 @@ def classify(
     from adafocus_edge.sources import find_sources
 
     sources = find_sources(source)
-    live = [s for s in sources if s.live]
+    live = any(s.live for s in sources)
     if live and len(sources) > 1:
         raise UsageError("a live source runs alone for now: name one camera or stream, or only files")
     if live and save_video is not None:
         raise UsageError("--save-video takes files, not live sources")
+    if live and schedule is ScheduleName.CLIP:
+        raise UsageError("a live source is seen frame by frame: --schedule clip is for files")
+    if not live and (glimpse_fps is not None or duration is not None):
+        raise UsageError("--glimpse-fps and --duration are for live sources; a file gives as many frames as a clip has")
+    if logits and not as_json and output is None:
+        raise UsageError("--logits adds to JSON: give --json or --output FILE, too")
     if save_video is not None:
         _check_video_target(save_video, sources)
     found = read_bundle(bundle)
+    if top_k is not None and top_k > found.model.classes:
+        raise UsageError(f"--top-k {top_k}: the bundle has {found.model.classes} classes")
     with ExitStack() as stack:
         model = stack.enter_context(load_model(found, variant, backend.value, threads))
         if backend is BackendName.AUTO:
             _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         classifier = Classifier(
-            model, found.classes, top_k=top_k, schedule=schedule.value, exit_confidence=exit_confidence
+            model,
+            found.classes,
+            top_k=min(top_k or DEFAULT_TOP_K, found.model.classes),
+            schedule=schedule.value,
+            exit_confidence=exit_confidence,
         )
-        file = ResultFile(output, logits=logits) if output is not None else None
-        if file is not None:
-            stack.callback(file.close)
+        file = stack.enter_context(ResultFile(output, logits=logits)) if output is not None else None
         sink = _Sink(as_json, logits, file)
         if live:
-            _run_live(live[0], classifier, glimpse_fps, duration, sink)
+            _run_live(sources[0], classifier, glimpse_fps or DEFAULT_GLIMPSE_FPS, duration, sink)
         else:
             _run_files(sources, classifier, save_video, sink, quiet)
     if sink.failed:
@@ -257,12 +276,17 @@ class _Sink:
             print_result(console(), result)
 
     def failure(self, source: str, error: AdaFocusError) -> None:
-        self.failed += 1
+        """A source that gives no result."""
         entry = {"source": source, "error": str(error)}
         if self._file is not None:
             self._file.write(entry)
         if self._json:
             print(json.dumps(entry, ensure_ascii=False), flush=True)
+        self.complaint(error)
+
+    def complaint(self, error: AdaFocusError) -> None:
+        """Something that went wrong beside a result."""
+        self.failed += 1
         print(f"error: {error}", file=sys.stderr)
 
 
@@ -271,18 +295,26 @@ def _run_files(
 ) -> None:
     from adafocus_edge.render import save_annotated
 
-    with _counter("classifying", len(sources), quiet) as advance:
+    with _progress(quiet) as bars:
+        clips = bars.add_task("classifying", total=len(sources), visible=len(sources) > 1)
         for source in sources:
             try:
                 result, clip = classifier.classify(source)
-                sink.result(result)
-                if save_video is not None:
-                    path = save_video if save_video.suffix else save_video / f"{_stem(source)}.mp4"
-                    with _counter(f"writing {path.name}", clip.frame_count, quiet) as written:
-                        save_annotated(clip, result, classifier.model.spec.frame_size, path, written)
             except AdaFocusError as error:
                 sink.failure(source.name, error)
-            advance()
+                bars.advance(clips)
+                continue
+            sink.result(result)
+            if save_video is not None:
+                path = save_video if _is_video_file(save_video) else save_video / f"{_stem(source)}.mp4"
+                frames = bars.add_task(f"writing {path.name}", total=clip.frame_count)
+                try:
+                    for count in save_annotated(clip, result, classifier.model.spec.frame_size, path):
+                        bars.update(frames, completed=count)
+                except AdaFocusError as error:
+                    sink.complaint(error)
+                bars.remove_task(frames)
+            bars.advance(clips)
 
 
 def _run_live(
@@ -306,18 +338,21 @@ def _stem(source: Source) -> str:
     return Path(source.address.rstrip("/")).stem or "clip"
 
 
+def _is_video_file(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_CONTAINERS and not path.is_dir()
+
+
 def _check_video_target(path: Path, sources: list[Source]) -> None:
-    if path.suffix:
-        if path.suffix.lower() not in (".mp4", ".mov", ".mkv"):
-            raise UsageError(f"{path}: annotated videos are written as .mp4, .mov or .mkv")
-        if len(sources) > 1:
-            raise UsageError(f"--save-video {path}: {len(sources)} sources need a folder, not one file")
-    targets = {(path if path.suffix else path / f"{_stem(s)}.mp4").resolve(): s for s in sources}
-    if len(targets) < len(sources):
+    one = _is_video_file(path)
+    if not one and path.suffix and not path.is_dir():
+        raise UsageError(f"{path}: annotated videos are written as {', '.join(VIDEO_CONTAINERS)}, or into a folder")
+    if one and len(sources) > 1:
+        raise UsageError(f"--save-video {path}: {len(sources)} sources need a folder, not one file")
+    targets = [(path if one else path / f"{_stem(source)}.mp4").resolve() for source in sources]
+    if len(set(targets)) < len(targets):
         raise UsageError(f"--save-video {path}: two of the sources have the same file name")
-    for target in targets:
-        if any(target == Path(source.address).resolve() for source in sources):
-            raise UsageError(f"--save-video {path}: would overwrite a source")
+    if set(targets) & {Path(source.address).resolve() for source in sources}:
+        raise UsageError(f"--save-video {path}: would overwrite a source")
 
 
 def reach(module: str, verb: str, extra: str) -> Any:
@@ -355,18 +390,23 @@ def _say(text: str, quiet: bool) -> None:
 
 
 @contextmanager
-def _counter(what: str, total: int, quiet: bool) -> Iterator[Any]:
-    """Give a function that advances a progress bar: shown on a terminal, for more than one thing, unless quiet."""
-    if quiet or total < 2 or not sys.stderr.isatty():
-        yield lambda *_: None
-        return
+def _progress(quiet: bool) -> Iterator[Progress]:
+    """Give progress bars on stderr: seen on a terminal, and not if quiet."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done=None: bar.update(task, completed=done) if done is not None else bar.advance(task)
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=quiet or not sys.stderr.isatty(),
+        # Results that share the terminal go above the bars; into a file or a pipe they go as they are.
+        redirect_stdout=sys.stdout.isatty(),
+    ) as bars:
+        yield bars
 
 
 @contextmanager
@@ -381,35 +421,53 @@ def _stages(quiet: bool) -> Iterator[Any]:
         yield lambda stage: status.update(stage + " ...")
 
 
+def _terminate(*_: object) -> None:
+    raise SystemExit(TERMINATED)
+
+
 def main() -> None:
     """Run the command line: every error becomes one line and an exit code."""
-    command = typer.main.get_command(app)
+    # Unwinds the stack, as Ctrl-C does, so that nothing half-written stays.
+    signal.signal(signal.SIGTERM, _terminate)
+    status: object = 0
     try:
-        status = command.main(prog_name="adafocus-edge", standalone_mode=False)
+        status = typer.main.get_command(app).main(prog_name="adafocus-edge", standalone_mode=False)
     except AdaFocusError as error:
         if _debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        status = error.exit_code
+        status = _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         status = INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has gone; there is nobody to tell
-        status = 1
+    except MemoryError:
+        status = _fail("out of memory", 1)
     except Exception as error:
-        if hasattr(error, "format_message"):  # Click's own errors: wrong usage
-            text = error.format_message()
-            print(text if text.startswith("Usage") else f"error: {text} (see --help)", file=sys.stderr)
-            status = getattr(error, "exit_code", 2)
+        usage = _usage_text(error)
+        if usage is not None:
+            status = _fail(f"{usage} (see --help)", 2)
         elif _debug:
             raise
         else:
             first = (str(error).splitlines() or [""])[0]
-            print(f"error: unexpected {type(error).__name__}: {first} (--debug shows where)", file=sys.stderr)
-            status = 1
+            status = _fail(f"unexpected {type(error).__name__}: {first} (--debug shows where)", 1)
     if status == INTERRUPTED:  # Typer turns Ctrl-C into this status, too
         print("interrupted", file=sys.stderr)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(text: str, status: int) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return status
+
+
+def _usage_text(error: Exception) -> str | None:
+    """Return what Typer says of wrong usage, or None for any other error. No verb at all shows the help."""
+    if not hasattr(error, "format_message"):
+        return None
+    text = str(error.format_message())
+    if text.lstrip().startswith("Usage"):
+        print(text, file=sys.stderr)
+        return "no verb given"
+    return " ".join(text.split())
 
 
 if __name__ == "__main__":

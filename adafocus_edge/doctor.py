@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from adafocus_edge import __version__
@@ -53,7 +54,7 @@ def examine() -> list[Finding]:
         _package("onnxruntime", "onnxruntime-cpu", ("onnxruntime-gpu", "onnxruntime"), ""),
         _cuda_provider(),
         _decoder(),
-        _package("cv2", "cameras (OpenCV)", ("opencv-python", "opencv-python-headless"), ""),
+        _package("cv2", "cameras (OpenCV)", ("opencv-python-headless", "opencv-python"), ""),
         _package("torch", "export, train: PyTorch", ("torch",), "export"),
         _package("torchvision", "export, train: torchvision", ("torchvision",), "export"),
         _package("onnx", "export: ONNX", ("onnx",), "export"),
@@ -68,7 +69,7 @@ def findings_table(findings: list[Finding]) -> Table:
     colours = {"ok": "green", "missing": "yellow", "none": "dim"}
     for finding in findings:
         colour = colours[finding.status]
-        table.add_row(finding.part, f"[{colour}]{finding.status}[/]", finding.detail, finding.fix)
+        table.add_row(finding.part, f"[{colour}]{finding.status}[/]", escape(finding.detail), escape(finding.fix))
     return table
 
 
@@ -100,7 +101,10 @@ def _nvidia() -> Finding:
     tool = shutil.which("nvidia-smi")
     if tool is not None:
         query = [tool, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+        try:
+            found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return Finding("NVIDIA GPU", "none", f"nvidia-smi does not answer ({type(error).__name__})")
         if found.returncode == 0 and found.stdout.strip():
             return Finding("NVIDIA GPU", "ok", "; ".join(found.stdout.strip().splitlines()))
     if Path("/etc/nv_tegra_release").is_file():
@@ -118,21 +122,20 @@ def _installed(distributions: tuple[str, ...]) -> str | None:
 
 
 def _package(module: str, part: str, distributions: tuple[str, ...], extra: str) -> Finding:
-    fix = f"pip install 'adafocus-edge[{extra}]'" if extra else f"pip install {distributions[-1]}"
+    fix = f"pip install 'adafocus-edge[{extra}]'" if extra else f"pip install {distributions[0]}"
     found = _installed(distributions)
-    if found is None:
-        return Finding(part, "missing", "", fix)
     try:
-        import_module(module)
-    except (ImportError, OSError) as error:
-        return Finding(part, "missing", f"{found} cannot be loaded: {error}", fix)
-    return Finding(part, "ok", found)
+        loaded = import_module(module)
+    except Exception as error:  # a package may fail in any way while it is imported
+        return Finding(part, "missing", f"{found} cannot be loaded: {error}" if found else "", fix)
+    # A package of the system (JetPack's OpenCV, say) has no entry of pip's.
+    return Finding(part, "ok", found or f"{module} {getattr(loaded, '__version__', '')}")
 
 
 def _guarded(part: str, look: Callable[[], Finding]) -> Finding:
     try:
         return look()
-    except (ImportError, OSError) as error:
+    except Exception as error:
         return Finding(part, "missing", str(error), "pip install --force-reinstall adafocus-edge")
 
 
@@ -144,10 +147,8 @@ def _cuda_provider() -> Finding:
 
         obstacle = cuda_obstacle()
         if obstacle is None:
-            return Finding(part, "ok", "a GPU and the CUDA provider are there")
-        if "GPU" in obstacle:
-            return Finding(part, "none", obstacle)
-        return Finding(part, "missing", obstacle, "pip install 'adafocus-edge[gpu]'")
+            return Finding(part, "ok", "driver, GPU and CUDA libraries are there")
+        return Finding(part, "missing" if obstacle.fix else "none", obstacle.why, obstacle.fix)
 
     return _guarded(part, look)
 

@@ -12,9 +12,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RESIZE_RATIO = (256, 224)
-"""The short side is resized to S * 256 / 224 before the centre S x S is cut out (official ``scale_size``)."""
+"""The short side is resized to S * 256 / 224 (official ``scale_size``)."""
+INTERPOLATION = "bilinear, antialiased"
+"""Of that resize, by Pillow."""
 LONGEST_STRIP = 16
 """Beyond this aspect ratio only the part of the source under the crop is resized."""
+
+
+def short_side(size: int) -> int:
+    """Return the pixels to which the short side is resized before the centre S x S is cut out."""
+    return size * RESIZE_RATIO[0] // RESIZE_RATIO[1]
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class CropWindow:
     @classmethod
     def of(cls, height: int, width: int, size: int) -> CropWindow:
         """Compute the official evaluation's resize and centre crop for a source of this size."""
-        short = size * RESIZE_RATIO[0] // RESIZE_RATIO[1]
+        short = short_side(size)
         # torchvision's rule: the short side becomes `short`, the long side is truncated to whole pixels.
         if width <= height:
             resized_width, resized_height = short, int(short * height / width)

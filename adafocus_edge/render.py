@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bisect
 import os
+from contextlib import suppress
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -16,10 +18,12 @@ from adafocus_edge.errors import SourceError
 from adafocus_edge.preprocess import CropWindow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from av.video.stream import VideoStream
     from numpy.typing import NDArray
+    from PIL.ImageFont import FreeTypeFont
+    from PIL.ImageFont import ImageFont as BuiltinFont
 
     from adafocus_edge.classify import Result, Step
     from adafocus_edge.sources import Clip
@@ -30,11 +34,18 @@ PANEL_COLOUR = (12, 14, 18, 190)
 TEXT_COLOUR = (245, 245, 245)
 TEXT_SHARE = 22
 """Text is one 22nd of the frame's short side tall, and at least 10 pixels."""
+TICKS = 90_000
+"""Clock of the written video, in ticks per second."""
 SMALLEST_WIDTH = 360
 """Narrower videos are written enlarged, so that the text on them can be read."""
 
 
-def save_annotated(clip: Clip, result: Result, frame_size: int, path: Path, progress: Callable[[int], None]) -> None:
+@lru_cache
+def _font(size: int) -> FreeTypeFont | BuiltinFont:
+    return ImageFont.load_default(size)
+
+
+def save_annotated(clip: Clip, result: Result, frame_size: int, path: Path) -> Iterator[int]:
     """Write the whole clip as an MP4 with what was seen drawn on it. The file appears whole or not at all.
 
     Args:
@@ -42,7 +53,9 @@ def save_annotated(clip: Clip, result: Result, frame_size: int, path: Path, prog
         result: what was found in it.
         frame_size: S of the model.
         path: of the MP4.
-        progress: told the number of frames written.
+
+    Yields:
+        the number of frames written, after each.
 
     Raises:
         SourceError: the clip cannot be decoded, or the file cannot be written.
@@ -52,7 +65,7 @@ def save_annotated(clip: Clip, result: Result, frame_size: int, path: Path, prog
     first_seen = [step.frame_index for step in result.steps]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(draft), "w", options={"movflags": "faststart"}) as container:
+        with av.open(f"file:{draft}", "w", options={"movflags": "faststart"}) as container:
             stream: VideoStream | None = None
             for index, frame in clip.frames():
                 step = result.steps[max(0, bisect.bisect_right(first_seen, index) - 1)]
@@ -64,21 +77,28 @@ def save_annotated(clip: Clip, result: Result, frame_size: int, path: Path, prog
                     )
                     stream.height, stream.width = picture.shape[:2]
                     stream.pix_fmt = "yuv420p"
+                    if clip.duration_s is not None:
+                        stream.codec_context.time_base = Fraction(1, TICKS)
                     stream.thread_type = "AUTO"
                     if codec == "libx264":
                         stream.options = {"preset": "veryfast"}
                     size = picture.shape
                 if picture.shape != size:  # a stream that changes its size half way
                     picture = np.asarray(Image.fromarray(picture).resize((size[1], size[0])))
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-                progress(index + 1)
+                shown = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                time_s = clip.time_s(index)
+                if time_s is not None:  # else the encoder counts frames
+                    shown.pts, shown.time_base = round(time_s * TICKS), Fraction(1, TICKS)
+                container.mux(stream.encode(shown))
+                yield index + 1
             if stream is not None:
                 container.mux(stream.encode(None))
         os.replace(draft, path)
     except (OSError, av.error.FFmpegError) as error:
         raise SourceError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
 
 
 def annotate(frame: NDArray[np.uint8], step: Step, result: Result, frame_size: int) -> NDArray[np.uint8]:
@@ -112,7 +132,7 @@ def annotate(frame: NDArray[np.uint8], step: Step, result: Result, frame_size: i
     draw.rectangle(box(*step.patch), outline=PATCH_COLOUR, width=line)
 
     best = result.top[0]
-    font = ImageFont.load_default(text_px)
+    font = _font(text_px)
     panel = int(text_px * 2.9)
     top = image.height - panel
     draw.rectangle((0, top, image.width, image.height), fill=PANEL_COLOUR)
@@ -122,7 +142,7 @@ def annotate(frame: NDArray[np.uint8], step: Step, result: Result, frame_size: i
         f"   |   {result.latency_ms:.0f} ms, {result.backend}, {result.variant}"
     )
     draw.text((margin, top + text_px * 0.3), f"{best.label}  {best.confidence:.0%}", fill=PATCH_COLOUR, font=font)
-    small = ImageFont.load_default(max(9, text_px * 3 // 4))
+    small = _font(max(9, text_px * 3 // 4))
     draw.text((margin, top + text_px * 1.6), detail, fill=TEXT_COLOUR, font=small)
     draw.rectangle((0, image.height - line, image.width * step.guess.confidence, image.height), fill=PATCH_COLOUR)
     return np.asarray(image)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.types import GRAPHS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+
+    from typing_extensions import Self
 
     from adafocus_edge.bundle import Bundle
     from adafocus_edge.classify import Result
@@ -58,7 +61,7 @@ def print_result(to: Console, result: Result) -> None:
 def bundle_tables(bundle: Bundle) -> Iterable[Table]:
     """Yield what is in a bundle as tables: the model, the graphs, the parity report, the provenance."""
     spec, manifest = bundle.model, bundle.manifest
-    model = Table("model", "", title=str(bundle.path), **STYLE)
+    model = Table("model", "", title=escape(str(bundle.path)), **STYLE)
     glance = "" if spec.glance_size == spec.frame_size else f", resized to {spec.glance_size} (nearest)"
     rows = {
         "glancer": f"{spec.glancer}: {spec.glance_dim} features of {spec.frame_size} x {spec.frame_size}{glance}",
@@ -76,7 +79,7 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
         "thresholds": ", ".join(manifest.thresholds) or "none",
     }
     for name, value in rows.items():
-        model.add_row(name, value)
+        model.add_row(name, escape(value))
     yield model
 
     for variant, graphs in manifest.variants.items():
@@ -123,41 +126,47 @@ def parity_table(rows: Iterable[dict[str, Any]]) -> Table:
 
 
 class ResultFile:
-    """A file of results, by its suffix JSON lines (``.jsonl``, ``.json``) or CSV; it takes its name when it is closed.
+    """A file of results: CSV if it is called so, else a JSON object per line. A context manager.
 
-    Until then it is ``.NAME.part`` beside it, so that a file of that name from before is lost only to a finished one.
+    It is ``.NAME.part`` until the run ends, so that a file of that name from before is lost only to a finished one. A
+    run that is broken off leaves the ``.part`` file with what it has.
     """
 
     def __init__(self, path: Path, *, logits: bool = False) -> None:
-        if path.suffix not in (".jsonl", ".json", ".csv"):
-            raise UsageError(f"{path}: results are written as .jsonl or .csv")
         if path.is_dir():
             raise UsageError(f"{path}: is a folder, not a file to write")
         self._path = path
         self._draft = path.with_name(f".{path.name}.part")
         self._logits = logits
-        try:
+        with self._told():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[str] = self._draft.open("w", encoding="utf-8", newline="")
-        except OSError as error:
-            raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None
         self._csv = None
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             self._csv = csv.DictWriter(self._file, CSV_COLUMNS, extrasaction="ignore")
             self._csv.writeheader()
 
     def write(self, entry: dict[str, Any]) -> None:
         """Add one result, or one failed source, as its JSON object."""
-        try:
+        with self._told():
             if self._csv is not None:
                 self._csv.writerow(entry)
             else:
                 self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._told():
+            self._file.close()
+            if kind is None:
+                os.replace(self._draft, self._path)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise AdaFocusError(f"{self._path}: cannot be written ({error.strerror})") from None
-
-    def close(self) -> None:
-        """Give the file its name."""
-        self._file.close()
-        os.replace(self._draft, self._path)

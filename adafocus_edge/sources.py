@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -14,7 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from adafocus_edge.cpus import usable_cores
-from adafocus_edge.errors import SourceError
+from adafocus_edge.errors import SourceError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,12 +92,31 @@ class FrameFolder:
         return None
 
     def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
-        """Read the frames with these numbers, over the cores; see :class:`Clip`."""
-        distinct = sorted(set(indices))
-        with ThreadPoolExecutor(usable_cores(), thread_name_prefix="read") as pool:
-            made = dict(zip(distinct, pool.map(lambda i: convert(read_image(self._files[i])), distinct), strict=True))
-        for index in indices:
-            yield index, made[index]
+        """Read the frames with these numbers, over the cores and only a little ahead; see :class:`Clip`."""
+        waiting = iter(sorted(set(indices)))
+        pending: deque[tuple[int, Future[T]]] = deque()
+        workers = usable_cores()
+
+        def read(index: int) -> T:
+            return convert(read_image(self._files[index]))
+
+        with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+
+            def refill() -> None:
+                for index in itertools.islice(waiting, workers + 1 - len(pending)):
+                    pending.append((index, pool.submit(read, index)))
+
+            made: tuple[int, T] | None = None
+            try:
+                for index in indices:
+                    if made is None or made[0] != index:
+                        refill()
+                        number, future = pending.popleft()
+                        made = number, future.result()
+                    yield made
+            finally:
+                for _, future in pending:
+                    future.cancel()
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Read all frames in order; see :class:`Clip`."""
@@ -130,21 +151,23 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
     """Turn what the user named into sources: folders and globs are expanded in natural order.
 
     A digit is a camera index unless a file has that name. What does not exist becomes a source all the same: opening it
-    tells, so that one wrong name does not stop the others. Raises ``SourceError`` only if nothing at all is found.
+    tells, so that one wrong name does not stop the others. Raises ``UsageError`` for an empty name.
     """
     found: list[Source] = []
     for argument in arguments:
+        if not argument.strip():
+            raise UsageError("an empty source: give a file, a folder, a camera index or an address")
         path = Path(argument)
         if "://" in argument:
             found.append(Source(without_password(argument), argument, live=is_stream(argument)))
         elif path.is_dir():
-            found += _in_folder(path)
+            found += _folder(path)
         elif not path.exists() and glob.has_magic(argument):
             matches = sorted((Path(match) for match in glob.glob(argument, recursive=True)), key=natural_path)
             if not matches:
                 found.append(Source(argument, argument))
             for match in matches:
-                found += _in_folder(match) if match.is_dir() else [Source(str(match), str(match))]
+                found += _folder(match) if match.is_dir() else [Source(str(match), str(match))]
         elif argument.isdigit() and not path.exists():
             found.append(Source(f"camera {argument}", argument, live=True))
         else:
@@ -162,23 +185,31 @@ def images_in(folder: Path) -> list[Path]:
     return [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
 
 
-def _videos_in(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith(".")]
+def _in_folder(folder: Path, above: frozenset[Path] = frozenset()) -> list[Source]:
+    """A folder with videos, at any depth, is those videos; one with nothing but images is one clip.
 
-
-def _in_folder(folder: Path) -> list[Source]:
-    """A folder with videos, at any depth, is those videos; a folder with only images is one clip."""
-    sources = [Source(str(path), str(path)) for path in sorted(_videos_in(folder), key=natural_order)]
+    Links that lead back up are not followed. An empty folder gives nothing.
+    """
+    above |= {folder.resolve()}
+    visible = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural_order)
+    videos = [p for p in visible if p.suffix.lower() in VIDEO_SUFFIXES and not p.is_dir()]
+    folders = [p for p in visible if p.is_dir() and p.resolve() not in above]
+    sources = [Source(str(path), str(path)) for path in videos]
+    for inner in folders:
+        sources += _in_folder(inner, above)
     if not sources and images_in(folder):
         return [Source(str(folder), str(folder))]
-    inner = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    for path in sorted(inner, key=natural_order):
-        sources += [source for source in _in_folder(path) if source.address != str(path) or images_in(path)]
-    # An empty folder stays a source, so that opening it says what is wrong.
-    return sources or [Source(str(folder), str(folder))]
+    return sources
+
+
+def _folder(folder: Path) -> list[Source]:
+    """The sources of a folder; one with nothing in it stays a source, so that opening it says what is wrong."""
+    return _in_folder(folder) or [Source(str(folder), str(folder))]
 
 
 LIVE_SCHEMES = frozenset("rtsp rtsps rtmp rtmps udp rtp srt tcp".split())
+STREAM_SUFFIXES = frozenset(".ts .m2ts .mts .flv".split())
+"""What HTTP serves under these names has an end only by chance."""
 
 
 def is_stream(address: str) -> bool:
@@ -187,9 +218,9 @@ def is_stream(address: str) -> bool:
     if scheme.lower() in LIVE_SCHEMES:
         return True
     path = re.split(r"[?#]", rest, maxsplit=1)[0]
-    return scheme.lower() in ("http", "https") and Path(path).suffix.lower() not in VIDEO_SUFFIXES
+    return scheme.lower() in ("http", "https") and Path(path).suffix.lower() not in VIDEO_SUFFIXES - STREAM_SUFFIXES
 
 
 def without_password(address: str) -> str:
-    """Blank out the user name and password of an address."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "***@", address)
+    """Blank out the user name and password of an address: all up to the last ``@``, for they may hold any character."""
+    return re.sub(r"(?<=://)[^?#]*@", "***@", address)

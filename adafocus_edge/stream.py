@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from adafocus_edge.sources import Source
 
 OPEN_TIMEOUT_S = 10.0
-"""A stream address must answer, and then deliver a frame, within this time."""
+"""A stream address must answer within this time."""
+SILENCE_S = 10.0
+"""A source that gives no frame for this long has failed."""
 POLL_S = 0.1
 """How often a waiting reader looks whether it should stop."""
 
@@ -44,14 +46,9 @@ class LiveFrame:
 
 
 class LiveReader:
-    """Reads a live source in a thread and keeps its newest frame only, so that a slow model never falls behind.
-
-    Attributes:
-        dropped: frames that were never taken.
-    """
+    """Reads a live source in a thread and keeps its newest frame only, so that a slow model never falls behind."""
 
     def __init__(self, source: Source) -> None:
-        self.dropped = 0
         self._source = source
         self._newest: LiveFrame | None = None
         self._ended = False
@@ -61,34 +58,51 @@ class LiveReader:
         self._thread = threading.Thread(target=self._read, name=f"capture {source.name}", daemon=True)
         self._thread.start()
 
-    def take(self, timeout_s: float) -> LiveFrame | None:
-        """Take the newest frame, waiting for it if need be; None when the source has ended.
+    def take(self, until_s: float | None, stop: threading.Event) -> LiveFrame | None:
+        """Take the newest frame, waiting for it if need be.
 
-        Raises ``SourceError`` if the source failed, or if nothing came in time.
+        Args:
+            until_s: give up at this ``time.monotonic``, or never if None.
+            stop: give up when it is set.
+
+        Returns:
+            a frame, or None when the source has ended or it was given up. Raises ``SourceError`` if the source failed,
+            or if no frame came for :data:`SILENCE_S`.
         """
+        silent_s = time.monotonic() + SILENCE_S
         with self._changed:
-            arrived = self._changed.wait_for(lambda: self._newest is not None or self._ended, timeout_s)
+            while True:
+                now = time.monotonic()
+                if stop.is_set() or (until_s is not None and now >= until_s):
+                    return None
+                if self._newest is not None or self._ended:
+                    break
+                if now >= silent_s:
+                    raise SourceError(f"{self._source.name}: no frame for {SILENCE_S:.0f} s")
+                self._changed.wait(POLL_S)
             frame, self._newest = self._newest, None
             if frame is None and self._error is not None:
                 raise self._error
-            if frame is None and not arrived:
-                raise SourceError(f"{self._source.name}: no frame for {timeout_s:.0f} s")
             return frame
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading. A source that hangs is left to its daemon thread."""
         self._stop.set()
-        self._thread.join(OPEN_TIMEOUT_S)
+        self._thread.join(POLL_S * 5)
 
     def _read(self) -> None:
+        index = -1
         try:
             for index, to_rgb in enumerate(_capture(self._source, self._stop)):
                 with self._changed:
-                    self.dropped += self._newest is not None
                     self._newest = LiveFrame(index, time.monotonic(), to_rgb)
                     self._changed.notify_all()
+            if index < 0 and not self._stop.is_set():
+                self._error = SourceError(f"{self._source.name}: no frame in this stream")
         except AdaFocusError as error:
             self._error = error
+        except Exception as error:  # whatever a decoder may raise must not end the thread without a word
+            self._error = SourceError(f"{self._source.name}: cannot be read on ({type(error).__name__}: {error})")
         finally:
             with self._changed:
                 self._ended = True
@@ -101,60 +115,61 @@ def windows(
     """Classify a live source window by window: T glimpses at a steady rate give one result.
 
     Where the classifier exits early, the result comes as soon as it is sure; the rest of the window is not looked at.
+    A window that is cut off, by ``stop``, by the end of the time or by a source that fails, gives a result of what was
+    seen.
 
     Args:
         source: a live source.
         classifier: the model and its choices.
         glimpse_fps: glimpses per second.
         duration_s: how long to run, or None for no end.
-        stop: set from elsewhere to end the run; the window under way still gives a result.
+        stop: set from elsewhere to end the run.
+
+    Raises:
+        SourceError: the source failed; the window under way was given before.
     """
+    segments, size = classifier.model.spec.segments, classifier.model.spec.frame_size
+    stream = GlimpseStream(classifier.model)
+    steps: list[Step] = []
+    model_s = latency_s = begun = 0.0
+    seen = 0  # glimpses of this window, those left out after an early exit too
+    sure = False
+
+    def window() -> Result:
+        start_s, end_s = steps[0].time_s, steps[-1].time_s
+        return classifier.result(source.name, start_s, end_s, steps, sure, latency_s * 1e3, model_s * 1e3)
+
     with closing(LiveReader(source)) as reader:
-        segments = classifier.model.spec.segments
-        size = classifier.model.spec.frame_size
-        stream = GlimpseStream(classifier.model)
-        steps: list[Step] = []
-        model_s = 0.0
-        sure = False
-        first = reader.take(OPEN_TIMEOUT_S)
-        begun = first.captured_s if first else 0.0
-        frame, due, window_start_s, skipped = first, begun, 0.0, 0
-        last_captured_s = begun
-
-        def close_window(captured_s: float) -> Result:
-            latency_ms = (time.monotonic() - captured_s) * 1e3
-            end_s = captured_s - begun
-            return classifier.result(source.name, window_start_s, end_s, steps, sure, latency_ms, model_s * 1e3)
-
-        while frame is not None and not stop.is_set():
-            if not sure:
-                pixels = preprocess(Image.fromarray(frame.to_rgb()), size)
-                before = time.perf_counter()
-                glimpse = stream.see(pixels[None])
-                model_s += time.perf_counter() - before
-                steps.append(classifier.step(len(steps), frame.index, frame.captured_s - begun, glimpse))
-                sure = classifier.is_sure(steps[-1])
-                if sure or len(steps) == segments:
-                    yield close_window(frame.captured_s)
-            else:
-                skipped += 1
-            if len(steps) + skipped == segments:
-                stream.reset()
-                steps, model_s, sure, skipped = [], 0.0, False, 0
-            due += 1 / glimpse_fps
-            now = time.monotonic()
-            due = max(due, now)  # the model is slower than the rate: go on from here instead of catching up
-            last_captured_s = frame.captured_s
-            if duration_s is not None and due - begun > duration_s:
-                stop.wait(max(0.0, begun + duration_s - now))
-                break
-            if stop.wait(due - now):
-                break
-            frame = reader.take(OPEN_TIMEOUT_S)
-            if frame is not None and not steps:
-                window_start_s = frame.captured_s - begun
-        if steps and not sure:
-            yield close_window(last_captured_s)
+        until_s = None if duration_s is None else time.monotonic() + duration_s
+        try:
+            due: float | None = None
+            while (frame := reader.take(until_s, stop)) is not None:
+                if due is None:
+                    begun = due = frame.captured_s
+                if not sure:
+                    pixels = preprocess(Image.fromarray(frame.to_rgb()), size)
+                    before = time.perf_counter()
+                    glimpse = stream.see(pixels[None])
+                    model_s += time.perf_counter() - before
+                    latency_s = time.monotonic() - frame.captured_s
+                    steps.append(classifier.step(len(steps), frame.index, frame.captured_s - begun, glimpse))
+                    sure = classifier.is_sure(steps[-1])
+                    if sure or len(steps) == segments:
+                        yield window()
+                seen += 1
+                if seen == segments:
+                    stream.reset()
+                    steps, model_s, sure, seen = [], 0.0, False, 0
+                # A model that is slower than the rate goes on from here instead of catching up.
+                due = max(due + 1 / glimpse_fps, time.monotonic())
+                if stop.wait((due if until_s is None else min(due, until_s)) - time.monotonic()):
+                    break
+        except AdaFocusError:
+            if steps and not sure:
+                yield window()
+            raise
+    if steps and not sure:
+        yield window()
 
 
 def _capture(source: Source, stop: threading.Event) -> Iterator[Callable[[], NDArray[np.uint8]]]:

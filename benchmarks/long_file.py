@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(options.bundle or make_bundle(make_checkpoint(Path(folder))), Path(folder), options)
+        measure(options.bundle or make_bundle(make_checkpoint(Path(folder)), Path(folder)), Path(folder), options)
 
 
 def measure(bundle_path: Path, folder: Path, options: argparse.Namespace) -> None:

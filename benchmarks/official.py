@@ -19,9 +19,9 @@ def make_checkpoint(folder: Path) -> Path:
     return path
 
 
-def make_bundle(checkpoint: Path, patch_size: int = PATCH_SIZE) -> Path:
-    """Export a checkpoint to a bundle beside it."""
-    path = checkpoint.with_name("bundle")
+def make_bundle(checkpoint: Path, folder: Path, patch_size: int = PATCH_SIZE) -> Path:
+    """Export a checkpoint to a bundle in a folder."""
+    path = folder / "bundle"
     command = [sys.executable, "-m", "adafocus_edge.cli", "export", checkpoint, "-o", path, "--patch-size"]
     subprocess.run([*command, str(patch_size)], check=True, stdout=subprocess.DEVNULL)
     return path

@@ -25,22 +25,23 @@ from adafocus_edge.bundle import (
     Manifest,
     Preprocessing,
     Provenance,
+    check_classes,
     encode_manifest,
     new_bundle,
     read_bundle,
     read_classes,
     sha256_of,
 )
-from adafocus_edge.errors import CheckpointError, SourceError
-from adafocus_edge.preprocess import RESIZE_RATIO, preprocess, sample_indices
+from adafocus_edge.errors import SourceError
+from adafocus_edge.preprocess import preprocess, sample_indices
 from adafocus_edge.sources import Clip, FrameFolder, Source
 from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, contract
 from export.fuse import fuse
 from export.graphs import OPSET, count_gflops, export_graph
-from export.parity import TOLERANCE, Comparison, compare
-from training.checkpoint import ModelOptions, read_checkpoint
+from export.parity import BATCHES, TOLERANCE, Comparison, compare
+from training.checkpoint import Checkpoint, ModelOptions, read_checkpoint
 from training.checkpoint import load_model as load_checkpoint_model
-from training.model import MEAN, STD, AdaFocus
+from training.model import AdaFocus
 
 VARIANT = "fp32"
 SAMPLE_FRAMES = Path(__file__).with_name("frames")
@@ -72,12 +73,10 @@ class Exported:
 
     Attributes:
         bundle: the new bundle, read back.
-        parity: the rows of the report.
         notes: what the user should know, a line each.
     """
 
     bundle: Bundle
-    parity: list[Comparison]
     notes: list[str]
 
 
@@ -100,17 +99,17 @@ def export(
         checkpoint = read_checkpoint(checkpoint_path)
         model = load_checkpoint_model(checkpoint, options.model)
         notes = []
-        if options.classes is not None:
-            classes = read_classes(options.classes)
-            if len(classes) != model.spec.classes:
-                raise CheckpointError(
-                    f"{options.classes}: names {len(classes)} classes, but {checkpoint_path} has {model.spec.classes}"
-                )
-        elif checkpoint.classes is not None and len(checkpoint.classes) == model.spec.classes:
-            classes = checkpoint.classes
-        else:
+        classes = _class_names(checkpoint, options.classes, model.spec.classes)
+        if not classes:
             classes = tuple(f"class {number}" for number in range(model.spec.classes))
             notes.append("no class names: labels are 'class 0', 'class 1', ...; give them with --classes FILE")
+        given = options.model.glance_size or checkpoint.config.get("glance_size")
+        if not given and model.spec.glance_size != model.spec.frame_size:
+            side = model.spec.feature_map_size
+            notes.append(
+                f"the glance size is taken to be {model.spec.glance_size}: --glance-size N says otherwise, and "
+                f"{32 * side - 31} to {32 * side} fit the weights"
+            )
         frames = _real_frames(options.frames, model.spec)
 
         folder = draft / VARIANT
@@ -128,13 +127,7 @@ def export(
         (draft / CLASSES).write_text("\n".join(classes) + "\n", encoding="utf-8")
         manifest = Manifest(
             model=model.spec,
-            preprocessing=Preprocessing(
-                short_side=model.spec.frame_size * RESIZE_RATIO[0] // RESIZE_RATIO[1],
-                crop=model.spec.frame_size,
-                interpolation="bilinear, antialiased",
-                mean=MEAN,
-                std=STD,
-            ),
+            preprocessing=Preprocessing.of(model.spec),
             classes_sha256=sha256_of(draft / CLASSES),
             variants={VARIANT: _describe(model, draft, graphs)},
             provenance=Provenance(
@@ -157,7 +150,16 @@ def export(
             "rows": [asdict(row) for row in parity],
         }
         (draft / MANIFEST).write_bytes(encode_manifest(replace(manifest, reports={"parity": report})))
-    return Exported(read_bundle(output), parity, notes)
+        bundle = read_bundle(draft)
+    return Exported(replace(bundle, path=output), notes)
+
+
+def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple[str, ...]:
+    """Return the class names from a file, or else from the checkpoint, or else none."""
+    names = read_classes(file) if file is not None else checkpoint.classes or ()
+    if names:
+        check_classes(names, count, str(file or checkpoint.path))
+    return names
 
 
 def _describe(model: AdaFocus, draft: Path, graphs: tuple[str, ...]) -> dict[str, GraphInfo]:
@@ -188,7 +190,8 @@ def _compare(model: AdaFocus, bundle: Bundle, frames: NDArray[np.uint8], *, fuse
 
 def _real_frames(source: str | None, spec: ModelSpec) -> NDArray[np.uint8]:
     clip: Clip = FrameFolder(str(SAMPLE_FRAMES)) if source is None else Source(source, source).open_clip()
-    indices = sample_indices(clip.frame_count, spec.segments)
+    # At least as many as the largest batch that is compared.
+    indices = sample_indices(clip.frame_count, max(spec.segments, *BATCHES))
     pixels = [p for _, p in clip.select(indices, lambda rgb: preprocess(Image.fromarray(rgb), spec.frame_size))]
     if not pixels:
         raise SourceError(f"{source}: no frames in it")

@@ -86,7 +86,8 @@ def example(tensor: TensorSpec, batch: int) -> Tensor:
 def export_graph(model: AdaFocus, graph: str, path: Path) -> None:
     """Write one graph as ONNX: weights inline, dynamic batch, batch norms folded, checked by the ONNX checker.
 
-    Raises ``ExportError`` if what comes out is not the contract's graph.
+    Raises ``ExportError`` if the exporter gives up, or uses another opset or control flow. That names, types and shapes
+    are the contract's is checked when the graph is loaded (``load_model``).
     """
     inputs, outputs = contract(model.spec, graph)
     batch = torch.export.Dim("N", min=1)
@@ -115,6 +116,8 @@ def export_graph(model: AdaFocus, graph: str, path: Path) -> None:
     onnx.checker.check_model(proto, full_check=True)
     if any(node.op_type in ("Loop", "Scan", "If", "GRU") for node in proto.graph.node):
         raise ExportError(f"{graph}: control flow got into the graph")
+    if [opset.version for opset in proto.opset_import if not opset.domain] != [OPSET]:
+        raise ExportError(f"{graph}: exported with another opset than {OPSET}")
     onnx.save_model(proto, path)
 
 

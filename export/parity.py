@@ -100,8 +100,8 @@ def compare(
 
     def loop(what: str, batch: int, found: list[tuple[Any, Any]]) -> Comparison:
         same = bool(np.array_equal(np.concatenate([origin for origin, _ in found]), origins))
-        error = np.abs(np.concatenate([logit for _, logit in found]) - logits).max()
-        return Comparison(what, batch, "logits", float(error), float(np.abs(logits).max()), same)
+        error = largest_error(np.concatenate([logit for _, logit in found]), logits)
+        return Comparison(what, batch, "logits", error, float(np.abs(logits).max()), same)
 
     stream = GlimpseStream(exported)
     clip = [(g.origins, g.logits) for g in see_clip(exported, frames)]
@@ -124,6 +124,11 @@ def compare(
     return rows
 
 
+def largest_error(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    """Return the largest absolute difference; infinite if anything found is not a finite number."""
+    return float(np.abs(found - expected).max()) if np.isfinite(found).all() else float("inf")
+
+
 def _compare_graph(graph: str, session: Session, recorded: TorchSession, batch: int) -> Comparison:
     """Feed a graph what PyTorch's graph was fed in the loop, ``batch`` steps at once."""
     steps = recorded.recorded[-batch:]  # the last ones: there the states are not zero
@@ -136,7 +141,7 @@ def _compare_graph(graph: str, session: Session, recorded: TorchSession, batch: 
         if name == "action":
             same_actions = bool(np.array_equal(found[name], expected))
             continue
-        error, scale = float(np.abs(found[name] - expected).max()), float(np.abs(expected).max())
+        error, scale = largest_error(found[name], expected), float(np.abs(expected).max())
         if error / max(1.0, scale) > worst.max_error / max(1.0, worst.scale):
             worst = Comparison(graph, batch, name, error, scale, None)
     return Comparison(graph, batch, worst.output, worst.max_error, worst.scale, same_actions)

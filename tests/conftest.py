@@ -117,8 +117,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
     if item.get_closest_marker("gpu") and (obstacle := cuda_obstacle()):
         if os.environ.get("ADAFOCUS_EDGE_REQUIRE_GPU") == "1":
-            pytest.fail(obstacle)
-        pytest.skip(obstacle)
+            pytest.fail(obstacle.why)
+        pytest.skip(obstacle.why)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ import contextlib
 import csv
 import http.server
 import json
+import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -194,7 +196,12 @@ def test_many_sources_are_annotated_into_a_folder(small_bundle, tmp_path):
         (("gone.mp4", "--bundle", "BUNDLE", "--variant", "int3"), 2, "no variant 'int3'"),
         (("gone.mp4", "--bundle", "BUNDLE", "--schedule", "clip", "--exit-confidence", "0.5"), 2, "--schedule stream"),
         (("gone.mp4", "--bundle", "BUNDLE", "--exit-confidence", "7"), 2, "exit-confidence"),
-        (("gone.mp4", "--bundle", "BUNDLE", "--output", "a.xls"), 2, ".jsonl or .csv"),
+        (("", "--bundle", "BUNDLE"), 2, "empty source"),
+        (("gone.mp4", "--bundle", "BUNDLE", "--output", "."), 2, "is a folder"),
+        (("gone.mp4", "--bundle", "BUNDLE", "--logits"), 2, "--json or --output"),
+        (("gone.mp4", "--bundle", "BUNDLE", "--top-k", "8"), 2, "has 7 classes"),
+        (("gone.mp4", "--bundle", "BUNDLE", "--duration", "3"), 2, "for live sources"),
+        (("0", "--bundle", "BUNDLE", "--schedule", "clip"), 2, "frame by frame"),
         (("gone.mp4", "--bundle", "BUNDLE", "--save-video", "a.gif"), 2, ".mp4"),
         (("a.mp4", "b.mp4", "--bundle", "BUNDLE", "--save-video", "a.mp4"), 2, "need a folder"),
         (("a/x.mp4", "b/x.mp4", "--bundle", "BUNDLE", "--save-video", "out"), 2, "same file name"),
@@ -202,6 +209,7 @@ def test_many_sources_are_annotated_into_a_folder(small_bundle, tmp_path):
         (("0", "x.mp4", "--bundle", "BUNDLE"), 2, "live source runs alone"),
         (("0", "--bundle", "BUNDLE", "--save-video", "x.mp4"), 2, "not live"),
         (("97", "--bundle", "BUNDLE"), 1, "camera 97: cannot be opened"),
+        (("http://127.0.0.1:9/a.mp4", "--bundle", "BUNDLE"), 1, "http://127.0.0.1:9/a.mp4: not a video"),
         (("rtsp://u:secret@127.0.0.1:9/x", "--bundle", "BUNDLE"), 1, "rtsp://***@127.0.0.1:9/x: cannot be read"),
     ],
 )
@@ -248,6 +256,47 @@ def test_doctor_tells_what_can_run():
     assert found["export, train: PyTorch"]["status"] == "ok"
 
 
+def test_results_reach_stdout_while_bars_are_on_the_terminal(small_bundle, tmp_path):
+    """Progress bars are drawn on a terminal only; results that go elsewhere must not be drawn with them."""
+    terminal, theirs = pty.openpty()
+    output = tmp_path / "out.jsonl"
+    with output.open("w") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "adafocus_edge.cli", "classify", str(GOLDEN / "actnet96"), str(GOLDEN / "actnet96"),
+             "--bundle", str(small_bundle), "--json"],
+            stdout=out, stderr=theirs, check=False,
+        )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error
+        while part := os.read(terminal, 65536):
+            shown += part
+    os.close(terminal)
+    assert done.returncode == 0
+    assert len(output.read_text().splitlines()) == 2
+    assert b"classifying" in shown
+    assert b"steps_used" not in shown
+
+
+def test_an_interrupted_run_keeps_the_results_of_the_last_one(small_bundle, tmp_path):
+    output = tmp_path / "results.jsonl"
+    output.write_text("of yesterday\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adafocus_edge.cli", "classify", *[str(GOLDEN / "actnet96")] * 500, "--bundle",
+         str(small_bundle), "--json", "--output", str(output)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == "interrupted"
+    assert output.read_text() == "of yesterday\n"
+    part = (tmp_path / ".results.jsonl.part").read_text().splitlines()
+    assert all("label" in json.loads(line) for line in part)
+    assert part
+
+
 class Camera(http.server.BaseHTTPRequestHandler):
     """An MJPEG camera: frames of a clip at 25 per second, without end; and a clip as a file, in parts."""
 
@@ -260,6 +309,10 @@ class Camera(http.server.BaseHTTPRequestHandler):
         pictures = [path.read_bytes() for path in sorted((GOLDEN / "actnet96").glob("*.jpg"))]
         try:
             for number in range(25 * 60):
+                if number == 30 and self.path == "/stalls":
+                    time.sleep(60)
+                if number == 30 and self.path == "/ends":
+                    return None
                 picture = pictures[number % 16]
                 self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\n")
                 self.wfile.write(b"Content-Length: %d\r\n\r\n" % len(picture) + picture + b"\r\n")
@@ -322,6 +375,28 @@ def test_a_stream_runs_until_told(number, small_bundle, camera):
     assert process.returncode == 0
     assert told == ""
     assert all(json.loads(line)["steps_used"] <= SMALL.segments for line in rest.splitlines())
+
+
+def test_a_stream_that_stalls_still_ends_when_told(small_bundle, camera):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adafocus_edge.cli", "classify", camera + "/stalls", "--bundle", str(small_bundle),
+         "--json", "--quiet", "--glimpse-fps", "5"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(6)
+    process.send_signal(signal.SIGINT)
+    told, errors = process.communicate(timeout=8)
+    assert (process.returncode, errors) == (0, "")
+    assert 1 <= sum(json.loads(line)["steps_used"] for line in told.splitlines()) <= 8
+
+
+def test_a_stream_that_breaks_off_gives_its_last_window(small_bundle, camera):
+    done = edge("classify", camera + "/ends", "--bundle", small_bundle, "--json", "--glimpse-fps", 10)
+    one_line_error(done, 1, "/ends: cannot be read")
+    found = results(done)
+    assert [result["steps_used"] for result in found][:-1] == [SMALL.segments] * (len(found) - 1)
+    assert 1 <= found[-1]["steps_used"] <= SMALL.segments
+    assert found[-1]["latency_ms"] < 3000
 
 
 def test_an_address_of_a_file_is_a_clip(small_bundle, camera):

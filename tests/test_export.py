@@ -15,7 +15,7 @@ from adafocus_edge.bundle import read_bundle
 from adafocus_edge.errors import ExportError
 from adafocus_edge.types import GRAPHS, contract
 from export.graphs import count_gflops, export_graph
-from export.parity import compare, torch_model
+from export.parity import compare, largest_error, torch_model
 from tests.conftest import GOLDEN, ROOT, SMALL, edge, official_spec, one_line_error, write_checkpoint
 from tests.test_checkpoint import Runs
 from tests.test_model import frames_of
@@ -77,7 +77,9 @@ def test_the_report_covers_every_graph_and_both_schedules(small_bundle):
         ("joined step", 1),
     ]
     assert all(row["max_error"] <= 2e-3 * max(1, row["scale"]) for row in rows)
-    assert all(row["same_actions"] for row in rows if "o" in row["what"] and row["same_actions"] is not None)
+    assert {row["what"]: row["same_actions"] for row in rows if row["same_actions"] is not None} == dict.fromkeys(
+        ("policy", "loop, clip schedule", "loop, stream schedule", "joined step"), True
+    )
 
 
 def test_a_graph_that_differs_is_found(small_bundle, small_weights):
@@ -98,6 +100,11 @@ def test_a_graph_that_differs_is_found(small_bundle, small_weights):
             model.policy.actor[0].bias[7] += 1000
         with pytest.raises(ExportError, match="the policy chose other patches"):
             compare(model, exported, None, frames)
+
+
+def test_what_is_no_number_is_an_error():
+    assert largest_error(np.array([1.0, np.nan]), np.array([1.0, 1.0])) == np.inf
+    assert largest_error(np.array([1.0, 1.5]), np.array([1.0, 1.0])) == 0.5
 
 
 @pytest.mark.parametrize(("patch_size", "focuser_gflops"), [(96, 0.751), (128, 1.335), (160, 2.085), (192, 3.003)])
@@ -142,18 +149,30 @@ def test_class_names_must_fit(small_checkpoint, tmp_path):
     classes = tmp_path / "classInd.txt"
     classes.write_text("one\ntwo\n")
     done = edge("export", small_checkpoint, "-o", tmp_path / "b", "--patch-size", 160, "--classes", classes)
-    one_line_error(done, 1, "classInd.txt", "2 classes", "7")
+    one_line_error(done, 1, "classInd.txt", "names 2 classes", "7")
+    classes.write_text("one\n\nthree\n4\n5\n6\n7\n")
+    done = edge("export", small_checkpoint, "-o", tmp_path / "b", "--patch-size", 160, "--classes", classes)
+    one_line_error(done, 1, "classInd.txt", "line 2 is empty")
     assert list(tmp_path.iterdir()) == [classes]
 
 
 def test_errors_leave_nothing_behind(small_checkpoint, small_weights, tmp_path):
-    target = tmp_path / "b"
+    target = tmp_path / "new" / "b"
     one_line_error(edge("export", tmp_path / "none.pth", "-o", target, "--patch-size", 96), 1, "no such checkpoint")
     one_line_error(edge("export", small_checkpoint, "-o", target), 2, "--patch-size")
     evil = tmp_path / "evil.pth.tar"
     torch.save({"glancer": Runs(os.system, f"touch {tmp_path}/was-run")}, evil)
     one_line_error(edge("export", evil, "-o", target, "--patch-size", 96), 1, "evil.pth.tar: refused", "posix.system")
     evil.unlink()
+    other = dict(small_weights) | {"focuser.net.conv1.weight": torch.zeros(64, 3, 3, 3)}
+    torch.save(other, tmp_path / "other.pth")
+    one_line_error(
+        edge("export", tmp_path / "other.pth", "-o", target, "--patch-size", 96), 1, "focuser.net.conv1.weight", "shape"
+    )
+    (tmp_path / "other.pth").unlink()
+    named = write_checkpoint(small_weights, tmp_path / "named.pth", class_names=["a", "", "c", "d", "e", "f", "g"])
+    one_line_error(edge("export", named, "-o", target, "--patch-size", 96), 1, "named.pth", "class 1 is named ''")
+    named.unlink()
     stage1 = write_checkpoint(
         {name: value for name, value in small_weights.items() if ".policy." not in name}, tmp_path / "s1.pth.tar"
     )

@@ -123,13 +123,23 @@ def test_early_exit_stops_at_the_first_sure_step(model):
 
 def test_a_backend_that_cannot_run_says_why(small_bundle, monkeypatch):
     bundle = read_bundle(small_bundle)
-    monkeypatch.setattr(ort, "cuda_obstacle", lambda: "no NVIDIA driver was found; install the driver of your GPU")
+    monkeypatch.setattr(ort, "cuda_obstacle", lambda: ort.Obstacle("no NVIDIA driver was found"))
     with pytest.raises(BackendError, match="onnxruntime-cuda cannot run here: no NVIDIA driver .* --backend"):
         load_model(bundle, backend="onnxruntime-cuda")
     with pytest.raises(UsageError, match="known: auto, onnxruntime-cpu"):
         load_model(bundle, backend="abacus")
     with load_model(bundle, backend="auto") as loaded:
         assert loaded.backend == "onnxruntime-cpu"
+
+    def refuse(*_):
+        raise BackendError("the driver is too old")
+
+    monkeypatch.setattr(ort, "cuda_obstacle", lambda: None)
+    monkeypatch.setattr(ort, "OrtBoundSession", refuse)
+    with load_model(bundle, backend="auto") as loaded:
+        assert loaded.backend == "onnxruntime-cpu"
+    with pytest.raises(BackendError, match="too old"):
+        load_model(bundle, backend="onnxruntime-cuda")
 
 
 def test_a_graph_that_is_not_what_the_manifest_says_is_refused(small_bundle, tmp_path):
@@ -152,6 +162,13 @@ def test_threads_do_not_change_results(small_bundle):
     two = OrtSession(small_bundle / "fp32" / "focuser.onnx", threads=2)
     feeds = {"frame": FRAMES[:2], "origin": np.array([[0, 0.5], [1, 1]], np.float32)}
     assert np.abs(one.run(feeds)["focus"] - two.run(feeds)["focus"]).max() <= 1e-3
+
+
+def test_a_graph_that_fails_while_it_runs_is_told(small_bundle):
+    for kind in (OrtSession, lambda path: OrtBoundSession(path, "cpu")):
+        session = kind(small_bundle / "fp32" / "glancer.onnx")
+        with pytest.raises(BackendError, match="failed while it ran"):
+            session.run({"frame": np.zeros((1, 10, 10, 3), np.uint8)})
 
 
 def test_softmax_survives_large_logits():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adafocus_edge.errors import SourceError
+from adafocus_edge.errors import SourceError, UsageError
 from adafocus_edge.sources import FrameFolder, find_sources, is_stream, without_password
 
 
@@ -40,6 +40,38 @@ def test_files_folders_and_globs(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_cover_picture_does_not_hide_videos(tmp_path):
+    put(tmp_path, "cover.jpg")
+    put(tmp_path / "season 1", "a.mp4")
+    assert addresses(tmp_path) == [str(tmp_path / "season 1" / "a.mp4")]
+
+
+def test_links_that_lead_back_up_are_not_followed(tmp_path):
+    put(tmp_path / "videos", "a.mp4")
+    (tmp_path / "videos" / "self").symlink_to(tmp_path / "videos")
+    (tmp_path / "videos" / "up").symlink_to(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "link").symlink_to(tmp_path / "videos")
+    assert addresses(tmp_path / "videos") == [str(tmp_path / "videos" / "a.mp4")]
+    assert addresses(tmp_path / "other") == [str(tmp_path / "other" / "link" / "a.mp4")]
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_refused(name):
+    with pytest.raises(UsageError, match="empty source"):
+        find_sources(["a.mp4", name])
+
+
+def test_frames_are_read_only_a_little_ahead(tmp_path):
+    put(tmp_path, *(f"{number}.jpg" for number in range(30)))
+    (tmp_path / "29.jpg").write_bytes(b"torn")
+    read = FrameFolder(str(tmp_path)).select(range(30), lambda rgb: rgb.shape)
+    assert next(read) == (0, (30, 40, 3))
+    read.close()
+    with pytest.raises(SourceError, match=r"29\.jpg"):
+        list(FrameFolder(str(tmp_path)).select(range(30), lambda rgb: rgb.shape))
+
+
 def test_live_sources(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     camera, stream, file = find_sources(["0", "rtsp://user:secret@10.0.0.1/live", "http://host/clip.mp4?x=1"])
@@ -59,6 +91,7 @@ def test_live_sources(tmp_path, monkeypatch):
         ("http://h/stream", True),
         ("https://h/a/b.m3u8", True),
         ("https://h/a.webm#t=1", False),
+        ("http://h/live.flv", True),
         ("udp://239.0.0.1:1234", True),
         ("file:///a.mp4", False),
     ],
@@ -68,8 +101,9 @@ def test_which_addresses_have_no_end(address, live):
 
 
 def test_passwords_are_blanked_out():
-    assert without_password("rtsp://a:b@c/d@e") == "rtsp://***@c/d@e"
-    assert without_password("http://c/d@e") == "http://c/d@e"
+    assert without_password("rtsp://a:b@c/d") == "rtsp://***@c/d"
+    assert without_password("rtsp://admin:p@ss/w@10.0.0.1/x") == "rtsp://***@10.0.0.1/x"
+    assert without_password("http://c/d?e=@") == "http://c/d?e=@"
     assert without_password("/home/a@b/c.mp4") == "/home/a@b/c.mp4"
 
 

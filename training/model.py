@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adafocus_edge.bundle import MEAN, STD
 from adafocus_edge.types import ModelSpec
 from training.backbones import backbone
 from training.geometry import action_grid, crop, patch_corner
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 ENCODER_CHANNELS = 32
 """Channels of the policy encoder's 1 x 1 convolution."""
 ENCODER_WIDTH = 2048

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from adafocus_edge.backends.base import LoadedModel, Session
@@ -23,7 +23,7 @@ def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", thr
 
     Args:
         bundle: from :func:`adafocus_edge.bundle.read_bundle`.
-        variant: its name, or ``auto`` for the one that agrees with the checkpoint best.
+        variant: its name, or ``auto`` for FP32, or the first one where there is none.
         backend: one of :data:`BACKENDS`, or ``auto``: the GPU if there is a usable one, else the CPU.
         threads: for computing on the CPU; None for as many as there are usable cores.
 
@@ -35,11 +35,16 @@ def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", thr
 
     variant = bundle.choose_variant(variant)
     if backend == "auto":
-        backend = "onnxruntime-cuda" if ort.cuda_obstacle() is None else "onnxruntime-cpu"
+        if ort.cuda_obstacle() is None:
+            # A GPU that looks usable may still refuse, with a driver older than the CUDA libraries, say.
+            with suppress(BackendError):
+                return load_model(bundle, variant, "onnxruntime-cuda", threads)
+        backend = "onnxruntime-cpu"
     elif backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
     elif backend == "onnxruntime-cuda" and (obstacle := ort.cuda_obstacle()):
-        raise BackendError(f"onnxruntime-cuda cannot run here: {obstacle}, or use --backend onnxruntime-cpu")
+        fix = f"{obstacle.fix}, or " if obstacle.fix else ""
+        raise BackendError(f"onnxruntime-cuda cannot run here: {obstacle.why}; {fix}use --backend onnxruntime-cpu")
     on_gpu = backend == "onnxruntime-cuda"
     with ExitStack() as opened:
         sessions: dict[str, Session] = {}

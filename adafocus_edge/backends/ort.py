@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import ctypes.util
+import io
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +20,6 @@ from adafocus_edge.errors import BackendError
 from adafocus_edge.types import TensorSpec
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 NUMPY_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
@@ -38,7 +39,11 @@ class OrtSession:
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Run the graph once."""
-        return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+        try:
+            made = self._session.run(self._names, feeds)
+        except Exception as error:  # ONNX Runtime raises a family of types with no useful common base
+            raise BackendError(f"ONNX Runtime failed while it ran a graph: {first_line(error)}") from None
+        return dict(zip(self._names, made, strict=True))
 
     def close(self) -> None:
         """Drop the session; ONNX Runtime frees it with its last reference."""
@@ -109,7 +114,10 @@ class OrtBoundSession:
             binding.bind_input(name, self._device, 0, dtype, tensor.shape, tensor.address(dtype.itemsize))
         for output in self.outputs:
             binding.bind_output(output.name, self._device, 0)
-        self._session.run_with_iobinding(binding)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed while it ran a graph: {first_line(error)}") from None
         return {
             output.name: DeviceTensor(value) for output, value in zip(self.outputs, binding.get_outputs(), strict=True)
         }
@@ -149,30 +157,55 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+@dataclass(frozen=True)
+class Obstacle:
+    """Why something cannot run here.
+
+    Attributes:
+        why: in words.
+        fix: the command or step that changes that; empty where this machine just has no such thing.
+    """
+
+    why: str
+    fix: str = ""
+
+
 @lru_cache(maxsize=1)
-def cuda_obstacle() -> str | None:
-    """Say why ONNX Runtime cannot use an NVIDIA GPU here and what to do about it, or return None if it should."""
+def cuda_obstacle() -> Obstacle | None:
+    """Say why ONNX Runtime cannot use an NVIDIA GPU here, or return None if it should: driver, GPU and libraries."""
     if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return "this build of ONNX Runtime has no CUDA provider; replace `onnxruntime` by `onnxruntime-gpu`"
-    obstacle = gpu_obstacle()
-    if obstacle is None:
-        # Loads the CUDA libraries that came with pip packages; missing ones are told by the session itself.
-        ort.set_default_logger_severity(4)
-        ort.preload_dlls()
-        ort.set_default_logger_severity(ERROR)
-    return obstacle
+        return Obstacle(
+            "this build of ONNX Runtime has no CUDA provider", "pip uninstall onnxruntime; pip install onnxruntime-gpu"
+        )
+    return gpu_obstacle() or library_obstacle()
 
 
-def gpu_obstacle() -> str | None:
-    """Say why no NVIDIA GPU can be used, by asking the driver, or return None if there is one."""
+def gpu_obstacle() -> Obstacle | None:
+    """Ask the driver for a GPU."""
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(name)
     except OSError:
-        return f"no NVIDIA driver was found ({name}); install the driver of your GPU"
+        return Obstacle(f"no NVIDIA driver was found ({name})")
     if status := driver.cuInit(0):
-        return f"the NVIDIA driver finds no usable GPU (cuInit returned {status})"
+        return Obstacle(f"the NVIDIA driver finds no usable GPU (cuInit returned {status})")
     count = ctypes.c_int()
     if driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
-        return "the NVIDIA driver finds no GPU"
+        return Obstacle("the NVIDIA driver finds no GPU")
+    return None
+
+
+def library_obstacle() -> Obstacle | None:
+    """Load what ONNX Runtime's CUDA provider needs: CUDA and cuDNN, from pip packages or the system."""
+    folder = Path(ort.__file__).parent / "capi"
+    shared, provider = (folder / f"libonnxruntime_providers_{name}.so" for name in ("shared", "cuda"))
+    if not provider.is_file():
+        return None  # another platform's naming: the session itself will tell
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find, which is told below
+        ort.preload_dlls()
+    try:
+        ctypes.CDLL(str(shared), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(provider))
+    except OSError as error:
+        return Obstacle(f"a CUDA library is missing ({first_line(error)})", "pip install 'adafocus-edge[gpu]'")
     return None
