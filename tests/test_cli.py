@@ -393,7 +393,8 @@ def test_a_stream_that_stalls_still_ends_when_told(small_bundle, camera):
 def test_a_stream_that_breaks_off_gives_its_last_window(small_bundle, camera):
     done = edge("classify", camera + "/ends", "--bundle", small_bundle, "--json", "--glimpse-fps", 10)
     one_line_error(done, 1, "/ends: cannot be read")
-    found = results(done)
+    *found, failure = results(done)
+    assert "cannot be read" in failure["error"]
     assert [result["steps_used"] for result in found][:-1] == [SMALL.segments] * (len(found) - 1)
     assert 1 <= found[-1]["steps_used"] <= SMALL.segments
     assert found[-1]["latency_ms"] < 3000
