@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import json
+import os
 import signal
 import sys
 import threading
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adafocus_edge import __version__
-from adafocus_edge.errors import AdaFocusError, MissingExtraError, UsageError
+from adafocus_edge.errors import AdaFocusError, CheckpointError, MissingExtraError, SourceError, UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -108,6 +110,11 @@ def export_verb(
 ) -> None:
     """Export a checkpoint to a bundle of four ONNX graphs, and compare them with PyTorch."""
     del debug
+    # What needs no PyTorch to tell is told at once.
+    if not checkpoint.is_file():
+        raise CheckpointError(f"{checkpoint}: no such checkpoint file")
+    if output.exists() and not force:
+        raise UsageError(f"{output}: exists already; give another name, or --force to replace it")
     exporter = reach("export.exporter", "export", "export")
     options = exporter.ExportOptions(
         model=exporter.ModelOptions(
@@ -217,6 +224,10 @@ def classify(
     from adafocus_edge.report import ResultFile
     from adafocus_edge.sources import find_sources
 
+    if threads is not None and threads > (os.cpu_count() or 1):
+        raise UsageError(f"--threads {threads}: this machine has {os.cpu_count()} processors")
+    if exit_confidence is not None and schedule is ScheduleName.CLIP:
+        raise UsageError("an early exit saves nothing on the clip schedule: use --schedule stream")
     sources = find_sources(source)
     live = any(s.live for s in sources)
     if live and len(sources) > 1:
@@ -227,8 +238,10 @@ def classify(
         raise UsageError("a live source is seen frame by frame: --schedule clip is for files")
     if not live and (glimpse_fps is not None or duration is not None):
         raise UsageError("--glimpse-fps and --duration are for live sources; a file gives as many frames as a clip has")
-    if logits and not as_json and output is None:
-        raise UsageError("--logits adds to JSON: give --json or --output FILE, too")
+    if logits and not as_json and (output is None or output.suffix.lower() == ".csv"):
+        raise UsageError("--logits adds to JSON: give --json, or --output FILE that is no CSV, too")
+    if output is not None:
+        _check_output(output, bundle, sources)
     if save_video is not None:
         _check_video_target(save_video, sources)
     found = read_bundle(bundle)
@@ -287,7 +300,7 @@ class _Sink:
     def complaint(self, error: AdaFocusError) -> None:
         """Something that went wrong beside a result."""
         self.failed += 1
-        print(f"error: {error}", file=sys.stderr)
+        _fail(str(error), 1)
 
 
 def _run_files(
@@ -295,6 +308,7 @@ def _run_files(
 ) -> None:
     from adafocus_edge.render import save_annotated
 
+    names = dict(zip(sources, video_names(sources), strict=True))
     with _progress(quiet) as bars:
         clips = bars.add_task("classifying", total=len(sources), visible=len(sources) > 1)
         for source in sources:
@@ -304,9 +318,16 @@ def _run_files(
                 sink.failure(source.name, error)
                 bars.advance(clips)
                 continue
+            except Exception as error:  # whatever a strange file sets off, the others go on
+                if _debug:
+                    raise
+                told = SourceError(f"{source.name}: cannot be read (unexpected {type(error).__name__}: {error})")
+                sink.failure(source.name, told)
+                bars.advance(clips)
+                continue
             sink.result(result)
             if save_video is not None:
-                path = save_video if _is_video_file(save_video) else save_video / f"{_stem(source)}.mp4"
+                path = save_video if _is_video_file(save_video) else save_video / names[source]
                 frames = bars.add_task(f"writing {path.name}", total=clip.frame_count)
                 try:
                     for count in save_annotated(clip, result, classifier.model.spec.frame_size, path):
@@ -334,8 +355,12 @@ def _run_live(
             signal.signal(number, handler)
 
 
-def _stem(source: Source) -> str:
-    return Path(source.address.rstrip("/")).stem or "clip"
+def video_names(sources: list[Source]) -> list[str]:
+    """Return the annotated videos' names: the source's own, with its folder's before it where two are the same."""
+    paths = [Path(source.address.rstrip("/")) for source in sources]
+    stems = [path.stem or "clip" for path in paths]
+    names = [s if stems.count(s) == 1 else f"{p.parent.name}-{s}" for s, p in zip(stems, paths, strict=True)]
+    return [f"{name}.mp4" for name in names]
 
 
 def _is_video_file(path: Path) -> bool:
@@ -348,11 +373,24 @@ def _check_video_target(path: Path, sources: list[Source]) -> None:
         raise UsageError(f"{path}: annotated videos are written as {', '.join(VIDEO_CONTAINERS)}, or into a folder")
     if one and len(sources) > 1:
         raise UsageError(f"--save-video {path}: {len(sources)} sources need a folder, not one file")
-    targets = [(path if one else path / f"{_stem(source)}.mp4").resolve() for source in sources]
+    targets = [path.resolve() if one else (path / name).resolve() for name in video_names(sources)]
     if len(set(targets)) < len(targets):
-        raise UsageError(f"--save-video {path}: two of the sources have the same file name")
-    if set(targets) & {Path(source.address).resolve() for source in sources}:
+        raise UsageError(f"--save-video {path}: two of the sources would be written to the same file")
+    if set(targets) & _own_files(sources):
         raise UsageError(f"--save-video {path}: would overwrite a source")
+
+
+def _check_output(path: Path, bundle: Path, sources: list[Source]) -> None:
+    from adafocus_edge.sources import VIDEO_SUFFIXES
+
+    if path.resolve() in _own_files(sources) or path.resolve().is_relative_to(bundle.resolve()):
+        raise UsageError(f"--output {path}: would overwrite a source or a part of the bundle")
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        raise UsageError(f"--output {path}: takes results (JSON lines or CSV); --save-video writes videos")
+
+
+def _own_files(sources: list[Source]) -> set[Path]:
+    return {Path(source.address).resolve() for source in sources}
 
 
 def reach(module: str, verb: str, extra: str) -> Any:
@@ -429,6 +467,12 @@ def main() -> None:
     """Run the command line: every error becomes one line and an exit code."""
     # Unwinds the stack, as Ctrl-C does, so that nothing half-written stays.
     signal.signal(signal.SIGTERM, _terminate)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123
+        # Names of files may hold bytes, and tables signs, that the caller's encoding does not know.
+        elif isinstance(getattr(sys, name), io.TextIOWrapper):
+            getattr(sys, name).reconfigure(errors="backslashreplace")
     status: object = 0
     try:
         status = typer.main.get_command(app).main(prog_name="adafocus-edge", standalone_mode=False)
@@ -440,6 +484,11 @@ def main() -> None:
         status = INTERRUPTED
     except MemoryError:
         status = _fail("out of memory", 1)
+    except OSError as error:
+        if _debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        status = _fail(f"{where}{error.strerror or error}", 1)
     except Exception as error:
         usage = _usage_text(error)
         if usage is not None:
@@ -455,7 +504,9 @@ def main() -> None:
 
 
 def _fail(text: str, status: int) -> int:
-    print(f"error: {text}", file=sys.stderr)
+    """Print an error as one line: a file's name may hold line breaks and codes that a terminal obeys."""
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    print(f"error: {printable}", file=sys.stderr)
     return status
 
 

@@ -124,6 +124,8 @@ def _installed(distributions: tuple[str, ...]) -> str | None:
 def _package(module: str, part: str, distributions: tuple[str, ...], extra: str) -> Finding:
     fix = f"pip install 'adafocus-edge[{extra}]'" if extra else f"pip install {distributions[0]}"
     found = _installed(distributions)
+    if found and extra:  # PyTorch and its like take seconds to load: that they are there must do
+        return Finding(part, "ok", found)
     try:
         loaded = import_module(module)
     except Exception as error:  # a package may fail in any way while it is imported

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import os
+import tempfile
 from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
@@ -36,6 +37,7 @@ TEXT_SHARE = 22
 """Text is one 22nd of the frame's short side tall, and at least 10 pixels."""
 TICKS = 90_000
 """Clock of the written video, in ticks per second."""
+LARGEST_FACTOR = 4
 SMALLEST_WIDTH = 360
 """Narrower videos are written enlarged, so that the text on them can be read."""
 
@@ -60,12 +62,17 @@ def save_annotated(clip: Clip, result: Result, frame_size: int, path: Path) -> I
     Raises:
         SourceError: the clip cannot be decoded, or the file cannot be written.
     """
-    draft = path.with_name(f".{path.stem}.part{path.suffix}")
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     first_seen = [step.frame_index for step in result.steps]
+    options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
+    draft: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(f"file:{draft}", "w", options={"movflags": "faststart"}) as container:
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.part.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        draft = Path(name)
+        draft.chmod(0o644)
+        with av.open(f"file:{draft}", "w", options=options) as container:
             stream: VideoStream | None = None
             for index, frame in clip.frames():
                 step = result.steps[max(0, bisect.bisect_right(first_seen, index) - 1)]
@@ -97,8 +104,9 @@ def save_annotated(clip: Clip, result: Result, frame_size: int, path: Path) -> I
     except (OSError, av.error.FFmpegError) as error:
         raise SourceError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
     finally:
-        with suppress(OSError):
-            draft.unlink()
+        if draft is not None:
+            with suppress(OSError):
+                draft.unlink()
 
 
 def annotate(frame: NDArray[np.uint8], step: Step, result: Result, frame_size: int) -> NDArray[np.uint8]:
@@ -115,7 +123,7 @@ def annotate(frame: NDArray[np.uint8], step: Step, result: Result, frame_size: i
     """
     height, width = frame.shape[:2]
     window = CropWindow.of(height, width, frame_size)
-    enlarge = max(1, -(-SMALLEST_WIDTH // width))
+    enlarge = min(LARGEST_FACTOR, max(1, -(-SMALLEST_WIDTH // width)))
     image = Image.fromarray(frame)
     if enlarge > 1:
         image = image.resize((width * enlarge, height * enlarge), Image.Resampling.BILINEAR)

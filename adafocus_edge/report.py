@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -128,19 +130,27 @@ def parity_table(rows: Iterable[dict[str, Any]]) -> Table:
 class ResultFile:
     """A file of results: CSV if it is called so, else a JSON object per line. A context manager.
 
-    It is ``.NAME.part`` until the run ends, so that a file of that name from before is lost only to a finished one. A
-    run that is broken off leaves the ``.part`` file with what it has.
+    It is ``.NAME.*.part`` until the run ends, so that a file of that name from before is lost only to a finished one,
+    and two runs do not mix. A run that is broken off leaves that file with what it has, and says so on stderr. A device
+    or a pipe is written to as it is.
     """
 
     def __init__(self, path: Path, *, logits: bool = False) -> None:
         if path.is_dir():
             raise UsageError(f"{path}: is a folder, not a file to write")
-        self._path = path
-        self._draft = path.with_name(f".{path.name}.part")
+        self._path = path.resolve()  # a link stays, and what it leads to is written
+        self._draft: Path | None = None
         self._logits = logits
         with self._told():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] = self._draft.open("w", encoding="utf-8", newline="")
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists() and not self._path.is_file():
+                target: int | Path = self._path
+            else:
+                target, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=self._path.parent)
+                self._draft = Path(name)
+                self._draft.chmod(0o644)
+            # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
+            self._file: IO[str] = open(target, "w", encoding="utf-8", errors="backslashreplace", newline="")  # noqa: PTH123
         self._csv = None
         if path.suffix.lower() == ".csv":
             self._csv = csv.DictWriter(self._file, CSV_COLUMNS, extrasaction="ignore")
@@ -161,8 +171,10 @@ class ResultFile:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._told():
             self._file.close()
-            if kind is None:
+            if self._draft is not None and kind is None:
                 os.replace(self._draft, self._path)
+            elif self._draft is not None:
+                print(f"results so far are in {self._draft}", file=sys.stderr)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import re
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import SourceError, UsageError
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Told by us, in one line, and from a smaller size on.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+LARGEST_IMAGE = 80_000_000
+"""Pixels of the largest image that is taken for a frame (8K video has 33 million)."""
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .m2ts .mts .wmv .flv .3gp .ogv .h264 .hevc .y4m .gif".split()
+    ".mp4 .m4v .mov .avi .divx .mkv .webm .mpg .mpeg .mpe .vob .ts .m2ts .mts .wmv .asf .flv .mxf .ivf .3gp .ogv "
+    ".mjpeg .mjpg .h264 .h265 .hevc .y4m .gif".split()
 )
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .ppm".split())
 FOLDER_FPS = 25.0
@@ -60,7 +66,14 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """Read one image as RGB, uint8 [H, W, 3]. Raises ``SourceError`` that names the file."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            if image.width * image.height > LARGEST_IMAGE:
+                raise SourceError(f"{path}: {image.width} x {image.height} pixels are too many for a frame")
+            if image.mode.startswith("I;16"):  # Pillow would clip it at 255
+                grey = (np.asarray(image) >> 8).astype(np.uint8)
+                return np.stack([grey] * 3, axis=2)
+            if image.mode in ("I", "F"):
+                raise SourceError(f"{path}: an image of 32 bits per pixel and channel: save it with 8")
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError:
         raise SourceError(f"{path}: no such file") from None
     except UnidentifiedImageError:
@@ -71,7 +84,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 def natural_order(path: Path) -> list[tuple[int, str]]:
     """Sort key that puts ``frame_10`` behind ``frame_9``."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 class FrameFolder:
@@ -79,12 +92,15 @@ class FrameFolder:
 
     def __init__(self, path: str) -> None:
         self.name = path
-        self._files = sorted(images_in(Path(path)), key=natural_order)
+        try:
+            self._files = sorted(images_in(Path(path)), key=natural_order)
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
         self.frame_count = len(self._files)
         self.fps = FOLDER_FPS
         self.duration_s: float | None = None
         if not self._files:
-            raise SourceError(f"{path}: no frames in this folder")
+            raise SourceError(f"{path}: no videos and no frames ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder")
 
     def time_s(self, index: int) -> float | None:
         """Frames in a folder have no times."""
@@ -154,7 +170,8 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
     tells, so that one wrong name does not stop the others. Raises ``UsageError`` for an empty name.
     """
     found: list[Source] = []
-    for argument in arguments:
+    for given in arguments:
+        argument = str(Path(given).expanduser()) if given.startswith("~") else given
         if not argument.strip():
             raise UsageError("an empty source: give a file, a folder, a camera index or an address")
         path = Path(argument)
@@ -182,7 +199,8 @@ def natural_path(path: Path) -> list[list[tuple[int, str]]]:
 
 def images_in(folder: Path) -> list[Path]:
     """Return the images that lie directly in a folder; hidden files do not count."""
-    return [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    return [p for p in found if p.is_file()]
 
 
 def _in_folder(folder: Path, above: frozenset[Path] = frozenset()) -> list[Source]:
@@ -191,7 +209,10 @@ def _in_folder(folder: Path, above: frozenset[Path] = frozenset()) -> list[Sourc
     Links that lead back up are not followed. An empty folder gives nothing.
     """
     above |= {folder.resolve()}
-    visible = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural_order)
+    try:
+        visible = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural_order)
+    except OSError:  # opening it tells
+        return [Source(str(folder), str(folder))]
     videos = [p for p in visible if p.suffix.lower() in VIDEO_SUFFIXES and not p.is_dir()]
     folders = [p for p in visible if p.is_dir() and p.resolve() not in above]
     sources = [Source(str(path), str(path)) for path in videos]
@@ -208,7 +229,7 @@ def _folder(folder: Path) -> list[Source]:
 
 
 LIVE_SCHEMES = frozenset("rtsp rtsps rtmp rtmps udp rtp srt tcp".split())
-STREAM_SUFFIXES = frozenset(".ts .m2ts .mts .flv".split())
+STREAM_SUFFIXES = frozenset(".ts .m2ts .mts .flv .mjpeg .mjpg".split())
 """What HTTP serves under these names has an end only by chance."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -134,6 +135,7 @@ def windows(
     model_s = latency_s = begun = 0.0
     seen = 0  # glimpses of this window, those left out after an early exit too
     sure = False
+    due: float | None = None
 
     def window() -> Result:
         start_s, end_s = steps[0].time_s, steps[-1].time_s
@@ -142,7 +144,6 @@ def windows(
     with closing(LiveReader(source)) as reader:
         until_s = None if duration_s is None else time.monotonic() + duration_s
         try:
-            due: float | None = None
             while (frame := reader.take(until_s, stop)) is not None:
                 if due is None:
                     begun = due = frame.captured_s
@@ -168,6 +169,8 @@ def windows(
             if steps and not sure:
                 yield window()
             raise
+    if due is None and not stop.is_set():
+        raise SourceError(f"{source.name}: no frame in {duration_s:.0f} s")
     if steps and not sure:
         yield window()
 
@@ -185,6 +188,7 @@ def _capture_camera(source: Source, stop: threading.Event) -> Iterator[Callable[
         raise BackendError(
             f"cameras need OpenCV, which cannot be loaded here ({error}): pip install opencv-python-headless"
         ) from None
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what fails is told by us
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     address: int | str = int(source.address) if source.address.isdigit() else source.address
     camera = cv2.VideoCapture(address)

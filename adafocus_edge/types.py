@@ -55,6 +55,9 @@ class ModelSpec:
         for name in ("glance_dim", "focus_dim", "segments", "policy_state", "classifier_state", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, most in (("frame_size", 2048), ("glance_size", 2048), ("segments", 4096)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
         if self.grid < 2:
             raise ValueError(f"the action grid must be at least 2 x 2, not {self.grid} x {self.grid}")
         if not 32 <= self.patch_size <= self.frame_size:

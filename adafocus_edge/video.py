@@ -139,7 +139,9 @@ class VideoFile:
             path = Path(self._address)
             if not path.exists():
                 raise SourceError(f"{self.name}: no such file")
-            if path.is_file() and path.stat().st_size == 0:
+            if not path.is_file():
+                raise SourceError(f"{self.name}: not a regular file, so it cannot be read at any place: save it first")
+            if path.stat().st_size == 0:
                 raise SourceError(f"{self.name}: the file is empty")
         try:
             if "://" in self._address:
@@ -152,6 +154,8 @@ class VideoFile:
             return cast("InputContainer", container)
         except av.error.PermissionError:
             raise SourceError(f"{self.name}: no permission to read it") from None
+        except av.error.ExitError:
+            raise SourceError(f"{self.name}: no answer for {READ_TIMEOUT_S:.0f} s") from None
         except (av.error.FFmpegError, ValueError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise SourceError(f"{self.name}: not a video that can be read, or cut short ({reason})") from None
@@ -239,6 +243,10 @@ class VideoFile:
         # Open groups of pictures: frames shown before the first key frame depend on ones that are not there.
         shown = sorted(time for time in times if time >= keys[0])
         self._check_duration(stream, shown[-1])
+        if any(before == after for before, after in pairwise(shown)):
+            # Joined or badly rounded streams: times do not tell frames apart, so count them.
+            with self._open() as again:
+                return self._count(again, self._stream(again))
         starts = sorted({min(bisect.bisect_left(shown, time), len(shown) - 1) for time in keys})
         return _Timeline(shown, [0, *(start for start in starts if start > 0)], ordinal=False)
 
@@ -250,7 +258,7 @@ class VideoFile:
         hours, minutes, seconds = map(float, declared.groups())
         promised_s = hours * 3600 + minutes * 60 + seconds
         found_s = float(last * self._time_base)
-        if found_s < promised_s * SHORTEST_SHARE - 1:
+        if found_s + 0.25 < promised_s * SHORTEST_SHARE:
             raise SourceError(f"{self.name}: cut short: {found_s:.1f} of its {promised_s:.1f} s are there")
 
     def _count(self, container: InputContainer, stream: VideoStream) -> _Timeline:
@@ -332,11 +340,13 @@ class VideoFile:
                     time = cast("int", frame.pts)
                     if number == 0 and time > self._latest(run[0]):
                         break  # the seek landed behind it: begin earlier
-                    while found < len(run) and time >= self._earliest(run[found]):
+                    while found < len(run) and self._earliest(run[found]) <= time <= self._latest(run[found]):
                         yield run[found], frame
                         found += 1
                     if found == len(run):
                         return
+                    if found and time > self._latest(run[found]):
+                        break  # it should have come by now
                 if found:
                     break
         raise SourceError(

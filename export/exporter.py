@@ -156,9 +156,18 @@ def export(
 
 def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple[str, ...]:
     """Return the class names from a file, or else from the checkpoint, or else none."""
-    names = read_classes(file) if file is not None else checkpoint.classes or ()
+    names = _without_numbers(read_classes(file)) if file is not None else checkpoint.classes or ()
     if names:
         check_classes(names, count, str(file or checkpoint.path))
+    return names
+
+
+def _without_numbers(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Strip the numbers of a numbered list (UCF101's ``1 ApplyEyeMakeup``), if they count from 0 or 1."""
+    parts = [name.split(maxsplit=1) for name in names]
+    for first in (0, 1):
+        if all(len(p) == 2 and p[0] == str(number) for number, p in enumerate(parts, start=first)):
+            return tuple(rest for _, rest in parts)
     return names
 
 

@@ -169,6 +169,15 @@ def test_files_that_are_no_checkpoints(kind, tmp_path, small_checkpoint):
     assert "\n" not in str(told.value)
 
 
+def test_damaged_weights_are_found(small_checkpoint, tmp_path):
+    content = bytearray(small_checkpoint.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 1000] = bytes(1000)
+    (tmp_path / "c.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged: .* another checksum"):
+        read_checkpoint(tmp_path / "c.pth")
+
+
 def test_two_copies_of_the_policy_may_differ(small_weights, tmp_path):
     """Then the section decides, as in the official code, which loads it into both."""
     other = weights_of(SMALL, seed=9)

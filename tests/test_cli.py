@@ -198,13 +198,18 @@ def test_many_sources_are_annotated_into_a_folder(small_bundle, tmp_path):
         (("gone.mp4", "--bundle", "BUNDLE", "--exit-confidence", "7"), 2, "exit-confidence"),
         (("", "--bundle", "BUNDLE"), 2, "empty source"),
         (("gone.mp4", "--bundle", "BUNDLE", "--output", "."), 2, "is a folder"),
-        (("gone.mp4", "--bundle", "BUNDLE", "--logits"), 2, "--json or --output"),
+        (("x.mp4", "--bundle", "BUNDLE", "--output", "x.mp4"), 2, "would overwrite a source"),
+        (("x.mp4", "--bundle", "BUNDLE", "--output", "y.mp4"), 2, "--save-video writes videos"),
+        (("x.mp4", "--bundle", "BUNDLE", "--threads", "5000"), 2, "processors"),
+        (("gone.mp4", "--bundle", "BUNDLE", "--logits"), 2, "--logits adds to JSON"),
+        (("gone.mp4", "--bundle", "BUNDLE", "--logits", "-o", "a.csv"), 2, "--logits adds to JSON"),
+        (("two\nlines.mp4", "--bundle", "BUNDLE"), 1, "two\\nlines.mp4: no such file"),
         (("gone.mp4", "--bundle", "BUNDLE", "--top-k", "8"), 2, "has 7 classes"),
         (("gone.mp4", "--bundle", "BUNDLE", "--duration", "3"), 2, "for live sources"),
         (("0", "--bundle", "BUNDLE", "--schedule", "clip"), 2, "frame by frame"),
         (("gone.mp4", "--bundle", "BUNDLE", "--save-video", "a.gif"), 2, ".mp4"),
         (("a.mp4", "b.mp4", "--bundle", "BUNDLE", "--save-video", "a.mp4"), 2, "need a folder"),
-        (("a/x.mp4", "b/x.mp4", "--bundle", "BUNDLE", "--save-video", "out"), 2, "same file name"),
+        (("a/x.mp4", "c/a/x.mp4", "--bundle", "BUNDLE", "--save-video", "out"), 2, "the same file"),
         (("x.mp4", "--bundle", "BUNDLE", "--save-video", "x.mp4"), 2, "overwrite a source"),
         (("0", "x.mp4", "--bundle", "BUNDLE"), 2, "live source runs alone"),
         (("0", "--bundle", "BUNDLE", "--save-video", "x.mp4"), 2, "not live"),
@@ -278,6 +283,44 @@ def test_results_reach_stdout_while_bars_are_on_the_terminal(small_bundle, tmp_p
     assert b"steps_used" not in shown
 
 
+def test_results_go_to_devices_and_through_links(small_bundle, tmp_path):
+    arguments = ("classify", GOLDEN / "actnet96", "--bundle", small_bundle, "--quiet", "--output")
+    assert edge(*arguments, "/dev/null").returncode == 0
+    assert not Path("/dev/null").is_file()
+    (tmp_path / "real.jsonl").touch()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "real.jsonl")
+    assert edge(*arguments, tmp_path / "link.jsonl").returncode == 0
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert "label" in json.loads((tmp_path / "real.jsonl").read_text())
+
+
+def test_strange_names_and_a_plain_terminal(small_bundle, tmp_path):
+    """A name that is no UTF-8, an output that knows only ASCII: still one object per clip that JSON reads."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(GOLDEN / "actnet96", folder)
+    arguments = ("classify", folder, "--bundle", small_bundle, "--output", tmp_path / "r.jsonl")
+    done = edge(*arguments, "--json", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert os.fsencode(results(done)[0]["source"]) == os.fsencode(folder)
+    assert json.loads((tmp_path / "r.jsonl").read_text()) == results(done)[0]
+    assert edge(*arguments, PYTHONIOENCODING="ascii").returncode == 0
+
+
+def test_two_runs_with_one_output_do_not_mix(small_bundle, tmp_path):
+    command = [
+        sys.executable, "-m", "adafocus_edge", "classify", str(CLIPS / "v_SoccerJuggling_g23_c01.avi"), "--bundle",
+        str(small_bundle), "--quiet", "--output", str(tmp_path / "r.jsonl"), "--save-video", str(tmp_path / "seen"),
+    ]  # fmt: skip
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in "ab"]
+    for process in both:
+        assert process.communicate(timeout=120)[1] == ""
+        assert process.returncode == 0
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 1
+    assert [path.name for path in tmp_path.rglob("*.mp4")] == ["v_SoccerJuggling_g23_c01.mp4"]
+    with av.open(str(tmp_path / "seen" / "v_SoccerJuggling_g23_c01.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 240
+
+
 def test_an_interrupted_run_keeps_the_results_of_the_last_one(small_bundle, tmp_path):
     output = tmp_path / "results.jsonl"
     output.write_text("of yesterday\n")
@@ -290,11 +333,12 @@ def test_an_interrupted_run_keeps_the_results_of_the_last_one(small_bundle, tmp_
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.splitlines()[-1] == "interrupted"
+    part = next(tmp_path.glob(".results.jsonl.*.part"))
+    assert told.splitlines()[-2:] == [f"results so far are in {part}", "interrupted"]
     assert output.read_text() == "of yesterday\n"
-    part = (tmp_path / ".results.jsonl.part").read_text().splitlines()
-    assert all("label" in json.loads(line) for line in part)
-    assert part
+    lines = part.read_text().splitlines()
+    assert all("label" in json.loads(line) for line in lines)
+    assert lines
 
 
 class Camera(http.server.BaseHTTPRequestHandler):

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import sys
 
 import numpy as np
@@ -150,6 +151,11 @@ def test_class_names_must_fit(small_checkpoint, tmp_path):
     classes.write_text("one\ntwo\n")
     done = edge("export", small_checkpoint, "-o", tmp_path / "b", "--patch-size", 160, "--classes", classes)
     one_line_error(done, 1, "classInd.txt", "names 2 classes", "7")
+    classes.write_text("".join(f"{number} Kind{number}\n" for number in range(1, 8)))
+    done = edge("export", small_checkpoint, "-o", tmp_path / "n", "--patch-size", 160, "--classes", classes)
+    assert done.returncode == 0, done.stderr
+    assert read_bundle(tmp_path / "n").classes == tuple(f"Kind{number}" for number in range(1, 8))
+    shutil.rmtree(tmp_path / "n")
     classes.write_text("one\n\nthree\n4\n5\n6\n7\n")
     done = edge("export", small_checkpoint, "-o", tmp_path / "b", "--patch-size", 160, "--classes", classes)
     one_line_error(done, 1, "classInd.txt", "line 2 is empty")
@@ -160,6 +166,9 @@ def test_errors_leave_nothing_behind(small_checkpoint, small_weights, tmp_path):
     target = tmp_path / "new" / "b"
     one_line_error(edge("export", tmp_path / "none.pth", "-o", target, "--patch-size", 96), 1, "no such checkpoint")
     one_line_error(edge("export", small_checkpoint, "-o", target), 2, "--patch-size")
+    one_line_error(
+        edge("export", small_checkpoint, "-o", target, "--patch-size", 96, "--input-size", 99999), 2, "at most 2048"
+    )
     evil = tmp_path / "evil.pth.tar"
     torch.save({"glancer": Runs(os.system, f"touch {tmp_path}/was-run")}, evil)
     one_line_error(edge("export", evil, "-o", target, "--patch-size", 96), 1, "evil.pth.tar: refused", "posix.system")

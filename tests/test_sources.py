@@ -12,7 +12,7 @@ def put(folder, *names):
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name.endswith((".jpg", ".png")):
-            Image.new("RGB", (40, 30), (int("".join(filter(str.isdigit, name)) or 0) % 256, 0, 0)).save(folder / name)
+            Image.new("RGB", (40, 30), (int("".join(filter(str.isdecimal, name)) or 0) % 256, 0, 0)).save(folder / name)
         else:
             (folder / name).write_bytes(b"")
 
@@ -126,7 +126,42 @@ def test_an_unreadable_frame_is_named(content, tmp_path):
         list(FrameFolder(str(tmp_path)).select([0, 1], lambda rgb: rgb))
 
 
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(np.full((9, 9), 200 * 256 + 7, np.uint16)), 200),
+        (Image.new("L", (9, 9), 90), 90),
+        (Image.new("RGBA", (9, 9), (70, 70, 70, 40)), 70),
+        (Image.new("P", (9, 9)), 0),
+        (Image.fromarray(np.zeros((9, 9), np.float32)), None),
+    ],
+)
+def test_images_of_other_kinds(image, expected, tmp_path):
+    path = tmp_path / "1.tif"
+    image.save(path)
+    if expected is None:
+        with pytest.raises(SourceError, match=r"1\.tif: an image of 32 bits"):
+            list(FrameFolder(str(tmp_path)).select([0], lambda rgb: rgb))
+        return
+    ((_, pixels),) = FrameFolder(str(tmp_path)).select([0], lambda rgb: rgb)
+    assert pixels.shape == (9, 9, 3)
+    assert np.all(pixels == expected)
+
+
+def test_photos_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned clockwise
+    Image.new("RGB", (40, 30)).save(tmp_path / "1.jpg", exif=exif)
+    ((_, pixels),) = FrameFolder(str(tmp_path)).select([0], lambda rgb: rgb)
+    assert pixels.shape == (40, 30, 3)
+
+
+def test_names_with_odd_digits(tmp_path):
+    put(tmp_path, "1²2.jpg", "3.jpg")
+    assert FrameFolder(str(tmp_path)).frame_count == 2
+
+
 def test_an_empty_folder_is_told(tmp_path):
     assert addresses(tmp_path) == [str(tmp_path)]
-    with pytest.raises(SourceError, match="no frames in this folder"):
+    with pytest.raises(SourceError, match="no videos and no frames"):
         FrameFolder(str(tmp_path))

@@ -1,5 +1,6 @@
 """Video files: the frames that seeking gives are the ones that decoding everything gives, or the file is refused."""
 
+import os
 import re
 import shutil
 
@@ -31,6 +32,7 @@ KINDS = {
     "uneven.mp4": {"options": {"g": "30"}, "pts": [n + 9 * (n > 50) + n // 7 for n in range(120)]},
     "slower.mp4": {"options": {"g": "30", "bf": "3"}, "pts": [n + max(0, n - 60) // 2 for n in range(120)]},
     "jitter.mp4": {"options": {"g": "30", "bf": "3"}, "pts": [10 * n + (n * 7 % 5) for n in range(120)], "rate": 300},
+    "same-times.mkv": {"options": {"g": "30", "bf": "0"}, "pts": [n // 3 for n in range(120)], "rate": 3000},
     "trimmed.mp4": {"options": {"g": "30", "bf": "2"}, "pts": [n - 45 for n in range(120)]},
     "gaps.avi": {"codec": "mpeg4", "options": {"g": "12"}, "pts": [n + n // 25 for n in range(120)]},
     "av1.mp4": {"codec": "libsvtav1", "options": {"preset": "12"}, "frames": 60},
@@ -108,6 +110,8 @@ def broken(kind, tmp_path):
     whole = CLIPS / "R6llTwEh07w.mp4"
     if kind == "missing":
         return path
+    if kind == "fifo":
+        os.mkfifo(path)
     if kind == "empty":
         path.touch()
     elif kind == "text":
@@ -147,6 +151,7 @@ def broken(kind, tmp_path):
 
 BROKEN = {
     "missing": "no such file",
+    "fifo": "not a regular file",
     "empty": "empty",
     "text": "not a video",
     "noise": "not a video",
