@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adafocus_edge import __version__
-from adafocus_edge.errors import AdaFocusError, CheckpointError, MissingExtraError, SourceError, UsageError
+from adafocus_edge.errors import (
+    AdaFocusError,
+    CheckpointError,
+    HasAnEndError,
+    MissingExtraError,
+    SourceError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -261,9 +269,14 @@ def classify(
         file = stack.enter_context(ResultFile(output, logits=logits)) if output is not None else None
         sink = _Sink(as_json, logits, file)
         if live:
-            _run_live(sources[0], classifier, glimpse_fps or DEFAULT_GLIMPSE_FPS, duration, sink)
-        else:
-            _run_files(sources, classifier, save_video, sink, quiet)
+            try:
+                _run_live(sources[0], classifier, glimpse_fps or DEFAULT_GLIMPSE_FPS, duration, sink)
+            except HasAnEndError as error:
+                if glimpse_fps is not None or duration is not None:
+                    raise UsageError(f"{error}: --glimpse-fps and --duration are for live sources") from None
+                live = False
+        if not live:
+            _run_files([replace(s, live=False) for s in sources], classifier, save_video, sink, quiet)
     if sink.failed:
         raise typer.Exit(1)
 
@@ -348,6 +361,8 @@ def _run_live(
     try:
         for result in windows(source, classifier, glimpse_fps, duration_s, stop):
             sink.result(result)
+    except HasAnEndError:
+        raise
     except AdaFocusError as error:
         sink.failure(source.name, error)
     finally:

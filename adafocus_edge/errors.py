@@ -27,6 +27,10 @@ class SourceError(AdaFocusError):
     """A video, a folder of frames, a camera or a stream that cannot be read."""
 
 
+class HasAnEndError(SourceError):
+    """An address that was taken for a live stream is that of a file."""
+
+
 class BackendError(AdaFocusError):
     """A backend that cannot run here, or failed while it ran."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from adafocus_edge.classify import Classifier, Result, Step
-from adafocus_edge.errors import AdaFocusError, BackendError, SourceError
+from adafocus_edge.errors import AdaFocusError, BackendError, HasAnEndError, SourceError
 from adafocus_edge.glimpse import GlimpseStream
 from adafocus_edge.preprocess import preprocess
 
@@ -218,6 +218,8 @@ def _capture_address(source: Source, stop: threading.Event) -> Iterator[Callable
         with av.open(source.address, options=options, timeout=OPEN_TIMEOUT_S, **OPEN_OPTIONS) as container:
             if not container.streams.video:
                 raise SourceError(f"{source.name}: no video in this stream")
+            if container.duration and source.address.startswith("http"):
+                raise HasAnEndError(f"{source.name}: has an end, so it is a file and not a live source")
             for frame in container.decode(video=0):
                 if stop.is_set():
                     return

@@ -345,7 +345,7 @@ class Camera(http.server.BaseHTTPRequestHandler):
     """An MJPEG camera: frames of a clip at 25 per second, without end; and a clip as a file, in parts."""
 
     def do_GET(self):
-        if self.path == "/clip.mp4":
+        if self.path in ("/clip.mp4", "/clip?id=7"):
             return self.send_file()
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
@@ -444,8 +444,10 @@ def test_a_stream_that_breaks_off_gives_its_last_window(small_bundle, camera):
     assert found[-1]["latency_ms"] < 3000
 
 
-def test_an_address_of_a_file_is_a_clip(small_bundle, camera):
-    (remote,) = results(edge("classify", camera + "/clip.mp4", "--bundle", small_bundle, "--json", "--logits"))
+@pytest.mark.parametrize("path", ["/clip.mp4", "/clip?id=7"])
+def test_an_address_of_a_file_is_a_clip(path, small_bundle, camera):
+    """Whether the address looks like one or not."""
+    (remote,) = results(edge("classify", camera + path, "--bundle", small_bundle, "--json", "--logits"))
     (local,) = results(edge("classify", CLIP, "--bundle", small_bundle, "--json", "--logits"))
     assert remote["steps"] == local["steps"]
 
