@@ -15,7 +15,7 @@ from adafocus_edge.types import TensorSpec, contract
 from training.model import AdaFocus
 
 OPSET = 18
-"""Parsed by TensorRT 8.6 (the first JetPack 6) and later, 10 and 11 included; nothing newer is needed."""
+"""What the exporter speaks by itself. TensorRT-RTX 1.7 parses it (tested); nothing here needs a newer one."""
 EXAMPLE_BATCH = 2
 """Anything but 1, which an exporter would take for a constant."""
 
