@@ -266,7 +266,7 @@ def classify(
             schedule=schedule.value,
             exit_confidence=exit_confidence,
         )
-        file = stack.enter_context(ResultFile(output, logits=logits)) if output is not None else None
+        file = stack.enter_context(ResultFile(output)) if output is not None else None
         sink = _Sink(as_json, logits, file)
         if live:
             try:

@@ -135,12 +135,11 @@ class ResultFile:
     or a pipe is written to as it is.
     """
 
-    def __init__(self, path: Path, *, logits: bool = False) -> None:
+    def __init__(self, path: Path) -> None:
         if path.is_dir():
             raise UsageError(f"{path}: is a folder, not a file to write")
         self._path = path.resolve()  # a link stays, and what it leads to is written
         self._draft: Path | None = None
-        self._logits = logits
         with self._told():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.exists() and not self._path.is_file():

@@ -181,7 +181,7 @@ class VideoFile:
     def _read_timeline(self, container: InputContainer, stream: VideoStream) -> _Timeline:
         if container.format.name == "avi" and stream.codec_context.has_b_frames:
             # AVI stores no presentation times, and with B-frames its packets are out of order and partly empty.
-            return self._count(container, stream)
+            return self._count()
         if "://" not in self._address:
             self._check_whole(stream)
         return self._timeline_of_index(stream) or self._timeline_of_packets(container, stream)
@@ -233,8 +233,7 @@ class VideoFile:
         except av.error.FFmpegError as error:
             raise self._broken(error) from None
         if untimed:  # a bare stream of H.264 or HEVC
-            with self._open() as again:
-                return self._count(again, self._stream(again))
+            return self._count()
         if not times:
             return _Timeline([], [], ordinal=False)
         # AVI counts in frames, and leaves out the packets of frames that a capture dropped.
@@ -245,8 +244,7 @@ class VideoFile:
         self._check_duration(stream, shown[-1])
         if any(before == after for before, after in pairwise(shown)):
             # Joined or badly rounded streams: times do not tell frames apart, so count them.
-            with self._open() as again:
-                return self._count(again, self._stream(again))
+            return self._count()
         starts = sorted({min(bisect.bisect_left(shown, time), len(shown) - 1) for time in keys})
         return _Timeline(shown, [0, *(start for start in starts if start > 0)], ordinal=False)
 
@@ -261,10 +259,12 @@ class VideoFile:
         if found_s + 0.25 < promised_s * SHORTEST_SHARE:
             raise SourceError(f"{self.name}: cut short: {found_s:.1f} of its {promised_s:.1f} s are there")
 
-    def _count(self, container: InputContainer, stream: VideoStream) -> _Timeline:
-        """Decode everything once to know how many frames there are."""
-        stream.thread_type = "AUTO"
-        return _Timeline([*range(sum(1 for _ in self._decode(container, stream)))], [0], ordinal=True)
+    def _count(self) -> _Timeline:
+        """Decode everything once, from the start, to know how many frames there are."""
+        with self._open() as container:
+            stream = self._stream(container)
+            stream.thread_type = "AUTO"
+            return _Timeline([*range(sum(1 for _ in self._decode(container, stream)))], [0], ordinal=True)
 
     # -- decoding -----------------------------------------------------------------------------------------------------
 
