@@ -16,7 +16,7 @@ import msgspec
 
 from adafocus_edge.errors import BundleError, UsageError
 from adafocus_edge.preprocess import INTERPOLATION, short_side
-from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, TensorSpec, contract
+from adafocus_edge.types import GRAPHS, STEP_GRAPH, Fit, ModelSpec, TensorSpec, contract
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,11 +61,13 @@ class Preprocessing:
     """What a frame goes through before it reaches a graph, and what the graphs then do inside.
 
     Attributes:
-        short_side: pixels to which the short side is resized.
+        short_side: pixels to which the short side is resized; both sides where ``fit`` is ``squash``.
         crop: S, side of the centre crop in pixels.
         interpolation: of that resize.
         mean: subtracted inside the graphs, per RGB channel of pixels / 255.
         std: divided by inside the graphs.
+        fit: see :class:`ModelSpec`.
+        motion_gap_s: see :class:`ModelSpec`.
     """
 
     short_side: int
@@ -73,11 +75,14 @@ class Preprocessing:
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    fit: Fit = "crop"
+    motion_gap_s: float = 0.0
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Preprocessing:
-        """Return the official evaluation's preprocessing, the only one there is."""
-        return cls(short_side(spec.frame_size), spec.frame_size, INTERPOLATION, MEAN, STD)
+        """Return a model's preprocessing: the official evaluation's, unless it is told otherwise."""
+        short = short_side(spec.frame_size) if spec.fit == "crop" else spec.frame_size
+        return cls(short, spec.frame_size, INTERPOLATION, MEAN, STD, spec.fit, spec.motion_gap_s)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from adafocus_edge.errors import UsageError
 from adafocus_edge.glimpse import Glimpse, GlimpseStream, patch_of, see_clip, softmax
-from adafocus_edge.preprocess import preprocess, sample_indices
+from adafocus_edge.preprocess import model_frames, sample_indices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -153,7 +152,7 @@ class Classifier:
         clip = source.open_clip()
         spec = self.model.spec
         indices = sample_indices(clip.frame_count, spec.segments)
-        frames = clip.select(indices, lambda rgb: preprocess(Image.fromarray(rgb), spec.frame_size))
+        frames = model_frames(clip, indices, spec)
         steps: list[Step] = []
         model_s = 0.0
         for index, glimpse, seconds in self._glimpses(frames):

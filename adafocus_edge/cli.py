@@ -149,6 +149,20 @@ def export_verb(
 
 
 @app.command()
+def train(
+    options: Annotated[
+        list[str],
+        typer.Argument(metavar="KEY=VALUE...", help="The official code's options, and ours; see the README."),
+    ],
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train one of the four stages: `train dataset=custom data_dir=DIR train_stage=1 ...`."""
+    del debug
+    reach("training.train", "train", "train").run(options, quiet)
+
+
+@app.command()
 def inspect(
     bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
     as_json: Json = False,
@@ -343,7 +357,7 @@ def _run_files(
                 path = save_video if _is_video_file(save_video) else save_video / names[source]
                 frames = bars.add_task(f"writing {path.name}", total=clip.frame_count)
                 try:
-                    for count in save_annotated(clip, result, classifier.model.spec.frame_size, path):
+                    for count in save_annotated(clip, result, classifier.model.spec, path):
                         bars.update(frames, completed=count)
                 except AdaFocusError as error:
                     sink.complaint(error)

@@ -27,6 +27,14 @@ class SourceError(AdaFocusError):
     """A video, a folder of frames, a camera or a stream that cannot be read."""
 
 
+class DataError(AdaFocusError):
+    """Labelled clips that cannot be used: a bad line of a list, an unknown class, an empty split."""
+
+
+class TrainingError(AdaFocusError):
+    """Training that cannot go on."""
+
+
 class HasAnEndError(SourceError):
     """An address that was taken for a live stream is that of a file."""
 

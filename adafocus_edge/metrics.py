@@ -43,3 +43,12 @@ def top_k_accuracy(scores: NDArray[np.floating], labels: NDArray[np.integer], k:
     """
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return float((best == labels[:, None]).any(axis=1).mean() * 100)
+
+
+def wilson_interval(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Return the Wilson score interval of a share, 0..1: 95 % by default, honest for few clips and near 0 and 1."""
+    share = hits / count
+    centre = share + z * z / (2 * count)
+    spread = z * float(np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)))
+    scale = 1 + z * z / count
+    return (centre - spread) / scale, (centre + spread) / scale

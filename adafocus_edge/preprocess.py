@@ -1,4 +1,4 @@
-"""From a decoded frame to the S x S pixels that the model sees, as the official evaluation does it."""
+"""From decoded frames to the S x S pixels that the model sees; by default as the official evaluation does it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from numpy.typing import NDArray
+
+    from adafocus_edge.sources import Clip
+    from adafocus_edge.types import Fit, ModelSpec
 
 RESIZE_RATIO = (256, 224)
 """The short side is resized to S * 256 / 224 (official ``scale_size``)."""
@@ -47,8 +52,10 @@ class CropWindow:
     size: int
 
     @classmethod
-    def of(cls, height: int, width: int, size: int) -> CropWindow:
-        """Compute the official evaluation's resize and centre crop for a source of this size."""
+    def of(cls, height: int, width: int, size: int, fit: Fit = "crop") -> CropWindow:
+        """Compute the official evaluation's resize and centre crop for a source of this size, or the whole of it."""
+        if fit == "squash":
+            return cls(height, width, size, size, 0, 0, size)
         short = short_side(size)
         # torchvision's rule: the short side becomes `short`, the long side is truncated to whole pixels.
         if width <= height:
@@ -68,17 +75,20 @@ class CropWindow:
         return top, left, top + height * down, left + width * across
 
 
-def preprocess(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Resize (bilinear, antialiased) and centre-crop one RGB image.
+def preprocess(image: Image.Image, size: int, fit: Fit = "crop") -> NDArray[np.uint8]:
+    """Resize (bilinear, antialiased) and centre-crop one image.
 
     Args:
-        image: an RGB image of any size.
+        image: an RGB or a grey image of any size.
         size: S, pixels.
+        fit: ``squash`` to resize the whole image to S x S instead.
 
     Returns:
-        uint8 [S, S, 3], equal to the official evaluation's pixels; for a strip longer than 16 times its width, where
-        the whole resized image would take hundreds of megabytes, equal within one grey level.
+        uint8 [S, S, 3], or [S, S] of a grey image; equal to the official evaluation's pixels; for a strip longer than
+        16 times its width, where the whole resized image would take hundreds of megabytes, within one grey level.
     """
+    if fit == "squash":
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     window = CropWindow.of(image.height, image.width, size)
     resized = (window.resized_width, window.resized_height)
     if max(resized) > LONGEST_STRIP * min(resized):
@@ -105,3 +115,56 @@ def sample_indices(frame_count: int, segments: int) -> list[int]:
     if frame_count < segments:
         return [min(index, frame_count - 1) for index in range(segments)]
     return [int(frame_count / segments * (index + 0.5)) for index in range(segments)]
+
+
+UNKNOWN_FPS = 25.0
+"""Assumed where a source does not tell its frame rate."""
+
+
+def luminance(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the luminance (ITU-R BT.601) of RGB uint8 [H, W, 3] as uint8 [H, W]."""
+    return np.asarray(Image.fromarray(rgb).convert("L"))
+
+
+def motion_indices(index: int, fps: float, gap_s: float) -> tuple[int, int, int]:
+    """Return the frames that make up a motion frame: two gaps before, one gap before, and ``index`` itself."""
+    gap = max(1, round((fps or UNKNOWN_FPS) * gap_s))
+    return max(0, index - 2 * gap), max(0, index - gap), index
+
+
+def glimpse_frames(
+    clip: Clip, indices: Sequence[int], motion_gap_s: float, convert: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Read what is glimpsed at some frames of a clip: RGB, or with a motion gap the luminance of three frames.
+
+    Args:
+        clip: to read.
+        indices: rising frame numbers.
+        motion_gap_s: see :class:`ModelSpec`; 0 for RGB.
+        convert: applied to each decoded frame: uint8 [H, W, 3], or [H, W] with a motion gap.
+
+    Yields:
+        each number with what ``convert`` made of it, three of them stacked along a new last axis with a motion gap.
+    """
+    if not motion_gap_s:
+        yield from clip.select(indices, convert)
+        return
+    parts = [motion_indices(index, clip.fps, motion_gap_s) for index in indices]
+    needed = sorted({number for part in parts for number in part})
+    read = clip.select(needed, lambda rgb: convert(luminance(rgb)))
+    held: dict[int, NDArray[np.uint8]] = {}
+    for part in parts:
+        while part[-1] not in held:
+            number, made = next(read)
+            held[number] = made
+        held = {number: made for number, made in held.items() if number >= part[0]}
+        yield part[-1], np.stack([held[number] for number in part], axis=-1)
+
+
+def model_frames(clip: Clip, indices: Sequence[int], spec: ModelSpec) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Read frames of a clip as a model sees them: number and uint8 [S, S, 3], in the order asked for."""
+
+    def convert(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return preprocess(Image.fromarray(pixels), spec.frame_size, spec.fit)
+
+    return glimpse_frames(clip, indices, spec.motion_gap_s, convert)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from adafocus_edge.classify import Result, Step
     from adafocus_edge.sources import Clip
+    from adafocus_edge.types import ModelSpec
 
 PATCH_COLOUR = (255, 176, 0)
 CROP_COLOUR = (255, 255, 255)
@@ -47,13 +48,13 @@ def _font(size: int) -> FreeTypeFont | BuiltinFont:
     return ImageFont.load_default(size)
 
 
-def save_annotated(clip: Clip, result: Result, frame_size: int, path: Path) -> Iterator[int]:
+def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> Iterator[int]:
     """Write the whole clip as an MP4 with what was seen drawn on it. The file appears whole or not at all.
 
     Args:
         clip: the clip that was classified.
         result: what was found in it.
-        frame_size: S of the model.
+        spec: of the model.
         path: of the MP4.
 
     Yields:
@@ -76,7 +77,7 @@ def save_annotated(clip: Clip, result: Result, frame_size: int, path: Path) -> I
             stream: VideoStream | None = None
             for index, frame in clip.frames():
                 step = result.steps[max(0, bisect.bisect_right(first_seen, index) - 1)]
-                picture = annotate(frame, step, result, frame_size)
+                picture = annotate(frame, step, result, spec)
                 if stream is None:
                     stream = cast(
                         "VideoStream",
@@ -109,20 +110,20 @@ def save_annotated(clip: Clip, result: Result, frame_size: int, path: Path) -> I
                 draft.unlink()
 
 
-def annotate(frame: NDArray[np.uint8], step: Step, result: Result, frame_size: int) -> NDArray[np.uint8]:
+def annotate(frame: NDArray[np.uint8], step: Step, result: Result, spec: ModelSpec) -> NDArray[np.uint8]:
     """Draw one step on a frame.
 
     Args:
         frame: RGB uint8 [H, W, 3].
         step: the latest glimpse at this time.
         result: of the clip.
-        frame_size: S of the model.
+        spec: of the model.
 
     Returns:
         uint8 [h, w, 3], both even as video codecs want them; enlarged if the frame is very small.
     """
     height, width = frame.shape[:2]
-    window = CropWindow.of(height, width, frame_size)
+    window = CropWindow.of(height, width, spec.frame_size, spec.fit)
     enlarge = min(LARGEST_FACTOR, max(1, -(-SMALLEST_WIDTH // width)))
     image = Image.fromarray(frame)
     if enlarge > 1:
@@ -136,7 +137,7 @@ def annotate(frame: NDArray[np.uint8], step: Step, result: Result, frame_size: i
         top, left, bottom, right = (value * enlarge for value in window.source_box(y, x, size, size))
         return left, top, right - 1, bottom - 1
 
-    draw.rectangle(box(0, 0, frame_size), outline=(*CROP_COLOUR, 110), width=max(1, line // 2))
+    draw.rectangle(box(0, 0, spec.frame_size), outline=(*CROP_COLOUR, 110), width=max(1, line // 2))
     draw.rectangle(box(*step.patch), outline=PATCH_COLOUR, width=line)
 
     best = result.top[0]

@@ -87,13 +87,26 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
-class FrameFolder:
-    """A folder of images as a clip, in the natural order of their names (``image_00001.jpg`` ...)."""
+FRAME_NAME = "image_{:05d}.jpg"
+"""What the official extraction calls frames, counted from 1."""
 
-    def __init__(self, path: str) -> None:
+
+class FrameFolder:
+    """A folder of images as a clip.
+
+    Args:
+        path: of the folder.
+        count: how many frames are promised, under their official names (a missing one is told when it is read); None
+            to take all images that are there, in the natural order of their names.
+    """
+
+    def __init__(self, path: str, count: int | None = None) -> None:
         self.name = path
         try:
-            self._files = sorted(images_in(Path(path)), key=natural_order)
+            if count is None:
+                self._files = sorted(images_in(Path(path)), key=natural_order)
+            else:
+                self._files = [Path(path) / FRAME_NAME.format(number + 1) for number in range(count)]
         except OSError as error:
             raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
         self.frame_count = len(self._files)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,17 +17,20 @@ from PIL import Image
 from adafocus_edge.classify import Classifier, Result, Step
 from adafocus_edge.errors import AdaFocusError, BackendError, HasAnEndError, SourceError
 from adafocus_edge.glimpse import GlimpseStream
-from adafocus_edge.preprocess import preprocess
+from adafocus_edge.preprocess import luminance, preprocess
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adafocus_edge.sources import Source
+    from adafocus_edge.types import ModelSpec
 
 OPEN_TIMEOUT_S = 10.0
 """A stream address must answer within this time."""
 SILENCE_S = 10.0
 """A source that gives no frame for this long has failed."""
+HISTORY_SLACK_S = 0.2
+"""A model that takes its time still finds the frames that came before the one it looks at."""
 POLL_S = 0.1
 """How often a waiting reader looks whether it should stop."""
 
@@ -47,10 +51,17 @@ class LiveFrame:
 
 
 class LiveReader:
-    """Reads a live source in a thread and keeps its newest frame only, so that a slow model never falls behind."""
+    """Reads a live source in a thread and keeps its newest frame only, so that a slow model never falls behind.
 
-    def __init__(self, source: Source) -> None:
+    Args:
+        source: to read.
+        history_s: how long frames are kept beside, for models that see motion.
+    """
+
+    def __init__(self, source: Source, history_s: float = 0.0) -> None:
         self._source = source
+        self._history_s = history_s
+        self._history: deque[LiveFrame] = deque()
         self._newest: LiveFrame | None = None
         self._ended = False
         self._error: AdaFocusError | None = None
@@ -86,6 +97,11 @@ class LiveReader:
                 raise self._error
             return frame
 
+    def before(self, captured_s: float) -> LiveFrame:
+        """Return the kept frame that was captured nearest to a time; at least one must have been taken before."""
+        with self._changed:
+            return min(self._history, key=lambda frame: abs(frame.captured_s - captured_s))
+
     def close(self) -> None:
         """Stop reading. A source that hangs is left to its daemon thread."""
         self._stop.set()
@@ -97,6 +113,12 @@ class LiveReader:
             for index, to_rgb in enumerate(_capture(self._source, self._stop)):
                 with self._changed:
                     self._newest = LiveFrame(index, time.monotonic(), to_rgb)
+                    self._history.append(self._newest)
+                    # The newest of those that are too old stays: no kept frame is nearer to its time.
+                    while len(self._history) > 1 and self._history[1].captured_s < (
+                        self._newest.captured_s - self._history_s
+                    ):
+                        self._history.popleft()
                     self._changed.notify_all()
             if index < 0 and not self._stop.is_set():
                 self._error = SourceError(f"{self._source.name}: no frame in this stream")
@@ -129,7 +151,8 @@ def windows(
     Raises:
         SourceError: the source failed; the window under way was given before.
     """
-    segments, size = classifier.model.spec.segments, classifier.model.spec.frame_size
+    spec = classifier.model.spec
+    segments = spec.segments
     stream = GlimpseStream(classifier.model)
     steps: list[Step] = []
     model_s = latency_s = begun = 0.0
@@ -141,14 +164,14 @@ def windows(
         start_s, end_s = steps[0].time_s, steps[-1].time_s
         return classifier.result(source.name, start_s, end_s, steps, sure, latency_s * 1e3, model_s * 1e3)
 
-    with closing(LiveReader(source)) as reader:
+    with closing(LiveReader(source, _history_s(spec))) as reader:
         until_s = None if duration_s is None else time.monotonic() + duration_s
         try:
             while (frame := reader.take(until_s, stop)) is not None:
                 if due is None:
                     begun = due = frame.captured_s
                 if not sure:
-                    pixels = preprocess(Image.fromarray(frame.to_rgb()), size)
+                    pixels = _pixels(frame, reader, spec)
                     before = time.perf_counter()
                     glimpse = stream.see(pixels[None])
                     model_s += time.perf_counter() - before
@@ -173,6 +196,20 @@ def windows(
         raise SourceError(f"{source.name}: no frame in {duration_s:.0f} s")
     if steps and not sure:
         yield window()
+
+
+def _history_s(spec: ModelSpec) -> float:
+    """How long frames must be kept for a model; not at all where it sees them one by one."""
+    return 2 * spec.motion_gap_s + HISTORY_SLACK_S if spec.motion_gap_s else 0.0
+
+
+def _pixels(frame: LiveFrame, reader: LiveReader, spec: ModelSpec) -> NDArray[np.uint8]:
+    """Return a live frame as the model sees it, uint8 [S, S, 3]; motion is taken from frames that came before."""
+    if not spec.motion_gap_s:
+        return preprocess(Image.fromarray(frame.to_rgb()), spec.frame_size, spec.fit)
+    earlier = (reader.before(frame.captured_s - gaps * spec.motion_gap_s) for gaps in (2, 1))
+    parts = (luminance(part.to_rgb()) for part in (*earlier, frame))
+    return np.stack([preprocess(Image.fromarray(part), spec.frame_size, spec.fit) for part in parts], axis=-1)
 
 
 def _capture(source: Source, stop: threading.Event) -> Iterator[Callable[[], NDArray[np.uint8]]]:

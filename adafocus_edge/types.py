@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Consensus = Literal["gru", "fc"]
+Fit = Literal["crop", "squash"]
 GRAPHS = ("glancer", "policy", "focuser", "classifier")
 """The four graphs of a model, in the order in which a step runs them."""
 STEP_GRAPH = "step"
@@ -33,6 +34,10 @@ class ModelSpec:
         consensus: ``gru``, or ``fc`` for the mean of per-frame probabilities.
         with_glancer: whether the classifier also sees the glancer's pooled feature.
         policy_conv: whether the policy's encoder begins with a 1 x 1 convolution.
+        fit: how a source frame becomes square: ``crop`` cuts the centre out, as the official code does; ``squash``
+            resizes the whole frame, so that nothing at its sides is lost.
+        motion_gap_s: 0 for RGB frames, as in the official code. Otherwise a frame's three channels are its luminance
+            two gaps before, one gap before and now, so that what moves shows as colour; in seconds.
     """
 
     glancer: str
@@ -50,6 +55,8 @@ class ModelSpec:
     consensus: Consensus = "gru"
     with_glancer: bool = True
     policy_conv: bool = True
+    fit: Fit = "crop"
+    motion_gap_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("glance_dim", "focus_dim", "segments", "policy_state", "classifier_state", "classes"):
@@ -58,6 +65,8 @@ class ModelSpec:
         for name, most in (("frame_size", 2048), ("glance_size", 2048), ("segments", 4096)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
+        if not 0 <= self.motion_gap_s <= 10:
+            raise ValueError(f"motion_gap_s must be 0 to 10 seconds, not {self.motion_gap_s}")
         if self.grid < 2:
             raise ValueError(f"the action grid must be at least 2 x 2, not {self.grid} x {self.grid}")
         if not 32 <= self.patch_size <= self.frame_size:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from PIL import Image
 
 from adafocus_edge import __version__
 from adafocus_edge.backends.load import load_model
@@ -33,14 +32,15 @@ from adafocus_edge.bundle import (
     sha256_of,
 )
 from adafocus_edge.errors import SourceError
-from adafocus_edge.preprocess import preprocess, sample_indices
+from adafocus_edge.preprocess import model_frames, sample_indices
 from adafocus_edge.sources import Clip, FrameFolder, Source
 from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, contract
 from export.fuse import fuse
-from export.graphs import OPSET, count_gflops, export_graph
+from export.graphs import OPSET, export_graph
 from export.parity import BATCHES, TOLERANCE, Comparison, compare
 from training.checkpoint import Checkpoint, ModelOptions, read_checkpoint
 from training.checkpoint import load_model as load_checkpoint_model
+from training.graphs import count_gflops
 from training.model import AdaFocus
 
 VARIANT = "fp32"
@@ -201,7 +201,7 @@ def _real_frames(source: str | None, spec: ModelSpec) -> NDArray[np.uint8]:
     clip: Clip = FrameFolder(str(SAMPLE_FRAMES)) if source is None else Source(source, source).open_clip()
     # At least as many as the largest batch that is compared.
     indices = sample_indices(clip.frame_count, max(spec.segments, *BATCHES))
-    pixels = [p for _, p in clip.select(indices, lambda rgb: preprocess(Image.fromarray(rgb), spec.frame_size))]
+    pixels = [pixels for _, pixels in model_frames(clip, indices, spec)]
     if not pixels:
         raise SourceError(f"{source}: no frames in it")
     return np.stack(pixels)

@@ -1,4 +1,4 @@
-"""The four graphs as modules with the contract's inputs and outputs, and their way into ONNX."""
+"""Writing one graph as ONNX."""
 
 from __future__ import annotations
 
@@ -7,80 +7,16 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from adafocus_edge.errors import ExportError
-from adafocus_edge.types import TensorSpec, contract
+from adafocus_edge.types import contract
+from training.graphs import GRAPH_MODULES, example
 from training.model import AdaFocus
 
 OPSET = 18
 """What the exporter speaks by itself. TensorRT-RTX 1.7 parses it (tested); nothing here needs a newer one."""
 EXAMPLE_BATCH = 2
 """Anything but 1, which an exporter would take for a constant."""
-
-
-class GlancerGraph(nn.Module):
-    """``frame`` to ``feature_map`` and ``glance``."""
-
-    def __init__(self, model: AdaFocus) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`AdaFocus.glance`."""
-        return self.model.glance(frame)
-
-
-class PolicyGraph(nn.Module):
-    """``feature_map`` and ``policy_state`` to ``origin``, ``action`` and ``policy_state_out``."""
-
-    def __init__(self, model: AdaFocus) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, feature_map: Tensor, policy_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`AdaFocus.choose`."""
-        return self.model.choose(feature_map, policy_state)
-
-
-class FocuserGraph(nn.Module):
-    """``frame`` and ``origin`` to ``focus``."""
-
-    def __init__(self, model: AdaFocus) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, frame: Tensor, origin: Tensor) -> Tensor:
-        """See :meth:`AdaFocus.focus`."""
-        return self.model.focus(frame, origin)
-
-
-class ClassifierGraph(nn.Module):
-    """``glance`` (unless the model does without), ``focus`` and ``state`` to ``logits`` and ``state_out``."""
-
-    def __init__(self, model: AdaFocus) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *features_and_state: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`AdaFocus.classify`."""
-        *glance, focus, state = features_and_state
-        return self.model.classify(glance[0] if glance else None, focus, state)
-
-
-GRAPH_MODULES: dict[str, type[nn.Module]] = {
-    "glancer": GlancerGraph,
-    "policy": PolicyGraph,
-    "focuser": FocuserGraph,
-    "classifier": ClassifierGraph,
-}
-
-
-def example(tensor: TensorSpec, batch: int) -> Tensor:
-    """Return zeros that fit an input."""
-    shape = [batch if size == "N" else int(size) for size in tensor.shape]
-    return torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
 
 
 def export_graph(model: AdaFocus, graph: str, path: Path) -> None:
@@ -119,12 +55,3 @@ def export_graph(model: AdaFocus, graph: str, path: Path) -> None:
     if [opset.version for opset in proto.opset_import if not opset.domain] != [OPSET]:
         raise ExportError(f"{graph}: exported with another opset than {OPSET}")
     onnx.save_model(proto, path)
-
-
-def count_gflops(model: AdaFocus, graph: str) -> float:
-    """Count one frame's multiply-adds in units of 1e9, as the paper does (convolutions and matrix products)."""
-    inputs, _ = contract(model.spec, graph)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        GRAPH_MODULES[graph](model)(*(example(tensor, 1) for tensor in inputs))
-    # PyTorch counts a multiply-add as two operations.
-    return int(counter.get_total_flops()) / 2 / 1e9

@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from adafocus_edge.backends.base import LoadedModel, Session
 from adafocus_edge.errors import ExportError
 from adafocus_edge.glimpse import GlimpseStream, see_clip
-from adafocus_edge.types import GRAPHS, contract
-from export.graphs import GRAPH_MODULES
+from adafocus_edge.types import GRAPHS
+from training.graphs import TorchSession, torch_model
 from training.model import AdaFocus
 
 TOLERANCE = 2e-3
 """Largest error allowed, relative to the largest value of the tensor where that is above 1."""
 BATCHES = (1, 3)
-
-
-class TorchSession:
-    """One graph's module, run by PyTorch behind the same contract as every other backend."""
-
-    def __init__(self, model: AdaFocus, graph: str) -> None:
-        self.inputs, self.outputs = contract(model.spec, graph)
-        self._module = GRAPH_MODULES[graph](model).eval()
-        self.recorded: list[tuple[dict[str, Any], dict[str, Any]]] = []
-
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Run the module once; what went in and came out is kept in ``recorded``."""
-        with torch.inference_mode():
-            made = self._module(*(torch.from_numpy(np.ascontiguousarray(feeds[t.name])) for t in self.inputs))
-        made = made if isinstance(made, tuple) else (made,)
-        outputs = {tensor.name: value.numpy() for tensor, value in zip(self.outputs, made, strict=True)}
-        self.recorded.append((dict(feeds), outputs))
-        return outputs
-
-    def close(self) -> None:
-        """Forget what was recorded."""
-        self.recorded.clear()
 
 
 @dataclass(frozen=True)
@@ -70,12 +46,6 @@ class Comparison:
         return self.max_error <= TOLERANCE * max(1.0, self.scale) and self.same_actions is not False
 
 
-def torch_model(model: AdaFocus) -> tuple[LoadedModel, dict[str, TorchSession]]:
-    """Wrap a PyTorch model for the glimpse loop; also return its sessions, which record what passes through."""
-    sessions = {graph: TorchSession(model, graph) for graph in GRAPHS}
-    return LoadedModel(model.spec, **sessions, backend="torch", variant="fp32", batch=1), sessions
-
-
 def compare(
     model: AdaFocus, exported: LoadedModel, step: Session | None, frames: NDArray[np.uint8]
 ) -> list[Comparison]:
@@ -90,7 +60,7 @@ def compare(
     Returns:
         a row for each graph and batch, and one for each schedule of the loop. Raises ``ExportError`` if any is off.
     """
-    reference, sessions = torch_model(model)
+    reference, sessions = torch_model(model, record=True)
     glimpses = list(see_clip(reference, frames))
     rows = [
         _compare_graph(graph, getattr(exported, graph), sessions[graph], batch) for graph in GRAPHS for batch in BATCHES

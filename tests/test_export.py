@@ -15,11 +15,12 @@ from adafocus_edge.backends.ort import OrtSession
 from adafocus_edge.bundle import read_bundle
 from adafocus_edge.errors import ExportError
 from adafocus_edge.types import GRAPHS, contract
-from export.graphs import count_gflops, export_graph
-from export.parity import compare, largest_error, torch_model
+from export.graphs import export_graph
+from export.parity import compare, largest_error
 from tests.conftest import GOLDEN, ROOT, SMALL, edge, official_spec, one_line_error, write_checkpoint
 from tests.test_checkpoint import Runs
 from tests.test_model import frames_of
+from training.graphs import count_gflops, torch_model
 from training.model import AdaFocus
 
 
@@ -122,7 +123,7 @@ def test_mean_consensus_exports(tmp_path):
     model = AdaFocus(spec).eval()
     export_graph(model, "classifier", tmp_path / "classifier.onnx")
     session = OrtSession(tmp_path / "classifier.onnx")
-    _, sessions = torch_model(model)
+    _, sessions = torch_model(model, record=True)
     rng = np.random.default_rng(0)
     state = np.zeros((3, 6), np.float32)
     for _ in range(3):

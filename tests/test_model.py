@@ -8,10 +8,10 @@ from PIL import Image
 from adafocus_edge.glimpse import GlimpseStream, see_clip
 from adafocus_edge.preprocess import preprocess
 from benchmarks.eager import OfficialWay
-from export.parity import torch_model
 from tests.conftest import GOLDEN, GOLDEN_CASES, official_spec, weights_of
 from training.checkpoint import ModelOptions, load_model, read_checkpoint
 from training.geometry import action_grid, crop, patch_corner
+from training.graphs import torch_model
 from training.model import AdaFocus, gru_step
 
 
@@ -28,7 +28,7 @@ def cells_of(origins, grid):
 def test_golden_logits_and_actions(golden, golden_checkpoint, golden_outputs, golden_frames):
     patch_size = GOLDEN_CASES[golden][1]
     model = load_model(read_checkpoint(golden_checkpoint), ModelOptions(patch_size=patch_size))
-    wrapped, sessions = torch_model(model)
+    wrapped, sessions = torch_model(model, record=True)
     glimpses = list(see_clip(wrapped, frames_of(golden_frames)))
     logits = np.concatenate([glimpse.logits for glimpse in glimpses])
     assert np.abs(logits - golden_outputs["logits"]).max() <= 1e-4
@@ -83,7 +83,7 @@ def test_mean_consensus_averages_probabilities():
     )
     model = AdaFocus(spec)
     model.load_state_dict(weights_of(spec, seed=4))
-    wrapped, sessions = torch_model(model.eval())
+    wrapped, sessions = torch_model(model.eval(), record=True)
     glimpses = list(see_clip(wrapped, frames_of(GOLDEN / "actnet96", count=4)))
     recorded = sessions["classifier"].recorded
     features = torch.cat([torch.from_numpy(np.concatenate([f["glance"], f["focus"]], axis=1)) for f, _ in recorded])

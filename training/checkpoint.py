@@ -1,10 +1,12 @@
-"""Reading checkpoints in the official layout: what model they hold, and that model with its weights."""
+"""Checkpoints in the official layout: reading them (what model, with what weights), and writing them."""
 
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import re
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor
 
 from adafocus_edge.errors import CheckpointError, UsageError
@@ -64,12 +67,20 @@ class Checkpoint:
         weights: parameters under their full official names.
         config: options stored by ``adafocus-edge train``; empty for official checkpoints.
         classes: class names stored by ``adafocus-edge train``, or None.
+        state: everything else in it: ``epoch``, ``best_acc``, ``optimizer``, ``scaler``, ``rng`` ...
     """
 
     path: Path
     weights: dict[str, Tensor]
     config: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> int | None:
+        """The training stage that wrote it, or None for checkpoints that are not ours."""
+        stage = self.config.get("train_stage")
+        return stage if isinstance(stage, int) else None
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
@@ -94,6 +105,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         weights,
         dict(config) if isinstance(config, Mapping) else {},
         tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None,
+        {str(name): value for name, value in content.items() if name not in (*SECTIONS, "model_state_dict")},
     )
 
 
@@ -310,3 +322,97 @@ def _matrix(path: Path, weights: dict[str, Tensor], name: str) -> tuple[int, int
 def _some(names: Any) -> str:
     shown = sorted(map(str, names))
     return ", ".join(shown[:4]) + (", ..." if len(shown) > 4 else "") or "nothing"
+
+
+def backbone_weights(net: torch.nn.Module, name: str, source: str, option: str) -> None:
+    """Load pretrained weights into a backbone; its head, which is made for other classes, stays.
+
+    Args:
+        net: the torchvision network.
+        name: of the backbone.
+        source: ``imagenet`` for torchvision's own weights, ``random`` for none, or a file with its parameter names.
+        option: that named the source, for messages.
+
+    Raises ``CheckpointError``: not downloadable, or made for another network.
+    """
+    if source == "random":
+        return
+    if source == "imagenet":
+        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+        try:
+            given = dict(weights.get_state_dict(progress=False, check_hash=True))
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"torchvision's {name} weights cannot be downloaded ({error}): give {option}=FILE, or {option}=random"
+            ) from None
+    else:
+        content = _load(Path(source))
+        inner = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+        given = {_plain(key): value for key, value in inner.items() if isinstance(value, Tensor)}
+    own = net.state_dict()
+    heads = [key for key in own if key.startswith(("classifier.", "fc."))]
+    counters = [key for key in own if key.endswith("num_batches_tracked")]
+    for key, value in own.items():
+        if key in heads or (key in counters and key not in given):
+            given[key] = value
+        elif key not in given or given[key].shape != value.shape:
+            raise CheckpointError(f"{option}={source}: lacks {key!r} of a {name}, or has another shape of it")
+    net.load_state_dict({key: given[key] for key in own})
+
+
+def load_part(model: torch.nn.Module, checkpoint: Checkpoint, prefix: str, option: str) -> None:
+    """Load the parameters under a prefix; heads of the backbones that are made for other classes stay.
+
+    Raises ``CheckpointError`` that names the option if one is missing or of another shape.
+    """
+    own = model.state_dict()
+    wanted = [name for name in own if name.startswith(prefix)]
+    if not any(name in checkpoint.weights for name in wanted):
+        raise CheckpointError(f"{option}={checkpoint.path}: holds no {prefix.rstrip('.')}")
+    for name in wanted:
+        given = checkpoint.weights.get(name)
+        if HEADS.search(name) and (given is None or given.shape != own[name].shape):
+            continue
+        if given is None or given.shape != own[name].shape:
+            found = "lacks it" if given is None else f"has {list(given.shape)}"
+            raise CheckpointError(
+                f"{option}={checkpoint.path}: {name!r} should be {list(own[name].shape)}, and the file {found}: the "
+                "options describe another model (backbones, hidden sizes, patch grid, classes)"
+            )
+        own[name] = given
+    model.load_state_dict(own)
+
+
+def official_layout(model: AdaFocus, *, with_policy: bool) -> dict[str, Any]:
+    """Return a model's weights under the official sections; without a policy before one is trained."""
+    weights = {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if with_policy or ".policy." not in name
+    }
+    sections: dict[str, Any] = {"model_state_dict": weights, "policy": None}
+    for section, prefix in SECTIONS.items():
+        part = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        if part:
+            sections[section] = part
+    return sections
+
+
+def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint whole or not at all. Raises ``CheckpointError`` with what the disk says."""
+    draft: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        draft = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.chmod(0o644)
+        os.replace(draft, path)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer turns a full disk into a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: cannot be written ({reason}); what was there before is untouched") from None
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Categorical
 
 from adafocus_edge.bundle import MEAN, STD
 from adafocus_edge.types import ModelSpec
@@ -108,6 +109,24 @@ class ActorCritic(nn.Module):
         state = gru_step(self.gru, encoded, state)
         return self.actor[0](state), state
 
+    def evaluate(self, feature_maps: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Judge what was done in whole clips.
+
+        Args:
+            feature_maps: float32 [T, N, dim, h, w].
+            actions: int64 [T, N].
+
+        Returns:
+            float32 [T, N] each: log probability of the action, value of the state, entropy of the policy.
+        """
+        steps, clips = actions.shape
+        flat = feature_maps.flatten(0, 1)
+        encoded = self.state_encoder(flat if self.policy_conv else flat.flatten(1))
+        states, _ = self.gru(encoded.view(steps, clips, -1))
+        choice = Categorical(self.actor(states))
+        log_probs, entropy = choice.log_prob(actions), choice.entropy()  # type: ignore[no-untyped-call]
+        return log_probs, self.critic(states).squeeze(-1), entropy
+
 
 class PolicyPair(nn.Module):
     """The two copies of the policy that the official checkpoints hold: the old one acts, the new one learns."""
@@ -147,6 +166,12 @@ class RecurrentClassifier(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(spec.classifier_state, spec.classes)
 
+    def forward(self, features: Tensor) -> Tensor:
+        """Take in whole clips' features, float32 [N, T, inputs]; return logits after each step, [N, T, C]."""
+        states, _ = self.gru(features)
+        logits: Tensor = self.fc(self.dropout(states))
+        return logits
+
     def step(self, feature: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Take in one frame's feature, float32 [N, inputs]; return logits [N, C] and the new state [N, H]."""
         state = gru_step(self.gru, feature, state)
@@ -164,6 +189,12 @@ class MeanClassifier(nn.Module):
         inputs = spec.focus_dim + (spec.glance_dim if spec.with_glancer else 0)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(inputs, spec.classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Take in whole clips' features, [N, T, inputs]; return log-probabilities after each step, [N, T, C]."""
+        totals = torch.softmax(self.fc(self.dropout(features)), dim=2).cumsum(dim=1)
+        counts = torch.arange(1, features.shape[1] + 1, device=features.device)
+        return torch.log(totals / counts.view(1, -1, 1))
 
     def step(self, feature: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Take in one frame's feature, [N, inputs]; return log-probabilities [N, C] and the state [N, C + 1]."""

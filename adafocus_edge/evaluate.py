@@ -1,0 +1,235 @@
+"""Running a model over labelled clips, and saying how good it is: mAP, top-1, top-5, per step and per class."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from adafocus_edge.errors import DataError, SourceError
+from adafocus_edge.glimpse import GlimpseStream, see_clip, softmax
+from adafocus_edge.metrics import mean_average_precision, top_k_accuracy, wilson_interval
+from adafocus_edge.preprocess import model_frames, sample_indices
+from adafocus_edge.types import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from adafocus_edge.backends.base import LoadedModel
+    from adafocus_edge.data import Example, Split
+    from adafocus_edge.types import ModelSpec
+
+Patches = Literal["policy", "centre", "random"]
+
+
+class Predict(Protocol):
+    """Whatever turns a clip's frames, uint8 [T, S, S, 3], into logits after each of them, float32 [T, C]."""
+
+    def __call__(self, frames: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """Predict one clip."""
+
+
+class FixedPolicy:
+    """Stands in for a policy's session: centre or random patches, to see what the policy is worth.
+
+    Args:
+        policy: contract of the session it replaces: its inputs and outputs.
+        seed: of random patches; None for the centre.
+    """
+
+    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], seed: int | None) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._random = None if seed is None else np.random.default_rng(seed)
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Return origins without looking at the feature map."""
+        state = feeds["policy_state"]
+        shape = (state.shape[0], 2)
+        origin = np.full(shape, 0.5) if self._random is None else self._random.random(shape)
+        action = np.full(shape[0], -1, np.int64)
+        return {"origin": origin.astype(np.float32), "action": action, "policy_state_out": state}
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def with_patches(model: LoadedModel, patches: Patches, seed: int = 0) -> LoadedModel:
+    """Return the same model with its policy replaced, unless ``patches`` is ``policy``."""
+    if patches == "policy":
+        return model
+    fixed = FixedPolicy(model.policy.inputs, model.policy.outputs, seed if patches == "random" else None)
+    return replace(model, policy=fixed)
+
+
+def predict_with(model: LoadedModel, schedule: str = "clip") -> Predict:
+    """Return the glimpse loop over one clip, on either schedule."""
+
+    def clip(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.concatenate([glimpse.logits for glimpse in see_clip(model, frames)])
+
+    def stream(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        live = GlimpseStream(model)
+        return np.concatenate([live.see(frames[step : step + 1]).logits for step in range(len(frames))])
+
+    return stream if schedule == "stream" else clip
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One clip that was seen.
+
+    Attributes:
+        example: the clip.
+        logits: float32 [T, C], after each step.
+        read_ms: to open, decode and preprocess it.
+        model_ms: in the model.
+    """
+
+    example: Example
+    logits: NDArray[np.float32]
+    read_ms: float
+    model_ms: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run over a split gave.
+
+    Attributes:
+        origin: of the split.
+        classes: class names.
+        scored: the clips that were seen, at least one.
+        failed: name and error of each clip that could not be read.
+        multi_label: whether mAP counts all labels of a clip (FCVID) or its first only (ActivityNet).
+        gflops_per_clip: multiply-adds in units of 1e9.
+    """
+
+    origin: str
+    classes: tuple[str, ...]
+    scored: tuple[Scored, ...]
+    failed: tuple[tuple[str, str], ...]
+    multi_label: bool
+    gflops_per_clip: float
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The label of each clip, int64 [N]."""
+        return np.array([s.example.labels[0] for s in self.scored], np.int64)
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """Of each class after each step, float32 [N, T, C]."""
+        return softmax(np.stack([s.logits for s in self.scored]))
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """How many clips of each class (rows) were taken for each class (columns), by first labels; int64 [C, C]."""
+        found = np.zeros((len(self.classes),) * 2, np.int64)
+        np.add.at(found, (self.labels, self.probabilities[:, -1].argmax(axis=1)), 1)
+        return found
+
+    def curve(self) -> list[dict[str, float]]:
+        """Return top-1 and mAP in percent after each step."""
+        probabilities, labels = self.probabilities, self.labels
+        positives = np.zeros((len(labels), len(self.classes)), bool)
+        for row, scored in zip(positives, self.scored, strict=True):
+            row[list(scored.example.labels if self.multi_label else scored.example.labels[:1])] = True
+        return [
+            {
+                "step": step,
+                "top1": round(top_k_accuracy(probabilities[:, step], labels, 1), 4),
+                "mAP": round(mean_average_precision(probabilities[:, step], positives), 4),
+            }
+            for step in range(probabilities.shape[1])
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as an object for ``--json``."""
+        curve, probabilities, labels = self.curve(), self.probabilities[:, -1], self.labels
+        right = int((probabilities.argmax(axis=1) == labels).sum())
+        low, high = wilson_interval(right, len(labels))
+        clips = [
+            {
+                "clip": s.example.name,
+                "class": self.classes[s.example.labels[0]],
+                "label": self.classes[int(p.argmax())],
+                "confidence": round(float(p.max()), 6),
+            }
+            for s, p in zip(self.scored, probabilities, strict=True)
+        ]
+        return {
+            "data": self.origin,
+            "clips": len(labels),
+            "failed": [{"clip": name, "error": error} for name, error in self.failed],
+            "top1": curve[-1]["top1"],
+            "top1_interval_95": [round(low * 100, 2), round(high * 100, 2)],
+            "top5": round(top_k_accuracy(probabilities, labels, min(5, len(self.classes))), 4),
+            "mAP": curve[-1]["mAP"],
+            "model_ms_per_clip": round(float(np.median([s.model_ms for s in self.scored])), 3),
+            "read_ms_per_clip": round(float(np.median([s.read_ms for s in self.scored])), 3),
+            "gflops_per_clip": round(self.gflops_per_clip, 4),
+            "per_step": curve,
+            "classes": list(self.classes),
+            "confusion": self.confusion.tolist(),
+            "predictions": clips,
+        }
+
+
+def evaluate(
+    predict: Predict,
+    spec: ModelSpec,
+    split: Split,
+    *,
+    gflops_per_clip: float,
+    multi_label: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Evaluation:
+    """Run a model over every clip of a split, sampled as the official evaluation does.
+
+    Args:
+        predict: the model.
+        spec: its shapes.
+        split: the clips.
+        gflops_per_clip: what one clip costs.
+        multi_label: see :class:`Evaluation`.
+        progress: told how many clips are done.
+
+    A clip that cannot be read is listed, and the others go on. Raises ``DataError`` if none can.
+    """
+    scored: list[Scored] = []
+    failed: list[tuple[str, str]] = []
+    for done, (example, frames, read_ms) in enumerate(_read(split, spec), start=1):
+        if isinstance(frames, SourceError):
+            failed.append((example.name, str(frames)))
+        else:
+            before = time.perf_counter()
+            logits = predict(frames)
+            scored.append(Scored(example, logits, read_ms, (time.perf_counter() - before) * 1e3))
+        progress(done)
+    if not scored:
+        raise DataError(f"{split.origin}: none of its {len(failed)} clips can be read; the first: {failed[0][1]}")
+    return Evaluation(split.origin, split.classes, tuple(scored), tuple(failed), multi_label, gflops_per_clip)
+
+
+def _read(split: Split, spec: ModelSpec) -> Iterator[tuple[Example, NDArray[np.uint8] | SourceError, float]]:
+    for example in split.examples:
+        before = time.perf_counter()
+        try:
+            clip = example.open_clip()
+            indices = sample_indices(clip.frame_count, spec.segments)
+            frames: NDArray[np.uint8] | SourceError = np.stack([p for _, p in model_frames(clip, indices, spec)])
+        except SourceError as error:
+            frames = error
+        yield example, frames, (time.perf_counter() - before) * 1e3
+
+
+def save_plot(found: Evaluation, title: str, path: Path) -> None:
+    """Draw the per-step curve and the confusion matrix as a PNG. Raises ``MissingExtraError`` without matplotlib."""
+    from adafocus_edge.plot import draw_evaluation
+
+    draw_evaluation(found, title, path)

@@ -1,0 +1,108 @@
+"""Many processes: PyTorch's own launcher (torchrun), or the official one process per GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from adafocus_edge.errors import TrainingError, UsageError
+from training.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among its like.
+
+    Attributes:
+        rank: of this process, from 0.
+        world: how many there are, on all machines.
+        local: how many there are on this machine.
+        device: that this process computes on.
+    """
+
+    rank: int
+    world: int
+    local: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's value, in the order of ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+
+def launch(options: TrainOptions, work: Callable[[Processes], None]) -> None:
+    """Run ``work`` in this process, or in one per GPU, or as one of those that torchrun started.
+
+    Raises ``UsageError`` if the options contradict each other, ``TrainingError`` if the processes cannot meet.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        device = _device(options, int(os.environ["LOCAL_RANK"]))
+        with _group(options, device, "env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) as (rank, world):
+            work(Processes(rank, world, local, device))
+        return
+    gpus = torch.cuda.device_count() if options.device in ("auto", "cuda") and options.gpu is None else 0
+    local = gpus if options.multiprocessing_distributed and gpus > 1 else 1
+    world = local * options.world_size
+    if world > 1 and options.distributed is False:
+        raise UsageError(f"distributed=false: but {world} processes are asked for (world_size, GPUs)")
+    if local > 1:
+        spawn(_spawned, args=(options, work, local, world), nprocs=local)  # type: ignore[no-untyped-call]
+        return
+    device = _device(options, options.gpu or 0)
+    if world == 1:
+        work(Processes(0, 1, 1, device))
+        return
+    # Started by hand: each process is told its rank, and they are taken to run on different machines.
+    with _group(options, device, options.dist_url, options.rank, world) as (rank, size):
+        work(Processes(rank, size, 1, device))
+
+
+def _spawned(number: int, options: TrainOptions, work: Callable[[Processes], None], local: int, world: int) -> None:
+    device = torch.device("cuda", number)
+    with _group(options, device, options.dist_url, options.rank * local + number, world) as (rank, size):
+        work(Processes(rank, size, local, device))
+
+
+def _device(options: TrainOptions, number: int) -> torch.device:
+    if options.device == "cpu" or (options.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    device = torch.device(options.device if ":" in options.device else f"cuda:{number}")
+    if device.type != "cuda" or not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device={options.device}: there are {torch.cuda.device_count()} CUDA devices here")
+    return device
+
+
+@contextmanager
+def _group(
+    options: TrainOptions, device: torch.device, address: str, rank: int, world: int
+) -> Iterator[tuple[int, int]]:
+    """Join the other processes; NCCL needs a GPU, so on the CPU it is Gloo."""
+    backend = "gloo" if device.type == "cpu" else options.dist_backend
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group(backend, init_method=address, rank=rank, world_size=world)
+    except (RuntimeError, ValueError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise TrainingError(f"process {rank} of {world} cannot join the others at {address}: {first}") from None
+    try:
+        yield rank, world
+    finally:
+        dist.destroy_process_group()

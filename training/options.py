@@ -1,0 +1,302 @@
+"""Options of training: the official names and defaults, composed by Hydra, checked once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from adafocus_edge.errors import UsageError
+from training.backbones import BACKBONES
+
+CONF = Path(__file__).parent / "conf"
+DATASETS = tuple(sorted(path.stem for path in (CONF / "dataset").glob("*.yaml")))
+PRESETS = tuple(sorted(path.stem for path in (CONF / "preset").glob("*.yaml")))
+UNUSED = frozenset(
+    "arch k num_classes partial_fcvid_eval partial_ratio ada_reso_skip reso_list random_crop center_crop ada_crop_list "
+    "rescale_to policy_input_offset save_meta npb penalty gpus random_patch".split()
+)
+"""Options that the official code takes and never uses, or that the stage or the data decide; accepted with a note."""
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "train_stage": (0, 1, 2, 3),
+    "glancer": tuple(BACKBONES),
+    "focuser": tuple(BACKBONES),
+    "consensus": ("gru", "fc"),
+    "reward": ("random", "prev", "conf"),
+    "lr_type": ("cos", "step"),
+    "optimizer": ("sgd", "adamw"),
+    "fit": ("crop", "squash"),
+    "separator": (",", " "),
+}
+
+
+@dataclass
+class TrainOptions:
+    """Everything that ``adafocus-edge train`` takes as ``key=value``.
+
+    Those down to ``policy_input_offset`` have the official code's names and defaults (its ``conf/default.yaml``); an
+    empty ``key=`` stands for None. The others are ours.
+
+    Attributes:
+        dataset: ``actnet``, ``fcvid``, ``minik`` or ``custom``; a config group with file names and formats.
+        data_dir: the folder that the data set's files lie in.
+        train_list: split list, CSV or folder per class to train on, within ``data_dir`` unless it is absolute.
+        val_list: the same, to evaluate on.
+        root_path: what the lists' paths are relative to, within ``data_dir``.
+        train_stage: 0 a backbone alone, 1 focuser and classifier, 2 policy, 3 classifier.
+        pretrain_glancer: at stage 0: train the glancer (else the focuser).
+        batch_size: clips per update, over all processes of one machine.
+        workers: processes that read clips, over all processes of one machine; at most one per core is started.
+        num_segments: frames per clip.
+        dropout: before the classifier's linear layer.
+        epochs: how often every clip is seen.
+        backbone_lr: learning rate of backbones.
+        fc_lr: learning rate of the classifier.
+        policy_lr: learning rate of the policy (Adam).
+        lr_type: ``cos``, or ``step``: a tenth at each of ``lr_steps``.
+        lr_steps: epochs, as ``50-100`` or ``[50,100]``.
+        clip_grad: largest norm of the gradient; the official code has the option and never applies it.
+        eval_freq: evaluate every so many epochs, and after the last one.
+        amp: half precision with loss scaling, on a GPU.
+        resume: checkpoint of the stage before; or of this stage, to go on exactly where it stopped.
+        pretrained_glancer: checkpoint of stage 0 for the glancer.
+        pretrained_focuser: checkpoint of stage 0 for the focuser.
+        evaluate: only evaluate the checkpoint given by ``resume``.
+        multiprocessing_distributed: one process per GPU of this machine.
+        distributed: empty to follow from ``world_size``; ``false`` to insist on one process.
+        world_size: machines (with ``multiprocessing_distributed``), or processes that were started by hand.
+        rank: of this machine or process. Under ``torchrun`` none of these is needed.
+        continuous: a continuous policy; only ``false`` is supported.
+        preset: ``official`` or ``edge``; a config group.
+        glancer: backbone of the glancer.
+        focuser: backbone of the focuser.
+        glancer_weights: ``imagenet`` (torchvision's), ``random``, or a local file of torchvision's parameter names.
+        focuser_weights: the same for the focuser.
+        classes: file of class names within ``data_dir``; one per line.
+        separator: of the lists.
+        multi_label: whether mAP counts all labels of a clip.
+        best_by: ``mAP`` or ``top1``: what decides which checkpoint is the best.
+        fit: how frames become square, see :class:`ModelSpec`.
+        motion_gap_s: see :class:`ModelSpec`.
+        freeze_bn: keep the batch norms of trained backbones in evaluation mode: for small batches.
+        optimizer: ``sgd``, as in the official code, or ``adamw``.
+        colour_jitter: largest relative change of brightness and contrast in training; the official code has none.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+
+    dataset: str = ""
+    data_dir: str = ""
+    train_list: str = ""
+    val_list: str = ""
+    root_path: str = "frames"
+    train_stage: int | None = None
+    pretrain_glancer: bool = True
+    batch_size: int = 64
+    workers: int = 16
+    num_segments: int = 16
+    dropout: float = 0.5
+    epochs: int = 50
+    backbone_lr: float = 0.01
+    fc_lr: float = 0.005
+    policy_lr: float = 0.0003
+    lr_type: str = "cos"
+    lr_steps: Any = "50-100"
+    momentum: float = 0.9
+    weight_decay: float = 0.0001
+    clip_grad: float = 20.0
+    eval_freq: int = 5
+    amp: bool = True
+    input_size: int = 224
+    glance_size: int = 224
+    patch_size: int = 96
+    feature_map_channels: int = 1280
+    action_dim: int = 49
+    hidden_state_dim: int = 1024
+    hidden_dim: int = 1024
+    policy_conv: bool = True
+    with_glancer: bool = True
+    consensus: str = "gru"
+    reward: str = "random"
+    gamma: float = 0.7
+    resume: str = ""
+    pretrained_glancer: str = ""
+    pretrained_focuser: str = ""
+    evaluate: bool = False
+    seed: int = 1007
+    dense_sample: bool = False
+    multiprocessing_distributed: bool = True
+    distributed: bool | None = None
+    dist_url: str = "tcp://127.0.0.1:8888"
+    dist_backend: str = "nccl"
+    world_size: int = 1
+    rank: int = 0
+    gpu: int | None = None
+    continuous: bool = False
+    arch: str = "resnet"
+    k: int = 3
+    num_classes: int = 200
+    partial_fcvid_eval: bool = False
+    partial_ratio: float = 0.2
+    ada_reso_skip: bool = False
+    reso_list: Any = 224
+    random_crop: bool = False
+    center_crop: bool = False
+    ada_crop_list: Any = None
+    rescale_to: int = 224
+    save_meta: bool = False
+    npb: bool = True
+    penalty: float = 0.5
+    gpus: Any = 0
+    random_patch: bool = False
+    policy_input_offset: int = 0
+
+    preset: str = "official"
+    glancer: str = "mobilenet_v2"
+    focuser: str = "resnet50"
+    glancer_weights: str = "imagenet"
+    focuser_weights: str = "imagenet"
+    classes: str = "classInd.txt"
+    separator: str = ","
+    multi_label: bool = False
+    best_by: str = "top1"
+    fit: str = "crop"
+    motion_gap_s: float = 0.0
+    freeze_bn: bool = False
+    optimizer: str = "sgd"
+    colour_jitter: float = 0.0
+    device: str = "auto"
+
+    def path(self, name: str) -> Path:
+        """Return a file of the data set: within ``data_dir``, unless it is absolute."""
+        return Path(self.data_dir).expanduser() / Path(getattr(self, name)).expanduser()
+
+    @property
+    def lr_milestones(self) -> tuple[int, ...]:
+        """Return ``lr_steps`` as numbers."""
+        steps = self.lr_steps if isinstance(self.lr_steps, (list, tuple)) else re.split(r"[-,\s]+", str(self.lr_steps))
+        try:
+            return tuple(int(step) for step in steps if str(step))
+        except ValueError:
+            raise UsageError(f"lr_steps={self.lr_steps}: must be epochs, such as 50-100") from None
+
+
+@dataclass
+class Composed:
+    """A composed configuration.
+
+    Attributes:
+        options: checked.
+        run_dir: Hydra's output folder, ``outputs/YYYY-MM-DD/HH-MM-SS`` unless ``hydra.run.dir`` says otherwise.
+        chose_run_dir: whether it was given.
+        notes: for the user: options that are accepted and unused.
+        given: the options that were given, as they were written.
+    """
+
+    options: TrainOptions
+    run_dir: Path
+    chose_run_dir: bool
+    notes: list[str] = field(default_factory=list)
+    given: list[str] = field(default_factory=list)
+
+
+def compose_options(overrides: Sequence[str]) -> Composed:
+    """Compose the configuration from defaults, the config groups ``dataset`` and ``preset``, and ``key=value``.
+
+    Raises ``UsageError``: no ``key=value``, an unknown key (the nearest known one is named), a value of the wrong type
+    or outside its choices, or options that contradict each other.
+    """
+    known = {f.name: f for f in fields(TrainOptions)}
+    given = [_normalise(override, known) for override in overrides]
+    keys = [text.partition("=")[0] for text in given]
+    for group, allowed in (("dataset", DATASETS), ("preset", PRESETS)):
+        for key, text in zip(keys, given, strict=True):
+            value = text.partition("=")[2]
+            if key == group and value not in allowed:
+                raise UsageError(f"{group}={value}: must be one of {', '.join(allowed)}")
+    if "dataset" not in keys:
+        raise UsageError(f"dataset= is missing: give one of {', '.join(DATASETS)}")
+    store = ConfigStore.instance()
+    store.store(name="schema", node=TrainOptions)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("config", overrides=given, return_hydra_config=True)
+            run_dir = Path(str(config.hydra.run.dir))
+            values = {name: config[name] for name in known}
+            chosen = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainOptions), values))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise UsageError(f"options: {' '.join(str(error.__cause__ or error).split())[:300]}") from None
+    assert isinstance(chosen, TrainOptions)
+    notes = [f"{key}=: accepted, and of no effect here" for key in keys if key in UNUSED]
+    if chosen.continuous:
+        raise UsageError("continuous=true: only discrete policies (n x n cells) are supported")
+    _check(chosen)
+    return Composed(chosen, run_dir, any(key == "hydra.run.dir" for key in keys), notes, list(overrides))
+
+
+def _normalise(override: str, known: dict[str, Any]) -> str:
+    """Check a ``key=value``, and write what Hydra's grammar would not take (spaces, ...) as it wants it."""
+    key, sign, value = override.partition("=")
+    if not sign or not key.strip():
+        raise UsageError(f"{override!r}: options of train are written key=value")
+    if key not in known and not key.lstrip("+~").startswith("hydra."):
+        near = difflib.get_close_matches(key, known, 1, 0.5)
+        raise UsageError(f"unknown option {key!r}" + (f": did you mean {near[0]!r}?" if near else ""))
+    if not value and key in known and known[key].default is None:
+        return f"{key}=null"
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"{key}='{quoted}'"
+    return override
+
+
+def _check(options: TrainOptions) -> None:
+    if options.train_stage is None:
+        raise UsageError("train_stage= is missing: 0 a backbone, 1 focuser and classifier, 2 policy, 3 classifier")
+    for name, allowed in CHOICES.items():
+        if getattr(options, name) not in allowed:
+            raise UsageError(f"{name}={getattr(options, name)}: must be one of {', '.join(map(str, allowed))}")
+    for name in ("batch_size", "num_segments", "epochs", "eval_freq", "world_size", "hidden_dim", "hidden_state_dim"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"{name}={getattr(options, name)}: must be at least 1")
+    for name in ("backbone_lr", "fc_lr", "policy_lr", "momentum", "weight_decay", "clip_grad", "workers", "gamma"):
+        if getattr(options, name) < 0:
+            raise UsageError(f"{name}={getattr(options, name)}: must not be negative")
+    if not 0 <= options.dropout < 1:
+        raise UsageError(f"dropout={options.dropout}: must be at least 0 and below 1")
+    if options.data_dir == "":
+        raise UsageError("data_dir= is missing: the folder that holds frames or videos, split lists and class names")
+    if not options.path("data_dir").is_dir():
+        raise UsageError(f"data_dir={options.data_dir}: no such folder")
+    root = round(options.action_dim**0.5)
+    if root < 2 or root * root != options.action_dim:
+        raise UsageError(f"action_dim={options.action_dim}: must be a square, such as 25, 36 or 49")
+    if options.feature_map_channels != BACKBONES[options.glancer].dim:
+        raise UsageError(
+            f"feature_map_channels={options.feature_map_channels}: {options.glancer} gives "
+            f"{BACKBONES[options.glancer].dim}"
+        )
+    if options.evaluate and not options.resume:
+        raise UsageError("evaluate=true needs resume=CHECKPOINT")
+    options.lr_milestones  # noqa: B018 - told now rather than after an hour
+    for name in ("resume", "pretrained_glancer", "pretrained_focuser"):
+        value = getattr(options, name)
+        if value and not Path(value).is_file():
+            raise UsageError(f"{name}={value}: no such checkpoint")
+    for name in ("glancer_weights", "focuser_weights"):
+        value = getattr(options, name)
+        if value not in ("imagenet", "random") and not Path(value).is_file():
+            raise UsageError(f"{name}={value}: neither `imagenet`, `random`, nor a file")

@@ -1,0 +1,235 @@
+"""The four training stages: what each one trains, and how a batch becomes its loss. Paper, section 3.3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.datasets import Batch
+from training.model import AdaFocus
+from training.options import TrainOptions
+from training.ppo import BETAS, act, discounted_returns, normalise, ppo_loss, rewards
+
+CHUNK = 64
+"""Frames that go through a backbone at once where no gradient is wanted."""
+
+
+class Stage(nn.Module):
+    """What the stages have in common. ``forward`` gives a batch's loss, and logits after each step, [B, T, C]."""
+
+    def __init__(self, model: AdaFocus, options: TrainOptions) -> None:
+        super().__init__()
+        self.model = model
+        self.options = options
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for module, _ in self.trained():
+            for parameter in module.parameters():
+                parameter.requires_grad_(True)
+
+    def trained(self) -> list[tuple[nn.Module, float]]:
+        """Return what this stage trains, with the learning rate of each."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss, a number, and the logits after each step, float32 [B, T, C]."""
+        logits = self.logits(batch)
+        return self.loss(logits, batch.target), logits
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logits after each step, float32 [B, T, C]; also how this stage's model is evaluated."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the mean cross entropy over all steps; for ``consensus=fc`` over the last one's log-probabilities."""
+        if self.options.consensus == "fc":
+            return F.nll_loss(logits[:, -1], target)
+        return F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1]))
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimiser over what is trained; each group's ``base_lr`` is what its schedule starts from."""
+        options = self.options
+        groups = [{"params": list(m.parameters()), "lr": lr, "base_lr": lr} for m, lr in self.trained()]
+        if options.optimizer == "adamw":
+            return torch.optim.AdamW(groups, weight_decay=options.weight_decay)
+        return torch.optim.SGD(groups, lr=0.0, momentum=options.momentum, weight_decay=options.weight_decay)
+
+    def train(self, mode: bool = True) -> Stage:
+        """Put what is trained into training mode, and all else, frozen batch norms too, into evaluation mode."""
+        super().train(False)
+        if mode:
+            self.training = True
+            for module, _ in self.trained():
+                module.train()
+                if self.options.freeze_bn:
+                    for part in module.modules():
+                        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                            part.eval()
+        return self
+
+    def after_update(self) -> None:
+        """Do what follows the optimiser's step."""
+
+
+class BackboneStage(Stage):
+    """Stage 0: one backbone alone on whole frames; the mean over frames of its logits counts."""
+
+    def trained(self) -> list[tuple[nn.Module, float]]:
+        """See :meth:`Stage.trained`."""
+        part = self.model.glancer if self.options.pretrain_glancer else self.model.focuser
+        return [(part.net, self.options.backbone_lr)]
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the mean of the logits up to each step."""
+        clips, steps = batch.frames.shape[:2]
+        frames = batch.frames.flatten(0, 1).float()
+        if self.options.pretrain_glancer:
+            each = self.model.glancer.predict(self.model.normalise(self.model.shrink(frames)))
+        else:
+            each = self.model.focuser.predict(self.model.normalise(frames))
+        counts = torch.arange(1, steps + 1, device=each.device).view(1, -1, 1)
+        return each.view(clips, steps, -1).cumsum(dim=1) / counts
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the cross entropy of the mean over all frames."""
+        return F.cross_entropy(logits[:, -1], target)
+
+
+class GlimpseStage(Stage):
+    """What stages 1 to 3 share: glance at all frames, focus on one patch of each, add it up."""
+
+    def glances(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return feature maps [B * T, dim, h, w] and their means [B * T, dim], without gradient."""
+        with torch.no_grad():
+            feature_maps, glance = in_chunks(self.model.glance, batch.frames.flatten(0, 1))
+        return feature_maps, glance
+
+    def focuses(self, batch: Batch, origins: Tensor) -> Tensor:
+        """Return the focuser's features [B * T, dim] of one patch per frame; origins float32 [B, T, 2]."""
+        frames, corners = batch.frames.flatten(0, 1), origins.flatten(0, 1)
+        if any(p.requires_grad for p in self.model.focuser.net.parameters()) and self.training:
+            return self.model.focus(frames, corners)
+        with torch.no_grad():
+            return in_chunks(lambda f, o: (self.model.focus(f, o),), frames, corners)[0]
+
+    def features(self, batch: Batch, glance: Tensor, focus: Tensor) -> Tensor:
+        """Return what the classifier takes in, [B, T, inputs]."""
+        seen = torch.cat([glance, focus], dim=1) if self.model.spec.with_glancer else focus
+        return seen.view(*batch.frames.shape[:2], -1)
+
+    def policy_origins(self, batch: Batch, feature_maps: Tensor) -> Tensor:
+        """Return the patches that the acting policy picks, [B, T, 2]."""
+        maps = feature_maps.view(*batch.frames.shape[:2], *feature_maps.shape[1:]).transpose(0, 1)
+        return self.model.grid[act(self.model.policy, maps, None).actions].transpose(0, 1)
+
+
+class RandomPatchStage(GlimpseStage):
+    """Stage 1: focuser and classifier on random patches, the glancer frozen."""
+
+    def trained(self) -> list[tuple[nn.Module, float]]:
+        """See :meth:`Stage.trained`."""
+        return [
+            (self.model.focuser.net, self.options.backbone_lr),
+            (self.model.classifier, self.options.fc_lr),
+        ]
+
+    def logits(self, batch: Batch) -> Tensor:
+        """See :meth:`Stage.logits`."""
+        _, glance = self.glances(batch)
+        features: Tensor = self.model.classifier(self.features(batch, glance, self.focuses(batch, batch.origins)))
+        return features
+
+
+class PolicyStage(GlimpseStage):
+    """Stage 2: the policy alone, by PPO: where it looks must make the classifier surer than a random patch does."""
+
+    def trained(self) -> list[tuple[nn.Module, float]]:
+        """See :meth:`Stage.trained`."""
+        return [(self.model.focuser.policy.policy, self.options.policy_lr)]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return Adam at a constant learning rate, as the official PPO has it."""
+        parameters = list(self.model.focuser.policy.policy.parameters())
+        return torch.optim.Adam(parameters, lr=self.options.policy_lr, betas=BETAS)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Let the old policy act, reward it, and judge that by the new one."""
+        model = self.model
+        feature_maps, glance = self.glances(batch)
+        maps = feature_maps.view(*batch.frames.shape[:2], *feature_maps.shape[1:]).transpose(0, 1)
+        rollout = act(model.policy, maps, batch.draws.T)
+        with torch.no_grad():
+            chosen = self.features(batch, glance, self.focuses(batch, model.grid[rollout.actions].transpose(0, 1)))
+            random = self.features(batch, glance, self.focuses(batch, batch.origins))
+            state = chosen.new_zeros(len(chosen), model.spec.classifier_state)
+            confidence, random_confidence, logits = [], [], []
+            for step in range(chosen.shape[1]):
+                # The random patch is judged from the same recurrent state, which it leaves as it is.
+                compared, _ = model.classifier.step(random[:, step], state)
+                found, state = model.classifier.step(chosen[:, step], state)
+                confidence.append(_confidence(found, batch.target))
+                random_confidence.append(_confidence(compared, batch.target))
+                logits.append(found)
+        reward = rewards(self.options.reward, torch.stack(confidence), torch.stack(random_confidence))
+        returns = discounted_returns(reward, self.options.gamma)
+        returns = normalise(returns, _of_all_processes(returns))
+        judged = model.focuser.policy.policy.evaluate(rollout.feature_maps, rollout.actions)
+        self.reward = reward.mean()
+        return ppo_loss(judged, rollout, returns), torch.stack(logits, dim=1)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return what the classifier says of the best-scoring patches."""
+        feature_maps, glance = self.glances(batch)
+        focus = self.focuses(batch, self.policy_origins(batch, feature_maps))
+        logits: Tensor = self.model.classifier(self.features(batch, glance, focus))
+        return logits
+
+    def after_update(self) -> None:
+        """Let the old policy become the new one."""
+        pair = self.model.focuser.policy
+        pair.policy_old.load_state_dict(pair.policy.state_dict())
+
+
+class ClassifierStage(PolicyStage):
+    """Stage 3: the classifier alone, on the policy's best-scoring patches."""
+
+    def trained(self) -> list[tuple[nn.Module, float]]:
+        """See :meth:`Stage.trained`."""
+        return [(self.model.classifier, self.options.fc_lr)]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """See :meth:`Stage.optimizer`."""
+        return Stage.optimizer(self)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See :meth:`Stage.forward`."""
+        return Stage.forward(self, batch)
+
+    def after_update(self) -> None:
+        """Nothing more: the policy stays."""
+
+
+STAGES: tuple[type[Stage], ...] = (BackboneStage, RandomPatchStage, PolicyStage, ClassifierStage)
+
+
+def in_chunks(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Run something that takes and gives batches in pieces of :data:`CHUNK`, and join what it gives."""
+    pieces = [run(*parts) for parts in zip(*(torch.split(t, CHUNK) for t in tensors), strict=True)]
+    return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
+
+
+def _confidence(logits: Tensor, target: Tensor) -> Tensor:
+    return logits.softmax(dim=1).gather(1, target[:, None])[:, 0]
+
+
+def _of_all_processes(returns: Tensor) -> Tensor | None:
+    """Gather the returns of all processes, [T, all clips], so that they are normalised together."""
+    if not dist.is_available() or not dist.is_initialized():
+        return None
+    gathered: list[Tensor | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, returns.cpu())
+    return torch.cat([r for r in gathered if r is not None], dim=1).to(returns.device)

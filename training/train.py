@@ -1,0 +1,530 @@
+"""The training loop of all four stages: epochs of updates, validation, checkpoints, and going on after a break."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from adafocus_edge.bundle import read_classes
+from adafocus_edge.cpus import usable_cores
+from adafocus_edge.data import Split, read_data, read_list
+from adafocus_edge.errors import BundleError, CheckpointError, DataError, TrainingError, UsageError
+from adafocus_edge.glimpse import softmax
+from adafocus_edge.metrics import mean_average_precision, top_k_accuracy
+from adafocus_edge.types import ModelSpec
+from training.backbones import BACKBONES
+from training.checkpoint import (
+    Checkpoint,
+    backbone_weights,
+    load_part,
+    official_layout,
+    read_checkpoint,
+    save_checkpoint,
+)
+from training.datasets import Batch, ClipDataset, EpochSampler, collate
+from training.distributed import Processes, launch
+from training.model import AdaFocus
+from training.options import Composed, TrainOptions, compose_options
+from training.stages import STAGES, Stage
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+LAST = "last.pth.tar"
+BEST = "best.pth.tar"
+METRICS = "metrics.jsonl"
+CONFIG = "config.yaml"
+
+
+def run(overrides: list[str], quiet: bool) -> None:
+    """Train or evaluate as ``key=value`` options say; what ``adafocus-edge train`` calls."""
+    composed = compose_options(overrides)
+    if not quiet:
+        for note in composed.notes:
+            print(f"note: {note}", file=sys.stderr)
+    launch(composed.options, _Work(composed, quiet))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one process does; an object that other processes can be given."""
+
+    composed: Composed
+    quiet: bool
+
+    def __call__(self, processes: Processes) -> None:
+        with _memory_told(self.composed.options):
+            Trainer(self.composed, processes, self.quiet or not processes.first).run()
+
+
+class Trainer:
+    """One stage of training in one process.
+
+    Args:
+        composed: the options.
+        processes: this process among its like.
+        quiet: whether to keep from printing.
+    """
+
+    def __init__(self, composed: Composed, processes: Processes, quiet: bool) -> None:
+        self.options = options = composed.options
+        self.composed = composed
+        self.processes = processes
+        self.quiet = quiet
+        self.train_split, self.val_split = read_splits(options)
+        self.spec = model_spec(options, len(self.val_split.classes))
+        torch.manual_seed(options.seed + processes.rank)
+        self.model = AdaFocus(self.spec, options.dropout)
+        start = self._load_weights()
+        self.model.to(processes.device).to(memory_format=torch.channels_last)
+        self.stage: Stage = STAGES[_stage(options)](self.model, options)
+        self.optimizer = self.stage.optimizer()
+        amp = options.amp and processes.device.type == "cuda"
+        self.autocast = torch.autocast(processes.device.type, torch.float16, enabled=amp)
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=amp)
+        self.epoch, self.best, self.run_dir = 0, -1.0, composed.run_dir
+        if start is not None:
+            self._restore(start)
+        self.wrapped: torch.nn.Module = self.stage
+        if processes.world > 1:
+            devices = [processes.device] if processes.device.type == "cuda" else None
+            self.wrapped = DistributedDataParallel(self.stage, devices, find_unused_parameters=True)
+        self.failed: set[str] = set()
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to the last epoch, or evaluate once."""
+        options = self.options
+        validation = self._loader(self.val_split, train=False)
+        if options.evaluate:
+            self._print_evaluation(self.validate(validation))
+            return
+        batches = self._loader(self.train_split, train=True)
+        if len(batches) == 0:
+            share = f" in each of {self.processes.world} processes" if self.processes.world > 1 else ""
+            raise UsageError(
+                f"batch_size={options.batch_size}: larger than the split: {self.train_split.origin} has "
+                f"{len(self.train_split.examples)} clips{share}"
+            )
+        self._prepare_run_dir()
+        if self.epoch >= options.epochs:
+            self._say(f"nothing to do: {options.resume} has finished its {self.epoch} epochs (epochs={options.epochs})")
+            return
+        with self._log() as log, self._bars() as bars:
+            while self.epoch < options.epochs:
+                started = time.monotonic()
+                trained = self._train_epoch(batches, bars)
+                self.epoch += 1
+                found = None
+                if self.epoch % options.eval_freq == 0 or self.epoch == options.epochs:
+                    found = self.validate(validation, bars)
+                self._save(found)
+                log(trained, found, time.monotonic() - started)
+        self._say(f"done: {self.run_dir / LAST}, best {options.best_by} {self.best:.2f}: {self.run_dir / BEST}")
+
+    def _train_epoch(self, batches: DataLoader[Any], bars: Progress) -> dict[str, float]:
+        options, epoch = self.options, self.epoch
+        lr = self._set_learning_rate()
+        cast("EpochSampler", batches.sampler).epoch = epoch
+        self.stage.train()
+        losses, hits, seen, rewards = 0.0, 0, 0, 0.0
+        task = bars.add_task(f"epoch {epoch + 1}/{options.epochs}", total=len(batches))
+        for batch in self._readable(batches):
+            with self.autocast:
+                loss, logits = self.wrapped(batch)
+            if not torch.isfinite(loss):
+                raise TrainingError(
+                    f"epoch {epoch + 1}: the loss is {loss.item()}: lower backbone_lr, fc_lr or policy_lr, or amp=false"
+                )
+            self.optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(loss).backward()
+            if options.clip_grad:
+                self.scaler.unscale_(self.optimizer)
+                torch.nn.utils.clip_grad_norm_(self._parameters(), options.clip_grad)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.stage.after_update()
+            count = len(batch.target)
+            losses += loss.item() * count
+            rewards += float(getattr(self.stage, "reward", 0.0)) * count
+            hits += int((logits[:, -1].argmax(dim=1) == batch.target).sum())
+            seen += count
+            bars.update(task, advance=1, status=f"loss {losses / seen:.3f}  top-1 {hits / seen:.1%}")
+        bars.remove_task(task)
+        totals = np.array(self.processes.gather((losses, hits, seen, rewards))).sum(axis=0)
+        trained = {"loss": totals[0] / totals[2], "top1": totals[1] / totals[2] * 100, "lr": lr}
+        if hasattr(self.stage, "reward"):
+            trained["reward"] = totals[3] / totals[2]
+        return trained
+
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _set_learning_rate(self) -> float:
+        """Set this epoch's learning rate; the policy's stays (official ``adjust_learning_rate``)."""
+        options = self.options
+        if options.lr_type == "cos":
+            factor = 0.5 * (1 + math.cos(math.pi * self.epoch / options.epochs))
+        else:
+            factor = 0.1 ** sum(self.epoch >= milestone for milestone in options.lr_milestones)
+        for group in self.optimizer.param_groups:
+            if "base_lr" in group:
+                group["lr"] = group["base_lr"] * factor
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def validate(self, batches: DataLoader[Any], bars: Progress | None = None) -> dict[str, Any]:
+        """Return loss, top-1, top-5 and mAP (percent) over the validation split, and the same after each step."""
+        self.stage.train(False)
+        numbers, logits, losses, seen = [], [], 0.0, 0
+        task = bars.add_task("validating", total=len(batches)) if bars else None
+        with torch.no_grad():
+            for batch in self._readable(batches, may_be_empty=True):
+                with self.autocast:
+                    found = self.stage.logits(batch).float()
+                losses += self.stage.loss(found, batch.target).item() * len(batch.target)
+                seen += len(batch.target)
+                numbers.append(batch.number.cpu())
+                logits.append(found.cpu())
+                if bars and task is not None:
+                    bars.update(task, advance=1)
+        if bars and task is not None:
+            bars.remove_task(task)
+        parts = self.processes.gather((numbers, logits, losses, seen))
+        every = [tensor for part in parts for tensor in part[0]]
+        if not every:
+            raise DataError(f"{self.val_split.origin}: none of its clips can be read")
+        order = torch.cat(every).numpy()
+        probabilities = softmax(torch.cat([tensor for part in parts for tensor in part[1]]).numpy())
+        total, count = sum(part[2] for part in parts), sum(part[3] for part in parts)
+        return {"loss": total / count, **self._metrics(order, probabilities)}
+
+    def _metrics(self, order: Any, probabilities: Any) -> dict[str, Any]:
+        labels = [self.val_split.examples[number].labels for number in order]
+        first = np.array([label[0] for label in labels])
+        positives = np.zeros(probabilities.shape[::2], bool)
+        for row, of_clip in zip(positives, labels, strict=True):
+            row[list(of_clip if self.options.multi_label else of_clip[:1])] = True
+        steps = [
+            {
+                "top1": top_k_accuracy(probabilities[:, step], first, 1),
+                "mAP": mean_average_precision(probabilities[:, step], positives),
+            }
+            for step in range(probabilities.shape[1])
+        ]
+        top5 = top_k_accuracy(probabilities[:, -1], first, min(5, self.spec.classes))
+        return {**steps[-1], "top5": top5, "clips": len(first), "per_step": steps}
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def _loader(self, split: Split, *, train: bool) -> DataLoader[Any]:
+        options, processes = self.options, self.processes
+        if options.batch_size % processes.local:
+            raise UsageError(f"batch_size={options.batch_size}: must be a multiple of the {processes.local} processes")
+        batch = options.batch_size // processes.local
+        workers = min(options.workers, usable_cores()) // processes.local
+        data = ClipDataset(
+            split, self.spec, seed=options.seed, train=train, dense=options.dense_sample,
+            colour_jitter=options.colour_jitter,
+        )  # fmt: skip
+        seed = options.seed if train else None
+        sampler = EpochSampler(len(data), batch, seed, processes.rank, processes.world)
+        # A sample's randomness is its own: the base seed that workers draw must not advance what training draws from.
+        generator = torch.Generator().manual_seed(options.seed)
+        return DataLoader(
+            data, batch, sampler=sampler, num_workers=workers, collate_fn=collate, generator=generator,
+            pin_memory=processes.device.type == "cuda", worker_init_fn=_quiet_worker,
+        )  # fmt: skip
+
+    def _readable(self, batches: DataLoader[Any], *, may_be_empty: bool = False) -> Iterator[Batch]:
+        """Yield batches on the device; tell of each clip that cannot be read, once."""
+        for batch in batches:
+            failed = batch if isinstance(batch, list) else batch.failed
+            for text in failed:
+                if text not in self.failed:
+                    self.failed.add(text)
+                    print(f"left out: {text}", file=sys.stderr)
+            if isinstance(batch, list):
+                if not may_be_empty:
+                    raise DataError(f"not one of the {len(batch)} clips of a batch can be read; the first: {batch[0]}")
+                continue
+            yield batch.to(self.processes.device)
+
+    # -- weights and state --------------------------------------------------------------------------------------------
+
+    def _load_weights(self) -> Checkpoint | None:
+        """Load what this stage begins with; return the checkpoint of this same stage if it goes on with one."""
+        options, model = self.options, self.model
+        if options.resume:
+            checkpoint = read_checkpoint(options.resume)
+            for prefix in ("glancer.", "focuser.net.", "classifier."):
+                load_part(model, checkpoint, prefix, "resume")
+            has_policy = any(".policy." in name for name in checkpoint.weights)
+            if _stage(options) == 3 or (has_policy and checkpoint.stage == _stage(options)):
+                if not has_policy:
+                    raise UsageError(f"resume={options.resume}: stage 3 needs the checkpoint of stage 2, with a policy")
+                _complete_policy(checkpoint)
+                load_part(model, checkpoint, "focuser.policy.", "resume")
+            if checkpoint.stage == _stage(options) and "rng" in checkpoint.state and not options.evaluate:
+                return checkpoint
+            return None
+        if _stage(options) >= 2:
+            raise UsageError(f"train_stage={options.train_stage}: needs resume=CHECKPOINT of the stage before")
+        parts = [("glancer", model.glancer.net, options.glancer), ("focuser", model.focuser.net, options.focuser)]
+        for part, net, name in parts:
+            pretrained = getattr(options, f"pretrained_{part}")
+            needed = _stage(options) == 1 or (part == "glancer") == options.pretrain_glancer
+            if pretrained:
+                load_part(model, read_checkpoint(pretrained), f"{part}.net.", f"pretrained_{part}")
+            elif needed:
+                backbone_weights(net, name, getattr(options, f"{part}_weights"), f"{part}_weights")
+        return None
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Go on exactly where a run of this stage stopped, in its own folder unless another was asked for."""
+        state = checkpoint.state
+        try:
+            self.epoch, self.best = int(state["epoch"]), float(state["best_acc"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if state.get("scaler"):
+                self.scaler.load_state_dict(state["scaler"])
+            generators = state["rng"]
+            if len(generators) == self.processes.world:
+                mine = generators[self.processes.rank]
+                torch.set_rng_state(mine["cpu"])
+                if self.processes.device.type == "cuda" and mine.get("cuda") is not None:
+                    torch.cuda.set_rng_state(mine["cuda"], self.processes.device)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"resume={checkpoint.path}: its training state does not fit these options ({error})"
+            ) from None
+        if not self.composed.chose_run_dir:
+            self.run_dir = checkpoint.path.resolve().parent
+        changed = [
+            f"{name} {checkpoint.config[name]} -> {value}"
+            for name, value in asdict(self.options).items()
+            if name in checkpoint.config and checkpoint.config[name] != value and name not in ("resume", "workers")
+        ]
+        self._say(f"going on after epoch {self.epoch} of {checkpoint.path}")
+        if changed:
+            self._say(f"note: options changed since: {', '.join(changed)}")
+
+    def _save(self, found: dict[str, Any] | None) -> None:
+        """Write the last checkpoint, and the best one if this is it; the metrics decide on all processes alike."""
+        generators = {"cpu": torch.get_rng_state(), "cuda": None}
+        if self.processes.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.processes.device)
+        every = self.processes.gather(generators)
+        accuracy = None if found is None else float(found[self.options.best_by])
+        better = accuracy is not None and accuracy > self.best
+        if better and accuracy is not None:
+            self.best = accuracy
+        if not self.processes.first:
+            return
+        content = {
+            **official_layout(self.model, with_policy=_stage(self.options) >= 2),
+            "epoch": self.epoch,
+            "acc": accuracy,
+            "best_acc": self.best,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() or None,
+            "rng": every,
+            "config": asdict(self.options),
+            "class_names": list(self.val_split.classes),
+        }
+        if better:
+            save_checkpoint(content, self.run_dir / BEST)
+        save_checkpoint(content, self.run_dir / LAST)
+
+    # -- what people see ----------------------------------------------------------------------------------------------
+
+    def _prepare_run_dir(self) -> None:
+        if not self.processes.first:
+            return
+        last = self.run_dir / LAST
+        if last.exists() and not (self.options.resume and last.samefile(self.options.resume)):
+            raise UsageError(f"{self.run_dir}: holds a run already: go on with it by resume={last}, or name another")
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            (self.run_dir / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(self.options))))
+        except OSError as error:
+            raise TrainingError(f"{self.run_dir}: cannot be written ({error.strerror})") from None
+        self._say(
+            f"stage {self.options.train_stage}: {len(self.train_split.examples)} clips to train on, "
+            f"{len(self.val_split.examples)} to validate, {self.spec.classes} classes; {self.processes.device.type}"
+            + (f", {self.processes.world} processes" if self.processes.world > 1 else "")
+            + f"; into {self.run_dir}"
+        )
+
+    @contextmanager
+    def _log(self) -> Iterator[Any]:
+        """Give a function that records an epoch: a line of metrics.jsonl, TensorBoard events, a line on stderr."""
+        if not self.processes.first:
+            yield lambda *_: None
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TensorBoard's own dependencies
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(str(self.run_dir), purge_step=self.epoch + 1)
+
+        def log(trained: dict[str, float], found: dict[str, Any] | None, seconds: float) -> None:
+            entry = {"epoch": self.epoch, "train": trained, "val": found, "seconds": round(seconds, 3)}
+            entry["unreadable_clips"] = len(self.failed)
+            with (self.run_dir / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+            for part, values in (("train", trained), ("val", found or {})):
+                for name, value in values.items():
+                    if isinstance(value, (int, float)):
+                        writer.add_scalar(f"{part}/{name}", value, self.epoch)
+            writer.flush()
+            told = f"epoch {self.epoch}/{self.options.epochs}: loss {trained['loss']:.4f}, top-1 {trained['top1']:.1f}"
+            if found:
+                told += f"; validation: loss {found['loss']:.4f}, top-1 {found['top1']:.2f}, mAP {found['mAP']:.2f}"
+            self._say(f"{told}  ({seconds:.0f} s)")
+
+        try:
+            yield log
+        finally:
+            writer.close()
+
+    @contextmanager
+    def _bars(self) -> Iterator[Progress]:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[status]}"),
+        )  # fmt: skip
+        with Progress(
+            *columns,
+            console=Console(stderr=True),
+            transient=True,
+            disable=self.quiet or not sys.stderr.isatty(),
+        ) as bars:
+            add = bars.add_task
+            bars.add_task = lambda description, **more: add(description, **{"status": "", **more})  # type: ignore[method-assign]
+            yield bars
+
+    def _print_evaluation(self, found: dict[str, Any]) -> None:
+        if not self.processes.first:
+            return
+        for number, step in enumerate(found["per_step"]):
+            print(f"step {number + 1:3d}: top-1 {step['top1']:.2f}  mAP {step['mAP']:.2f}")
+        print(
+            f"{found['clips']} clips: top-1 {found['top1']:.2f}, top-5 {found['top5']:.2f}, mAP {found['mAP']:.3f}, "
+            f"loss {found['loss']:.4f}" + (f"; {len(self.failed)} clips left out" if self.failed else "")
+        )
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+
+def model_spec(options: TrainOptions, classes: int) -> ModelSpec:
+    """Return the model that options describe. Raises ``UsageError`` if its sizes do not fit together."""
+    try:
+        return ModelSpec(
+            glancer=options.glancer,
+            focuser=options.focuser,
+            glance_dim=BACKBONES[options.glancer].dim,
+            focus_dim=BACKBONES[options.focuser].dim,
+            frame_size=options.input_size,
+            glance_size=options.glance_size,
+            patch_size=options.patch_size,
+            grid=math.isqrt(options.action_dim),
+            segments=options.num_segments,
+            policy_state=options.hidden_state_dim,
+            classifier_state=options.hidden_dim if options.consensus == "gru" else classes + 1,
+            classes=classes,
+            consensus=options.consensus,  # type: ignore[arg-type]
+            with_glancer=options.with_glancer,
+            policy_conv=options.policy_conv,
+            fit=options.fit,  # type: ignore[arg-type]
+            motion_gap_s=options.motion_gap_s,
+        )
+    except ValueError as error:
+        raise UsageError(f"options: {error}") from None
+
+
+def read_splits(options: TrainOptions) -> tuple[Split, Split]:
+    """Read the training and the validation split. Raises ``DataError`` that names file, line and what is wrong."""
+    classes: tuple[str, ...] | None = None
+    if options.path("classes").exists() or options.dataset != "custom":
+        try:
+            classes = read_classes(options.path("classes"))
+        except BundleError as error:
+            raise DataError(str(error)) from None
+    train = _read_split(options, "train_list", classes)
+    return train, _read_split(options, "val_list", train.classes)
+
+
+def _read_split(options: TrainOptions, name: str, classes: tuple[str, ...] | None) -> Split:
+    path = options.path(name)
+    if path.is_dir() or path.suffix.lower() == ".csv":
+        return read_data(path, classes)
+    if classes is None:
+        raise DataError(
+            f"{options.path('classes')}: no such class file; the ids in {path} are its line numbers, from 0"
+        )
+    root = options.path("root_path")
+    return read_list(path, root if root.exists() else options.path("data_dir"), classes, options.separator)
+
+
+def _stage(options: TrainOptions) -> int:
+    assert options.train_stage is not None
+    return options.train_stage
+
+
+def _complete_policy(checkpoint: Checkpoint) -> None:
+    """Let one copy of the policy stand for both: after an update they are equal."""
+    pairs = (".policy.policy.", ".policy.policy_old."), (".policy.policy_old.", ".policy.policy.")
+    for name in list(checkpoint.weights):
+        for one, other in pairs:
+            if one in name:
+                checkpoint.weights.setdefault(name.replace(one, other), checkpoint.weights[name])
+
+
+def _quiet_worker(_: int) -> None:
+    """A worker leaves Ctrl-C to the main process, and uses one thread."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _memory_told(options: TrainOptions) -> Iterator[None]:
+    """Turn running out of memory, on a device or the host, into what to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        text = str(error).lower()
+        lost = "worker" in text and ("killed" in text or "exited" in text or "bus error" in text)
+        if not isinstance(error, MemoryError) and "memory" not in text and not lost:
+            raise
+        raise TrainingError(
+            f"out of memory: lower batch_size (now {options.batch_size})"
+            + (f" or workers (now {options.workers})" if lost or isinstance(error, MemoryError) else "")
+            + f", patch_size ({options.patch_size}) or num_segments ({options.num_segments}); process {os.getpid()}"
+        ) from None
+
+
+__all__ = ["BEST", "LAST", "Trainer", "model_spec", "read_splits", "run"]
