@@ -160,6 +160,11 @@ class Bundle:
         return self.path / self.manifest.variants[variant][graph].file
 
 
+def default_bundle() -> Path:
+    """Return the folder of the model that ships with the product (its ``MODEL_CARD.md`` says what it is for)."""
+    return Path(__file__).parent / "default_model"
+
+
 def sha256_of(path: Path) -> str:
     """Return a file's SHA-256 in hex."""
     with path.open("rb") as file:

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,12 +28,15 @@ from adafocus_edge.errors import (
     SourceError,
     UsageError,
 )
+from adafocus_edge.types import GRAPHS
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from adafocus_edge.classify import Classifier, Result
+    from adafocus_edge.evaluate import Evaluation
     from adafocus_edge.sources import Source
+    from adafocus_edge.types import ModelSpec
 
 app = typer.Typer(
     name="adafocus-edge",
@@ -53,6 +56,23 @@ class BackendName(str, Enum):
     CUDA = "onnxruntime-cuda"
 
 
+class DatasetName(str, Enum):
+    """Values of ``prepare --dataset``."""
+
+    CUSTOM = "custom"
+    ACTNET = "actnet"
+    FCVID = "fcvid"
+    MINIK = "minik"
+
+
+class PatchesName(str, Enum):
+    """Values of ``--patches``."""
+
+    POLICY = "policy"
+    CENTRE = "centre"
+    RANDOM = "random"
+
+
 class ScheduleName(str, Enum):
     """Values of ``--schedule``."""
 
@@ -61,6 +81,9 @@ class ScheduleName(str, Enum):
     STREAM = "stream"
 
 
+DEFAULT_MODEL_NOTE = (
+    "the default model: `fight` or `no_fight` in surveillance video (its MODEL_CARD.md says what it is not for)"
+)
 DEFAULT_TOP_K = 5
 DEFAULT_GLIMPSE_FPS = 2.0
 VIDEO_CONTAINERS = (".mp4", ".mov", ".mkv")
@@ -110,6 +133,9 @@ def export_verb(
     ] = None,
     input_size: Annotated[int | None, typer.Option(help="Side of the preprocessed frame. [default: 224]")] = None,
     fused: Annotated[bool, typer.Option("--fused", help="Also write step.onnx, the four graphs joined.")] = False,
+    half_weights: Annotated[
+        bool, typer.Option("--half-weights", help="Store weights in half precision: half the size, FP32 arithmetic.")
+    ] = False,
     frames: Annotated[str | None, typer.Option(help="Video or folder of frames to compare the graphs on.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
     as_json: Json = False,
@@ -132,6 +158,7 @@ def export_verb(
         fused=fused,
         frames=frames,
         replace=force,
+        half_weights=half_weights,
     )
     with _stages(quiet) as progress:
         made = exporter.export(checkpoint, output, options, progress)
@@ -163,17 +190,197 @@ def train(
 
 
 @app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="Folder of videos: one sub-folder per class, or with --annotations.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write: the data_dir of `train`.")],
+    dataset: Annotated[
+        DatasetName, typer.Option(help="custom: a folder per class; others: from --annotations.")
+    ] = DatasetName.CUSTOM,
+    annotations: Annotated[
+        list[Path] | None,
+        typer.Option(help="ActivityNet's JSON; FCVID's or Mini-Kinetics' text or CSV (training, then validation)."),
+    ] = None,
+    groups: Annotated[
+        Path | None, typer.Option(help="CSV `video,source`: clips of one source stay on one side of the split.")
+    ] = None,
+    val_share: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of own videos to validate on.")] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Of that split.")] = 1007,
+    size: Annotated[int, typer.Option(min=32, help="Short side of the frames in pixels.")] = 256,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
+    fps: Annotated[float | None, typer.Option(min=0.01, help="Frames per second to keep. [default: all]")] = None,
+    frames: Annotated[
+        bool, typer.Option("--frames/--no-frames", help="Without: write lists only; training reads the videos.")
+    ] = True,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: usable cores]")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Turn videos into frames and split lists for `train`. A run that was broken off goes on where it stopped."""
+    del debug
+    made = reach("training.prepare", "prepare", "train")
+    plan = made.PrepareOptions(
+        source=source, output=output, dataset=dataset.value, annotations=tuple(annotations or ()), groups=groups,
+        val_share=val_share, seed=seed, size=size, quality=quality, fps=fps, frames=frames, workers=workers,
+    )  # fmt: skip
+    with _progress(quiet) as bars:
+        task = bars.add_task("preparing", total=None)
+        done = made.prepare(plan, lambda count, total: bars.update(task, completed=count, total=total))
+    for name, error in done.broken:
+        _fail(f"left out: {name}: {error}", 1)
+    if as_json:
+        typer.echo(json.dumps(done.to_json()))
+    else:
+        typer.echo(done.summary())
+    if done.broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        Path | None, typer.Argument(help="A bundle, or a checkpoint of any stage. [default: the default model]")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with a sub-folder per class; CSV `video,class`; or a split list.")
+    ] = None,
+    frames: Annotated[Path | None, typer.Option(help="For a split list: the folder its paths lie in.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Class names, one per line, where the model has none of its own.")
+    ] = None,
+    patches: Annotated[
+        PatchesName, typer.Option(help="Where to look: as the policy says, or to compare with it.")
+    ] = PatchesName.POLICY,
+    multi_label: Annotated[bool, typer.Option("--multi-label", help="mAP by all labels of a clip (FCVID).")] = False,
+    patch_size: Annotated[int | None, typer.Option(help="Of an official checkpoint, in pixels.")] = None,
+    segments: Annotated[int | None, typer.Option(min=1, help="Frames per clip. [default: the model's]")] = None,
+    backend: Annotated[BackendName, typer.Option(help="What runs a bundle's graphs.")] = BackendName.AUTO,
+    variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
+    schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: usable cores]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write per-step curve and confusion matrix as a PNG.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say how good a model is on labelled clips: mAP, top-1, top-5, per step and per class."""
+    del debug
+    if data is None:
+        raise UsageError("--data is missing: a folder with a sub-folder per class, a CSV, or a split list")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot {plot}: is written as PNG, so name it *.png")
+    _check_threads(threads)
+    from adafocus_edge.bundle import default_bundle
+
+    if model is None:
+        model = default_bundle()
+        _say(DEFAULT_MODEL_NOTE, quiet)
+    asked = _Evaluating(
+        data, frames, classes, patches.value, multi_label, patch_size, segments, backend.value, variant,
+        "stream" if schedule is ScheduleName.STREAM else "clip", threads, quiet,
+    )  # fmt: skip
+    found, what = asked.bundle(model) if model.is_dir() else asked.checkpoint(model)
+    for name, error in found.failed:
+        _fail(f"left out: {name}: {error}", 1)
+    entry = {"model": str(model), "ran": what, "patches": patches.value, **found.to_json()}
+    if output is not None:
+        from adafocus_edge.report import write_text
+
+        write_text(output, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
+    if plot is not None:
+        from adafocus_edge.plot import draw_evaluation
+
+        draw_evaluation(found, f"{model.name}: {what}", plot)
+    if as_json:
+        typer.echo(json.dumps(entry, ensure_ascii=False))
+    else:
+        from adafocus_edge.report import console, evaluation_tables
+
+        for table in evaluation_tables(entry):
+            console().print(table)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Evaluating:
+    """What ``evaluate`` was asked for."""
+
+    data: Path
+    frames: Path | None
+    classes: Path | None
+    patches: Any
+    multi_label: bool
+    patch_size: int | None
+    segments: int | None
+    backend: str
+    variant: str
+    schedule: str
+    threads: int | None
+    quiet: bool
+
+    def bundle(self, path: Path) -> tuple[Evaluation, str]:
+        """Evaluate a bundle."""
+        from adafocus_edge.backends.load import load_model
+        from adafocus_edge.bundle import read_bundle
+        from adafocus_edge.evaluate import predict_with, with_patches
+
+        if self.patch_size is not None:
+            raise UsageError("--patch-size is for official checkpoints: a bundle knows its own")
+        found = read_bundle(path)
+        with load_model(found, self.variant, self.backend, self.threads) as model:
+            graphs = found.manifest.variants[model.variant]
+            used = [g for g in GRAPHS if g != "policy" or self.patches == "policy"]
+            gflops = sum(graphs[graph].gflops for graph in used)
+            predict = predict_with(with_patches(model, self.patches), self.schedule)
+            what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {self.patches} patches"
+            return self._run(predict, found.model, found.classes, gflops, what), what
+
+    def checkpoint(self, path: Path) -> tuple[Evaluation, str]:
+        """Evaluate a checkpoint with PyTorch."""
+        if not path.exists():
+            raise UsageError(f"{path}: neither a bundle nor a checkpoint is there")
+        training = reach("training.predict", "evaluate", "train")
+        options = training.ModelOptions(patch_size=self.patch_size)
+        loaded = training.load_predictor(path, options, self.patches, self.schedule)
+        gflops = loaded.gflops_per_clip / loaded.spec.segments
+        return self._run(loaded.predict, loaded.spec, loaded.classes, gflops, loaded.what), loaded.what
+
+    def _run(
+        self, predict: Any, spec: ModelSpec, names: tuple[str, ...] | None, gflops: float, what: str
+    ) -> Evaluation:
+        from adafocus_edge.bundle import check_classes, read_classes
+        from adafocus_edge.data import read_data
+        from adafocus_edge.evaluate import evaluate as run
+
+        if self.classes is not None:
+            names = read_classes(self.classes)
+            check_classes(names, spec.classes, str(self.classes))
+        split = read_data(self.data, names, self.frames)
+        check_classes(split.classes, spec.classes, str(self.data))
+        spec = replace(spec, segments=self.segments or spec.segments)
+        _say(f"evaluating: {what}", self.quiet)
+        with _progress(self.quiet) as bars:
+            task = bars.add_task("evaluating", total=len(split.examples))
+            return run(
+                predict, spec, split, gflops_per_clip=gflops * spec.segments, multi_label=self.multi_label,
+                progress=lambda count: bars.update(task, completed=count),
+            )  # fmt: skip
+
+
+@app.command()
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="Folder of a bundle.")],
+    bundle: Annotated[Path | None, typer.Argument(help="Folder of a bundle. [default: the default model]")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Show what is in a bundle, after checking every hash in it."""
     del debug
-    from adafocus_edge.bundle import encode_manifest, read_bundle
+    from adafocus_edge.bundle import default_bundle, encode_manifest, read_bundle
     from adafocus_edge.report import bundle_tables, console, variant_totals
 
-    found = read_bundle(bundle)
+    found = read_bundle(bundle or default_bundle())
     if as_json:
         manifest = json.loads(encode_manifest(found.manifest))
         totals = {}
@@ -210,7 +417,9 @@ def classify(
         list[str],
         typer.Argument(help="Videos, folders of videos or of frames, globs, a camera index, or stream addresses."),
     ],
-    bundle: Annotated[Path | None, typer.Option(help="Folder of the bundle to run.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Folder of the bundle to run. [default: the model that ships with the product]")
+    ] = None,
     backend: Annotated[BackendName, typer.Option(help="What runs the graphs.")] = BackendName.AUTO,
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
     schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
@@ -236,18 +445,16 @@ def classify(
 ) -> None:
     """Classify videos, folders of frames, a camera or a stream."""
     del debug
-    if bundle is None:
-        raise UsageError(
-            "no --bundle given, and there is no default model yet: make a bundle with `adafocus-edge export`"
-        )
     from adafocus_edge.backends.load import load_model
-    from adafocus_edge.bundle import read_bundle
+    from adafocus_edge.bundle import default_bundle, read_bundle
     from adafocus_edge.classify import Classifier
     from adafocus_edge.report import ResultFile
     from adafocus_edge.sources import find_sources
 
-    if threads is not None and threads > (os.cpu_count() or 1):
-        raise UsageError(f"--threads {threads}: this machine has {os.cpu_count()} processors")
+    if bundle is None:
+        bundle = default_bundle()
+        _say(DEFAULT_MODEL_NOTE, quiet)
+    _check_threads(threads)
     if exit_confidence is not None and schedule is ScheduleName.CLIP:
         raise UsageError("an early exit saves nothing on the clip schedule: use --schedule stream")
     sources = find_sources(source)
@@ -420,6 +627,11 @@ def _check_output(path: Path, bundle: Path, sources: list[Source]) -> None:
 
 def _own_files(sources: list[Source]) -> set[Path]:
     return {Path(source.address).resolve() for source in sources}
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and threads > (os.cpu_count() or 1):
+        raise UsageError(f"--threads {threads}: this machine has {os.cpu_count()} processors")
 
 
 def reach(module: str, verb: str, extra: str) -> Any:

@@ -16,7 +16,6 @@ from adafocus_edge.types import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -226,10 +225,3 @@ def _read(split: Split, spec: ModelSpec) -> Iterator[tuple[Example, NDArray[np.u
         except SourceError as error:
             frames = error
         yield example, frames, (time.perf_counter() - before) * 1e3
-
-
-def save_plot(found: Evaluation, title: str, path: Path) -> None:
-    """Draw the per-step curve and the confusion matrix as a PNG. Raises ``MissingExtraError`` without matplotlib."""
-    from adafocus_edge.plot import draw_evaluation
-
-    draw_evaluation(found, title, path)

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from adafocus_edge.bundle import Bundle
+    from adafocus_edge.bundle import Bundle, Preprocessing
     from adafocus_edge.classify import Result
 
 BAR_WIDTH = 24
+MOST_SHOWN_CLASSES = 12
+"""With more classes, the confusion matrix is left to JSON and PNG."""
 STYLE: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD}
 """How every table looks."""
 CSV_COLUMNS = (
@@ -73,8 +75,7 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
         + ("" if spec.with_glancer else ", without the glancer's features"),
         "clip": f"{spec.segments} frames",
         "classes": f"{spec.classes}: {', '.join(bundle.classes[:4])}{', ...' if spec.classes > 4 else ''}",
-        "preprocessing": f"short side {manifest.preprocessing.short_side} ({manifest.preprocessing.interpolation}), "
-        f"centre {manifest.preprocessing.crop}",
+        "preprocessing": _preprocessing(manifest.preprocessing),
         "checkpoint": f"{manifest.provenance.checkpoint} (sha256 {manifest.provenance.checkpoint_sha256[:16]}...)",
         "made": f"{manifest.provenance.created} with "
         + ", ".join(f"{tool} {version}" for tool, version in manifest.provenance.tools.items()),
@@ -108,6 +109,15 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
         yield parity_table(parity["rows"])
 
 
+def _preprocessing(steps: Preprocessing) -> str:
+    if steps.fit == "squash":
+        text = f"whole frame to {steps.crop} x {steps.crop} ({steps.interpolation})"
+    else:
+        text = f"short side {steps.short_side} ({steps.interpolation}), centre {steps.crop}"
+    gap = steps.motion_gap_s
+    return text + (f"; channels: luminance {2 * gap:g} s and {gap:g} s before, and now" if gap else "")
+
+
 def variant_totals(bundle: Bundle, variant: str) -> tuple[float, float]:
     """Return the megabytes and the GFLOPs per step of a variant's four graphs."""
     graphs = [bundle.manifest.variants[variant][name] for name in GRAPHS]
@@ -125,6 +135,56 @@ def parity_table(rows: Iterable[dict[str, Any]]) -> Table:
             row["what"], str(row["batch"]), row["output"], f"{row['max_error']:.1e}", f"{row['scale']:.3g}", same
         )
     return table
+
+
+def evaluation_tables(entry: dict[str, Any]) -> Iterable[Table]:
+    """Yield an evaluation's JSON object as tables: the figures, the curve, the confusion matrix."""
+    figures = Table(title=escape(f"{entry['model']} on {entry['data']}"), show_header=False, **STYLE)
+    low, high = entry["top1_interval_95"]
+    rows = {
+        "clips": f"{entry['clips']}" + (f", {len(entry['failed'])} left out" if entry["failed"] else ""),
+        "ran": entry["ran"],
+        "top-1": f"{entry['top1']:.2f} %   (95 %: {low:.1f} to {high:.1f})",
+        "top-5": f"{entry['top5']:.2f} %",
+        "mAP": f"{entry['mAP']:.3f} %",
+        "GFLOPs per clip": f"{entry['gflops_per_clip']:.2f}",
+        "ms per clip": f"{entry['model_ms_per_clip']:.1f} model, {entry['read_ms_per_clip']:.1f} reading (medians)",
+    }
+    for name, value in rows.items():
+        figures.add_row(name, escape(value))
+    yield figures
+    curve = Table(title="after each glimpse", **STYLE)
+    for column in ("glimpses", "top-1", "mAP"):
+        curve.add_column(column, justify="right")
+    for step in entry["per_step"]:
+        curve.add_row(str(step["step"] + 1), f"{step['top1']:.2f}", f"{step['mAP']:.2f}")
+    yield curve
+    if len(entry["classes"]) > MOST_SHOWN_CLASSES:
+        return
+    confusion = Table(title="true class (rows), predicted (columns)", **STYLE)
+    confusion.add_column("")
+    for name in entry["classes"]:
+        confusion.add_column(escape(name), justify="right")
+    for name, counts in zip(entry["classes"], entry["confusion"], strict=True):
+        confusion.add_row(escape(name), *map(str, counts))
+    yield confusion
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all. Raises ``AdaFocusError``."""
+    draft: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        draft = Path(name)
+        with open(handle, "w", encoding="utf-8") as file:  # noqa: PTH123
+            file.write(text)
+        draft.chmod(0o644)
+        os.replace(draft, path)
+    except OSError as error:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+        raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 class ResultFile:

@@ -37,6 +37,7 @@ from adafocus_edge.sources import Clip, FrameFolder, Source
 from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, contract
 from export.fuse import fuse
 from export.graphs import OPSET, export_graph
+from export.half import rounded, store_half
 from export.parity import BATCHES, TOLERANCE, Comparison, compare
 from training.checkpoint import Checkpoint, ModelOptions, read_checkpoint
 from training.checkpoint import load_model as load_checkpoint_model
@@ -58,6 +59,7 @@ class ExportOptions:
         fused: whether to add ``step.onnx``.
         frames: video or folder of frames to compare on, or None for the built-in ones.
         replace: whether a bundle that is there already may be replaced.
+        half_weights: whether to store the weights in half precision.
     """
 
     model: ModelOptions
@@ -65,6 +67,7 @@ class ExportOptions:
     fused: bool = False
     frames: str | None = None
     replace: bool = False
+    half_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,12 +114,16 @@ def export(
                 f"{32 * side - 31} to {32 * side} fit the weights"
             )
         frames = _real_frames(options.frames, model.spec)
+        if options.half_weights:
+            model = rounded(model)
 
         folder = draft / VARIANT
         folder.mkdir()
         for graph in GRAPHS:
             progress(f"exporting the {graph}")
             export_graph(model, graph, folder / f"{graph}.onnx")
+            if options.half_weights:
+                store_half(folder / f"{graph}.onnx")
         graphs: tuple[str, ...] = GRAPHS
         if options.fused:
             progress("joining the step")
@@ -129,7 +136,7 @@ def export(
             model=model.spec,
             preprocessing=Preprocessing.of(model.spec),
             classes_sha256=sha256_of(draft / CLASSES),
-            variants={VARIANT: _describe(model, draft, graphs)},
+            variants={VARIANT: _describe(model, draft, graphs, options.half_weights)},
             provenance=Provenance(
                 checkpoint=checkpoint_path.name,
                 checkpoint_sha256=sha256_of(checkpoint_path),
@@ -171,7 +178,7 @@ def _without_numbers(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def _describe(model: AdaFocus, draft: Path, graphs: tuple[str, ...]) -> dict[str, GraphInfo]:
+def _describe(model: AdaFocus, draft: Path, graphs: tuple[str, ...], half_weights: bool) -> dict[str, GraphInfo]:
     gflops = {graph: count_gflops(model, graph) for graph in GRAPHS}
     gflops[STEP_GRAPH] = sum(gflops.values())
     described = {}
@@ -182,7 +189,7 @@ def _describe(model: AdaFocus, draft: Path, graphs: tuple[str, ...]) -> dict[str
             file=f"{VARIANT}/{path.name}",
             sha256=sha256_of(path),
             size_bytes=os.path.getsize(path),
-            precision=VARIANT,
+            precision=f"{VARIANT}, weights stored as fp16" if half_weights else VARIANT,
             opset=OPSET,
             inputs=inputs,
             outputs=outputs,

@@ -109,17 +109,25 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     )
 
 
-def load_model(checkpoint: Checkpoint, options: ModelOptions) -> AdaFocus:
+def load_model(checkpoint: Checkpoint, options: ModelOptions, *, without_policy: bool = False) -> AdaFocus:
     """Build the model that a checkpoint holds, in evaluation mode.
+
+    Args:
+        checkpoint: of stage 2 or 3.
+        options: what its weights cannot say.
+        without_policy: take one of stage 1, too; its policy is then random.
 
     Raises:
         UsageError: something must be given by an option, or an option contradicts the weights.
         CheckpointError: the weights are of another model, or of a stage before the policy.
     """
-    spec = infer_spec(checkpoint, options)
+    has_policy = any(".policy." in name for name in checkpoint.weights)
+    spec = infer_spec(checkpoint, options, without_policy=without_policy and not has_policy)
     model = AdaFocus(spec)
     expected = model.state_dict()
     given = dict(checkpoint.weights)
+    if without_policy and not has_policy:
+        given |= {name: value for name, value in expected.items() if ".policy." in name}
     for name in expected:
         if name not in given and ".policy." in name:
             # One copy of the policy may stand for both: after an update they are equal.
@@ -146,31 +154,15 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions) -> AdaFocus:
     return model.eval()
 
 
-def infer_spec(checkpoint: Checkpoint, options: ModelOptions) -> ModelSpec:
+def infer_spec(checkpoint: Checkpoint, options: ModelOptions, *, without_policy: bool = False) -> ModelSpec:
     """Work out the model's shapes from its weights, and take from the options what they cannot say."""
     path, weights = checkpoint.path, checkpoint.weights
-    _check_stage(checkpoint)
+    _check_stage(checkpoint, without_policy)
     glancer = _backbone(path, weights, "glancer.net.")
     focuser = _backbone(path, weights, "focuser.net.")
     glance_dim, focus_dim = BACKBONES[glancer].dim, BACKBONES[focuser].dim
 
-    policy = "focuser.policy.policy_old."
-    if policy + "actor.0.weight" not in weights:
-        policy = "focuser.policy.policy."
-    actions, policy_state = _matrix(path, weights, policy + "actor.0.weight")
-    grid = math.isqrt(actions)
-    if grid < 2 or grid * grid != actions:
-        raise CheckpointError(
-            f"{path}: its policy has {actions} actions, which are no n x n grid of cells; only discrete policies "
-            "(continuous=false) can be used"
-        )
-    encoder = weights.get(policy + "state_encoder.0.weight")
-    policy_conv = encoder is not None and encoder.ndim == 4
-    _, inputs = _matrix(path, weights, policy + f"state_encoder.{3 if policy_conv else 0}.weight")
-    cells = inputs // (encoder.shape[0] if encoder is not None and policy_conv else glance_dim)
-    side = math.isqrt(cells)
-    if side * side != cells:
-        raise CheckpointError(f"{path}: its policy expects a feature map of {cells} cells, which is not square")
+    policy = _NO_POLICY if without_policy else _policy_shape(path, weights, glance_dim)
 
     classes, features = _matrix(path, weights, "classifier.fc.weight")
     gru = "classifier.gru.weight_ih_l0" in weights
@@ -194,8 +186,9 @@ def infer_spec(checkpoint: Checkpoint, options: ModelOptions) -> ModelSpec:
 
     input_size = option("input_size", 224)
     # The official glance is as large as the frame; otherwise the size follows from the feature map.
+    side = policy.side or math.ceil(input_size / 32)
     glance_size = option("glance_size", input_size if math.ceil(input_size / 32) == side else 32 * side)
-    if math.ceil(glance_size / 32) != side:
+    if policy.side and math.ceil(glance_size / 32) != side:
         raise UsageError(
             f"{path}: its policy expects a {side} x {side} feature map, so --glance-size must lie between "
             f"{32 * (side - 1) + 1} and {32 * side}, not be {glance_size}"
@@ -209,17 +202,54 @@ def infer_spec(checkpoint: Checkpoint, options: ModelOptions) -> ModelSpec:
             frame_size=input_size,
             glance_size=glance_size,
             patch_size=option("patch_size", None),
-            grid=grid,
+            grid=policy.grid,
             segments=option("num_segments", 16),
-            policy_state=policy_state,
+            policy_state=policy.state,
             classifier_state=features if gru else classes + 1,
             classes=classes,
             consensus="gru" if gru else "fc",
             with_glancer=seen != focus_dim,
-            policy_conv=policy_conv,
+            policy_conv=policy.conv,
+            fit=checkpoint.config.get("fit", "crop"),
+            motion_gap_s=float(checkpoint.config.get("motion_gap_s", 0.0)),
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class _PolicyShape:
+    """Sizes of a policy: n of its n x n cells, side of the feature map (0 for any), state, first layer."""
+
+    grid: int
+    side: int
+    state: int
+    conv: bool
+
+
+_NO_POLICY = _PolicyShape(grid=2, side=0, state=1, conv=True)
+"""The least there can be, where a policy is not used."""
+
+
+def _policy_shape(path: Path, weights: dict[str, Tensor], glance_dim: int) -> _PolicyShape:
+    policy = "focuser.policy.policy_old."
+    if policy + "actor.0.weight" not in weights:
+        policy = "focuser.policy.policy."
+    actions, state = _matrix(path, weights, policy + "actor.0.weight")
+    grid = math.isqrt(actions)
+    if grid < 2 or grid * grid != actions:
+        raise CheckpointError(
+            f"{path}: its policy has {actions} actions, which are no n x n grid of cells; only discrete policies "
+            "(continuous=false) can be used"
+        )
+    encoder = weights.get(policy + "state_encoder.0.weight")
+    conv = encoder is not None and encoder.ndim == 4
+    _, inputs = _matrix(path, weights, policy + f"state_encoder.{3 if conv else 0}.weight")
+    cells = inputs // (encoder.shape[0] if encoder is not None and conv else glance_dim)
+    side = math.isqrt(cells)
+    if side * side != cells:
+        raise CheckpointError(f"{path}: its policy expects a feature map of {cells} cells, which is not square")
+    return _PolicyShape(grid, side, state, conv)
 
 
 def _load(path: Path) -> Any:
@@ -272,14 +302,19 @@ def _plain(name: Any) -> str:
     return str(name).removeprefix("module.")
 
 
-def _check_stage(checkpoint: Checkpoint) -> None:
+def _check_stage(checkpoint: Checkpoint, without_policy: bool) -> None:
     """Tell apart checkpoints of the stages before the policy is trained."""
 
     def has(prefix: str) -> bool:
         return any(name.startswith(prefix) for name in checkpoint.weights)
 
     policy = has("focuser.policy.policy")
-    if has("focuser.net.") and has("classifier.") and not policy:
+    if checkpoint.stage == 0:
+        raise CheckpointError(
+            f"{checkpoint.path}: a stage-0 checkpoint: one backbone alone; train stages 1 to 3 from it "
+            "(pretrained_glancer=... pretrained_focuser=...)"
+        )
+    if has("focuser.net.") and has("classifier.") and not policy and not without_policy:
         raise CheckpointError(
             f"{checkpoint.path}: a stage-1 checkpoint: glancer, focuser and classifier, but no policy yet; "
             "train stages 2 and 3 from it (resume=...), then use the stage-3 checkpoint"

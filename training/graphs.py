@@ -15,6 +15,10 @@ from adafocus_edge.types import GRAPHS, TensorSpec, contract
 from training.model import AdaFocus
 
 
+TORCH_BATCH = 16
+"""Frames of a clip that PyTorch is given at once; one by one where they are recorded, as steps are."""
+
+
 class GlancerGraph(nn.Module):
     """``frame`` to ``feature_map`` and ``glance``."""
 
@@ -113,7 +117,9 @@ class TorchSession:
 def torch_model(model: AdaFocus, *, record: bool = False) -> tuple[LoadedModel, dict[str, TorchSession]]:
     """Wrap a PyTorch model for the glimpse loop; also return its sessions, which can record what passes through."""
     sessions = {graph: TorchSession(model, graph, record=record) for graph in GRAPHS}
-    return LoadedModel(model.spec, **sessions, backend="torch", variant="fp32", batch=1), sessions
+    return LoadedModel(
+        model.spec, **sessions, backend="torch", variant="fp32", batch=1 if record else TORCH_BATCH
+    ), sessions
 
 
 def count_gflops(model: AdaFocus, graph: str) -> float:

@@ -177,9 +177,14 @@ class TrainOptions:
     colour_jitter: float = 0.0
     device: str = "auto"
 
+    @property
+    def root(self) -> Path:
+        """Return ``data_dir``."""
+        return Path(self.data_dir).expanduser()
+
     def path(self, name: str) -> Path:
         """Return a file of the data set: within ``data_dir``, unless it is absolute."""
-        return Path(self.data_dir).expanduser() / Path(getattr(self, name)).expanduser()
+        return self.root / Path(getattr(self, name)).expanduser()
 
     @property
     def lr_milestones(self) -> tuple[int, ...]:
@@ -279,7 +284,7 @@ def _check(options: TrainOptions) -> None:
         raise UsageError(f"dropout={options.dropout}: must be at least 0 and below 1")
     if options.data_dir == "":
         raise UsageError("data_dir= is missing: the folder that holds frames or videos, split lists and class names")
-    if not options.path("data_dir").is_dir():
+    if not options.root.is_dir():
         raise UsageError(f"data_dir={options.data_dir}: no such folder")
     root = round(options.action_dim**0.5)
     if root < 2 or root * root != options.action_dim:

@@ -483,8 +483,10 @@ def _read_split(options: TrainOptions, name: str, classes: tuple[str, ...] | Non
         raise DataError(
             f"{options.path('classes')}: no such class file; the ids in {path} are its line numbers, from 0"
         )
-    root = options.path("root_path")
-    return read_list(path, root if root.exists() else options.path("data_dir"), classes, options.separator)
+    # Frames where they were extracted; else the videos themselves.
+    places = (options.path("root_path"), options.root / "videos")
+    root = next((place for place in places if place.is_dir()), options.root)
+    return read_list(path, root, classes, options.separator)
 
 
 def _stage(options: TrainOptions) -> int:

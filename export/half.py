@@ -1,0 +1,69 @@
+"""Weights stored in half precision: a bundle of half the size that still computes in FP32."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from adafocus_edge.errors import ExportError
+from training.model import AdaFocus
+
+SMALLEST = 64
+"""Weights of fewer numbers stay as they are: a cast would cost more than it saves."""
+
+
+def rounded(model: AdaFocus) -> AdaFocus:
+    """Return a copy with batch norms folded into their convolutions and every weight rounded to half precision.
+
+    Folding comes first, so that what is rounded is what the graphs hold. Raises ``ExportError`` for too large a weight.
+    """
+    made = copy.deepcopy(model).eval()
+    _fold(made)
+    for name, parameter in made.named_parameters():
+        half = parameter.detach().half()
+        if not bool(torch.isfinite(half).all()):
+            raise ExportError(f"{name}: too large for half precision; export without --half-weights")
+        parameter.data = half.float()
+    return made
+
+
+def _fold(module: nn.Module) -> None:
+    """Fold each batch norm that follows a convolution among its siblings, as it does in torchvision's backbones."""
+    before: tuple[str, nn.Module] | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and before is not None and isinstance(before[1], nn.Conv2d):
+            setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
+            setattr(module, name, nn.Identity())
+        else:
+            _fold(child)
+        before = name, child
+
+
+def store_half(path: Path) -> None:
+    """Rewrite a graph so that weights which half precision holds exactly are stored so, and cast when it is loaded."""
+    model = onnx.load_model(path)
+    graph = model.graph
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if values.size < SMALLEST or not np.array_equal(half.astype(np.float32), values):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
+        casts.append(helper.make_node("Cast", [f"{name}_half"], [name], name=f"{name}_cast", to=TensorProto.FLOAT))
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend(casts + nodes)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save_model(model, path)

@@ -1,0 +1,93 @@
+"""A checkpoint as something that predicts clips: of any stage, for evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.flop_counter import FlopCounterMode
+
+from adafocus_edge.errors import CheckpointError, UsageError
+from adafocus_edge.evaluate import Patches, Predict, predict_with, with_patches
+from adafocus_edge.types import GRAPHS, ModelSpec
+from training.checkpoint import Checkpoint, ModelOptions, load_model, load_part, read_checkpoint
+from training.graphs import count_gflops, torch_model
+from training.model import AdaFocus
+from training.options import TrainOptions
+from training.train import model_spec
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A checkpoint, ready to predict.
+
+    Attributes:
+        predict: one clip's frames to logits after each step.
+        spec: the model's shapes.
+        classes: class names, or None where the checkpoint has none.
+        gflops_per_clip: multiply-adds in units of 1e9.
+        what: what was loaded, in words.
+    """
+
+    predict: Predict
+    spec: ModelSpec
+    classes: tuple[str, ...] | None
+    gflops_per_clip: float
+    what: str
+
+
+def load_predictor(path: Path, options: ModelOptions, patches: Patches, schedule: str) -> Predictor:
+    """Load a checkpoint of any stage.
+
+    Stage 0 is its backbone alone on whole frames; stage 1 has no policy, so it takes centre or random patches.
+
+    Raises ``CheckpointError`` or ``UsageError``.
+    """
+    checkpoint = read_checkpoint(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if checkpoint.stage == 0:
+        return _backbone_alone(checkpoint, device)
+    model = load_model(checkpoint, options, without_policy=patches != "policy").to(device)
+    gflops = sum(count_gflops(model, graph) for graph in GRAPHS if graph != "policy" or patches == "policy")
+    loaded, _ = torch_model(model)
+    return Predictor(
+        predict_with(with_patches(loaded, patches), schedule),
+        model.spec,
+        checkpoint.classes,
+        gflops * model.spec.segments,
+        f"checkpoint, {patches} patches",
+    )
+
+
+def _backbone_alone(checkpoint: Checkpoint, device: torch.device) -> Predictor:
+    known = {f.name for f in fields(TrainOptions)}
+    try:
+        options = TrainOptions(**{k: v for k, v in checkpoint.config.items() if k in known})
+        spec = model_spec(options, len(checkpoint.classes or ()))
+    except (TypeError, KeyError, UsageError) as error:
+        raise CheckpointError(f"{checkpoint.path}: its options cannot be read ({error})") from None
+    model = AdaFocus(spec)
+    part = "glancer" if options.pretrain_glancer else "focuser"
+    load_part(model, checkpoint, f"{part}.net.", "checkpoint")
+    model.to(device).eval()
+
+    def logits(frames: NDArray[np.uint8]) -> torch.Tensor:
+        with torch.inference_mode():
+            pixels = torch.from_numpy(frames).to(device).float()
+            if options.pretrain_glancer:
+                return model.glancer.predict(model.normalise(model.shrink(pixels)))
+            return model.focuser.predict(model.normalise(pixels))
+
+    def predict(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        counts = torch.arange(1, len(frames) + 1, device=device)[:, None]
+        means: Any = (logits(frames).cumsum(dim=0) / counts).cpu().numpy()
+        return np.asarray(means, np.float32)
+
+    with FlopCounterMode(display=False) as counter:
+        logits(np.zeros((1, spec.frame_size, spec.frame_size, 3), np.uint8))
+    gflops = int(counter.get_total_flops()) / 2 / 1e9
+    return Predictor(predict, spec, checkpoint.classes, gflops * spec.segments, f"{part} alone on whole frames")
