@@ -14,7 +14,6 @@ from adafocus_edge.backends.base import LoadedModel
 from adafocus_edge.types import GRAPHS, TensorSpec, contract
 from training.model import AdaFocus
 
-
 TORCH_BATCH = 16
 """Frames of a clip that PyTorch is given at once; one by one where they are recorded, as steps are."""
 

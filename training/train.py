@@ -126,7 +126,7 @@ class Trainer:
         if self.epoch >= options.epochs:
             self._say(f"nothing to do: {options.resume} has finished its {self.epoch} epochs (epochs={options.epochs})")
             return
-        with self._log() as log, self._bars() as bars:
+        with self._told_how_to_go_on(), self._log() as log, self._bars() as bars:
             while self.epoch < options.epochs:
                 started = time.monotonic()
                 trained = self._train_epoch(batches, bars)
@@ -137,6 +137,17 @@ class Trainer:
                 self._save(found)
                 log(trained, found, time.monotonic() - started)
         self._say(f"done: {self.run_dir / LAST}, best {options.best_by} {self.best:.2f}: {self.run_dir / BEST}")
+
+    @contextmanager
+    def _told_how_to_go_on(self) -> Iterator[None]:
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            if (self.run_dir / LAST).exists():
+                self._say(
+                    f"stopped after epoch {self.epoch}: go on with the same options and resume={self.run_dir / LAST}"
+                )
+            raise
 
     def _train_epoch(self, batches: DataLoader[Any], bars: Progress) -> dict[str, float]:
         options, epoch = self.options, self.epoch
