@@ -21,8 +21,8 @@ from tests.conftest import ROOT, edge, one_line_error
 FIGHTS = ROOT / "tests" / "fights"
 TINY = (
     "dataset=custom preset=edge input_size=64 glance_size=64 patch_size=32 action_dim=9 hidden_dim=16 "
-    "hidden_state_dim=16 num_segments=4 batch_size=4 epochs=2 workers=2 freeze_bn=false backbone_lr=0.003 fc_lr=0.01 glancer_weights=random "
-    "focuser_weights=random"
+    "hidden_state_dim=16 num_segments=4 batch_size=4 epochs=2 workers=2 freeze_bn=false backbone_lr=0.003 fc_lr=0.01 "
+    "glancer_weights=random focuser_weights=random"
 ).split()
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 import shutil
 from collections import Counter
@@ -370,11 +371,10 @@ def _extract(options: PrepareOptions, item: Item) -> int:
         for pixels in _at_rate(video, options.fps):
             count += 1
             image = _short_side(Image.fromarray(pixels), options.size)
-            path = draft / FRAME_NAME.format(count)
-            try:
-                image.save(path, quality=options.quality)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+            # Pillow, writing to a file, does not notice that a full disk took only a part.
+            encoded = io.BytesIO()
+            image.save(encoded, "JPEG", quality=options.quality)
+            (draft / FRAME_NAME.format(count)).write_bytes(encoded.getvalue())
         draft.rename(target)
         return count
     finally:
