@@ -21,12 +21,16 @@ import pytest
 import torch
 from PIL import Image
 
+from adafocus_edge.bundle import default_bundle, read_bundle
 from adafocus_edge.preprocess import sample_indices
+from adafocus_edge.sources import Source
+from adafocus_edge.stream import LiveReader
 from benchmarks.eager import OfficialWay
 from tests.conftest import CLIPS, GOLDEN, GOLDEN_CASES, ROOT, SMALL, edge, one_line_error
 from tests.test_model import frames_of
 
 CLIP = CLIPS / "R6llTwEh07w.mp4"
+VERBS = ("prepare", "train", "evaluate", "export", "inspect", "doctor", "classify")
 
 
 def results(done):
@@ -405,6 +409,21 @@ def test_a_stream_gives_a_result_per_window(small_bundle, camera):
     assert indices[-1] > len(indices)  # the camera is faster than the glimpses
 
 
+def test_a_model_of_motion_sees_what_came_before_in_a_stream(camera):
+    done = edge("classify", camera + "/live", "--json", "--quiet", "--glimpse-fps", 8, "--duration", 4)
+    assert done.returncode == 0, done.stderr
+    segments = read_bundle(default_bundle()).model.segments
+    assert results(done)[0]["steps_used"] == segments
+    reader = LiveReader(Source("live", camera + "/live", live=True), 0.5)
+    try:
+        time.sleep(1.5)
+        frame = reader.take(None, threading.Event())
+        for gap_s in (0.0, 0.2, 0.4):
+            assert abs(frame.captured_s - gap_s - reader.before(frame.captured_s - gap_s).captured_s) < 0.15
+    finally:
+        reader.close()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stream_runs_until_told(number, small_bundle, camera):
     process = subprocess.Popen(
@@ -461,7 +480,7 @@ def test_help_is_instant_and_needs_nothing_heavy():
         "try:\n    cli.main()\nexcept SystemExit as end:\n    assert end.code == 0, end.code\n"
         f"print([name for name in {heavy!r} if name in sys.modules])\n"
     )
-    for arguments in (["--help"], *([verb, "--help"] for verb in ("export", "inspect", "doctor", "classify"))):
+    for arguments in (["--help"], *([verb, "--help"] for verb in VERBS)):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "[]", arguments
@@ -499,6 +518,20 @@ def test_a_device_classifies_without_pytorch(small_bundle):
 def test_a_verb_that_needs_more_names_the_extra(small_checkpoint, tmp_path):
     done = without({"torch"}, "export", small_checkpoint, "-o", tmp_path / "b", "--patch-size", 96)
     one_line_error(done, 1, "`adafocus-edge export`", "'torch'", "pip install 'adafocus-edge[export]'")
+
+
+def test_training_and_plots_name_their_extras(small_bundle, tmp_path):
+    for blocked in ("torch", "hydra"):
+        done = without({blocked}, "train", "dataset=custom", "train_stage=0")
+        one_line_error(done, 1, "`adafocus-edge train`", f"'{blocked}'", "pip install 'adafocus-edge[train]'")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / CLIP.name).symlink_to(CLIP)
+    (tmp_path / "a").rename(tmp_path / "activity 0")
+    plot = tmp_path / "p.png"
+    done = without({"torch", "matplotlib"}, "evaluate", small_bundle, "--data", tmp_path, "--plot", plot, "-q")
+    one_line_error(done, 1, "pip install 'adafocus-edge[plot]'")
+    done = without({"torch"}, "prepare", tmp_path, "-o", tmp_path / "out", "--size", 32)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_camera_without_opencv_is_told(small_bundle):

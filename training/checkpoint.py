@@ -365,7 +365,8 @@ def backbone_weights(net: torch.nn.Module, name: str, source: str, option: str) 
     Args:
         net: the torchvision network.
         name: of the backbone.
-        source: ``imagenet`` for torchvision's own weights, ``random`` for none, or a file with its parameter names.
+        source: ``imagenet`` for torchvision's own weights, ``random`` for none, or a file: with torchvision's parameter
+            names, or a stage-0 checkpoint of the same backbone, whichever part it served.
         option: that named the source, for messages.
 
     Raises ``CheckpointError``: not downloadable, or made for another network.
@@ -382,8 +383,13 @@ def backbone_weights(net: torch.nn.Module, name: str, source: str, option: str) 
             ) from None
     else:
         content = _load(Path(source))
-        inner = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-        given = {_plain(key): value for key, value in inner.items() if isinstance(value, Tensor)}
+        content = content if isinstance(content, Mapping) else {}
+        config = content.get("config")
+        if isinstance(config, Mapping) and config.get("train_stage") == 0:
+            # Of our own stage 0: the backbone that it trained.
+            content = content["glancer" if config.get("pretrain_glancer") else "focuser"]
+        inner = content.get("state_dict", content)
+        given = {_plain(key).removeprefix("net."): v for key, v in inner.items() if isinstance(v, Tensor)}
     own = net.state_dict()
     heads = [key for key in own if key.startswith(("classifier.", "fc."))]
     counters = [key for key in own if key.endswith("num_batches_tracked")]

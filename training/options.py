@@ -81,7 +81,8 @@ class TrainOptions:
         preset: ``official`` or ``edge``; a config group.
         glancer: backbone of the glancer.
         focuser: backbone of the focuser.
-        glancer_weights: ``imagenet`` (torchvision's), ``random``, or a local file of torchvision's parameter names.
+        glancer_weights: ``imagenet`` (torchvision's), ``random``, or a file: of torchvision's parameter names, or a
+            stage-0 checkpoint of the same backbone (one may serve both parts).
         focuser_weights: the same for the focuser.
         classes: file of class names within ``data_dir``; one per line.
         separator: of the lists.
