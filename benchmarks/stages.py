@@ -1,0 +1,177 @@
+"""What each training stage is worth: the default model's recipe on repeated splits by source, every row in one table.
+
+    python -m benchmarks.stages --data CLIPS.csv --weights mobilenet_v2_imagenet.pth --folds 3 --out runs/stages
+
+``CLIPS.csv`` has the columns ``video,class,source``. Each fold trains stages 0 to 3 with `adafocus-edge train`, never on
+a source that it is tested on; the last checkpoint of each stage is evaluated, not the best one, so nothing is chosen by
+the test clips. A run that was broken off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adafocus_edge.metrics import wilson_interval
+from benchmarks.machine import describe, save
+
+LAST = "last.pth.tar"
+COMMON = ["dataset=custom", "preset=edge", "eval_freq=100"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: its name, the run whose checkpoint is evaluated, and on which patches."""
+
+    name: str
+    run: str
+    patches: str
+
+
+ROWS = (
+    Row("glancer alone, whole frames", "glancer", "policy"),
+    Row("focuser alone, whole frames of 224 (upper line)", "focuser", "policy"),
+    Row("stage 1, centre patches", "stage1", "centre"),
+    Row("stage 1, random patches", "stage1", "random"),
+    Row("stage 2, the policy's patches", "stage2", "policy"),
+    Row("stage 3, random patches", "stage3", "random"),
+    Row("stage 3, the policy's patches", "stage3", "policy"),
+)
+
+
+def folds_by_source(sources: list[str], folds: int, seed: int) -> list[int]:
+    """Return each clip's fold: whole sources, large ones first, each to a small fold; chance has a say."""
+    random = np.random.default_rng(seed)
+    names = np.unique(sources)
+    random.shuffle(names)
+    order = sorted(names, key=lambda name: -sources.count(name) + random.random() * 3)
+    sizes, fold_of = np.zeros(folds), {}
+    for name in order:
+        fold = int(np.argmin(sizes + random.random(folds) * 3))
+        fold_of[name] = fold
+        sizes[fold] += sources.count(name)
+    return [fold_of[source] for source in sources]
+
+
+def write_folds(data: Path, folds: int, seed: int, out: Path) -> None:
+    """Write ``N_train.csv`` and ``N_val.csv`` for every fold."""
+    with data.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    place = data.parent / "videos" if (data.parent / "videos").is_dir() else data.parent
+    fold_of = folds_by_source([row["source"] for row in rows], folds, seed)
+    out.mkdir(parents=True, exist_ok=True)
+    for fold in range(folds):
+        for part, inside in (("train", False), ("val", True)):
+            with (out / f"{fold}_{part}.csv").open("w", encoding="utf-8", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["video", "class"])
+                for row, number in zip(rows, fold_of, strict=True):
+                    if (number == fold) == inside:
+                        writer.writerow([(place / row["video"]).resolve(), row["class"]])
+
+
+def edge(*arguments: object) -> str:
+    """Run a verb; its output."""
+    command = [sys.executable, "-m", "adafocus_edge", *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def train(out: Path, fold: int, weights: Path, name: str, *more: str) -> None:
+    """Train one stage of one fold, or go on with it, or leave it if it is done."""
+    run = out / f"fold{fold}" / name
+    last = run / LAST
+    options = [*COMMON, f"data_dir={out}", f"train_list={fold}_train.csv", f"val_list={fold}_val.csv", *more]
+    if last.exists():
+        options = [option for option in options if not option.startswith("resume=")] + [f"resume={last}"]
+    else:
+        options += [f"hydra.run.dir={run}", f"glancer_weights={weights}"]
+    edge("train", *options)
+
+
+def run_fold(out: Path, fold: int, weights: Path) -> dict[str, Any]:
+    """Train and evaluate one fold; each row's evaluation."""
+    base = out / f"fold{fold}"
+    glancer = base / "glancer" / LAST
+    train(out, fold, weights, "glancer", "train_stage=0", "epochs=10")
+    train(
+        out,
+        fold,
+        weights,
+        "focuser",
+        "train_stage=0",
+        "epochs=6",
+        "pretrain_glancer=false",
+        f"focuser_weights={weights}",
+    )
+    train(
+        out, fold, weights, "stage1", "train_stage=1", "epochs=8", f"pretrained_glancer={glancer}",
+        f"focuser_weights={glancer}",
+    )  # fmt: skip
+    train(out, fold, weights, "stage2", "train_stage=2", "epochs=6", f"resume={base / 'stage1' / LAST}")
+    train(out, fold, weights, "stage3", "train_stage=3", "epochs=4", f"resume={base / 'stage2' / LAST}")
+    return {row.name: measure(out, fold, base / row.run / LAST, row.patches) for row in ROWS}
+
+
+def measure(out: Path, fold: int, checkpoint: Path, patches: str) -> dict[str, Any]:
+    """Evaluate one checkpoint on its fold's unseen sources."""
+    found = edge("evaluate", checkpoint, "--data", out / f"{fold}_val.csv", "--patches", patches, "--json", "-q")
+    result: dict[str, Any] = json.loads(found)
+    return result
+
+
+def table(folds: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one entry per row: clips of all folds together."""
+    entries = []
+    for row in ROWS:
+        found = [fold[row.name] for fold in folds]
+        clips = sum(f["clips"] for f in found)
+        right = sum(f["confusion"][c][c] for f in found for c in range(len(f["classes"])))
+        low, high = wilson_interval(right, clips)
+        entries.append(
+            {
+                "row": row.name,
+                "gflops_per_clip": found[0]["gflops_per_clip"],
+                "clips": clips,
+                "top1": round(100 * right / clips, 1),
+                "interval_95": [round(100 * low, 1), round(100 * high, 1)],
+                "mAP_mean_of_folds": round(float(np.mean([f["mAP"] for f in found])), 1),
+                "top1_by_fold": [f["top1"] for f in found],
+                "model_ms_per_clip": round(float(np.median([f["model_ms_per_clip"] for f in found])), 1),
+            }
+        )
+    return entries
+
+
+def main() -> None:
+    """Train and evaluate every fold, print the table, and write it with the machine."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--only", type=int, nargs="*", help="folds to run; all of them unless given")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("outputs/stages"))
+    options = parser.parse_args()
+    write_folds(options.data, options.folds, options.seed, options.out)
+    numbers = options.only if options.only else list(range(options.folds))
+    entries = table([run_fold(options.out, fold, options.weights.resolve()) for fold in numbers])
+    print(f"| | GFLOPs per clip | top-1, {entries[0]['clips']} clips | 95 % | mAP |\n| --- | --- | --- | --- | --- |")
+    for entry in entries:
+        low, high = entry["interval_95"]
+        print(
+            f"| {entry['row']} | {entry['gflops_per_clip']:.2f} | {entry['top1']:.1f} % | {low:.0f} to {high:.0f} | "
+            f"{entry['mAP_mean_of_folds']:.1f} |"
+        )
+    save("stages", {"machine": describe(), "folds": numbers, "of": options.folds, "rows": entries})
+
+
+if __name__ == "__main__":
+    main()
