@@ -276,6 +276,10 @@ def evaluate(
     if model is None:
         model = default_bundle()
         _say(DEFAULT_MODEL_NOTE, quiet)
+    if plot is not None:
+        from adafocus_edge.plot import check_plot
+
+        check_plot(plot)
     asked = _Evaluating(
         data, frames, classes, patches.value, multi_label, patch_size, segments, backend.value, variant,
         "stream" if schedule is ScheduleName.STREAM else "clip", threads, quiet,
@@ -283,15 +287,11 @@ def evaluate(
     found, what = asked.bundle(model) if model.is_dir() else asked.checkpoint(model)
     for name, error in found.failed:
         _fail(f"left out: {name}: {error}", 1)
-    entry = {"model": str(model), "ran": what, "patches": patches.value, **found.to_json()}
+    entry = {"model": str(model), "ran": what, **found.to_json()}
     if output is not None:
         from adafocus_edge.report import write_text
 
         write_text(output, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
-    if plot is not None:
-        from adafocus_edge.plot import draw_evaluation
-
-        draw_evaluation(found, f"{model.name}: {what}", plot)
     if as_json:
         typer.echo(json.dumps(entry, ensure_ascii=False))
     else:
@@ -299,6 +299,10 @@ def evaluate(
 
         for table in evaluation_tables(entry):
             console().print(table)
+    if plot is not None:
+        from adafocus_edge.plot import draw_evaluation
+
+        draw_evaluation(found, f"{model.name}: {what}", plot)
     if found.failed:
         raise typer.Exit(1)
 
@@ -341,9 +345,11 @@ class _Evaluating:
         """Evaluate a checkpoint with PyTorch."""
         if not path.exists():
             raise UsageError(f"{path}: neither a bundle nor a checkpoint is there")
+        if self.backend != "auto" or self.variant != "auto":
+            raise UsageError("--backend and --variant are for bundles: PyTorch runs a checkpoint")
         training = reach("training.predict", "evaluate", "train")
         options = training.ModelOptions(patch_size=self.patch_size)
-        loaded = training.load_predictor(path, options, self.patches, self.schedule)
+        loaded = training.load_predictor(path, options, self.patches, self.schedule, self.threads)
         gflops = loaded.gflops_per_clip / loaded.spec.segments
         return self._run(loaded.predict, loaded.spec, loaded.classes, gflops, loaded.what), loaded.what
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
+from adafocus_edge.report import write_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,9 +64,14 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
+def check_plot(path: Path) -> None:
+    """Tell before a long run that a plot could not be drawn after it. Raises what :func:`draw_evaluation` would."""
+    _figure(1, 1)
+    if path.is_dir():
+        raise AdaFocusError(f"{path}: is a folder, not a file to write")
+
+
 def _save(figure: Any, path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png")
+    write_file(path, encoded.getvalue())

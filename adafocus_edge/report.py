@@ -171,14 +171,19 @@ def evaluation_tables(entry: dict[str, Any]) -> Iterable[Table]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a file in UTF-8, whole or not at all. Raises ``AdaFocusError``."""
+    write_file(path, text.encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises ``AdaFocusError``."""
     draft: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         draft = Path(name)
-        with open(handle, "w", encoding="utf-8") as file:  # noqa: PTH123
-            file.write(text)
+        with open(handle, "wb") as file:  # noqa: PTH123
+            file.write(content)
         draft.chmod(0o644)
         os.replace(draft, path)
     except OSError as error:

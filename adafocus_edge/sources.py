@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -89,6 +90,8 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
 
 FRAME_NAME = "image_{:05d}.jpg"
 """What the official extraction calls frames, counted from 1."""
+FPS_FILE = "fps.txt"
+"""Beside frames that `adafocus-edge prepare` wrote: their rate, for models that see motion."""
 
 
 class FrameFolder:
@@ -111,6 +114,9 @@ class FrameFolder:
             raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
         self.frame_count = len(self._files)
         self.fps = FOLDER_FPS
+        with suppress(OSError, ValueError):
+            told = float((Path(path) / FPS_FILE).read_text())
+            self.fps = told if 0 < told < 1000 else FOLDER_FPS
         self.duration_s: float | None = None
         if not self._files:
             raise SourceError(f"{path}: no videos and no frames ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.stages --data CLIPS.csv --weights mobilenet_v2_imagenet.pth --folds 3 --out runs/stages
 
-``CLIPS.csv`` has the columns ``video,class,source``. Each fold trains stages 0 to 3 with `adafocus-edge train`, never on
-a source that it is tested on; the last checkpoint of each stage is evaluated, not the best one, so nothing is chosen by
-the test clips. A run that was broken off goes on where it stopped.
+``CLIPS.csv`` has the columns ``video,class,source``. Each fold trains stages 0 to 3 with `adafocus-edge train`, never
+on a source that it is tested on; the last checkpoint of each stage is evaluated, not the best one, so nothing is chosen
+by the test clips. A run that was broken off goes on where it stopped.
 """
 
 from __future__ import annotations

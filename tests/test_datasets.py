@@ -139,7 +139,8 @@ def test_a_broken_clip_is_told_and_not_replaced(tmp_path: Path) -> None:
     assert not isinstance(batch, list)
     assert batch.number.tolist() == [1]
     assert len(batch.failed) == 1
-    assert "image_00002.jpg: not an image" in batch.failed[0]
+    assert batch.failed[0][0] == "f"
+    assert "image_00002.jpg: not an image" in batch.failed[0][1]
     assert collate([data[0, 0]]) == batch.failed
 
 

@@ -62,7 +62,7 @@ def test_the_official_command_lines_are_taken(here: list[str], run: str, monkeyp
 
 def test_defaults_are_the_official_ones(here: list[str]) -> None:
     given = ["dataset=actnet", *here, "train_stage=0"]
-    options = asdict(compose_options(given).options)
+    options = asdict(compose_options([*given, "train_list=", "val_list=", "root_path="]).options)
     assert options == asdict(compose_options([*given, *DEFAULTS]).options)
     assert options["best_by"] == "mAP"
 
@@ -79,7 +79,7 @@ def test_defaults_are_the_official_ones(here: list[str]) -> None:
         (["train_stage=4"], "train_stage=4: must be one of 0, 1, 2, 3"),
         (["reward=best"], "reward=best: must be one of random, prev, conf"),
         (["batch_size=0"], "batch_size=0: must be at least 1"),
-        (["backbone_lr=-1"], "backbone_lr=-1.0: must not be negative"),
+        (["backbone_lr=-1"], "backbone_lr=-1.0: must be a number that is not negative"),
         (["dropout=1"], "dropout"),
         (["action_dim=50"], "action_dim=50: must be a square"),
         (["glancer=resnet18"], "feature_map_channels=1280: resnet18 gives 512"),
@@ -88,6 +88,11 @@ def test_defaults_are_the_official_ones(here: list[str]) -> None:
         (["resume=/nowhere.pth"], "resume=/nowhere.pth: no such checkpoint"),
         (["glancer_weights=/nowhere.pth"], "glancer_weights=/nowhere.pth: neither"),
         (["lr_steps=soon"], "lr_steps=soon"),
+        (["best_by=loss"], "best_by=loss: must be one of mAP, top1"),
+        (["weight_decay=nan"], "weight_decay=nan"),
+        (["seed=-1"], "seed=-1"),
+        (["device=mps"], "device=mps: must be auto, cpu, cuda or cuda:N"),
+        (["rank=1"], "rank=1: must be below world_size=1"),
         (["data_dir=/nowhere"], "data_dir=/nowhere: no such folder"),
         (["data_dir="], "data_dir= is missing"),
         (["train_stage="], "train_stage= is missing"),

@@ -16,11 +16,16 @@ import pytest
 from PIL import Image
 
 from adafocus_edge.errors import DataError, UsageError
+from adafocus_edge.sources import FrameFolder
 from adafocus_edge.video import VideoFile
 from tests.conftest import CLIPS, ROOT, edge
 from training.prepare import PrepareOptions, prepare, split_groups
 
 FIGHTS = ROOT / "tests" / "fights"
+
+
+def video_fps(name: str) -> float:
+    return VideoFile(str(FIGHTS / f"{name}.mp4")).fps
 
 
 def test_own_videos_become_frames_lists_and_classes(tmp_path: Path) -> None:
@@ -32,7 +37,8 @@ def test_own_videos_become_frames_lists_and_classes(tmp_path: Path) -> None:
     assert len(lines) == 12
     for name, frames, label in lines:
         assert name.startswith(("fight/", "no_fight/")[int(label)])
-        found = sorted(path.name for path in (tmp_path / "frames" / name).iterdir())
+        found = sorted(path.name for path in (tmp_path / "frames" / name).glob("image_*.jpg"))
+        assert FrameFolder(str(tmp_path / "frames" / name)).fps == pytest.approx(video_fps(name), rel=1e-4)
         assert found == [f"image_{number + 1:05d}.jpg" for number in range(int(frames))]
         assert int(frames) == VideoFile(str(FIGHTS / f"{name}.mp4")).frame_count
         with Image.open(tmp_path / "frames" / name / found[0]) as image:
@@ -57,9 +63,11 @@ def test_the_split_is_the_seeds_and_keeps_groups_and_shares() -> None:
 def test_frames_come_at_the_rate_that_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     clip = CLIPS / "v_SoccerJuggling_g23_c01.avi"
-    shutil.copy(clip, tmp_path / "in" / "a" / "x.avi")
+    for name in "xy":
+        shutil.copy(clip, tmp_path / "in" / "a" / f"{name}.avi")
     done = prepare(PrepareOptions(tmp_path / "in", tmp_path / "out", fps=5, size=48))
-    assert done.frames == pytest.approx((VideoFile(str(clip)).duration_s or 0) * 5, abs=1)
+    assert done.frames == pytest.approx((VideoFile(str(clip)).duration_s or 0) * 10, abs=2)
+    assert FrameFolder(str(tmp_path / "out" / "frames" / "a" / "x")).fps == 5
 
 
 def test_a_second_run_keeps_what_is_there_and_does_not_mix_settings(tmp_path: Path) -> None:
@@ -129,11 +137,12 @@ def test_activitynet_annotations(tmp_path: Path) -> None:
     )
     done = prepare(options)
     assert done.missing == 1
-    assert (tmp_path / "out" / "classInd.txt").read_text() == "Archery\nJuggling\n"
+    # All classes that are annotated, so that ids stay when more videos come.
+    assert (tmp_path / "out" / "classInd.txt").read_text() == "Archery\nJuggling\nZumba\n"
     (train,) = (tmp_path / "out" / "actnet_train_split.txt").read_text().splitlines()
     name, frames, *labels = train.split(",")
     assert (name, labels) == ("v_one", ["0", "1"])
-    assert len(list((tmp_path / "out" / "frames" / name).iterdir())) == int(frames)
+    assert len(list((tmp_path / "out" / "frames" / name).glob("image_*.jpg"))) == int(frames)
     assert (tmp_path / "out" / "actnet_val_split.txt").read_text().startswith("two,")
     (tmp_path / "activity_net.json").write_text("{}")
     with pytest.raises(DataError, match="not ActivityNet's annotation JSON"):
@@ -171,6 +180,12 @@ def test_what_cannot_be_prepared_is_told(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(DataError, match="no sub-folders"):
         prepare(PrepareOptions(tmp_path / "in", tmp_path / "out"))
+    shutil.copytree(FIGHTS, tmp_path / "few" / "one", ignore=shutil.ignore_patterns("no_fight", "*.csv"))
+    with pytest.raises(DataError, match="no row for 6 of the videos"):
+        prepare(PrepareOptions(tmp_path / "few", tmp_path / "out", groups=FIGHTS / "sources.csv"))
+    (tmp_path / "groups.csv").write_text("video,source\n" + "".join(f"{p.name},s\n" for p in FIGHTS.glob("*/*.mp4")))
+    with pytest.raises(DataError, match="too few clips or sources"):
+        prepare(PrepareOptions(tmp_path / "few", tmp_path / "out", groups=tmp_path / "groups.csv"))
     for suffix in (".mp4", ".avi"):
         (tmp_path / "in" / "a").mkdir(exist_ok=True)
         shutil.copy(FIGHTS / "fight" / "fi013.mp4", tmp_path / "in" / "a" / f"x{suffix}")

@@ -51,7 +51,7 @@ class Batch:
         number: int64 [B], the clip's place in its split.
         origins: float32 [B, T, 2], random patches as fractions of the free range.
         draws: float32 [B, T], uniform 0..1, from which the policy's actions are drawn.
-        failed: what could not be read, as messages.
+        failed: name and error of each clip that could not be read.
     """
 
     frames: Tensor
@@ -59,7 +59,7 @@ class Batch:
     number: Tensor
     origins: Tensor
     draws: Tensor
-    failed: list[str]
+    failed: list[tuple[str, str]]
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
@@ -154,7 +154,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         try:
             sample["frames"] = self._frames(example, random)
         except SourceError as error:
-            sample["failed"] = str(error)
+            sample["failed"] = (example.name, str(error))
         return sample
 
     def _frames(self, example: Example, random: np.random.Generator) -> NDArray[np.uint8]:
@@ -188,8 +188,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return np.stack([frame for _, frame in glimpse_frames(clip, indices, spec.motion_gap_s, convert)])
 
 
-def collate(samples: list[dict[str, Any]]) -> Batch | list[str]:
-    """Make a batch of the samples that could be read; if there are none, return what was wrong with them."""
+def collate(samples: list[dict[str, Any]]) -> Batch | list[tuple[str, str]]:
+    """Make a batch of the samples that could be read; if there are none, return their names and errors."""
     failed = [sample["failed"] for sample in samples if "failed" in sample]
     read = [sample for sample in samples if "failed" not in sample]
     if not read:

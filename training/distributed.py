@@ -6,13 +6,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessException, spawn
 
-from adafocus_edge.errors import TrainingError, UsageError
+import adafocus_edge.errors
+from adafocus_edge.errors import AdaFocusError, TrainingError, UsageError
 from training.options import TrainOptions
 
 
@@ -37,6 +39,20 @@ class Processes:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
+    def total(self, count: int) -> int:
+        """Return the sum of every process's count."""
+        if self.world == 1:
+            return count
+        counts = torch.tensor(count, device=self.device)
+        dist.all_reduce(counts)
+        return int(counts)
+
+    def share_buffers(self, module: torch.nn.Module) -> None:
+        """Give every process the first one's buffers: batch norms gather their statistics each for themselves."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
+
     def gather(self, value: Any) -> list[Any]:
         """Return every process's value, in the order of ranks."""
         if self.world == 1:
@@ -57,13 +73,12 @@ def launch(options: TrainOptions, work: Callable[[Processes], None]) -> None:
         with _group(options, device, "env://", int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) as (rank, world):
             work(Processes(rank, world, local, device))
         return
-    gpus = torch.cuda.device_count() if options.device in ("auto", "cuda") and options.gpu is None else 0
-    local = gpus if options.multiprocessing_distributed and gpus > 1 else 1
+    local = _local_processes(options)
     world = local * options.world_size
     if world > 1 and options.distributed is False:
         raise UsageError(f"distributed=false: but {world} processes are asked for (world_size, GPUs)")
     if local > 1:
-        spawn(_spawned, args=(options, work, local, world), nprocs=local)  # type: ignore[no-untyped-call]
+        _spawn(options, work, local, world)
         return
     device = _device(options, options.gpu or 0)
     if world == 1:
@@ -74,10 +89,45 @@ def launch(options: TrainOptions, work: Callable[[Processes], None]) -> None:
         work(Processes(rank, size, 1, device))
 
 
-def _spawned(number: int, options: TrainOptions, work: Callable[[Processes], None], local: int, world: int) -> None:
-    device = torch.device("cuda", number)
-    with _group(options, device, options.dist_url, options.rank * local + number, world) as (rank, size):
-        work(Processes(rank, size, local, device))
+def _spawn(options: TrainOptions, work: Callable[[Processes], None], local: int, world: int) -> None:
+    """Run one process per GPU, and end them all when one fails or this one is told to stop."""
+    errors: Any = get_context("spawn").SimpleQueue()
+    running = spawn(  # type: ignore[no-untyped-call]
+        _spawned, args=(options, work, local, world, errors), nprocs=local, join=False
+    )
+    try:
+        while not running.join():
+            pass
+    except ProcessException:
+        if errors.empty():
+            raise
+        kind, text = errors.get()
+        raise getattr(adafocus_edge.errors, kind)(text) from None
+    finally:
+        for process in running.processes:
+            if process.is_alive():
+                process.terminate()
+            process.join()
+
+
+def _spawned(
+    number: int, options: TrainOptions, work: Callable[[Processes], None], local: int, world: int, errors: Any
+) -> None:
+    device = torch.device("cpu" if options.device == "cpu" else f"cuda:{number}")
+    try:
+        with _group(options, device, options.dist_url, options.rank * local + number, world) as (rank, size):
+            work(Processes(rank, size, local, device))
+    except AdaFocusError as error:
+        # Its text would not reach the user through the exception that PyTorch makes of it.
+        errors.put((type(error).__name__, str(error)))
+        raise
+
+
+def _local_processes(options: TrainOptions) -> int:
+    """Return how many processes this machine gets: one per GPU, where the option asks for it."""
+    if not options.multiprocessing_distributed or options.gpu is not None or options.device not in ("auto", "cuda"):
+        return 1
+    return max(1, torch.cuda.device_count())
 
 
 def _device(options: TrainOptions, number: int) -> torch.device:

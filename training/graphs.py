@@ -125,6 +125,6 @@ def count_gflops(model: AdaFocus, graph: str) -> float:
     """Count one frame's multiply-adds in units of 1e9, as the paper does (convolutions and matrix products)."""
     inputs, _ = contract(model.spec, graph)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        GRAPH_MODULES[graph](model)(*(example(tensor, 1) for tensor in inputs))
+        GRAPH_MODULES[graph](model)(*(example(tensor, 1).to(model.mean.device) for tensor in inputs))
     # PyTorch counts a multiply-add as two operations.
     return int(counter.get_total_flops()) / 2 / 1e9

@@ -135,6 +135,7 @@ class PolicyPair(nn.Module):
         super().__init__()
         self.policy = ActorCritic(spec)
         self.policy_old = ActorCritic(spec)
+        self.policy_old.load_state_dict(self.policy.state_dict())
 
 
 class Focuser(nn.Module):

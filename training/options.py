@@ -38,7 +38,11 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "optimizer": ("sgd", "adamw"),
     "fit": ("crop", "squash"),
     "separator": (",", " "),
+    "best_by": ("mAP", "top1"),
+    "dist_backend": ("nccl", "gloo"),
 }
+EMPTY_MEANS_DEFAULT = frozenset(("train_list", "val_list", "root_path", "classes"))
+"""The official defaults of these are empty: the data set says what they are."""
 
 
 @dataclass
@@ -224,6 +228,7 @@ def compose_options(overrides: Sequence[str]) -> Composed:
     """
     known = {f.name: f for f in fields(TrainOptions)}
     given = [_normalise(override, known) for override in overrides]
+    given = [text for text in given if text.rstrip("=") not in EMPTY_MEANS_DEFAULT]
     keys = [text.partition("=")[0] for text in given]
     for group, allowed in (("dataset", DATASETS), ("preset", PRESETS)):
         for key, text in zip(keys, given, strict=True):
@@ -278,9 +283,20 @@ def _check(options: TrainOptions) -> None:
     for name in ("batch_size", "num_segments", "epochs", "eval_freq", "world_size", "hidden_dim", "hidden_state_dim"):
         if getattr(options, name) < 1:
             raise UsageError(f"{name}={getattr(options, name)}: must be at least 1")
-    for name in ("backbone_lr", "fc_lr", "policy_lr", "momentum", "weight_decay", "clip_grad", "workers", "gamma"):
-        if getattr(options, name) < 0:
-            raise UsageError(f"{name}={getattr(options, name)}: must not be negative")
+    for name in (
+        "backbone_lr", "fc_lr", "policy_lr", "momentum", "weight_decay", "clip_grad", "workers", "gamma", "seed",
+        "colour_jitter", "rank",
+    ):  # fmt: skip
+        if not 0 <= getattr(options, name) < float("inf"):
+            raise UsageError(f"{name}={getattr(options, name)}: must be a number that is not negative")
+    if options.colour_jitter > 1:
+        raise UsageError(f"colour_jitter={options.colour_jitter}: must be at most 1")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
+        raise UsageError(f"device={options.device}: must be auto, cpu, cuda or cuda:N")
+    if options.gpu is not None and options.gpu < 0:
+        raise UsageError(f"gpu={options.gpu}: must be the number of a CUDA device")
+    if options.rank >= options.world_size:
+        raise UsageError(f"rank={options.rank}: must be below world_size={options.world_size}")
     if not 0 <= options.dropout < 1:
         raise UsageError(f"dropout={options.dropout}: must be at least 0 and below 1")
     if options.data_dir == "":
@@ -299,7 +315,8 @@ def _check(options: TrainOptions) -> None:
         raise UsageError("evaluate=true needs resume=CHECKPOINT")
     options.lr_milestones  # noqa: B018 - told now rather than after an hour
     for name in ("resume", "pretrained_glancer", "pretrained_focuser"):
-        value = getattr(options, name)
+        value = str(Path(getattr(options, name)).expanduser()) if getattr(options, name) else ""
+        setattr(options, name, value)
         if value and not Path(value).is_file():
             raise UsageError(f"{name}={value}: no such checkpoint")
     for name in ("glancer_weights", "focuser_weights"):

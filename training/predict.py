@@ -40,7 +40,9 @@ class Predictor:
     what: str
 
 
-def load_predictor(path: Path, options: ModelOptions, patches: Patches, schedule: str) -> Predictor:
+def load_predictor(
+    path: Path, options: ModelOptions, patches: Patches, schedule: str, threads: int | None = None
+) -> Predictor:
     """Load a checkpoint of any stage.
 
     Stage 0 is its backbone alone on whole frames; stage 1 has no policy, so it takes centre or random patches.
@@ -48,8 +50,12 @@ def load_predictor(path: Path, options: ModelOptions, patches: Patches, schedule
     Raises ``CheckpointError`` or ``UsageError``.
     """
     checkpoint = read_checkpoint(path)
+    if threads is not None:
+        torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if checkpoint.stage == 0:
+        if patches != "policy":
+            raise UsageError(f"{path}: a stage-0 checkpoint looks at whole frames: --patches is not for it")
         return _backbone_alone(checkpoint, device)
     model = load_model(checkpoint, options, without_policy=patches != "policy").to(device)
     gflops = sum(count_gflops(model, graph) for graph in GRAPHS if graph != "policy" or patches == "policy")

@@ -23,7 +23,7 @@ from adafocus_edge.cpus import usable_cores
 from adafocus_edge.data import FEWEST_FRAMES, MOST_LABELS, clips_by_class
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
 from adafocus_edge.report import write_text
-from adafocus_edge.sources import FRAME_NAME, VIDEO_SUFFIXES
+from adafocus_edge.sources import FPS_FILE, FRAME_NAME, VIDEO_SUFFIXES
 from adafocus_edge.video import VideoFile
 
 LISTS = {
@@ -94,6 +94,7 @@ class Prepared:
         missing: annotated videos that are not in the folder.
         short: videos of too few frames, which training leaves out.
         classes: how many there are.
+        labels: all class names that annotations mention, those of missing videos too.
     """
 
     output: Path
@@ -103,11 +104,13 @@ class Prepared:
     missing: int = 0
     short: int = 0
     classes: int = 0
+    labels: set[str] = field(default_factory=set)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as an object for ``--json``."""
         broken = [{"video": name, "error": error} for name, error in self.broken]
-        return {**asdict(self), "output": str(self.output), "broken": broken}
+        entry = {name: value for name, value in asdict(self).items() if name != "labels"}
+        return {**entry, "output": str(self.output), "broken": broken}
 
     def summary(self) -> str:
         """Return it in words."""
@@ -135,7 +138,7 @@ def prepare(options: PrepareOptions, progress: Callable[[int, int], None] = lamb
     if not options.source.is_dir():
         raise UsageError(f"{options.source}: no such folder of videos")
     items = _annotated(options, done) if options.annotations else _own(options)
-    classes = _classes(options, items)
+    classes = _classes(options, {*done.labels, *(label for item in items for label in item.labels)})
     done.classes = len(classes)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
@@ -162,10 +165,18 @@ def _own(options: PrepareOptions) -> list[Item]:
     group_of = _groups(options.groups) if options.groups else {}
     labels = [example.path.relative_to(options.source).parts[0] for example in videos]
     groups: dict[str, list[int]] = {}
+    ungrouped = []
     for number, example in enumerate(videos):
         name = str(example.path.relative_to(options.source))
-        groups.setdefault(group_of.get(name) or group_of.get(example.path.name) or name, []).append(number)
+        group = group_of.get(name) or group_of.get(example.path.name)
+        if group is None and options.groups:
+            ungrouped.append(name)
+        groups.setdefault(group or name, []).append(number)
+    if ungrouped:
+        raise DataError(f"{options.groups}: no row for {len(ungrouped)} of the videos, such as {ungrouped[0]!r}")
     validation = split_groups(list(groups.values()), labels, options.val_share, options.seed)
+    if not validation:
+        raise DataError(f"{options.source}: too few clips or sources to keep some of each class apart for validation")
     items = []
     for number, example in enumerate(videos):
         name = str(example.path.relative_to(options.source))
@@ -185,7 +196,8 @@ def split_groups(groups: Sequence[Sequence[int]], labels: Sequence[str], share: 
     Returns:
         the numbers of the chosen clips.
     """
-    most = {label: int(np.ceil(count * share)) for label, count in Counter(labels).items()}
+    # Something of each class stays to train on.
+    most = {label: min(int(np.ceil(count * share)), count - 1) for label, count in Counter(labels).items()}
     taken: Counter[str] = Counter()
     chosen: set[int] = set()
     for number in np.random.default_rng(seed).permutation(len(groups)):
@@ -212,13 +224,18 @@ def _annotated(options: PrepareOptions, done: Prepared) -> list[Item]:
     found = {
         path.stem: path for path in sorted(options.source.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES
     }  # fmt: skip
-    items = []
+    named: dict[Path, Item] = {}
     for names, labels, subset in _annotations(options):
+        done.labels.update(labels)
         video = next((found[name] for name in names if name in found), None)
         if video is None:
             done.missing += 1
             continue
-        items.append(Item(str(video.relative_to(options.source)), video, labels, subset))
+        before = named.get(video)  # there may be one line per label, or per part of a video
+        both = tuple(sorted({*(before.labels if before else ()), *labels}))[:MOST_LABELS]
+        side = before.subset if before else subset
+        named[video] = Item(str(video.relative_to(options.source)), video, both, side)
+    items = list(named.values())
     if not items:
         raise DataError(
             f"{options.source}: none of the {done.missing} annotated videos is in it (looked for names such as "
@@ -284,10 +301,10 @@ def _plain(path: Path, text: str, default: str) -> Iterator[tuple[tuple[str, ...
         yield (plain,), tuple(sorted(set(labels)))[:MOST_LABELS], default
 
 
-def _classes(options: PrepareOptions, items: Sequence[Item]) -> tuple[str, ...]:
+def _classes(options: PrepareOptions, labels: set[str]) -> tuple[str, ...]:
     """Return the class names: those of a class file that is there already, so that ids can be given, or sorted."""
     path = options.output / LISTS[options.dataset][2]
-    found = sorted({label for item in items for label in item.labels})
+    found = sorted(labels)
     if not path.exists():
         if options.annotations and all(label.isdecimal() for label in found):
             raise DataError(
@@ -334,6 +351,9 @@ def _extract_all(
     places = Counter(frame_folder(item.name) for item in items)
     if twice := next((place for place, count in places.items() if count > 1), None):
         raise UsageError(f"{options.source}: two videos are called {twice}: rename one")
+    parents = {str(parent) for place in places for parent in Path(place).parents}
+    if within := next((place for place in places if place in parents), None):
+        raise UsageError(f"{options.source}: {within} is a video and a folder of videos: rename one")
     counts: dict[str, int] = {}
     with ThreadPoolExecutor(options.workers or usable_cores(), thread_name_prefix="prepare") as pool:
         work = {pool.submit(_extract, options, item): item for item in items}
@@ -375,6 +395,8 @@ def _extract(options: PrepareOptions, item: Item) -> int:
             encoded = io.BytesIO()
             image.save(encoded, "JPEG", quality=options.quality)
             (draft / FRAME_NAME.format(count)).write_bytes(encoded.getvalue())
+        if fps := options.fps or video.fps:
+            (draft / FPS_FILE).write_text(f"{fps:g}\n")
         draft.rename(target)
         return count
     finally:

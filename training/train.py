@@ -92,6 +92,9 @@ class Trainer:
         self.model = AdaFocus(self.spec, options.dropout)
         start = self._load_weights()
         self.model.to(processes.device).to(memory_format=torch.channels_last)
+        if processes.world > 1 and processes.device.type == "cuda":
+            # Statistics over the whole batch, as one process would have them.
+            self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         self.stage: Stage = STAGES[_stage(options)](self.model, options)
         self.optimizer = self.stage.optimizer()
         amp = options.amp and processes.device.type == "cuda"
@@ -113,7 +116,7 @@ class Trainer:
         options = self.options
         validation = self._loader(self.val_split, train=False)
         if options.evaluate:
-            self._print_evaluation(self.validate(validation))
+            self._print_evaluation(self.validate(validation), self._count_failed())
             return
         batches = self._loader(self.train_split, train=True)
         if len(batches) == 0:
@@ -135,8 +138,12 @@ class Trainer:
                 if self.epoch % options.eval_freq == 0 or self.epoch == options.epochs:
                     found = self.validate(validation, bars)
                 self._save(found)
-                log(trained, found, time.monotonic() - started)
+                log(trained, found, time.monotonic() - started, self._count_failed())
         self._say(f"done: {self.run_dir / LAST}, best {options.best_by} {self.best:.2f}: {self.run_dir / BEST}")
+
+    def _count_failed(self) -> int:
+        """Return how many clips could not be read so far, by any process."""
+        return len({name for names in self.processes.gather(sorted(self.failed)) for name in names})
 
     @contextmanager
     def _told_how_to_go_on(self) -> Iterator[None]:
@@ -156,7 +163,15 @@ class Trainer:
         self.stage.train()
         losses, hits, seen, rewards = 0.0, 0, 0, 0.0
         task = bars.add_task(f"epoch {epoch + 1}/{options.epochs}", total=len(batches))
-        for batch in self._readable(batches):
+        updates = 0
+        for read in self._readable(batches):
+            # Processes may read unequal numbers of clips; all of them take part in each update, by their shares.
+            count = 0 if read is None else len(read.target)
+            total = self.processes.total(count)
+            if total == 0:
+                continue
+            updates += 1
+            batch = self._nothing() if read is None else read
             with self.autocast:
                 loss, logits = self.wrapped(batch)
             if not torch.isfinite(loss):
@@ -164,25 +179,34 @@ class Trainer:
                     f"epoch {epoch + 1}: the loss is {loss.item()}: lower backbone_lr, fc_lr or policy_lr, or amp=false"
                 )
             self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss * (count * self.processes.world / total)).backward()
             if options.clip_grad:
                 self.scaler.unscale_(self.optimizer)
                 torch.nn.utils.clip_grad_norm_(self._parameters(), options.clip_grad)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.stage.after_update()
-            count = len(batch.target)
             losses += loss.item() * count
             rewards += float(getattr(self.stage, "reward", 0.0)) * count
-            hits += int((logits[:, -1].argmax(dim=1) == batch.target).sum())
+            hits += int((logits[:, -1].argmax(dim=1) == batch.target).sum()) if count else 0
             seen += count
-            bars.update(task, advance=1, status=f"loss {losses / seen:.3f}  top-1 {hits / seen:.1%}")
+            if seen:
+                bars.update(task, advance=1, status=f"loss {losses / seen:.3f}  top-1 {hits / seen:.1%}")
         bars.remove_task(task)
+        if not updates:
+            raise DataError(f"{self.train_split.origin}: not one clip of an epoch can be read")
         totals = np.array(self.processes.gather((losses, hits, seen, rewards))).sum(axis=0)
         trained = {"loss": totals[0] / totals[2], "top1": totals[1] / totals[2] * 100, "lr": lr}
         if hasattr(self.stage, "reward"):
             trained["reward"] = totals[3] / totals[2]
         return trained
+
+    def _nothing(self) -> Batch:
+        """Return a clip of black frames, with which a process that could read none takes part; its weight is 0."""
+        spec = self.spec
+        frames = torch.zeros(1, spec.segments, spec.frame_size, spec.frame_size, 3, dtype=torch.uint8)
+        none, zeros = torch.zeros(1, dtype=torch.int64), torch.zeros(1, spec.segments)
+        return Batch(frames, none, none, zeros[..., None].expand(-1, -1, 2), zeros, []).to(self.processes.device)
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -202,10 +226,13 @@ class Trainer:
     def validate(self, batches: DataLoader[Any], bars: Progress | None = None) -> dict[str, Any]:
         """Return loss, top-1, top-5 and mAP (percent) over the validation split, and the same after each step."""
         self.stage.train(False)
+        self.processes.share_buffers(self.model)
         numbers, logits, losses, seen = [], [], 0.0, 0
         task = bars.add_task("validating", total=len(batches)) if bars else None
         with torch.no_grad():
-            for batch in self._readable(batches, may_be_empty=True):
+            for batch in self._readable(batches):
+                if batch is None:
+                    continue
                 with self.autocast:
                     found = self.stage.logits(batch).float()
                 losses += self.stage.loss(found, batch.target).item() * len(batch.target)
@@ -262,19 +289,14 @@ class Trainer:
             pin_memory=processes.device.type == "cuda", worker_init_fn=_quiet_worker,
         )  # fmt: skip
 
-    def _readable(self, batches: DataLoader[Any], *, may_be_empty: bool = False) -> Iterator[Batch]:
-        """Yield batches on the device; tell of each clip that cannot be read, once."""
+    def _readable(self, batches: DataLoader[Any]) -> Iterator[Batch | None]:
+        """Yield batches on the device, None for one without a readable clip; tell of each broken clip, once."""
         for batch in batches:
-            failed = batch if isinstance(batch, list) else batch.failed
-            for text in failed:
-                if text not in self.failed:
-                    self.failed.add(text)
+            for name, text in batch if isinstance(batch, list) else batch.failed:
+                if name not in self.failed:
+                    self.failed.add(name)
                     print(f"left out: {text}", file=sys.stderr)
-            if isinstance(batch, list):
-                if not may_be_empty:
-                    raise DataError(f"not one of the {len(batch)} clips of a batch can be read; the first: {batch[0]}")
-                continue
-            yield batch.to(self.processes.device)
+            yield None if isinstance(batch, list) else batch.to(self.processes.device)
 
     # -- weights and state --------------------------------------------------------------------------------------------
 
@@ -285,10 +307,12 @@ class Trainer:
             checkpoint = read_checkpoint(options.resume)
             for prefix in ("glancer.", "focuser.net.", "classifier."):
                 load_part(model, checkpoint, prefix, "resume")
+            self._check_same_model(checkpoint)
             has_policy = any(".policy." in name for name in checkpoint.weights)
-            if _stage(options) == 3 or (has_policy and checkpoint.stage == _stage(options)):
-                if not has_policy:
-                    raise UsageError(f"resume={options.resume}: stage 3 needs the checkpoint of stage 2, with a policy")
+            needed = _stage(options) == 3 or (_stage(options) == 2 and options.evaluate)
+            if needed and not has_policy:
+                raise UsageError(f"resume={options.resume}: stage 3 needs the checkpoint of stage 2, with a policy")
+            if needed or (has_policy and checkpoint.stage == _stage(options)):
                 _complete_policy(checkpoint)
                 load_part(model, checkpoint, "focuser.policy.", "resume")
             if checkpoint.stage == _stage(options) and "rng" in checkpoint.state and not options.evaluate:
@@ -301,17 +325,34 @@ class Trainer:
             pretrained = getattr(options, f"pretrained_{part}")
             needed = _stage(options) == 1 or (part == "glancer") == options.pretrain_glancer
             if pretrained:
-                load_part(model, read_checkpoint(pretrained), f"{part}.net.", f"pretrained_{part}")
+                checkpoint = read_checkpoint(pretrained)
+                if checkpoint.stage == 0 and checkpoint.config.get("pretrain_glancer") != (part == "glancer"):
+                    raise UsageError(
+                        f"pretrained_{part}={pretrained}: stage 0 trained the other part in it; where both have the "
+                        f"same backbone, {part}_weights={pretrained} takes that"
+                    )
+                load_part(model, checkpoint, f"{part}.net.", f"pretrained_{part}")
             elif needed:
                 backbone_weights(net, name, getattr(options, f"{part}_weights"), f"{part}_weights")
         return None
+
+    def _check_same_model(self, checkpoint: Checkpoint) -> None:
+        """Refuse a model that its weights cannot tell apart, unless that was asked for in so many words."""
+        given = {text.partition("=")[0] for text in self.composed.given}
+        for name in ("patch_size", "glance_size", "input_size", "num_segments", "fit", "motion_gap_s"):
+            before, now = checkpoint.config.get(name), getattr(self.options, name)
+            if before is not None and before != now and name not in given:
+                raise UsageError(f"resume={checkpoint.path}: trained with {name}={before}, now {now}: give {name}=")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Go on exactly where a run of this stage stopped, in its own folder unless another was asked for."""
         state = checkpoint.state
         try:
             self.epoch, self.best = int(state["epoch"]), float(state["best_acc"])
+            asked = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
             self.optimizer.load_state_dict(state["optimizer"])
+            for group, settings in zip(self.optimizer.param_groups, asked, strict=True):
+                group.update(settings)  # what the options say counts, should they have changed
             if state.get("scaler"):
                 self.scaler.load_state_dict(state["scaler"])
             generators = state["rng"]
@@ -320,6 +361,10 @@ class Trainer:
                 torch.set_rng_state(mine["cpu"])
                 if self.processes.device.type == "cuda" and mine.get("cuda") is not None:
                     torch.cuda.set_rng_state(mine["cuda"], self.processes.device)
+            else:
+                self._say(
+                    f"note: {len(generators)} processes before, {self.processes.world} now: dropout is drawn anew"
+                )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"resume={checkpoint.path}: its training state does not fit these options ({error})"
@@ -376,7 +421,9 @@ class Trainer:
         except OSError as error:
             raise TrainingError(f"{self.run_dir}: cannot be written ({error.strerror})") from None
         self._say(
-            f"stage {self.options.train_stage}: {len(self.train_split.examples)} clips to train on, "
+            f"stage {self.options.train_stage}: {len(self.train_split.examples)} clips to train on"
+            + (f" ({self.train_split.left_out} too short)" if self.train_split.left_out else "")
+            + f", "
             f"{len(self.val_split.examples)} to validate, {self.spec.classes} classes; {self.processes.device.type}"
             + (f", {self.processes.world} processes" if self.processes.world > 1 else "")
             + f"; into {self.run_dir}"
@@ -394,9 +441,9 @@ class Trainer:
 
             writer = SummaryWriter(str(self.run_dir), purge_step=self.epoch + 1)
 
-        def log(trained: dict[str, float], found: dict[str, Any] | None, seconds: float) -> None:
+        def log(trained: dict[str, float], found: dict[str, Any] | None, seconds: float, failed: int) -> None:
             entry = {"epoch": self.epoch, "train": trained, "val": found, "seconds": round(seconds, 3)}
-            entry["unreadable_clips"] = len(self.failed)
+            entry["unreadable_clips"] = failed
             with (self.run_dir / METRICS).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
             for part, values in (("train", trained), ("val", found or {})):
@@ -433,15 +480,17 @@ class Trainer:
             bars.add_task = lambda description, **more: add(description, **{"status": "", **more})  # type: ignore[method-assign]
             yield bars
 
-    def _print_evaluation(self, found: dict[str, Any]) -> None:
+    def _print_evaluation(self, found: dict[str, Any], failed: int) -> None:
         if not self.processes.first:
             return
         for number, step in enumerate(found["per_step"]):
             print(f"step {number + 1:3d}: top-1 {step['top1']:.2f}  mAP {step['mAP']:.2f}")
         print(
             f"{found['clips']} clips: top-1 {found['top1']:.2f}, top-5 {found['top5']:.2f}, mAP {found['mAP']:.3f}, "
-            f"loss {found['loss']:.4f}" + (f"; {len(self.failed)} clips left out" if self.failed else "")
+            f"loss {found['loss']:.4f}" + (f"; {failed} clips left out" if failed else "")
         )
+        if failed:
+            raise DataError(f"{self.val_split.origin}: {failed} of its clips could not be read")
 
     def _say(self, text: str) -> None:
         if not self.quiet:
@@ -482,6 +531,10 @@ def read_splits(options: TrainOptions) -> tuple[Split, Split]:
             classes = read_classes(options.path("classes"))
         except BundleError as error:
             raise DataError(str(error)) from None
+    if options.evaluate and classes is not None:
+        # The training list need not be there.
+        val = _read_split(options, "val_list", classes)
+        return val, val
     train = _read_split(options, "train_list", classes)
     return train, _read_split(options, "val_list", train.classes)
 
@@ -494,9 +547,13 @@ def _read_split(options: TrainOptions, name: str, classes: tuple[str, ...] | Non
         raise DataError(
             f"{options.path('classes')}: no such class file; the ids in {path} are its line numbers, from 0"
         )
-    # Frames where they were extracted; else the videos themselves.
-    places = (options.path("root_path"), options.root / "videos")
-    root = next((place for place in places if place.is_dir()), options.root)
+    # Frames where they were extracted; else, unless another place was named, the videos themselves.
+    places = [options.path("root_path")]
+    if options.root_path == TrainOptions.root_path:
+        places += [options.root / "videos", options.root]
+    root = next((place for place in places if place.is_dir()), None)
+    if root is None:
+        raise DataError(f"{places[0]}: no such folder of frames or videos (root_path)")
     return read_list(path, root, classes, options.separator)
 
 
@@ -530,8 +587,9 @@ def _memory_told(options: TrainOptions) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         text = str(error).lower()
-        lost = "worker" in text and ("killed" in text or "exited" in text or "bus error" in text)
-        if not isinstance(error, MemoryError) and "memory" not in text and not lost:
+        lost = "worker" in text and any(sign in text for sign in ("signal: killed", "bus error", "exited unexpectedly"))
+        out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not (out or lost or "out of memory" in text or "can't allocate memory" in text):
             raise
         raise TrainingError(
             f"out of memory: lower batch_size (now {options.batch_size})"
