@@ -28,7 +28,6 @@ from adafocus_edge.errors import (
     SourceError,
     UsageError,
 )
-from adafocus_edge.types import GRAPHS
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -328,15 +327,14 @@ class _Evaluating:
         """Evaluate a bundle."""
         from adafocus_edge.backends.load import load_model
         from adafocus_edge.bundle import read_bundle
-        from adafocus_edge.evaluate import predict_with, with_patches
+        from adafocus_edge.evaluate import graphs_used, predict_with, with_patches
 
         if self.patch_size is not None:
             raise UsageError("--patch-size is for official checkpoints: a bundle knows its own")
         found = read_bundle(path)
         with load_model(found, self.variant, self.backend, self.threads) as model:
             graphs = found.manifest.variants[model.variant]
-            used = [g for g in GRAPHS if g != "policy" or self.patches == "policy"]
-            gflops = sum(graphs[graph].gflops for graph in used)
+            gflops = sum(graphs[graph].gflops for graph in graphs_used(found.model, self.patches))
             predict = predict_with(with_patches(model, self.patches), self.schedule)
             what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {self.patches} patches"
             return self._run(predict, found.model, found.classes, gflops, what), what

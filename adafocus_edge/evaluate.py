@@ -12,7 +12,7 @@ from adafocus_edge.errors import DataError, SourceError
 from adafocus_edge.glimpse import GlimpseStream, see_clip, softmax
 from adafocus_edge.metrics import mean_average_precision, top_k_accuracy, wilson_interval
 from adafocus_edge.preprocess import model_frames, sample_indices
-from adafocus_edge.types import TensorSpec
+from adafocus_edge.types import GRAPHS, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +31,12 @@ class Predict(Protocol):
 
     def __call__(self, frames: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """Predict one clip."""
+
+
+def graphs_used(spec: ModelSpec, patches: Patches) -> tuple[str, ...]:
+    """Return the graphs whose work counts: fixed patches need no policy, nor a glancer that serves it alone."""
+    unused = set() if patches == "policy" else {"policy"} if spec.with_glancer else {"policy", "glancer"}
+    return tuple(graph for graph in GRAPHS if graph not in unused)
 
 
 class FixedPolicy:

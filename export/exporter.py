@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -32,6 +33,7 @@ from adafocus_edge.bundle import (
     sha256_of,
 )
 from adafocus_edge.errors import SourceError
+from adafocus_edge.glimpse import see_clip
 from adafocus_edge.preprocess import model_frames, sample_indices
 from adafocus_edge.sources import Clip, FrameFolder, Source
 from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, contract
@@ -41,7 +43,7 @@ from export.half import rounded, store_half
 from export.parity import BATCHES, TOLERANCE, Comparison, compare
 from training.checkpoint import Checkpoint, ModelOptions, read_checkpoint
 from training.checkpoint import load_model as load_checkpoint_model
-from training.graphs import count_gflops
+from training.graphs import count_gflops, torch_model
 from training.model import AdaFocus
 
 VARIANT = "fp32"
@@ -114,7 +116,9 @@ def export(
                 f"{32 * side - 31} to {32 * side} fit the weights"
             )
         frames = _real_frames(options.frames, model.spec)
+        rounding = None
         if options.half_weights:
+            rounding = _rounding(model, rounded(model), frames)
             model = rounded(model)
 
         folder = draft / VARIANT
@@ -156,6 +160,13 @@ def export(
             "tolerance": TOLERANCE,
             "rows": [asdict(row) for row in parity],
         }
+        if rounding is not None:
+            report["half_weights"] = rounding
+            notes.append(
+                f"half-precision weights change logits by up to {rounding['largest_error']:.2g} of "
+                f"{rounding['largest_value']:.2g} on these frames"
+                + ("" if rounding["same_patches"] else ", and some of the policy's patches")
+            )
         (draft / MANIFEST).write_bytes(encode_manifest(replace(manifest, reports={"parity": report})))
         bundle = read_bundle(draft)
     return Exported(replace(bundle, path=output), notes)
@@ -202,6 +213,19 @@ def _compare(model: AdaFocus, bundle: Bundle, frames: NDArray[np.uint8], *, fuse
     step = OrtSession(bundle.graph_path(VARIANT, STEP_GRAPH)) if fused else None
     with load_model(bundle, VARIANT, "onnxruntime-cpu") as exported:
         return compare(model, exported, step, frames)
+
+
+def _rounding(model: AdaFocus, half: AdaFocus, frames: NDArray[np.uint8]) -> dict[str, Any]:
+    """Return what rounding the weights changes: graphs are compared with the rounded model, not with the checkpoint."""
+    clip = frames[: model.spec.segments]
+    before, after = (list(see_clip(torch_model(m)[0], clip)) for m in (model, half))
+    logits = [np.concatenate([glimpse.logits for glimpse in glimpses]) for glimpses in (before, after)]
+    origins = [np.concatenate([glimpse.origins for glimpse in glimpses]) for glimpses in (before, after)]
+    return {
+        "largest_error": float(np.abs(logits[0] - logits[1]).max()),
+        "largest_value": float(np.abs(logits[0]).max()),
+        "same_patches": bool(np.array_equal(origins[0], origins[1])),
+    }
 
 
 def _real_frames(source: str | None, spec: ModelSpec) -> NDArray[np.uint8]:

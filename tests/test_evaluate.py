@@ -129,6 +129,8 @@ def test_weights_stored_in_half_precision(tmp_path: Path) -> None:
         video = ROOT / "tests" / "fights" / "fight" / "fi013.mp4"
         run = edge("classify", video, "--bundle", tmp_path / name, "--json", "--logits", "-q")
         logits[name] = np.array([step["logits"] for step in json.loads(run.stdout)["steps"]])
+    report = read_bundle(tmp_path / "half").manifest.reports["parity"]["half_weights"]
+    assert 0 < report["largest_error"] < 0.02 * report["largest_value"]
     assert sizes["half"] < 0.52 * sizes["full"]
     assert 0 < np.abs(logits["half"] - logits["full"]).max() < 0.02 * np.abs(logits["full"]).max()
     huge = {**weights, "classifier.fc.weight": torch.full_like(weights["classifier.fc.weight"], 1e5)}

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from adafocus_edge.errors import CheckpointError, UsageError
-from adafocus_edge.evaluate import Patches, Predict, predict_with, with_patches
-from adafocus_edge.types import GRAPHS, ModelSpec
+from adafocus_edge.evaluate import Patches, Predict, graphs_used, predict_with, with_patches
+from adafocus_edge.types import ModelSpec
 from training.checkpoint import Checkpoint, ModelOptions, load_model, load_part, read_checkpoint
 from training.graphs import count_gflops, torch_model
 from training.model import AdaFocus
@@ -58,7 +58,7 @@ def load_predictor(
             raise UsageError(f"{path}: a stage-0 checkpoint looks at whole frames: --patches is not for it")
         return _backbone_alone(checkpoint, device)
     model = load_model(checkpoint, options, without_policy=patches != "policy").to(device)
-    gflops = sum(count_gflops(model, graph) for graph in GRAPHS if graph != "policy" or patches == "policy")
+    gflops = sum(count_gflops(model, graph) for graph in graphs_used(model.spec, patches))
     loaded, _ = torch_model(model)
     return Predictor(
         predict_with(with_patches(loaded, patches), schedule),
