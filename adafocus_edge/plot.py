@@ -34,7 +34,7 @@ def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
     left.set_ylabel("percent")
     left.set_title(title)
     left.grid(alpha=0.3)
-    left.legend(loc="lower right")
+    left.legend(loc="best")
 
     confusion = found.confusion
     shares = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)
