@@ -39,7 +39,8 @@ def test_it_knows_clips_that_it_was_trained_on() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["clips"] == 12
-    assert found["top1"] > 90
+    assert found["mAP"] > 95
+    assert found["top1"] > 75
 
 
 def test_both_schedules_agree_on_motion_frames() -> None:
