@@ -192,7 +192,7 @@ def test_many_sources_are_annotated_into_a_folder(small_bundle, tmp_path):
     ("arguments", "code", "words"),
     [
         ((), 2, "Missing argument"),
-        (("gone.mp4",), 2, "--bundle"),
+        (("gone.mp4", "-q"), 1, "gone.mp4: no such file"),
         (("gone.mp4", "--bundle", "none"), 1, "none: no such bundle"),
         (("gone.mp4", "--bundle", "BUNDLE"), 1, "gone.mp4: no such file"),
         (("none*.mp4", "--bundle", "BUNDLE"), 1, "none*.mp4: no such file"),
@@ -262,7 +262,7 @@ def test_doctor_tells_what_can_run():
         assert text in done.stdout
     found = {finding["part"]: finding for finding in json.loads(edge("doctor", "--json").stdout)}
     assert found["onnxruntime-cpu"]["status"] == "ok"
-    assert found["export, train: PyTorch"]["status"] == "ok"
+    assert found["train, export: PyTorch"]["status"] == "ok"
 
 
 def test_results_reach_stdout_while_bars_are_on_the_terminal(small_bundle, tmp_path):
