@@ -231,12 +231,11 @@ def test_two_processes_give_the_update_of_one_with_both_batches(
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
     expected, found = weights_in(tmp_path / "one" / "last.pth.tar"), weights_in(tmp_path / "two" / "last.pth.tar")
-    changed = 0
-    start_weights = weights_in(road / (before or "focuser") / "last.pth.tar")
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=2e-6, err_msg=name)
-        changed += name in start_weights and not torch.equal(start_weights[name], value)
-    assert changed
+    moments = torch.load(tmp_path / "two" / "last.pth.tar", weights_only=True)["optimizer"]["state"].values()
+    kept = [value for entry in moments for value in entry.values() if isinstance(value, torch.Tensor) and value.ndim]
+    assert any(bool(value.any()) for value in kept)  # an update was made
     one_line, two_line = (json.loads((tmp_path / n / "metrics.jsonl").read_text()) for n in ("one", "two"))
     for part in ("train", "val"):
         assert two_line[part]["loss"] == pytest.approx(one_line[part]["loss"], rel=1e-4)
