@@ -10,7 +10,7 @@ import numpy as np
 
 from adafocus_edge.errors import UsageError
 from adafocus_edge.glimpse import Glimpse, GlimpseStream, patch_of, see_clip, softmax
-from adafocus_edge.preprocess import model_frames, sample_indices
+from adafocus_edge.preprocess import sampled_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -151,8 +151,7 @@ class Classifier:
         started = time.perf_counter()
         clip = source.open_clip()
         spec = self.model.spec
-        indices = sample_indices(clip.frame_count, spec.segments)
-        frames = model_frames(clip, indices, spec)
+        frames = sampled_frames(clip, spec)
         steps: list[Step] = []
         model_s = 0.0
         for index, glimpse, seconds in self._glimpses(frames):

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -210,7 +210,7 @@ def prepare(
     frames: Annotated[
         bool, typer.Option("--frames/--no-frames", help="Without: write lists only; training reads the videos.")
     ] = True,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: usable cores]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads. [default: usable cores]")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -288,7 +288,7 @@ def evaluate(
         _fail(f"left out: {name}: {error}", 1)
     entry = {"model": str(model), "ran": what, **found.to_json()}
     if output is not None:
-        from adafocus_edge.report import write_text
+        from adafocus_edge.files import write_text
 
         write_text(output, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
     if as_json:
@@ -348,8 +348,8 @@ class _Evaluating:
         training = reach("training.predict", "evaluate", "train")
         options = training.ModelOptions(patch_size=self.patch_size)
         loaded = training.load_predictor(path, options, self.patches, self.schedule, self.threads)
-        gflops = loaded.gflops_per_clip / loaded.spec.segments
-        return self._run(loaded.predict, loaded.spec, loaded.classes, gflops, loaded.what), loaded.what
+        found = self._run(loaded.predict, loaded.spec, loaded.classes, loaded.gflops_per_step, loaded.what)
+        return found, loaded.what
 
     def _run(
         self, predict: Any, spec: ModelSpec, names: tuple[str, ...] | None, gflops: float, what: str
@@ -672,24 +672,10 @@ def _say(text: str, quiet: bool) -> None:
         print(text, file=sys.stderr)
 
 
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Progress]:
-    """Give progress bars on stderr: seen on a terminal, and not if quiet."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _progress(quiet: bool) -> AbstractContextManager[Progress]:
+    from adafocus_edge.report import progress_bars
 
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=quiet or not sys.stderr.isatty(),
-        # Results that share the terminal go above the bars; into a file or a pipe they go as they are.
-        redirect_stdout=sys.stdout.isatty(),
-    ) as bars:
-        yield bars
+    return progress_bars(quiet)
 
 
 @contextmanager

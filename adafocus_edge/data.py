@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafocus_edge.errors import DataError
-from adafocus_edge.sources import VIDEO_SUFFIXES, FrameFolder, Source, find_sources, natural_order, natural_path
+from adafocus_edge.sources import VIDEO_SUFFIXES, FrameFolder, Source, find_sources, natural_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -155,24 +155,28 @@ def _read_folders(folder: Path, classes: Sequence[str] | None) -> Split:
     return _split(examples, names, str(folder))
 
 
-def _read_csv(path: Path, classes: Sequence[str] | None) -> Split:
-    found: list[tuple[str, Path, str, int]] = []
+def csv_rows(path: Path, *columns: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and the stripped values of some columns of each row. Raises ``DataError`` if one is missing."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
-            if not {"video", "class"} <= set(rows.fieldnames or ()):
-                raise DataError(
-                    f"{path}: needs the columns `video` and `class`, and has {_some(rows.fieldnames or ())}"
-                )
+            if not set(columns) <= set(rows.fieldnames or ()):
+                wanted = " and ".join(f"`{column}`" for column in columns)
+                raise DataError(f"{path}: needs the columns {wanted}, and has {_some(rows.fieldnames or ())}")
             for row in rows:
-                video, label = (row["video"] or "").strip(), (row["class"] or "").strip()
-                if not video or not label:
-                    raise DataError(f"{path}, line {rows.line_num}: a video and its class must be given")
-                near = path.parent / video
-                inside = path.parent / "videos" / video
-                found.append((video, near if near.exists() or not inside.exists() else inside, label, rows.line_num))
+                yield rows.line_num, [(row[column] or "").strip() for column in columns]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
+
+
+def _read_csv(path: Path, classes: Sequence[str] | None) -> Split:
+    found: list[tuple[str, Path, str, int]] = []
+    for number, (video, label) in csv_rows(path, "video", "class"):
+        if not video or not label:
+            raise DataError(f"{path}, line {number}: a video and its class must be given")
+        near = path.parent / video
+        inside = path.parent / "videos" / video
+        found.append((video, near if near.exists() or not inside.exists() else inside, label, number))
     names = tuple(classes) if classes is not None else tuple(sorted({label for _, _, label, _ in found}))
     examples = []
     for video, clip, label, number in found:
@@ -204,9 +208,3 @@ def _split(examples: list[Example], classes: Sequence[str], origin: str, left_ou
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") or "none"
-
-
-def clips_by_class(folder: Path) -> tuple[tuple[str, ...], list[Example]]:
-    """Return the classes and clips of a folder per class, clips in natural order."""
-    split = _read_folders(folder, None)
-    return split.classes, sorted(split.examples, key=lambda example: natural_path(example.path))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from adafocus_edge.errors import DataError, SourceError
 from adafocus_edge.glimpse import GlimpseStream, see_clip, softmax
-from adafocus_edge.metrics import mean_average_precision, top_k_accuracy, wilson_interval
-from adafocus_edge.preprocess import model_frames, sample_indices
+from adafocus_edge.metrics import accuracy_curve, top_k_accuracy, wilson_interval
+from adafocus_edge.preprocess import sampled_frames
 from adafocus_edge.types import GRAPHS, TensorSpec
 
 if TYPE_CHECKING:
@@ -121,12 +122,12 @@ class Evaluation:
     multi_label: bool
     gflops_per_clip: float
 
-    @property
+    @cached_property
     def labels(self) -> NDArray[np.int64]:
         """The label of each clip, int64 [N]."""
         return np.array([s.example.labels[0] for s in self.scored], np.int64)
 
-    @property
+    @cached_property
     def probabilities(self) -> NDArray[np.float32]:
         """Of each class after each step, float32 [N, T, C]."""
         return softmax(np.stack([s.logits for s in self.scored]))
@@ -140,18 +141,9 @@ class Evaluation:
 
     def curve(self) -> list[dict[str, float]]:
         """Return top-1 and mAP in percent after each step."""
-        probabilities, labels = self.probabilities, self.labels
-        positives = np.zeros((len(labels), len(self.classes)), bool)
-        for row, scored in zip(positives, self.scored, strict=True):
-            row[list(scored.example.labels if self.multi_label else scored.example.labels[:1])] = True
-        return [
-            {
-                "step": step,
-                "top1": round(top_k_accuracy(probabilities[:, step], labels, 1), 4),
-                "mAP": round(mean_average_precision(probabilities[:, step], positives), 4),
-            }
-            for step in range(probabilities.shape[1])
-        ]
+        labels = [s.example.labels for s in self.scored]
+        steps = accuracy_curve(self.probabilities, labels, multi_label=self.multi_label)
+        return [{"step": n, **{name: round(v, 4) for name, v in values.items()}} for n, values in enumerate(steps)]
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as an object for ``--json``."""
@@ -225,9 +217,8 @@ def _read(split: Split, spec: ModelSpec) -> Iterator[tuple[Example, NDArray[np.u
     for example in split.examples:
         before = time.perf_counter()
         try:
-            clip = example.open_clip()
-            indices = sample_indices(clip.frame_count, spec.segments)
-            frames: NDArray[np.uint8] | SourceError = np.stack([p for _, p in model_frames(clip, indices, spec)])
+            sampled = sampled_frames(example.open_clip(), spec)
+            frames: NDArray[np.uint8] | SourceError = np.stack([pixels for _, pixels in sampled])
         except SourceError as error:
             frames = error
         yield example, frames, (time.perf_counter() - before) * 1e3

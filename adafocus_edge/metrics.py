@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 
@@ -43,6 +45,29 @@ def top_k_accuracy(scores: NDArray[np.floating], labels: NDArray[np.integer], k:
     """
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return float((best == labels[:, None]).any(axis=1).mean() * 100)
+
+
+def accuracy_curve(
+    probabilities: NDArray[np.floating], labels: Sequence[tuple[int, ...]], *, multi_label: bool
+) -> list[dict[str, float]]:
+    """Return top-1 and mAP in percent after each step.
+
+    Args:
+        probabilities: [clips, steps, classes].
+        labels: class ids of each clip; the first counts for top-1.
+        multi_label: whether mAP counts all labels of a clip (FCVID) or its first only (ActivityNet).
+    """
+    first = np.array([of_clip[0] for of_clip in labels])
+    positives = np.zeros(probabilities.shape[::2], bool)
+    for row, of_clip in zip(positives, labels, strict=True):
+        row[list(of_clip if multi_label else of_clip[:1])] = True
+    return [
+        {
+            "top1": top_k_accuracy(probabilities[:, step], first, 1),
+            "mAP": mean_average_precision(probabilities[:, step], positives),
+        }
+        for step in range(probabilities.shape[1])
+    ]
 
 
 def wilson_interval(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:

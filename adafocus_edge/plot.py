@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
-from adafocus_edge.report import write_file
+from adafocus_edge.files import write_file
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -168,3 +168,8 @@ def model_frames(clip: Clip, indices: Sequence[int], spec: ModelSpec) -> Iterato
         return preprocess(Image.fromarray(pixels), spec.frame_size, spec.fit)
 
     return glimpse_frames(clip, indices, spec.motion_gap_s, convert)
+
+
+def sampled_frames(clip: Clip, spec: ModelSpec) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Read the frames that stand for a clip, as a model sees them; see :func:`sample_indices`, :func:`model_frames`."""
+    return model_frames(clip, sample_indices(clip.frame_count, spec.segments), spec)

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from adafocus_edge.errors import AdaFocusError, UsageError
@@ -41,6 +42,23 @@ def console() -> Console:
     """Return a console on stdout; in a pipe it neither colours nor wraps."""
     plain = Console(highlight=False)
     return plain if plain.is_terminal else Console(highlight=False, width=160)
+
+
+@contextmanager
+def progress_bars(quiet: bool) -> Iterator[Progress]:
+    """Give progress bars on stderr: seen on a terminal, and not if quiet."""
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=quiet or not sys.stderr.isatty(),
+        # Results that share the terminal go above the bars; into a file or a pipe they go as they are.
+        redirect_stdout=sys.stdout.isatty(),
+    ) as bars:
+        yield bars
 
 
 def print_result(to: Console, result: Result) -> None:
@@ -168,28 +186,6 @@ def evaluation_tables(entry: dict[str, Any]) -> Iterable[Table]:
     for name, counts in zip(entry["classes"], entry["confusion"], strict=True):
         confusion.add_row(escape(name), *map(str, counts))
     yield confusion
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8, whole or not at all. Raises ``AdaFocusError``."""
-    write_file(path, text.encode())
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises ``AdaFocusError``."""
-    draft: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        draft = Path(name)
-        with open(handle, "wb") as file:  # noqa: PTH123
-            file.write(content)
-        draft.chmod(0o644)
-        os.replace(draft, path)
-    except OSError as error:
-        if draft is not None:
-            draft.unlink(missing_ok=True)
-        raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 class ResultFile:

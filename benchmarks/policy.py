@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from adafocus_edge.data import read_data
-from adafocus_edge.preprocess import model_frames, sample_indices
+from adafocus_edge.preprocess import sampled_frames
 from benchmarks.machine import save
 from training.checkpoint import ModelOptions, load_model, read_checkpoint
 from training.model import ActorCritic, AdaFocus
@@ -34,9 +34,8 @@ class Seen:
     def __init__(self, model: AdaFocus, data: Path) -> None:
         maps, features, labels = [], [], []
         for example in read_data(data).examples:
-            clip = example.open_clip()
-            indices = sample_indices(clip.frame_count, model.spec.segments)
-            frames = torch.from_numpy(np.stack([p for _, p in model_frames(clip, indices, model.spec)]))
+            sampled = sampled_frames(example.open_clip(), model.spec)
+            frames = torch.from_numpy(np.stack([pixels for _, pixels in sampled]))
             with torch.no_grad():
                 feature_map, glance = model.glance(frames)
                 cells = [model.focus(frame.expand(len(model.grid), -1, -1, -1), model.grid) for frame in frames]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from adafocus_edge.metrics import wilson_interval
-from benchmarks.machine import describe, save
+from benchmarks.machine import save
 
 LAST = "last.pth.tar"
 COMMON = ["dataset=custom", "preset=edge", "eval_freq=100"]
@@ -170,7 +170,7 @@ def main() -> None:
             f"| {entry['row']} | {entry['gflops_per_clip']:.2f} | {entry['top1']:.1f} % | {low:.0f} to {high:.0f} | "
             f"{entry['mAP_mean_of_folds']:.1f} |"
         )
-    save("stages", {"machine": describe(), "folds": numbers, "of": options.folds, "rows": entries})
+    save("stages", {"folds": numbers, "of": options.folds, "rows": entries})
 
 
 if __name__ == "__main__":

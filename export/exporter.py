@@ -118,8 +118,9 @@ def export(
         frames = _real_frames(options.frames, model.spec)
         rounding = None
         if options.half_weights:
-            rounding = _rounding(model, rounded(model), frames)
-            model = rounded(model)
+            half = rounded(model)
+            rounding = _rounding(model, half, frames)
+            model = half
 
         folder = draft / VARIANT
         folder.mkdir()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import pickle
 import re
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -20,6 +18,7 @@ import torchvision
 from torch import Tensor
 
 from adafocus_edge.errors import CheckpointError, UsageError
+from adafocus_edge.files import whole_file
 from adafocus_edge.types import ModelSpec
 from training.backbones import BACKBONES
 from training.model import AdaFocus
@@ -31,6 +30,8 @@ SECTIONS = {
     "policy": "focuser.policy.policy.",
 }
 """The official checkpoint's sections, and the prefix that each drops from its parameters' names."""
+POLICIES = ("focuser.policy.policy.", "focuser.policy.policy_old.")
+"""Prefixes of the two copies of the policy: the one that learns, and the one that acts."""
 HEADS = re.compile(r"^glancer\.net\.classifier\.|^focuser\.net\.fc\.|^focuser\.net\.classifier\.|\.critic\.")
 """Parameters that only training uses; a checkpoint may lack them or have them for other classes."""
 SAFE_GLOBALS: list[Any] = [
@@ -128,13 +129,6 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, *, without_policy:
     given = dict(checkpoint.weights)
     if without_policy and not has_policy:
         given |= {name: value for name, value in expected.items() if ".policy." in name}
-    for name in expected:
-        if name not in given and ".policy." in name:
-            # One copy of the policy may stand for both: after an update they are equal.
-            other = name.replace(".policy.policy.", ".policy.policy_old.")
-            other = other if other != name else name.replace(".policy.policy_old.", ".policy.policy.")
-            if other in given:
-                given[name] = given[other]
     for name, value in expected.items():
         if HEADS.search(name) and (name not in given or given[name].shape != value.shape):
             given[name] = value
@@ -232,9 +226,7 @@ _NO_POLICY = _PolicyShape(grid=2, side=0, state=1, conv=True)
 
 
 def _policy_shape(path: Path, weights: dict[str, Tensor], glance_dim: int) -> _PolicyShape:
-    policy = "focuser.policy.policy_old."
-    if policy + "actor.0.weight" not in weights:
-        policy = "focuser.policy.policy."
+    policy = POLICIES[1]
     actions, state = _matrix(path, weights, policy + "actor.0.weight")
     grid = math.isqrt(actions)
     if grid < 2 or grid * grid != actions:
@@ -295,6 +287,10 @@ def _gather(content: Mapping[Any, Any]) -> dict[str, Tensor]:
                     weights[prefix + _plain(name)] = value
                     if section == "policy":
                         weights[f"focuser.policy.policy_old.{_plain(name)}"] = value
+    # One copy of the policy may stand for both: after an update they are equal.
+    for one, other in (POLICIES, POLICIES[::-1]):
+        for name in [name for name in weights if name.startswith(one)]:
+            weights.setdefault(name.replace(one, other), weights[name])
     return weights
 
 
@@ -441,19 +437,9 @@ def official_layout(model: AdaFocus, *, with_policy: bool) -> dict[str, Any]:
 
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint whole or not at all. Raises ``CheckpointError`` with what the disk says."""
-    draft: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        draft = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with whole_file(path) as file:
             torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.chmod(0o644)
-        os.replace(draft, path)
     except (OSError, RuntimeError) as error:  # PyTorch's writer turns a full disk into a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(f"{path}: cannot be written ({reason}); what was there before is untouched") from None
-    finally:
-        if draft is not None:
-            draft.unlink(missing_ok=True)

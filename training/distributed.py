@@ -53,13 +53,14 @@ class Processes:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
 
-    def gather(self, value: Any) -> list[Any]:
-        """Return every process's value, in the order of ranks."""
-        if self.world == 1:
-            return [value]
-        values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
-        return values
+
+def gather(value: Any) -> list[Any]:
+    """Return every process's value, in the order of ranks."""
+    if not dist.is_available() or not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def launch(options: TrainOptions, work: Callable[[Processes], None]) -> None:
@@ -113,7 +114,7 @@ def _spawn(options: TrainOptions, work: Callable[[Processes], None], local: int,
 def _spawned(
     number: int, options: TrainOptions, work: Callable[[Processes], None], local: int, world: int, errors: Any
 ) -> None:
-    device = torch.device("cpu" if options.device == "cpu" else f"cuda:{number}")
+    device = torch.device("cuda", number)
     try:
         with _group(options, device, options.dist_url, options.rank * local + number, world) as (rank, size):
             work(Processes(rank, size, local, device))

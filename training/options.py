@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adafocus_edge.errors import UsageError
 from training.backbones import BACKBONES
+from training.layouts import LAYOUTS
 
 CONF = Path(__file__).parent / "conf"
-DATASETS = tuple(sorted(path.stem for path in (CONF / "dataset").glob("*.yaml")))
+DATASETS = tuple(LAYOUTS)
 PRESETS = tuple(sorted(path.stem for path in (CONF / "preset").glob("*.yaml")))
 UNUSED = frozenset(
     "arch k num_classes partial_fcvid_eval partial_ratio ada_reso_skip reso_list random_crop center_crop ada_crop_list "
@@ -239,6 +240,8 @@ def compose_options(overrides: Sequence[str]) -> Composed:
         raise UsageError(f"dataset= is missing: give one of {', '.join(DATASETS)}")
     store = ConfigStore.instance()
     store.store(name="schema", node=TrainOptions)
+    for name, layout in LAYOUTS.items():
+        store.store(group="dataset", name=name, node={"dataset": name, **asdict(layout)}, package="_global_")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):

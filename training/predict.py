@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from training.checkpoint import Checkpoint, ModelOptions, load_model, load_part,
 from training.graphs import count_gflops, torch_model
 from training.model import AdaFocus
 from training.options import TrainOptions
+from training.stages import BackboneStage
 from training.train import model_spec
 
 
@@ -29,14 +29,14 @@ class Predictor:
         predict: one clip's frames to logits after each step.
         spec: the model's shapes.
         classes: class names, or None where the checkpoint has none.
-        gflops_per_clip: multiply-adds in units of 1e9.
+        gflops_per_step: multiply-adds per frame in units of 1e9.
         what: what was loaded, in words.
     """
 
     predict: Predict
     spec: ModelSpec
     classes: tuple[str, ...] | None
-    gflops_per_clip: float
+    gflops_per_step: float
     what: str
 
 
@@ -64,7 +64,7 @@ def load_predictor(
         predict_with(with_patches(loaded, patches), schedule),
         model.spec,
         checkpoint.classes,
-        gflops * model.spec.segments,
+        gflops,
         f"checkpoint, {patches} patches",
     )
 
@@ -79,21 +79,15 @@ def _backbone_alone(checkpoint: Checkpoint, device: torch.device) -> Predictor:
     model = AdaFocus(spec)
     part = "glancer" if options.pretrain_glancer else "focuser"
     load_part(model, checkpoint, f"{part}.net.", "checkpoint")
-    model.to(device).eval()
-
-    def logits(frames: NDArray[np.uint8]) -> torch.Tensor:
-        with torch.inference_mode():
-            pixels = torch.from_numpy(frames).to(device).float()
-            if options.pretrain_glancer:
-                return model.glancer.predict(model.normalise(model.shrink(pixels)))
-            return model.focuser.predict(model.normalise(pixels))
+    stage = BackboneStage(model.to(device), options)
+    stage.train(False)
 
     def predict(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        counts = torch.arange(1, len(frames) + 1, device=device)[:, None]
-        means: Any = (logits(frames).cumsum(dim=0) / counts).cpu().numpy()
-        return np.asarray(means, np.float32)
+        with torch.inference_mode():
+            means: NDArray[np.float32] = stage.running_means(torch.from_numpy(frames)[None].to(device))[0].cpu().numpy()
+        return means
 
     with FlopCounterMode(display=False) as counter:
-        logits(np.zeros((1, spec.frame_size, spec.frame_size, 3), np.uint8))
+        predict(np.zeros((1, spec.frame_size, spec.frame_size, 3), np.uint8))
     gflops = int(counter.get_total_flops()) / 2 / 1e9
-    return Predictor(predict, spec, checkpoint.classes, gflops * spec.segments, f"{part} alone on whole frames")
+    return Predictor(predict, spec, checkpoint.classes, gflops, f"{part} alone on whole frames")

@@ -20,19 +20,13 @@ from PIL import Image
 
 from adafocus_edge.bundle import read_classes
 from adafocus_edge.cpus import usable_cores
-from adafocus_edge.data import FEWEST_FRAMES, MOST_LABELS, clips_by_class
-from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
-from adafocus_edge.report import write_text
-from adafocus_edge.sources import FPS_FILE, FRAME_NAME, VIDEO_SUFFIXES
+from adafocus_edge.data import FEWEST_FRAMES, MOST_LABELS, csv_rows, read_data
+from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
+from adafocus_edge.files import write_text
+from adafocus_edge.sources import FPS_FILE, FRAME_NAME, VIDEO_SUFFIXES, natural_path
 from adafocus_edge.video import VideoFile
+from training.layouts import LAYOUTS
 
-LISTS = {
-    "custom": ("custom_train_split.txt", "custom_val_split.txt", "classInd.txt", ","),
-    "actnet": ("actnet_train_split.txt", "actnet_val_split.txt", "classInd.txt", ","),
-    "fcvid": ("fcvid_train_split.txt", "fcvid_val_split.txt", "classInd.txt", ","),
-    "minik": ("mini_train_videofolder.txt", "mini_val_videofolder.txt", "minik_classInd.txt", " "),
-}
-"""Per data set: training list, validation list, class file, separator."""
 SETTINGS = "prepare.json"
 """What the frames in a folder were made with, so that a second run does not mix two kinds."""
 TRAIN, VAL = "train", "val"
@@ -46,7 +40,7 @@ class PrepareOptions:
     Attributes:
         source: folder of videos.
         output: folder to write.
-        dataset: one of :data:`LISTS`.
+        dataset: one of :data:`LAYOUTS`.
         annotations: files that name the videos' classes; none for a folder per class.
         groups: CSV ``video,source``.
         val_share: of own videos, 0..1.
@@ -158,11 +152,11 @@ def _own(options: PrepareOptions) -> list[Item]:
     """A folder per class, split so that each class gives its share and no group lies on both sides."""
     if options.dataset != "custom":
         raise UsageError(f"--dataset {options.dataset} needs --annotations: the file(s) that name the videos' classes")
-    _, examples = clips_by_class(options.source)
+    examples = sorted(read_data(options.source).examples, key=lambda example: natural_path(example.path))
     videos = [example for example in examples if example.path.is_file()]
     if not videos:
         raise DataError(f"{options.source}: no videos in its sub-folders")
-    group_of = _groups(options.groups) if options.groups else {}
+    group_of = dict(values for _, values in csv_rows(options.groups, "video", "source")) if options.groups else {}
     labels = [example.path.relative_to(options.source).parts[0] for example in videos]
     groups: dict[str, list[int]] = {}
     ungrouped = []
@@ -206,17 +200,6 @@ def split_groups(groups: Sequence[Sequence[int]], labels: Sequence[str], share: 
             taken += adds
             chosen.update(groups[number])
     return chosen
-
-
-def _groups(path: Path) -> dict[str, str]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            if not {"video", "source"} <= set(rows.fieldnames or ()):
-                raise DataError(f"{path}: needs the columns `video` and `source`")
-            return {(row["video"] or "").strip(): (row["source"] or "").strip() for row in rows}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
 
 
 def _annotated(options: PrepareOptions, done: Prepared) -> list[Item]:
@@ -303,7 +286,7 @@ def _plain(path: Path, text: str, default: str) -> Iterator[tuple[tuple[str, ...
 
 def _classes(options: PrepareOptions, labels: set[str]) -> tuple[str, ...]:
     """Return the class names: those of a class file that is there already, so that ids can be given, or sorted."""
-    path = options.output / LISTS[options.dataset][2]
+    path = options.output / LAYOUTS[options.dataset].classes
     found = sorted(labels)
     if not path.exists():
         if options.annotations and all(label.isdecimal() for label in found):
@@ -311,10 +294,7 @@ def _classes(options: PrepareOptions, labels: set[str]) -> tuple[str, ...]:
                 f"{options.annotations[0]}: gives class ids, so their names must be in {path}, one per line"
             )
         return tuple(found)
-    try:
-        names = read_classes(path)
-    except BundleError as error:
-        raise DataError(str(error)) from None
+    names = read_classes(path)
     for label in found:
         if label not in names and not (label.isdecimal() and int(label) < len(names)):
             raise DataError(f"{path}: is there already, and does not name {label!r}: correct it, or remove it")
@@ -437,10 +417,11 @@ def _link_videos(options: PrepareOptions) -> None:
 def _write_lists(
     options: PrepareOptions, items: Sequence[Item], classes: tuple[str, ...], counts: dict[str, int], done: Prepared
 ) -> None:
-    train, val, class_file, separator = LISTS[options.dataset]
-    if not (options.output / class_file).exists():
-        write_text(options.output / class_file, "\n".join(classes) + "\n")
-    for subset, file in ((TRAIN, train), (VAL, val)):
+    layout = LAYOUTS[options.dataset]
+    separator = layout.separator
+    if not (options.output / layout.classes).exists():
+        write_text(options.output / layout.classes, "\n".join(classes) + "\n")
+    for subset, file in ((TRAIN, layout.train_list), (VAL, layout.val_list)):
         lines = []
         for item in items:
             if item.subset == subset and item.name in counts:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.datasets import Batch
+from training.distributed import gather
 from training.model import AdaFocus
 from training.options import TrainOptions
-from training.ppo import BETAS, act, discounted_returns, normalise, ppo_loss, rewards
+from training.ppo import BETAS, Rollout, act, discounted_returns, normalise, ppo_loss, rewards
 
 CHUNK = 64
 """Frames that go through a backbone at once where no gradient is wanted."""
@@ -85,8 +85,12 @@ class BackboneStage(Stage):
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the mean of the logits up to each step."""
-        clips, steps = batch.frames.shape[:2]
-        frames = batch.frames.flatten(0, 1).float()
+        return self.running_means(batch.frames)
+
+    def running_means(self, clips_frames: Tensor) -> Tensor:
+        """Return the mean of the logits up to each step, [B, T, C], of frames, uint8 [B, T, S, S, 3]."""
+        clips, steps = clips_frames.shape[:2]
+        frames = clips_frames.flatten(0, 1).float()
         if self.options.pretrain_glancer:
             each = self.model.glancer.predict(self.model.normalise(self.model.shrink(frames)))
         else:
@@ -121,10 +125,11 @@ class GlimpseStage(Stage):
         seen = torch.cat([glance, focus], dim=1) if self.model.spec.with_glancer else focus
         return seen.view(*batch.frames.shape[:2], -1)
 
-    def policy_origins(self, batch: Batch, feature_maps: Tensor) -> Tensor:
-        """Return the patches that the acting policy picks, [B, T, 2]."""
+    def act(self, batch: Batch, feature_maps: Tensor, draws: Tensor | None) -> tuple[Rollout, Tensor]:
+        """Let the acting policy pick patches, drawn, or best without draws; return that, and origins [B, T, 2]."""
         maps = feature_maps.view(*batch.frames.shape[:2], *feature_maps.shape[1:]).transpose(0, 1)
-        return self.model.grid[act(self.model.policy, maps, None).actions].transpose(0, 1)
+        rollout = act(self.model.policy, maps, draws)
+        return rollout, self.model.grid[rollout.actions].transpose(0, 1)
 
 
 class RandomPatchStage(GlimpseStage):
@@ -144,7 +149,18 @@ class RandomPatchStage(GlimpseStage):
         return features
 
 
-class PolicyStage(GlimpseStage):
+class ChosenPatchStage(GlimpseStage):
+    """What stages 2 and 3 share: the classifier on the policy's best-scoring patches."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return what the classifier says of the best-scoring patches."""
+        feature_maps, glance = self.glances(batch)
+        _, origins = self.act(batch, feature_maps, None)
+        logits: Tensor = self.model.classifier(self.features(batch, glance, self.focuses(batch, origins)))
+        return logits
+
+
+class PolicyStage(ChosenPatchStage):
     """Stage 2: the policy alone, by PPO: where it looks must make the classifier surer than a random patch does."""
 
     def trained(self) -> list[tuple[nn.Module, float]]:
@@ -160,10 +176,9 @@ class PolicyStage(GlimpseStage):
         """Let the old policy act, reward it, and judge that by the new one."""
         model = self.model
         feature_maps, glance = self.glances(batch)
-        maps = feature_maps.view(*batch.frames.shape[:2], *feature_maps.shape[1:]).transpose(0, 1)
-        rollout = act(model.policy, maps, batch.draws.T)
+        rollout, origins = self.act(batch, feature_maps, batch.draws.T)
         with torch.no_grad():
-            chosen = self.features(batch, glance, self.focuses(batch, model.grid[rollout.actions].transpose(0, 1)))
+            chosen = self.features(batch, glance, self.focuses(batch, origins))
             random = self.features(batch, glance, self.focuses(batch, batch.origins))
             state = chosen.new_zeros(len(chosen), model.spec.classifier_state)
             confidence, random_confidence, logits = [], [], []
@@ -176,17 +191,12 @@ class PolicyStage(GlimpseStage):
                 logits.append(found)
         reward = rewards(self.options.reward, torch.stack(confidence), torch.stack(random_confidence))
         returns = discounted_returns(reward, self.options.gamma)
-        returns = normalise(returns, _of_all_processes(returns))
+        # Normalised together with those of all other processes, [T, all clips].
+        everything = torch.cat([part.to(returns.device) for part in gather(returns.cpu())], dim=1)
+        returns = normalise(returns, everything)
         judged = model.focuser.policy.policy.evaluate(rollout.feature_maps, rollout.actions)
         self.reward = reward.mean()
         return ppo_loss(judged, rollout, returns), torch.stack(logits, dim=1)
-
-    def logits(self, batch: Batch) -> Tensor:
-        """Return what the classifier says of the best-scoring patches."""
-        feature_maps, glance = self.glances(batch)
-        focus = self.focuses(batch, self.policy_origins(batch, feature_maps))
-        logits: Tensor = self.model.classifier(self.features(batch, glance, focus))
-        return logits
 
     def after_update(self) -> None:
         """Let the old policy become the new one."""
@@ -194,23 +204,12 @@ class PolicyStage(GlimpseStage):
         pair.policy_old.load_state_dict(pair.policy.state_dict())
 
 
-class ClassifierStage(PolicyStage):
+class ClassifierStage(ChosenPatchStage):
     """Stage 3: the classifier alone, on the policy's best-scoring patches."""
 
     def trained(self) -> list[tuple[nn.Module, float]]:
         """See :meth:`Stage.trained`."""
         return [(self.model.classifier, self.options.fc_lr)]
-
-    def optimizer(self) -> torch.optim.Optimizer:
-        """See :meth:`Stage.optimizer`."""
-        return Stage.optimizer(self)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """See :meth:`Stage.forward`."""
-        return Stage.forward(self, batch)
-
-    def after_update(self) -> None:
-        """Nothing more: the policy stays."""
 
 
 STAGES: tuple[type[Stage], ...] = (BackboneStage, RandomPatchStage, PolicyStage, ClassifierStage)
@@ -224,12 +223,3 @@ def in_chunks(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple
 
 def _confidence(logits: Tensor, target: Tensor) -> Tensor:
     return logits.softmax(dim=1).gather(1, target[:, None])[:, 0]
-
-
-def _of_all_processes(returns: Tensor) -> Tensor | None:
-    """Gather the returns of all processes, [T, all clips], so that they are normalised together."""
-    if not dist.is_available() or not dist.is_initialized():
-        return None
-    gathered: list[Tensor | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, returns.cpu())
-    return torch.cat([r for r in gathered if r is not None], dim=1).to(returns.device)

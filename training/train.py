@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader
 from adafocus_edge.bundle import read_classes
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.data import Split, read_data, read_list
-from adafocus_edge.errors import BundleError, CheckpointError, DataError, TrainingError, UsageError
+from adafocus_edge.errors import CheckpointError, DataError, TrainingError, UsageError
 from adafocus_edge.glimpse import softmax
-from adafocus_edge.metrics import mean_average_precision, top_k_accuracy
+from adafocus_edge.metrics import accuracy_curve, top_k_accuracy
+from adafocus_edge.report import progress_bars
 from adafocus_edge.types import ModelSpec
 from training.backbones import BACKBONES
 from training.checkpoint import (
@@ -37,7 +38,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.datasets import Batch, ClipDataset, EpochSampler, collate
-from training.distributed import Processes, launch
+from training.distributed import Processes, gather, launch
 from training.model import AdaFocus
 from training.options import Composed, TrainOptions, compose_options
 from training.stages import STAGES, Stage
@@ -129,7 +130,7 @@ class Trainer:
         if self.epoch >= options.epochs:
             self._say(f"nothing to do: {options.resume} has finished its {self.epoch} epochs (epochs={options.epochs})")
             return
-        with self._told_how_to_go_on(), self._log() as log, self._bars() as bars:
+        with self._told_how_to_go_on(), self._log() as log, progress_bars(self.quiet) as bars:
             while self.epoch < options.epochs:
                 started = time.monotonic()
                 trained = self._train_epoch(batches, bars)
@@ -143,7 +144,7 @@ class Trainer:
 
     def _count_failed(self) -> int:
         """Return how many clips could not be read so far, by any process."""
-        return len({name for names in self.processes.gather(sorted(self.failed)) for name in names})
+        return len({name for names in gather(sorted(self.failed)) for name in names})
 
     @contextmanager
     def _told_how_to_go_on(self) -> Iterator[None]:
@@ -162,7 +163,8 @@ class Trainer:
         cast("EpochSampler", batches.sampler).epoch = epoch
         self.stage.train()
         losses, hits, seen, rewards = 0.0, 0, 0, 0.0
-        task = bars.add_task(f"epoch {epoch + 1}/{options.epochs}", total=len(batches))
+        name = f"epoch {epoch + 1}/{options.epochs}"
+        task = bars.add_task(name, total=len(batches))
         updates = 0
         for read in self._readable(batches):
             # Processes may read unequal numbers of clips; all of them take part in each update, by their shares.
@@ -191,11 +193,12 @@ class Trainer:
             hits += int((logits[:, -1].argmax(dim=1) == batch.target).sum()) if count else 0
             seen += count
             if seen:
-                bars.update(task, advance=1, status=f"loss {losses / seen:.3f}  top-1 {hits / seen:.1%}")
+                shown = f"{name}  loss {losses / seen:.3f}  top-1 {hits / seen:.1%}"
+                bars.update(task, advance=1, description=shown)
         bars.remove_task(task)
         if not updates:
             raise DataError(f"{self.train_split.origin}: not one clip of an epoch can be read")
-        totals = np.array(self.processes.gather((losses, hits, seen, rewards))).sum(axis=0)
+        totals = np.array(gather((losses, hits, seen, rewards))).sum(axis=0)
         trained = {"loss": totals[0] / totals[2], "top1": totals[1] / totals[2] * 100, "lr": lr}
         if hasattr(self.stage, "reward"):
             trained["reward"] = totals[3] / totals[2]
@@ -243,7 +246,7 @@ class Trainer:
                     bars.update(task, advance=1)
         if bars and task is not None:
             bars.remove_task(task)
-        parts = self.processes.gather((numbers, logits, losses, seen))
+        parts = gather((numbers, logits, losses, seen))
         every = [tensor for part in parts for tensor in part[0]]
         if not every:
             raise DataError(f"{self.val_split.origin}: none of its clips can be read")
@@ -255,16 +258,7 @@ class Trainer:
     def _metrics(self, order: Any, probabilities: Any) -> dict[str, Any]:
         labels = [self.val_split.examples[number].labels for number in order]
         first = np.array([label[0] for label in labels])
-        positives = np.zeros(probabilities.shape[::2], bool)
-        for row, of_clip in zip(positives, labels, strict=True):
-            row[list(of_clip if self.options.multi_label else of_clip[:1])] = True
-        steps = [
-            {
-                "top1": top_k_accuracy(probabilities[:, step], first, 1),
-                "mAP": mean_average_precision(probabilities[:, step], positives),
-            }
-            for step in range(probabilities.shape[1])
-        ]
+        steps = accuracy_curve(probabilities, labels, multi_label=self.options.multi_label)
         top5 = top_k_accuracy(probabilities[:, -1], first, min(5, self.spec.classes))
         return {**steps[-1], "top5": top5, "clips": len(first), "per_step": steps}
 
@@ -313,7 +307,6 @@ class Trainer:
             if needed and not has_policy:
                 raise UsageError(f"resume={options.resume}: stage 3 needs the checkpoint of stage 2, with a policy")
             if needed or (has_policy and checkpoint.stage == _stage(options)):
-                _complete_policy(checkpoint)
                 load_part(model, checkpoint, "focuser.policy.", "resume")
             if checkpoint.stage == _stage(options) and "rng" in checkpoint.state and not options.evaluate:
                 return checkpoint
@@ -385,7 +378,7 @@ class Trainer:
         generators = {"cpu": torch.get_rng_state(), "cuda": None}
         if self.processes.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.processes.device)
-        every = self.processes.gather(generators)
+        every = gather(generators)
         accuracy = None if found is None else float(found[self.options.best_by])
         better = accuracy is not None and accuracy > self.best
         if better and accuracy is not None:
@@ -461,25 +454,6 @@ class Trainer:
         finally:
             writer.close()
 
-    @contextmanager
-    def _bars(self) -> Iterator[Progress]:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
-        )  # fmt: skip
-        with Progress(
-            *columns,
-            console=Console(stderr=True),
-            transient=True,
-            disable=self.quiet or not sys.stderr.isatty(),
-        ) as bars:
-            add = bars.add_task
-            bars.add_task = lambda description, **more: add(description, **{"status": "", **more})  # type: ignore[method-assign]
-            yield bars
-
     def _print_evaluation(self, found: dict[str, Any], failed: int) -> None:
         if not self.processes.first:
             return
@@ -527,10 +501,7 @@ def read_splits(options: TrainOptions) -> tuple[Split, Split]:
     """Read the training and the validation split. Raises ``DataError`` that names file, line and what is wrong."""
     classes: tuple[str, ...] | None = None
     if options.path("classes").exists() or options.dataset != "custom":
-        try:
-            classes = read_classes(options.path("classes"))
-        except BundleError as error:
-            raise DataError(str(error)) from None
+        classes = read_classes(options.path("classes"))
     if options.evaluate and classes is not None:
         # The training list need not be there.
         val = _read_split(options, "val_list", classes)
@@ -560,15 +531,6 @@ def _read_split(options: TrainOptions, name: str, classes: tuple[str, ...] | Non
 def _stage(options: TrainOptions) -> int:
     assert options.train_stage is not None
     return options.train_stage
-
-
-def _complete_policy(checkpoint: Checkpoint) -> None:
-    """Let one copy of the policy stand for both: after an update they are equal."""
-    pairs = (".policy.policy.", ".policy.policy_old."), (".policy.policy_old.", ".policy.policy.")
-    for name in list(checkpoint.weights):
-        for one, other in pairs:
-            if one in name:
-                checkpoint.weights.setdefault(name.replace(one, other), checkpoint.weights[name])
 
 
 def _quiet_worker(_: int) -> None:
