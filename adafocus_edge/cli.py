@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -731,7 +731,17 @@ def main() -> None:
             status = _fail(f"unexpected {type(error).__name__}: {first} (--debug shows where)", 1)
     if status == INTERRUPTED:  # Typer turns Ctrl-C into this status, too
         print("interrupted", file=sys.stderr)
-    sys.exit(status if isinstance(status, int) else 0)
+    _leave(status if isinstance(status, int) else 0)
+
+
+def _leave(code: int) -> None:
+    """End the process: at once where a capture thread hangs in a decoder, which may crash while Python winds down."""
+    stream = sys.modules.get("adafocus_edge.stream")
+    if stream is not None and any(t.name.startswith(stream.CAPTURE_THREAD) for t in threading.enumerate()):
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _fail(text: str, status: int) -> int:

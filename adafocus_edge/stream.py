@@ -31,6 +31,8 @@ SILENCE_S = 10.0
 """A source that gives no frame for this long has failed."""
 HISTORY_SLACK_S = 0.2
 """A model that takes its time still finds the frames that came before the one it looks at."""
+CAPTURE_THREAD = "capture"
+"""What the names of threads begin with that read live sources."""
 POLL_S = 0.1
 """How often a waiting reader looks whether it should stop."""
 
@@ -67,7 +69,7 @@ class LiveReader:
         self._error: AdaFocusError | None = None
         self._changed = threading.Condition()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._read, name=f"capture {source.name}", daemon=True)
+        self._thread = threading.Thread(target=self._read, name=f"{CAPTURE_THREAD} {source.name}", daemon=True)
         self._thread.start()
 
     def take(self, until_s: float | None, stop: threading.Event) -> LiveFrame | None:

@@ -525,7 +525,8 @@ def test_training_and_plots_name_their_extras(small_bundle, tmp_path):
         done = without({blocked}, "train", "dataset=custom", "train_stage=0")
         one_line_error(done, 1, "`adafocus-edge train`", f"'{blocked}'", "pip install 'adafocus-edge[train]'")
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / CLIP.name).symlink_to(CLIP)
+    for name in ("one.mp4", "two.mp4"):
+        (tmp_path / "a" / name).symlink_to(CLIP)
     (tmp_path / "a").rename(tmp_path / "activity 0")
     plot = tmp_path / "p.png"
     done = without({"torch", "matplotlib"}, "evaluate", small_bundle, "--data", tmp_path, "--plot", plot, "-q")

@@ -102,6 +102,7 @@ class Trainer:
         self.autocast = torch.autocast(processes.device.type, torch.float16, enabled=amp)
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=amp)
         self.epoch, self.best, self.run_dir = 0, -1.0, composed.run_dir
+        self.goes_on = start is not None
         if start is not None:
             self._restore(start)
         self.wrapped: torch.nn.Module = self.stage
@@ -406,7 +407,7 @@ class Trainer:
         if not self.processes.first:
             return
         last = self.run_dir / LAST
-        if last.exists() and not (self.options.resume and last.samefile(self.options.resume)):
+        if last.exists() and not (self.goes_on and last.samefile(self.options.resume)):
             raise UsageError(f"{self.run_dir}: holds a run already: go on with it by resume={last}, or name another")
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
