@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 import time
 import warnings
@@ -110,6 +111,7 @@ class Trainer:
             devices = [processes.device] if processes.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(self.stage, devices, find_unused_parameters=True)
         self.failed: set[str] = set()
+        self.interruption = _Interruption()
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -131,7 +133,8 @@ class Trainer:
         if self.epoch >= options.epochs:
             self._say(f"nothing to do: {options.resume} has finished its {self.epoch} epochs (epochs={options.epochs})")
             return
-        with self._told_how_to_go_on(), self._log() as log, progress_bars(self.quiet) as bars:
+        told = self._told_how_to_go_on()
+        with told, self._log() as log, progress_bars(self.quiet) as bars, self.interruption:
             while self.epoch < options.epochs:
                 started = time.monotonic()
                 trained = self._train_epoch(batches, bars)
@@ -287,6 +290,7 @@ class Trainer:
     def _readable(self, batches: DataLoader[Any]) -> Iterator[Batch | None]:
         """Yield batches on the device, None for one without a readable clip; tell of each broken clip, once."""
         for batch in batches:
+            self.interruption.check()
             for name, text in batch if isinstance(batch, list) else batch.failed:
                 if name not in self.failed:
                     self.failed.add(name)
@@ -534,10 +538,39 @@ def _stage(options: TrainOptions) -> int:
     return options.train_stage
 
 
+class _Interruption:
+    """Ctrl-C and SIGTERM, taken between two batches; the second one at once. A context manager.
+
+    Their exception would be lost, and the run go on, if it were raised inside a destructor, as that of the data loader.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[int, Any] = {}
+        self._received: int | None = None
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):  # one that is ignored stays so
+                self._before[number] = signal.signal(number, self._receive)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise what a signal that came meanwhile stands for."""
+        if self._received is not None:
+            self._before[self._received](self._received, None)
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self._received is not None:
+            self._before[number](number, frame)
+        self._received = number
+
+
 def _quiet_worker(_: int) -> None:
     """A worker leaves Ctrl-C to the main process, and uses one thread."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
