@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from adafocus_edge.errors import BundleError, UsageError
+from adafocus_edge.exits import ExitThresholds
+from adafocus_edge.files import whole_file
 from adafocus_edge.preprocess import INTERPOLATION, short_side
 from adafocus_edge.types import GRAPHS, STEP_GRAPH, Fit, ModelSpec, TensorSpec, contract
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 FORMAT_VERSION = 1
 MEAN = (0.485, 0.456, 0.406)
@@ -112,8 +115,8 @@ class Manifest:
         classes_sha256: of ``classes.txt``.
         variants: graphs by variant and graph name.
         provenance: where it comes from.
-        thresholds: named sets of exit thresholds, one confidence per step.
-        reports: free-form reports, such as the export's parity.
+        thresholds: named sets of exit thresholds, each for one or more orders of frames.
+        reports: free-form reports: the export's parity, the calibration's accuracy.
         format_version: of this manifest.
     """
 
@@ -122,7 +125,7 @@ class Manifest:
     classes_sha256: str
     variants: dict[str, dict[str, GraphInfo]]
     provenance: Provenance
-    thresholds: dict[str, list[float]] = field(default_factory=dict)
+    thresholds: dict[str, tuple[ExitThresholds, ...]] = field(default_factory=dict)
     reports: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -212,6 +215,11 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
 
 
+def encode_thresholds(thresholds: dict[str, tuple[ExitThresholds, ...]]) -> bytes:
+    """Return exit thresholds as JSON."""
+    return msgspec.json.encode(thresholds)
+
+
 @contextmanager
 def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` to write a bundle into; on success it takes that name in one step.
@@ -253,8 +261,69 @@ def _told(path: Path) -> Iterator[None]:
         raise BundleError(f"{path}: cannot be written ({error.strerror})") from error
 
 
+def copy_bundle(source: Path, target: Path) -> None:
+    """Copy a bundle, whole or not at all. Raises ``UsageError`` if something is there, ``BundleError``."""
+    with new_bundle(target) as draft, _told(target):
+        shutil.copytree(source, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+
+
+def update_bundle(
+    path: Path, change: Callable[[Manifest], Manifest], variant: str | None = None, folder: Path | None = None
+) -> Bundle:
+    """Change a bundle's manifest, and with it add or replace one variant, so that the bundle is whole at every moment.
+
+    Args:
+        path: the bundle.
+        change: makes the new manifest from the one that is there now.
+        variant: name of the variant that ``folder`` holds.
+        folder: its graphs, on the same disk; it is moved into the bundle.
+
+    Returns:
+        the bundle, read back. Raises ``BundleError``.
+    """
+    manifest = change(_read_manifest(path))
+    with _told(path):
+        if variant is None or folder is None:
+            _write_manifest(path, manifest)
+        elif variant not in _read_manifest(path).variants:
+            _sync(folder)
+            shutil.rmtree(path / variant, ignore_errors=True)  # of a run that was killed before it was listed
+            folder.rename(path / variant)
+            _write_manifest(path, manifest)
+        else:
+            with new_bundle(path, replace=True) as draft:
+                kept = shutil.ignore_patterns(variant, MANIFEST, ".*")
+                shutil.copytree(path, draft, dirs_exist_ok=True, ignore=kept, copy_function=_link)
+                folder.rename(draft / variant)
+                _write_manifest(draft, manifest)
+    return read_bundle(path)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    with whole_file(folder / MANIFEST) as file:
+        file.write(encode_manifest(manifest))
+
+
+def _link(source: str, target: str) -> None:
+    """Give a file a second name, or copy it where the disk knows no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+EXCHANGE = 2
+"""Linux' RENAME_EXCHANGE."""
+CURRENT_FOLDER = -100
+"""Linux' AT_FDCWD."""
+
+
 def _exchange(new: Path, old: Path) -> None:
-    """Put a folder in another's place; whatever happens in between, one of the two is there afterwards."""
+    """Put a folder in another's place, in one step where the system can; else one of the two is there afterwards."""
+    with suppress(OSError, AttributeError):
+        swap = ctypes.CDLL(None, use_errno=True).renameat2
+        if swap(CURRENT_FOLDER, os.fsencode(new), CURRENT_FOLDER, os.fsencode(old), EXCHANGE) == 0:
+            return  # what was there is now the draft, which is removed
     aside = new.with_suffix(".old")
     old.rename(aside)
     try:
@@ -328,8 +397,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 def _check_graphs(folder: Path, manifest: Manifest) -> None:
     if manifest.preprocessing != Preprocessing.of(manifest.model):
         raise BundleError(f"{folder / MANIFEST}: asks for a preprocessing that this adafocus-edge does not do")
-    for name, thresholds in manifest.thresholds.items():
-        if len(thresholds) != manifest.model.segments:
+    for name, sets in manifest.thresholds.items():
+        if any(len(one.values) != manifest.model.segments for one in sets):
             raise BundleError(f"{folder / MANIFEST}: thresholds {name!r} are not one per frame of a clip")
     if not manifest.variants:
         raise BundleError(f"{folder / MANIFEST}: no variant in it")

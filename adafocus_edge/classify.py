@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.exits import ExitThresholds, viewing_order
 from adafocus_edge.glimpse import Glimpse, GlimpseStream, patch_of, see_clip, softmax
 from adafocus_edge.preprocess import sampled_frames
 
@@ -126,7 +127,7 @@ class Classifier:
         classes: names in the order of the logits.
         top_k: how many classes a result lists; at most all of them.
         schedule: how files are seen; ``auto`` is ``clip``, or ``stream`` where an early exit is asked for.
-        exit_confidence: stop at the first step whose best class is at least this sure; None for never.
+        exits: stop at the first step that is sure enough; None for never. Their order is the one frames are seen in.
     """
 
     def __init__(
@@ -136,15 +137,15 @@ class Classifier:
         *,
         top_k: int = 1,
         schedule: Schedule = "auto",
-        exit_confidence: float | None = None,
+        exits: ExitThresholds | None = None,
     ) -> None:
-        if schedule == "clip" and exit_confidence is not None:
+        if schedule == "clip" and exits is not None:
             raise UsageError("an early exit saves nothing on the clip schedule: use --schedule stream")
         self.model = model
         self.classes = classes
         self.top_k = top_k
-        self.exit_confidence = exit_confidence
-        self.schedule = "stream" if schedule == "stream" or exit_confidence is not None else "clip"
+        self.exits = exits
+        self.schedule = "stream" if schedule == "stream" or exits is not None else "clip"
 
     def classify(self, source: Source) -> tuple[Result, Clip]:
         """Open and classify a source that ends. Raises ``SourceError``."""
@@ -152,6 +153,9 @@ class Classifier:
         clip = source.open_clip()
         spec = self.model.spec
         frames = sampled_frames(clip, spec)
+        if self.exits is not None and self.exits.order == "coarse-to-fine":
+            read = list(frames)
+            frames = iter([read[position] for position in viewing_order(self.exits.order, len(read))])
         steps: list[Step] = []
         model_s = 0.0
         for index, glimpse, seconds in self._glimpses(frames):
@@ -189,7 +193,7 @@ class Classifier:
     def is_sure(self, step: Step) -> bool:
         """Whether the run may stop after this step."""
         last = step.step == self.model.spec.segments - 1
-        return not last and self.exit_confidence is not None and step.guess.confidence >= self.exit_confidence
+        return not last and self.exits is not None and self.exits.passes(step.step, step.logits)
 
     def result(
         self,

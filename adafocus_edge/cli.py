@@ -32,8 +32,10 @@ from adafocus_edge.errors import (
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from adafocus_edge.bundle import Bundle
     from adafocus_edge.classify import Classifier, Result
     from adafocus_edge.evaluate import Evaluation
+    from adafocus_edge.exits import ExitThresholds
     from adafocus_edge.sources import Source
     from adafocus_edge.types import ModelSpec
 
@@ -108,6 +110,10 @@ def _show_version(value: bool) -> None:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
+Exit = Annotated[
+    str | None,
+    typer.Option("--exit", help="Stop early by one of the bundle's threshold sets: NAME, or NAME/coarse-to-fine."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=_set_debug)]
 
 
@@ -257,6 +263,7 @@ def evaluate(
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
     schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: usable cores]")] = None,
+    exit_set: Exit = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write per-step curve and confusion matrix as a PNG.")] = None,
     as_json: Json = False,
@@ -281,7 +288,7 @@ def evaluate(
         check_plot(plot)
     asked = _Evaluating(
         data, frames, classes, patches.value, multi_label, patch_size, segments, backend.value, variant,
-        "stream" if schedule is ScheduleName.STREAM else "clip", threads, quiet,
+        "stream" if schedule is ScheduleName.STREAM else "clip", threads, exit_set, quiet,
     )  # fmt: skip
     found, what = asked.bundle(model) if model.is_dir() else asked.checkpoint(model)
     for name, error in found.failed:
@@ -321,6 +328,7 @@ class _Evaluating:
     variant: str
     schedule: str
     threads: int | None
+    exit_set: str | None
     quiet: bool
 
     def bundle(self, path: Path) -> tuple[Evaluation, str]:
@@ -332,19 +340,20 @@ class _Evaluating:
         if self.patch_size is not None:
             raise UsageError("--patch-size is for official checkpoints: a bundle knows its own")
         found = read_bundle(path)
+        exits = None if self.exit_set is None else _exits(found, self.exit_set, live=False)
         with load_model(found, self.variant, self.backend, self.threads) as model:
             graphs = found.manifest.variants[model.variant]
             gflops = sum(graphs[graph].gflops for graph in graphs_used(found.model, self.patches))
             predict = predict_with(with_patches(model, self.patches), self.schedule)
             what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {self.patches} patches"
-            return self._run(predict, found.model, found.classes, gflops, what), what
+            return self._run(predict, found.model, found.classes, gflops, what, exits), what
 
     def checkpoint(self, path: Path) -> tuple[Evaluation, str]:
         """Evaluate a checkpoint with PyTorch."""
         if not path.exists():
             raise UsageError(f"{path}: neither a bundle nor a checkpoint is there")
-        if self.backend != "auto" or self.variant != "auto":
-            raise UsageError("--backend and --variant are for bundles: PyTorch runs a checkpoint")
+        if self.backend != "auto" or self.variant != "auto" or self.exit_set is not None:
+            raise UsageError("--backend, --variant and --exit are for bundles: PyTorch runs a checkpoint")
         training = reach("training.predict", "evaluate", "train")
         options = training.ModelOptions(patch_size=self.patch_size)
         loaded = training.load_predictor(path, options, self.patches, self.schedule, self.threads)
@@ -352,7 +361,13 @@ class _Evaluating:
         return found, loaded.what
 
     def _run(
-        self, predict: Any, spec: ModelSpec, names: tuple[str, ...] | None, gflops: float, what: str
+        self,
+        predict: Any,
+        spec: ModelSpec,
+        names: tuple[str, ...] | None,
+        gflops: float,
+        what: str,
+        exits: ExitThresholds | None = None,
     ) -> Evaluation:
         from adafocus_edge.bundle import check_classes, read_classes
         from adafocus_edge.data import read_data
@@ -364,13 +379,109 @@ class _Evaluating:
         split = read_data(self.data, names, self.frames)
         check_classes(split.classes, spec.classes, str(self.data))
         spec = replace(spec, segments=self.segments or spec.segments)
+        if exits is not None and len(exits.values) != spec.segments:
+            raise UsageError(f"--segments {spec.segments}: --exit {self.exit_set} is for {len(exits.values)} frames")
         _say(f"evaluating: {what}", self.quiet)
         with _progress(self.quiet) as bars:
             task = bars.add_task("evaluating", total=len(split.examples))
             return run(
-                predict, spec, split, gflops_per_clip=gflops * spec.segments, multi_label=self.multi_label,
+                predict, spec, split, gflops_per_clip=gflops * spec.segments, multi_label=self.multi_label, exits=exits,
                 progress=lambda count: bars.update(task, completed=count),
             )  # fmt: skip
+
+
+@app.command()
+def calibrate(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle with FP32 graphs. [default: the default model, with --output]")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Clips that training never saw: a folder per class, CSV, split list; or plain videos."),
+    ] = None,
+    variants: Annotated[
+        str, typer.Option(help="Which to make, by commas: int8-cpu, int8-trt, fp16; or none.")
+    ] = "int8-cpu,int8-trt,fp16",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a copy with the variants. [default: add to BUNDLE]")
+    ] = None,
+    frames: Annotated[Path | None, typer.Option(help="For a split list: the folder its paths lie in.")] = None,
+    report_on: Annotated[
+        Path | None, typer.Option(help="Other labelled clips to report on. [default: a share of --data]")
+    ] = None,
+    clips: Annotated[int, typer.Option(min=4, help="Clips to use at most, to calibrate and to report each.")] = 128,
+    samples: Annotated[int, typer.Option(min=4, help="Recorded steps that ranges are taken from.")] = 128,
+    share: Annotated[float, typer.Option(min=0.1, max=0.9, help="Of --data that calibrates; the rest reports.")] = 0.5,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that chance decides.")] = 1007,
+    patches: Annotated[
+        PatchesName, typer.Option(help="Where the float model looks while inputs are recorded.")
+    ] = PatchesName.POLICY,
+    method: Annotated[str, typer.Option(help="Of ranges: minmax, entropy, percentile; auto: by accuracy.")] = "auto",
+    max_accuracy_drop: Annotated[
+        float, typer.Option(min=0.0, help="Points: keep layers in higher precision until a variant loses no more.")
+    ] = 1.0,
+    exit_goal: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=steps:N, gflops:G, drop:POINTS or accuracy:PERCENT. [default: half and safe]"),
+    ] = None,
+    confidence: Annotated[str, typer.Option(help="For exits: probability, logit or entropy.")] = "probability",
+    orders: Annotated[str, typer.Option(help="Exits for, by commas: clip, coarse-to-fine, live.")] = "clip",
+    glimpse_fps: Annotated[float, typer.Option(min=0.01, help="Of live windows.")] = DEFAULT_GLIMPSE_FPS,
+    reduce_range: Annotated[
+        str, typer.Option(help="7-bit weights in int8-cpu: on, off, or auto: where this CPU needs them.")
+    ] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: usable cores]")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write accuracy against size, time and steps as a PNG.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace variants and thresholds that are there.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Make FP16 and INT8 variants and exit thresholds from real glimpses, and say what each costs."""
+    del debug
+    if data is None:
+        raise UsageError("--data is missing: clips that the model was not trained on, best with labels")
+    if bundle is None and output is None:
+        raise UsageError("--output is missing: the default model itself is not written to")
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot {plot}: is written as PNG, so name it *.png")
+    _check_threads(threads)
+    from adafocus_edge.bundle import default_bundle, encode_thresholds, read_bundle
+
+    path = bundle or default_bundle()
+    found = read_bundle(path)
+    if plot is not None:
+        from adafocus_edge.plot import check_plot
+
+        check_plot(plot)
+    made = reach("calibration.calibrate", "calibrate", "calibrate")
+    options = reach("calibration.options", "calibrate", "calibrate").read_options(
+        data=data, frames=frames, report_on=report_on, variants=variants, output=output, clips=clips, samples=samples,
+        share=share, seed=seed, patches=patches.value, method=method, max_drop=max_accuracy_drop, exit_goals=exit_goal,
+        confidence=confidence, orders=orders, glimpse_fps=glimpse_fps, reduce_range=reduce_range, threads=threads,
+        force=force, segments=found.model.segments,
+    )  # fmt: skip
+    with _progress(quiet) as bars:
+        task = bars.add_task("calibrating", total=None)
+        done = made.calibrate(
+            path,
+            options,
+            lambda what, count, of: bars.update(task, description=what, completed=count, total=of or None),
+        )
+    for note in done.notes:
+        _say(f"note: {note}", quiet)
+    if as_json:
+        thresholds = json.loads(encode_thresholds(done.bundle.manifest.thresholds))
+        typer.echo(json.dumps({"bundle": str(done.bundle.path), **done.report, "exits": thresholds}))
+    else:
+        from adafocus_edge.report import calibration_tables, console
+
+        for table in calibration_tables(done.bundle):
+            console().print(table)
+    if plot is not None:
+        from adafocus_edge.plot import draw_calibration
+
+        draw_calibration(done.bundle, plot)
 
 
 @app.command()
@@ -432,6 +543,7 @@ def classify(
     exit_confidence: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Stop a clip once its best class is this sure.")
     ] = None,
+    exit_set: Exit = None,
     logits: Annotated[bool, typer.Option("--logits", help="Add every step's logits to JSON.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write results here: JSON lines, or CSV if so named.")
@@ -459,17 +571,12 @@ def classify(
         bundle = default_bundle()
         _say(DEFAULT_MODEL_NOTE, quiet)
     _check_threads(threads)
-    if exit_confidence is not None and schedule is ScheduleName.CLIP:
-        raise UsageError("an early exit saves nothing on the clip schedule: use --schedule stream")
+    _check_exit(exit_set, exit_confidence, schedule)
     sources = find_sources(source)
     live = any(s.live for s in sources)
-    if live and len(sources) > 1:
-        raise UsageError("a live source runs alone for now: name one camera or stream, or only files")
-    if live and save_video is not None:
-        raise UsageError("--save-video takes files, not live sources")
-    if live and schedule is ScheduleName.CLIP:
-        raise UsageError("a live source is seen frame by frame: --schedule clip is for files")
-    if not live and (glimpse_fps is not None or duration is not None):
+    if live:
+        _check_live(sources, save_video, schedule)
+    elif glimpse_fps is not None or duration is not None:
         raise UsageError("--glimpse-fps and --duration are for live sources; a file gives as many frames as a clip has")
     if logits and not as_json and (output is None or output.suffix.lower() == ".csv"):
         raise UsageError("--logits adds to JSON: give --json, or --output FILE that is no CSV, too")
@@ -484,24 +591,24 @@ def classify(
         model = stack.enter_context(load_model(found, variant, backend.value, threads))
         if backend is BackendName.AUTO:
             _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
-        classifier = Classifier(
-            model,
-            found.classes,
-            top_k=min(top_k or DEFAULT_TOP_K, found.model.classes),
-            schedule=schedule.value,
-            exit_confidence=exit_confidence,
-        )
+        top = min(top_k or DEFAULT_TOP_K, found.model.classes)
+
+        def classifier(*, live: bool) -> Classifier:
+            exits = _exits_asked(found, exit_set, exit_confidence, live=live)
+            return Classifier(model, found.classes, top_k=top, schedule=schedule.value, exits=exits)
+
         file = stack.enter_context(ResultFile(output)) if output is not None else None
         sink = _Sink(as_json, logits, file)
         if live:
             try:
-                _run_live(sources[0], classifier, glimpse_fps or DEFAULT_GLIMPSE_FPS, duration, sink)
+                _run_live(sources[0], classifier(live=True), glimpse_fps, duration, sink)
             except HasAnEndError as error:
                 if glimpse_fps is not None or duration is not None:
                     raise UsageError(f"{error}: --glimpse-fps and --duration are for live sources") from None
                 live = False
         if not live:
-            _run_files([replace(s, live=False) for s in sources], classifier, save_video, sink, quiet)
+            files = [replace(s, live=False) for s in sources]
+            _run_files(files, classifier(live=False), save_video, sink, quiet)
     if sink.failed:
         raise typer.Exit(1)
 
@@ -577,14 +684,18 @@ def _run_files(
 
 
 def _run_live(
-    source: Source, classifier: Classifier, glimpse_fps: float, duration_s: float | None, sink: _Sink
+    source: Source, classifier: Classifier, glimpse_fps: float | None, duration_s: float | None, sink: _Sink
 ) -> None:
     from adafocus_edge.stream import windows
 
+    solved_at = classifier.exits.glimpse_fps if classifier.exits is not None else None
+    if glimpse_fps is not None and solved_at not in (None, glimpse_fps):
+        raise UsageError(f"--glimpse-fps {glimpse_fps:g}: the thresholds are for {solved_at:g} glimpses per second")
+    rate = glimpse_fps or solved_at or DEFAULT_GLIMPSE_FPS
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for result in windows(source, classifier, glimpse_fps, duration_s, stop):
+        for result in windows(source, classifier, rate, duration_s, stop):
             sink.result(result)
     except HasAnEndError:
         raise
@@ -593,6 +704,37 @@ def _run_live(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _check_exit(exit_set: str | None, exit_confidence: float | None, schedule: ScheduleName) -> None:
+    if exit_confidence is not None and exit_set is not None:
+        raise UsageError("--exit and --exit-confidence: give one of them")
+    if (exit_confidence is not None or exit_set is not None) and schedule is ScheduleName.CLIP:
+        raise UsageError("an early exit saves nothing on the clip schedule: use --schedule stream")
+
+
+def _exits_asked(
+    bundle: Bundle, exit_set: str | None, exit_confidence: float | None, *, live: bool
+) -> ExitThresholds | None:
+    from adafocus_edge.exits import ExitThresholds
+
+    if exit_set is not None:
+        return _exits(bundle, exit_set, live=live)
+    return None if exit_confidence is None else ExitThresholds.at(exit_confidence, bundle.model.segments)
+
+
+def _exits(bundle: Bundle, name: str, *, live: bool) -> ExitThresholds:
+    """Return a threshold set of a bundle for live sources, or for files. Raises ``UsageError``."""
+    from adafocus_edge.exits import ORDERS, find_exits
+
+    name, _, asked = name.partition("/")
+    orders = [order for order in ORDERS if (order == "live") == live and asked in ("", order)]
+    if not orders:
+        raise UsageError(f"--exit {name}/{asked}: files are seen in the order clip or coarse-to-fine, streams live")
+    try:
+        return find_exits(bundle.manifest.thresholds, name, orders)
+    except KeyError as error:
+        raise UsageError(f"{bundle.path}: {error.args[0]}") from None
 
 
 def video_names(sources: list[Source]) -> list[str]:
@@ -618,6 +760,15 @@ def _check_video_target(path: Path, sources: list[Source]) -> None:
         raise UsageError(f"--save-video {path}: two of the sources would be written to the same file")
     if set(targets) & _own_files(sources):
         raise UsageError(f"--save-video {path}: would overwrite a source")
+
+
+def _check_live(sources: list[Source], save_video: Path | None, schedule: ScheduleName) -> None:
+    if len(sources) > 1:
+        raise UsageError("a live source runs alone for now: name one camera or stream, or only files")
+    if save_video is not None:
+        raise UsageError("--save-video takes files, not live sources")
+    if schedule is ScheduleName.CLIP:
+        raise UsageError("a live source is seen frame by frame: --schedule clip is for files")
 
 
 def _check_output(path: Path, bundle: Path, sources: list[Source]) -> None:

@@ -1,12 +1,28 @@
-"""How many processors this process may really use: affinity, physical cores and container quotas all count."""
+"""The processor: what it can do, and how much of it this process may use (affinity, cores, container quotas)."""
 
 from __future__ import annotations
 
 import os
+import platform
+import re
+from functools import lru_cache
 from pathlib import Path
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+@lru_cache(maxsize=1)
+def processor() -> tuple[str, frozenset[str]]:
+    """Return the processor's name and its abilities as Linux names them (none elsewhere)."""
+    name, flags = platform.processor() or platform.machine(), frozenset[str]()
+    if Path("/proc/cpuinfo").is_file():
+        info = Path("/proc/cpuinfo").read_text()
+        if model := re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE):
+            name = model.group(1)
+        if found := re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.MULTILINE):
+            flags = frozenset(found.group(1).split())
+    return name, flags
 
 
 def physical_cores() -> int:

@@ -30,12 +30,14 @@ class Example:
         path: a video file, or a folder of frames.
         labels: its class ids, distinct and rising, at least one; the first is the one that counts where one is wanted.
         frames: how many frames its list promises (``image_00001.jpg`` ...), or None to take what is there.
+        source: what a CSV's column ``source`` says: clips of one source show the same scene; empty if it does not.
     """
 
     name: str
     path: Path
     labels: tuple[int, ...]
     frames: int | None = None
+    source: str = ""
 
     def open_clip(self) -> Clip:
         """Open it. Raises ``SourceError``."""
@@ -155,8 +157,11 @@ def _read_folders(folder: Path, classes: Sequence[str] | None) -> Split:
     return _split(examples, names, str(folder))
 
 
-def csv_rows(path: Path, *columns: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and the stripped values of some columns of each row. Raises ``DataError`` if one is missing."""
+def csv_rows(path: Path, *columns: str, also: str = "") -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and the stripped values of some columns of each row. Raises ``DataError`` if one is missing.
+
+    The values of column ``also`` come last, empty where there is no such column.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
@@ -164,25 +169,26 @@ def csv_rows(path: Path, *columns: str) -> Iterator[tuple[int, list[str]]]:
                 wanted = " and ".join(f"`{column}`" for column in columns)
                 raise DataError(f"{path}: needs the columns {wanted}, and has {_some(rows.fieldnames or ())}")
             for row in rows:
-                yield rows.line_num, [(row[column] or "").strip() for column in columns]
+                wanted_of = (*columns, also) if also else columns
+                yield rows.line_num, [(row.get(column) or "").strip() for column in wanted_of]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
 
 
 def _read_csv(path: Path, classes: Sequence[str] | None) -> Split:
-    found: list[tuple[str, Path, str, int]] = []
-    for number, (video, label) in csv_rows(path, "video", "class"):
+    found: list[tuple[str, Path, str, int, str]] = []
+    for number, (video, label, source) in csv_rows(path, "video", "class", also="source"):
         if not video or not label:
             raise DataError(f"{path}, line {number}: a video and its class must be given")
         near = path.parent / video
         inside = path.parent / "videos" / video
-        found.append((video, near if near.exists() or not inside.exists() else inside, label, number))
-    names = tuple(classes) if classes is not None else tuple(sorted({label for _, _, label, _ in found}))
+        found.append((video, near if near.exists() or not inside.exists() else inside, label, number, source))
+    names = tuple(classes) if classes is not None else tuple(sorted({label for _, _, label, _, _ in found}))
     examples = []
-    for video, clip, label, number in found:
+    for video, clip, label, number, source in found:
         if label not in names:
             raise DataError(f"{path}, line {number}: {label!r} is none of the classes ({_some(names)})")
-        examples.append(Example(video, clip, (names.index(label),)))
+        examples.append(Example(video, clip, (names.index(label),), source=source))
     return _split(examples, names, str(path))
 
 

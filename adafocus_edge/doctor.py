@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from adafocus_edge import __version__
-from adafocus_edge.cpus import physical_cores, usable_cores
+from adafocus_edge.cpus import physical_cores, processor, usable_cores
 from adafocus_edge.report import STYLE
 
 VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
@@ -82,13 +81,8 @@ def findings_json(findings: list[Finding]) -> list[dict[str, Any]]:
 
 
 def _cpu() -> Finding:
-    name, flags = platform.processor() or platform.machine(), ""
-    if Path("/proc/cpuinfo").is_file():
-        info = Path("/proc/cpuinfo").read_text()
-        if model := re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE):
-            name = model.group(1)
-        if found := re.search(r"^(?:flags|Features)\s*:\s*(.+)$", info, re.MULTILINE):
-            flags = " ".join(flag for flag in VECTOR_FLAGS if flag in found.group(1).split())
+    name, found = processor()
+    flags = " ".join(flag for flag in VECTOR_FLAGS if flag in found)
     cores, usable = physical_cores(), usable_cores()
     limit = f", {usable} allowed by the container" if usable < cores else ""
     return Finding("processor", "ok", f"{name}: {cores} cores{limit}{'; ' + flags if flags else ''}")

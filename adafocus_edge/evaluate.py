@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from adafocus_edge.errors import DataError, SourceError
+from adafocus_edge.exits import exit_steps, random_exit_top1, viewing_order
 from adafocus_edge.glimpse import GlimpseStream, see_clip, softmax
 from adafocus_edge.metrics import accuracy_curve, top_k_accuracy, wilson_interval
 from adafocus_edge.preprocess import sampled_frames
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from adafocus_edge.backends.base import LoadedModel
     from adafocus_edge.data import Example, Split
+    from adafocus_edge.exits import ExitThresholds
     from adafocus_edge.types import ModelSpec
 
 Patches = Literal["policy", "centre", "random"]
@@ -113,6 +115,7 @@ class Evaluation:
         failed: name and error of each clip that could not be read.
         multi_label: whether mAP counts all labels of a clip (FCVID) or its first only (ActivityNet).
         gflops_per_clip: multiply-adds in units of 1e9.
+        exits: thresholds at which clips stop early, or None; the other figures are those of all steps.
     """
 
     origin: str
@@ -121,6 +124,7 @@ class Evaluation:
     failed: tuple[tuple[str, str], ...]
     multi_label: bool
     gflops_per_clip: float
+    exits: ExitThresholds | None = None
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -144,6 +148,12 @@ class Evaluation:
         labels = [s.example.labels for s in self.scored]
         steps = accuracy_curve(self.probabilities, labels, multi_label=self.multi_label)
         return [{"step": n, **{name: round(v, 4) for name, v in values.items()}} for n, values in enumerate(steps)]
+
+    def early(self) -> dict[str, float]:
+        """Return mean steps, top-1 and GFLOPs with early exit, and top-1 of as many exits at random clips."""
+        assert self.exits is not None
+        logits = np.stack([s.logits for s in self.scored])
+        return exit_figures(logits, self.labels, self.exits, self.gflops_per_clip / logits.shape[1])
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as an object for ``--json``."""
@@ -171,10 +181,33 @@ class Evaluation:
             "read_ms_per_clip": round(float(np.median([s.read_ms for s in self.scored])), 3),
             "gflops_per_clip": round(self.gflops_per_clip, 4),
             "per_step": curve,
+            **({} if self.exits is None else {"exit": self.early()}),
             "classes": list(self.classes),
             "confusion": self.confusion.tolist(),
             "predictions": clips,
         }
+
+
+def exit_figures(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], exits: ExitThresholds, gflops_per_step: float
+) -> dict[str, float]:
+    """Return what early exit gives on clips: mean steps, GFLOPs, top-1, and top-1 of as many exits at random clips.
+
+    Args:
+        logits: [N, T, C], in the thresholds' order.
+        labels: [N].
+        exits: the thresholds.
+        gflops_per_step: multiply-adds in units of 1e9.
+    """
+    right = logits.argmax(axis=2) == labels[:, None]
+    steps = exit_steps(logits, exits)
+    mean_steps = float(steps.mean() + 1)
+    return {
+        "mean_steps": round(mean_steps, 4),
+        "gflops_per_clip": round(mean_steps * gflops_per_step, 4),
+        "top1": round(float(right[np.arange(len(steps)), steps].mean() * 100), 4),
+        "top1_random_exit": round(random_exit_top1(right, steps), 4),
+    }
 
 
 def evaluate(
@@ -184,6 +217,7 @@ def evaluate(
     *,
     gflops_per_clip: float,
     multi_label: bool = False,
+    exits: ExitThresholds | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Evaluation:
     """Run a model over every clip of a split, sampled as the official evaluation does.
@@ -194,6 +228,7 @@ def evaluate(
         split: the clips.
         gflops_per_clip: what one clip costs.
         multi_label: see :class:`Evaluation`.
+        exits: see :class:`Evaluation`; their order is the one that frames are seen in.
         progress: told how many clips are done.
 
     A clip that cannot be read is listed, and the others go on. Raises ``DataError`` if none can.
@@ -204,13 +239,14 @@ def evaluate(
         if isinstance(frames, SourceError):
             failed.append((example.name, str(frames)))
         else:
+            seen = frames if exits is None else frames[viewing_order(exits.order, len(frames))]
             before = time.perf_counter()
-            logits = predict(frames)
+            logits = predict(seen)
             scored.append(Scored(example, logits, read_ms, (time.perf_counter() - before) * 1e3))
         progress(done)
     if not scored:
         raise DataError(f"{split.origin}: none of its {len(failed)} clips can be read; the first: {failed[0][1]}")
-    return Evaluation(split.origin, split.classes, tuple(scored), tuple(failed), multi_label, gflops_per_clip)
+    return Evaluation(split.origin, split.classes, tuple(scored), tuple(failed), multi_label, gflops_per_clip, exits)
 
 
 def _read(split: Split, spec: ModelSpec) -> Iterator[tuple[Example, NDArray[np.uint8] | SourceError, float]]:

@@ -11,6 +11,7 @@ from adafocus_edge.files import write_file
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from adafocus_edge.bundle import Bundle
     from adafocus_edge.evaluate import Evaluation
 
 MOST_NAMED_CLASSES = 20
@@ -50,6 +51,43 @@ def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
             for column in range(count):
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 right.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour)
+    _save(figure, path)
+
+
+def draw_calibration(bundle: Bundle, path: Path) -> None:
+    """Draw a calibration's report: accuracy against size, against milliseconds, and against steps with early exit.
+
+    Raises what :func:`draw_evaluation` does.
+    """
+    rows = bundle.manifest.reports["calibration"]["rows"]
+    figure = _figure(15, 4.6)
+    size, time, steps = figure.subplots(1, 3, sharey=True)
+    for number, (name, row) in enumerate(rows.items()):
+        low, high = row["top1_interval_95"]
+        spread = [[row["top1"] - low], [high - row["top1"]]]
+        style = {"fmt": "o", "color": f"C{number}", "capsize": 3, "elinewidth": 1}
+        size.errorbar(row["size_mb"], row["top1"], yerr=spread, label=f"{name} ({row['purpose']})", **style)
+        time.errorbar(row["ms_per_clip"], row["top1"], yerr=spread, label=name, **style)
+    size.set_xlabel("megabytes")
+    size.set_ylabel("top-1, percent")
+    reference = rows["fp32"]
+    time.set_xlabel(f"ms per clip\n{reference['measured']['on']}")
+    curve = reference["per_step_top1"]
+    steps.plot(range(1, len(curve) + 1), curve, color="C0", marker="o", markersize=4, label="fp32, fixed steps")
+    for number, (name, orders) in enumerate(reference["exits"].items(), start=1):
+        for order, found in orders.items():
+            text = name if order == "clip" else f"{name}, {order}"
+            steps.plot(found["mean_steps"], found["top1"], "*", color=f"C{number}", markersize=12, label=f"exit {text}")
+            steps.plot(
+                found["mean_steps"], found["top1_random_exit"], "x", color=f"C{number}", label=f"{text}, at random"
+            )
+    steps.set_xlabel("mean glimpses per clip")
+    for axes in (size, time, steps):
+        axes.grid(alpha=0.3)
+        axes.legend(loc="best", fontsize=8)
+    size.set_xlim(left=0)
+    time.set_xlim(left=0)
+    figure.suptitle(f"{bundle.path.name}: {reference['measured']['clips']} clips, bars: 95 % intervals")
     _save(figure, path)
 
 

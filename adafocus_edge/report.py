@@ -97,7 +97,12 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
         "checkpoint": f"{manifest.provenance.checkpoint} (sha256 {manifest.provenance.checkpoint_sha256[:16]}...)",
         "made": f"{manifest.provenance.created} with "
         + ", ".join(f"{tool} {version}" for tool, version in manifest.provenance.tools.items()),
-        "thresholds": ", ".join(manifest.thresholds) or "none",
+        "exit thresholds": "; ".join(
+            f"{name}: {one.goal}, {one.order}, {one.mean_steps:.2f} steps"
+            for name, sets in manifest.thresholds.items()
+            for one in sets
+        )
+        or "none",
     }
     for name, value in rows.items():
         model.add_row(name, escape(value))
@@ -168,6 +173,11 @@ def evaluation_tables(entry: dict[str, Any]) -> Iterable[Table]:
         "GFLOPs per clip": f"{entry['gflops_per_clip']:.2f}",
         "ms per clip": f"{entry['model_ms_per_clip']:.1f} model, {entry['read_ms_per_clip']:.1f} reading (medians)",
     }
+    if early := entry.get("exit"):
+        rows["early exit"] = (
+            f"{early['mean_steps']:.2f} glimpses, {early['gflops_per_clip']:.2f} GFLOPs, top-1 {early['top1']:.2f} % "
+            f"(as many exits at random: {early['top1_random_exit']:.2f} %)"
+        )
     for name, value in rows.items():
         figures.add_row(name, escape(value))
     yield figures
@@ -186,6 +196,71 @@ def evaluation_tables(entry: dict[str, Any]) -> Iterable[Table]:
     for name, counts in zip(entry["classes"], entry["confusion"], strict=True):
         confusion.add_row(escape(name), *map(str, counts))
     yield confusion
+
+
+def calibration_tables(bundle: Bundle) -> Iterable[Table]:
+    """Yield a calibration's report as tables: what each variant costs, each graph alone, and the exit thresholds."""
+    rows = bundle.manifest.reports["calibration"]["rows"]
+    table = Table(title=escape(f"{bundle.path}: variants"), **STYLE)
+    for column in (
+        "variant", "for", "MB", "of FP32", "top-1 (95 %)", "same labels", "same patches", "logit error", "ms/clip",
+        "ms/step", "times faster",
+    ):  # fmt: skip
+        table.add_column(column, justify="left" if column in ("variant", "for") else "right")
+    for name, row in rows.items():
+        low, high = row["top1_interval_95"]
+        faster = row.get("times_faster_per_clip")
+        table.add_row(
+            name, row["purpose"], f"{row['size_mb']:.1f}", f"{row['share_of_fp32_size']:.0%}",
+            f"{row['top1']:.1f} % ({low:.0f} to {high:.0f})", f"{row['label_agreement']:.1f} %",
+            f"{row['action_agreement']:.1f} %", f"{row['logit_error_max']:.2g} of {row['logit_scale']:.3g}",
+            f"{row['ms_per_clip']:.1f}", f"{row['ms_per_step']:.1f}", f"{faster:.2f}" if faster else "",
+        )  # fmt: skip
+    yield table
+    if measured := rows.get("fp32", {}).get("measured"):
+        table.caption = escape(f"{measured['clips']} clips; times of all on {measured['on']}")
+        table.caption_justify = "left"
+
+    graphs = Table(title="INT8, each graph alone (calibration clips)", **STYLE)
+    for column in ("variant", "graph", "precision", "points lost", "same labels", "same patches", "kept higher"):
+        graphs.add_column(column, justify="left" if column in ("variant", "graph", "precision") else "right")
+    for name, row in rows.items():
+        for graph, found in row.get("graphs_alone", {}).items():
+            kept = [entry["layer"] for entry in row["kept"] if entry["graph"] == graph]
+            graphs.add_row(
+                name, graph, bundle.manifest.variants[name][graph].precision, f"{found['top1_drop']:.1f}",
+                f"{found['label_agreement']:.1f} %", f"{found['action_agreement']:.1f} %",
+                "all" if kept == ["all"] else str(len(kept)),
+            )  # fmt: skip
+    if graphs.row_count:
+        yield graphs
+    kept = Table(title="layers kept in higher precision, most sensitive first", **STYLE)
+    for column in ("variant", "graph", "layer", "error of the graph's outputs with this layer alone in INT8"):
+        kept.add_column(column)
+    for name, row in rows.items():
+        for entry in row.get("kept", ()):
+            error = entry["error_alone"]
+            kept.add_row(name, entry["graph"], escape(entry["layer"]), "" if error is None else f"{error:.2%}")
+    if kept.row_count:
+        yield kept
+    if bundle.manifest.thresholds:
+        yield _exit_table(bundle, rows)
+
+
+def _exit_table(bundle: Bundle, rows: dict[str, Any]) -> Table:
+    table = Table(title=f"early exit (all steps: {bundle.model.segments})", **STYLE)
+    for column in ("set", "solved for", "order", "variant", "mean steps", "GFLOPs", "top-1", "at random", "all steps"):
+        table.add_column(column, justify="left" if column in ("set", "solved for", "order", "variant") else "right")
+    for name, sets in bundle.manifest.thresholds.items():
+        for one in sets:
+            for variant, row in rows.items():
+                if found := row["exits"].get(name, {}).get(one.order):
+                    table.add_row(
+                        name, one.goal, one.order, variant, f"{found['mean_steps']:.2f}",
+                        f"{found['gflops_per_clip']:.2f}", f"{found['top1']:.1f} %",
+                        f"{found['top1_random_exit']:.1f} %", f"{found['top1_all_steps']:.1f} %",
+                    )  # fmt: skip
+    return table
 
 
 class ResultFile:

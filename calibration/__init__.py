@@ -1,1 +1,1 @@
-"""From a bundle to more variants of it: FP16, INT8 and exit thresholds. Nothing is here yet."""
+"""From a bundle to faster variants of it, FP16 and INT8, and exit thresholds; always with what they cost."""

@@ -9,6 +9,7 @@ from adafocus_edge.backends.ort import DeviceTensor, OrtBoundSession, OrtSession
 from adafocus_edge.bundle import read_bundle
 from adafocus_edge.classify import Classifier
 from adafocus_edge.errors import BackendError, UsageError
+from adafocus_edge.exits import ExitThresholds
 from adafocus_edge.glimpse import GlimpseStream, see_clip, softmax
 from adafocus_edge.sources import Source
 from adafocus_edge.types import GRAPHS
@@ -110,15 +111,15 @@ def test_early_exit_stops_at_the_first_sure_step(model):
     assert not full.exited_early
     bar = sorted(confidences)[len(confidences) // 2]
     first = next(step for step, confidence in enumerate(confidences) if confidence >= bar - 1e-6)
-    early, _ = Classifier(model, [str(n) for n in range(7)], exit_confidence=bar - 1e-6).classify(source)
+    early, _ = Classifier(model, [str(n) for n in range(7)], exits=ExitThresholds.at(bar - 1e-6, 8)).classify(source)
     assert len(early.steps) == first + 1
     assert early.exited_early == (first + 1 < SMALL.segments)
     assert early.top[0] == early.steps[-1].guess
-    never, _ = Classifier(model, [str(n) for n in range(7)], exit_confidence=1.0).classify(source)
+    never, _ = Classifier(model, [str(n) for n in range(7)], exits=ExitThresholds.at(1.0, 8)).classify(source)
     assert [step.patch for step in never.steps] == [step.patch for step in full.steps]
     assert not never.exited_early
     with pytest.raises(UsageError, match="--schedule stream"):
-        Classifier(model, ["a"], schedule="clip", exit_confidence=0.5)
+        Classifier(model, ["a"], schedule="clip", exits=ExitThresholds.at(0.5, 8))
 
 
 def test_a_backend_that_cannot_run_says_why(small_bundle, monkeypatch):

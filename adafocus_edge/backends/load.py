@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafocus_edge.backends.base import LoadedModel, Session
 from adafocus_edge.bundle import describe_tensors
 from adafocus_edge.errors import BackendError, UsageError
-from adafocus_edge.types import GRAPHS, contract
+from adafocus_edge.types import GRAPHS, ModelSpec, contract
 
 if TYPE_CHECKING:
     from adafocus_edge.bundle import Bundle
@@ -45,14 +47,33 @@ def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", thr
     elif backend == "onnxruntime-cuda" and (obstacle := ort.cuda_obstacle()):
         fix = f"{obstacle.fix}, or " if obstacle.fix else ""
         raise BackendError(f"onnxruntime-cuda cannot run here: {obstacle.why}; {fix}use --backend onnxruntime-cpu")
+    return open_graphs(bundle.model, lambda graph: bundle.graph_path(variant, graph), variant, backend, threads)
+
+
+def open_graphs(
+    spec: ModelSpec, path_of: Callable[[str], Path], variant: str, backend: str, threads: int | None = None
+) -> LoadedModel:
+    """Open four graph files on a backend that can run here, and check them against the contract.
+
+    Args:
+        spec: the model's shapes and names.
+        path_of: gives each graph's file.
+        variant: what to call it.
+        backend: one of :data:`BACKENDS`.
+        threads: see :func:`load_model`.
+
+    Raises ``BackendError``.
+    """
+    from adafocus_edge.backends import ort
+
     on_gpu = backend == "onnxruntime-cuda"
     with ExitStack() as opened:
         sessions: dict[str, Session] = {}
         for graph in GRAPHS:
-            path = bundle.graph_path(variant, graph)
+            path = path_of(graph)
             session = ort.OrtBoundSession(path, "cuda", threads) if on_gpu else ort.OrtSession(path, threads)
             opened.callback(session.close)
-            for found, expected in zip((session.inputs, session.outputs), contract(bundle.model, graph), strict=True):
+            for found, expected in zip((session.inputs, session.outputs), contract(spec, graph), strict=True):
                 if found != expected:
                     raise BackendError(
                         f"{path}: takes or gives {describe_tensors(found)} instead of {describe_tensors(expected)}"
@@ -60,9 +81,9 @@ def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", thr
             sessions[graph] = session
         opened.pop_all()
     return LoadedModel(
-        bundle.model,
+        spec,
         **sessions,
         backend=backend,
         variant=variant,
-        batch=bundle.model.segments if on_gpu else CPU_BATCH,
+        batch=spec.segments if on_gpu else CPU_BATCH,
     )

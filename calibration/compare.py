@@ -1,0 +1,115 @@
+"""What a variant costs: a run over clips beside the float model's, and both timed in turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.exits import Order, viewing_order
+from adafocus_edge.glimpse import GlimpseStream, patch_of, see_clip
+from adafocus_edge.metrics import wilson_interval
+from calibration.samples import Clips
+
+TIMED_CLIPS = 4
+TIMED_ROUNDS = 7
+TIMED_STEPS = 8
+"""Streamed frames per round, after one that is not counted."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a model made of clips.
+
+    Attributes:
+        logits: float32 [N, T, C], after each step.
+        patches: int64 [N, T, 2], top-left corner (y, x) in pixels of each step's patch.
+    """
+
+    logits: NDArray[np.float32]
+    patches: NDArray[np.int64]
+
+    def right(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether each clip is right after each step, [N, T]."""
+        return np.asarray(self.logits.argmax(axis=2) == labels[:, None])
+
+
+def run(
+    model: LoadedModel, clips: Clips, order: Order = "clip", progress: Callable[[int], None] = lambda _: None
+) -> Run:
+    """Run a model over clips whose frames are seen in an order."""
+    logits, patches = [], []
+    for done, frames in enumerate(clips.frames, start=1):
+        glimpses = list(see_clip(model, frames[viewing_order(order, len(frames))]))
+        logits.append(np.concatenate([glimpse.logits for glimpse in glimpses]))
+        patches.append([patch_of(model.spec, glimpse.origins[0])[:2] for glimpse in glimpses])
+        progress(done)
+    return Run(np.stack(logits), np.array(patches, np.int64))
+
+
+def compare(found: Run, reference: Run, labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Return what a variant's run differs in from the float model's: accuracy, labels, patches, logits.
+
+    Args:
+        found: the variant's run.
+        reference: the float model's.
+        labels: of the clips.
+
+    Shares and accuracies are in percent. ``action_agreement`` counts steps, ``clips_with_other_patches`` clips.
+    """
+    right, before = found.right(labels)[:, -1], reference.right(labels)[:, -1]
+    low, high = wilson_interval(int(right.sum()), len(right))
+    same_patch = (found.patches == reference.patches).all(axis=2)
+    error = np.abs(found.logits - reference.logits)
+    last = (found.logits[:, -1].argmax(axis=1), reference.logits[:, -1].argmax(axis=1))
+    return {
+        "top1": _percent(right),
+        "top1_interval_95": [round(low * 100, 2), round(high * 100, 2)],
+        "top1_drop": round(_percent(before) - _percent(right), 4),
+        "label_agreement": _percent(last[0] == last[1]),
+        "action_agreement": _percent(same_patch),
+        "clips_with_other_patches": int((~same_patch).any(axis=1).sum()),
+        "logit_error_max": float(error.max()),
+        "logit_error_mean": float(error.mean()),
+        "logit_scale": float(np.abs(reference.logits).max()),
+    }
+
+
+def _percent(flags: NDArray[np.bool_]) -> float:
+    return round(float(flags.mean() * 100), 4)
+
+
+def timed(models: Mapping[str, LoadedModel], clips: Clips) -> dict[str, dict[str, float]]:
+    """Return the milliseconds per clip (clip schedule) and per step (streamed frame) of models, in turns; medians."""
+    chosen = clips.frames[:TIMED_CLIPS]
+    per_clip: dict[str, list[float]] = {name: [] for name in models}
+    per_step: dict[str, list[float]] = {name: [] for name in models}
+    for round_number in range(TIMED_ROUNDS + 1):
+        for name, model in models.items():
+            frames = chosen[round_number % len(chosen)]
+            before = time.perf_counter()
+            for _ in see_clip(model, frames):
+                pass
+            clip_ms = (time.perf_counter() - before) * 1e3
+            stream = GlimpseStream(model)
+            steps = []
+            for step in range(min(TIMED_STEPS, len(frames))):
+                before = time.perf_counter()
+                stream.see(frames[step : step + 1])
+                steps.append((time.perf_counter() - before) * 1e3)
+            if round_number:  # the first round warms up
+                per_clip[name].append(clip_ms)
+                per_step[name].extend(steps[1:])
+    return {
+        name: {
+            "ms_per_clip": round(statistics.median(per_clip[name]), 3),
+            "ms_per_step": round(statistics.median(per_step[name] or per_clip[name]), 3),
+        }
+        for name in models
+    }

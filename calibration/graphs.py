@@ -1,0 +1,123 @@
+"""Reading and rewriting ONNX graphs: what every variant's maker needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnxruntime.quantization.onnx_model import ONNXModel
+
+LAYERS = ("Conv", "Gemm", "MatMul")
+"""Operators with weights: the layers of a report."""
+MOVES = ("Transpose", "Gather", "GatherND", "Reshape", "Slice")
+"""Operators that move what their first input holds and compute nothing."""
+
+
+def load_graph(path: Path) -> ModelProto:
+    """Read a float graph with its weights as FP32, however they are stored, and the shapes of all its tensors."""
+    model = onnx.load_model(path)
+    weights = initializers(model)
+    for node in [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in weights]:
+        stored = numpy_helper.to_array(weights[node.input[0]])
+        add_initializer(model, node.output[0], stored.astype(helper.tensor_dtype_to_np_dtype(node.attribute[0].i)))
+        model.graph.node.remove(node)
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"
+    return tidy(model)
+
+
+def tidy(model: ModelProto) -> ModelProto:
+    """Drop what nothing uses, put the nodes in order, infer the shapes anew, and check the result."""
+    while True:
+        used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
+        dead = [node for node in model.graph.node if not used.intersection(node.output)]
+        if not dead:
+            break
+        for node in dead:
+            model.graph.node.remove(node)
+    for weight in [weight for weight in model.graph.initializer if weight.name not in used]:
+        model.graph.initializer.remove(weight)
+    ONNXModel(model).topological_sort()
+    del model.graph.value_info[:]
+    model = onnx.shape_inference.infer_shapes(model)
+    onnx.checker.check_model(model)
+    return model
+
+
+def save_graph(model: ModelProto, path: Path) -> None:
+    """Write a graph as small as it can be: equal constants once (zero points, mostly), no inferred shapes."""
+    model = copy_of(model)
+    del model.graph.value_info[:]
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    same: dict[str, str] = {}
+    for weight in list(model.graph.initializer):
+        key = weight.data_type, tuple(weight.dims), numpy_helper.to_array(weight).tobytes()
+        if first.setdefault(key, weight.name) != weight.name:
+            same[weight.name] = first[key]
+            model.graph.initializer.remove(weight)
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            node.input[place] = same.get(name, name)
+    onnx.checker.check_model(model)
+    onnx.save_model(model, path)
+
+
+def copy_of(model: ModelProto) -> ModelProto:
+    """Return a copy that can be rewritten."""
+    copied = ModelProto()
+    copied.CopyFrom(model)
+    return copied
+
+
+def initializers(model: ModelProto) -> dict[str, TensorProto]:
+    """Return a graph's constants by name."""
+    return {weight.name: weight for weight in model.graph.initializer}
+
+
+def add_initializer(model: ModelProto, name: str, values: NDArray[np.generic]) -> None:
+    """Add a constant."""
+    model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+
+
+def constant(model: ModelProto, name: str) -> NDArray[Any] | None:
+    """Return a constant's values, or None if a tensor is none."""
+    weight = initializers(model).get(name)
+    return None if weight is None else numpy_helper.to_array(weight)
+
+
+def producers(model: ModelProto) -> dict[str, NodeProto]:
+    """Return the node that makes each tensor."""
+    return {name: node for node in model.graph.node for name in node.output}
+
+
+def consumers(model: ModelProto) -> dict[str, list[NodeProto]]:
+    """Return the nodes that take each tensor."""
+    found: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
+
+
+def replace_nodes(model: ModelProto, old: Iterable[NodeProto], new: Iterable[NodeProto]) -> None:
+    """Take nodes out and put others in; :func:`tidy` finds their places."""
+    for node in old:
+        model.graph.node.remove(node)
+    model.graph.node.extend(new)
+
+
+def layers(model: ModelProto) -> list[str]:
+    """Return the names of the nodes with weights, in the order they run."""
+    weights = initializers(model)
+    return [n.name for n in model.graph.node if n.op_type in LAYERS and any(name in weights for name in n.input[1:2])]
+
+
+def float_tensors(model: ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    """Return every FP32 tensor that a node makes or the graph takes, by name."""
+    infos = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+    return {info.name: info for info in infos if info.type.tensor_type.elem_type == TensorProto.FLOAT}

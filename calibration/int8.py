@@ -1,0 +1,290 @@
+"""INT8 graphs in ONNX's own terms (Q/DQ), placed for ONNX Runtime on a CPU or for TensorRT.
+
+ONNX Runtime's quantizer does the work; here is what it is told, and what each target wants beside that.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from adafocus_edge.cpus import processor
+from calibration.graphs import (
+    LAYERS,
+    MOVES,
+    add_initializer,
+    constant,
+    consumers,
+    copy_of,
+    initializers,
+    load_graph,
+    producers,
+    replace_nodes,
+    tidy,
+)
+from calibration.ranges import Range
+
+CPU_OPERATORS = ["Conv", "Gemm", "MatMul", "Clip", "Relu", "Add", "MaxPool"]
+TENSORRT_OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "MaxPool", "GlobalAveragePool"]
+PIXEL_ZERO = 114
+"""The grey level that raw pixels are counted from: what a convolution's padding then stands for (the mean is 124, 116
+and 104 in R, G and B, so padded pixels are up to 10 levels off; all others are exact)."""
+VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+
+
+def needs_reduced_range() -> bool:
+    """Whether this processor adds pairs of 8-bit products in 16 bits: they overflow unless weights have 7 bits only."""
+    return platform.machine().lower() in ("x86_64", "amd64") and not VNNI & processor()[1]
+
+
+def for_cpu(
+    model: ModelProto,
+    ranges: Mapping[str, Range],
+    *,
+    reduce_range: bool,
+    only: Collection[str] | None = None,
+    skip: Collection[str] = (),
+) -> ModelProto:
+    """Quantize a graph of convolutions for ONNX Runtime's CPU kernels: activations U8, weights S8 per channel.
+
+    Pixels stay the bytes they are, and the first convolution's weights absorb their normalisation.
+
+    Args:
+        model: float graph, from :func:`calibration.graphs.load_graph`.
+        ranges: of its tensors.
+        reduce_range: 7-bit weights (:func:`needs_reduced_range`).
+        only: names of the only layers to quantize; None for all.
+        skip: names of layers to leave as they are.
+    """
+    raw = _with_raw_pixels(model) if _quantizes_first(model, only, skip) else None
+    model = raw or copy_of(model)
+    known = dict(ranges)
+    if raw is not None:
+        known[RAW] = (-float(PIXEL_ZERO), float(255 - PIXEL_ZERO))
+    options = {"QuantizeBias": True}
+    made = _quantize(model, known, CPU_OPERATORS, QuantType.QUInt8, reduce_range, only, skip, options)
+    return tidy(_bytes_as_quantized(made)) if raw is not None else tidy(made)
+
+
+def for_tensorrt(
+    model: ModelProto, ranges: Mapping[str, Range], *, only: Collection[str] | None = None, skip: Collection[str] = ()
+) -> ModelProto:
+    """Quantize a graph of convolutions as TensorRT's explicit quantization wants it: symmetric S8 everywhere.
+
+    Q/DQ stand before what a layer reads, never behind what it writes, so that a convolution takes its bias, activation
+    and residual addition with it; of an addition's two inputs the one that skips a block is quantized, of a pooling its
+    input. Weights are S8 constants, per channel; biases stay as they are. The arguments are those of :func:`for_cpu`.
+    """
+    model = _pooling_named(copy_of(model))
+    options = {
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "QuantizeBias": False,
+        "OpTypesToExcludeOutputQuantization": TENSORRT_OPERATORS,
+    }
+    made = _quantize(model, ranges, TENSORRT_OPERATORS, QuantType.QInt8, False, only, skip, options)
+    return tidy(_additions_fused(made))
+
+
+def weights_only(model: ModelProto, reduce_range: bool) -> ModelProto:
+    """Quantize a recurrent graph for a CPU: S8 weights per channel, activations quantized as they come.
+
+    One step of a recurrent graph reads every weight once, so a quarter of the bytes is what counts; and what a state
+    holds is never clipped to a range that was recorded.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        plain = copy_of(model)
+        del plain.graph.value_info[:]
+        onnx.save_model(plain, before)
+        with _quiet():
+            quantize_dynamic(
+                before, after, weight_type=QuantType.QInt8, per_channel=True, reduce_range=reduce_range,
+                op_types_to_quantize=["Gemm", "MatMul"],
+            )  # fmt: skip
+        return load_graph(after)
+
+
+class _quiet:  # noqa: N801 - reads as the statement it is
+    """Keep the quantizer's remarks from the user's terminal."""
+
+    def __enter__(self) -> None:
+        self._before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+
+    def __exit__(self, *_: object) -> None:
+        logging.disable(self._before)
+
+
+def _quantize(
+    model: ModelProto,
+    ranges: Mapping[str, Range],
+    operators: list[str],
+    activations: QuantType,
+    reduce_range: bool,
+    only: Collection[str] | None,
+    skip: Collection[str],
+    options: Mapping[str, object],
+) -> ModelProto:
+    left_out = set(skip)
+    if only is not None:
+        made_by = producers(model)
+        wanted = set(only) | {
+            n.name for n in model.graph.node
+            if n.op_type in ("Clip", "Relu") and n.input[0] in made_by and made_by[n.input[0]].name in only
+        }  # fmt: skip
+        left_out |= {n.name for n in model.graph.node if n.op_type in operators and n.name not in wanted}
+    # Additions of whole numbers compute where a patch lies; a tensor without a range was never a float.
+    left_out |= {
+        n.name for n in model.graph.node if n.op_type in operators and not any(name in ranges for name in n.output)
+    }
+    tensors = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    with _quiet():
+        quantizer = QDQQuantizer(
+            copy_of(model),
+            True,
+            reduce_range,
+            QuantType.QInt8,
+            activations,
+            TensorsData(CalibrationMethod.MinMax, tensors),
+            [],
+            sorted(left_out),
+            operators,
+            options,
+        )
+        quantizer.quantize_model()
+    made: ModelProto = quantizer.model.model
+    return made
+
+
+# -- raw pixels ----------------------------------------------------------------------------------------------------
+
+RAW = "raw_pixels"
+"""The tensor of pixels minus :data:`PIXEL_ZERO` that the first convolution reads."""
+
+
+def _first_layer(model: ModelProto) -> NodeProto:
+    found: NodeProto = next(node for node in model.graph.node if node.op_type == "Conv")
+    return found
+
+
+def _quantizes_first(model: ModelProto, only: Collection[str] | None, skip: Collection[str]) -> bool:
+    name = _first_layer(model).name
+    return name not in skip and (only is None or name in only)
+
+
+def _with_raw_pixels(model: ModelProto) -> ModelProto | None:
+    """Let the first convolution read ``pixel - PIXEL_ZERO`` instead of ``(pixel / 255 - mean) / std``.
+
+    Its weights and bias absorb the difference. Returns None if the graph does not begin that way.
+    """
+    model = copy_of(model)
+    made, first = producers(model), _first_layer(model)
+    chain: list[NodeProto] = []
+    name = first.input[0]
+    while name in made:
+        chain.append(made[name])
+        if chain[-1].op_type == "Cast":
+            break
+        name = chain[-1].input[0]
+    arithmetic = [node for node in chain if node.op_type in ("Div", "Sub")]
+    moves = [node for node in chain if node.op_type in MOVES]
+    if [n.op_type for n in arithmetic] != ["Div", "Sub", "Div"] or len(arithmetic) + len(moves) + 1 != len(chain):
+        return None
+    std, mean, scale = (constant(model, node.input[1]) for node in arithmetic)
+    weight, bias = constant(model, first.input[1]), constant(model, first.input[2]) if len(first.input) > 2 else None
+    if std is None or mean is None or scale is None or weight is None or bias is None:
+        return None
+    folded = weight.astype(np.float64) / (float(scale) * std.reshape(1, -1, 1, 1))
+    shift = (folded * (PIXEL_ZERO - float(scale) * mean.reshape(1, -1, 1, 1))).sum(axis=(1, 2, 3))
+    for suffix, values in (("weight", folded), ("bias", bias + shift), ("zero", np.array(PIXEL_ZERO))):
+        add_initializer(model, f"{RAW}_{suffix}", values.astype(np.float32))
+    new = []
+    name = chain[-1].input[0]
+    for node in reversed(moves):
+        moved = NodeProto()
+        moved.CopyFrom(node)
+        moved.input[0], moved.output[0], moved.name = name, f"{node.output[0]}_bytes", f"{node.name}_bytes"
+        new.append(moved)
+        name = moved.output[0]
+    new.append(helper.make_node("Cast", [name], [f"{RAW}_float"], name=f"{RAW}_cast", to=TensorProto.FLOAT))
+    new.append(helper.make_node("Sub", [f"{RAW}_float", f"{RAW}_zero"], [RAW], name=f"{RAW}_sub"))
+    first.input[0], first.input[1], first.input[2] = RAW, f"{RAW}_weight", f"{RAW}_bias"
+    replace_nodes(model, [], new)
+    return tidy(model)
+
+
+def _bytes_as_quantized(model: ModelProto) -> ModelProto:
+    """Drop cast, subtraction and quantization of raw pixels: the bytes are the quantized values already."""
+    made, taken = producers(model), consumers(model)
+    quantize = next(node for node in taken[RAW] if node.op_type == "QuantizeLinear")
+    scale, zero = constant(model, quantize.input[1]), constant(model, quantize.input[2])
+    assert scale == 1 and zero == PIXEL_ZERO, (scale, zero)  # noqa: PT018 - what for_cpu asked for
+    source = made[f"{RAW}_float"].input[0]
+    for dequantize in taken[quantize.output[0]]:
+        dequantize.input[0] = source
+    model.graph.node.remove(quantize)
+    return model
+
+
+# -- TensorRT's places ---------------------------------------------------------------------------------------------
+
+
+def _pooling_named(model: ModelProto) -> ModelProto:
+    """Call a mean over height and width of [N, C, H, W] what it is, a global average pooling."""
+    for node in [node for node in model.graph.node if node.op_type == "ReduceMean"]:
+        axes = constant(model, node.input[1]) if len(node.input) > 1 else None
+        keeps = next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1)
+        if axes is None or sorted(int(axis) % 4 for axis in axes.reshape(-1)) != [2, 3]:
+            continue
+        pooled = node.output[0] if keeps else f"{node.output[0]}_pooled"
+        new = [helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=f"{node.name}_pool")]
+        if not keeps:
+            add_initializer(model, f"{node.name}_axes", np.array([2, 3], np.int64))
+            new.append(helper.make_node("Squeeze", [pooled, f"{node.name}_axes"], list(node.output), name=node.name))
+        replace_nodes(model, [node], new)
+    return tidy(model)
+
+
+def _additions_fused(model: ModelProto) -> ModelProto:
+    """Take Q/DQ away between a convolution and the addition that ends its block."""
+    made, taken = producers(model), consumers(model)
+
+    def behind(name: str, *operators: str) -> NodeProto | None:
+        node = made.get(name)
+        return node if node is not None and node.op_type in operators else None
+
+    for addition in [node for node in model.graph.node if node.op_type == "Add"]:
+        for place, name in enumerate(addition.input):
+            dequantize = behind(name, "DequantizeLinear")
+            quantize = dequantize and behind(dequantize.input[0], "QuantizeLinear")
+            if not quantize or not behind(quantize.input[0], *LAYERS):
+                continue
+            if len(taken[quantize.input[0]]) == 1 and len(taken[name]) == 1:
+                addition.input[place] = quantize.input[0]
+                break  # the other input, the one that skips, stays quantized
+    return model
+
+
+def quantized_layers(model: ModelProto) -> list[str]:
+    """Return the layers of a graph whose weights are 8-bit."""
+    made, weights = producers(model), initializers(model)
+    found = []
+    for node in model.graph.node:
+        if node.op_type == "MatMulInteger":
+            found.append(node.name)
+        elif node.op_type in LAYERS and (source := made.get(node.input[1])) is not None:
+            weight = weights.get(source.input[0]) if source.op_type == "DequantizeLinear" else None
+            if weight is not None and weight.data_type == TensorProto.INT8:
+                found.append(node.name)
+    return found

@@ -1,0 +1,146 @@
+"""Solving exit thresholds on held-out clips, for a budget of steps or GFLOPs, or for an accuracy that must be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adafocus_edge.errors import UsageError
+from adafocus_edge.exits import Confidence, ExitThresholds, Order, confidence_of, exit_steps
+
+Kind = Literal["steps", "gflops", "drop", "accuracy"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+CONSTANTS = 200
+"""Thresholds tried that are the same at each step."""
+SPENT = 0.85
+"""Share of a budget that is spent at least, if any thresholds can."""
+RATIOS = np.concatenate([np.linspace(0.05, 0.95, 19), 1 / np.linspace(1.0, 0.05, 20)])
+"""Ratios tried of one step's share of exits to the step's before."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a named set of thresholds is solved for.
+
+    Attributes:
+        name: of the set.
+        kind: ``steps`` or ``gflops``: as right as can be with a mean per clip that is spent; ``drop`` or ``accuracy``:
+            as few steps as can be while at most that many points are lost, or that many percent are right. Lost are
+            clips that all steps would get right: on few clips, others that chance makes right must not pay for them.
+        value: steps, units of 1e9 multiply-adds, points, or percent.
+    """
+
+    name: str
+    kind: Kind
+    value: float
+
+    def __str__(self) -> str:
+        return {
+            "steps": f"at most {self.value:g} steps",
+            "gflops": f"at most {self.value:g} GFLOPs per clip",
+            "drop": f"at most {self.value:g} points lost",
+            "accuracy": f"at least {self.value:g} % right",
+        }[self.kind]
+
+    @classmethod
+    def parse(cls, text: str) -> Goal:
+        """Read ``NAME=KIND:VALUE``. Raises ``UsageError``."""
+        name, _, goal = text.partition("=")
+        kind, _, number = goal.partition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        known = next((known for known in KINDS if known == kind), None)
+        if not name.replace("-", "").replace("_", "").isalnum() or known is None or not 0 <= value < np.inf:
+            raise UsageError(
+                f"--exit-goal {text!r}: is NAME=KIND:VALUE, KIND one of {', '.join(KINDS)}, as in half=steps:8"
+            )
+        return cls(name, known, value)
+
+
+def solve(
+    goal: Goal,
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    *,
+    order: Order,
+    confidence: Confidence,
+    gflops_per_step: float,
+    glimpse_fps: float | None = None,
+) -> ExitThresholds:
+    """Solve one set of thresholds.
+
+    Args:
+        goal: what for.
+        logits: float32 [N, T, C], of clips that the model was not trained on, in the order they will be seen.
+        labels: int64 [N].
+        order: of the frames.
+        confidence: what will be compared with the thresholds.
+        gflops_per_step: to turn a budget of GFLOPs into steps.
+        glimpse_fps: of live windows.
+
+    Two families are tried: one threshold for all steps, and thresholds that let a geometric series of shares of the
+    clips exit, the surest first (as MSDNet's dynamic evaluation does; arXiv 1703.09844, section 5). Raises
+    ``UsageError`` if a budget is below one step, or an accuracy above what all steps reach.
+    """
+    sure = confidence_of(logits, confidence)
+    right = logits.argmax(axis=2) == labels[:, None]
+    full = float(right[:, -1].mean() * 100)
+    best: tuple[tuple[float, float, float], ExitThresholds] | None = None
+    longest = logits.shape[1]
+    for values in _candidates(sure):
+        found = ExitThresholds(order, confidence, values, str(goal), glimpse_fps=glimpse_fps)
+        steps = exit_steps(logits, found)
+        mean_steps, top1 = float(steps.mean() + 1), float(right[np.arange(len(steps)), steps].mean() * 100)
+        if goal.kind in ("steps", "gflops"):
+            budget = goal.value if goal.kind == "steps" else goal.value / gflops_per_step
+            fits = mean_steps <= budget + 1e-9
+            # A budget is there to be spent: on few clips, what looks best far below it is chance.
+            score = (float(mean_steps >= SPENT * min(budget, longest)), top1, mean_steps)
+        else:
+            now = right[np.arange(len(steps)), steps]
+            lost = float((right[:, -1] & ~now).mean() * 100)
+            fits = lost <= goal.value + 1e-9 if goal.kind == "drop" else top1 >= goal.value - 1e-9
+            score = (-mean_steps, top1, 0.0)
+        if fits and (best is None or score > best[0]):
+            solved = ExitThresholds(
+                order, confidence, values, str(goal), round(mean_steps, 4), round(top1, 4), glimpse_fps
+            )
+            best = score, solved
+    if best is None:
+        least = f"{gflops_per_step:.3f} GFLOPs" if goal.kind == "gflops" else "1"
+        reached = f"all steps reach {full:.2f} %" if goal.kind == "accuracy" else f"a single step takes {least}"
+        raise UsageError(f"exit goal {goal.name}: {goal} cannot be met: {reached}")
+    return best[1]
+
+
+def _candidates(sure: NDArray[np.float32]) -> Iterator[tuple[float | None, ...]]:
+    """Yield thresholds for each step, from the confidences [N, T] of held-out clips."""
+    clips, steps = sure.shape
+    yield (None,) * steps
+    early = np.unique(sure[:, :-1]) if steps > 1 else np.empty(0, np.float32)
+    if len(early):
+        places = np.unique(np.linspace(0, len(early) - 1, CONSTANTS).astype(int))
+        for value in early[places]:
+            yield (*[_below(value)] * (steps - 1), None)
+    for ratio in RATIOS:
+        shares = ratio ** np.arange(steps)
+        wanted = np.round(shares / shares.sum() * clips).astype(int)
+        left = np.ones(clips, bool)
+        values: list[float | None] = []
+        for step in range(steps - 1):
+            inside = np.flatnonzero(left)
+            surest = inside[np.argsort(-sure[inside, step], kind="stable")][: wanted[step]]
+            values.append(_below(sure[surest[-1], step]) if len(surest) else None)
+            left[surest] = False
+        yield (*values, None)
+
+
+def _below(value: float) -> float:
+    """Return a threshold that this confidence passes after it was written as text and read again."""
+    return float(np.nextafter(np.float32(value), np.float32(-np.inf)))

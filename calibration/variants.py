@@ -1,0 +1,295 @@
+"""Making one variant: which graphs become what, which range is best, and which layers stay as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.backends.load import open_graphs
+from adafocus_edge.backends.ort import OrtSession
+from adafocus_edge.types import GRAPHS, ModelSpec
+from calibration import int8
+from calibration.compare import Run, compare, run
+from calibration.fp16 import to_half
+from calibration.graphs import layers, load_graph, save_graph
+from calibration.ranges import METHODS, Histogram, Method, Range, histograms
+from calibration.samples import Clips, Feeds, Samples
+
+Variant = Literal["int8-cpu", "int8-trt", "fp16"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+CONVOLUTIONS = ("glancer", "focuser")
+"""The graphs whose work is convolutions: INT8 pays there."""
+RECURRENT = ("policy", "classifier")
+RANKED_SAMPLES = 32
+"""Recorded inputs on which the error of each layer alone is measured."""
+PURPOSE = {
+    "fp32": "the reference",
+    "int8-cpu": "CPUs",
+    "int8-trt": "TensorRT",
+    "fp16": "TensorRT, CUDA",
+}
+"""What each variant is made for."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a variant is made with.
+
+    Attributes:
+        method: of ranges; None to choose by accuracy.
+        max_drop: points of accuracy that may be lost on the calibration clips.
+        reduce_range: 7-bit weights in ``int8-cpu``.
+        threads: for the CPU.
+    """
+
+    method: Method | None
+    max_drop: float
+    reduce_range: bool
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class Made:
+    """A variant in a folder.
+
+    Attributes:
+        folder: holds the four graphs.
+        precision: of each graph, in words.
+        facts: for the report: method, what each graph costs, what was kept and why.
+    """
+
+    folder: Path
+    precision: dict[str, str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Maker:
+    """Makes variants of one float model, judged on the calibration clips.
+
+    Args:
+        spec: the model's shapes and names.
+        float_path: gives the float model's graph files.
+        samples: recorded inputs.
+        clips: what candidates are judged on.
+        reference: the float model's run over these clips.
+        choices: see :class:`Choices`.
+        work: an empty folder.
+        progress: told what is being done, and how much of how much.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        float_path: Callable[[str], Path],
+        samples: Samples,
+        clips: Clips,
+        reference: Run,
+        choices: Choices,
+        work: Path,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        self.spec, self.samples, self.clips, self.reference = spec, samples, clips, reference
+        self.choices, self.work, self.progress = choices, work, progress
+        self.float_path = float_path
+        self.float = {graph: load_graph(float_path(graph)) for graph in GRAPHS}
+        self._histograms: dict[str, dict[str, Histogram]] = {}
+        self._written = 0
+
+    def make(self, variant: Variant) -> Made:
+        """Make one variant."""
+        return self._half() if variant == "fp16" else self._int8(variant)
+
+    @contextmanager
+    def opened(self, paths: Mapping[str, Path], name: str) -> Iterator[LoadedModel]:
+        """Open graphs on the CPU; those not given are the float model's."""
+        with open_graphs(
+            self.spec,
+            lambda graph: paths.get(graph, self.float_path(graph)),
+            name,
+            "onnxruntime-cpu",
+            self.choices.threads,
+        ) as model:
+            yield model
+
+    # -- FP16 ---------------------------------------------------------------------------------------------------------
+
+    def _half(self) -> Made:
+        folder = self._folder()
+        for graph in GRAPHS:
+            self.progress(f"fp16: {graph}", 0, 0)
+            save_graph(to_half(self.float[graph]), folder / f"{graph}.onnx")
+        return Made(folder, dict.fromkeys(GRAPHS, "fp16"))
+
+    # -- INT8 ---------------------------------------------------------------------------------------------------------
+
+    def _int8(self, variant: Variant) -> Made:
+        recurrent = self._recurrent(variant)
+        tried: dict[Method, dict[str, Any]] = {}
+        paths_of: dict[Method, dict[str, Path]] = {}
+        for method in (self.choices.method,) if self.choices.method else METHODS:
+            paths = {graph: self._quantized(variant, graph, method) for graph in CONVOLUTIONS}
+            paths_of[method] = {**paths, **recurrent}
+            tried[method] = self._judge(paths_of[method], f"{variant}: ranges by {method}")
+        method = min(tried, key=lambda name: _badness(tried[name]))
+        paths, judged = paths_of[method], tried[method]
+
+        alone = {graph: self._judge({graph: paths[graph]}, f"{variant}: {graph} alone") for graph in paths}
+        kept: list[dict[str, Any]] = []
+        order = sorted(paths, key=lambda graph: _badness(alone[graph]), reverse=True)
+        for graph in order:
+            if judged["top1_drop"] <= self.choices.max_drop:
+                break
+            if alone[graph]["logit_error_max"] > 0:
+                paths, judged = self._restore(variant, graph, method, paths, judged, kept)
+
+        folder = self._folder()
+        precision = {}
+        for graph in GRAPHS:
+            source = paths.get(graph)
+            model = onnx.load_model(source) if source else self._unquantized(variant, graph)
+            save_graph(model, folder / f"{graph}.onnx")
+            precision[graph] = self._precision(variant, graph, model)
+        facts = {
+            "method": method,
+            "methods": tried,
+            "graphs_alone": alone,
+            "kept": kept,
+            "on_calibration_clips": judged,
+            "reduce_range": variant == "int8-cpu" and self.choices.reduce_range,
+        }
+        return Made(folder, precision, facts)
+
+    def _recurrent(self, variant: Variant) -> dict[str, Path]:
+        """Write what becomes of the recurrent graphs: 8-bit weights on a CPU, half precision in TensorRT."""
+        if variant == "int8-cpu":
+            return {
+                graph: self._write(int8.weights_only(self.float[graph], self.choices.reduce_range))
+                for graph in RECURRENT
+            }
+        return {graph: self._write(to_half(self.float[graph])) for graph in RECURRENT}
+
+    def _unquantized(self, variant: Variant, graph: str) -> ModelProto:
+        """Return what a graph is when all of it is kept: FP32 on a CPU, FP16 in TensorRT."""
+        return self.float[graph] if variant == "int8-cpu" else to_half(self.float[graph])
+
+    def _precision(self, variant: Variant, graph: str, model: ModelProto) -> str:
+        done, every = len(int8.quantized_layers(model)), len(layers(self.float[graph]))
+        if not done:
+            return "fp32" if variant == "int8-cpu" else "fp16"
+        kind = "int8 S8S8" if variant == "int8-trt" else "int8 U8S8" if graph in CONVOLUTIONS else "int8 weights"
+        return kind if done == every else f"{kind}, {done} of {every} layers"
+
+    def _quantized(self, variant: Variant, graph: str, method: Method, skip: Sequence[str] = ()) -> Path:
+        return self._write(self._quantize(variant, graph, method, None, skip))
+
+    def _quantize(
+        self, variant: Variant, graph: str, method: Method, only: Sequence[str] | None, skip: Sequence[str] = ()
+    ) -> ModelProto:
+        model, ranges = self.float[graph], self._ranges(graph, method)
+        if variant == "int8-cpu":
+            return int8.for_cpu(model, ranges, reduce_range=self.choices.reduce_range, only=only, skip=skip)
+        return int8.for_tensorrt(model, ranges, only=only, skip=skip)
+
+    def _ranges(self, graph: str, method: Method) -> dict[str, Range]:
+        if graph not in self._histograms:
+            batches = 2 * len(list(self.samples.batches(graph)))
+            self._histograms[graph] = histograms(
+                self.float[graph],
+                lambda: self.samples.batches(graph),
+                lambda done: self.progress(f"ranges of the {graph}", done, batches),
+            )
+        return {name: histogram.range_by(method) for name, histogram in self._histograms[graph].items()}
+
+    # -- sensitivity --------------------------------------------------------------------------------------------------
+
+    def _restore(
+        self,
+        variant: Variant,
+        graph: str,
+        method: Method,
+        paths: dict[str, Path],
+        judged: dict[str, Any],
+        kept: list[dict[str, Any]],
+    ) -> tuple[dict[str, Path], dict[str, Any]]:
+        """Keep a graph's most sensitive layers, twice as many each time, until the variant fits or all are kept."""
+        limit = self.choices.max_drop
+        ranked = self._ranked(variant, graph, method) if graph in CONVOLUTIONS else []
+        count = 1
+        while ranked and count < len(ranked):
+            chosen = ranked[:count]
+            candidate = {**paths, graph: self._quantized(variant, graph, method, [name for name, _ in chosen])}
+            found = self._judge(candidate, f"{variant}: {graph} with {count} layers kept")
+            if found["top1_drop"] <= limit:
+                kept.extend({"graph": graph, "layer": name, "error_alone": error} for name, error in chosen)
+                return candidate, found
+            count *= 2
+        candidate = {name: path for name, path in paths.items() if name != graph}
+        found = self._judge(candidate, f"{variant}: {graph} kept whole")
+        if _badness(found) >= _badness(judged):
+            return paths, judged  # it is not what costs the accuracy
+        kept.append({"graph": graph, "layer": "all", "error_alone": None})
+        return candidate, found
+
+    def _ranked(self, variant: Variant, graph: str, method: Method) -> list[tuple[str, float]]:
+        """Return a graph's layers, worst first, with the relative error of its outputs when it alone is INT8."""
+        names = layers(self.float[graph])
+        batches = list(self.samples.batches(graph, most=RANKED_SAMPLES))
+        expected = _outputs(self._write(self.float[graph]), batches, self.choices.threads)
+        errors = []
+        for done, name in enumerate(names, start=1):
+            self.progress(f"{variant}: each layer of the {graph} alone", done, len(names))
+            path = self._write(self._quantize(variant, graph, method, [name]))
+            errors.append(_relative_error(_outputs(path, batches, self.choices.threads), expected))
+            path.unlink()
+        return sorted(zip(names, errors, strict=True), key=lambda pair: -pair[1])
+
+    # -- judging ------------------------------------------------------------------------------------------------------
+
+    def _judge(self, paths: Mapping[str, Path], what: str) -> dict[str, Any]:
+        with self.opened(paths, what) as model:
+            found = run(model, self.clips, progress=lambda done: self.progress(what, done, len(self.clips)))
+        return compare(found, self.reference, self.clips.labels)
+
+    def _write(self, model: ModelProto) -> Path:
+        self._written += 1
+        path = self.work / f"{self._written}.onnx"
+        onnx.save_model(model, path)
+        return path
+
+    def _folder(self) -> Path:
+        self._written += 1
+        folder = self.work / f"{self._written}"
+        folder.mkdir()
+        return folder
+
+
+def _badness(judged: dict[str, Any]) -> tuple[float, float, float]:
+    """Order candidates: by accuracy, then by labels that agree with the float model's, then by logits."""
+    return judged["top1_drop"], -judged["label_agreement"], judged["logit_error_mean"]
+
+
+def _outputs(path: Path, batches: Sequence[Feeds], threads: int | None) -> list[NDArray[Any]]:
+    session = OrtSession(path, threads)
+    try:
+        made = [session.run(feeds) for feeds in batches]
+    finally:
+        session.close()
+    return [np.concatenate([outputs[name] for outputs in made]) for name in made[0]]
+
+
+def _relative_error(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> float:
+    """Return the largest of the outputs' errors, each as a share of that output's own size (root of squares)."""
+    errors = []
+    for made, wanted in zip(found, expected, strict=True):
+        size = float(np.linalg.norm(wanted.astype(np.float64)))
+        errors.append(float(np.linalg.norm(made.astype(np.float64) - wanted)) / max(size, 1e-12))
+    return max(errors)
