@@ -226,21 +226,21 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
         graphs.add_column(column, justify="left" if column in ("variant", "graph", "precision") else "right")
     for name, row in rows.items():
         for graph, found in row.get("graphs_alone", {}).items():
-            kept = [entry["layer"] for entry in row["kept"] if entry["graph"] == graph]
+            higher = [entry["layer"] for entry in row["kept"] if entry["graph"] == graph]
             graphs.add_row(
                 name, graph, bundle.manifest.variants[name][graph].precision, f"{found['top1_drop']:.1f}",
                 f"{found['label_agreement']:.1f} %", f"{found['action_agreement']:.1f} %",
-                "all" if kept == ["all"] else str(len(kept)),
+                "all" if higher == ["all"] else str(len(higher)),
             )  # fmt: skip
     if graphs.row_count:
         yield graphs
-    kept = Table(title="layers kept in higher precision, most sensitive first", **STYLE)
-    for column in ("variant", "graph", "layer", "error of the graph's outputs with this layer alone in INT8"):
+    kept = Table(title="layers kept in higher precision", **STYLE)
+    for column in ("variant", "graph", "layer", "why", "error alone", "error saved"):
         kept.add_column(column)
     for name, row in rows.items():
         for entry in row.get("kept", ()):
-            error = entry["error_alone"]
-            kept.add_row(name, entry["graph"], escape(entry["layer"]), "" if error is None else f"{error:.2%}")
+            errors = [f"{entry[key]:.1%}" if entry[key] else "" for key in ("error_alone", "error_saved")]
+            kept.add_row(name, entry["graph"], escape(entry["layer"]), entry["why"], *errors)
     if kept.row_count:
         yield kept
     if bundle.manifest.thresholds:

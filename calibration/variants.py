@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,6 +31,8 @@ CONVOLUTIONS = ("glancer", "focuser")
 RECURRENT = ("policy", "classifier")
 RANKED_SAMPLES = 32
 """Recorded inputs on which the error of each layer alone is measured."""
+TRIED_WITHOUT = 16
+"""Layers that are also tried the other way round."""
 PURPOSE = {
     "fp32": "the reference",
     "int8-cpu": "CPUs",
@@ -70,6 +72,25 @@ class Made:
     folder: Path
     precision: dict[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A layer that is not quantized.
+
+    Attributes:
+        graph: it is in.
+        layer: the node's name, or ``all``.
+        why: in words.
+        error_alone: of the graph's outputs when this layer alone is INT8, as a share of their size.
+        error_saved: by which that error shrinks when all layers but this one are INT8.
+    """
+
+    graph: str
+    layer: str
+    why: str
+    error_alone: float = 0.0
+    error_saved: float = 0.0
 
 
 class Maker:
@@ -143,13 +164,17 @@ class Maker:
         paths, judged = paths_of[method], tried[method]
 
         alone = {graph: self._judge({graph: paths[graph]}, f"{variant}: {graph} alone") for graph in paths}
-        kept: list[dict[str, Any]] = []
-        order = sorted(paths, key=lambda graph: _badness(alone[graph]), reverse=True)
-        for graph in order:
+        kept = [
+            _Kept(graph, name, "the stem: nothing to gain there, much to lose")
+            for graph in CONVOLUTIONS
+            for name in int8.stem(self.float[graph])
+        ]
+        for graph in sorted(paths, key=lambda graph: _badness(alone[graph]), reverse=True):
             if judged["top1_drop"] <= self.choices.max_drop:
                 break
             if alone[graph]["logit_error_max"] > 0:
-                paths, judged = self._restore(variant, graph, method, paths, judged, kept)
+                paths, judged, more = self._restore(variant, graph, method, paths, judged)
+                kept.extend(more)
 
         folder = self._folder()
         precision = {}
@@ -162,7 +187,7 @@ class Maker:
             "method": method,
             "methods": tried,
             "graphs_alone": alone,
-            "kept": kept,
+            "kept": [asdict(entry) for entry in kept],
             "on_calibration_clips": judged,
             "reduce_range": variant == "int8-cpu" and self.choices.reduce_range,
         }
@@ -189,7 +214,7 @@ class Maker:
         return kind if done == every else f"{kind}, {done} of {every} layers"
 
     def _quantized(self, variant: Variant, graph: str, method: Method, skip: Sequence[str] = ()) -> Path:
-        return self._write(self._quantize(variant, graph, method, None, skip))
+        return self._write(self._quantize(variant, graph, method, None, [*int8.stem(self.float[graph]), *skip]))
 
     def _quantize(
         self, variant: Variant, graph: str, method: Method, only: Sequence[str] | None, skip: Sequence[str] = ()
@@ -212,45 +237,52 @@ class Maker:
     # -- sensitivity --------------------------------------------------------------------------------------------------
 
     def _restore(
-        self,
-        variant: Variant,
-        graph: str,
-        method: Method,
-        paths: dict[str, Path],
-        judged: dict[str, Any],
-        kept: list[dict[str, Any]],
-    ) -> tuple[dict[str, Path], dict[str, Any]]:
+        self, variant: Variant, graph: str, method: Method, paths: dict[str, Path], judged: dict[str, Any]
+    ) -> tuple[dict[str, Path], dict[str, Any], list[_Kept]]:
         """Keep a graph's most sensitive layers, twice as many each time, until the variant fits or all are kept."""
-        limit = self.choices.max_drop
+        why = f"{judged['top1_drop']:.2f} points were lost, {self.choices.max_drop:g} may be"
         ranked = self._ranked(variant, graph, method) if graph in CONVOLUTIONS else []
         count = 1
-        while ranked and count < len(ranked):
+        while count < len(ranked):
             chosen = ranked[:count]
-            candidate = {**paths, graph: self._quantized(variant, graph, method, [name for name, _ in chosen])}
+            candidate = {**paths, graph: self._quantized(variant, graph, method, [layer.layer for layer in chosen])}
             found = self._judge(candidate, f"{variant}: {graph} with {count} layers kept")
-            if found["top1_drop"] <= limit:
-                kept.extend({"graph": graph, "layer": name, "error_alone": error} for name, error in chosen)
-                return candidate, found
+            if found["top1_drop"] <= self.choices.max_drop:
+                return candidate, found, [replace(layer, why=why) for layer in chosen]
             count *= 2
         candidate = {name: path for name, path in paths.items() if name != graph}
         found = self._judge(candidate, f"{variant}: {graph} kept whole")
         if _badness(found) >= _badness(judged):
-            return paths, judged  # it is not what costs the accuracy
-        kept.append({"graph": graph, "layer": "all", "error_alone": None})
-        return candidate, found
+            return paths, judged, []  # it is not what costs the accuracy
+        return candidate, found, [_Kept(graph, "all", why)]
 
-    def _ranked(self, variant: Variant, graph: str, method: Method) -> list[tuple[str, float]]:
-        """Return a graph's layers, worst first, with the relative error of its outputs when it alone is INT8."""
-        names = layers(self.float[graph])
+    def _ranked(self, variant: Variant, graph: str, method: Method) -> list[_Kept]:
+        """Return a graph's layers, the most sensitive first.
+
+        A layer counts by the error of the graph's outputs when it alone is INT8, and the worst of them also by how
+        much of the error goes when it alone is not: some do their harm only together with what follows.
+        """
+        stem = set(int8.stem(self.float[graph]))
+        names = [name for name in layers(self.float[graph]) if name not in stem]
         batches = list(self.samples.batches(graph, most=RANKED_SAMPLES))
         expected = _outputs(self._write(self.float[graph]), batches, self.choices.threads)
-        errors = []
+
+        def error(only: Sequence[str] | None, skip: Sequence[str]) -> float:
+            path = self._write(self._quantize(variant, graph, method, only, skip))
+            found = _relative_error(_outputs(path, batches, self.choices.threads), expected)
+            path.unlink()
+            return found
+
+        ranked = []
         for done, name in enumerate(names, start=1):
             self.progress(f"{variant}: each layer of the {graph} alone", done, len(names))
-            path = self._write(self._quantize(variant, graph, method, [name]))
-            errors.append(_relative_error(_outputs(path, batches, self.choices.threads), expected))
-            path.unlink()
-        return sorted(zip(names, errors, strict=True), key=lambda pair: -pair[1])
+            ranked.append(_Kept(graph, name, "", error([name], ())))
+        ranked.sort(key=lambda layer: -layer.error_alone)
+        whole = error(None, sorted(stem))
+        for place, layer in enumerate(ranked[:TRIED_WITHOUT]):
+            self.progress(f"{variant}: the {graph} without each of its worst layers", place + 1, TRIED_WITHOUT)
+            ranked[place] = replace(layer, error_saved=whole - error(None, [*sorted(stem), layer.layer]))
+        return sorted(ranked, key=lambda layer: -(layer.error_alone + layer.error_saved))
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
