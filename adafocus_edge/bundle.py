@@ -258,7 +258,7 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BundleError(f"{path}: cannot be written ({error.strerror})") from error
+        raise BundleError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def copy_bundle(source: Path, target: Path) -> None:
@@ -281,6 +281,7 @@ def update_bundle(
     Returns:
         the bundle, read back. Raises ``BundleError``.
     """
+    path = path.resolve()
     manifest = change(_read_manifest(path))
     with _told(path):
         if variant is None or folder is None:
@@ -292,8 +293,11 @@ def update_bundle(
             _write_manifest(path, manifest)
         else:
             with new_bundle(path, replace=True) as draft:
-                kept = shutil.ignore_patterns(variant, MANIFEST, ".*")
-                shutil.copytree(path, draft, dirs_exist_ok=True, ignore=kept, copy_function=_link)
+
+                def replaced(folder: str, names: list[str]) -> set[str]:
+                    return {variant, MANIFEST} & set(names) if Path(folder) == path else set()
+
+                shutil.copytree(path, draft, dirs_exist_ok=True, ignore=replaced, copy_function=_link)
                 folder.rename(draft / variant)
                 _write_manifest(draft, manifest)
     return read_bundle(path)
@@ -320,10 +324,8 @@ CURRENT_FOLDER = -100
 
 def _exchange(new: Path, old: Path) -> None:
     """Put a folder in another's place, in one step where the system can; else one of the two is there afterwards."""
-    with suppress(OSError, AttributeError):
-        swap = ctypes.CDLL(None, use_errno=True).renameat2
-        if swap(CURRENT_FOLDER, os.fsencode(new), CURRENT_FOLDER, os.fsencode(old), EXCHANGE) == 0:
-            return  # what was there is now the draft, which is removed
+    if _swapped(new, old):
+        return  # what was there is now the draft, which is removed
     aside = new.with_suffix(".old")
     old.rename(aside)
     try:
@@ -332,6 +334,15 @@ def _exchange(new: Path, old: Path) -> None:
         aside.rename(old)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Let two folders change names in one step, if the system and the disk know how."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    return bool(rename(CURRENT_FOLDER, os.fsencode(one), CURRENT_FOLDER, os.fsencode(other), EXCHANGE) == 0)
 
 
 def _sync(folder: Path) -> None:

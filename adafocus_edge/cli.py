@@ -574,6 +574,8 @@ def classify(
     _check_exit(exit_set, exit_confidence, schedule)
     sources = find_sources(source)
     live = any(s.live for s in sources)
+    if live and exit_set is not None and sources[0].address.startswith("http"):
+        live = _has_live_exits(read_bundle(bundle), exit_set)  # an address without a live set is tried as a file
     if live:
         _check_live(sources, save_video, schedule)
     elif glimpse_fps is not None or duration is not None:
@@ -721,6 +723,11 @@ def _exits_asked(
     if exit_set is not None:
         return _exits(bundle, exit_set, live=live)
     return None if exit_confidence is None else ExitThresholds.at(exit_confidence, bundle.model.segments)
+
+
+def _has_live_exits(bundle: Bundle, name: str) -> bool:
+    sets = bundle.manifest.thresholds.get(name.partition("/")[0], ())
+    return any(thresholds.order == "live" for thresholds in sets)
 
 
 def _exits(bundle: Bundle, name: str, *, live: bool) -> ExitThresholds:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
 from adafocus_edge.files import write_file
+from adafocus_edge.report import ON_CPU
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 MOST_NAMED_CLASSES = 20
 """With more classes, a confusion matrix shows no names."""
+EXIT_MARKERS = {"clip": "*", "coarse-to-fine": "P", "live": "D"}
+"""How each order of frames is drawn."""
 
 
 def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
@@ -59,7 +62,8 @@ def draw_calibration(bundle: Bundle, path: Path) -> None:
 
     Raises what :func:`draw_evaluation` does.
     """
-    rows = bundle.manifest.reports["calibration"]["rows"]
+    report = bundle.manifest.reports["calibration"]
+    rows, measured = report["rows"], report["measured"]
     figure = _figure(15, 4.6)
     size, time, steps = figure.subplots(1, 3, sharey=True)
     for number, (name, row) in enumerate(rows.items()):
@@ -67,17 +71,21 @@ def draw_calibration(bundle: Bundle, path: Path) -> None:
         spread = [[row["top1"] - low], [high - row["top1"]]]
         style = {"fmt": "o", "color": f"C{number}", "capsize": 3, "elinewidth": 1}
         size.errorbar(row["size_mb"], row["top1"], yerr=spread, label=f"{name} ({row['purpose']})", **style)
-        time.errorbar(row["ms_per_clip"], row["top1"], yerr=spread, label=name, **style)
+        if name in ON_CPU:
+            time.errorbar(row["ms_per_clip"], row["top1"], yerr=spread, label=name, **style)
     size.set_xlabel("megabytes")
     size.set_ylabel("top-1, percent")
     reference = rows["fp32"]
-    time.set_xlabel(f"ms per clip\n{reference['measured']['on']}")
+    time.set_xlabel(f"ms per clip\n{measured['on']}")
     curve = reference["per_step_top1"]
     steps.plot(range(1, len(curve) + 1), curve, color="C0", marker="o", markersize=4, label="fp32, fixed steps")
     for number, (name, orders) in enumerate(reference["exits"].items(), start=1):
         for order, found in orders.items():
             text = name if order == "clip" else f"{name}, {order}"
-            steps.plot(found["mean_steps"], found["top1"], "*", color=f"C{number}", markersize=12, label=f"exit {text}")
+            marker = EXIT_MARKERS[order]
+            steps.plot(
+                found["mean_steps"], found["top1"], marker, color=f"C{number}", markersize=9, label=f"exit {text}"
+            )
             steps.plot(
                 found["mean_steps"], found["top1_random_exit"], "x", color=f"C{number}", label=f"{text}, at random"
             )
@@ -87,7 +95,7 @@ def draw_calibration(bundle: Bundle, path: Path) -> None:
         axes.legend(loc="best", fontsize=8)
     size.set_xlim(left=0)
     time.set_xlim(left=0)
-    figure.suptitle(f"{bundle.path.name}: {reference['measured']['clips']} clips, bars: 95 % intervals")
+    figure.suptitle(f"{bundle.path.name}: {measured['clips']} clips, bars: 95 % intervals")
     _save(figure, path)
 
 

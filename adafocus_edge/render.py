@@ -64,7 +64,8 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
         SourceError: the clip cannot be decoded, or the file cannot be written.
     """
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    first_seen = [step.frame_index for step in result.steps]
+    steps = sorted(result.steps, key=lambda step: step.frame_index)  # coarse to fine, they were not seen in this order
+    first_seen = [step.frame_index for step in steps]
     options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
     draft: Path | None = None
     try:
@@ -76,7 +77,7 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
         with av.open(f"file:{draft}", "w", options=options) as container:
             stream: VideoStream | None = None
             for index, frame in clip.frames():
-                step = result.steps[max(0, bisect.bisect_right(first_seen, index) - 1)]
+                step = steps[max(0, bisect.bisect_right(first_seen, index) - 1)]
                 picture = annotate(frame, step, result, spec)
                 if stream is None:
                     stream = cast(

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from adafocus_edge.classify import Result
 
 BAR_WIDTH = 24
+ON_CPU = ("fp32", "int8-cpu")
+"""Variants that are made for a CPU; a calibration times all of them on one."""
 MOST_SHOWN_CLASSES = 12
 """With more classes, the confusion matrix is left to JSON and PNG."""
 STYLE: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD}
@@ -200,7 +202,8 @@ def evaluation_tables(entry: dict[str, Any]) -> Iterable[Table]:
 
 def calibration_tables(bundle: Bundle) -> Iterable[Table]:
     """Yield a calibration's report as tables: what each variant costs, each graph alone, and the exit thresholds."""
-    rows = bundle.manifest.reports["calibration"]["rows"]
+    report = bundle.manifest.reports["calibration"]
+    rows = report["rows"]
     table = Table(title=escape(f"{bundle.path}: variants"), **STYLE)
     for column in (
         "variant", "for", "MB", "of FP32", "top-1 (95 %)", "same labels", "same patches", "logit error", "ms/clip",
@@ -209,19 +212,22 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
         table.add_column(column, justify="left" if column in ("variant", "for") else "right")
     for name, row in rows.items():
         low, high = row["top1_interval_95"]
-        faster = row.get("times_faster_per_clip")
+        own = name in ON_CPU
+        times = [f"{row[key]:.1f}" if own else f"({row[key]:.1f})" for key in ("ms_per_clip", "ms_per_step")]
         table.add_row(
             name, row["purpose"], f"{row['size_mb']:.1f}", f"{row['share_of_fp32_size']:.0%}",
             f"{row['top1']:.1f} % ({low:.0f} to {high:.0f})", f"{row['label_agreement']:.1f} %",
             f"{row['action_agreement']:.1f} %", f"{row['logit_error_max']:.2g} of {row['logit_scale']:.3g}",
-            f"{row['ms_per_clip']:.1f}", f"{row['ms_per_step']:.1f}", f"{faster:.2f}" if faster else "",
+            *times, f"{row['times_faster_per_clip']:.2f}" if own else "",
         )  # fmt: skip
     yield table
-    if measured := rows.get("fp32", {}).get("measured"):
-        table.caption = escape(f"{measured['clips']} clips; times of all on {measured['on']}")
-        table.caption_justify = "left"
+    measured = report["measured"]
+    table.caption = escape(
+        f"{measured['clips']} clips; on {measured['on']}; in brackets: times of variants that are not made for that"
+    )
+    table.caption_justify = "left"
 
-    graphs = Table(title="INT8, each graph alone (calibration clips)", **STYLE)
+    graphs = Table(title="each graph alone, before layers were kept (calibration clips)", **STYLE)
     for column in ("variant", "graph", "precision", "points lost", "same labels", "same patches", "kept higher"):
         graphs.add_column(column, justify="left" if column in ("variant", "graph", "precision") else "right")
     for name, row in rows.items():
@@ -230,10 +236,12 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
             graphs.add_row(
                 name, graph, bundle.manifest.variants[name][graph].precision, f"{found['top1_drop']:.1f}",
                 f"{found['label_agreement']:.1f} %", f"{found['action_agreement']:.1f} %",
-                "all" if higher == ["all"] else str(len(higher)),
+                "all" if "all" in higher else str(len(higher)),
             )  # fmt: skip
     if graphs.row_count:
         yield graphs
+    if layers := rows.get("int8-cpu", {}).get("layers"):
+        yield _layer_table(layers)
     kept = Table(title="layers kept in higher precision", **STYLE)
     for column in ("variant", "graph", "layer", "why", "error alone", "error saved"):
         kept.add_column(column)
@@ -245,6 +253,19 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
         yield kept
     if bundle.manifest.thresholds:
         yield _exit_table(bundle, rows)
+
+
+def _layer_table(layers: dict[str, list[dict[str, Any]]]) -> Table:
+    table = Table(title="int8-cpu: where the time of a call goes", **STYLE)
+    for column in ("graph", "layers", "fp32 ms", "int8 ms", "times faster"):
+        table.add_column(column, justify="left" if column in ("graph", "layers") else "right")
+    for graph, kinds in layers.items():
+        for entry in kinds:
+            kind = f"{entry['layers']} convolutions {entry['kind']}" if entry["layers"] else entry["kind"]
+            faster = entry["fp32_ms"] / entry["int8_ms"] if entry["int8_ms"] else 1.0
+            table.add_row(graph, kind, f"{entry['fp32_ms']:.2f}", f"{entry['int8_ms']:.2f}", f"{faster:.2f}")
+        table.add_section()
+    return table
 
 
 def _exit_table(bundle: Bundle, rows: dict[str, Any]) -> Table:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.calibration BUNDLE --calibrate-on CLIPS.csv --report-on OTHER.csv
 
-Each row quantizes the focuser alone (int8-cpu), with ranges from as many recorded steps of the same clips, drawn anew for
-each seed, and runs the loop, with the policy's patches, on the other clips.
+Each row quantizes the focuser alone (int8-cpu), with ranges from as many recorded steps of the same clips, drawn anew
+for each seed, and runs the loop, with the policy's patches, on the other clips.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def main() -> None:
                     Choices(None, 1.0, reduced, None), Path(work), lambda *_: None,
                 )  # fmt: skip
                 for method in METHODS:
-                    path = maker._quantized("int8-cpu", "focuser", method)
-                    with maker.opened({"focuser": path}, "int8") as quantized:
+                    path = maker.quantized("int8-cpu", "focuser", method)
+                    with maker.opened({"focuser": path}, "int8-cpu") as quantized:
                         found[method].append(compare(run(quantized, judging), reference, judging.labels))
             for method, judged in found.items():
                 errors = [entry["logit_error_mean"] for entry in judged]

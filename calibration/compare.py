@@ -17,6 +17,7 @@ from adafocus_edge.glimpse import GlimpseStream, patch_of, see_clip
 from adafocus_edge.metrics import wilson_interval
 from calibration.samples import Clips
 
+LARGEST = 1e9
 TIMED_CLIPS = 4
 TIMED_ROUNDS = 7
 TIMED_STEPS = 8
@@ -66,7 +67,8 @@ def compare(found: Run, reference: Run, labels: NDArray[np.int64]) -> dict[str, 
     right, before = found.right(labels)[:, -1], reference.right(labels)[:, -1]
     low, high = wilson_interval(int(right.sum()), len(right))
     same_patch = (found.patches == reference.patches).all(axis=2)
-    error = np.abs(found.logits - reference.logits)
+    # A logit that is no number is as wrong as can be, and must be a number in JSON.
+    error = np.nan_to_num(np.abs(found.logits - reference.logits), nan=LARGEST, posinf=LARGEST)
     last = (found.logits[:, -1].argmax(axis=1), reference.logits[:, -1].argmax(axis=1))
     return {
         "top1": _percent(right),

@@ -93,7 +93,10 @@ def for_tensorrt(
         "WeightSymmetric": True,
         "QuantizeBias": False,
         "OpTypesToExcludeOutputQuantization": TENSORRT_OPERATORS,
+        "ForceQuantizeNoInputCheck": True,  # a pooling is quantized although what it reads is not yet
     }
+    pooled = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "GlobalAveragePool"}
+    ranges = {**{made: ranges[read] for made, read in pooled.items() if read in ranges}, **ranges}
     made = _quantize(model, ranges, TENSORRT_OPERATORS, QuantType.QInt8, False, only, skip, options)
     return tidy(_additions_fused(made))
 
@@ -219,8 +222,10 @@ def _with_raw_pixels(model: ModelProto) -> ModelProto | None:
         return None
     std, mean, scale = (constant(model, node.input[1]) for node in arithmetic)
     weight, bias = constant(model, first.input[1]), constant(model, first.input[2]) if len(first.input) > 2 else None
-    if std is None or mean is None or scale is None or weight is None or bias is None:
+    if std is None or mean is None or scale is None or weight is None:
         return None
+    if bias is None:
+        bias = np.zeros(len(weight), np.float32)
     folded = weight.astype(np.float64) / (float(scale) * std.reshape(1, -1, 1, 1))
     shift = (folded * (PIXEL_ZERO - float(scale) * mean.reshape(1, -1, 1, 1))).sum(axis=(1, 2, 3))
     for suffix, values in (("weight", folded), ("bias", bias + shift), ("zero", np.array(PIXEL_ZERO))):
@@ -235,7 +240,8 @@ def _with_raw_pixels(model: ModelProto) -> ModelProto | None:
         name = moved.output[0]
     new.append(helper.make_node("Cast", [name], [f"{RAW}_float"], name=f"{RAW}_cast", to=TensorProto.FLOAT))
     new.append(helper.make_node("Sub", [f"{RAW}_float", f"{RAW}_zero"], [RAW], name=f"{RAW}_sub"))
-    first.input[0], first.input[1], first.input[2] = RAW, f"{RAW}_weight", f"{RAW}_bias"
+    del first.input[:]
+    first.input.extend([RAW, f"{RAW}_weight", f"{RAW}_bias"])
     replace_nodes(model, [], new)
     return tidy(model)
 

@@ -41,7 +41,7 @@ def read_options(
 
     Raises ``UsageError``.
     """
-    goals: Sequence[str] = exit_goals or (f"half=steps:{segments / 2:g}", "safe=drop:0.5")
+    goals: Sequence[str] = exit_goals or (f"half=steps:{max(1, segments / 2):g}", "safe=drop:0.5")
     read = () if list(goals) == ["none"] else tuple(Goal.parse(goal) for goal in goals)
     if len({goal.name for goal in read}) < len(read):
         raise UsageError("--exit-goal: two goals have the same name")

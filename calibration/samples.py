@@ -5,6 +5,7 @@ The focuser is shown the patches that the policy picks, and the recurrent graphs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -144,7 +145,7 @@ def halve(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
         share: of the first part, 0..1.
         seed: of the order in which sources are dealt.
 
-    Each source goes to the side that lacks most of its first clip's class.
+    Each source goes to the side that lacks most of its first clip's class, or clips at all where both lack as much.
     """
     groups: dict[str, list[Example]] = {}
     for example in examples:
@@ -156,7 +157,8 @@ def halve(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
     dealt: dict[tuple[int, int], int] = {}
     for name in names:
         label = groups[name][0].labels[0]
-        filled = [dealt.get((side, label), 0) / part for side, part in enumerate((share, 1 - share))]
+        parts = list(enumerate((share, 1 - share)))
+        filled = [(dealt.get((side, label), 0) / part, len(sides[side]) / part) for side, part in parts]
         side = int(filled[1] < filled[0])
         sides[side].extend(groups[name])
         for example in groups[name]:
@@ -181,12 +183,21 @@ def read_clips(
     return Clips(tuple(frames), np.array(labels, np.int64), tuple(names))
 
 
-def read_windows(examples: Sequence[Example], spec: ModelSpec, glimpse_fps: float) -> Clips:
+def read_windows(examples: Sequence[Example], spec: ModelSpec, glimpse_fps: float, most: int) -> Clips:
     """Read what a live source would show of clips: whole windows of T frames at a glimpse rate, one after another.
+
+    Args:
+        examples: the clips.
+        spec: the model's shapes and names.
+        glimpse_fps: glimpses per second.
+        most: how many windows to read at most.
 
     Raises ``DataError`` if no clip lasts as long as a window.
     """
-    frames, labels, names, longest_s = [], [], [], 0.0
+    frames: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
+    names: list[str] = []
+    longest_s = 0.0
     window_s = (spec.segments - 1) / glimpse_fps
     for example in examples:
         try:
@@ -196,7 +207,7 @@ def read_windows(examples: Sequence[Example], spec: ModelSpec, glimpse_fps: floa
             step = clip.fps / glimpse_fps
             longest_s = max(longest_s, (clip.frame_count - 1) / clip.fps)
             count = min(MOST_WINDOWS, int((clip.frame_count - 1 + step) / (step * spec.segments)))
-            for window in range(count):
+            for window in range(min(count, most - len(frames))):
                 indices = [round((window * spec.segments + number) * step) for number in range(spec.segments)]
                 indices = [min(index, clip.frame_count - 1) for index in indices]
                 frames.append(np.stack([pixels for _, pixels in model_frames(clip, indices, spec)]))
@@ -205,9 +216,11 @@ def read_windows(examples: Sequence[Example], spec: ModelSpec, glimpse_fps: floa
         except SourceError:
             continue  # it was told when the clips were read
     if not frames:
-        fits = f": give --glimpse-fps {(spec.segments - 1) / longest_s:.2f} or more" if longest_s else ""
-        raise DataError(
-            f"live thresholds need clips of {window_s:.1f} s ({spec.segments} glimpses, {glimpse_fps:g} per second), "
-            f"and the longest has {longest_s:.1f} s{fits}"
+        needed = (
+            f"live thresholds need clips of {window_s:.1f} s ({spec.segments} glimpses, {glimpse_fps:g} per second)"
         )
+        if not longest_s:
+            raise DataError(f"{needed}, and none of these tells its frame rate (a folder of frames: in fps.txt)")
+        fits = math.ceil((spec.segments - 1) / longest_s * 100) / 100
+        raise DataError(f"{needed}, and the longest has {longest_s:.1f} s: give --glimpse-fps {fits:g} or more")
     return Clips(tuple(frames), np.array(labels, np.int64), tuple(names))

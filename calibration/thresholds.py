@@ -46,6 +46,14 @@ class Goal:
             "accuracy": f"at least {self.value:g} % right",
         }[self.kind]
 
+    def check(self, steps: int, gflops_per_step: float) -> None:
+        """Raise ``UsageError`` if not even one step fits the budget, or the budget is more than all steps take."""
+        budget = {"steps": self.value, "gflops": self.value / gflops_per_step}.get(self.kind)
+        if budget is not None and not budget >= 1:
+            raise UsageError(f"--exit-goal {self.name}: {self}, but one step takes {gflops_per_step:.3g} GFLOPs")
+        if budget is not None and budget > steps:
+            raise UsageError(f"--exit-goal {self.name}: {self}, but a clip has {steps} steps only")
+
     @classmethod
     def parse(cls, text: str) -> Goal:
         """Read ``NAME=KIND:VALUE``. Raises ``UsageError``."""
@@ -113,9 +121,8 @@ def solve(
             )
             best = score, solved
     if best is None:
-        least = f"{gflops_per_step:.3f} GFLOPs" if goal.kind == "gflops" else "1"
-        reached = f"all steps reach {full:.2f} %" if goal.kind == "accuracy" else f"a single step takes {least}"
-        raise UsageError(f"exit goal {goal.name}: {goal} cannot be met: {reached}")
+        reached = f"all steps reach {full:.2f} %" if goal.kind == "accuracy" else "the first step is one already"
+        raise UsageError(f"--exit-goal {goal.name}: {goal} cannot be met: {reached}")
     return best[1]
 
 

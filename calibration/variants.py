@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from adafocus_edge.backends.base import LoadedModel
-from adafocus_edge.backends.load import open_graphs
+from adafocus_edge.backends.load import EXACT_INT8, open_graphs
 from adafocus_edge.backends.ort import OrtSession
 from adafocus_edge.types import GRAPHS, ModelSpec
 from calibration import int8
@@ -67,11 +66,13 @@ class Made:
         folder: holds the four graphs.
         precision: of each graph, in words.
         facts: for the report: method, what each graph costs, what was kept and why.
+        notes: what the user should know, a line each.
     """
 
     folder: Path
     precision: dict[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -129,17 +130,15 @@ class Maker:
         """Make one variant."""
         return self._half() if variant == "fp16" else self._int8(variant)
 
-    @contextmanager
-    def opened(self, paths: Mapping[str, Path], name: str) -> Iterator[LoadedModel]:
+    def opened(self, paths: Mapping[str, Path], variant: str) -> LoadedModel:
         """Open graphs on the CPU; those not given are the float model's."""
-        with open_graphs(
+        return open_graphs(
             self.spec,
             lambda graph: paths.get(graph, self.float_path(graph)),
-            name,
+            variant,
             "onnxruntime-cpu",
             self.choices.threads,
-        ) as model:
-            yield model
+        )
 
     # -- FP16 ---------------------------------------------------------------------------------------------------------
 
@@ -147,8 +146,12 @@ class Maker:
         folder = self._folder()
         for graph in GRAPHS:
             self.progress(f"fp16: {graph}", 0, 0)
-            save_graph(to_half(self.float[graph]), folder / f"{graph}.onnx")
+            save_graph(self._halved(graph), folder / f"{graph}.onnx")
         return Made(folder, dict.fromkeys(GRAPHS, "fp16"))
+
+    def _halved(self, graph: str) -> ModelProto:
+        """Return a graph in half precision; layers that come near its largest number stay as they are."""
+        return to_half(self.float[graph], self._ranges(graph, "minmax"))
 
     # -- INT8 ---------------------------------------------------------------------------------------------------------
 
@@ -157,13 +160,13 @@ class Maker:
         tried: dict[Method, dict[str, Any]] = {}
         paths_of: dict[Method, dict[str, Path]] = {}
         for method in (self.choices.method,) if self.choices.method else METHODS:
-            paths = {graph: self._quantized(variant, graph, method) for graph in CONVOLUTIONS}
+            paths = {graph: self.quantized(variant, graph, method) for graph in CONVOLUTIONS}
             paths_of[method] = {**paths, **recurrent}
-            tried[method] = self._judge(paths_of[method], f"{variant}: ranges by {method}")
+            tried[method] = self._judge(paths_of[method], f"{variant}: ranges by {method}", variant)
         method = min(tried, key=lambda name: _badness(tried[name]))
         paths, judged = paths_of[method], tried[method]
 
-        alone = {graph: self._judge({graph: paths[graph]}, f"{variant}: {graph} alone") for graph in paths}
+        alone = {graph: self._judge({graph: paths[graph]}, f"{variant}: {graph} alone", variant) for graph in paths}
         kept = [
             _Kept(graph, name, "the stem: nothing to gain there, much to lose")
             for graph in CONVOLUTIONS
@@ -179,8 +182,7 @@ class Maker:
         folder = self._folder()
         precision = {}
         for graph in GRAPHS:
-            source = paths.get(graph)
-            model = onnx.load_model(source) if source else self._unquantized(variant, graph)
+            model = onnx.load_model(paths[graph])
             save_graph(model, folder / f"{graph}.onnx")
             precision[graph] = self._precision(variant, graph, model)
         facts = {
@@ -191,7 +193,13 @@ class Maker:
             "on_calibration_clips": judged,
             "reduce_range": variant == "int8-cpu" and self.choices.reduce_range,
         }
-        return Made(folder, precision, facts)
+        notes: tuple[str, ...] = ()
+        if judged["top1_drop"] > self.choices.max_drop:
+            notes = (
+                f"{variant}: loses {judged['top1_drop']:.2f} points on the calibration clips, more than "
+                f"--max-accuracy-drop {self.choices.max_drop:g}, and no layer kept higher helps",
+            )
+        return Made(folder, precision, facts, notes)
 
     def _recurrent(self, variant: Variant) -> dict[str, Path]:
         """Write what becomes of the recurrent graphs: 8-bit weights on a CPU, half precision in TensorRT."""
@@ -200,20 +208,21 @@ class Maker:
                 graph: self._write(int8.weights_only(self.float[graph], self.choices.reduce_range))
                 for graph in RECURRENT
             }
-        return {graph: self._write(to_half(self.float[graph])) for graph in RECURRENT}
+        return {graph: self._write(self._halved(graph)) for graph in RECURRENT}
 
     def _unquantized(self, variant: Variant, graph: str) -> ModelProto:
         """Return what a graph is when all of it is kept: FP32 on a CPU, FP16 in TensorRT."""
-        return self.float[graph] if variant == "int8-cpu" else to_half(self.float[graph])
+        return self.float[graph] if variant == "int8-cpu" else self._halved(graph)
 
     def _precision(self, variant: Variant, graph: str, model: ModelProto) -> str:
         done, every = len(int8.quantized_layers(model)), len(layers(self.float[graph]))
         if not done:
             return "fp32" if variant == "int8-cpu" else "fp16"
-        kind = "int8 S8S8" if variant == "int8-trt" else "int8 U8S8" if graph in CONVOLUTIONS else "int8 weights"
+        kind = "int8 S8S8" if variant == "int8-trt" else "int8 U8S8" if graph in CONVOLUTIONS else "int8 dynamic"
         return kind if done == every else f"{kind}, {done} of {every} layers"
 
-    def _quantized(self, variant: Variant, graph: str, method: Method, skip: Sequence[str] = ()) -> Path:
+    def quantized(self, variant: Variant, graph: str, method: Method, skip: Sequence[str] = ()) -> Path:
+        """Write a graph of convolutions in INT8, but for its stem and the layers to skip; where it was written."""
         return self._write(self._quantize(variant, graph, method, None, [*int8.stem(self.float[graph]), *skip]))
 
     def _quantize(
@@ -231,6 +240,7 @@ class Maker:
                 self.float[graph],
                 lambda: self.samples.batches(graph),
                 lambda done: self.progress(f"ranges of the {graph}", done, batches),
+                self.choices.threads,
             )
         return {name: histogram.range_by(method) for name, histogram in self._histograms[graph].items()}
 
@@ -245,13 +255,13 @@ class Maker:
         count = 1
         while count < len(ranked):
             chosen = ranked[:count]
-            candidate = {**paths, graph: self._quantized(variant, graph, method, [layer.layer for layer in chosen])}
-            found = self._judge(candidate, f"{variant}: {graph} with {count} layers kept")
+            candidate = {**paths, graph: self.quantized(variant, graph, method, [layer.layer for layer in chosen])}
+            found = self._judge(candidate, f"{variant}: {graph} with {count} layers kept", variant)
             if found["top1_drop"] <= self.choices.max_drop:
                 return candidate, found, [replace(layer, why=why) for layer in chosen]
             count *= 2
-        candidate = {name: path for name, path in paths.items() if name != graph}
-        found = self._judge(candidate, f"{variant}: {graph} kept whole")
+        candidate = {**paths, graph: self._write(self._unquantized(variant, graph))}
+        found = self._judge(candidate, f"{variant}: {graph} kept whole", variant)
         if _badness(found) >= _badness(judged):
             return paths, judged, []  # it is not what costs the accuracy
         return candidate, found, [_Kept(graph, "all", why)]
@@ -265,11 +275,12 @@ class Maker:
         stem = set(int8.stem(self.float[graph]))
         names = [name for name in layers(self.float[graph]) if name not in stem]
         batches = list(self.samples.batches(graph, most=RANKED_SAMPLES))
-        expected = _outputs(self._write(self.float[graph]), batches, self.choices.threads)
+        exact = variant in EXACT_INT8
+        expected = _outputs(self._write(self.float[graph]), batches, self.choices.threads, exact)
 
         def error(only: Sequence[str] | None, skip: Sequence[str]) -> float:
             path = self._write(self._quantize(variant, graph, method, only, skip))
-            found = _relative_error(_outputs(path, batches, self.choices.threads), expected)
+            found = _relative_error(_outputs(path, batches, self.choices.threads, exact), expected)
             path.unlink()
             return found
 
@@ -286,8 +297,8 @@ class Maker:
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
-    def _judge(self, paths: Mapping[str, Path], what: str) -> dict[str, Any]:
-        with self.opened(paths, what) as model:
+    def _judge(self, paths: Mapping[str, Path], what: str, variant: Variant) -> dict[str, Any]:
+        with self.opened(paths, variant) as model:
             found = run(model, self.clips, progress=lambda done: self.progress(what, done, len(self.clips)))
         return compare(found, self.reference, self.clips.labels)
 
@@ -306,11 +317,12 @@ class Maker:
 
 def _badness(judged: dict[str, Any]) -> tuple[float, float, float]:
     """Order candidates: by accuracy, then by labels that agree with the float model's, then by logits."""
-    return judged["top1_drop"], -judged["label_agreement"], judged["logit_error_mean"]
+    # Clips that chance makes right are no merit of a candidate.
+    return max(judged["top1_drop"], 0.0), -judged["label_agreement"], judged["logit_error_mean"]
 
 
-def _outputs(path: Path, batches: Sequence[Feeds], threads: int | None) -> list[NDArray[Any]]:
-    session = OrtSession(path, threads)
+def _outputs(path: Path, batches: Sequence[Feeds], threads: int | None, exact_int8: bool) -> list[NDArray[Any]]:
+    session = OrtSession(path, threads, exact_int8=exact_int8)
     try:
         made = [session.run(feeds) for feeds in batches]
     finally:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from adafocus_edge.bundle import Bundle
 
 BACKENDS = ("onnxruntime-cpu", "onnxruntime-cuda")
+EXACT_INT8 = frozenset({"int8-trt"})
+"""Variants for devices that add 8-bit products exactly: a CPU that may not do so runs them in floats, slower."""
 CPU_BATCH = 4
 """Frames per call on a CPU: as fast as the whole clip at once (measured), and its activations stay in the caches."""
 
@@ -71,7 +73,11 @@ def open_graphs(
         sessions: dict[str, Session] = {}
         for graph in GRAPHS:
             path = path_of(graph)
-            session = ort.OrtBoundSession(path, "cuda", threads) if on_gpu else ort.OrtSession(path, threads)
+            session: Session
+            if on_gpu:
+                session = ort.OrtBoundSession(path, "cuda", threads)
+            else:
+                session = ort.OrtSession(path, threads, exact_int8=variant in EXACT_INT8)
             opened.callback(session.close)
             for found, expected in zip((session.inputs, session.outputs), contract(spec, graph), strict=True):
                 if found != expected:

@@ -29,10 +29,17 @@ ERROR = 3
 
 
 class OrtSession:
-    """One graph on the CPU; tensors are NumPy arrays."""
+    """One graph on the CPU; tensors are NumPy arrays.
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        self._session = make_session(path, ["CPUExecutionProvider"], threads)
+    Args:
+        path: of the graph.
+        threads: for computing; None for as many as there are usable cores.
+        exact_int8: compute what is quantized in floats of the same values. Without VNNI the CPU's kernels add products
+            of two signed bytes in 16 bits, which overflow; a TensorRT device does not.
+    """
+
+    def __init__(self, path: Path, threads: int | None = None, *, exact_int8: bool = False) -> None:
+        self._session = make_session(path, ["CPUExecutionProvider"], threads, exact_int8=exact_int8)
         self.inputs = tensor_specs(self._session.get_inputs())
         self.outputs = tensor_specs(self._session.get_outputs())
         self._names = [output.name for output in self.outputs]
@@ -130,7 +137,9 @@ class OrtBoundSession:
         del self._session
 
 
-def make_session(path: Path, providers: list[Any], threads: int | None) -> ort.InferenceSession:
+def make_session(
+    path: Path, providers: list[Any], threads: int | None, *, exact_int8: bool = False
+) -> ort.InferenceSession:
     """Make a session with the options that four sessions taking turns need. Raises ``BackendError``."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
@@ -138,6 +147,8 @@ def make_session(path: Path, providers: list[Any], threads: int | None) -> ort.I
     options.log_severity_level = ERROR
     # Each session has threads of its own. Left spinning when a run ends, they would starve the next session's.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    if exact_int8:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises a family of types with no useful common base

@@ -1,0 +1,112 @@
+"""Which clips calibrate and which report: read from what was given, dealt by chance, no scene on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adafocus_edge.bundle import Bundle
+from adafocus_edge.data import Example, Split, read_data
+from adafocus_edge.errors import DataError, UsageError
+from adafocus_edge.sources import VIDEO_SUFFIXES, find_sources
+from calibration.samples import choose_clips, halve
+
+FEWEST_CLIPS = 4
+"""In each of the two parts."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The clips of a calibration, not opened yet.
+
+    Attributes:
+        origin: where those to calibrate on were read from.
+        labelled: whether their classes are known.
+        calibrate_on: for ranges, choices and thresholds.
+        report_on: for what is told of the result.
+        notes: what the user should know, a line each.
+    """
+
+    origin: str
+    labelled: bool
+    calibrate_on: tuple[Example, ...]
+    report_on: tuple[Example, ...]
+    notes: tuple[str, ...]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells these clips from others, wherever they lie: names, sizes and labels, as one hash."""
+        told = [
+            [[e.name, e.path.stat().st_size if e.path.is_file() else None, list(e.labels)] for e in part]
+            for part in (self.calibrate_on, self.report_on)
+        ]
+        return {
+            "labelled": self.labelled,
+            "clips_to_calibrate": len(self.calibrate_on),
+            "clips_to_report": len(self.report_on),
+            "clips_sha256": hashlib.sha256(json.dumps(told).encode()).hexdigest(),
+        }
+
+
+def read_inputs(
+    bundle: Bundle, data: Path, frames: Path | None, report_on: Path | None, most: int, share: float, seed: int
+) -> Inputs:
+    """Read and divide the clips.
+
+    Args:
+        bundle: whose classes they must show.
+        data: labelled clips, or videos without labels.
+        frames: for a split list, the folder its paths lie in.
+        report_on: other clips to report on, or None to keep a share of ``data`` for that.
+        most: clips in each part at most.
+        share: of ``data`` that calibrates, if it is divided.
+        seed: of every choice.
+
+    Raises ``DataError`` for too few clips, unknown classes or bad files, ``UsageError`` if a clip or scene is in both.
+    """
+    split, labelled = _read_split(data, bundle, frames)
+    notes = [] if labelled else [f"{data}: no labels, so accuracy here is agreement with the float model"]
+    if report_on is None:
+        chosen = choose_clips(split, int(most / max(share, 1 - share)), seed)
+        parts = halve(chosen, share, seed)
+    else:
+        other, other_labelled = _read_split(report_on, bundle, frames)
+        if other_labelled != labelled:
+            raise UsageError("--report-on: one of the two data sets has labels, the other has none")
+        _check_apart(split.examples, other.examples)
+        parts = choose_clips(split, most, seed), choose_clips(other, most, seed)
+    for part, what in zip(parts, ("calibrate on", "report on"), strict=True):
+        if len(part) < FEWEST_CLIPS:
+            raise DataError(
+                f"{data}: {len(part)} clips to {what}, at least {FEWEST_CLIPS} are needed: give more clips"
+                + ("" if report_on else ", or another --share")
+            )
+        present = {example.labels[0] for example in part}
+        missing = [name for number, name in enumerate(bundle.classes) if number not in present]
+        if labelled and missing:
+            named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            notes.append(f"no clip to {what} shows {len(missing)} of the {len(bundle.classes)} classes: {named}")
+    return Inputs(split.origin, labelled, tuple(parts[0]), tuple(parts[1]), tuple(notes))
+
+
+def _check_apart(examples: Sequence[Example], others: Sequence[Example]) -> None:
+    shared = {str(e.path.resolve()) for e in examples} & {str(e.path.resolve()) for e in others}
+    if shared:
+        raise UsageError(f"--report-on: {len(shared)} of its clips are in --data, too: {sorted(shared)[0]}")
+    scenes = ({e.source for e in examples} & {e.source for e in others}) - {""}
+    if scenes:
+        raise UsageError(f"--report-on: {len(scenes)} of its sources are in --data, too: {sorted(scenes)[0]}")
+
+
+def _read_split(path: Path, bundle: Bundle, frames: Path | None) -> tuple[Split, bool]:
+    """Read labelled clips, or plain videos: a video, or a folder without a sub-folder per class."""
+    plain = frames is None and path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+    if path.is_dir():
+        plain = not any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir())
+    if not plain:
+        return read_data(path, bundle.classes, frames), True
+    examples = tuple(Example(source.name, Path(source.address), (0,)) for source in find_sources([str(path)]))
+    return Split(examples, bundle.classes, str(path)), False

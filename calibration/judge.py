@@ -1,0 +1,108 @@
+"""Judging models on the report's clips: beside the float model, and with each set of exit thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.data import Example
+from adafocus_edge.errors import DataError
+from adafocus_edge.evaluate import exit_figures
+from adafocus_edge.exits import ExitThresholds, Order
+from calibration.compare import Run, compare, run
+from calibration.samples import Clips, read_windows
+
+Key = tuple[Order, float | None]
+"""An order of frames, and for live windows the glimpses per second."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Clips in an order, with the float model's run over them."""
+
+    clips: Clips
+    run: Run
+
+
+class Viewer:
+    """Some clips as each order shows them, each read and run by the float model once.
+
+    Args:
+        reference: the float model.
+        clips: in the order of time.
+        examples: where they come from, for live windows.
+        labelled: whether their labels are real; else the float model's own stand for them.
+        progress: told what is being done, and how much of how much.
+    """
+
+    def __init__(
+        self,
+        reference: LoadedModel,
+        clips: Clips,
+        examples: Sequence[Example],
+        *,
+        labelled: bool,
+        progress: Callable[[str, int, int], None],
+    ) -> None:
+        self._reference, self._clips, self._examples = reference, clips, examples
+        self._labelled, self._progress = labelled, progress
+        self._seen: dict[Key, Seen] = {}
+
+    def seen(self, order: Order, glimpse_fps: float | None = None) -> Seen:
+        """Return the clips in an order. Raises ``DataError`` if they are too short for live windows."""
+        key = order, glimpse_fps
+        if key not in self._seen:
+            clips = self._clips
+            if order == "live":
+                assert glimpse_fps is not None
+                self._progress("reading live windows", 0, 0)
+                clips = read_windows(self._examples, self._reference.spec, glimpse_fps, len(clips))
+            found = self.look(self._reference, clips, order)
+            if not self._labelled:
+                clips = replace(clips, labels=found.logits[:, -1].argmax(axis=1).astype(np.int64))
+            self._seen[key] = Seen(clips, found)
+        return self._seen[key]
+
+    def look(self, model: LoadedModel, clips: Clips, order: Order) -> Run:
+        """Run a model over clips in an order."""
+        what = f"{model.variant} over {len(clips)} clips" + ("" if order == "clip" else f", {order}")
+        return run(model, clips, order, lambda done: self._progress(what, done, len(clips)))
+
+    def judge(self, model: LoadedModel, sets: Iterable[tuple[str, ExitThresholds]], gflops: float) -> dict[str, Any]:
+        """Return what a model costs beside the float model, and what it does with each set of thresholds.
+
+        Args:
+            model: to judge.
+            sets: names and thresholds.
+            gflops: of one step, multiply-adds in units of 1e9.
+
+        Sets whose order these clips cannot be seen in are left out.
+        """
+        plain = self.seen("clip")
+        runs: dict[Key, Run] = {("clip", None): self.look(model, plain.clips, "clip")}
+        exits: dict[str, dict[str, Any]] = {}
+        for name, thresholds in sets:
+            key = thresholds.order, thresholds.glimpse_fps
+            try:
+                seen = self.seen(*key)
+            except DataError:
+                continue
+            if key not in runs:
+                runs[key] = self.look(model, seen.clips, thresholds.order)
+            exits.setdefault(name, {})[thresholds.order] = {
+                **exit_figures(runs[key].logits, seen.clips.labels, thresholds, gflops),
+                "top1_all_steps": round(float(runs[key].right(seen.clips.labels)[:, -1].mean() * 100), 4),
+                "clips": len(seen.clips),
+            }
+        found = runs["clip", None]
+        per_step = found.right(plain.clips.labels).mean(axis=0) * 100
+        return {
+            **compare(found, plain.run, plain.clips.labels),
+            "per_step_top1": [round(float(value), 4) for value in per_step],
+            "exits": exits,
+            "clips": len(plain.clips),
+        }

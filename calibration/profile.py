@@ -1,0 +1,106 @@
+"""Where the time of a graph goes on this CPU, layer by layer, in FP32 and in INT8: what stops it from being faster."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from adafocus_edge.backends.ort import ERROR
+from adafocus_edge.cpus import usable_cores
+from calibration.samples import Feeds
+
+CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "QLinearConv")
+"""What ONNX Runtime calls a convolution after its optimisations."""
+ROUNDS = 12
+OTHERS = "everything else"
+
+
+@dataclass(frozen=True)
+class _Timed:
+    operator: str
+    weight: tuple[int, ...]
+    made: tuple[int, ...]
+    ms: float
+
+
+def layer_times(before: Path, after: Path, feeds: Feeds, threads: int | None) -> list[dict[str, Any]]:
+    """Return what each kind of layer takes, in milliseconds for these inputs, in a float graph and its INT8 twin.
+
+    Args:
+        before: the float graph.
+        after: the same graph, quantized.
+        feeds: inputs for both, the batch first.
+        threads: CPU threads.
+
+    Each entry names the kind, how many there are, both times, and the single layers by the shape of what they make.
+    Empty if the two graphs cannot be laid beside each other.
+    """
+    first, second = (_profile(path, feeds, threads) for path in (before, after))
+    layers = [[node for node in nodes if node.operator in CONVOLUTIONS] for nodes in (first, second)]
+    if len(layers[0]) != len(layers[1]):
+        return []
+    kinds: dict[str, list[tuple[_Timed, _Timed]]] = {}
+    for one, other in zip(*layers, strict=True):
+        if sorted(one.made) != sorted(other.made):
+            return []
+        kinds.setdefault(_kind(one.weight), []).append((one, other))
+    entries = [
+        {
+            "kind": kind,
+            "layers": len(pairs),
+            "fp32_ms": round(sum(one.ms for one, _ in pairs), 4),
+            "int8_ms": round(sum(other.ms for _, other in pairs), 4),
+            "each": [
+                {"makes": list(one.made), "fp32_ms": round(one.ms, 4), "int8_ms": round(other.ms, 4)}
+                for one, other in pairs
+            ],
+        }
+        for kind, pairs in kinds.items()
+    ]
+    rest = [sum(node.ms for node in nodes if node.operator not in CONVOLUTIONS) for nodes in (first, second)]
+    entries.append(
+        {"kind": OTHERS, "layers": 0, "fp32_ms": round(rest[0], 4), "int8_ms": round(rest[1], 4), "each": []}
+    )
+    return entries
+
+
+def _kind(weight: Sequence[int]) -> str:
+    if len(weight) != 4:
+        return "of unknown shape"
+    _, inputs, height, width = weight
+    if inputs == 1:
+        return f"depthwise {height} x {width}"
+    return f"{height} x {width} of 3 channels" if inputs <= 3 else f"{height} x {width}"
+
+
+def _profile(path: Path, feeds: Feeds, threads: int | None) -> list[_Timed]:
+    """Run a graph under ONNX Runtime's profiler; every node with its median time, in the order they run."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ERROR
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = str(Path(folder) / "run")
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        for _ in range(ROUNDS + 1):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    found: dict[str, tuple[dict[str, Any], list[float]]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            found.setdefault(event["args"]["node_index"], (event["args"], []))[1].append(event["dur"] / 1e3)
+    timed = []
+    for facts, times in found.values():
+        shapes: list[list[int]] = [next(iter(shape.values()), []) for shape in facts["input_type_shape"]]
+        weight = next((tuple(shape) for shape in shapes[1:] if len(shape) == 4), ())
+        made: list[int] = next(iter(facts["output_type_shape"][0].values()), []) if facts["output_type_shape"] else []
+        timed.append(_Timed(facts["op_name"], weight, tuple(made), statistics.median(times[1:])))
+    return timed
