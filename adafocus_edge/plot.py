@@ -86,13 +86,12 @@ def draw_calibration(bundle: Bundle, path: Path) -> None:
             steps.plot(
                 found["mean_steps"], found["top1"], marker, color=f"C{number}", markersize=9, label=f"exit {text}"
             )
-            steps.plot(
-                found["mean_steps"], found["top1_random_exit"], "x", color=f"C{number}", label=f"{text}, at random"
-            )
+            steps.plot(found["mean_steps"], found["top1_random_exit"], "x", color=f"C{number}")
+    steps.plot([], [], "x", color="grey", label="as many exits at random")
     steps.set_xlabel("mean glimpses per clip")
     for axes in (size, time, steps):
         axes.grid(alpha=0.3)
-        axes.legend(loc="best", fontsize=8)
+        axes.legend(loc="lower right", fontsize=8)
     size.set_xlim(left=0)
     time.set_xlim(left=0)
     figure.suptitle(f"{bundle.path.name}: {measured['clips']} clips, bars: 95 % intervals")

@@ -246,7 +246,8 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
     for column in ("variant", "graph", "layer", "why", "error alone", "error saved"):
         kept.add_column(column)
     for name, row in rows.items():
-        for entry in row.get("kept", ()):
+        # A stem is kept always, and counted in the table above.
+        for entry in (entry for entry in row.get("kept", ()) if entry["error_alone"] or entry["layer"] == "all"):
             errors = [f"{entry[key]:.1%}" if entry[key] else "" for key in ("error_alone", "error_saved")]
             kept.add_row(name, entry["graph"], escape(entry["layer"]), entry["why"], *errors)
     if kept.row_count:

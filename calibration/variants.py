@@ -172,12 +172,8 @@ class Maker:
             for graph in CONVOLUTIONS
             for name in int8.stem(self.float[graph])
         ]
-        for graph in sorted(paths, key=lambda graph: _badness(alone[graph]), reverse=True):
-            if judged["top1_drop"] <= self.choices.max_drop:
-                break
-            if alone[graph]["logit_error_max"] > 0:
-                paths, judged, more = self._restore(variant, graph, method, paths, judged)
-                kept.extend(more)
+        paths, judged, more = self._restored(variant, method, paths, judged, alone)
+        kept.extend(more)
 
         folder = self._folder()
         precision = {}
@@ -246,25 +242,47 @@ class Maker:
 
     # -- sensitivity --------------------------------------------------------------------------------------------------
 
-    def _restore(
-        self, variant: Variant, graph: str, method: Method, paths: dict[str, Path], judged: dict[str, Any]
+    def _restored(
+        self,
+        variant: Variant,
+        method: Method,
+        paths: dict[str, Path],
+        judged: dict[str, Any],
+        alone: Mapping[str, dict[str, Any]],
     ) -> tuple[dict[str, Path], dict[str, Any], list[_Kept]]:
-        """Keep a graph's most sensitive layers, twice as many each time, until the variant fits or all are kept."""
-        why = f"{judged['top1_drop']:.2f} points were lost, {self.choices.max_drop:g} may be"
-        ranked = self._ranked(variant, graph, method) if graph in CONVOLUTIONS else []
-        count = 1
-        while count < len(ranked):
-            chosen = ranked[:count]
-            candidate = {**paths, graph: self.quantized(variant, graph, method, [layer.layer for layer in chosen])}
-            found = self._judge(candidate, f"{variant}: {graph} with {count} layers kept", variant)
-            if found["top1_drop"] <= self.choices.max_drop:
-                return candidate, found, [replace(layer, why=why) for layer in chosen]
-            count *= 2
-        candidate = {**paths, graph: self._write(self._unquantized(variant, graph))}
-        found = self._judge(candidate, f"{variant}: {graph} kept whole", variant)
-        if _badness(found) >= _badness(judged):
-            return paths, judged, []  # it is not what costs the accuracy
-        return candidate, found, [_Kept(graph, "all", why)]
+        """Keep sensitive layers until the variant fits: of the graph that is worst alone, twice as many as before.
+
+        Returns the graphs, what they cost together, and the layers that are kept; all as it was if nothing helps.
+        """
+        limit = self.choices.max_drop
+        why = f"{judged['top1_drop']:.2f} points were lost, {limit:g} may be"
+        now, costs, together = dict(paths), dict(alone), judged
+        ranked: dict[str, list[_Kept]] = {}
+        counts = dict.fromkeys(paths, 0)
+        left = {graph for graph in paths if alone[graph]["logit_error_max"] > 0}
+        while together["top1_drop"] > limit and left:
+            graph = max(left, key=lambda name: _badness(costs[name]))
+            if graph in CONVOLUTIONS and graph not in ranked:
+                ranked[graph] = self._ranked(variant, graph, method)
+            counts[graph] = max(1, 2 * counts[graph])
+            if counts[graph] < len(ranked.get(graph, ())):
+                names = [layer.layer for layer in ranked[graph][: counts[graph]]]
+                now[graph] = self.quantized(variant, graph, method, names)
+                what = f"{variant}: {graph} with {counts[graph]} layers kept"
+            else:
+                now[graph] = self._write(self._unquantized(variant, graph))
+                left.remove(graph)
+                what = f"{variant}: {graph} kept whole"
+            costs[graph] = self._judge({graph: now[graph]}, what, variant)
+            together = self._judge(now, f"{what}, all graphs", variant)
+        if _badness(together) >= _badness(judged):
+            return paths, judged, []
+        kept = []
+        for graph in (graph for graph in paths if counts[graph]):
+            layers_kept = ranked.get(graph, [])[: counts[graph]]
+            whole = graph not in left
+            kept.extend([_Kept(graph, "all", why)] if whole else [replace(layer, why=why) for layer in layers_kept])
+        return now, together, kept
 
     def _ranked(self, variant: Variant, graph: str, method: Method) -> list[_Kept]:
         """Return a graph's layers, the most sensitive first.

@@ -583,7 +583,7 @@ def test_sensitive_layers_are_kept_until_the_variant_fits(model, fights, samples
     assert made.facts["on_calibration_clips"]["logit_error_max"] <= 1e-3
     assert "more than --max-accuracy-drop" in made.notes[0]
     whole = {entry["graph"] for entry in made.facts["kept"] if entry["layer"] == "all"}
-    assert {"focuser", "classifier"} <= whole  # this policy looks at one place, whatever the glancer says
+    assert whole == set(GRAPHS)
     assert all(entry["why"] for entry in made.facts["kept"])
     assert made.precision["focuser"] == "fp32"
     ranked = maker._ranked("int8-cpu", "focuser", "minmax")
