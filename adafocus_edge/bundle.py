@@ -215,11 +215,6 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
 
 
-def encode_thresholds(thresholds: dict[str, tuple[ExitThresholds, ...]]) -> bytes:
-    """Return exit thresholds as JSON."""
-    return msgspec.json.encode(thresholds)
-
-
 @contextmanager
 def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` to write a bundle into; on success it takes that name in one step.
@@ -282,11 +277,12 @@ def update_bundle(
         the bundle, read back. Raises ``BundleError``.
     """
     path = path.resolve()
-    manifest = change(_read_manifest(path))
+    before = _read_manifest(path)
+    manifest = change(before)
     with _told(path):
         if variant is None or folder is None:
             _write_manifest(path, manifest)
-        elif variant not in _read_manifest(path).variants:
+        elif variant not in before.variants:
             _sync(folder)
             shutil.rmtree(path / variant, ignore_errors=True)  # of a run that was killed before it was listed
             folder.rename(path / variant)

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,6 +108,7 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: usable cores]")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
 Exit = Annotated[
@@ -262,7 +263,7 @@ def evaluate(
     backend: Annotated[BackendName, typer.Option(help="What runs a bundle's graphs.")] = BackendName.AUTO,
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
     schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: usable cores]")] = None,
+    threads: Threads = None,
     exit_set: Exit = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write per-step curve and confusion matrix as a PNG.")] = None,
@@ -274,8 +275,7 @@ def evaluate(
     del debug
     if data is None:
         raise UsageError("--data is missing: a folder with a sub-folder per class, a CSV, or a split list")
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise UsageError(f"--plot {plot}: is written as PNG, so name it *.png")
+    _check_plot_name(plot)
     _check_threads(threads)
     from adafocus_edge.bundle import default_bundle
 
@@ -430,7 +430,7 @@ def calibrate(
     reduce_range: Annotated[
         str, typer.Option(help="7-bit weights in int8-cpu: on, off, or auto: where this CPU needs them.")
     ] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: usable cores]")] = None,
+    threads: Threads = None,
     plot: Annotated[Path | None, typer.Option(help="Write accuracy against size, time and steps as a PNG.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace variants and thresholds that are there.")] = False,
     as_json: Json = False,
@@ -443,10 +443,9 @@ def calibrate(
         raise UsageError("--data is missing: clips that the model was not trained on, best with labels")
     if bundle is None and output is None:
         raise UsageError("--output is missing: the default model itself is not written to")
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise UsageError(f"--plot {plot}: is written as PNG, so name it *.png")
+    _check_plot_name(plot)
     _check_threads(threads)
-    from adafocus_edge.bundle import default_bundle, encode_thresholds, read_bundle
+    from adafocus_edge.bundle import default_bundle, read_bundle
 
     path = bundle or default_bundle()
     found = read_bundle(path)
@@ -471,7 +470,8 @@ def calibrate(
     for note in done.notes:
         _say(f"note: {note}", quiet)
     if as_json:
-        thresholds = json.loads(encode_thresholds(done.bundle.manifest.thresholds))
+        sets = done.bundle.manifest.thresholds
+        thresholds = {name: [asdict(one) for one in of_name] for name, of_name in sets.items()}
         typer.echo(json.dumps({"bundle": str(done.bundle.path), **done.report, "exits": thresholds}))
     else:
         from adafocus_edge.report import calibration_tables, console
@@ -538,7 +538,7 @@ def classify(
     backend: Annotated[BackendName, typer.Option(help="What runs the graphs.")] = BackendName.AUTO,
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
     schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: usable cores]")] = None,
+    threads: Threads = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Classes to list per clip. [default: 5]")] = None,
     exit_confidence: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Stop a clip once its best class is this sure.")
@@ -789,6 +789,11 @@ def _check_output(path: Path, bundle: Path, sources: list[Source]) -> None:
 
 def _own_files(sources: list[Source]) -> set[Path]:
     return {Path(source.address).resolve() for source in sources}
+
+
+def _check_plot_name(plot: Path | None) -> None:
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot {plot}: is written as PNG, so name it *.png")
 
 
 def _check_threads(threads: int | None) -> None:

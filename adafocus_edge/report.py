@@ -220,12 +220,12 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
             f"{row['action_agreement']:.1f} %", f"{row['logit_error_max']:.2g} of {row['logit_scale']:.3g}",
             *times, f"{row['times_faster_per_clip']:.2f}" if own else "",
         )  # fmt: skip
-    yield table
     measured = report["measured"]
     table.caption = escape(
         f"{measured['clips']} clips; on {measured['on']}; in brackets: times of variants that are not made for that"
     )
     table.caption_justify = "left"
+    yield table
 
     graphs = Table(title="each graph alone, before layers were kept (calibration clips)", **STYLE)
     for column in ("variant", "graph", "precision", "points lost", "same labels", "same patches", "kept higher"):

@@ -223,7 +223,7 @@ class _Calibration:
         return {
             **self.settings,
             "variants": {name: [graphs[graph].sha256 for graph in GRAPHS] for name, graphs in variants.items()},
-            "thresholds": sorted(name for name, _ in self._sets()),
+            "thresholds": [[name, one.order, list(one.values)] for name, one in self._sets()],
         }
 
     def _sets(self) -> list[tuple[str, ExitThresholds]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import platform
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -134,15 +135,15 @@ def stem(model: ModelProto) -> list[str]:
     return [node.name for node in convolutions[:STEM]] if groups > 1 else []
 
 
-class _quiet:  # noqa: N801 - reads as the statement it is
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Keep the quantizer's remarks from the user's terminal."""
-
-    def __enter__(self) -> None:
-        self._before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self._before)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _quantize(

@@ -12,8 +12,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from adafocus_edge.backends.ort import ERROR
-from adafocus_edge.cpus import usable_cores
+from adafocus_edge.backends.ort import session_options
 from calibration.samples import Feeds
 
 CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "QLinearConv")
@@ -82,10 +81,7 @@ def _kind(weight: Sequence[int]) -> str:
 
 def _profile(path: Path, feeds: Feeds, threads: int | None) -> list[_Timed]:
     """Run a graph under ONNX Runtime's profiler; every node with its median time, in the order they run."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = ERROR
+    options = session_options(threads)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = str(Path(folder) / "run")

@@ -11,8 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from adafocus_edge.backends.ort import ERROR
-from adafocus_edge.cpus import usable_cores
+from adafocus_edge.backends.ort import session_options
 from calibration.graphs import copy_of, float_tensors
 from calibration.samples import Feeds
 
@@ -135,9 +134,7 @@ def _every_tensor(model: ModelProto, threads: int | None) -> tuple[ort.Inference
     opened = copy_of(model)
     there = {tensor.name for tensor in (*opened.graph.output, *opened.graph.input)}
     opened.graph.output.extend(info for name, info in float_tensors(model).items() if name not in there)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
-    options.log_severity_level = ERROR
+    options = session_options(threads)
     session = ort.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session, [output.name for output in session.get_outputs()]
 

@@ -32,7 +32,7 @@ class Clips:
 
     Attributes:
         frames: uint8 [T, S, S, 3] of each.
-        labels: class id of each, int64 [N]; -1 where there are no labels.
+        labels: class id of each, int64 [N]; without meaning where there are no labels.
         names: how each is shown.
     """
 

@@ -141,18 +141,24 @@ def make_session(
     path: Path, providers: list[Any], threads: int | None, *, exact_int8: bool = False
 ) -> ort.InferenceSession:
     """Make a session with the options that four sessions taking turns need. Raises ``BackendError``."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
-    options.inter_op_num_threads = 1
-    options.log_severity_level = ERROR
-    # Each session has threads of its own. Left spinning when a run ends, they would starve the next session's.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options = session_options(threads)
     if exact_int8:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime raises a family of types with no useful common base
         raise BackendError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({first_line(error)})") from None
+
+
+def session_options(threads: int | None) -> ort.SessionOptions:
+    """Return the options of every session of ours; None for as many threads as there are usable cores."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ERROR
+    # Each session has threads of its own. Left spinning when a run ends, they would starve the next session's.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
 
 
 def tensor_specs(arguments: list[Any]) -> tuple[TensorSpec, ...]:
