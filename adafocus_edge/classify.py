@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from adafocus_edge.errors import UsageError
+from adafocus_edge.errors import SourceError, UsageError
 from adafocus_edge.exits import ExitThresholds, viewing_order
 from adafocus_edge.glimpse import Glimpse, GlimpseStream, patch_of, see_clip, softmax
 from adafocus_edge.preprocess import sampled_frames
@@ -128,6 +128,7 @@ class Classifier:
         top_k: how many classes a result lists; at most all of them.
         schedule: how files are seen; ``auto`` is ``clip``, or ``stream`` where an early exit is asked for.
         exits: stop at the first step that is sure enough; None for never. Their order is the one frames are seen in.
+        decode_on_gpu: whether files are decoded where the model runs (:mod:`adafocus_edge.nvdec`).
     """
 
     def __init__(
@@ -138,6 +139,7 @@ class Classifier:
         top_k: int = 1,
         schedule: Schedule = "auto",
         exits: ExitThresholds | None = None,
+        decode_on_gpu: bool = False,
     ) -> None:
         if schedule == "clip" and exits is not None:
             raise UsageError("an early exit saves nothing on the clip schedule: use --schedule stream")
@@ -146,13 +148,17 @@ class Classifier:
         self.top_k = top_k
         self.exits = exits
         self.schedule = "stream" if schedule == "stream" or exits is not None else "clip"
+        self._stream: GlimpseStream | None = None
+        self._decode_on_gpu = decode_on_gpu
 
     def classify(self, source: Source) -> tuple[Result, Clip]:
         """Open and classify a source that ends. Raises ``SourceError``."""
         started = time.perf_counter()
         clip = source.open_clip()
         spec = self.model.spec
-        frames = sampled_frames(clip, spec)
+        frames: Iterator[tuple[int, Any]] = (
+            self._decoded_on_gpu(clip) if self._decode_on_gpu else sampled_frames(clip, spec)
+        )
         if self.exits is not None and self.exits.order == "coarse-to-fine":
             read = list(frames)
             frames = iter([read[position] for position in viewing_order(self.exits.order, len(read))])
@@ -168,18 +174,27 @@ class Classifier:
         exited = len(steps) < spec.segments
         return self.result(source.name, start_s, clip.duration_s, steps, exited, latency_ms, model_s * 1e3), clip
 
-    def _glimpses(self, frames: Iterator[tuple[int, NDArray[np.uint8]]]) -> Iterator[tuple[int, Glimpse, float]]:
+    def _decoded_on_gpu(self, clip: Clip) -> Iterator[tuple[int, Any]]:
+        from adafocus_edge.nvdec import decoded_frames
+        from adafocus_edge.video import VideoFile
+
+        if self.model.resident is None or not isinstance(clip, VideoFile):
+            raise SourceError(f"{clip.name}: only video files are decoded on the GPU: leave out --decoder gpu")
+        return decoded_frames(clip, self.model.resident)
+
+    def _glimpses(self, frames: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Glimpse, float]]:
         """Yield frame number, glimpse, and the seconds that the model took for it."""
         if self.schedule == "stream":
-            stream = GlimpseStream(self.model)
+            self._stream = stream = self._stream or GlimpseStream(self.model)
+            stream.reset()
             for index, pixels in frames:
                 before = time.perf_counter()
-                glimpse = stream.see(pixels[None])
+                glimpse = stream.see([pixels])
                 yield index, glimpse, time.perf_counter() - before
             return
         indices, pixels_of = zip(*frames, strict=True)
         before = time.perf_counter()
-        for index, glimpse in zip(indices, see_clip(self.model, np.stack(pixels_of)), strict=True):
+        for index, glimpse in zip(indices, see_clip(self.model, pixels_of), strict=True):
             now = time.perf_counter()
             yield index, glimpse, now - before
             before = now

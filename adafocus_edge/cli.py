@@ -55,6 +55,31 @@ class BackendName(str, Enum):
     AUTO = "auto"
     CPU = "onnxruntime-cpu"
     CUDA = "onnxruntime-cuda"
+    ORT_TENSORRT = "onnxruntime-tensorrt"
+    TENSORRT = "tensorrt"
+
+
+class LibraryName(str, Enum):
+    """Values of ``build --library``."""
+
+    AUTO = "auto"
+    TENSORRT = "tensorrt"
+    RTX = "tensorrt-rtx"
+
+
+class HardwareName(str, Enum):
+    """Values of ``build --hardware-compatible``."""
+
+    NONE = "none"
+    SAME = "same"
+    AMPERE = "ampere+"
+
+
+class DecoderName(str, Enum):
+    """Values of ``--decoder``."""
+
+    CPU = "cpu"
+    GPU = "gpu"
 
 
 class DatasetName(str, Enum):
@@ -485,6 +510,59 @@ def calibrate(
 
 
 @app.command()
+def build(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle; the engines are stored in it.")],
+    variant: Annotated[str, typer.Option(help="Which of its variants: fp32, fp16 or int8-trt.")] = "auto",
+    library: Annotated[LibraryName, typer.Option(help="What builds and runs the engines.")] = LibraryName.AUTO,
+    streams: Annotated[int, typer.Option(min=1, max=1024, help="Streams that step together, at most.")] = 1,
+    target: Annotated[
+        str | None,
+        typer.Option(help="TensorRT-RTX: build without a GPU for these, by commas: sm_89. [default: GPU at hand]"),
+    ] = None,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="TensorRT: let newer releases of the same major load them.")
+    ] = False,
+    hardware_compatible: Annotated[
+        HardwareName, typer.Option(help="Let other GPUs load them: of the same compute capability, or all from Ampere.")
+    ] = HardwareName.NONE,
+    force: Annotated[bool, typer.Option("--force", help="Build even what is there and fits.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Build TensorRT engines of a bundle's variant. What is there and still fits is kept."""
+    del debug
+    from adafocus_edge.build import BuildRequest
+    from adafocus_edge.build import build as run
+    from adafocus_edge.bundle import read_bundle
+    from adafocus_edge.engines import BuildOptions
+
+    found = read_bundle(bundle)
+    options = BuildOptions(streams, version_compatible, hardware_compatible.value)
+    targets = tuple(part.strip() for part in target.split(",") if part.strip()) if target is not None else ()
+    if target is not None and not targets:
+        raise UsageError("--target is empty: name a compute capability, such as sm_89")
+    request = BuildRequest(library.value, variant, targets, options, force)
+    with _progress(quiet) as bars:
+        task = bars.add_task("building", total=None)
+        done = run(
+            found,
+            request,
+            lambda: reach("export.fuse", "build", "tensorrt").fuse,
+            lambda what, count, of: bars.update(task, description=what, completed=count, total=of or None),
+        )
+    if as_json:
+        rows = [{"graph": row.graph, "built": row.built, **asdict(row.engine)} for row in done.rows]
+        about = {**asdict(done.engines.built_for), "variant": done.engines.variant, "batches": done.engines.batches}
+        typer.echo(json.dumps({"folder": str(done.folder), **about, "engines": rows}))
+        return
+    from adafocus_edge.report import build_table, console, where_built
+
+    console().print(build_table(done))
+    console().print(f"{done.folder}: {where_built(done.engines)}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def inspect(
     bundle: Annotated[Path | None, typer.Argument(help="Folder of a bundle. [default: the default model]")] = None,
     as_json: Json = False,
@@ -493,6 +571,7 @@ def inspect(
     """Show what is in a bundle, after checking every hash in it."""
     del debug
     from adafocus_edge.bundle import default_bundle, encode_manifest, read_bundle
+    from adafocus_edge.engines import engine_folders
     from adafocus_edge.report import bundle_tables, console, variant_totals
 
     found = read_bundle(bundle or default_bundle())
@@ -506,7 +585,9 @@ def inspect(
                 "gflops_per_step": round(gflops, 6),
                 "gflops_per_clip": round(gflops * found.model.segments, 6),
             }
-        typer.echo(json.dumps({**manifest, "classes": list(found.classes), "totals": totals}, indent=2))
+        engines = [{"folder": folder.name, **asdict(holds)} for folder, holds in engine_folders(found)]
+        whole = {**manifest, "classes": list(found.classes), "totals": totals, "engines": engines}
+        typer.echo(json.dumps(whole, indent=2))
         return
     for table in bundle_tables(found):
         console().print(table)
@@ -538,6 +619,9 @@ def classify(
     backend: Annotated[BackendName, typer.Option(help="What runs the graphs.")] = BackendName.AUTO,
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
     schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
+    decoder: Annotated[
+        DecoderName, typer.Option(help="gpu: decode files on the NVIDIA GPU that runs the model.")
+    ] = DecoderName.CPU,
     threads: Threads = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Classes to list per clip. [default: 5]")] = None,
     exit_confidence: Annotated[
@@ -595,9 +679,14 @@ def classify(
             _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         top = min(top_k or DEFAULT_TOP_K, found.model.classes)
 
+        _check_decoder(decoder, live=live, on_gpu=model.resident is not None)
+
         def classifier(*, live: bool) -> Classifier:
-            exits = _exits_asked(found, exit_set, exit_confidence, live=live)
-            return Classifier(model, found.classes, top_k=top, schedule=schedule.value, exits=exits)
+            return Classifier(
+                model, found.classes, top_k=top, schedule=schedule.value,
+                exits=_exits_asked(found, exit_set, exit_confidence, live=live),
+                decode_on_gpu=decoder is DecoderName.GPU,
+            )  # fmt: skip
 
         file = stack.enter_context(ResultFile(output)) if output is not None else None
         sink = _Sink(as_json, logits, file)
@@ -789,6 +878,11 @@ def _check_output(path: Path, bundle: Path, sources: list[Source]) -> None:
 
 def _own_files(sources: list[Source]) -> set[Path]:
     return {Path(source.address).resolve() for source in sources}
+
+
+def _check_decoder(decoder: DecoderName, *, live: bool, on_gpu: bool) -> None:
+    if decoder is DecoderName.GPU and (live or not on_gpu):
+        raise UsageError("--decoder gpu is for files, with a backend on an NVIDIA GPU")
 
 
 def _check_plot_name(plot: Path | None) -> None:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from adafocus_edge import __version__
 from adafocus_edge.cpus import physical_cores, processor, usable_cores
+from adafocus_edge.errors import BackendError
 from adafocus_edge.report import STYLE
 
 VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
@@ -61,7 +62,9 @@ def examine() -> list[Finding]:
         _package("matplotlib", "evaluate --plot: matplotlib", ("matplotlib",), "plot"),
         _package("onnx", "export: ONNX", ("onnx",), "export"),
         _package("onnxscript", "export: ONNX exporter", ("onnxscript",), "export"),
-        _tensorrt(),
+        _package("cuda.bindings", "CUDA from Python (cuda-bindings)", ("cuda-bindings",), "gpu"),
+        *(_tensorrt(name) for name in ("tensorrt", "tensorrt-rtx")),
+        _package("PyNvVideoCodec", "classify --decoder gpu (PyNvVideoCodec)", ("PyNvVideoCodec",), "nvdec"),
     ]
 
 
@@ -165,12 +168,11 @@ def _decoder() -> Finding:
     return _guarded(part, look)
 
 
-def _tensorrt() -> Finding:
-    part = "TensorRT"
-    for module in ("tensorrt", "tensorrt_rtx"):
-        try:
-            return Finding(part, "ok", f"{module} {import_module(module).__version__}; no verb uses it yet")
-        except (ImportError, OSError):
-            continue
-    fix = "part of JetPack" if platform.machine() == "aarch64" else "pip install tensorrt-rtx"
-    return Finding(part, "none", "not installed; no verb uses it yet", fix if sys.platform == "linux" else "")
+def _tensorrt(name: str) -> Finding:
+    from adafocus_edge.backends.nvinfer import INSTALL, NAMES, find_library
+
+    part = f"build, backend tensorrt: {NAMES[name]}"
+    try:
+        return Finding(part, "ok", find_library(name).title)
+    except BackendError:
+        return Finding(part, "missing" if sys.platform == "linux" else "none", "not installed", INSTALL[name])

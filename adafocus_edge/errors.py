@@ -47,6 +47,10 @@ class ExportError(AdaFocusError):
     """An export whose graphs do not agree with the model they were made from."""
 
 
+class BuildError(AdaFocusError):
+    """A graph that TensorRT cannot turn into an engine."""
+
+
 class MissingExtraError(AdaFocusError):
     """A verb that needs packages which are not installed."""
 

@@ -71,20 +71,21 @@ def with_patches(model: LoadedModel, patches: Patches, seed: int = 0) -> LoadedM
     if patches == "policy":
         return model
     fixed = FixedPolicy(model.policy.inputs, model.policy.outputs, seed if patches == "random" else None)
-    return replace(model, policy=fixed)
+    return replace(model, policy=fixed, resident=None)  # its loops know the model's own policy only
 
 
 def predict_with(model: LoadedModel, schedule: str = "clip") -> Predict:
     """Return the glimpse loop over one clip, on either schedule."""
+    live = GlimpseStream(model) if schedule == "stream" else None
 
     def clip(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.concatenate([glimpse.logits for glimpse in see_clip(model, frames)])
 
-    def stream(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        live = GlimpseStream(model)
+    def stream(frames: NDArray[np.uint8], live: GlimpseStream) -> NDArray[np.float32]:
+        live.reset()
         return np.concatenate([live.see(frames[step : step + 1]).logits for step in range(len(frames))])
 
-    return stream if schedule == "stream" else clip
+    return clip if live is None else lambda frames: stream(frames, live)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,16 +34,22 @@ class Glimpse:
     logits: NDArray[np.float32]
 
 
-def see_clip(model: LoadedModel, frames: NDArray[np.uint8]) -> Iterator[Glimpse]:
+def see_clip(model: LoadedModel, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
     """Run a whole clip on the clip schedule.
 
     Args:
         model: the four sessions.
-        frames: uint8 [T, S, S, 3], RGB.
+        frames: T of uint8 [S, S, 3], RGB; where the model keeps its tensors on a device they may lie there.
 
     Yields:
         one glimpse per frame, for a batch of one.
     """
+    if model.resident is not None:
+        seen = model.resident.clip(len(frames)).see(list(frames))
+        for step in range(len(frames)):
+            yield Glimpse(seen.origins[step : step + 1], seen.logits[step : step + 1])
+        return
+    frames = np.asarray(frames)
     steps = range(len(frames))
     pieces = [slice(start, start + model.batch) for start in range(0, len(frames), model.batch)]
 
@@ -52,8 +58,8 @@ def see_clip(model: LoadedModel, frames: NDArray[np.uint8]) -> Iterator[Glimpse]
     policy_state: Any = np.zeros((1, model.spec.policy_state), np.float32)
     origins = np.empty((len(frames), 2), np.float32)
     for step in steps:
-        seen, row = glances[step // model.batch], step % model.batch
-        choice = model.policy.run({"feature_map": seen["feature_map"][row : row + 1], "policy_state": policy_state})
+        glance, row = glances[step // model.batch], step % model.batch
+        choice = model.policy.run({"feature_map": glance["feature_map"][row : row + 1], "policy_state": policy_state})
         policy_state = choice["policy_state_out"]
         origins[step] = np.asarray(choice["origin"])[0]
 
@@ -76,16 +82,23 @@ class GlimpseStream:
     def __init__(self, model: LoadedModel, clips: int = 1) -> None:
         self._model = model
         self._clips = clips
+        self._loop = None if model.resident is None else model.resident.steps(clips)
         self.reset()
 
     def reset(self) -> None:
         """Begin new clips: both states are zero again."""
+        if self._loop is not None:
+            self._loop.reset()
+            return
         self._policy_state: Any = np.zeros((self._clips, self._model.spec.policy_state), np.float32)
         self._state: Any = np.zeros((self._clips, self._model.spec.classifier_state), np.float32)
 
-    def see(self, frames: NDArray[np.uint8]) -> Glimpse:
-        """Take one step with one frame of each clip, uint8 [N, S, S, 3]."""
-        model = self._model
+    def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Glimpse:
+        """Take one step with one frame of each clip: N of uint8 [S, S, 3], as :func:`see_clip` takes them."""
+        if self._loop is not None:
+            self._loop.submit(list(frames))
+            return self._loop.collect()
+        model, frames = self._model, np.asarray(frames)
         glance = model.glancer.run({"frame": frames})
         choice = model.policy.run({"feature_map": glance["feature_map"], "policy_state": self._policy_state})
         focus = model.focuser.run({"frame": frames, "origin": choice["origin"]})

@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from adafocus_edge.build import Built
     from adafocus_edge.bundle import Bundle, Preprocessing
     from adafocus_edge.classify import Result
+    from adafocus_edge.engines import Engines
 
 BAR_WIDTH = 24
 ON_CPU = ("fp32", "int8-cpu")
@@ -82,8 +84,41 @@ def print_result(to: Console, result: Result) -> None:
     )
 
 
+def build_table(built: Built) -> Table:
+    """Return what became of each graph's engine."""
+    table = Table(**STYLE)
+    for column, justify in (("graph", "left"), ("MB", "right"), ("built in", "right"), ("", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for row in built.rows:
+        what = "kept" if row.built is None else f"built: {row.built}"
+        table.add_row(row.graph, f"{row.engine.size_bytes / 1e6:.1f}", f"{row.engine.build_s:.1f} s", what)
+    return table
+
+
+def engines_table(bundle: Bundle) -> Table | None:
+    """Return the TensorRT engines that lie in a bundle, or None if there are none."""
+    from adafocus_edge.engines import engine_folders
+
+    found = engine_folders(bundle)
+    if not found:
+        return None
+    table = Table("engines", "variant", "for", "graphs", "MB", title="TensorRT", **STYLE)
+    for folder, engines in found:
+        size = sum(info.size_bytes for info in engines.engines.values()) / 1e6
+        graphs = " ".join(engines.engines)
+        table.add_row(escape(folder.name), engines.variant, escape(where_built(engines)), graphs, f"{size:.1f}")
+    return table
+
+
+def where_built(engines: Engines) -> str:
+    """Say where engines run, and at which batches."""
+    built = engines.built_for
+    place = built.device or ", ".join(built.targets) or "any GPU from Ampere on that it knows"
+    return f"{built.library} {built.version}, {place}, batches up to {max(engines.batches)}"
+
+
 def bundle_tables(bundle: Bundle) -> Iterable[Table]:
-    """Yield what is in a bundle as tables: the model, the graphs, the parity report, the provenance."""
+    """Yield what is in a bundle as tables: the model, the graphs, the engines, the parity report, the provenance."""
     spec, manifest = bundle.model, bundle.manifest
     model = Table("model", "", title=escape(str(bundle.path)), **STYLE)
     glance = "" if spec.glance_size == spec.frame_size else f", resized to {spec.glance_size} (nearest)"
@@ -130,6 +165,8 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
         table.add_section()
         table.add_row("all four", "", "", "", "", f"{mb:.1f}", f"{step:.3f}", f"{step * spec.segments:.2f}")
         yield table
+    if (engines := engines_table(bundle)) is not None:
+        yield engines
     if parity := manifest.reports.get("parity"):
         yield parity_table(parity["rows"])
 

@@ -175,7 +175,7 @@ def windows(
                 if not sure:
                     pixels = _pixels(frame, reader, spec)
                     before = time.perf_counter()
-                    glimpse = stream.see(pixels[None])
+                    glimpse = stream.see([pixels])
                     model_s += time.perf_counter() - before
                     latency_s = time.monotonic() - frame.captured_s
                     steps.append(classifier.step(len(steps), frame.index, frame.captured_s - begun, glimpse))

@@ -20,6 +20,7 @@ from av.codec.context import ThreadType
 
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import SourceError
+from adafocus_edge.pixels import Decoded
 from adafocus_edge.sources import without_password
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ SKIPPING_DECODERS = frozenset(("h264", "hevc", "mpeg4", "mpeg2video"))
 """Decoders that leave out frames which no other refers to, and nothing else, when told to (libdav1d does not)."""
 NOT_VIDEO = frozenset(("tty", "image2", "bin", "xbin", "adf", "idf"))
 """Demuxers that take any text, or a single picture, for a video."""
+NV12_LIKE = frozenset(("yuv420p", "yuvj420p", "nv12"))
+"""Formats that a GPU's decoder gives as NV12."""
+COLOUR_MATRICES = {1: "bt709", 9: "bt2020", 10: "bt2020"}
+"""By FFmpeg's number (AVColorSpace); it takes everything else for BT.601."""
+FULL_RANGE = 2
+"""FFmpeg's number (AVColorRange)."""
 READ_TIMEOUT_S = 20.0
 """A server of a file must answer within this time."""
 
@@ -77,6 +84,7 @@ class VideoFile:
 
     Attributes:
         name: the path as it was given; an address without its password.
+        address: the path or address itself.
         frame_count: frames in the file.
         fps: mean frame rate, or 0 where it is unknown.
         duration_s: seconds from the first frame to the end of the last one.
@@ -84,7 +92,7 @@ class VideoFile:
 
     def __init__(self, path: str) -> None:
         self.name = without_password(path)
-        self._address = path
+        self.address = path
         with self._open() as container:
             stream = self._stream(container)
             self._time_base = stream.time_base or Fraction(1, av.time_base)
@@ -132,11 +140,28 @@ class VideoFile:
             for index, frame in enumerate(self._decode(container, stream)):
                 yield min(index, self.frame_count - 1), upright(frame)
 
+    def nv12(self) -> Decoded:
+        """Say what a GPU's decoder makes of this video. Raises ``SourceError`` where that is not plain NV12."""
+        with self._open() as container:
+            frame = next(self._decode(container, self._stream(container)), None)
+        if frame is None:
+            raise SourceError(f"{self.name}: the video holds no frames")
+        fix = "leave out --decoder gpu"
+        if frame.format.name not in NV12_LIKE or frame.width % 2 or frame.height % 2:
+            raise SourceError(
+                f"{self.name}: {frame.format.name} of {frame.width} x {frame.height} is not decoded on the GPU: {fix}"
+            )
+        if round(frame.rotation / 90) % 4:
+            raise SourceError(f"{self.name}: asks to be turned, which is not done on the GPU: {fix}")
+        matrix = COLOUR_MATRICES.get(int(frame.colorspace), "bt601")
+        full = int(frame.color_range) == FULL_RANGE or frame.format.name == "yuvj420p"
+        return Decoded(frame.height, frame.width, matrix, full)
+
     # -- opening ------------------------------------------------------------------------------------------------------
 
     def _open(self) -> InputContainer:
-        if "://" not in self._address:
-            path = Path(self._address)
+        if "://" not in self.address:
+            path = Path(self.address)
             if not path.exists():
                 raise SourceError(f"{self.name}: no such file")
             if not path.is_file():
@@ -144,10 +169,10 @@ class VideoFile:
             if path.stat().st_size == 0:
                 raise SourceError(f"{self.name}: the file is empty")
         try:
-            if "://" in self._address:
-                container = av.open(self._address, timeout=READ_TIMEOUT_S, **OPEN_OPTIONS)
+            if "://" in self.address:
+                container = av.open(self.address, timeout=READ_TIMEOUT_S, **OPEN_OPTIONS)
             else:  # the prefix keeps a colon in the name from looking like a protocol
-                container = av.open(f"file:{self._address}", **OPEN_OPTIONS)
+                container = av.open(f"file:{self.address}", **OPEN_OPTIONS)
             if container.format.name in NOT_VIDEO or container.format.name.endswith("_pipe"):
                 container.close()
                 raise SourceError(f"{self.name}: not a video (frames as images go into a folder, which is then a clip)")
@@ -162,7 +187,7 @@ class VideoFile:
 
     def _broken(self, error: av.error.FFmpegError) -> SourceError:
         """Say that reading or decoding failed half way."""
-        if "://" in self._address:
+        if "://" in self.address:
             return SourceError(
                 f"{self.name}: cannot be read on ({error.strerror}): its server may not serve parts of a file (HTTP "
                 "ranges); download it and classify the file"
@@ -182,14 +207,14 @@ class VideoFile:
         if container.format.name == "avi" and stream.codec_context.has_b_frames:
             # AVI stores no presentation times, and with B-frames its packets are out of order and partly empty.
             return self._count()
-        if "://" not in self._address:
+        if "://" not in self.address:
             self._check_whole(stream)
         return self._timeline_of_index(stream) or self._timeline_of_packets(container, stream)
 
     def _check_whole(self, stream: VideoStream) -> None:
         """Refuse a file that ends before the last frame its index lists."""
         entries = stream.index_entries
-        have = os.path.getsize(self._address)
+        have = os.path.getsize(self.address)
         there = sum(entry.pos + entry.size <= have for entry in entries)
         if there < len(entries):
             raise SourceError(f"{self.name}: cut short: {there} of its {len(entries)} frames are there")

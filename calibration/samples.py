@@ -103,7 +103,7 @@ def record(
     random = np.random.default_rng(seed)
     recorders = {graph: _Recorder(getattr(model, graph)) for graph in GRAPHS}
     glancer, policy, focuser, classifier = recorders.values()
-    watched = replace(model, glancer=glancer, policy=policy, focuser=focuser, classifier=classifier)
+    watched = replace(model, glancer=glancer, policy=policy, focuser=focuser, classifier=classifier, resident=None)
     each = -(-count // len(clips))
     kept: dict[str, list[Feeds]] = {graph: [] for graph in GRAPHS}
     for done, number in enumerate(random.permutation(len(clips)), start=1):

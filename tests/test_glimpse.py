@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from adafocus_edge.backends import ort
+from adafocus_edge.backends import cuda, ort
 from adafocus_edge.backends.load import load_model
-from adafocus_edge.backends.ort import DeviceTensor, OrtBoundSession, OrtSession
+from adafocus_edge.backends.memory import Buffer, HostDevice
+from adafocus_edge.backends.ort import OrtSession
 from adafocus_edge.bundle import read_bundle
 from adafocus_edge.classify import Classifier
 from adafocus_edge.errors import BackendError, UsageError
@@ -23,10 +24,21 @@ def model(small_bundle):
         yield loaded
 
 
-def bound_model(bundle, monkeypatch):
-    """The GPU's sessions with their tensors in the CPU's memory: the same code but for the device's name."""
+class StreamedHost(HostDevice):
+    """The CPU in place of a GPU."""
+
+    stream = 0
+
+
+def bound_model(bundle, monkeypatch, *, captures=True):
+    """ONNX Runtime's programs for a GPU with their tensors in the CPU's memory: the same code but for the provider."""
     monkeypatch.setattr(ort, "cuda_obstacle", lambda: None)
-    monkeypatch.setattr(ort, "OrtBoundSession", lambda path, device, threads: OrtBoundSession(path, "cpu", threads))
+    monkeypatch.setattr(cuda, "CudaDevice", StreamedHost)
+
+    def on_cpu(path, providers, threads):
+        return ort.make_session(path, ["CPUExecutionProvider"], threads), captures
+
+    monkeypatch.setattr(ort, "_on_gpu", on_cpu)
     return load_model(bundle, backend="onnxruntime-cuda")
 
 
@@ -87,20 +99,23 @@ def test_a_gpu_gives_what_the_cpu_gives(model, small_bundle):
                 assert np.array_equal(seen.origins, expected.origins)
                 assert np.abs(seen.logits - expected.logits).max() <= 2e-3
         made = on_gpu.glancer.run({"frame": FRAMES[:2]})["feature_map"]
-        assert made.value.device_name() == "cuda"
+        assert made.device.kind == "cuda"
 
 
-def test_device_tensors_stay_where_they_are(small_bundle):
-    glancer = OrtBoundSession(small_bundle / "fp32" / "glancer.onnx", "cpu")
-    made = glancer.run({"frame": FRAMES[:5]})["feature_map"]
-    assert isinstance(made, DeviceTensor)
-    part = made[1:4][1:]
-    assert part.shape == (2, 1280, 3, 3)
-    assert part.value is made.value
-    assert part.address(4) - made.address(4) == 2 * 1280 * 9 * 4
-    assert np.array_equal(np.asarray(part), np.asarray(made)[2:4])
-    with pytest.raises(ValueError, match="without steps"):
-        made[::2]
+def test_device_tensors_stay_where_they_are(small_bundle, monkeypatch):
+    with bound_model(read_bundle(small_bundle), monkeypatch) as bound:
+        made = bound.glancer.run({"frame": FRAMES[:5]})["feature_map"]
+        assert isinstance(made, Buffer)
+        part = made[1:4][1:]
+        assert part.shape == (2, 1280, 3, 3)
+        assert part.owner is made.owner
+        assert part.address - made.address == 2 * 1280 * 9 * 4
+        assert np.array_equal(np.asarray(part), np.asarray(made)[2:4])
+        with pytest.raises(ValueError, match="without steps"):
+            made[::2]
+        state = np.zeros((2, SMALL.policy_state), np.float32)
+        chosen = bound.policy.run({"feature_map": part, "policy_state": state})
+        assert np.asarray(chosen["origin"]).shape == (2, 2)
 
 
 def test_early_exit_stops_at_the_first_sure_step(model):
@@ -136,7 +151,8 @@ def test_a_backend_that_cannot_run_says_why(small_bundle, monkeypatch):
         raise BackendError("the driver is too old")
 
     monkeypatch.setattr(ort, "cuda_obstacle", lambda: None)
-    monkeypatch.setattr(ort, "OrtBoundSession", refuse)
+    monkeypatch.setattr(ort, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(cuda, "CudaDevice", refuse)
     with load_model(bundle, backend="auto") as loaded:
         assert loaded.backend == "onnxruntime-cpu"
     with pytest.raises(BackendError, match="too old"):
@@ -165,11 +181,13 @@ def test_threads_do_not_change_results(small_bundle):
     assert np.abs(one.run(feeds)["focus"] - two.run(feeds)["focus"]).max() <= 1e-3
 
 
-def test_a_graph_that_fails_while_it_runs_is_told(small_bundle):
-    for kind in (OrtSession, lambda path: OrtBoundSession(path, "cpu")):
-        session = kind(small_bundle / "fp32" / "glancer.onnx")
+def test_a_graph_that_fails_while_it_runs_is_told(small_bundle, monkeypatch):
+    wrong = {"frame": np.zeros((1, 10, 10, 3), np.uint8)}
+    with pytest.raises(BackendError, match="failed while it ran"):
+        OrtSession(small_bundle / "fp32" / "glancer.onnx").run(wrong)
+    with bound_model(read_bundle(small_bundle), monkeypatch) as bound:
         with pytest.raises(BackendError, match="failed while it ran"):
-            session.run({"frame": np.zeros((1, 10, 10, 3), np.uint8)})
+            bound.glancer.run(wrong)
 
 
 def test_softmax_survives_large_logits():

@@ -116,9 +116,9 @@ class TorchSession:
 def torch_model(model: AdaFocus, *, record: bool = False) -> tuple[LoadedModel, dict[str, TorchSession]]:
     """Wrap a PyTorch model for the glimpse loop; also return its sessions, which can record what passes through."""
     sessions = {graph: TorchSession(model, graph, record=record) for graph in GRAPHS}
-    return LoadedModel(
-        model.spec, **sessions, backend="torch", variant="fp32", batch=1 if record else TORCH_BATCH
-    ), sessions
+    batch = 1 if record else TORCH_BATCH
+    made = LoadedModel.of(model.spec, sessions, "torch", "fp32", batch)
+    return made, sessions
 
 
 def count_gflops(model: AdaFocus, graph: str) -> float:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from adafocus_edge.backends.memory import Buffer, Work
+    from adafocus_edge.backends.resident import Resident
+
 
 class Tensor(Protocol):
     """What flows between sessions: a NumPy array, or something on a device that acts like one where it must.
@@ -57,6 +60,42 @@ class Session(Protocol):
         """Give its memory back; it cannot run after that."""
 
 
+class Program(Protocol):
+    """One graph that runs on tensors where they lie, in a device's queue.
+
+    Attributes:
+        inputs: what it takes.
+        outputs: what it gives.
+        capturable: whether what it queues may be recorded with other work (:meth:`Device.capture`).
+    """
+
+    @property
+    def capturable(self) -> bool:
+        """Whether what it queues may be recorded with other work."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What it takes."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What it gives."""
+
+    def bind(self, tensors: Mapping[str, Buffer], *, fixed: bool) -> Work:
+        """Return what queues one run on these tensors.
+
+        Args:
+            tensors: every input and every output, by name, all of the same batch.
+            fixed: whether it will run on them again and again.
+
+        Raises:
+            BackendError: it cannot run at this batch.
+        """
+
+    def close(self) -> None:
+        """Give its memory back; it cannot run after that."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """The four sessions of one variant on one backend; a context manager that closes them.
@@ -70,6 +109,7 @@ class LoadedModel:
         backend: its name, such as ``onnxruntime-cpu``.
         variant: its name, such as ``fp32``.
         batch: how many frames of a clip are best given to the glancer and the focuser at once.
+        resident: the same graphs with everything kept on a device; None where the four sessions are all there is.
     """
 
     spec: ModelSpec
@@ -80,10 +120,27 @@ class LoadedModel:
     backend: str
     variant: str
     batch: int
+    resident: Resident | None = None
+
+    @classmethod
+    def of(
+        cls,
+        spec: ModelSpec,
+        sessions: Mapping[str, Session],
+        backend: str,
+        variant: str,
+        batch: int,
+        resident: Resident | None = None,
+    ) -> LoadedModel:
+        """Make a model of sessions by the names of their graphs."""
+        glancer, policy, focuser, classifier = (sessions[graph] for graph in GRAPHS)
+        return cls(spec, glancer, policy, focuser, classifier, backend, variant, batch, resident)
 
     def close(self) -> None:
-        """Close all four sessions, even if closing one of them fails."""
+        """Close all four sessions and what is on a device, even if closing one of them fails."""
         with ExitStack() as stack:
+            if self.resident is not None:
+                stack.callback(self.resident.close)
             for graph in GRAPHS:
                 stack.callback(getattr(self, graph).close)
 

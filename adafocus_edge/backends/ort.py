@@ -6,13 +6,12 @@ import contextlib
 import ctypes
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnxruntime as ort
 
 from adafocus_edge.cpus import usable_cores
@@ -20,8 +19,11 @@ from adafocus_edge.errors import BackendError
 from adafocus_edge.types import TensorSpec
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from adafocus_edge.backends.cuda import CudaDevice
+    from adafocus_edge.backends.memory import Buffer, Work
 
+CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 NUMPY_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
 """ONNX Runtime's names for the types of the contract."""
 ERROR = 3
@@ -38,6 +40,8 @@ class OrtSession:
             of two signed bytes in 16 bits, which overflow; a TensorRT device does not.
     """
 
+    capturable = True
+
     def __init__(self, path: Path, threads: int | None = None, *, exact_int8: bool = False) -> None:
         self._session = make_session(path, ["CPUExecutionProvider"], threads, exact_int8=exact_int8)
         self.inputs = tensor_specs(self._session.get_inputs())
@@ -49,92 +53,126 @@ class OrtSession:
         try:
             made = self._session.run(self._names, feeds)
         except Exception as error:  # ONNX Runtime raises a family of types with no useful common base
-            raise BackendError(f"ONNX Runtime failed while it ran a graph: {first_line(error)}") from None
+            raise failed(error) from None
         return dict(zip(self._names, made, strict=True))
 
+    def bind(self, tensors: Mapping[str, Buffer], *, fixed: bool) -> Work:
+        """Return what runs the graph on tensors of a :class:`HostDevice`; see :class:`Program`."""
+        del fixed
+        return bound(self._session, self.inputs, tensors, ort.RunOptions())
+
     def close(self) -> None:
         """Drop the session; ONNX Runtime frees it with its last reference."""
         del self._session
 
 
-class DeviceTensor:
-    """A tensor in a device's memory, or a range of one's batch, as ONNX Runtime can bind it."""
+class OrtProgram:
+    """One graph on an NVIDIA GPU, on tensors that stay there and in the order of the device's queue.
 
-    def __init__(self, value: ort.OrtValue, start: int = 0, stop: int | None = None) -> None:
-        self.value = value
-        self._full_shape: tuple[int, ...] = tuple(value.shape())
-        self._start = start
-        self._stop = self._full_shape[0] if stop is None else stop
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape, the batch first."""
-        return (self._stop - self._start, *self._full_shape[1:])
-
-    def address(self, item_size: int) -> int:
-        """Return where it begins in the device's memory; ``item_size`` is in bytes."""
-        row = int(np.prod(self._full_shape[1:], dtype=np.int64)) * item_size
-        return int(self.value.data_ptr()) + self._start * row
-
-    def __getitem__(self, rows: slice) -> DeviceTensor:
-        start, stop, step = rows.indices(self.shape[0])
-        if step != 1:
-            raise ValueError("only a range without steps can be cut out of a device tensor")
-        return DeviceTensor(self.value, self._start + start, self._start + max(start, stop))
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        del copy  # bringing it to the host is a copy
-        return np.asarray(self.value.numpy()[self._start : self._stop], dtype=dtype)
-
-
-class OrtBoundSession:
-    """One graph whose inputs and outputs are bound to device memory, so that nothing passes through the host unasked.
-
-    The same code runs with ``device="cpu"``, which is how it is tested where there is no GPU.
+    Args:
+        path: of the graph.
+        device: whose stream it computes on.
+        threads: for what falls to the CPU.
+        tensorrt: folder for the engines that ONNX Runtime's TensorRT provider builds, or None for its CUDA provider.
     """
 
-    def __init__(self, path: Path, device: str = "cuda", threads: int | None = None) -> None:
-        self._device = device
-        if device == "cuda":
-            # TF32 would round FP32 convolutions to 10 bits; a reduced precision is a variant, never a surprise.
-            provider: Any = ("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0"})
-            self._session = make_session(path, [provider, "CPUExecutionProvider"], threads)
-            if self._session.get_providers()[0] != "CUDAExecutionProvider":
-                raise BackendError(
-                    "onnxruntime-cuda cannot run here: ONNX Runtime could not load its CUDA libraries; "
-                    "install them: pip install 'adafocus-edge[gpu]'"
-                )
+    capturable = False  # by us: ONNX Runtime captures its own CUDA graphs
+
+    def __init__(
+        self, path: Path, device: CudaDevice, threads: int | None = None, tensorrt: Path | None = None
+    ) -> None:
+        # TF32 would round FP32 convolutions to 10 bits; a reduced precision is a variant, never a surprise.
+        cuda = {"device_id": "0", "use_tf32": "0", "user_compute_stream": str(device.stream)}
+        providers: list[Any]
+        if tensorrt is not None:
+            providers = [
+                (
+                    TENSORRT_PROVIDER,
+                    {"device_id": "0", "user_compute_stream": str(device.stream), **_kept_in(tensorrt)},
+                ),
+                (CUDA_PROVIDER, cuda),
+            ]
         else:
-            self._session = make_session(path, ["CPUExecutionProvider"], threads)
+            providers = [(CUDA_PROVIDER, {**cuda, "enable_cuda_graph": "1"})]
+        self._session, self._captures = _on_gpu(path, providers, threads)
         self.inputs = tensor_specs(self._session.get_inputs())
         self.outputs = tensor_specs(self._session.get_outputs())
-        self._types = {tensor.name: np.dtype(tensor.dtype) for tensor in self.inputs}
+        self._fixed = 0
 
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Run the graph once; NumPy feeds are uploaded, device tensors are bound where they lie."""
-        binding = self._session.io_binding()
-        held = []
-        for name, feed in feeds.items():
-            dtype = self._types[name]
-            tensor = feed if isinstance(feed, DeviceTensor) else self._upload(np.ascontiguousarray(feed, dtype))
-            held.append(tensor)
-            binding.bind_input(name, self._device, 0, dtype, tensor.shape, tensor.address(dtype.itemsize))
-        for output in self.outputs:
-            binding.bind_output(output.name, self._device, 0)
-        try:
-            self._session.run_with_iobinding(binding)
-        except Exception as error:
-            raise BackendError(f"ONNX Runtime failed while it ran a graph: {first_line(error)}") from None
-        return {
-            output.name: DeviceTensor(value) for output, value in zip(self.outputs, binding.get_outputs(), strict=True)
-        }
-
-    def _upload(self, array: NDArray[Any]) -> DeviceTensor:
-        return DeviceTensor(ort.OrtValue.ortvalue_from_numpy(array, self._device, 0))
+    def bind(self, tensors: Mapping[str, Buffer], *, fixed: bool) -> Work:
+        """Return what queues the graph on tensors; see :class:`Program`."""
+        options = ort.RunOptions()
+        # The queue keeps the order: nobody waits before results are asked for.
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if self._captures:
+            # A CUDA graph of its own for tensors that stay; none for those of one run.
+            self._fixed += fixed
+            options.add_run_config_entry("gpu_graph_id", str(self._fixed) if fixed else "-1")
+        return bound(self._session, self.inputs, tensors, options)
 
     def close(self) -> None:
         """Drop the session; ONNX Runtime frees it with its last reference."""
         del self._session
+
+
+def bound(
+    session: ort.InferenceSession, inputs: Sequence[TensorSpec], tensors: Mapping[str, Buffer], options: ort.RunOptions
+) -> Work:
+    """Bind a session's inputs and outputs to memory, and return what runs it there."""
+    binding = session.io_binding()
+    names = {tensor.name for tensor in inputs}
+    for name, tensor in tensors.items():
+        bind = binding.bind_input if name in names else binding.bind_output
+        bind(name, tensor.device.kind, 0, tensor.dtype, tensor.shape, tensor.address)
+
+    def run() -> None:
+        try:
+            session.run_with_iobinding(binding, options)
+        except Exception as error:
+            raise failed(error) from None
+
+    device = next(iter(tensors.values())).device
+    return lambda: device.launch(run)
+
+
+def failed(error: Exception) -> BackendError:
+    """Tell what ONNX Runtime said while it ran a graph."""
+    return BackendError(f"ONNX Runtime failed while it ran a graph: {first_line(error)}")
+
+
+def _kept_in(folder: Path) -> dict[str, str]:
+    """Return the TensorRT provider's options that keep what it builds, so that only the first start is slow."""
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+    }
+
+
+def _on_gpu(path: Path, providers: list[Any], threads: int | None) -> tuple[ort.InferenceSession, bool]:
+    """Make a session on a GPU, and say whether it captures CUDA graphs: where a node is left to the CPU, it cannot."""
+    wanted = providers[0][0]
+    library_obstacle()  # loads CUDA from the pip packages
+    if "enable_cuda_graph" in providers[0][1]:
+        # ONNX Runtime refuses a graph of which it would run nodes on the CPU: that one runs without being captured.
+        with contextlib.suppress(BackendError):
+            session = make_session(path, providers, threads)
+            if session.get_providers()[0] == wanted:
+                return session, True
+        name, options = providers[0]
+        providers = [(name, {**options, "enable_cuda_graph": "0"})]
+    session = make_session(path, [*providers, "CPUExecutionProvider"], threads)
+    if session.get_providers()[0] != wanted:
+        raise BackendError(
+            f"{wanted} cannot run here: ONNX Runtime could not load its libraries; "
+            + (
+                "install TensorRT 10"
+                if wanted == TENSORRT_PROVIDER
+                else "install them: pip install 'adafocus-edge[gpu]'"
+            )
+        )
+    return session, False
 
 
 def make_session(
@@ -190,7 +228,7 @@ class Obstacle:
 @lru_cache(maxsize=1)
 def cuda_obstacle() -> Obstacle | None:
     """Say why ONNX Runtime cannot use an NVIDIA GPU here, or return None if it should: driver, GPU and libraries."""
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
+    if CUDA_PROVIDER not in ort.get_available_providers():
         return Obstacle(
             "this build of ONNX Runtime has no CUDA provider", "pip uninstall onnxruntime; pip install onnxruntime-gpu"
         )

@@ -1,0 +1,254 @@
+"""Memory of a device, and work that is queued on it: one contract for a GPU and, with the same rules, for the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from adafocus_edge.errors import BackendError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Work = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor in a device's memory, or a range of one's rows; tensors are dense, the batch first.
+
+    Attributes:
+        device: whose memory it is.
+        address: of its first byte, in that memory.
+        shape: the batch first.
+        dtype: of its elements.
+        owner: keeps the memory alive.
+    """
+
+    device: Device
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    owner: object
+
+    @property
+    def size_bytes(self) -> int:
+        """How much memory it covers."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, rows: slice) -> Buffer:
+        start, stop, step = rows.indices(self.shape[0])
+        if step != 1:
+            raise ValueError("only a range without steps can be cut out of a device's tensor")
+        stop = max(start, stop)
+        row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        shape = (stop - start, *self.shape[1:])
+        return Buffer(self.device, self.address + start * row_bytes, shape, self.dtype, self.owner)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        del copy  # bringing it to the host is a copy
+        return np.asarray(self.device.fetch(self), dtype=dtype)
+
+
+class Device(Protocol):
+    """Where a model's tensors live, and the queue of work on them.
+
+    Work is done in the order in which it was queued, later than the call; uploads have a queue of their own, so that
+    they pass while the device computes. Every method raises ``BackendError`` if the device fails, and where a device is
+    used from two threads at the same time.
+
+    Attributes:
+        kind: ``cpu`` or ``cuda``, as ONNX Runtime calls it.
+    """
+
+    kind: str
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
+        """Allocate a tensor, freed when nothing refers to it any more, or when the device is closed."""
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Allocate host memory that the device copies from and to without a detour; freed when it is closed."""
+
+    def upload(self, target: Buffer, source: NDArray[Any]) -> None:
+        """Queue a copy from pinned memory among the uploads; ``source`` must stay as it is until that is done."""
+
+    def after_uploads(self) -> None:
+        """Let all work that is queued from now on wait for the uploads so far."""
+
+    def store(self, array: NDArray[Any]) -> Buffer:
+        """Copy any array of the host into a new tensor, in order with the queued work."""
+
+    def download(self, target: NDArray[Any], source: Buffer) -> None:
+        """Queue a copy to pinned memory."""
+
+    def copy(self, target: Buffer, source: Buffer) -> None:
+        """Queue a copy within the device."""
+
+    def zero(self, target: Buffer) -> None:
+        """Queue filling a tensor with zeros."""
+
+    def launch(self, work: Work) -> None:
+        """Queue what a backend computes; ``work`` hands it to the device."""
+
+    def capture(self, work: Work) -> Work:
+        """Record what ``work`` queues, without doing it, and return what queues all of it again in one launch.
+
+        Only queued work can be recorded: allocating, waiting and uploading cannot.
+        """
+
+    def mark(self) -> Any:
+        """Return a mark at the end of what is queued now."""
+
+    def wait(self, mark: Any) -> None:
+        """Block until everything before a mark is done."""
+
+    def fetch(self, source: Buffer) -> NDArray[Any]:
+        """Wait for a tensor and copy it to the host."""
+
+    def finish(self) -> None:
+        """Block until everything that was queued is done."""
+
+    def use(self) -> Any:
+        """Return a context manager: this thread uses the device until it is left. Refuses a second thread."""
+
+    def close(self) -> None:
+        """Free everything; nothing of it can be used after that."""
+
+
+class Turn:
+    """Makes sure that one thread at a time uses a device: a model keeps its state there between two calls."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Hold the turn. Raises ``BackendError`` at once if another thread holds it."""
+        if not self._lock.acquire(blocking=False):
+            raise BackendError("this model is in use by another thread: load one model per thread")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
+class HostDevice:
+    """The CPU as a device: its memory is the host's, and queued work is done at once.
+
+    It keeps the rules of a GPU, so that what runs here obeys them there: tensors are reached by address, and what is
+    captured is recorded, not done, and may neither allocate nor wait.
+    """
+
+    kind = "cpu"
+
+    def __init__(self) -> None:
+        self._turn = Turn()
+        self._recorded: list[Work] | None = None
+        self._closed = False
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
+        """Allocate a tensor."""
+        array = self.pinned(shape, dtype)
+        return Buffer(self, array.ctypes.data, array.shape, array.dtype, array)
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """Allocate an array."""
+        self._not_captured("allocating")
+        return np.empty(shape, dtype)
+
+    def upload(self, target: Buffer, source: NDArray[Any]) -> None:
+        """Copy."""
+        self._not_captured("uploading")
+        np.copyto(_view(target), source)
+
+    def after_uploads(self) -> None:
+        """Uploads are done at once, so there is nothing to wait for."""
+        self._not_captured("waiting")
+
+    def store(self, array: NDArray[Any]) -> Buffer:
+        """Copy an array."""
+        made = self.empty(array.shape, array.dtype)
+        np.copyto(_view(made), array)
+        return made
+
+    def download(self, target: NDArray[Any], source: Buffer) -> None:
+        """Queue a copy."""
+        self.launch(lambda: np.copyto(target, _view(source)))
+
+    def copy(self, target: Buffer, source: Buffer) -> None:
+        """Queue a copy."""
+        self.launch(lambda: np.copyto(_view(target), _view(source)))
+
+    def zero(self, target: Buffer) -> None:
+        """Queue filling with zeros."""
+        self.launch(lambda: _view(target).fill(0))
+
+    def launch(self, work: Work) -> None:
+        """Do the work, or record it."""
+        if self._closed:
+            raise BackendError("the device is closed")
+        if self._recorded is None:
+            work()
+        else:
+            self._recorded.append(work)
+
+    def capture(self, work: Work) -> Work:
+        """Record work."""
+        self._not_captured("capturing")
+        recorded: list[Work] = []
+        self._recorded = recorded
+        try:
+            work()
+        finally:
+            self._recorded = None
+
+        def replay() -> None:
+            for one in recorded:
+                self.launch(one)
+
+        return replay
+
+    def mark(self) -> None:
+        """Nothing is ever left to do."""
+        self._not_captured("waiting")
+
+    def wait(self, mark: None) -> None:
+        """Nothing is ever left to do."""
+        del mark
+        self._not_captured("waiting")
+
+    def fetch(self, source: Buffer) -> NDArray[Any]:
+        """Copy a tensor."""
+        self._not_captured("waiting")
+        return _view(source).copy()
+
+    def finish(self) -> None:
+        """Nothing is ever left to do."""
+        self._not_captured("waiting")
+
+    def use(self) -> Any:
+        """Refuse a second thread."""
+        return self._turn.taken()
+
+    def close(self) -> None:
+        """Refuse what comes after."""
+        self._closed = True
+
+    def _not_captured(self, what: str) -> None:
+        if self._closed:
+            raise BackendError("the device is closed")
+        if self._recorded is not None:
+            raise BackendError(f"{what} cannot be captured")
+
+
+def _view(buffer: Buffer) -> NDArray[Any]:
+    """Return the host's memory at a buffer's address as an array."""
+    raw = (ctypes.c_uint8 * buffer.size_bytes).from_address(buffer.address)
+    return np.ctypeslib.as_array(raw).view(buffer.dtype).reshape(buffer.shape)

@@ -1,0 +1,347 @@
+"""The glimpse loop kept on a device: frames go up, one launch does a step or a clip, patches and logits come back."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adafocus_edge.backends.base import LoadedModel, Program
+from adafocus_edge.backends.memory import Buffer
+from adafocus_edge.errors import BackendError
+from adafocus_edge.glimpse import Glimpse
+from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, TensorSpec, contract
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from adafocus_edge.backends.memory import Device, Work
+
+STATES = {"policy_state": "policy_state_out", "state": "state_out"}
+"""What a step takes from the step before: input and output."""
+RESULTS = ("origin", "logits")
+"""What comes back to the host."""
+AHEAD = 2
+"""Steps that may be under way: one computes while the next one's frames are uploaded."""
+
+
+class DeviceSession:
+    """One graph as a session: feeds are uploaded or used where they lie, and outputs stay on the device."""
+
+    def __init__(self, program: Program, device: Device) -> None:
+        self.inputs = program.inputs
+        self.outputs = program.outputs
+        self._program = program
+        self._device = device
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the graph once."""
+        device = self._device
+        with device.use():
+            tensors: dict[str, Buffer] = {}
+            for spec in self.inputs:
+                feed = feeds[spec.name]
+                tensors[spec.name] = feed if isinstance(feed, Buffer) else device.store(np.asarray(feed, spec.dtype))
+            batch = tensors[self.inputs[0].name].shape[0]
+            made = {spec.name: device.empty(shape_of(spec, batch), spec.dtype) for spec in self.outputs}
+            self._program.bind({**tensors, **made}, fixed=False)()
+            return made
+
+    def close(self) -> None:
+        """Close the program, once nothing of it runs any more."""
+        with suppress(BackendError):
+            self._device.finish()
+        self._program.close()
+
+
+class Resident:
+    """A model's graphs on a device, and the loops over them.
+
+    Args:
+        spec: the model's shapes and names.
+        programs: the four graphs, or with them the joined step.
+        device: where they run; closed with this.
+    """
+
+    def __init__(self, spec: ModelSpec, programs: Mapping[str, Program], device: Device) -> None:
+        self.spec = spec
+        self.programs = programs
+        self.device = device
+        self._clips: dict[int, ClipLoop] = {}
+        self._closing: list[Work] = []
+
+    def steps(self, clips: int) -> StepLoop:
+        """Make a loop over the steps of N clips at once, with states of its own."""
+        return StepLoop(self, clips)
+
+    def clip(self, frames: int) -> ClipLoop:
+        """Return the loop over whole clips of this many frames."""
+        if frames not in self._clips:
+            self._clips[frames] = ClipLoop(self, frames)
+        return self._clips[frames]
+
+    def on_close(self, work: Work) -> None:
+        """Do something when this is closed, before the device is."""
+        self._closing.append(work)
+
+    def close(self) -> None:
+        """Free everything. The four sessions close their programs before this."""
+        with ExitStack() as stack:
+            stack.callback(self.device.close)
+            for work in self._closing:
+                stack.callback(work)
+            for graph, program in self.programs.items():
+                if graph not in GRAPHS:
+                    stack.callback(program.close)
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One of the two sets of tensors that steps take turns with.
+
+    Attributes:
+        host_frame: pinned, uint8 [N, S, S, 3].
+        tensors: on the device, by name.
+        host: pinned results, by name.
+        step: queues one step: the graphs, and the results' way back.
+    """
+
+    host_frame: NDArray[np.uint8]
+    tensors: dict[str, Buffer]
+    host: dict[str, NDArray[np.float32]]
+    step: Work
+
+
+class StepLoop:
+    """N clips, one frame of each at a time; both states stay on the device.
+
+    Two sets of tensors take turns: a step reads the states that the one before has written, and its frames may be
+    uploaded while that one still computes. Each set's step is captured once and replayed. A clip without a frame waits:
+    the batch computes it too, but its states are carried over as they were.
+
+    Args:
+        resident: graphs and device.
+        clips: N.
+    """
+
+    def __init__(self, resident: Resident, clips: int) -> None:
+        self.clips = clips
+        self._device = device = resident.device
+        self._next = 0
+        self._under_way: deque[tuple[_Phase, Any]] = deque()
+        self._fresh: set[int] = set(range(clips))
+        with device.use():
+            self._phases = _phases(resident, clips)
+            device.finish()
+
+    def submit(self, frames: Sequence[NDArray[np.uint8] | Buffer | None], fresh: Collection[int] = ()) -> None:
+        """Queue a step; :meth:`collect` gives its results. At most two steps may be under way.
+
+        Args:
+            frames: for each clip uint8 [S, S, 3], on the host or on the device, or None to let it wait. Rows that are
+                left out at the end are nobody's: they are computed, and what their states become means nothing.
+            fresh: clips that begin anew with this step.
+
+        Raises:
+            BackendError: the device failed, or two steps are under way.
+        """
+        if len(frames) > self.clips:
+            raise ValueError(f"{len(frames)} frames for {self.clips} clips")
+        if len(self._under_way) == AHEAD:
+            raise BackendError(f"{AHEAD} steps are under way: collect the first one's results")
+        device, phase = self._device, self._phases[self._next]
+        with device.use():
+            self._bring(phase, frames)
+            for first, last in _runs(sorted(self._fresh.union(fresh))):
+                for name in STATES:
+                    device.zero(phase.tensors[name][first : last + 1])
+            self._fresh.clear()
+            phase.step()
+            for first, last in _runs([row for row, frame in enumerate(frames) if frame is None]):
+                for name, out in STATES.items():
+                    device.copy(phase.tensors[out][first : last + 1], phase.tensors[name][first : last + 1])
+            self._under_way.append((phase, device.mark()))
+        self._next = 1 - self._next
+
+    def collect(self) -> Glimpse:
+        """Wait for the oldest step under way and return what it gave; the rows of waiting clips mean nothing."""
+        with self._device.use():
+            phase, mark = self._under_way.popleft()
+            self._device.wait(mark)
+            return Glimpse(*(phase.host[name].copy() for name in RESULTS))
+
+    @property
+    def under_way(self) -> int:
+        """How many steps are queued and not collected."""
+        return len(self._under_way)
+
+    def reset(self) -> None:
+        """Let every clip begin anew with the next step."""
+        self._fresh = set(range(self.clips))
+
+    def move(self, source: int, other: StepLoop, target: int) -> None:
+        """Hand a clip over to a row of another loop (or of this one), with its states."""
+        if source in self._fresh:
+            other._fresh.add(target)
+            return
+        other._fresh.discard(target)
+        mine, theirs = (loop._phases[loop._next].tensors for loop in (self, other))
+        with self._device.use():
+            for name in STATES:
+                self._device.copy(theirs[name][target : target + 1], mine[name][source : source + 1])
+
+    def _bring(self, phase: _Phase, frames: Sequence[NDArray[np.uint8] | Buffer | None]) -> None:
+        """Bring a step's frames to the device."""
+        device, target = self._device, phase.tensors["frame"]
+        on_host = []
+        for row, frame in enumerate(frames):
+            if isinstance(frame, np.ndarray):
+                phase.host_frame[row] = frame
+                on_host.append(row)
+        for first, last in _runs(on_host):
+            device.upload(target[first : last + 1], phase.host_frame[first : last + 1])
+        if on_host:
+            device.after_uploads()
+        for row, frame in enumerate(frames):
+            if isinstance(frame, Buffer):
+                device.copy(target[row : row + 1], frame)
+
+
+class ClipLoop:
+    """A whole clip in one launch: all frames are glanced at, then all patches chosen, then all of them focused on.
+
+    Args:
+        resident: graphs and device.
+        frames: T.
+    """
+
+    def __init__(self, resident: Resident, frames: int) -> None:
+        self.frames = frames
+        self._device = device = resident.device
+        spec = resident.spec
+        with device.use():
+            self._tensors = tensors = _tensors(resident, frames)
+            states = {name: (tensors[name][:1], device.empty(tensors[name][:1].shape, np.float32)) for name in STATES}
+            glancer, policy, focuser, classifier = (resident.programs[graph] for graph in GRAPHS)
+
+            def bound(program: Program, step: int | None) -> Work:
+                """Bind a graph to the whole clip, or to one step of it."""
+                names = [tensor.name for tensor in (*program.inputs, *program.outputs)]
+                if step is None:
+                    return program.bind({name: tensors[name] for name in names}, fixed=False)
+                row = {name: tensors[name][step : step + 1] for name in names}
+                for name, out in STATES.items():
+                    if name in row:
+                        row[name], row[out] = states[name][step % 2], states[name][1 - step % 2]
+                return program.bind(row, fixed=False)
+
+            work = [
+                bound(glancer, None),
+                *(bound(policy, step) for step in range(frames)),
+                bound(focuser, None),
+                *(bound(classifier, step) for step in range(frames)),
+            ]
+            self._host_frames = device.pinned((frames, spec.frame_size, spec.frame_size, 3), np.uint8)
+            self._host = {name: device.pinned(tensors[name].shape, np.float32) for name in RESULTS}
+
+            def clip() -> None:
+                for first, _ in states.values():
+                    device.zero(first)
+                for one in work:
+                    one()
+                for name in RESULTS:
+                    device.download(self._host[name], tensors[name])
+
+            self._clip = _captured(device, clip, [glancer, policy, focuser, classifier])
+            device.finish()
+
+    def see(self, frames: Sequence[NDArray[np.uint8] | Buffer]) -> Glimpse:
+        """Run a clip.
+
+        Args:
+            frames: T of uint8 [S, S, 3], on the host or on the device.
+
+        Returns:
+            origins [T, 2] and logits [T, C] of all its steps.
+        """
+        device, target = self._device, self._tensors["frame"]
+        with device.use():
+            for row, frame in enumerate(frames):
+                if isinstance(frame, Buffer):
+                    device.copy(target[row : row + 1], frame)
+                else:
+                    self._host_frames[row] = frame
+                    device.upload(target[row : row + 1], self._host_frames[row : row + 1])
+            device.after_uploads()
+            self._clip()
+            device.wait(device.mark())
+            return Glimpse(*(self._host[name].copy() for name in RESULTS))
+
+
+def on_device(
+    spec: ModelSpec, programs: Mapping[str, Program], device: Device, *, backend: str, variant: str
+) -> LoadedModel:
+    """Make a model of graphs on a device. It owns them all: closing it closes programs and device."""
+    sessions = {graph: DeviceSession(programs[graph], device) for graph in GRAPHS}
+    return LoadedModel.of(spec, sessions, backend, variant, spec.segments, Resident(spec, programs, device))
+
+
+def shape_of(spec: TensorSpec, batch: int) -> tuple[int, ...]:
+    """Return a tensor's shape at a batch."""
+    return tuple(batch if side == "N" else int(side) for side in spec.shape)
+
+
+def _tensors(resident: Resident, batch: int) -> dict[str, Buffer]:
+    """Allocate every tensor of the contract once."""
+    specs = {t.name: t for graph in GRAPHS for side in contract(resident.spec, graph) for t in side}
+    return {name: resident.device.empty(shape_of(spec, batch), spec.dtype) for name, spec in specs.items()}
+
+
+def _phases(resident: Resident, clips: int) -> tuple[_Phase, _Phase]:
+    device, programs = resident.device, resident.programs
+    chain = [programs[STEP_GRAPH]] if STEP_GRAPH in programs else [programs[graph] for graph in GRAPHS]
+    shared = _tensors(resident, clips)
+
+    def phase(tensors: dict[str, Buffer]) -> _Phase:
+        work = [
+            program.bind({t.name: tensors[t.name] for t in (*program.inputs, *program.outputs)}, fixed=True)
+            for program in chain
+        ]
+        host = {name: device.pinned(tensors[name].shape, np.float32) for name in RESULTS}
+
+        def step() -> None:
+            for one in work:
+                one()
+            for name in RESULTS:
+                device.download(host[name], tensors[name])
+
+        for name in ("frame", *STATES):
+            device.zero(tensors[name])
+        host_frame = device.pinned(tensors["frame"].shape, np.uint8)
+        return _Phase(host_frame, tensors, host, _captured(device, step, chain))
+
+    again = {name: device.empty(shared[name].shape, shared[name].dtype) for name in ("frame", *RESULTS)}
+    turned = {name: shared[out] for name, out in STATES.items()} | {out: shared[name] for name, out in STATES.items()}
+    return phase(shared), phase({**shared, **again, **turned})
+
+
+def _captured(device: Device, work: Work, programs: Sequence[Program]) -> Work:
+    """Run work once, which lets libraries allocate what they need, then capture it where that is possible."""
+    work()
+    device.finish()
+    return device.capture(work) if all(program.capturable for program in programs) else work
+
+
+def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
+    """Return rising row numbers as (first, last) of each stretch without a gap."""
+    runs: list[tuple[int, int]] = []
+    for row in rows:
+        if runs and row == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], row)
+        else:
+            runs.append((row, row))
+    return runs

@@ -1,0 +1,131 @@
+"""Many streams that step together as one batch, each with a state of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from adafocus_edge.backends.memory import HostDevice
+from adafocus_edge.backends.resident import Resident, StepLoop
+from adafocus_edge.errors import BackendError, UsageError
+from adafocus_edge.glimpse import Glimpse
+from adafocus_edge.types import GRAPHS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from adafocus_edge.backends.base import LoadedModel
+    from adafocus_edge.backends.memory import Buffer
+
+
+class Lanes:
+    """Streams as rows of a batch.
+
+    A stream joins and leaves at any time. The batch is the smallest of 1, 2, 4 ... that holds all that are there; each
+    size is captured once, when it is first needed, and kept. A stream without a frame is left out of a step: it keeps
+    its state and its row, and nobody waits for it. When one leaves, the last row takes its place.
+
+    Args:
+        model: on any backend of a bundle.
+        most: how many streams there may be.
+    """
+
+    def __init__(self, model: LoadedModel, most: int) -> None:
+        if most < 1:
+            raise UsageError(f"streams must be at least 1, not {most}")
+        self._most = most
+        self._resident = model.resident or _on_host(model)
+        self._loops: dict[int, StepLoop] = {}
+        self._rows: list[int] = []  # the stream of each row
+        self._fresh: set[int] = set()
+        self._steps: deque[tuple[StepLoop, list[tuple[int, int]]]] = deque()
+        self._count = 0
+        self._loop: StepLoop | None = None
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Who is there."""
+        return tuple(self._rows)
+
+    def join(self) -> int:
+        """Let a stream in, at the beginning of a clip; return its number. Raises ``UsageError`` if there is no room."""
+        if len(self._rows) == self._most:
+            raise UsageError(f"{self._most} streams are there already")
+        stream, self._count = self._count, self._count + 1
+        self._rows.append(stream)
+        self._fresh.add(stream)
+        self._fit()
+        return stream
+
+    def leave(self, stream: int) -> None:
+        """Take a stream out of the batch. What it has under way is still given by :meth:`collect`."""
+        row, last = self._rows.index(stream), len(self._rows) - 1
+        loop = self._loop
+        if row != last and loop is not None:
+            loop.move(last, loop, row)
+        self._rows[row] = self._rows[last]
+        self._rows.pop()
+        self._fresh.discard(stream)
+        self._fit()
+
+    def restart(self, stream: int) -> None:
+        """Let a stream begin a new clip with its next frame."""
+        self._fresh.add(self._rows[self._rows.index(stream)])
+
+    def submit(self, frames: Mapping[int, NDArray[Any] | Buffer]) -> None:
+        """Queue a step with a frame of some streams; up to two steps may be under way.
+
+        Args:
+            frames: uint8 [S, S, 3] by stream, on the host or on the device.
+
+        Raises:
+            BackendError: the device failed, or two steps are under way.
+        """
+        unknown = [stream for stream in frames if stream not in self._rows]
+        if unknown or not frames:
+            raise ValueError(f"no such stream: {unknown[0]}" if unknown else "a step needs a frame")
+        assert self._loop is not None
+        rows = {stream: row for row, stream in enumerate(self._rows)}
+        batch: list[Any] = [None] * len(rows)
+        for stream, frame in frames.items():
+            batch[rows[stream]] = frame
+        self._loop.submit(batch, [rows[stream] for stream in self._fresh.intersection(frames)])
+        self._fresh.difference_update(frames)
+        self._steps.append((self._loop, [(stream, rows[stream]) for stream in frames]))
+
+    def collect(self) -> dict[int, Glimpse]:
+        """Wait for the oldest step under way; return the glimpse of each stream that had a frame in it."""
+        loop, seen = self._steps.popleft()
+        made = loop.collect()
+        return {stream: Glimpse(made.origins[row : row + 1], made.logits[row : row + 1]) for stream, row in seen}
+
+    def step(self, frames: Mapping[int, NDArray[Any] | Buffer]) -> dict[int, Glimpse]:
+        """Take a step and wait for it; steps that are under way must have been collected."""
+        if self._steps:
+            raise BackendError("steps are under way: collect them first")
+        self.submit(frames)
+        return self.collect()
+
+    def _fit(self) -> None:
+        """Use the loop of the smallest batch that holds all streams, and hand their states over to it."""
+        if not self._rows:
+            return
+        size = min(1 << (len(self._rows) - 1).bit_length(), self._most)
+        before = self._loop
+        if before is not None and before.clips == size:
+            return
+        if size not in self._loops:
+            self._loops[size] = self._resident.steps(size)
+        self._loop = loop = self._loops[size]
+        if before is not None:
+            for row in range(min(len(self._rows), before.clips)):
+                before.move(row, loop, row)
+
+
+def _on_host(model: LoadedModel) -> Resident:
+    """Run a model of the CPU's sessions as if the CPU were a device; the sessions stay the model's."""
+    programs: dict[str, Any] = {graph: getattr(model, graph) for graph in GRAPHS}
+    if not all(hasattr(program, "bind") for program in programs.values()):
+        raise BackendError(f"{model.backend} runs one clip at a time")
+    return Resident(model.spec, programs, HostDevice())
