@@ -111,6 +111,13 @@ def one_line_error(done: subprocess.CompletedProcess[str], code: int, *words: st
         assert word in lines[0], lines[0]
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where a GPU is required, a test that skips itself for another reason fails the run, too."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("ADAFOCUS_EDGE_REQUIRE_GPU") == "1" and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test of the GPU is skipped where there is none, unless a GPU is required."""
     from adafocus_edge.backends.ort import cuda_obstacle
