@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from adafocus_edge.backends.nvinfer import Library, complaints, find_library, telling
 from adafocus_edge.bundle import sha256_of
 from adafocus_edge.engines import (
+    AMPERE,
     BUILT,
     MANIFEST,
     PIXELS_FILE,
@@ -49,6 +49,8 @@ LEAST_SIDE, LARGEST_SIDE = 16, 4096
 """Of a decoded frame's planes, in samples, that the graph of pixels takes."""
 USUAL_SIDES = (1620, 1920)
 """What that graph is tuned for: 1080p as NV12."""
+LEVELS = {"none": "NONE", "same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
+"""TensorRT's names of how far engines are hardware-compatible."""
 POLL_S = 0.2
 FIXES = {
     "UNSUPPORTED_NODE": "a newer TensorRT may know this operator; --backend onnxruntime-cuda runs the bundle meanwhile",
@@ -128,6 +130,8 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
     library = find_library(request.library)
     variant = bundle.choose_variant(request.variant)
     built_for, device = _built_for(library, request.targets)
+    if request.options.hardware_compatible != "none" and library.name == "tensorrt-rtx":
+        raise UsageError("--hardware-compatible is TensorRT's; for TensorRT-RTX name the GPUs: --target sm_86,sm_89")
     if request.options.version_compatible and library.name == "tensorrt-rtx":
         raise UsageError(
             "--version-compatible is TensorRT's; TensorRT-RTX engines run with the release that built them"
@@ -177,18 +181,23 @@ def _built_for(library: Library, targets: tuple[str, ...]) -> tuple[BuiltFor, st
     if targets:
         chosen = tuple(sorted(set(targets)))
         return BuiltFor(library.name, library.version, "", chosen), "-".join(chosen).replace("_", "")
-    if gpu is not None and gpu.sm in known:
+    if gpu is not None:
+        if gpu.sm not in known:
+            raise BackendError(
+                f"{library.title} builds for {', '.join(known)}, and this GPU ({gpu.name}) is {gpu.sm}: "
+                "TensorRT does (--library tensorrt), or name another GPU with --target"
+            )
         return BuiltFor(library.name, library.version, gpu.name, (gpu.sm,)), gpu.slug
-    return BuiltFor(library.name, library.version, "", ()), "portable"
+    portable = tuple(target for target in known if int(target.removeprefix("sm_")) >= AMPERE * 10)
+    return BuiltFor(library.name, library.version, "", portable), "portable"
 
 
 def _gpu() -> Gpu | None:
+    """Return the GPU, or None where no driver finds one. Raises ``BackendError`` where there is one out of reach."""
     from adafocus_edge.backends.cuda import this_gpu
+    from adafocus_edge.backends.ort import gpu_obstacle
 
-    try:
-        return this_gpu()
-    except BackendError:
-        return None
+    return this_gpu() if gpu_obstacle() is None else None
 
 
 def _targets(library: Library) -> dict[str, Any]:
@@ -201,21 +210,28 @@ def _targets(library: Library) -> dict[str, Any]:
 def _alone(folder: Path) -> Iterator[None]:
     """Make a folder of engines and keep other builds out of it. Raises ``BundleError``."""
     try:
+        import fcntl
+    except ImportError:  # not on Windows: two builds at once would do the work twice, each engine still whole
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+        return
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise BundleError(f"{folder}: cannot be written ({error.strerror})") from None
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BundleError(f"{folder}: another build is at work in it") from None
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise BundleError(f"{folder}: another build is at work in it") from None
+    try:
         yield
     except BaseException:
-        os.close(lock)
         _remove_if_empty(folder)
         raise
-    os.close(lock)
+    finally:
+        os.close(lock)
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -282,9 +298,9 @@ def _build_one(
         plan = _run(library, builder, network, config, graph, progress)
         if plan is None:
             raise BuildError(f"{path}: {library.title} cannot build it: {complaints(logger)}")
-        if timings:
+        if timings and (measured := config.get_timing_cache()) is not None:
             with whole_file(cache) as file:
-                file.write(bytes(config.get_timing_cache().serialize()))
+                file.write(bytes(measured.serialize()))
         return bytes(plan)
 
 
@@ -294,12 +310,10 @@ def _configure(library: Library, config: Any, wanted: Engines) -> None:
         config.clear_flag(trt.BuilderFlag.TF32)  # rounds FP32 to 10 bits; a reduced precision is a variant
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-    levels = trt.HardwareCompatibilityLevel
-    config.hardware_compatibility_level = {
-        "none": levels.NONE,
-        "same": getattr(levels, "SAME_COMPUTE_CAPABILITY", levels.NONE),
-        "ampere+": levels.AMPERE_PLUS,
-    }[options.hardware_compatible]
+    level = LEVELS[options.hardware_compatible]
+    if not hasattr(trt.HardwareCompatibilityLevel, level):
+        raise UsageError(f"--hardware-compatible {options.hardware_compatible}: {library.title} knows no such thing")
+    config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
     if library.name == "tensorrt-rtx" and wanted.built_for.targets:
         known = _targets(library)
         config.num_compute_capabilities = len(wanted.built_for.targets)
@@ -332,9 +346,11 @@ def _timing_cache(library: Library, config: Any, file: Path) -> bool:
     except OSError:
         known = b""
     # A cache of another GPU or release, or a damaged one, is refused: then it begins anew.
-    cache = config.create_timing_cache(known) or config.create_timing_cache(b"")
-    config.set_timing_cache(cache, False)
-    return True
+    for content in (known, b""):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return True
+    return False
 
 
 def _run(library: Library, builder: Any, network: Any, config: Any, graph: str, progress: Progress) -> Any:

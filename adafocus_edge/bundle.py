@@ -262,6 +262,18 @@ def copy_bundle(source: Path, target: Path) -> None:
         shutil.copytree(source, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "__pycache__"))
 
 
+def copied_bundle(source: Bundle, target: Path) -> Bundle:
+    """Return a bundle's copy: the one that is at ``target`` if it is one, else a new one.
+
+    Raises ``UsageError`` if something else is there, ``BundleError``.
+    """
+    if not target.exists():
+        copy_bundle(source.path, target)
+    elif not (target / MANIFEST).is_file() or _read_manifest(target) != source.manifest:
+        raise UsageError(f"{target}: exists already and is no copy of {source.path}; give another name")
+    return read_bundle(target)
+
+
 def update_bundle(
     path: Path, change: Callable[[Manifest], Manifest], variant: str | None = None, folder: Path | None = None
 ) -> Bundle:

@@ -511,8 +511,16 @@ def calibrate(
 
 @app.command()
 def build(
-    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle; the engines are stored in it.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder of the bundle; engines are stored in it. [default: the default model, with --output]"
+        ),
+    ] = None,
     variant: Annotated[str, typer.Option(help="Which of its variants: fp32, fp16 or int8-trt.")] = "auto",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Copy the bundle there first, and build in the copy.")
+    ] = None,
     library: Annotated[LibraryName, typer.Option(help="What builds and runs the engines.")] = LibraryName.AUTO,
     streams: Annotated[int, typer.Option(min=1, max=1024, help="Streams that step together, at most.")] = 1,
     target: Annotated[
@@ -534,14 +542,18 @@ def build(
     del debug
     from adafocus_edge.build import BuildRequest
     from adafocus_edge.build import build as run
-    from adafocus_edge.bundle import read_bundle
+    from adafocus_edge.bundle import copied_bundle, default_bundle, read_bundle
     from adafocus_edge.engines import BuildOptions
 
-    found = read_bundle(bundle)
+    if bundle is None and output is None:
+        raise UsageError("--output is missing: the default model itself is not written to")
+    found = read_bundle(bundle or default_bundle())
     options = BuildOptions(streams, version_compatible, hardware_compatible.value)
     targets = tuple(part.strip() for part in target.split(",") if part.strip()) if target is not None else ()
     if target is not None and not targets:
         raise UsageError("--target is empty: name a compute capability, such as sm_89")
+    if output is not None:
+        found = copied_bundle(found, output)
     request = BuildRequest(library.value, variant, targets, options, force)
     with _progress(quiet) as bars:
         task = bars.add_task("building", total=None)

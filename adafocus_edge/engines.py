@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -27,6 +27,8 @@ PIXELS_FILE = Path(__file__).with_name("pixels.onnx")
 BUILT = (*GRAPHS, STEP_GRAPH, PIXELS_GRAPH)
 """Every graph that engines are built of."""
 FORMAT_VERSION = 1
+AMPERE = 8.0
+"""Compute capability of the first GPUs of that family."""
 HardwareCompatibility = Literal["none", "same", "ampere+"]
 
 
@@ -54,7 +56,7 @@ class BuiltFor:
         library: name of the library.
         version: of the library.
         device: name of the GPU that they were built on, or empty if they were built without one.
-        targets: compute capabilities such as ``sm_89``; empty for all that the library knows from Ampere on.
+        targets: compute capabilities such as ``sm_89``.
     """
 
     library: str
@@ -133,11 +135,21 @@ def write_engines(folder: Path, engines: Engines) -> None:
 def graph_hash(bundle: Bundle, variant: str, graph: str) -> str:
     """Return the SHA-256 of what an engine is built from; of a step that must be joined first, of its four parts."""
     if graph == PIXELS_GRAPH:
-        return sha256_of(PIXELS_FILE)
+        # The frame size is not in the graph but in its profile.
+        return _joint([sha256_of(PIXELS_FILE), str(bundle.model.frame_size)])
     graphs = bundle.manifest.variants[variant]
     if graph in graphs:
         return graphs[graph].sha256
-    return hashlib.sha256(" ".join(graphs[part].sha256 for part in GRAPHS).encode()).hexdigest()
+    return variant_hash(bundle, variant)
+
+
+def variant_hash(bundle: Bundle, variant: str) -> str:
+    """Return one SHA-256 of a variant's four graphs."""
+    return _joint([bundle.manifest.variants[variant][graph].sha256 for graph in GRAPHS])
+
+
+def _joint(parts: list[str]) -> str:
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def why_rebuild(folder: Path, there: Engines | None, wanted: Engines, graph: str, sha256: str) -> str | None:
@@ -176,10 +188,11 @@ def refusal(engines: Engines, library: str, version: str, gpu: Gpu) -> str | Non
         mine, theirs = _numbers(version), _numbers(built.version)
         if not (options.version_compatible and theirs < mine and theirs[0] == mine[0]):
             return f"built with {built.library} {built.version}, and {version} is installed"
-    if built.targets and gpu.sm not in built.targets and options.hardware_compatible != "ampere+":
+    if options.hardware_compatible == "ampere+":
+        if float(gpu.compute_capability) < AMPERE:
+            return f"built for GPUs from Ampere on, and this one is {gpu.sm}"
+    elif gpu.sm not in built.targets:
         return f"built for {', '.join(built.targets)}{f' ({built.device})' if built.device else ''}, not for {gpu.sm}"
-    if (not built.targets or options.hardware_compatible == "ampere+") and float(gpu.compute_capability) < 8:
-        return f"built for GPUs from Ampere on, and this one is {gpu.sm}"
     # TensorRT chooses kernels by measuring them on one kind of GPU; TensorRT-RTX does so where it runs.
     if library == "tensorrt" and options.hardware_compatible == "none" and built.device != gpu.name:
         return f"built on {built.device or 'another GPU'}"
@@ -195,6 +208,8 @@ def engine_folders(bundle: Bundle) -> list[tuple[Path, Engines]]:
 def find_engines(bundle: Bundle, variant: str, library: str, version: str, gpu: Gpu) -> tuple[Path, Engines]:
     """Find the engines of a variant for a library and a GPU, checked: every file, and that no graph has changed.
 
+    Where only the joined step or the graph of pixels does not fit, the others are given without it.
+
     Raises ``BackendError`` that says what each folder of engines lacks, and how to build them.
     """
     fix = f"run: adafocus-edge build {bundle.path} --variant {variant}"
@@ -202,22 +217,26 @@ def find_engines(bundle: Bundle, variant: str, library: str, version: str, gpu: 
     for folder, engines in engine_folders(bundle):
         if engines.variant != variant:
             continue
-        obstacle = refusal(engines, library, version, gpu) or _unfit(bundle, folder, engines)
+        obstacle = refusal(engines, library, version, gpu)
         if obstacle is None:
-            return folder, engines
+            unfit = _unfit(bundle, folder, engines)
+            obstacle = next((f"{graph}: {unfit[graph]}" for graph in GRAPHS if graph in unfit), None)
+            if obstacle is None:  # the step and the pixels can be done without
+                fit = {graph: info for graph, info in engines.engines.items() if graph not in unfit}
+                return folder, replace(engines, engines=fit)
         refused.append(f"{folder.name}: {obstacle}")
     if refused:
         raise BackendError(f"{bundle.path}: no engines of {variant} for {gpu.name} ({'; '.join(refused)}); {fix}")
     raise BackendError(f"{bundle.path}: no engines of {variant} have been built; {fix}")
 
 
-def _unfit(bundle: Bundle, folder: Path, engines: Engines) -> str | None:
-    for graph in GRAPHS:
-        wanted = graph_hash(bundle, engines.variant, graph)
-        obstacle = why_rebuild(folder, engines, engines, graph, wanted)
-        if obstacle is not None:
-            return f"{graph}: {obstacle}"
-    return None
+def _unfit(bundle: Bundle, folder: Path, engines: Engines) -> dict[str, str]:
+    """Say which engines must not be loaded, and why."""
+    checked = {
+        graph: why_rebuild(folder, engines, engines, graph, graph_hash(bundle, engines.variant, graph))
+        for graph in {*GRAPHS, *engines.engines}
+    }
+    return {graph: why for graph, why in checked.items() if why is not None}
 
 
 def _numbers(version: str) -> list[int]:

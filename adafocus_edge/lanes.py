@@ -36,6 +36,9 @@ class Lanes:
             raise UsageError(f"streams must be at least 1, not {most}")
         self._most = most
         self._resident = model.resident or _on_host(model)
+        largest = self._resident.largest_batch
+        if largest is not None and most > largest:
+            raise UsageError(f"{most} streams: the engines take {largest} at most: build them with --streams {most}")
         self._loops: dict[int, StepLoop] = {}
         self._rows: list[int] = []  # the stream of each row
         self._fresh: set[int] = set()
@@ -55,7 +58,12 @@ class Lanes:
         stream, self._count = self._count, self._count + 1
         self._rows.append(stream)
         self._fresh.add(stream)
-        self._fit()
+        try:
+            self._fit()
+        except BaseException:  # no memory for a larger batch: those who are there go on
+            self._rows.remove(stream)
+            self._fresh.discard(stream)
+            raise
         return stream
 
     def leave(self, stream: int) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adafocus_edge.backends.cuda import CudaDevice
 from adafocus_edge.backends.memory import Buffer, Device
-from adafocus_edge.errors import BackendError, SourceError
+from adafocus_edge.errors import AdaFocusError, BackendError, SourceError
 from adafocus_edge.pixels import Decoded, PixelMaker
 from adafocus_edge.preprocess import motion_indices, sample_indices
 
@@ -53,7 +55,8 @@ def from_dlpack(tensor: Any, device: Device) -> Buffer:
     Raises:
         BackendError: it lies elsewhere, is not dense, or holds no bytes.
     """
-    capsule = tensor.__dlpack__()
+    # The producer lets our queue wait for the tensor to be there.
+    capsule = tensor.__dlpack__(stream=device.stream) if isinstance(device, CudaDevice) else tensor.__dlpack__()
     read = ctypes.pythonapi.PyCapsule_GetPointer
     read.restype, read.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     found = _DLTensor.from_address(int(read(capsule, b"dltensor")))
@@ -87,14 +90,17 @@ def decoded_frames(clip: VideoFile, resident: Resident) -> Iterator[tuple[int, B
     """
     decoder = _open(clip, resident)
     layout = clip.nv12()
-    if len(decoder) != clip.frame_count:
+    with _telling(clip):
+        count = len(decoder)
+    if count != clip.frame_count:
         raise SourceError(
-            f"{clip.name}: the GPU's decoder counts {len(decoder)} frames, the CPU's {clip.frame_count}: "
+            f"{clip.name}: the GPU's decoder counts {count} frames, the CPU's {clip.frame_count}: "
             "leave out --decoder gpu"
         )
 
     def read(index: int) -> Buffer:
-        return from_dlpack(decoder[index], resident.device)
+        with _telling(clip):
+            return from_dlpack(decoder[index], resident.device)
 
     yield from make_frames(read, clip.frame_count, clip.fps, layout, resident)
 
@@ -127,8 +133,17 @@ def _open(clip: VideoFile, resident: Resident) -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         said = " ".join(str(error).split())
         raise BackendError(f"PyNvVideoCodec cannot be loaded here ({said}): {INSTALL}") from None
-    try:
+    with _telling(clip):
         return codec.SimpleDecoder(clip.address, gpu_id=0, use_device_memory=True)
+
+
+@contextmanager
+def _telling(clip: VideoFile) -> Iterator[None]:
+    """Turn what the library raises into a line."""
+    try:
+        yield
+    except AdaFocusError:
+        raise
     except Exception as error:  # it raises exceptions of its own kinds
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise SourceError(f"{clip.name}: the GPU cannot decode it ({said}): leave out --decoder gpu") from None

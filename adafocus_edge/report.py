@@ -113,7 +113,7 @@ def engines_table(bundle: Bundle) -> Table | None:
 def where_built(engines: Engines) -> str:
     """Say where engines run, and at which batches."""
     built = engines.built_for
-    place = built.device or ", ".join(built.targets) or "any GPU from Ampere on that it knows"
+    place = built.device or ", ".join(built.targets)
     return f"{built.library} {built.version}, {place}, batches up to {max(engines.batches)}"
 
 

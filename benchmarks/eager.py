@@ -80,8 +80,8 @@ class OfficialWay:
     @torch.inference_mode()
     def prepare(self, frames: Tensor) -> Tensor:
         """Normalise uint8 [T, S, S, 3] to float32 [T, 3, S, S]."""
-        mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
-        std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+        mean = torch.tensor([0.485, 0.456, 0.406], device=frames.device).view(1, 3, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225], device=frames.device).view(1, 3, 1, 1)
         return (frames.permute(0, 3, 1, 2).float() / 255 - mean) / std
 
     @torch.inference_mode()

@@ -131,6 +131,7 @@ class IExecutionContext:
         return True
 
     def set_tensor_address(self, name, address):
+        assert address % 256 == 0
         self.addresses[name] = address
 
     def execute_async_v3(self, stream):

@@ -135,10 +135,20 @@ def test_the_official_preset_is_built_in_every_precision(golden_bundle, tmp_path
     assert max(sizes["fp16"], sizes["int8-trt"]) < 0.6 * sizes["fp32"]
 
 
+def test_the_default_model_is_built_in_a_copy(tmp_path):
+    copy = tmp_path / "copy"
+    for word in ("not built yet", "kept"):
+        done = edge("build", "-o", copy, "--target", "sm_120")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(word) == len(BUILT)
+    assert read_bundle(copy).manifest == read_bundle(default_bundle()).manifest
+    assert not (default_bundle() / "engines").exists()
+
+
 def test_an_engine_is_built_again_when_and_only_when_something_that_matters_changed(bundle, monkeypatch):
     done, why = built(bundle)
     assert set(why) == set(BUILT)
-    assert done.engines.built_for.targets == ()
+    assert done.engines.built_for.targets == ("sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
     assert done.folder.name.endswith("portable-fp32")
     assert built(bundle)[1] == {}
 
@@ -234,9 +244,12 @@ def test_what_cannot_be_built_is_told_in_a_line(bundle, tmp_path):
     fails(2, "no variant 'int8-trt'; it holds: fp32", options=["--variant", "int8-trt"])
     fails(1, "TensorRT is not installed", "pip install 'adafocus-edge[tensorrt]'", options=["--library", "tensorrt"])
     fails(2, "--version-compatible is TensorRT's", options=["--version-compatible"])
+    fails(2, "--hardware-compatible is TensorRT's", options=["--hardware-compatible", "ampere+"])
     # Turing has no FP32 matrix products: TensorRT-RTX says so itself.
     fails(1, "policy.onnx", "SM75", "FP32 GEMM is not supported", options=["--target", "sm_75"])
     one_line_error(edge("build", tmp_path / "nowhere"), 1, "no such bundle")
+    one_line_error(edge("build"), 2, "--output is missing: the default model")
+    fails(2, "exists already and is no copy", options=["-o", tmp_path])
     assert not list((bundle.path / "engines").glob("*/.build.*"))
 
 
@@ -292,6 +305,36 @@ def test_engines_are_refused_with_a_reason_on_the_wrong_device(bundle, monkeypat
         one_line_error(done, 1, "tensorrt cannot run here", "--backend onnxruntime-cpu")
 
 
+def test_a_step_that_no_longer_fits_is_left_out(bundle):
+    """The four engines do the same without it; a stale one is never loaded."""
+    built(bundle, targets=("sm_89",))
+    library = nvinfer.find_library("tensorrt-rtx")
+    folder, _ = find_engines(bundle, "fp32", library.name, library.version, ADA)
+    (folder / "step.engine").unlink()
+    (folder / "pixels.engine").write_bytes(b"damaged")
+    _, found = find_engines(bundle, "fp32", library.name, library.version, ADA)
+    assert set(found.engines) == set(GRAPHS)
+
+
+def test_a_gpu_that_the_library_cannot_build_for_is_told(bundle, monkeypatch):
+    monkeypatch.setattr(ort, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(cuda, "this_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
+    with pytest.raises(BackendError, match=r"this GPU .NVIDIA H200. is sm_90: TensorRT does"):
+        built(bundle)
+    done, _ = built(bundle, targets=("sm_120",))  # for another one it does
+    assert done.engines.built_for.device == ""
+
+
+def test_another_frame_size_needs_another_graph_of_pixels(bundle):
+    other = dataclasses.replace(
+        bundle,
+        manifest=dataclasses.replace(
+            bundle.manifest, model=dataclasses.replace(bundle.model, frame_size=256, patch_size=96)
+        ),
+    )
+    assert engine_files.graph_hash(bundle, "fp32", "pixels") != engine_files.graph_hash(other, "fp32", "pixels")
+
+
 def test_a_gpu_without_engines_is_told_to_build(bundle, monkeypatch):
     monkeypatch.setattr(ort, "gpu_obstacle", lambda: None)
     monkeypatch.setattr(cuda, "this_gpu", lambda: ADA)
@@ -301,6 +344,7 @@ def test_a_gpu_without_engines_is_told_to_build(bundle, monkeypatch):
         load_model(bundle, backend="tensorrt")
 
 
+PORTABLE = BuiltFor("tensorrt-rtx", "1.7", "", ("sm_80", "sm_86"))
 ON_H200 = BuiltFor("tensorrt", "10.13.3", "NVIDIA H200", ("sm_90",))
 
 
@@ -318,8 +362,9 @@ ON_H200 = BuiltFor("tensorrt", "10.13.3", "NVIDIA H200", ("sm_90",))
         (ON_H200, {"version_compatible": True}, ("tensorrt", "10.2.0"), ("NVIDIA H200", "9.0"), "10.2.0 is installed"),
         (ON_H200, {"version_compatible": True}, ("tensorrt", "11.0.0"), ("NVIDIA H200", "9.0"), "11.0.0 is installed"),
         (ON_H200, {}, ("tensorrt-rtx", "1.7"), ("NVIDIA H200", "9.0"), "tensorrt-rtx is what is here"),
-        (BuiltFor("tensorrt-rtx", "1.7", "", ()), {}, ("tensorrt-rtx", "1.7"), ("RTX 3060", "8.6"), None),
-        (BuiltFor("tensorrt-rtx", "1.7", "", ()), {}, ("tensorrt-rtx", "1.7"), ("T4", "7.5"), "from Ampere on"),
+        (PORTABLE, {}, ("tensorrt-rtx", "1.7"), ("RTX 3060", "8.6"), None),
+        (PORTABLE, {}, ("tensorrt-rtx", "1.7"), ("T4", "7.5"), "built for sm_80, sm_86, not for sm_75"),
+        (PORTABLE, {}, ("tensorrt-rtx", "1.7"), ("NVIDIA H200", "9.0"), "not for sm_90"),
     ],
 )
 def test_who_may_load_what(built_for, options, library, gpu, why):

@@ -129,6 +129,49 @@ def test_two_steps_may_be_under_way_and_no_more(model, plain):
         same(found, wanted)
 
 
+def test_a_loop_that_was_broken_off_begins_anew(model, plain, monkeypatch):
+    """Ctrl-C between a step and its results, and a device that fails, leave nothing behind."""
+    stream = GlimpseStream(model)
+    stream.see([FRAMES[3]])
+    loop = stream._loop
+    loop.submit([FRAMES[5]])  # never collected
+    stream.reset()
+    expected = alone(plain, FRAMES[:2])
+    same(stream.see([FRAMES[0]]), expected[0])
+    same(stream.see([FRAMES[1]]), expected[1])
+    stream.reset()
+    with monkeypatch.context() as broken:
+        broken.setattr(type(model.resident.device), "launch", refuse)
+        with pytest.raises(BackendError, match="the device failed"):
+            stream.see([FRAMES[7]])
+    same(stream.see([FRAMES[0]]), expected[0])
+
+
+def refuse(*_):
+    raise BackendError("the device failed")
+
+
+def test_closing_waits_for_nobody_and_drops_every_loop(model):
+    loop, clip = model.resident.steps(1), model.resident.clip(3)
+    failed = []
+
+    def other():
+        try:
+            model.close()
+        except BackendError as error:
+            failed.append(str(error))
+
+    with model.resident.device.use():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert "in use by another thread" in failed[0]
+    model.resident.release()
+    for call in (lambda: loop.submit([FRAMES[0]]), lambda: clip.see(FRAMES[:3])):
+        with pytest.raises(BackendError, match="closed"):
+            call()
+
+
 def test_a_loop_is_one_threads_at_a_time(model):
     device = model.resident.device
     failed = []
@@ -299,6 +342,17 @@ def test_streams_may_be_a_step_ahead(model, plain):
             same(glimpse[stream], wanted)
 
 
+def test_a_stream_that_cannot_be_let_in_leaves_the_others_alone(model, plain, monkeypatch):
+    lanes = Lanes(model, most=4)
+    streams = lanes.join(), lanes.join()
+    monkeypatch.setattr(model.resident, "steps", refuse)
+    with pytest.raises(BackendError, match="the device failed"):
+        lanes.join()
+    assert lanes.streams == streams
+    for frame, wanted in zip(FRAMES[:3], alone(plain, FRAMES[:3]), strict=True):
+        same(lanes.step({streams[1]: frame})[streams[1]], wanted)
+
+
 def test_streams_beyond_the_most_and_unknown_ones_are_refused(model, plain):
     lanes = Lanes(plain, most=1)
     stream = lanes.join()
@@ -363,16 +417,30 @@ def test_every_call_of_the_gpus_device_suits_nvidias_bindings(monkeypatch):
         device.wait(device.mark())
         assert device.fetch(buffer).shape == (2, 3)
         assert device.store(np.zeros((4, 5), np.int64)).shape == (4, 5)
-    address = buffer.address
-    del buffer
-    assert device.empty((3, 2), np.float32).address == address  # memory is used again
+    addresses_before = buffer.address, array.ctypes.data
+    view = array[1:]
+    del buffer, array
+    held = device.empty((3, 2), np.float32)
+    other = device.pinned((2, 3), np.float32)
+    assert held.address == addresses_before[0]  # memory is used again,
+    assert other.ctypes.data != addresses_before[1]  # but not as long as a part of it is in use
+    del view
+    assert device.pinned((2, 3), np.float32).ctypes.data == addresses_before[1]
     device.close()
     device.close()
+    for call in (
+        device.finish,
+        lambda: device.fetch(held),
+        lambda: device.empty((1,), "f4"),
+        lambda: device.zero(held),
+    ):
+        with pytest.raises(BackendError, match="closed"):
+            call()
     with pytest.raises(BackendError, match="closed"), device.use():
         pass
     names = [name for name, _ in called]
     assert names.count("cudaFree") == 2
-    assert names.count("cudaFreeHost") == 1
+    assert names.count("cudaFreeHost") == 2
     assert names.count("cudaStreamDestroy") == 2
     assert names.count("cudaGraphExecDestroy") == 1
     assert names.count("cudaEventDestroy") == 2

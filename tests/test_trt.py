@@ -8,12 +8,12 @@ from adafocus_edge.backends.memory import HostDevice
 from adafocus_edge.backends.nvinfer import Library
 from adafocus_edge.backends.trt import TrtProgram, TrtRuntime
 from adafocus_edge.bundle import read_bundle
-from adafocus_edge.errors import BackendError
+from adafocus_edge.errors import BackendError, UsageError
 from adafocus_edge.glimpse import GlimpseStream, see_clip
 from adafocus_edge.lanes import Lanes
 from adafocus_edge.types import GRAPHS
 from tests import engine_on_cpu
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, SMALL
 from tests.test_model import frames_of
 
 FRAMES = frames_of(GOLDEN / "actnet96")
@@ -77,10 +77,13 @@ def test_a_context_is_made_once_for_each_shape(small_bundle, folder, library):
         for step in range(5):
             loop.submit([FRAMES[step], FRAMES[step + 1]])
             loop.collect()
-        model.resident.steps(2)
         assert engine_on_cpu.IExecutionContext.made == before
-        model.resident.steps(3)
-        assert engine_on_cpu.IExecutionContext.made == before + 1
+        # What is captured has a context of its own: another loop's tensors must not get into it.
+        model.resident.steps(2)
+        assert engine_on_cpu.IExecutionContext.made == before + 2
+        for _ in range(3):
+            model.glancer.run({"frame": FRAMES[:2]})
+        assert engine_on_cpu.IExecutionContext.made == before + 3
 
 
 def test_a_batch_beyond_every_profile_is_told(small_bundle, folder, library):
@@ -91,6 +94,23 @@ def test_a_batch_beyond_every_profile_is_told(small_bundle, folder, library):
             model.resident.steps(9)
         with pytest.raises(BackendError, match=r"glancer\.engine: takes batches up to 8, not 16"):
             next(see_clip(model, FRAMES))
+
+
+def test_streams_beyond_what_engines_take_are_told_before_they_come(small_bundle, folder, library):
+    with opened(small_bundle, folder, library) as model:
+        with pytest.raises(UsageError, match=r"9 streams: the engines take 8 at most: build them with --streams 9"):
+            Lanes(model, 9)
+        assert Lanes(model, 8).join() == 0
+
+
+def test_an_address_that_tensorrt_does_not_take_is_refused(small_bundle, folder, library):
+    with opened(small_bundle, folder, library) as model:
+        feature_map = model.glancer.run({"frame": FRAMES[:2]})["feature_map"]
+        device, program = model.resident.device, model.resident.programs["policy"]
+        state, action = device.empty((2, SMALL.policy_state), "f4"), device.empty((3,), "i8")[1:]
+        tensors = {"feature_map": feature_map, "policy_state": state, "action": action}
+        with pytest.raises(BackendError, match="an address that TensorRT does not take"):
+            program.bind(tensors, fixed=False)
 
 
 def test_a_damaged_engine_is_told(small_bundle, folder, library):

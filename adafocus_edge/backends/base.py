@@ -67,6 +67,7 @@ class Program(Protocol):
         inputs: what it takes.
         outputs: what it gives.
         capturable: whether what it queues may be recorded with other work (:meth:`Device.capture`).
+        largest_batch: the most rows it takes, or None for any number.
     """
 
     @property
@@ -80,6 +81,10 @@ class Program(Protocol):
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """What it gives."""
+
+    @property
+    def largest_batch(self) -> int | None:
+        """The most rows it takes, or None for any number."""
 
     def bind(self, tensors: Mapping[str, Buffer], *, fixed: bool) -> Work:
         """Return what queues one run on these tensors.
@@ -140,6 +145,7 @@ class LoadedModel:
         """Close all four sessions and what is on a device, even if closing one of them fails."""
         with ExitStack() as stack:
             if self.resident is not None:
+                self.resident.release()
                 stack.callback(self.resident.close)
             for graph in GRAPHS:
                 stack.callback(getattr(self, graph).close)

@@ -41,6 +41,8 @@ def checked(cuda: Any, result: tuple[Any, ...], what: str) -> Any:
     if int(status) != 0:
         _, text = cuda.cudaGetErrorString(status)
         reason = text.decode() if isinstance(text, bytes) else str(text)
+        if int(status) == int(cuda.cudaError_t.cudaErrorInsufficientDriver):
+            reason += "; with a driver of CUDA 12: pip install 'cuda-bindings<13'"
         raise BackendError(f"CUDA failed while {what}: {reason}")
     return values[0] if values else None
 
@@ -85,11 +87,14 @@ class CudaDevice:
     kind = "cuda"
 
     def __init__(self) -> None:
-        self._cuda = cuda = runtime()
+        self._runtime = cuda = runtime()
         self._turn = Turn()
         self._allocated: dict[int, Any] = {}  # address -> the call that frees it
-        self._spare: dict[int, list[int]] = {}  # size -> addresses to use again: all work on them is in one queue
-        self._graphs: list[Any] = []
+        # By size, addresses to use again: all work on the device's is in one queue, the host's are waited for.
+        self._spare: dict[int, list[int]] = {}
+        self._spare_pinned: dict[int, list[int]] = {}
+        self._graphs: weakref.WeakSet[_CudaGraph] = weakref.WeakSet()
+        self._events: list[Any] = []
         self._marks: list[Any] = []
         self._closed = False
         self._check(cuda.cudaSetDevice(0), "taking the GPU")
@@ -97,6 +102,13 @@ class CudaDevice:
         self._stream = self._check(cuda.cudaStreamCreateWithFlags(flags), "making a stream")
         self._uploads = self._check(cuda.cudaStreamCreateWithFlags(flags), "making a stream")
         self._uploaded = self._event()
+
+    @property
+    def _cuda(self) -> Any:
+        """The runtime, as long as the device is open."""
+        if self._closed:
+            raise BackendError("the device is closed")
+        return self._runtime
 
     @property
     def stream(self) -> int:
@@ -121,10 +133,15 @@ class CudaDevice:
         """Allocate page-locked memory of the host."""
         kind = np.dtype(dtype)
         size = max(1, math.prod(shape) * kind.itemsize)
-        flags = self._cuda.cudaHostAllocDefault
-        address = int(self._check(self._cuda.cudaHostAlloc(size, flags), "allocating page-locked memory"))
-        self._allocated[address] = self._cuda.cudaFreeHost
+        spare = self._spare_pinned.setdefault(size, [])
+        if spare:
+            address = spare.pop()
+        else:
+            flags = self._cuda.cudaHostAllocDefault
+            address = int(self._check(self._cuda.cudaHostAlloc(size, flags), "allocating page-locked memory"))
+            self._allocated[address] = self._cuda.cudaFreeHost
         raw = (ctypes.c_uint8 * size).from_address(address)
+        weakref.finalize(raw, spare.append, address)  # every view of the array keeps it alive
         used = math.prod(shape) * kind.itemsize
         array: NDArray[Any] = np.ctypeslib.as_array(raw)[:used].view(kind).reshape(shape)
         array[...] = 0
@@ -186,9 +203,10 @@ class CudaDevice:
             executable = self._check(cuda.cudaGraphInstantiate(graph, 0), "instantiating a CUDA graph")
         finally:
             cuda.cudaGraphDestroy(graph)
-        self._graphs.append(executable)
+        made = _CudaGraph(self, executable)
+        self._graphs.add(made)
         self._check(cuda.cudaGraphUpload(executable, self._stream), "uploading a CUDA graph")
-        return lambda: self._check(cuda.cudaGraphLaunch(executable, self._stream), "launching a CUDA graph")
+        return made
 
     def mark(self) -> Any:
         """Record an event, which :meth:`wait` gives back."""
@@ -227,13 +245,17 @@ class CudaDevice:
         """Free graphs, events, memory and streams, even after a failure."""
         if self._closed:
             return
-        self._closed = True
-        cuda = self._cuda
+        with self._turn.taken():
+            self._close()
+
+    def _close(self) -> None:
+        cuda, self._closed = self._runtime, True
         cuda.cudaSetDevice(0)
-        cuda.cudaStreamSynchronize(self._stream)
-        for graph in self._graphs:
-            cuda.cudaGraphExecDestroy(graph)
-        for event in (*self._marks, self._uploaded):
+        for stream in (self._uploads, self._stream):
+            cuda.cudaStreamSynchronize(stream)
+        for graph in list(self._graphs):
+            graph.destroy()
+        for event in self._events:
             cuda.cudaEventDestroy(event)
         for address, free in self._allocated.items():
             free(address)
@@ -243,13 +265,29 @@ class CudaDevice:
 
     def _event(self) -> Any:
         flags = self._cuda.cudaEventDisableTiming
-        return self._check(self._cuda.cudaEventCreateWithFlags(flags), "making an event")
+        event = self._check(self._cuda.cudaEventCreateWithFlags(flags), "making an event")
+        self._events.append(event)
+        return event
 
     def _copy(self, target: int, source: int, size_bytes: int, kind: Any, stream: Any) -> None:
         self._check(self._cuda.cudaMemcpyAsync(target, source, size_bytes, kind, stream), "copying")
 
     def _check(self, result: tuple[Any, ...], what: str) -> Any:
-        return checked(self._cuda, result, what)
+        return checked(self._runtime, result, what)
+
+
+class _CudaGraph:
+    """A captured piece of work; its graph is destroyed with it."""
+
+    def __init__(self, device: CudaDevice, executable: Any) -> None:
+        self._device = device
+        self._executable = executable
+        self.destroy = weakref.finalize(self, device._runtime.cudaGraphExecDestroy, executable)
+
+    def __call__(self) -> None:
+        """Queue all of it in one launch."""
+        device = self._device
+        device._check(device._cuda.cudaGraphLaunch(self._executable, device._stream), "launching a CUDA graph")
 
 
 class _Owner:

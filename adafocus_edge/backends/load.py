@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from adafocus_edge.backends.base import LoadedModel, Program, Session
 from adafocus_edge.bundle import describe_tensors
-from adafocus_edge.engines import ENGINES, PIXELS_FILE, PIXELS_GRAPH, find_engines
+from adafocus_edge.engines import ENGINES, PIXELS_FILE, PIXELS_GRAPH, find_engines, variant_hash
 from adafocus_edge.errors import BackendError, BundleError, UsageError
 from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, contract
 
@@ -61,7 +61,9 @@ def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", thr
             raise BackendError(f"{backend} cannot run here: {obstacle.why}; {fix}use --backend onnxruntime-cpu")
     if backend == "tensorrt":
         return _with_engines(bundle, variant)
-    kept = bundle.path / ENGINES / f"onnxruntime-tensorrt-{variant}" if backend == "onnxruntime-tensorrt" else None
+    kept = None
+    if backend == "onnxruntime-tensorrt":  # it tells engines apart by the names in a graph, not by its weights
+        kept = bundle.path / ENGINES / f"onnxruntime-tensorrt-{variant}-{variant_hash(bundle, variant)[:12]}"
     graphs = bundle.manifest.variants[variant]
     return open_graphs(
         bundle.model, lambda graph: bundle.graph_path(variant, graph), variant, backend, threads,

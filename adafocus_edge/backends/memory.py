@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Work = Callable[[], None]
+ALIGNMENT = 256
+"""Bytes that every tensor's address is a multiple of, as CUDA's allocator gives them and TensorRT wants them."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,12 @@ class HostDevice:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
         """Allocate a tensor."""
-        array = self.pinned(shape, dtype)
-        return Buffer(self, array.ctypes.data, array.shape, array.dtype, array)
+        self._not_captured("allocating")
+        kind = np.dtype(dtype)
+        size = math.prod(shape) * kind.itemsize
+        raw = np.empty(size + ALIGNMENT, np.uint8)
+        address = -(-raw.ctypes.data // ALIGNMENT) * ALIGNMENT
+        return Buffer(self, address, tuple(shape), kind, raw)
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """Allocate an array."""

@@ -23,6 +23,9 @@ INSTALL = {
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 
+_LOGGERS: dict[str, Any] = {}
+
+
 @dataclass(frozen=True)
 class Library:
     """A TensorRT that is installed.
@@ -43,7 +46,12 @@ class Library:
         return f"{NAMES[self.name]} {self.version}"
 
     def logger(self) -> Any:
-        """Return a logger of this library that keeps what went wrong; see :func:`complaints`."""
+        """Return this library's logger, which keeps what went wrong (:func:`complaints`); there is one per process.
+
+        TensorRT holds on to the first logger that it is given.
+        """
+        if self.module.__name__ in _LOGGERS:
+            return _LOGGERS[self.module.__name__]
         trt = self.module
         serious = (trt.Logger.INTERNAL_ERROR, trt.Logger.ERROR)
 
@@ -58,7 +66,7 @@ class Library:
                 if severity in serious:
                     self.errors.append(" ".join(text.split()))
 
-        return Keeper()
+        return _LOGGERS.setdefault(self.module.__name__, Keeper())
 
 
 def find_library(name: str = "auto") -> Library:
@@ -102,6 +110,7 @@ def complaints(logger: Any) -> str:
 @contextmanager
 def telling(logger: Any, what: str) -> Iterator[None]:
     """Turn an exception of the library into a ``BackendError`` with what its logger kept."""
+    logger.errors.clear()
     try:
         yield
     except (RuntimeError, TypeError, ValueError) as error:

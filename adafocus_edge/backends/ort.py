@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ class OrtSession:
     """
 
     capturable = True
+    largest_batch = None
 
     def __init__(self, path: Path, threads: int | None = None, *, exact_int8: bool = False) -> None:
         self._session = make_session(path, ["CPUExecutionProvider"], threads, exact_int8=exact_int8)
@@ -77,6 +79,7 @@ class OrtProgram:
     """
 
     capturable = False  # by us: ONNX Runtime captures its own CUDA graphs
+    largest_batch = None
 
     def __init__(
         self, path: Path, device: CudaDevice, threads: int | None = None, tensorrt: Path | None = None
@@ -85,6 +88,8 @@ class OrtProgram:
         cuda = {"device_id": "0", "use_tf32": "0", "user_compute_stream": str(device.stream)}
         providers: list[Any]
         if tensorrt is not None:
+            # Its builder rounds FP32 to TF32 unless the whole process is told not to.
+            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
             providers = [
                 (
                     TENSORRT_PROVIDER,
@@ -183,7 +188,7 @@ def make_session(
     if exact_int8:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=providers)
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a family of types with no useful common base
         raise BackendError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({first_line(error)})") from None
 

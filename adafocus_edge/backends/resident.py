@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -72,21 +73,39 @@ class Resident:
         self.programs = programs
         self.device = device
         self._clips: dict[int, ClipLoop] = {}
+        self._loops: weakref.WeakSet[StepLoop | ClipLoop] = weakref.WeakSet()
         self._closing: list[Work] = []
 
     def steps(self, clips: int) -> StepLoop:
         """Make a loop over the steps of N clips at once, with states of its own."""
-        return StepLoop(self, clips)
+        loop = StepLoop(self, clips)
+        self._loops.add(loop)
+        return loop
 
     def clip(self, frames: int) -> ClipLoop:
         """Return the loop over whole clips of this many frames."""
         if frames not in self._clips:
             self._clips[frames] = ClipLoop(self, frames)
+            self._loops.add(self._clips[frames])
         return self._clips[frames]
+
+    @property
+    def largest_batch(self) -> int | None:
+        """How many clips may step together, or None for any number."""
+        return min((most for program in self.programs.values() if (most := program.largest_batch)), default=None)
 
     def on_close(self, work: Work) -> None:
         """Do something when this is closed, before the device is."""
         self._closing.append(work)
+
+    def release(self) -> None:
+        """Let every loop drop what it has bound. Raises ``BackendError`` if another thread is in one of them."""
+        with self.device.use():
+            with suppress(BackendError):
+                self.device.finish()
+            for loop in list(self._loops):
+                loop.release()
+            self._clips.clear()
 
     def close(self) -> None:
         """Free everything. The four sessions close their programs before this."""
@@ -135,7 +154,7 @@ class StepLoop:
         self._under_way: deque[tuple[_Phase, Any]] = deque()
         self._fresh: set[int] = set(range(clips))
         with device.use():
-            self._phases = _phases(resident, clips)
+            self._phases: tuple[_Phase, ...] = _phases(resident, clips)
             device.finish()
 
     def submit(self, frames: Sequence[NDArray[np.uint8] | Buffer | None], fresh: Collection[int] = ()) -> None:
@@ -153,18 +172,19 @@ class StepLoop:
             raise ValueError(f"{len(frames)} frames for {self.clips} clips")
         if len(self._under_way) == AHEAD:
             raise BackendError(f"{AHEAD} steps are under way: collect the first one's results")
-        device, phase = self._device, self._phases[self._next]
+        device = self._device
         with device.use():
+            phase = self._phase()
             self._bring(phase, frames)
             for first, last in _runs(sorted(self._fresh.union(fresh))):
                 for name in STATES:
                     device.zero(phase.tensors[name][first : last + 1])
-            self._fresh.clear()
             phase.step()
             for first, last in _runs([row for row, frame in enumerate(frames) if frame is None]):
                 for name, out in STATES.items():
                     device.copy(phase.tensors[out][first : last + 1], phase.tensors[name][first : last + 1])
             self._under_way.append((phase, device.mark()))
+        self._fresh.clear()
         self._next = 1 - self._next
 
     def collect(self) -> Glimpse:
@@ -174,14 +194,26 @@ class StepLoop:
             self._device.wait(mark)
             return Glimpse(*(phase.host[name].copy() for name in RESULTS))
 
+    def _phase(self) -> _Phase:
+        if not self._phases:
+            raise BackendError("the model is closed")
+        return self._phases[self._next]
+
     @property
     def under_way(self) -> int:
         """How many steps are queued and not collected."""
         return len(self._under_way)
 
     def reset(self) -> None:
-        """Let every clip begin anew with the next step."""
+        """Let every clip begin anew with the next step; what is under way is dropped."""
+        while self._under_way:
+            self.collect()
         self._fresh = set(range(self.clips))
+
+    def release(self) -> None:
+        """Drop everything that is bound; the loop cannot be used after that."""
+        self._under_way.clear()
+        self._phases = ()
 
     def move(self, source: int, other: StepLoop, target: int) -> None:
         """Hand a clip over to a row of another loop (or of this one), with its states."""
@@ -189,7 +221,7 @@ class StepLoop:
             other._fresh.add(target)
             return
         other._fresh.discard(target)
-        mine, theirs = (loop._phases[loop._next].tensors for loop in (self, other))
+        mine, theirs = (loop._phase().tensors for loop in (self, other))
         with self._device.use():
             for name in STATES:
                 self._device.copy(theirs[name][target : target + 1], mine[name][source : source + 1])
@@ -222,42 +254,52 @@ class ClipLoop:
     def __init__(self, resident: Resident, frames: int) -> None:
         self.frames = frames
         self._device = device = resident.device
-        spec = resident.spec
+        programs = resident.programs
+        glancer, policy, focuser, classifier = (programs[graph] for graph in GRAPHS)
         with device.use():
-            self._tensors = tensors = _tensors(resident, frames)
-            states = {name: (tensors[name][:1], device.empty(tensors[name][:1].shape, np.float32)) for name in STATES}
-            glancer, policy, focuser, classifier = (resident.programs[graph] for graph in GRAPHS)
+            self._tensors = clip = _tensors(resident, frames)
+            # The recurrent graphs run on one set of tensors of a single row, always the same: what they read is copied
+            # in and what they give is copied out. Rows of the clip's own would lie at addresses that no library likes.
+            row = _tensors(resident, 1)
 
-            def bound(program: Program, step: int | None) -> Work:
-                """Bind a graph to the whole clip, or to one step of it."""
-                names = [tensor.name for tensor in (*program.inputs, *program.outputs)]
-                if step is None:
-                    return program.bind({name: tensors[name] for name in names}, fixed=False)
-                row = {name: tensors[name][step : step + 1] for name in names}
-                for name, out in STATES.items():
-                    if name in row:
-                        row[name], row[out] = states[name][step % 2], states[name][1 - step % 2]
-                return program.bind(row, fixed=False)
+            def bound(program: Program, tensors: Mapping[str, Buffer]) -> Work:
+                return program.bind({t.name: tensors[t.name] for t in (*program.inputs, *program.outputs)}, fixed=True)
 
-            work = [
-                bound(glancer, None),
-                *(bound(policy, step) for step in range(frames)),
-                bound(focuser, None),
-                *(bound(classifier, step) for step in range(frames)),
-            ]
-            self._host_frames = device.pinned((frames, spec.frame_size, spec.frame_size, 3), np.uint8)
-            self._host = {name: device.pinned(tensors[name].shape, np.float32) for name in RESULTS}
+            glance, choose, focus, classify = (
+                bound(glancer, clip), bound(policy, row), bound(focuser, clip), bound(classifier, row)
+            )  # fmt: skip
 
-            def clip() -> None:
-                for first, _ in states.values():
-                    device.zero(first)
-                for one in work:
-                    one()
+            def step(number: int, work: Work, inputs: Sequence[str], outputs: Sequence[str], state: str) -> None:
+                for name in inputs:
+                    device.copy(row[name], clip[name][number : number + 1])
+                work()
+                for name in outputs:
+                    device.copy(clip[name][number : number + 1], row[name])
+                device.copy(row[state], row[STATES[state]])
+
+            seen = [spec.name for spec in classifier.inputs if spec.name != "state"]
+            self._host_frames = device.pinned(clip["frame"].shape, np.uint8)
+            self._host = {name: device.pinned(clip[name].shape, np.float32) for name in RESULTS}
+
+            def run() -> None:
+                for state in STATES:
+                    device.zero(row[state])
+                glance()
+                for number in range(frames):
+                    step(number, choose, ["feature_map"], ["origin"], "policy_state")
+                focus()
+                for number in range(frames):
+                    step(number, classify, seen, ["logits"], "state")
                 for name in RESULTS:
-                    device.download(self._host[name], tensors[name])
+                    device.download(self._host[name], clip[name])
 
-            self._clip = _captured(device, clip, [glancer, policy, focuser, classifier])
+            self._run: Work | None = _captured(device, run, [glancer, policy, focuser, classifier])
             device.finish()
+
+    def release(self) -> None:
+        """Drop everything that is bound; the loop cannot be used after that."""
+        self._run = None
+        self._tensors = {}
 
     def see(self, frames: Sequence[NDArray[np.uint8] | Buffer]) -> Glimpse:
         """Run a clip.
@@ -268,8 +310,11 @@ class ClipLoop:
         Returns:
             origins [T, 2] and logits [T, C] of all its steps.
         """
-        device, target = self._device, self._tensors["frame"]
+        device = self._device
         with device.use():
+            if self._run is None:
+                raise BackendError("the model is closed")
+            target = self._tensors["frame"]
             for row, frame in enumerate(frames):
                 if isinstance(frame, Buffer):
                     device.copy(target[row : row + 1], frame)
@@ -277,7 +322,7 @@ class ClipLoop:
                     self._host_frames[row] = frame
                     device.upload(target[row : row + 1], self._host_frames[row : row + 1])
             device.after_uploads()
-            self._clip()
+            self._run()
             device.wait(device.mark())
             return Glimpse(*(self._host[name].copy() for name in RESULTS))
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adafocus_edge.backends.memory import ALIGNMENT
 from adafocus_edge.backends.nvinfer import Library, complaints, telling
 from adafocus_edge.errors import BackendError
 from adafocus_edge.files import whole_file
@@ -33,7 +34,8 @@ class TrtRuntime:
     def __init__(self, library: Library, cache: Path, *, host_code: bool = False) -> None:
         self.library = library
         self.logger = library.logger()
-        self.runtime = library.module.Runtime(self.logger)
+        with telling(self.logger, f"{library.title} cannot start"):
+            self.runtime = library.module.Runtime(self.logger)
         self.runtime.engine_host_code_allowed = host_code
         self._cache_file = cache
         self._cache: Any = None
@@ -58,8 +60,9 @@ class TrtRuntime:
     def close(self) -> None:
         """Keep the compiled kernels for the next start, where the bundle may be written to."""
         if self._cache is not None:
-            with suppress(OSError), whole_file(self._cache_file) as file:
-                file.write(bytes(self._cache.serialize()))
+            kernels = self._cache.serialize()
+            with suppress(OSError, TypeError), whole_file(self._cache_file) as file:
+                file.write(bytes(kernels))
         self._cache = self.runtime = None
 
 
@@ -82,27 +85,32 @@ class TrtProgram:
         if self._engine is None:
             raise BackendError(f"{path}: {runtime.library.title} cannot load it: {complaints(runtime.logger)}")
         self._config = runtime.configure(self._engine)
-        self._contexts: dict[Shapes, Any] = {}
+        self._contexts: dict[Shapes, Any] = {}  # for tensors that change
+        self.capturable = True
         self._workspaces: list[Buffer] = []
         modes = self._trt.TensorIOMode
         self.inputs = self._specs(modes.INPUT)
         self.outputs = self._specs(modes.OUTPUT)
 
     @property
-    def capturable(self) -> bool:
-        """Whether every context so far may be recorded in a CUDA graph; TensorRT's all may."""
-        stream = self._device.stream
-        return all(
-            context.is_stream_capturable(stream)
-            for context in self._contexts.values()
-            if hasattr(context, "is_stream_capturable")
-        )
+    def largest_batch(self) -> int:
+        """The most rows that a profile takes."""
+        name = self.inputs[0].name
+        numbers = range(self._engine.num_optimization_profiles)
+        return max(int(self._engine.get_tensor_profile_shape(name, number)[2][0]) for number in numbers)
 
     def bind(self, tensors: Mapping[str, Buffer], *, fixed: bool) -> Work:
         """Return what queues one run on these tensors; see :class:`Program`."""
-        del fixed
-        context = self._context(tuple(tensors[spec.name].shape for spec in self.inputs))
+        shapes = tuple(tensors[spec.name].shape for spec in self.inputs)
+        if fixed:  # a captured graph needs a context that nobody else gives other tensors
+            with telling(self._runtime.logger, f"{self._path}: cannot run at {shapes}"):
+                context = self._new_context(shapes)
+        else:
+            context = self._context(shapes)
         addresses = [(name, tensor.address) for name, tensor in tensors.items()]
+        for name, address in addresses:
+            if address % ALIGNMENT:
+                raise BackendError(f"{self._path}: {name} lies at an address that TensorRT does not take")
 
         def run() -> None:
             for name, address in addresses:
@@ -132,7 +140,7 @@ class TrtProgram:
         )
 
     def _context(self, shapes: Shapes) -> Any:
-        """Return the context for input shapes. A captured graph stays valid as long as its context keeps its shapes."""
+        """Return the context for input shapes, for runs on tensors that change."""
         if shapes not in self._contexts:
             with telling(self._runtime.logger, f"{self._path}: cannot run at {shapes}"):
                 self._contexts[shapes] = self._new_context(shapes)
@@ -160,6 +168,8 @@ class TrtProgram:
                 workspace = self._device.empty((-(-needed // WORKSPACE_UNIT) * WORKSPACE_UNIT,), "uint8")
                 self._workspaces.append(workspace)
             context.set_device_memory(workspace.address, workspace.size_bytes)
+        if hasattr(context, "is_stream_capturable"):
+            self.capturable &= bool(context.is_stream_capturable(self._device.stream))
         return context
 
     def _profile(self, shapes: Shapes) -> int:
@@ -173,11 +183,10 @@ class TrtProgram:
             ):
                 fitting.append((limits[0][2][0], number))
         if not fitting:
-            most = max(
-                self._engine.get_tensor_profile_shape(self.inputs[0].name, number)[2][0]
-                for number in range(self._engine.num_optimization_profiles)
-            )
+            batch, most = shapes[0][0], self.largest_batch
+            if batch <= most:
+                raise BackendError(f"{self._path}: takes no input of {shapes[0]}: it is too large or too small")
             raise BackendError(
-                f"{self._path}: takes batches up to {most}, not {shapes[0][0]}: build it with --streams {shapes[0][0]}"
+                f"{self._path}: takes batches up to {most}, not {batch}: build it with --streams {batch}"
             )
         return min(fitting)[1]
