@@ -16,7 +16,7 @@ from adafocus_edge.backends.memory import Buffer, Turn, Work
 from adafocus_edge.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -118,13 +118,8 @@ class CudaDevice:
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
         """Allocate a tensor in the GPU's memory."""
         kind = np.dtype(dtype)
-        size = max(1, math.prod(shape) * kind.itemsize)
-        spare = self._spare.setdefault(size, [])
-        if spare:
-            address = spare.pop()
-        else:
-            address = int(self._check(self._cuda.cudaMalloc(size), "allocating"))
-            self._allocated[address] = self._cuda.cudaFree
+        cuda, size = self._cuda, max(1, math.prod(shape) * kind.itemsize)
+        address, spare = self._take(self._spare, size, lambda: cuda.cudaMalloc(size), cuda.cudaFree)
         owner = _Owner()
         weakref.finalize(owner, spare.append, address)
         return Buffer(self, address, tuple(shape), kind, owner)
@@ -132,20 +127,27 @@ class CudaDevice:
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """Allocate page-locked memory of the host."""
         kind = np.dtype(dtype)
-        size = max(1, math.prod(shape) * kind.itemsize)
-        spare = self._spare_pinned.setdefault(size, [])
-        if spare:
-            address = spare.pop()
-        else:
-            flags = self._cuda.cudaHostAllocDefault
-            address = int(self._check(self._cuda.cudaHostAlloc(size, flags), "allocating page-locked memory"))
-            self._allocated[address] = self._cuda.cudaFreeHost
+        used = math.prod(shape) * kind.itemsize
+        cuda, size = self._cuda, max(1, used)
+        address, spare = self._take(
+            self._spare_pinned, size, lambda: cuda.cudaHostAlloc(size, cuda.cudaHostAllocDefault), cuda.cudaFreeHost
+        )
         raw = (ctypes.c_uint8 * size).from_address(address)
         weakref.finalize(raw, spare.append, address)  # every view of the array keeps it alive
-        used = math.prod(shape) * kind.itemsize
         array: NDArray[Any] = np.ctypeslib.as_array(raw)[:used].view(kind).reshape(shape)
         array[...] = 0
         return array
+
+    def _take(
+        self, pool: dict[int, list[int]], size: int, allocate: Callable[[], Any], free: Any
+    ) -> tuple[int, list[int]]:
+        """Return an address of this size, one that was given back if there is one, and where to give it back."""
+        spare = pool.setdefault(size, [])
+        if spare:
+            return spare.pop(), spare
+        address = int(self._check(allocate(), "allocating"))
+        self._allocated[address] = free
+        return address, spare
 
     def upload(self, target: Buffer, source: NDArray[Any]) -> None:
         """Copy from page-locked memory, on the stream of uploads."""

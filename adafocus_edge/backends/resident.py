@@ -154,6 +154,7 @@ class StepLoop:
         self._under_way: deque[tuple[_Phase, Any]] = deque()
         self._fresh: set[int] = set(range(clips))
         with device.use():
+            device.finish()  # what comes now may be memory of a loop that was dropped with a step under way
             self._phases: tuple[_Phase, ...] = _phases(resident, clips)
             device.finish()
 
@@ -257,6 +258,7 @@ class ClipLoop:
         programs = resident.programs
         glancer, policy, focuser, classifier = (programs[graph] for graph in GRAPHS)
         with device.use():
+            device.finish()  # see StepLoop
             self._tensors = clip = _tensors(resident, frames)
             # The recurrent graphs run on one set of tensors of a single row, always the same: what they read is copied
             # in and what they give is copied out. Rows of the clip's own would lie at addresses that no library likes.
