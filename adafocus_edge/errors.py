@@ -43,6 +43,10 @@ class BackendError(AdaFocusError):
     """A backend that cannot run here, or failed while it ran."""
 
 
+class BusyError(BackendError):
+    """A model that another thread is using."""
+
+
 class ExportError(AdaFocusError):
     """An export whose graphs do not agree with the model they were made from."""
 

@@ -172,6 +172,31 @@ def test_closing_waits_for_nobody_and_drops_every_loop(model):
             call()
 
 
+def test_a_device_that_failed_is_left_all_the_same(small_bundle, monkeypatch):
+    """As after an illegal access on a GPU, when every call fails: what went wrong is told, and everything is closed."""
+    bundle, device, closed = read_bundle(small_bundle), HostDevice(), []
+
+    class Told(OrtSession):
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    def path_of(graph):
+        return bundle.graph_path("fp32", graph)
+
+    model = open_programs(
+        bundle.model, GRAPHS, lambda graph: Told(path_of(graph)), path_of, device, backend="host", variant="fp32"
+    )
+    loop = model.resident.steps(1)
+    monkeypatch.setattr(device, "use", refuse)
+    monkeypatch.setattr(device, "finish", refuse)
+    with pytest.raises(BackendError, match="the device failed"), model:
+        loop.submit([FRAMES[0]])
+    assert len(closed) == len(GRAPHS)
+    with pytest.raises(BackendError, match="closed"):
+        device.mark()
+
+
 def test_a_loop_is_one_threads_at_a_time(model):
     device = model.resident.device
     failed = []

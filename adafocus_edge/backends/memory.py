@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from adafocus_edge.errors import BackendError
+from adafocus_edge.errors import BackendError, BusyError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -132,9 +132,9 @@ class Turn:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Hold the turn. Raises ``BackendError`` at once if another thread holds it."""
+        """Hold the turn. Raises ``BusyError`` at once if another thread holds it."""
         if not self._lock.acquire(blocking=False):
-            raise BackendError("this model is in use by another thread: load one model per thread")
+            raise BusyError("this model is in use by another thread: load one model per thread")
         try:
             yield
         finally:

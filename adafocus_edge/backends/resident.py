@@ -13,7 +13,7 @@ import numpy as np
 
 from adafocus_edge.backends.base import LoadedModel, Program
 from adafocus_edge.backends.memory import Buffer
-from adafocus_edge.errors import BackendError
+from adafocus_edge.errors import BackendError, BusyError
 from adafocus_edge.glimpse import Glimpse
 from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, TensorSpec, contract
 
@@ -99,13 +99,17 @@ class Resident:
         self._closing.append(work)
 
     def release(self) -> None:
-        """Let every loop drop what it has bound. Raises ``BackendError`` if another thread is in one of them."""
-        with self.device.use():
-            with suppress(BackendError):
+        """Let every loop drop what it has bound. Raises ``BusyError`` if another thread is in one of them."""
+        try:
+            with self.device.use():
                 self.device.finish()
-            for loop in list(self._loops):
-                loop.release()
-            self._clips.clear()
+        except BusyError:
+            raise
+        except BackendError:
+            pass  # a device that failed, or was closed before, is left all the same
+        for loop in list(self._loops):
+            loop.release()
+        self._clips.clear()
 
     def close(self) -> None:
         """Free everything. The four sessions close their programs before this."""
