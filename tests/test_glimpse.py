@@ -147,6 +147,12 @@ def test_a_backend_that_cannot_run_says_why(small_bundle, monkeypatch):
     with load_model(bundle, backend="auto") as loaded:
         assert loaded.backend == "onnxruntime-cpu"
 
+    if ort.gpu_obstacle() is not None:  # a GPU in words, and then no TensorRT either
+        with monkeypatch.context() as with_gpu:
+            with_gpu.setattr(ort, "cuda_obstacle", lambda: None)
+            with pytest.raises(BackendError, match="onnxruntime-tensorrt cannot run here: it needs TensorRT 10"):
+                load_model(bundle, backend="onnxruntime-tensorrt")
+
     def refuse(*_):
         raise BackendError("the driver is too old")
 

@@ -56,6 +56,8 @@ def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", thr
         raise UsageError(f"unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
     elif backend != "onnxruntime-cpu":
         obstacle = ort.gpu_obstacle() if backend == "tensorrt" else ort.cuda_obstacle()
+        if obstacle is None and backend == "onnxruntime-tensorrt":
+            obstacle = ort.tensorrt_obstacle()
         if obstacle is not None:
             fix = f"{obstacle.fix}, or " if obstacle.fix else ""
             raise BackendError(f"{backend} cannot run here: {obstacle.why}; {fix}use --backend onnxruntime-cpu")

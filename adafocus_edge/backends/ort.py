@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
+from adafocus_edge.backends.nvinfer import find_library
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import BackendError
 from adafocus_edge.types import TensorSpec
@@ -238,6 +239,19 @@ def cuda_obstacle() -> Obstacle | None:
             "this build of ONNX Runtime has no CUDA provider", "pip uninstall onnxruntime; pip install onnxruntime-gpu"
         )
     return gpu_obstacle() or library_obstacle()
+
+
+def tensorrt_obstacle() -> Obstacle | None:
+    """Say why ONNX Runtime's TensorRT provider cannot run, where its CUDA provider can; or None if it should."""
+    if TENSORRT_PROVIDER not in ort.get_available_providers():
+        return Obstacle("this build of ONNX Runtime has no TensorRT provider")
+    with contextlib.suppress(BackendError):
+        find_library("tensorrt")  # importing it loads its libraries, where the provider then finds them
+    try:
+        ctypes.CDLL("nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10")
+    except OSError:
+        return Obstacle("it needs TensorRT 10, which is not installed", "pip install 'tensorrt<11'")
+    return None
 
 
 def gpu_obstacle() -> Obstacle | None:
