@@ -1,6 +1,7 @@
 """The loop kept on a device: states, capture, batches of streams, on the CPU by the same code as on a GPU."""
 
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -438,7 +439,14 @@ def test_every_call_of_the_gpus_device_suits_nvidias_bindings(monkeypatch):
         device.download(array, buffer)
         device.copy(buffer[:1], buffer[1:])
         device.zero(buffer)
-        device.capture(lambda tensor=buffer: device.zero(tensor))()
+        used = device.empty((7,), np.float32)  # what only captured work uses lives as long as the graph
+        graph, alive = device.capture(lambda tensor=used: device.zero(tensor)), weakref.ref(used.owner)
+        del used
+        graph()
+        assert alive() is not None
+        del graph
+        assert alive() is None
+        assert "cudaGraphExecDestroy" in [name for name, _ in called]
         device.wait(device.mark())
         assert device.fetch(buffer).shape == (2, 3)
         assert device.store(np.zeros((4, 5), np.int64)).shape == (4, 5)
@@ -464,7 +472,7 @@ def test_every_call_of_the_gpus_device_suits_nvidias_bindings(monkeypatch):
     with pytest.raises(BackendError, match="closed"), device.use():
         pass
     names = [name for name, _ in called]
-    assert names.count("cudaFree") == 2
+    assert names.count("cudaFree") == 3
     assert names.count("cudaFreeHost") == 2
     assert names.count("cudaStreamDestroy") == 2
     assert names.count("cudaGraphExecDestroy") == 1

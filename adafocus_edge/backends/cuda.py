@@ -205,7 +205,7 @@ class CudaDevice:
             executable = self._check(cuda.cudaGraphInstantiate(graph, 0), "instantiating a CUDA graph")
         finally:
             cuda.cudaGraphDestroy(graph)
-        made = _CudaGraph(self, executable)
+        made = _CudaGraph(self, executable, work)
         self._graphs.add(made)
         self._check(cuda.cudaGraphUpload(executable, self._stream), "uploading a CUDA graph")
         return made
@@ -279,10 +279,14 @@ class CudaDevice:
 
 
 class _CudaGraph:
-    """A captured piece of work; its graph is destroyed with it."""
+    """A captured piece of work; its graph is destroyed with it.
 
-    def __init__(self, device: CudaDevice, executable: Any) -> None:
+    The graph knows addresses only: what lies there, and TensorRT's contexts, live as long as the captured work.
+    """
+
+    def __init__(self, device: CudaDevice, executable: Any, work: Work) -> None:
         self._device = device
+        self._work = work
         self._executable = executable
         self.destroy = weakref.finalize(self, device._runtime.cudaGraphExecDestroy, executable)
 

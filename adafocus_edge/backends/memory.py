@@ -102,7 +102,8 @@ class Device(Protocol):
     def capture(self, work: Work) -> Work:
         """Record what ``work`` queues, without doing it, and return what queues all of it again in one launch.
 
-        Only queued work can be recorded: allocating, waiting and uploading cannot.
+        Only queued work can be recorded: allocating, waiting and uploading cannot. What is returned keeps ``work``, and
+        with it the tensors that it uses, alive.
         """
 
     def mark(self) -> Any:
