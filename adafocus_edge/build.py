@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.backends.nvinfer import Library, complaints, find_library, telling
-from adafocus_edge.bundle import sha256_of
+from adafocus_edge.bundle import copied_bundle, sha256_of
 from adafocus_edge.engines import (
     AMPERE,
     BUILT,
@@ -72,6 +72,7 @@ class BuildRequest:
         targets: compute capabilities such as ``sm_89``; empty for the GPU at hand (TensorRT-RTX only).
         options: see :class:`BuildOptions`.
         force: whether to build what is there already.
+        output: where to copy the bundle first, and build in the copy; None for in the bundle itself.
     """
 
     library: str = "auto"
@@ -79,6 +80,7 @@ class BuildRequest:
     targets: tuple[str, ...] = ()
     options: BuildOptions = field(default_factory=BuildOptions)
     force: bool = False
+    output: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,9 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
     library = find_library(request.library)
     variant = bundle.choose_variant(request.variant)
     built_for, device = _built_for(library, request.targets)
-    if request.options.hardware_compatible != "none" and library.name == "tensorrt-rtx":
-        raise UsageError("--hardware-compatible is TensorRT's; for TensorRT-RTX name the GPUs: --target sm_86,sm_89")
-    if request.options.version_compatible and library.name == "tensorrt-rtx":
-        raise UsageError(
-            "--version-compatible is TensorRT's; TensorRT-RTX engines run with the release that built them"
-        )
+    _check_options(library, request.options)
+    if request.output is not None:
+        bundle = copied_bundle(bundle, request.output)
     folder = engine_folder(bundle, built_for, device, variant)
     batches = tuple(sorted({1, bundle.model.segments, request.options.streams}))
     wanted = Engines(built_for, variant, request.options, batches)
@@ -163,6 +162,18 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
                 write_engines(folder, engines)
             rows.append(Row(graph, reason, engines.engines[graph]))
     return Built(folder, engines, tuple(rows))
+
+
+def _check_options(library: Library, options: BuildOptions) -> None:
+    """Refuse what a library does not know. Raises ``UsageError``."""
+    if library.name == "tensorrt-rtx" and options.hardware_compatible != "none":
+        raise UsageError("--hardware-compatible is TensorRT's; for TensorRT-RTX name the GPUs: --target sm_86,sm_89")
+    if library.name == "tensorrt-rtx" and options.version_compatible:
+        raise UsageError(
+            "--version-compatible is TensorRT's; TensorRT-RTX engines run with the release that built them"
+        )
+    if not hasattr(library.module.HardwareCompatibilityLevel, LEVELS[options.hardware_compatible]):
+        raise UsageError(f"--hardware-compatible {options.hardware_compatible}: {library.title} knows no such thing")
 
 
 def _built_for(library: Library, targets: tuple[str, ...]) -> tuple[BuiltFor, str]:
@@ -311,10 +322,8 @@ def _configure(library: Library, config: Any, wanted: Engines) -> None:
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     level = LEVELS[options.hardware_compatible]
-    if not hasattr(trt.HardwareCompatibilityLevel, level):
-        raise UsageError(f"--hardware-compatible {options.hardware_compatible}: {library.title} knows no such thing")
     config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, level)
-    if library.name == "tensorrt-rtx" and wanted.built_for.targets:
+    if library.name == "tensorrt-rtx":
         known = _targets(library)
         config.num_compute_capabilities = len(wanted.built_for.targets)
         for number, target in enumerate(wanted.built_for.targets):

@@ -542,7 +542,7 @@ def build(
     del debug
     from adafocus_edge.build import BuildRequest
     from adafocus_edge.build import build as run
-    from adafocus_edge.bundle import copied_bundle, default_bundle, read_bundle
+    from adafocus_edge.bundle import default_bundle, read_bundle
     from adafocus_edge.engines import BuildOptions
 
     if bundle is None and output is None:
@@ -552,9 +552,7 @@ def build(
     targets = tuple(part.strip() for part in target.split(",") if part.strip()) if target is not None else ()
     if target is not None and not targets:
         raise UsageError("--target is empty: name a compute capability, such as sm_89")
-    if output is not None:
-        found = copied_bundle(found, output)
-    request = BuildRequest(library.value, variant, targets, options, force)
+    request = BuildRequest(library.value, variant, targets, options, force, output)
     with _progress(quiet) as bars:
         task = bars.add_task("building", total=None)
         done = run(

@@ -79,7 +79,9 @@ class Lanes:
 
     def restart(self, stream: int) -> None:
         """Let a stream begin a new clip with its next frame."""
-        self._fresh.add(self._rows[self._rows.index(stream)])
+        if stream not in self._rows:
+            raise ValueError(f"no such stream: {stream}")
+        self._fresh.add(stream)
 
     def submit(self, frames: Mapping[int, NDArray[Any] | Buffer]) -> None:
         """Queue a step with a frame of some streams; up to two steps may be under way.

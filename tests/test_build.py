@@ -250,6 +250,8 @@ def test_what_cannot_be_built_is_told_in_a_line(bundle, tmp_path):
     one_line_error(edge("build", tmp_path / "nowhere"), 1, "no such bundle")
     one_line_error(edge("build"), 2, "--output is missing: the default model")
     fails(2, "exists already and is no copy", options=["-o", tmp_path])
+    fails(2, "--target sm_42", options=["-o", tmp_path / "copy", "--target", "sm_42"])
+    assert not (tmp_path / "copy").exists()
     assert not list((bundle.path / "engines").glob("*/.build.*"))
 
 

@@ -386,6 +386,8 @@ def test_streams_beyond_the_most_and_unknown_ones_are_refused(model, plain):
         lanes.join()
     with pytest.raises(ValueError, match="no such stream: 7"):
         lanes.submit({7: FRAMES[0]})
+    with pytest.raises(ValueError, match="no such stream: 7"):
+        lanes.restart(7)
     with pytest.raises(ValueError, match="needs a frame"):
         lanes.submit({})
     with pytest.raises(UsageError, match="at least 1"):

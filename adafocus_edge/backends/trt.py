@@ -103,10 +103,10 @@ class TrtProgram:
         """Return what queues one run on these tensors; see :class:`Program`."""
         shapes = tuple(tensors[spec.name].shape for spec in self.inputs)
         if fixed:  # a captured graph needs a context that nobody else gives other tensors
-            with telling(self._runtime.logger, f"{self._path}: cannot run at {shapes}"):
-                context = self._new_context(shapes)
+            context = self._new_context(shapes)
         else:
-            context = self._context(shapes)
+            context = self._contexts.get(shapes) or self._new_context(shapes)
+            self._contexts[shapes] = context
         addresses = [(name, tensor.address) for name, tensor in tensors.items()]
         for name, address in addresses:
             if address % ALIGNMENT:
@@ -139,14 +139,11 @@ class TrtProgram:
             if engine.get_tensor_mode(name) == mode
         )
 
-    def _context(self, shapes: Shapes) -> Any:
-        """Return the context for input shapes, for runs on tensors that change."""
-        if shapes not in self._contexts:
-            with telling(self._runtime.logger, f"{self._path}: cannot run at {shapes}"):
-                self._contexts[shapes] = self._new_context(shapes)
-        return self._contexts[shapes]
-
     def _new_context(self, shapes: Shapes) -> Any:
+        with telling(self._runtime.logger, f"{self._path}: cannot run at {shapes}"):
+            return self._made_context(shapes)
+
+    def _made_context(self, shapes: Shapes) -> Any:
         profile = self._profile(shapes)
         if self._config is not None:
             context = self._engine.create_execution_context(self._config)
