@@ -161,6 +161,11 @@ def weights_in(path: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
+def written(path: Path) -> bool:
+    """Whether a file holds a whole line."""
+    return path.exists() and path.read_text().endswith("\n")
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(road: Path, data: Path, tmp_path: Path) -> None:
     # Stage 1 with dropout: random patches, frames, crops and dropout all have to go on where they were.
     pretrained = [f"pretrained_{part}={road / part / 'last.pth.tar'}" for part in ("glancer", "focuser")]
@@ -172,7 +177,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(road: Path, data: Path, tmp_pa
     command = [sys.executable, "-m", "adafocus_edge", *given, f"hydra.run.dir={broken}"]
     with subprocess.Popen(command, env={**os.environ, **ONE_THREAD}, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 300
-        while not (broken / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        while not written(broken / "metrics.jsonl") and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
     after = json.loads((broken / "metrics.jsonl").read_text().splitlines()[-1])["epoch"]
@@ -227,9 +232,14 @@ def test_two_processes_give_the_update_of_one_with_both_batches(
             for rank in range(2)
         ]
     running = [subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, text=True, cwd=ROOT) for c in commands]
-    for process in running:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    try:
+        for process in running:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    finally:  # what hangs is ended, and heard
+        for process in running:
+            process.kill()
+            print(process.communicate()[1])
     expected, found = weights_in(tmp_path / "one" / "last.pth.tar"), weights_in(tmp_path / "two" / "last.pth.tar")
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=2e-6, err_msg=name)
@@ -343,7 +353,7 @@ def test_interrupting_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "adafocus_edge", *given, f"hydra.run.dir={run}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 300
-        while not (run / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        while not written(run / "metrics.jsonl") and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)

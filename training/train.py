@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -285,6 +287,7 @@ class Trainer:
         return DataLoader(
             data, batch, sampler=sampler, num_workers=workers, collate_fn=collate, generator=generator,
             pin_memory=processes.device.type == "cuda", worker_init_fn=_quiet_worker,
+            multiprocessing_context=_fork_server() if workers else None,
         )  # fmt: skip
 
     def _readable(self, batches: DataLoader[Any]) -> Iterator[Batch | None]:
@@ -567,6 +570,13 @@ class _Interruption:
         if self._received is not None:
             self._before[number](number, frame)
         self._received = number
+
+
+def _fork_server() -> BaseContext:
+    """Workers come from a process without threads: one forked here, beside those of Gloo or NCCL, may never wake up."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["training.datasets"])
+    return context
 
 
 def _quiet_worker(_: int) -> None:
