@@ -221,13 +221,22 @@ class Classifier:
         model_ms: float,
     ) -> Result:
         """Sum up the steps of one clip; there must be at least one."""
-        top = self._guesses(steps[-1].logits, self.top_k)
         return Result(
-            source, start_s, end_s, top, tuple(steps), exited_early, latency_ms, model_ms,
+            source, start_s, end_s, self.top(steps[-1]), tuple(steps), exited_early, latency_ms, model_ms,
             self.model.backend, self.model.variant,
         )  # fmt: skip
 
+    def top(self, step: Step) -> tuple[Guess, ...]:
+        """Return the best classes after a step, best first."""
+        return self._guesses(step.logits, self.top_k)
+
+    def guesses(self, probabilities: NDArray[np.float32]) -> tuple[Guess, ...]:
+        """Return the best classes of probabilities [C], best first."""
+        return self._best(probabilities, probabilities, self.top_k)
+
     def _guesses(self, logits: NDArray[np.float32], count: int) -> tuple[Guess, ...]:
-        probabilities = softmax(logits)
-        best = np.argsort(-logits, kind="stable")[:count]
+        return self._best(logits, softmax(logits), count)
+
+    def _best(self, scores: NDArray[Any], probabilities: NDArray[Any], count: int) -> tuple[Guess, ...]:
+        best = np.argsort(-scores, kind="stable")[:count]
         return tuple(Guess(self.classes[i], int(i), float(probabilities[i])) for i in best)

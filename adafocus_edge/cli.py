@@ -28,6 +28,7 @@ from adafocus_edge.errors import (
     SourceError,
     UsageError,
 )
+from adafocus_edge.live_options import DEFAULT_GLIMPSE_FPS, Config, LiveArguments, with_live_options
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -111,7 +112,7 @@ DEFAULT_MODEL_NOTE = (
     "the default model: `fight` or `no_fight` in surveillance video (its MODEL_CARD.md says what it is not for)"
 )
 DEFAULT_TOP_K = 5
-DEFAULT_GLIMPSE_FPS = 2.0
+LOCALHOST = "127.0.0.1"
 VIDEO_CONTAINERS = (".mp4", ".mov", ".mkv")
 TERMINATED = 143
 """Exit status after SIGTERM, as shells have it."""
@@ -618,6 +619,7 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
 
 
 @app.command()
+@with_live_options
 def classify(
     source: Annotated[
         list[str],
@@ -645,16 +647,21 @@ def classify(
     save_video: Annotated[
         Path | None, typer.Option(help="Write the video with the patch drawn on it; with several sources, a folder.")
     ] = None,
-    glimpse_fps: Annotated[
-        float | None, typer.Option(min=0.01, help="Glimpses per second of a live source. [default: 2]")
-    ] = None,
-    duration: Annotated[float | None, typer.Option(min=0.0, help="Seconds to run on a live source.")] = None,
+    provisional: Annotated[
+        bool, typer.Option("--provisional", help="Tell what is known after every glimpse of a live source, too.")
+    ] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show live sources in a window: q quits, space pauses, s takes a picture.")
+    ] = False,
+    config: Config = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
+    *,
+    live: LiveArguments,
 ) -> None:
-    """Classify videos, folders of frames, a camera or a stream."""
-    del debug
+    """Classify videos, folders of frames, cameras and streams."""
+    del debug, config
     from adafocus_edge.backends.load import load_model
     from adafocus_edge.bundle import default_bundle, read_bundle
     from adafocus_edge.classify import Classifier
@@ -667,19 +674,15 @@ def classify(
     _check_threads(threads)
     _check_exit(exit_set, exit_confidence, schedule)
     sources = find_sources(source)
-    live = any(s.live for s in sources)
-    if live and exit_set is not None and sources[0].address.startswith("http"):
-        live = _has_live_exits(read_bundle(bundle), exit_set)  # an address without a live set is tried as a file
-    if live:
-        _check_live(sources, save_video, schedule)
-    elif glimpse_fps is not None or duration is not None:
-        raise UsageError("--glimpse-fps and --duration are for live sources; a file gives as many frames as a clip has")
-    if logits and not as_json and (output is None or output.suffix.lower() == ".csv"):
-        raise UsageError("--logits adds to JSON: give --json, or --output FILE that is no CSV, too")
-    if output is not None:
-        _check_output(output, bundle, sources)
-    if save_video is not None:
-        _check_video_target(save_video, sources)
+    streamed = any(s.live for s in sources)
+    only_live = _only_live(live, provisional=provisional, show=show)
+    if streamed and exit_set is not None and len(sources) == 1 and sources[0].address.startswith("http"):
+        # An address without a live set is tried as a file.
+        streamed = _has_live_exits(read_bundle(bundle), exit_set)
+    streamed = streamed or only_live is not None
+    if streamed:
+        _check_live(save_video, schedule)
+    _check_targets(output, save_video, bundle, sources, logits=logits, as_json=as_json)
     found = read_bundle(bundle)
     if top_k is not None and top_k > found.model.classes:
         raise UsageError(f"--top-k {top_k}: the bundle has {found.model.classes} classes")
@@ -689,7 +692,7 @@ def classify(
             _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         top = min(top_k or DEFAULT_TOP_K, found.model.classes)
 
-        _check_decoder(decoder, live=live, on_gpu=model.resident is not None)
+        _check_decoder(decoder, live=streamed, on_gpu=model.resident is not None)
 
         def classifier(*, live: bool) -> Classifier:
             return Classifier(
@@ -698,20 +701,102 @@ def classify(
                 decode_on_gpu=decoder is DecoderName.GPU,
             )  # fmt: skip
 
-        file = stack.enter_context(ResultFile(output)) if output is not None else None
-        sink = _Sink(as_json, logits, file)
-        if live:
-            try:
-                _run_live(sources[0], classifier(live=True), glimpse_fps, duration, sink)
-            except HasAnEndError as error:
-                if glimpse_fps is not None or duration is not None:
-                    raise UsageError(f"{error}: --glimpse-fps and --duration are for live sources") from None
-                live = False
-        if not live:
-            files = [replace(s, live=False) for s in sources]
-            _run_files(files, classifier(live=False), save_video, sink, quiet)
-    if sink.failed:
+        failed = 0
+        if streamed:
+            from adafocus_edge.live import Printing, run_live
+
+            printing = Printing(as_json, logits, provisional, quiet)
+            errors = run_live(sources, classifier(live=True), live, printing, output, show=show)
+            ends = [error for error in errors.values() if isinstance(error, HasAnEndError)]
+            streamed = not (ends and len(sources) == 1)
+            if not streamed and only_live is not None:
+                raise UsageError(f"{ends[0]}: {only_live} is for live sources")
+            failed = len(errors)
+            for error in ends if streamed else []:
+                _fail(f"{error}: download it, or classify it alone", 1)
+        if not streamed:
+            file = stack.enter_context(ResultFile(output)) if output is not None else None
+            sink = _Sink(as_json, logits, file)
+            _run_files([replace(s, live=False) for s in sources], classifier(live=False), save_video, sink, quiet)
+            failed = sink.failed
+    if failed:
         raise typer.Exit(1)
+
+
+def _only_live(live: LiveArguments, *, provisional: bool, show: bool) -> str | None:
+    """Return the first option given that makes sources live: they are then seen window by window, files too."""
+    given = {"provisional": provisional or None, "show": show or None, **asdict(live)}
+    name = next((name for name, value in given.items() if value not in (None, False)), None)
+    return None if name is None else "--" + name.replace("_", "-")
+
+
+@app.command()
+@with_live_options
+def serve(
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help="A camera, an address, a file, or NAME=ADDRESS; may be given again. [default: none yet]"),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Folder of the bundle to run. [default: the model that ships with the product]")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where to listen; all but this machine itself needs --token.")] = LOCALHOST,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for one that is free.")] = 8765,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="ADAFOCUS_EDGE_TOKEN", show_default=False, help="What visitors must know, 16 or more signs."
+        ),
+    ] = None,
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest file that may be uploaded.")] = 256,
+    most_cameras: Annotated[int, typer.Option(min=0, help="Browsers' cameras at a time.")] = 4,
+    backend: Annotated[BackendName, typer.Option(help="What runs the graphs.")] = BackendName.AUTO,
+    variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
+    threads: Threads = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Classes to show. [default: 5]")] = None,
+    exit_confidence: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Stop looking in a window once its best class is this sure.")
+    ] = None,
+    exit_set: Exit = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write results here: JSON lines, or CSV if so named.")
+    ] = None,
+    config: Config = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+    *,
+    live: LiveArguments,
+) -> None:
+    """Serve a web page with live sources, uploads and the browser's own camera; an API and metrics, too."""
+    del debug, config
+    try:
+        from adafocus_edge.serve import ServeOptions, check_exposure
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("`adafocus-edge serve`", "serve", error.name or "starlette") from None
+    from adafocus_edge.backends.load import load_model
+    from adafocus_edge.bundle import default_bundle, read_bundle
+    from adafocus_edge.classify import Classifier
+    from adafocus_edge.live import serve_live
+    from adafocus_edge.sources import find_sources
+
+    options = ServeOptions(host=host, port=port, token=token, max_upload_mb=max_upload_mb, most_cameras=most_cameras)
+    check_exposure(options)
+    _check_threads(threads)
+    _check_exit(exit_set, exit_confidence, ScheduleName.STREAM)
+    if bundle is None:
+        bundle = default_bundle()
+        _say(DEFAULT_MODEL_NOTE, quiet)
+    sources = find_sources(source or [])
+    _check_targets(output, None, bundle, sources, logits=False, as_json=True)
+    found = read_bundle(bundle)
+    if top_k is not None and top_k > found.model.classes:
+        raise UsageError(f"--top-k {top_k}: the bundle has {found.model.classes} classes")
+    with load_model(found, variant, backend.value, threads) as model:
+        _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
+        exits = _exits_asked(found, exit_set, exit_confidence, live=True)
+        top = min(top_k or DEFAULT_TOP_K, found.model.classes)
+        classifier = Classifier(model, found.classes, top_k=top, schedule="stream", exits=exits)
+        serve_live(sources, classifier, live, options, output, quiet=quiet)
 
 
 class _Sink:
@@ -784,29 +869,6 @@ def _run_files(
             bars.advance(clips)
 
 
-def _run_live(
-    source: Source, classifier: Classifier, glimpse_fps: float | None, duration_s: float | None, sink: _Sink
-) -> None:
-    from adafocus_edge.stream import windows
-
-    solved_at = classifier.exits.glimpse_fps if classifier.exits is not None else None
-    if glimpse_fps is not None and solved_at not in (None, glimpse_fps):
-        raise UsageError(f"--glimpse-fps {glimpse_fps:g}: the thresholds are for {solved_at:g} glimpses per second")
-    rate = glimpse_fps or solved_at or DEFAULT_GLIMPSE_FPS
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for result in windows(source, classifier, rate, duration_s, stop):
-            sink.result(result)
-    except HasAnEndError:
-        raise
-    except AdaFocusError as error:
-        sink.failure(source.name, error)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _check_exit(exit_set: str | None, exit_confidence: float | None, schedule: ScheduleName) -> None:
     if exit_confidence is not None and exit_set is not None:
         raise UsageError("--exit and --exit-confidence: give one of them")
@@ -868,13 +930,22 @@ def _check_video_target(path: Path, sources: list[Source]) -> None:
         raise UsageError(f"--save-video {path}: would overwrite a source")
 
 
-def _check_live(sources: list[Source], save_video: Path | None, schedule: ScheduleName) -> None:
-    if len(sources) > 1:
-        raise UsageError("a live source runs alone for now: name one camera or stream, or only files")
+def _check_live(save_video: Path | None, schedule: ScheduleName) -> None:
     if save_video is not None:
-        raise UsageError("--save-video takes files, not live sources")
+        raise UsageError("--save-video takes files, not live sources: --record writes those")
     if schedule is ScheduleName.CLIP:
         raise UsageError("a live source is seen frame by frame: --schedule clip is for files")
+
+
+def _check_targets(
+    output: Path | None, save_video: Path | None, bundle: Path, sources: list[Source], *, logits: bool, as_json: bool
+) -> None:
+    if logits and not as_json and (output is None or output.suffix.lower() == ".csv"):
+        raise UsageError("--logits adds to JSON: give --json, or --output FILE that is no CSV, too")
+    if output is not None:
+        _check_output(output, bundle, sources)
+    if save_video is not None:
+        _check_video_target(save_video, sources)
 
 
 def _check_output(path: Path, bundle: Path, sources: list[Source]) -> None:
@@ -1003,7 +1074,7 @@ def main() -> None:
 
 def _leave(code: int) -> None:
     """End the process: at once where a capture thread hangs in a decoder, which may crash while Python winds down."""
-    stream = sys.modules.get("adafocus_edge.stream")
+    stream = sys.modules.get("adafocus_edge.capture")
     if stream is not None and any(t.name.startswith(stream.CAPTURE_THREAD) for t in threading.enumerate()):
         with suppress(OSError):
             sys.stdout.flush()
@@ -1012,9 +1083,10 @@ def _leave(code: int) -> None:
 
 
 def _fail(text: str, status: int) -> int:
-    """Print an error as one line: a file's name may hold line breaks and codes that a terminal obeys."""
-    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    print(f"error: {printable}", file=sys.stderr)
+    """Print an error as one line."""
+    from adafocus_edge.report import printable
+
+    print(f"error: {printable(text)}", file=sys.stderr)
     return status
 
 

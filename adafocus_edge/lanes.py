@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from adafocus_edge.backends.memory import HostDevice
 from adafocus_edge.backends.resident import Resident, StepLoop
 from adafocus_edge.errors import BackendError, UsageError
@@ -131,6 +133,72 @@ class Lanes:
         if before is not None:
             for row in range(min(len(self._rows), before.clips)):
                 before.move(row, loop, row)
+
+
+class SharedLanes:
+    """The same for a model of plain sessions, which on a CPU gain nothing from a larger batch.
+
+    Streams that are given the very same frame share its glance, and those that look at the same patch of it share the
+    focus: staggered states over one source cost little more than one. The interface is that of :class:`Lanes`.
+
+    Args:
+        model: on a backend that keeps nothing on a device.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._states: dict[int, tuple[Any, Any]] = {}
+        self._count = 0
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Who is there."""
+        return tuple(self._states)
+
+    def join(self) -> int:
+        """Let a stream in, at the beginning of a clip; return its number."""
+        stream, self._count = self._count, self._count + 1
+        self.restart(stream)
+        return stream
+
+    def leave(self, stream: int) -> None:
+        """Let a stream go."""
+        del self._states[stream]
+
+    def restart(self, stream: int) -> None:
+        """Let a stream begin a new clip with its next frame."""
+        spec = self._model.spec
+        zeros = (np.zeros((1, length), np.float32) for length in (spec.policy_state, spec.classifier_state))
+        self._states[stream] = (next(zeros), next(zeros))
+
+    def step(self, frames: Mapping[int, NDArray[Any]]) -> dict[int, Glimpse]:
+        """Take a step with a frame of some streams, uint8 [S, S, 3]; return the glimpse of each."""
+        model, streams = self._model, list(frames)
+        distinct = {id(frame): frame for frame in frames.values()}
+        numbers = {key: number for number, key in enumerate(distinct)}
+        rows = [numbers[id(frames[stream])] for stream in streams]
+        stacked = np.stack(list(distinct.values()))
+        policy_state, state = (np.concatenate(kept) for kept in zip(*map(self._states.get, streams), strict=True))
+
+        glance = model.glancer.run({"frame": stacked})
+        choice = model.policy.run({"feature_map": glance["feature_map"][rows], "policy_state": policy_state})
+        origin = choice["origin"]
+        places = {(row, *place.tolist()): lane for lane, (row, place) in enumerate(zip(rows, origin, strict=True))}
+        looked = {key: number for number, key in enumerate(places)}
+        lanes = list(places.values())
+        focus = model.focuser.run({"frame": stacked[[rows[lane] for lane in lanes]], "origin": origin[lanes]})
+        shared = [looked[(row, *place.tolist())] for row, place in zip(rows, origin, strict=True)]
+        feeds = {"focus": focus["focus"][shared], "state": state}
+        if model.spec.with_glancer:
+            feeds["glance"] = glance["glance"][rows]
+        verdict = model.classifier.run(feeds)
+
+        made: dict[int, Glimpse] = {}
+        for lane, stream in enumerate(streams):
+            row = slice(lane, lane + 1)
+            self._states[stream] = (choice["policy_state_out"][row], verdict["state_out"][row])
+            made[stream] = Glimpse(origin[row], verdict["logits"][row])
+        return made
 
 
 def _on_host(model: LoadedModel) -> Resident:

@@ -6,6 +6,7 @@ import bisect
 import os
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from PIL.ImageFont import ImageFont as BuiltinFont
 
     from adafocus_edge.classify import Result, Step
+    from adafocus_edge.messages import Look
     from adafocus_edge.sources import Clip
     from adafocus_edge.types import ModelSpec
 
@@ -36,8 +38,8 @@ PANEL_COLOUR = (12, 14, 18, 190)
 TEXT_COLOUR = (245, 245, 245)
 TEXT_SHARE = 22
 """Text is one 22nd of the frame's short side tall, and at least 10 pixels."""
-TICKS = 90_000
-"""Clock of the written video, in ticks per second."""
+TICKS = 60_000
+"""Clock of the written video, in ticks per second. MPEG-4 Part 2, the codec where x264 lacks, allows 65,535 at most."""
 LARGEST_FACTOR = 4
 SMALLEST_WIDTH = 360
 """Narrower videos are written enlarged, so that the text on them can be read."""
@@ -111,6 +113,23 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
                 draft.unlink()
 
 
+@dataclass(frozen=True)
+class Overlay:
+    """What is drawn on a frame.
+
+    Attributes:
+        patch: (y, x, size) in pixels of the preprocessed S x S frame.
+        headline: the label and its confidence.
+        detail: the smaller line below.
+        bar: length of the bar at the bottom, as a share of the width, 0 to 1.
+    """
+
+    patch: tuple[int, int, int]
+    headline: str
+    detail: str
+    bar: float
+
+
 def annotate(frame: NDArray[np.uint8], step: Step, result: Result, spec: ModelSpec) -> NDArray[np.uint8]:
     """Draw one step on a frame.
 
@@ -118,6 +137,46 @@ def annotate(frame: NDArray[np.uint8], step: Step, result: Result, spec: ModelSp
         frame: RGB uint8 [H, W, 3].
         step: the latest glimpse at this time.
         result: of the clip.
+        spec: of the model.
+
+    Returns:
+        uint8 [h, w, 3], as :func:`draw` gives it.
+    """
+    best = result.top[0]
+    detail = (
+        f"glimpse {step.step + 1}/{len(result.steps)}: {step.guess.label} {step.guess.confidence:.0%}"
+        f"   |   {result.latency_ms:.0f} ms, {result.backend}, {result.variant}"
+    )
+    headline = f"{best.label}  {best.confidence:.0%}"
+    return draw(frame, Overlay(step.patch, headline, detail, step.guess.confidence), spec)
+
+
+def annotate_live(frame: NDArray[np.uint8], look: Look | None, spec: ModelSpec, note: str = "") -> NDArray[np.uint8]:
+    """Draw the latest look of a live source on a frame.
+
+    Args:
+        frame: RGB uint8 [H, W, 3].
+        look: the latest, or None before the first: then nothing is drawn, and only the size is made to fit.
+        spec: of the model.
+        note: for the end of the smaller line, such as the time of day.
+
+    Returns:
+        uint8 [h, w, 3], as :func:`draw` gives it.
+    """
+    if look is None:
+        return draw(frame, None, spec)
+    best = look.top[0]
+    parts = [f"glimpse {look.step.step + 1}/{spec.segments}", f"{look.latency_ms:.0f} ms", note]
+    detail = "   |   ".join(part for part in parts if part)
+    return draw(frame, Overlay(look.step.patch, f"{best.label}  {best.confidence:.0%}", detail, best.confidence), spec)
+
+
+def draw(frame: NDArray[np.uint8], overlay: Overlay | None, spec: ModelSpec) -> NDArray[np.uint8]:
+    """Draw the patch, what the model sees of the frame, and a panel with text and a bar.
+
+    Args:
+        frame: RGB uint8 [H, W, 3].
+        overlay: what to draw; None for nothing.
         spec: of the model.
 
     Returns:
@@ -130,7 +189,9 @@ def annotate(frame: NDArray[np.uint8], step: Step, result: Result, spec: ModelSp
     if enlarge > 1:
         image = image.resize((width * enlarge, height * enlarge), Image.Resampling.BILINEAR)
     image = image.crop((0, 0, max(2, image.width // 2 * 2), max(2, image.height // 2 * 2)))
-    draw = ImageDraw.Draw(image, "RGBA")
+    if overlay is None:
+        return np.asarray(image)
+    pen = ImageDraw.Draw(image, "RGBA")
     text_px = max(10, min(image.size) // TEXT_SHARE)
     line = max(2, text_px // 6)
 
@@ -138,21 +199,16 @@ def annotate(frame: NDArray[np.uint8], step: Step, result: Result, spec: ModelSp
         top, left, bottom, right = (value * enlarge for value in window.source_box(y, x, size, size))
         return left, top, right - 1, bottom - 1
 
-    draw.rectangle(box(0, 0, spec.frame_size), outline=(*CROP_COLOUR, 110), width=max(1, line // 2))
-    draw.rectangle(box(*step.patch), outline=PATCH_COLOUR, width=line)
+    pen.rectangle(box(0, 0, spec.frame_size), outline=(*CROP_COLOUR, 110), width=max(1, line // 2))
+    pen.rectangle(box(*overlay.patch), outline=PATCH_COLOUR, width=line)
 
-    best = result.top[0]
     font = _font(text_px)
     panel = int(text_px * 2.9)
     top = image.height - panel
-    draw.rectangle((0, top, image.width, image.height), fill=PANEL_COLOUR)
+    pen.rectangle((0, top, image.width, image.height), fill=PANEL_COLOUR)
     margin = text_px // 2
-    detail = (
-        f"glimpse {step.step + 1}/{len(result.steps)}: {step.guess.label} {step.guess.confidence:.0%}"
-        f"   |   {result.latency_ms:.0f} ms, {result.backend}, {result.variant}"
-    )
-    draw.text((margin, top + text_px * 0.3), f"{best.label}  {best.confidence:.0%}", fill=PATCH_COLOUR, font=font)
+    pen.text((margin, top + text_px * 0.3), overlay.headline, fill=PATCH_COLOUR, font=font)
     small = _font(max(9, text_px * 3 // 4))
-    draw.text((margin, top + text_px * 1.6), detail, fill=TEXT_COLOUR, font=small)
-    draw.rectangle((0, image.height - line, image.width * step.guess.confidence, image.height), fill=PATCH_COLOUR)
+    pen.text((margin, top + text_px * 1.6), overlay.detail, fill=TEXT_COLOUR, font=small)
+    pen.rectangle((0, image.height - line, image.width * overlay.bar, image.height), fill=PATCH_COLOUR)
     return np.asarray(image)

@@ -21,13 +21,13 @@ from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.types import GRAPHS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from typing_extensions import Self
 
     from adafocus_edge.build import Built
     from adafocus_edge.bundle import Bundle, Preprocessing
-    from adafocus_edge.classify import Result
+    from adafocus_edge.classify import Guess, Result
     from adafocus_edge.engines import Engines
 
 BAR_WIDTH = 24
@@ -65,8 +65,13 @@ def progress_bars(quiet: bool) -> Iterator[Progress]:
         yield bars
 
 
-def print_result(to: Console, result: Result) -> None:
-    """Print a clip's best classes."""
+def printable(text: str) -> str:
+    """Return a text as one line: a file's name may hold line breaks and codes that a terminal obeys."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None = None) -> None:
+    """Print a clip's best classes, and under them what the last windows of a live source come to."""
     timed = result.start_s is not None and result.end_s is not None
     span = f"   {result.start_s:.1f} - {result.end_s:.1f} s" if timed else ""
     to.print(f"[bold]{escape(result.source)}[/]{span}", soft_wrap=True)
@@ -76,6 +81,8 @@ def print_result(to: Console, result: Result) -> None:
         table.add_row(escape(guess.label), f"{guess.confidence:.1%}", bar)
     table.columns[1].justify = "right"
     to.print(table)
+    if smoothed is not None:
+        to.print(f"  smoothed: {escape(smoothed[0].label)} {smoothed[0].confidence:.1%}", soft_wrap=True)
     exited = ", exited early" if result.exited_early else ""
     to.print(
         f"  [dim]{len(result.steps)} glimpses{exited}, {result.latency_ms:.0f} ms (model {result.model_ms:.0f} ms), "

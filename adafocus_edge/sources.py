@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -34,6 +34,8 @@ VIDEO_SUFFIXES = frozenset(
     ".mjpeg .mjpg .h264 .h265 .hevc .y4m .gif".split()
 )
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .ppm".split())
+STREAM_LIST = ".streams"
+"""Suffix of a file that lists sources."""
 FOLDER_FPS = 25.0
 """A folder of frames says nothing of time; a video made of it is shown at this rate."""
 
@@ -185,11 +187,19 @@ class Source:
 def find_sources(arguments: Sequence[str]) -> list[Source]:
     """Turn what the user named into sources: folders and globs are expanded in natural order.
 
-    A digit is a camera index unless a file has that name. What does not exist becomes a source all the same: opening it
-    tells, so that one wrong name does not stop the others. Raises ``UsageError`` for an empty name.
+    A digit is a camera index unless a file has that name. ``NAME=ADDRESS`` names one source; a ``*.streams`` file lists
+    such lines. What does not exist becomes a source all the same: opening it tells, so that one wrong name does not
+    stop the others. Raises ``UsageError`` for an empty name or a list that cannot be read.
     """
     found: list[Source] = []
-    for given in arguments:
+    for given in _listed(arguments):
+        name, address = _named(given)
+        if name is not None:
+            inner = find_sources([address])
+            if len(inner) != 1:
+                raise UsageError(f"{given}: a name is for one source, and {address} holds {len(inner)}")
+            found.append(replace(inner[0], name=name))
+            continue
         argument = str(Path(given).expanduser()) if given.startswith("~") else given
         if not argument.strip():
             raise UsageError("an empty source: give a file, a folder, a camera index or an address")
@@ -209,6 +219,35 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
         else:
             found.append(Source(argument, argument, live=argument.startswith("/dev/video")))
     return found
+
+
+def _listed(arguments: Sequence[str]) -> Iterator[str]:
+    """Put the lines of lists in their places. Raises ``UsageError``."""
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        if path.suffix.lower() != STREAM_LIST or "://" in argument:
+            yield argument
+            continue
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
+        listed = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+        if not listed:
+            raise UsageError(f"{path}: lists no sources: one a line, as ADDRESS or NAME = ADDRESS")
+        if nested := next((line for line in listed if line.lower().endswith(STREAM_LIST)), None):
+            raise UsageError(f"{path}: {nested}: a list of sources holds no other lists")
+        yield from listed
+
+
+def _named(argument: str) -> tuple[str | None, str]:
+    """Split ``NAME=ADDRESS``; what is a file or an address of itself has no name."""
+    name, equals, address = argument.partition("=")
+    if not equals or "://" in name or "/" in name or Path(argument).exists():
+        return None, argument
+    if not name.strip() or not address.strip():
+        raise UsageError(f"{argument}: NAME=ADDRESS needs both")
+    return name.strip(), address.strip()
 
 
 def natural_path(path: Path) -> list[list[tuple[int, str]]]:
@@ -261,6 +300,14 @@ def is_stream(address: str) -> bool:
     return scheme.lower() in ("http", "https") and Path(path).suffix.lower() not in VIDEO_SUFFIXES - STREAM_SUFFIXES
 
 
+SECRETS = "pass|passwd|password|pwd|psw|token|key|apikey|api_key|secret|auth|sig|signature|access_token"
+"""Names in an address's query whose values are not shown."""
+
+
 def without_password(address: str) -> str:
-    """Blank out the user name and password of an address: all up to the last ``@``, for they may hold any character."""
-    return re.sub(r"(?<=://)[^?#]*@", "***@", address)
+    """Blank out the user name and password of an address, and the secrets in its query.
+
+    All up to the last ``@`` goes, for passwords may hold any character.
+    """
+    shown = re.sub(r"(?<=://)[^?#]*@", "***@", address)
+    return re.sub(rf"(?i)((?:^|[?&;])(?:\w*[_-])?(?:{SECRETS})=)[^&;#]*", r"\1***", shown)

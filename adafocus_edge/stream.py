@@ -1,267 +1,558 @@
-"""Live sources: the newest frame of a camera or a stream address, glimpsed at a steady rate, one result per window."""
+"""Live runs: many endless sources through one model, in windows of T glimpses that overlap, with one thread for it."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from adafocus_edge.classify import Classifier, Result, Step
-from adafocus_edge.errors import AdaFocusError, BackendError, HasAnEndError, SourceError
-from adafocus_edge.glimpse import GlimpseStream
-from adafocus_edge.preprocess import luminance, preprocess
+from adafocus_edge.capture import CAPTURE_THREAD, Capture, CaptureOptions, Feed, Prepared
+from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
+from adafocus_edge.events import EventDetector, EventRule, Smoother
+from adafocus_edge.glimpse import softmax
+from adafocus_edge.lanes import Lanes, SharedLanes
+from adafocus_edge.messages import Event, Hearer, LiveFrame, Look, Message, Notice, Window
+from adafocus_edge.meters import LatencyMeter, RateMeter
+from adafocus_edge.preprocess import sampled_frames
+from adafocus_edge.sensors import SensorReader
+from adafocus_edge.sources import Source
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from adafocus_edge.sources import Source
-    from adafocus_edge.types import ModelSpec
+    from adafocus_edge.classify import Classifier, Result, Step
 
-OPEN_TIMEOUT_S = 10.0
-"""A stream address must answer within this time."""
-SILENCE_S = 10.0
-"""A source that gives no frame for this long has failed."""
-HISTORY_SLACK_S = 0.2
-"""A model that takes its time still finds the frames that came before the one it looks at."""
-CAPTURE_THREAD = "capture"
-"""What the names of threads begin with that read live sources."""
-POLL_S = 0.1
-"""How often a waiting reader looks whether it should stop."""
+WAIT_S = 0.1
+"""How often the model's thread looks around while no frame comes."""
+BEAT_S = 1.0
+"""How often rates are sampled."""
 
 
 @dataclass(frozen=True)
-class LiveFrame:
-    """A captured frame.
+class LiveOptions:
+    """How a live run goes.
 
     Attributes:
-        index: its number since the source was opened, from 0.
-        captured_s: when it arrived, by ``time.monotonic``.
-        to_rgb: makes RGB uint8 [H, W, 3] of it; only glimpsed frames pay for that.
+        capture: how sources are read.
+        overlap: K, staggered states per source: a window ends every T / K glimpses.
+        smooth: windows whose probabilities are averaged; 1 for none.
+        rules: what becomes an event.
+        most_guests: room for feeds and clips beside the sources.
     """
 
-    index: int
-    captured_s: float
-    to_rgb: Callable[[], NDArray[np.uint8]]
+    capture: CaptureOptions = field(default_factory=CaptureOptions)
+    overlap: int = 1
+    smooth: int = 1
+    rules: tuple[EventRule, ...] = ()
+    most_guests: int = 0
 
 
-class LiveReader:
-    """Reads a live source in a thread and keeps its newest frame only, so that a slow model never falls behind.
+@dataclass(frozen=True)
+class RunStatus:
+    """How a live run is doing; ``to_json`` says it all."""
 
-    Args:
-        source: to read.
-        history_s: how long frames are kept beside, for models that see motion.
-    """
+    uptime_s: float
+    model: dict[str, Any]
+    sources: list[dict[str, Any]]
+    listeners: list[dict[str, Any]]
+    sensors: dict[str, Any]
+    alive: bool
+    stalled_s: float
 
-    def __init__(self, source: Source, history_s: float = 0.0) -> None:
-        self._source = source
-        self._history_s = history_s
-        self._history: deque[LiveFrame] = deque()
-        self._newest: LiveFrame | None = None
-        self._ended = False
-        self._error: AdaFocusError | None = None
-        self._changed = threading.Condition()
-        self._stop = threading.Event()
+    def to_json(self) -> dict[str, Any]:
+        """Return it as the page, ``--status`` and the end of a run show it."""
+        return asdict(self)
+
+
+class _State:
+    """One recurrent state: a window after another, T glimpses each."""
+
+    def __init__(self, lane: int, offset: int) -> None:
+        self.lane = lane
+        self.offset = offset
+        self.seen = 0  # glimpses of this window, those left out after an early exit too
+        self.steps: list[Step] = []
+        self.model_s = 0.0
+        self.sure = False
+
+
+class _Strand:
+    """One source in the run: its capture, its states, and what is measured."""
+
+    def __init__(self, capture: Capture, options: LiveOptions, *, kept: bool) -> None:
+        self.capture = capture
+        self.states: list[_State] = []  # none before the model's thread has let it in
+        self.over = False
+        self.kept = kept  # in the status when it has ended: a guest is not
+        self.latency = LatencyMeter()
+        self.frames_rate, self.glimpses_rate = RateMeter(), RateMeter()
+        self.glimpses = 0
+        self.windows = 0
+        self.since_begun = 0  # glimpses since the states began together
+        self.connection = 0
+        self.latest: Look | None = None
+        self.smoother = Smoother(options.smooth)
+        self.detectors = [EventDetector(rule) for rule in options.rules]
+        self.numbers: dict[EventDetector, int] = {}
+
+
+class _ClipJob:
+    """A file that is classified beside the live sources: its T frames, one lane, one result."""
+
+    def __init__(self, source: Source, classifier: Classifier, arrived: threading.Condition) -> None:
+        self.source = source
+        self.result: Future[Result] = Future()
+        self.started_s = time.monotonic()
+        self.lane: int | None = None
+        self.steps: list[Step] = []
+        self.model_s = 0.0
+        self.ready: tuple[int, float | None, NDArray[np.uint8]] | None = None
+        self.duration_s: float | None = None
+        self.cancelled = threading.Event()
+        self._classifier, self._arrived = classifier, arrived
         self._thread = threading.Thread(target=self._read, name=f"{CAPTURE_THREAD} {source.name}", daemon=True)
         self._thread.start()
 
-    def take(self, until_s: float | None, stop: threading.Event) -> LiveFrame | None:
-        """Take the newest frame, waiting for it if need be.
+    def take(self) -> tuple[int, float | None, NDArray[np.uint8]] | None:
+        """Take the next frame: its number, time and pixels. Call it with ``arrived`` held."""
+        taken, self.ready = self.ready, None
+        if taken is not None:
+            self._arrived.notify_all()
+        return taken
 
-        Args:
-            until_s: give up at this ``time.monotonic``, or never if None.
-            stop: give up when it is set.
-
-        Returns:
-            a frame, or None when the source has ended or it was given up. Raises ``SourceError`` if the source failed,
-            or if no frame came for :data:`SILENCE_S`.
-        """
-        silent_s = time.monotonic() + SILENCE_S
-        with self._changed:
-            while True:
-                now = time.monotonic()
-                if stop.is_set() or (until_s is not None and now >= until_s):
-                    return None
-                if self._newest is not None or self._ended:
-                    break
-                if now >= silent_s:
-                    raise SourceError(f"{self._source.name}: no frame for {SILENCE_S:.0f} s")
-                self._changed.wait(POLL_S)
-            frame, self._newest = self._newest, None
-            if frame is None and self._error is not None:
-                raise self._error
-            return frame
-
-    def before(self, captured_s: float) -> LiveFrame:
-        """Return the kept frame that was captured nearest to a time; at least one must have been taken before."""
-        with self._changed:
-            return min(self._history, key=lambda frame: abs(frame.captured_s - captured_s))
-
-    def close(self) -> None:
-        """Stop reading. A source that hangs is left to its daemon thread."""
-        self._stop.set()
-        self._thread.join(POLL_S * 5)
+    def fail(self, error: AdaFocusError) -> None:
+        """Give no result but this."""
+        if not self.result.done():
+            with suppress(Exception):  # done meanwhile
+                self.result.set_exception(error)
 
     def _read(self) -> None:
-        index = -1
         try:
-            for index, to_rgb in enumerate(_capture(self._source, self._stop)):
-                with self._changed:
-                    self._newest = LiveFrame(index, time.monotonic(), to_rgb)
-                    self._history.append(self._newest)
-                    # The newest of those that are too old stays: no kept frame is nearer to its time.
-                    while len(self._history) > 1 and self._history[1].captured_s < (
-                        self._newest.captured_s - self._history_s
-                    ):
-                        self._history.popleft()
-                    self._changed.notify_all()
-            if index < 0 and not self._stop.is_set():
-                self._error = SourceError(f"{self._source.name}: no frame in this stream")
+            clip = self.source.open_clip()
+            self.duration_s = clip.duration_s
+            for index, pixels in sampled_frames(clip, self._classifier.model.spec):
+                with self._arrived:
+                    while self.ready is not None and not self.cancelled.is_set():
+                        self._arrived.wait(WAIT_S)
+                    if self.cancelled.is_set():
+                        break
+                    self.ready = (index, clip.time_s(index), pixels)
+                    self._arrived.notify_all()
         except AdaFocusError as error:
-            self._error = error
-        except Exception as error:  # whatever a decoder may raise must not end the thread without a word
-            self._error = SourceError(f"{self._source.name}: cannot be read on ({type(error).__name__}: {error})")
-        finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
+            self.fail(error)
+        except Exception as error:  # whatever a strange file sets off
+            self.fail(SourceError(f"{self.source.name}: cannot be read (unexpected {type(error).__name__})"))
+        if self.cancelled.is_set():
+            self.fail(SourceError(f"{self.source.name}: given up"))
+        with self._arrived:
+            self._arrived.notify_all()
 
 
-def windows(
-    source: Source, classifier: Classifier, glimpse_fps: float, duration_s: float | None, stop: threading.Event
-) -> Iterator[Result]:
-    """Classify a live source window by window: T glimpses at a steady rate give one result.
+class LiveRun:
+    """Runs live sources through one model, side by side, and tells listeners what is seen.
 
-    Where the classifier exits early, the result comes as soon as it is sure; the rest of the window is not looked at.
-    A window that is cut off, by ``stop``, by the end of the time or by a source that fails, gives a result of what was
-    seen.
+    A source's glimpses go through K recurrent states that began T / K glimpses apart; all sources and states step as
+    one batch. A source without a new frame is not waited for.
 
     Args:
-        source: a live source.
-        classifier: the model and its choices.
-        glimpse_fps: glimpses per second.
-        duration_s: how long to run, or None for no end.
-        stop: set from elsewhere to end the run.
+        classifier: the model and its choices; only the thread that calls :meth:`run` uses it.
+        sources: with names that differ.
+        options: how.
+        listeners: who is told; closed by whoever made them.
 
     Raises:
-        SourceError: the source failed; the window under way was given before.
+        UsageError: the options do not fit the model.
     """
-    spec = classifier.model.spec
-    segments = spec.segments
-    stream = GlimpseStream(classifier.model)
-    steps: list[Step] = []
-    model_s = latency_s = begun = 0.0
-    seen = 0  # glimpses of this window, those left out after an early exit too
-    sure = False
-    due: float | None = None
 
-    def window() -> Result:
-        start_s, end_s = steps[0].time_s, steps[-1].time_s
-        return classifier.result(source.name, start_s, end_s, steps, sure, latency_s * 1e3, model_s * 1e3)
+    def __init__(
+        self,
+        classifier: Classifier,
+        sources: Sequence[Source],
+        options: LiveOptions,
+        listeners: Sequence[Hearer] = (),
+    ) -> None:
+        spec = classifier.model.spec
+        if not 1 <= options.overlap <= spec.segments:
+            raise UsageError(f"--overlap {options.overlap}: 1 to {spec.segments}, the glimpses of a window")
+        names = [source.name for source in sources]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UsageError(f"{twice}: named twice: give each source a name of its own (NAME=ADDRESS)")
+        for rule in options.rules:
+            if rule.label not in classifier.classes:
+                known = ", ".join(classifier.classes[:8]) + (" ..." if len(classifier.classes) > 8 else "")
+                raise UsageError(f"event {rule.label}: no such class; there are {known}")
+        self.spec = spec
+        self.classes = tuple(classifier.classes)
+        self.backend, self.variant = classifier.model.backend, classifier.model.variant
+        self.glimpse_fps = options.capture.glimpse_fps
+        self.options = options
+        self._classifier = classifier
+        most = len(sources) * options.overlap + options.most_guests
+        model = classifier.model
+        self._lanes = SharedLanes(model) if model.resident is None else Lanes(model, max(1, most))
+        self._listeners = list(listeners)
+        self._arrived = threading.Condition()
+        self._strands: dict[str, _Strand] = {}
+        self._jobs: list[_ClipJob] = []
+        self._guests = 0
+        self._events = 0
+        self._sensors = SensorReader()
+        self._began_s = time.monotonic()
+        self._beat_s = time.monotonic()
+        self._running = False
+        for source in sources:
+            self._strands[source.name] = self._strand(source, None, kept=True)
 
-    with closing(LiveReader(source, _history_s(spec))) as reader:
-        until_s = None if duration_s is None else time.monotonic() + duration_s
+    # -- from any thread ----------------------------------------------------------------------------------------------
+
+    def listen(self, listener: Hearer) -> None:
+        """Let a listener be told from now on."""
+        self._listeners = [*self._listeners, listener]
+
+    def unlisten(self, listener: Hearer) -> None:
+        """Tell a listener no more."""
+        self._listeners = [other for other in self._listeners if other is not listener]
+
+    def newest(self, name: str) -> LiveFrame | None:
+        """Return the newest captured frame of a source."""
+        strand = self._strands.get(name)
+        return None if strand is None else strand.capture.newest
+
+    def latest(self, name: str) -> Look | None:
+        """Return the latest provisional result of a source."""
+        strand = self._strands.get(name)
+        return None if strand is None else strand.latest
+
+    def open_feed(self, name: str) -> Feed:
+        """Add a source whose frames are pushed; closing the feed ends it. Raises ``UsageError`` if there is no room."""
+        feed = Feed()
+        with self._arrived:
+            if name in self._strands:
+                raise UsageError(f"{name}: there is a source of that name")
+            self._let_in()
+            strand = self._strand(Source(name, name, live=True), feed, kept=False)
+            self._strands = {**self._strands, name: strand}
+            self._arrived.notify_all()
+        strand.capture.start()
+        return feed
+
+    def submit_clip(self, source: Source, cancel: threading.Event | None = None) -> Future[Result]:
+        """Classify a file beside the live sources, as ``classify`` does; ``cancel`` gives it up.
+
+        Raises ``UsageError`` if there is no room; a ``SourceError`` comes through the future.
+        """
+        with self._arrived:
+            self._let_in()
+            job = _ClipJob(source, self._classifier, self._arrived)
+            if cancel is not None:
+                job.cancelled = cancel
+            self._jobs.append(job)
+            self._arrived.notify_all()
+        return job.result
+
+    def status(self) -> RunStatus:
+        """Say how the run is doing."""
+        spec = self.spec
+        model = {
+            "backend": self.backend, "variant": self.variant, "classes": list(self.classes),
+            "segments": spec.segments, "frame_size": spec.frame_size, "patch_size": spec.patch_size, "fit": spec.fit,
+            "glimpse_fps": self.glimpse_fps, "overlap": self.options.overlap,
+        }  # fmt: skip
+        now_s = time.monotonic()
+        listeners = [
+            {"name": one.name, "waiting": one.waiting, "handled": one.handled, "dropped": one.dropped,
+             "failed": one.failed}
+            for one in self._listeners
+        ]  # fmt: skip
+        return RunStatus(
+            round(now_s - self._began_s, 3), model, [self._source_status(s) for s in self._strands.values()], listeners,
+            asdict(self._sensors.read()), self._running, round(now_s - self._beat_s, 3) if self._running else 0.0,
+        )  # fmt: skip
+
+    # -- the model's thread -------------------------------------------------------------------------------------------
+
+    def run(self, stop: threading.Event, duration_s: float | None = None) -> None:
+        """Run until told, until the time is over, or until every source has ended; then end all windows under way.
+
+        Args:
+            stop: set from elsewhere to end the run.
+            duration_s: how long to run, or None for no end.
+
+        Raises:
+            AdaFocusError: the model failed.
+        """
+        until_s = float("inf") if duration_s is None else time.monotonic() + duration_s
+        self._running, self._beat_s = True, time.monotonic()
+        for strand in self._strands.values():
+            strand.capture.start()
+        next_beat_s = 0.0
         try:
-            while (frame := reader.take(until_s, stop)) is not None:
-                if due is None:
-                    begun = due = frame.captured_s
-                if not sure:
-                    pixels = _pixels(frame, reader, spec)
-                    before = time.perf_counter()
-                    glimpse = stream.see([pixels])
-                    model_s += time.perf_counter() - before
-                    latency_s = time.monotonic() - frame.captured_s
-                    steps.append(classifier.step(len(steps), frame.index, frame.captured_s - begun, glimpse))
-                    sure = classifier.is_sure(steps[-1])
-                    if sure or len(steps) == segments:
-                        yield window()
-                seen += 1
-                if seen == segments:
-                    stream.reset()
-                    steps, model_s, sure, seen = [], 0.0, False, 0
-                # A model that is slower than the rate goes on from here instead of catching up.
-                due = max(due + 1 / glimpse_fps, time.monotonic())
-                if stop.wait((due if until_s is None else min(due, until_s)) - time.monotonic()):
+            while not stop.is_set() and time.monotonic() < until_s:
+                seen, clips, over = self._gather(min(WAIT_S, until_s - time.monotonic()))
+                self._beat_s = time.monotonic()
+                if seen or clips:
+                    self._step(seen, clips)
+                for strand in over:
+                    self._finish(strand)
+                if self._beat_s >= next_beat_s:
+                    next_beat_s = self._beat_s + BEAT_S
+                    for strand in self._strands.values():
+                        strand.frames_rate.rate(strand.capture.counters.frames)
+                        strand.glimpses_rate.rate(strand.glimpses)
+                if not self.options.most_guests and all(s.over for s in self._strands.values()):
                     break
-        except AdaFocusError:
-            if steps and not sure:
-                yield window()
-            raise
-    if due is None and not stop.is_set():
-        raise SourceError(f"{source.name}: no frame in {duration_s:.0f} s")
-    if steps and not sure:
-        yield window()
+        finally:
+            self._running = False
+            strands = list(self._strands.values())
+            for strand in strands:
+                strand.capture.stop()
+            for strand in strands:
+                if not strand.over:
+                    self._finish(strand)
+            for job in self._jobs:
+                job.cancelled.set()
+                job.fail(SourceError(f"{job.source.name}: the run has ended"))
+            for strand in strands:
+                strand.capture.close()
+
+    @property
+    def errors(self) -> dict[str, AdaFocusError]:
+        """Why sources failed, and of those that never gave a frame."""
+        found: dict[str, AdaFocusError] = {}
+        for name, strand in self._strands.items():
+            capture = strand.capture
+            if capture.error is not None:
+                found[name] = capture.error
+            elif not capture.counters.frames:
+                found[name] = SourceError(capture.text if capture.state == "lost" else f"{name}: no frame came")
+        return found
+
+    def _gather(
+        self, wait_s: float
+    ) -> tuple[list[tuple[_Strand, Prepared]], list[tuple[_ClipJob, Any]], list[_Strand]]:
+        """Take what is there, at most one frame of each source; wait for something if there is nothing."""
+        deadline = time.monotonic() + wait_s
+        with self._arrived:
+            while True:
+                strands = self._admit()
+                seen = [(strand, frame) for strand in strands if (frame := strand.capture.take()) is not None]
+                clips = [(job, taken) for job in self._jobs if (taken := job.take()) is not None]
+                over = [strand for strand in strands if strand.capture.finished]
+                self._drop_jobs()
+                left_s = deadline - time.monotonic()
+                if seen or clips or over or left_s <= 0:
+                    return seen, clips, over
+                self._arrived.wait(left_s)
+
+    def _step(self, seen: list[tuple[_Strand, Prepared]], clips: list[tuple[_ClipJob, Any]]) -> None:
+        """Take one step with all that came."""
+        frames: dict[int, NDArray[np.uint8]] = {}
+        for strand, prepared in seen:
+            if prepared.connection != strand.connection:
+                if strand.connection:
+                    self._cut(strand)
+                strand.connection = prepared.connection
+            strand.glimpses += 1
+            for state in self._under_way(strand):
+                if not state.sure:
+                    frames[state.lane] = prepared.pixels
+        for job, (_, _, pixels) in clips:
+            if job.lane is None:
+                job.lane = self._lanes.join()
+            frames[job.lane] = pixels
+        before = time.perf_counter()
+        glimpses = self._lanes.step(frames) if frames else {}
+        model_s = time.perf_counter() - before
+        for strand, prepared in seen:
+            self._seen(strand, prepared, glimpses, model_s)
+        for job, (index, time_s, _) in clips:
+            assert job.lane is not None
+            job.model_s += model_s
+            job.steps.append(self._classifier.step(len(job.steps), index, time_s, glimpses[job.lane]))
+
+    def _under_way(self, strand: _Strand) -> list[_State]:
+        return [state for state in strand.states if strand.since_begun >= state.offset]
+
+    def _seen(self, strand: _Strand, prepared: Prepared, glimpses: dict[int, Any], model_s: float) -> None:
+        """Count a glimpse in every state of its source, and tell what it shows."""
+        frame, segments = prepared.frame, self.spec.segments
+        stepped: list[_State] = []
+        done: list[_State] = []
+        for state in self._under_way(strand):
+            state.seen += 1
+            if not state.sure:
+                glimpse = glimpses[state.lane]
+                state.steps.append(self._classifier.step(len(state.steps), frame.index, frame.time_s, glimpse))
+                state.model_s += model_s
+                state.sure = self._classifier.is_sure(state.steps[-1])
+                stepped.append(state)
+                if state.sure or state.seen == segments:
+                    done.append(state)
+        strand.since_begun += 1
+        latency_ms = (time.monotonic() - frame.captured_s) * 1e3
+        if stepped:
+            strand.latency.add(latency_ms)
+            oldest = max(stepped, key=lambda state: state.seen)
+            step = oldest.steps[-1]
+            settled = oldest.sure or 2 * len(oldest.steps) >= segments
+            look = Look(strand.capture.name, frame, step, self._classifier.top(step), settled, latency_ms)
+            strand.latest = look
+            self._tell(look)
+            if settled and self.options.smooth == 1:
+                self._detect(strand, frame, step.patch, softmax(step.logits))
+        for state in done:
+            self._window(strand, state, frame.wall_s, latency_ms, cut=False, last=frame)
+        for state in strand.states:
+            if state.seen == segments:
+                self._restart(state)
+
+    def _window(
+        self, strand: _Strand, state: _State, wall_s: float, latency_ms: float, *, cut: bool, last: LiveFrame | None
+    ) -> None:
+        steps = state.steps
+        name = strand.capture.name
+        result = self._classifier.result(
+            name, steps[0].time_s, steps[-1].time_s, steps, state.sure, latency_ms, state.model_s * 1e3
+        )
+        smoothed = None
+        if self.options.smooth > 1:
+            mean = strand.smoother.add(softmax(steps[-1].logits))
+            smoothed = self._classifier.guesses(mean)
+            if last is not None:
+                self._detect(strand, last, steps[-1].patch, mean)
+        strand.windows += 1
+        self._tell(Window(name, result, smoothed, wall_s, cut))
+
+    def _detect(
+        self, strand: _Strand, frame: LiveFrame, patch: tuple[int, int, int], probabilities: NDArray[np.float32]
+    ) -> None:
+        for detector in strand.detectors:
+            confidence = float(probabilities[self.classes.index(detector.rule.label)])
+            if (kind := detector.update(frame.time_s, confidence)) is not None:
+                self._event(strand, detector, kind, frame, patch)
+
+    def _event(
+        self, strand: _Strand, detector: EventDetector, kind: Any, frame: LiveFrame, patch: tuple[int, int, int]
+    ) -> None:
+        if kind == "start":
+            self._events += 1
+            strand.numbers[detector] = self._events
+        end_s = detector.last_s if kind == "end" else None
+        number, label = strand.numbers[detector], detector.rule.label
+        self._tell(
+            Event(strand.capture.name, kind, number, label, detector.start_s, end_s, detector.peak, frame.wall_s,
+                  frame, patch)
+        )  # fmt: skip
+
+    def _cut(self, strand: _Strand) -> None:
+        """End what is under way in a source that was lost or is over, and begin anew."""
+        last = strand.latest
+        # Only the state that has seen the most is told: the others saw the same in part.
+        open_states = [state for state in strand.states if state.steps and not state.sure]
+        if open_states and last is not None:
+            oldest = max(open_states, key=lambda state: state.seen)
+            self._window(strand, oldest, last.frame.wall_s, last.latency_ms, cut=True, last=None)
+        for detector in strand.detectors:
+            if (kind := detector.end()) is not None and last is not None:
+                self._event(strand, detector, kind, last.frame, last.step.patch)
+        strand.smoother.clear()
+        strand.since_begun = 0
+        for state in strand.states:
+            self._restart(state)
+
+    def _restart(self, state: _State) -> None:
+        state.seen, state.steps, state.model_s, state.sure = 0, [], 0.0, False
+        self._lanes.restart(state.lane)
+
+    def _finish(self, strand: _Strand) -> None:
+        """Let a source that is over go."""
+        self._cut(strand)
+        if (last_word := strand.capture.last_word) is not None:
+            self._tell(last_word)
+        for state in strand.states:
+            self._lanes.leave(state.lane)
+        strand.states, strand.over = [], True
+        if not strand.kept:
+            with self._arrived:
+                self._guests -= 1
+                self._strands = {n: s for n, s in self._strands.items() if s is not strand}
+
+    def _drop_jobs(self) -> None:
+        """Let clips go that are done, or that gave up. ``arrived`` is held."""
+        for job in list(self._jobs):
+            complete = len(job.steps) == self.spec.segments
+            if not (complete or job.result.done() or job.cancelled.is_set()):
+                continue
+            self._jobs.remove(job)
+            self._guests -= 1
+            if job.lane is not None:
+                self._lanes.leave(job.lane)
+            if complete and not job.result.done():
+                latency_ms = (time.monotonic() - job.started_s) * 1e3
+                start_s = None if job.duration_s is None else 0.0
+                job.result.set_result(
+                    self._classifier.result(
+                        job.source.name, start_s, job.duration_s, job.steps, False, latency_ms, job.model_s * 1e3
+                    )
+                )
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _let_in(self) -> None:
+        """Count a guest in. ``arrived`` is held."""
+        if self._guests >= self.options.most_guests:
+            raise UsageError(f"{self._guests} cameras and clips are under way already: try again later")
+        self._guests += 1
+
+    def _strand(self, source: Source, feed: Feed | None, *, kept: bool) -> _Strand:
+        capture = Capture(
+            source, self.spec, self.options.capture, self._arrived, on_frame=self._tell, on_notice=self._tell, feed=feed
+        )
+        return _Strand(capture, self.options, kept=kept)
+
+    def _admit(self) -> list[_Strand]:
+        """Give each source that is new its states; return all that are not over."""
+        strands = [strand for strand in self._strands.values() if not strand.over]
+        for strand in strands:
+            if not strand.states:
+                overlap = self.options.overlap if strand.kept else 1
+                offsets = (k * self.spec.segments // overlap for k in range(overlap))
+                strand.states = [_State(self._lanes.join(), offset) for offset in offsets]
+        return strands
+
+    def _tell(self, message: Message) -> None:
+        for listener in self._listeners:
+            listener.offer(message)
+
+    def _source_status(self, strand: _Strand) -> dict[str, Any]:
+        capture = strand.capture
+        counters, newest = capture.counters, capture.newest
+        return {
+            "name": capture.name,
+            "kind": capture.kind,
+            "state": capture.state,
+            "text": capture.text,
+            "width": counters.width,
+            "height": counters.height,
+            "frames": counters.frames,
+            "glimpses": strand.glimpses,
+            "windows": strand.windows,
+            "dropped": counters.dropped,
+            "damaged": counters.damaged,
+            "reconnects": max(0, counters.connections - 1),
+            "waiting": capture.waiting,
+            "fps_in": round(strand.frames_rate.rate(counters.frames), 2),
+            "fps_glimpsed": round(strand.glimpses_rate.rate(strand.glimpses), 2),
+            "latency_ms": asdict(strand.latency.percentiles()),
+            "last_frame_age_s": None if newest is None else round(time.monotonic() - newest.captured_s, 3),
+        }
 
 
-def _history_s(spec: ModelSpec) -> float:
-    """How long frames must be kept for a model; not at all where it sees them one by one."""
-    return 2 * spec.motion_gap_s + HISTORY_SLACK_S if spec.motion_gap_s else 0.0
-
-
-def _pixels(frame: LiveFrame, reader: LiveReader, spec: ModelSpec) -> NDArray[np.uint8]:
-    """Return a live frame as the model sees it, uint8 [S, S, 3]; motion is taken from frames that came before."""
-    if not spec.motion_gap_s:
-        return preprocess(Image.fromarray(frame.to_rgb()), spec.frame_size, spec.fit)
-    earlier = (reader.before(frame.captured_s - gaps * spec.motion_gap_s) for gaps in (2, 1))
-    parts = (luminance(part.to_rgb()) for part in (*earlier, frame))
-    return np.stack([preprocess(Image.fromarray(part), spec.frame_size, spec.fit) for part in parts], axis=-1)
-
-
-def _capture(source: Source, stop: threading.Event) -> Iterator[Callable[[], NDArray[np.uint8]]]:
-    if "://" in source.address:
-        return _capture_address(source, stop)
-    return _capture_camera(source, stop)
-
-
-def _capture_camera(source: Source, stop: threading.Event) -> Iterator[Callable[[], NDArray[np.uint8]]]:
-    try:
-        import cv2
-    except ImportError as error:
-        raise BackendError(
-            f"cameras need OpenCV, which cannot be loaded here ({error}): pip install opencv-python-headless"
-        ) from None
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what fails is told by us
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    address: int | str = int(source.address) if source.address.isdigit() else source.address
-    camera = cv2.VideoCapture(address)
-    try:
-        if not camera.isOpened():
-            raise SourceError(f"{source.name}: cannot be opened: no such camera, in use, or no permission")
-        while not stop.is_set():
-            there, frame = camera.read()
-            if not there:
-                raise SourceError(f"{source.name}: the camera gives no more frames")
-            yield _from_bgr(frame)
-    finally:
-        camera.release()
-
-
-def _from_bgr(frame: Any) -> Callable[[], NDArray[np.uint8]]:
-    return lambda: np.ascontiguousarray(frame[:, :, ::-1])
-
-
-def _capture_address(source: Source, stop: threading.Event) -> Iterator[Callable[[], NDArray[np.uint8]]]:
-    import av
-
-    from adafocus_edge.video import OPEN_OPTIONS, upright
-
-    options = {"rtsp_transport": "tcp", "fflags": "nobuffer"} if source.address.startswith("rtsp") else {}
-    try:
-        with av.open(source.address, options=options, timeout=OPEN_TIMEOUT_S, **OPEN_OPTIONS) as container:
-            if not container.streams.video:
-                raise SourceError(f"{source.name}: no video in this stream")
-            if container.duration and source.address.startswith("http"):
-                raise HasAnEndError(f"{source.name}: has an end, so it is a file and not a live source")
-            for frame in container.decode(video=0):
-                if stop.is_set():
-                    return
-                yield lambda frame=frame: upright(frame)  # type: ignore[misc]
-    except av.error.FFmpegError as error:
-        raise SourceError(f"{source.name}: cannot be read ({error.strerror or type(error).__name__})") from None
+__all__ = ["LiveOptions", "LiveRun", "Notice", "RunStatus"]

@@ -134,11 +134,16 @@ class VideoFile:
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Decode all frames in order; yield number and RGB, uint8 [H, W, 3]."""
+        for index, frame in self.pictures():
+            yield index, upright(frame)
+
+    def pictures(self) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode all frames in order; yield number and the frame, of which :func:`upright` makes RGB."""
         with self._open() as container:
             stream = self._stream(container)
             stream.thread_type = "AUTO"
             for index, frame in enumerate(self._decode(container, stream)):
-                yield min(index, self.frame_count - 1), upright(frame)
+                yield min(index, self.frame_count - 1), frame
 
     def nv12(self) -> Decoded:
         """Say what a GPU's decoder makes of this video. Raises ``SourceError`` where that is not plain NV12."""

@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 
 from adafocus_edge.bundle import default_bundle, read_bundle
+from adafocus_edge.capture import Capture, CaptureOptions
 from adafocus_edge.preprocess import sample_indices
 from adafocus_edge.sources import Source
-from adafocus_edge.stream import LiveReader
 from benchmarks.eager import OfficialWay
 from tests.conftest import CLIPS, GOLDEN, GOLDEN_CASES, ROOT, SMALL, edge, one_line_error
 from tests.test_model import frames_of
@@ -209,14 +209,14 @@ def test_many_sources_are_annotated_into_a_folder(small_bundle, tmp_path):
         (("gone.mp4", "--bundle", "BUNDLE", "--logits", "-o", "a.csv"), 2, "--logits adds to JSON"),
         (("two\nlines.mp4", "--bundle", "BUNDLE"), 1, "two\\nlines.mp4: no such file"),
         (("gone.mp4", "--bundle", "BUNDLE", "--top-k", "8"), 2, "has 7 classes"),
-        (("gone.mp4", "--bundle", "BUNDLE", "--duration", "3"), 2, "for live sources"),
+        (("gone.mp4", "--bundle", "BUNDLE", "--duration", "3"), 1, "gone.mp4: no such file"),
         (("0", "--bundle", "BUNDLE", "--schedule", "clip"), 2, "frame by frame"),
         (("gone.mp4", "--bundle", "BUNDLE", "--save-video", "a.gif"), 2, ".mp4"),
         (("a.mp4", "b.mp4", "--bundle", "BUNDLE", "--save-video", "a.mp4"), 2, "need a folder"),
         (("a/x.mp4", "c/a/x.mp4", "--bundle", "BUNDLE", "--save-video", "out"), 2, "the same file"),
         (("x.mp4", "--bundle", "BUNDLE", "--save-video", "x.mp4"), 2, "overwrite a source"),
-        (("0", "x.mp4", "--bundle", "BUNDLE"), 2, "live source runs alone"),
-        (("0", "--bundle", "BUNDLE", "--save-video", "x.mp4"), 2, "not live"),
+        (("0", "x.mp4", "--bundle", "BUNDLE", "--schedule", "clip"), 2, "frame by frame"),
+        (("0", "--bundle", "BUNDLE", "--save-video", "x.mp4"), 2, "--record writes those"),
         (("97", "--bundle", "BUNDLE"), 1, "camera 97: cannot be opened"),
         (("http://127.0.0.1:9/a.mp4", "--bundle", "BUNDLE"), 1, "http://127.0.0.1:9/a.mp4: not a video"),
         (("rtsp://u:secret@127.0.0.1:9/x", "--bundle", "BUNDLE"), 1, "rtsp://***@127.0.0.1:9/x: cannot be read"),
@@ -414,14 +414,19 @@ def test_a_model_of_motion_sees_what_came_before_in_a_stream(camera):
     assert done.returncode == 0, done.stderr
     segments = read_bundle(default_bundle()).model.segments
     assert results(done)[0]["steps_used"] == segments
-    reader = LiveReader(Source("live", camera + "/live", live=True), 0.5)
+    seen, spec = [], read_bundle(default_bundle()).model
+    capture = Capture(
+        Source("live", camera + "/live", live=True), spec, CaptureOptions(), threading.Condition(), seen.append
+    )  # fmt: skip
+    capture.start()
     try:
-        time.sleep(1.5)
-        frame = reader.take(None, threading.Event())
-        for gap_s in (0.0, 0.2, 0.4):
-            assert abs(frame.captured_s - gap_s - reader.before(frame.captured_s - gap_s).captured_s) < 0.15
+        time.sleep(2)
+        parts, _ = capture._waiting[-1]
+        for gaps, part in zip((2, 1, 0), parts, strict=True):
+            assert abs(parts[-1].captured_s - gaps * spec.motion_gap_s - part.captured_s) < 0.05
+        assert {part.index for part in parts} < {frame.index for frame in seen}
     finally:
-        reader.close()
+        capture.close(within_s=12)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -454,7 +459,9 @@ def test_a_stream_that_stalls_still_ends_when_told(small_bundle, camera):
 
 
 def test_a_stream_that_breaks_off_gives_its_last_window(small_bundle, camera):
-    done = edge("classify", camera + "/ends", "--bundle", small_bundle, "--json", "--glimpse-fps", 10)
+    done = edge(
+        "classify", camera + "/ends", "--bundle", small_bundle, "--json", "-q", "--glimpse-fps", 10, "--retries", 0
+    )  # fmt: skip
     one_line_error(done, 1, "/ends: cannot be read")
     *found, failure = results(done)
     assert "cannot be read" in failure["error"]

@@ -1,0 +1,119 @@
+"""What outputs that run for months share: safe file names, keeping only the newest, and telling trouble once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+import time
+from contextlib import suppress
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from adafocus_edge.errors import AdaFocusError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+LONGEST_NAME_BYTES = 80
+"""Of a source or a label in a file's name; file systems allow 255 for the whole name, with a draft's additions."""
+SETTLED_S = 60.0
+"""Trouble counts as over once all has gone well for so long: what comes and goes is told once, not every time."""
+
+
+def safe_name(name: str) -> str:
+    """Return a source's or a label's name as a part of file names and of MQTT topics.
+
+    Letters, digits, dots, dashes and underscores stay. Of an address, the user and what follows ``?`` go, for these may
+    be secret; where something went, or the name is very long, six digits of a hash keep such names apart.
+    """
+    kept = re.sub(r"(?<=://)[^?#]*@", "", name)
+    if "://" in kept:
+        kept = re.split(r"[?#]", kept, maxsplit=1)[0]
+        lossy = re.search(r"://.*[?#]", name) is not None
+    else:
+        lossy = False
+    safe = re.sub(r"[^\w.-]+", "_", kept.replace("://", "_")).strip("._-") or "unnamed"
+    if len(safe.encode(errors="replace")) > LONGEST_NAME_BYTES:
+        safe = safe.encode(errors="replace")[:LONGEST_NAME_BYTES].decode(errors="ignore")
+        lossy = True
+    return f"{safe}-{_hash(name)}" if lossy else safe
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="backslashreplace")).hexdigest()[:6]
+
+
+class SafeNames:
+    """Safe names that differ wherever the sources do, for one run."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+
+    def of(self, source: str) -> str:
+        """Return the safe name of a source, the same each time."""
+        if source not in self._names:
+            safe = safe_name(source)
+            taken = {name.lower() for name in self._names.values()}  # some file systems know no case
+            self._names[source] = f"{safe}-{_hash(source)}" if safe.lower() in taken else safe
+        return self._names[source]
+
+
+def stamp(wall_s: float) -> str:
+    """Return a time, in seconds since 1970, as file names have it: ``YYYYmmdd-HHMMSS`` in UTC, as all output is."""
+    return datetime.fromtimestamp(wall_s, timezone.utc).strftime("%Y%m%d-%H%M%S")
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """Make a folder and try to write there. Raises ``UsageError`` for a file, ``AdaFocusError`` where it cannot be."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file: {what} go into a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise AdaFocusError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def keep_newest(oldest_first: Sequence[Path], keep: int) -> None:
+    """Delete all but the last ``keep`` files; one that is gone or will not go is passed over."""
+    for path in oldest_first[: max(0, len(oldest_first) - keep)]:
+        with suppress(OSError):
+            path.unlink()
+
+
+class Outage:
+    """Tells when something stops working and when it works again, and nothing in between.
+
+    Args:
+        name: of what it is about; begins each line.
+        tell: takes one line.
+        settled_s: how long all must go well until it counts as working again, in seconds.
+    """
+
+    def __init__(self, name: str, tell: Callable[[str], None], settled_s: float = SETTLED_S) -> None:
+        self._name = name
+        self._tell = tell
+        self._settled_s = settled_s
+        self._told: set[str] = set()
+        self._failed_at_s = 0.0
+
+    @property
+    def lasts(self) -> bool:
+        """Whether something failed and it has not worked for long enough since."""
+        return bool(self._told)
+
+    def failed(self, why: str) -> None:
+        """Note a failure; it is told unless it was told since the trouble began."""
+        self._failed_at_s = time.monotonic()
+        if why not in self._told and len(self._told) < 5:
+            self._told.add(why)
+            self._tell(f"{self._name}: {why}")
+
+    def worked(self) -> None:
+        """Note that it works; this is told once it has done so for a while after trouble."""
+        if self._told and time.monotonic() - self._failed_at_s >= self._settled_s:
+            self._told.clear()
+            self._tell(f"{self._name}: works again")

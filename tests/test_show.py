@@ -1,0 +1,337 @@
+"""The window on the screen, on a real X server without a monitor."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adafocus_edge.errors import AdaFocusError, MissingExtraError
+from adafocus_edge.messages import LiveFrame, Look
+from adafocus_edge.show import Screen
+from tests.live_parts import SPEC, event, live_frame, look, picture, until, window
+
+ROOT = Path(__file__).parent.parent
+pygame = pytest.importorskip("pygame")
+
+
+@pytest.fixture(scope="module")
+def display():
+    """A display of 1280 x 800."""
+    if shutil.which("Xvfb") is None:
+        pytest.skip("needs an X server: apt-get install xvfb")
+    read, write = os.pipe()
+    command = ["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x800x24", "-nolisten", "tcp"]
+    with subprocess.Popen(command, pass_fds=[write], stderr=subprocess.DEVNULL) as server:
+        os.close(write)
+        with os.fdopen(read) as number:
+            name = f":{number.readline().strip()}"
+        yield name
+        server.terminate()
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def screen(display, told, monkeypatch):
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("SDL_VIDEODRIVER", raising=False)
+    made = Screen(SPEC, told.append)
+    yield made
+    made.close()
+    pygame.display.quit()
+
+
+def press(key: int) -> None:
+    pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=key))
+
+
+def run(screen, folder, *acts) -> None:
+    """Run the loop in this thread, the main one, while another one acts; that fails the test if an act does."""
+    stop = threading.Event()
+    failures = []
+
+    def act():
+        try:
+            for step in acts:
+                step()
+        except BaseException as failure:
+            failures.append(failure)
+        finally:
+            stop.set()
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    screen.loop(stop, folder)
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+def drawn(screen, count: int):
+    return lambda: until(lambda: screen.handled >= count)
+
+
+def shot(path: Path, display: str | None = None) -> np.ndarray:
+    """What is on the display, RGB."""
+    subprocess.run(
+        ["import", "-window", "root", path], check=True, env={**os.environ, "DISPLAY": display or os.environ["DISPLAY"]}
+    )
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def caption() -> str:
+    return pygame.display.get_caption()[0]
+
+
+def test_the_newest_frame_is_shown_with_its_look(screen, tmp_path, told):
+    assert screen.wants == (LiveFrame, Look)
+    seen = {}
+
+    def offer():
+        for index in range(5):
+            frame = live_frame(index=index)
+            screen.offer(frame)
+        screen.offer(look(frame))
+        screen.offer(window())
+        screen.offer(event())
+
+    def keep():
+        until(lambda: caption() == "AdaFocus Edge: camera 0")
+        time.sleep(0.2)
+        seen["picture"] = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+
+    offer()
+    assert screen.waiting == 1
+    run(screen, tmp_path, drawn(screen, 1), keep)
+    assert (screen.handled, screen.dropped, screen.failed, screen.waiting, told) == (1, 4, 0, 0, [])
+    assert seen["picture"].shape == (480, 640, 3)
+    colours = np.abs(seen["picture"].astype(int) - (255, 176, 0)).sum(axis=2)
+    assert (colours < 10).sum() > 500, "the patch, the label and the bar"
+    bright = np.argwhere((seen["picture"][60] == (200, 220, 240)).all(axis=1))
+    assert bright.min() == 4 * 8, "the last frame's square"
+    assert not pygame.display.get_init()
+    screen.offer(live_frame())
+    assert screen.waiting == 0, "a closed screen takes nothing"
+
+
+def test_a_large_picture_fits_and_a_resized_window_keeps_its_shape(screen, tmp_path):
+    sizes = []
+
+    def resize():
+        sizes.append(pygame.display.get_window_size())
+        pygame.event.post(pygame.event.Event(pygame.WINDOWEXPOSED))
+        screen.offer(live_frame(index=1, size=(2160, 3840)))
+
+    def snap():
+        surface = pygame.surfarray.array3d(pygame.display.get_surface()).swapaxes(0, 1)
+        sizes.append(surface.shape)
+
+    screen.offer(live_frame(size=(2160, 3840)))
+    run(screen, tmp_path, drawn(screen, 1), resize, drawn(screen, 2), snap)
+    assert sizes == [(1024, 576), (576, 1024, 3)]
+
+
+def test_keys_end_the_run(screen, tmp_path):
+    for key in (pygame.K_q, pygame.K_ESCAPE):
+        one = Screen(SPEC, print)
+        stop = threading.Event()
+        one.offer(live_frame())
+        press(key)
+        one.loop(stop, tmp_path)
+        assert stop.is_set()
+    one = Screen(SPEC, print)
+    stop = threading.Event()
+    pygame.event.post(pygame.event.Event(pygame.QUIT))
+    one.loop(stop, tmp_path)
+    assert stop.is_set()
+
+
+def test_close_ends_the_loop_but_not_the_run(screen, tmp_path):
+    stop = threading.Event()
+    timer = threading.Timer(0.2, screen.close)
+    timer.start()
+    screen.loop(stop, tmp_path)
+    timer.join()
+    assert not stop.is_set()
+
+
+def test_space_holds_the_picture_and_the_run_goes_on(screen, tmp_path):
+    def hold():
+        press(pygame.K_SPACE)
+        until(lambda: caption().endswith(", held"))
+        for index in range(1, 20):
+            screen.offer(live_frame(index=index))
+        time.sleep(0.3)
+        assert screen.handled == 1
+        assert screen.dropped == 18
+        press(pygame.K_SPACE)
+
+    screen.offer(live_frame())
+    run(screen, tmp_path, drawn(screen, 1), hold, drawn(screen, 2))
+    assert screen._shown.index == 19
+
+
+def test_s_saves_the_picture_in_full_and_says_where(screen, tmp_path):
+    folder = tmp_path / "new" / "shots"
+    frame = live_frame("rtsp://***@10.0.0.1/a?key=t0ken", 7, 3.0, size=(1080, 1920))
+
+    def save():
+        press(pygame.K_s)
+        until(lambda: "saved" in caption())
+
+    screen.offer(frame)
+    screen.offer(look(frame))
+    run(screen, folder, drawn(screen, 1), save)
+    (path,) = folder.iterdir()
+    assert path.name.startswith("rtsp_10.0.0.1_a-")
+    assert path.name.endswith("-20231114-221323-7.png")
+    with Image.open(path) as image:
+        assert image.size == (1920, 1080)
+        assert (np.abs(np.asarray(image).astype(int) - (255, 176, 0)).sum(axis=2) < 10).sum() > 500
+
+
+def test_a_picture_that_cannot_be_saved_is_said_in_the_title(screen, tmp_path):
+    (tmp_path / "file").touch()
+
+    def save(word):
+        def act():
+            press(pygame.K_s)
+            until(lambda: word in caption())
+
+        return act
+
+    run(
+        screen, tmp_path / "file" / "below",
+        save("nothing to save yet"), lambda: screen.offer(live_frame()), drawn(screen, 1), save("cannot be written"),
+    )  # fmt: skip
+
+
+def test_tab_and_digits_choose_the_source(screen, tmp_path):
+    def key(pressed, source):
+        def act():
+            press(pressed)
+            until(lambda: caption() == f"AdaFocus Edge: {source} of 3)")
+
+        return act
+
+    for source in "abc":
+        screen.offer(live_frame(source))
+    run(
+        screen, tmp_path, drawn(screen, 1), key(pygame.K_TAB, "b (2"), key(pygame.K_TAB, "c (3"),
+        key(pygame.K_TAB, "a (1"), key(pygame.K_3, "c (3"), key(pygame.K_KP_2, "b (2"), key(pygame.K_9, "b (2"),
+    )  # fmt: skip
+    assert screen.handled >= 3
+
+
+def test_a_frame_that_cannot_be_decoded_is_told_once(screen, tmp_path, told):
+    def broken():
+        raise ValueError("no picture")
+
+    def offer():
+        for index in range(5):
+            screen.offer(live_frame(index=index, to_rgb=broken))
+            until(lambda: screen.failed > index)
+
+    run(screen, tmp_path, offer, lambda: screen.offer(live_frame()), drawn(screen, 1))
+    assert told == ["screen: no picture"]
+
+
+SCRIPT = """
+import sys, threading, time
+from pathlib import Path
+from adafocus_edge.show import Screen
+from tests.live_parts import SPEC, live_frame, look
+screen = Screen(SPEC, print)
+stop = threading.Event()
+def run():
+    index = 0
+    while not stop.is_set():
+        frame = live_frame(("gate", "yard")[index % 2], index, index / 20)
+        screen.offer(frame)
+        screen.offer(look(frame, index // 2 % 16))
+        index += 1
+        time.sleep(0.02)
+thread = threading.Thread(target=run)
+thread.start()
+screen.loop(stop, Path(sys.argv[1]))
+thread.join()
+print("ended", screen.handled > 1)
+"""
+
+
+def test_real_keys_from_the_x_server(display, tmp_path):
+    if shutil.which("xdotool") is None:
+        pytest.skip("needs xdotool: apt-get install xdotool")
+    shown = {**os.environ, "DISPLAY": display}
+
+    def xdo(*arguments):
+        return subprocess.run(["xdotool", *arguments], env=shown, capture_output=True, text=True, check=False)
+
+    def titled(words):
+        return lambda: xdo("search", "--name", words).stdout.split()
+
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, tmp_path], cwd=ROOT, env=shown, stdout=subprocess.PIPE
+    ) as process:
+        until(titled("gate"))
+        (found,) = titled("gate")()
+        xdo("windowfocus", "--sync", found)
+        xdo("windowsize", found, "900", "500")
+        xdo("key", "Tab")
+        until(titled("yard"))
+        xdo("key", "s")
+        until(titled("saved"))
+        if keep := os.environ.get("ADAFOCUS_EDGE_KEEP_SHOT"):
+            time.sleep(0.5)
+            shot(Path(keep), display)
+        xdo("key", "Escape")
+        assert process.communicate(timeout=30)[0] == b"ended True\n"
+    (path,) = tmp_path.iterdir()
+    assert path.name.startswith("yard-")
+
+
+def test_without_a_screen_the_reason_is_said():
+    script = "from adafocus_edge.show import Screen\ntry: Screen(None, print)\nexcept Exception as e: print(type(e).__name__, e)"
+    plain = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    for more, text in (
+        ({}, "there is neither DISPLAY nor WAYLAND_DISPLAY"),
+        ({"DISPLAY": ":9999"}, "x11 not available"),
+        ({"SDL_VIDEODRIVER": "nonsense"}, "nonsense not available"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, env=plain | more, capture_output=True, text=True, check=True
+        )
+        assert done.stdout == (
+            f"AdaFocusError no screen to show a window on ({text}): leave out --show, or use adafocus-edge serve\n"
+        )
+        assert done.stderr == ""
+
+
+def test_without_pygame_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(MissingExtraError, match=r"pygame-ce.*adafocus-edge\[show\]"):
+        Screen(SPEC, print)
+
+
+def test_a_window_that_cannot_open_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    one = Screen(SPEC, print)
+    pygame.display.quit()  # as when the X server goes away meanwhile
+    monkeypatch.setenv("SDL_VIDEODRIVER", "nonsense")
+    with pytest.raises(AdaFocusError, match="no window can be opened"):
+        one.loop(threading.Event(), tmp_path)
+    assert picture().shape == (480, 640, 3)
