@@ -31,6 +31,8 @@ Picture = tuple[Callable[[], Any], int, int]
 
 OPEN_TIMEOUT_S = 10.0
 """A stream address must answer within this time."""
+ANALYSE_US = "1000000"
+"""FFmpeg looks at a stream for so many microseconds before it gives frames; 5 s unless told."""
 SILENCE_S = 10.0
 """A source that gives no frame for this long is lost."""
 FIRST_PAUSE_S = 1.0
@@ -400,6 +402,7 @@ class Capture:
     # -- the thread that prepares -------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
+        made: dict[int, NDArray[np.uint8]] = {}
         while True:
             with self._room:
                 while not self._waiting:
@@ -409,7 +412,7 @@ class Capture:
             if not parts or self._stop.is_set():
                 break
             try:
-                pixels = model_pixels(parts, self._spec)
+                pixels = model_pixels(parts, self._spec, made)
             except Exception:  # a picture that is damaged in a way that only converting it shows
                 self.counters.damaged += 1
                 continue
@@ -461,12 +464,29 @@ class _Due:
         return True
 
 
-def model_pixels(parts: tuple[LiveFrame, ...], spec: ModelSpec) -> NDArray[np.uint8]:
-    """Return a live frame as the model sees it, uint8 [S, S, 3], of the frame or of the three that show motion."""
+def model_pixels(
+    parts: tuple[LiveFrame, ...], spec: ModelSpec, made: dict[int, NDArray[np.uint8]] | None = None
+) -> NDArray[np.uint8]:
+    """Return a live frame as the model sees it.
+
+    Args:
+        parts: the frame, or the three that show motion.
+        spec: of the model.
+        made: what was made before of frames that show motion, by their numbers: each is made once, and kept while a
+            later frame may look back at it.
+
+    Returns:
+        uint8 [S, S, 3].
+    """
     if len(parts) == 1:
         return preprocess(Image.fromarray(parts[0].to_rgb()), spec.frame_size, spec.fit)
-    luminances = (luminance(part.to_rgb()) for part in parts)
-    return np.stack([preprocess(Image.fromarray(part), spec.frame_size, spec.fit) for part in luminances], axis=-1)
+    made = {} if made is None else made
+    for part in parts:
+        if part.index not in made:
+            made[part.index] = preprocess(Image.fromarray(luminance(part.to_rgb())), spec.frame_size, spec.fit)
+    for index in [index for index in made if index < parts[0].index]:
+        del made[index]
+    return np.stack([made[part.index] for part in parts], axis=-1)
 
 
 def _kind(source: Source) -> str:
@@ -476,13 +496,13 @@ def _kind(source: Source) -> str:
 
 
 def _clip_pictures(clip: Clip) -> Iterator[tuple[int, Picture]]:
-    from adafocus_edge.video import VideoFile, upright
+    from adafocus_edge.video import VideoFile
 
     if isinstance(clip, VideoFile):
         for index, frame in clip.pictures():
             turned = round(frame.rotation / 90) % 2
             width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
-            yield index, (lambda frame=frame: upright(frame), width, height)  # type: ignore[misc]
+            yield index, (_from_decoded(frame), width, height)
         return
     for index, rgb in clip.frames():
         yield index, (lambda rgb=rgb: rgb, rgb.shape[1], rgb.shape[0])  # type: ignore[misc]
@@ -516,6 +536,19 @@ def _camera_pictures(source: Source, stop: threading.Event, asked: CameraOptions
         camera.release()
 
 
+def _from_decoded(frame: Any) -> Callable[[], NDArray[np.uint8]]:
+    """Several threads may want the same frame, whose converter in PyAV takes one at a time."""
+    from adafocus_edge.video import upright
+
+    lock = threading.Lock()
+
+    def to_rgb() -> NDArray[np.uint8]:
+        with lock:
+            return upright(frame)
+
+    return to_rgb
+
+
 def _from_bgr(bgr: Any) -> Callable[[], NDArray[np.uint8]]:
     return lambda: np.ascontiguousarray(bgr[:, :, ::-1])
 
@@ -523,11 +556,11 @@ def _from_bgr(bgr: Any) -> Callable[[], NDArray[np.uint8]]:
 def _address_pictures(source: Source, stop: threading.Event, counters: Counters) -> Iterator[Picture]:
     import av
 
-    from adafocus_edge.video import OPEN_OPTIONS, upright
+    from adafocus_edge.video import OPEN_OPTIONS
 
-    options = {"fflags": "nobuffer", "flags": "low_delay"}
+    options = {"fflags": "nobuffer", "flags": "low_delay", "analyzeduration": ANALYSE_US}
     if source.address.startswith("rtsp"):
-        options["rtsp_transport"] = "tcp"
+        options["rtsp_flags"] = "prefer_tcp"  # and UDP where a camera knows no other
     try:
         with av.open(source.address, options=options, timeout=(OPEN_TIMEOUT_S, SILENCE_S), **OPEN_OPTIONS) as container:
             if not container.streams.video:
@@ -551,7 +584,7 @@ def _address_pictures(source: Source, stop: threading.Event, counters: Counters)
                     width, height = frame.width, frame.height
                     if round(frame.rotation / 90) % 2:
                         width, height = height, width
-                    yield (lambda frame=frame: upright(frame)), width, height  # type: ignore[misc]
+                    yield _from_decoded(frame), width, height
                 if time.monotonic() - heard_s > SILENCE_S:
                     raise SourceError(f"{source.name}: no picture for {SILENCE_S:.0f} s")
     except av.error.ExitError:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -55,6 +56,12 @@ def examine() -> list[Finding]:
         _cuda_provider(),
         _decoder(),
         _package("cv2", "cameras (OpenCV)", ("opencv-python-headless", "opencv-python"), ""),
+        _cameras(),
+        _package("starlette", "serve: Starlette", ("starlette",), "serve"),
+        _package("uvicorn", "serve: uvicorn", ("uvicorn",), "serve"),
+        _package("prometheus_client", "serve: prometheus-client", ("prometheus-client",), "serve"),
+        _package("paho.mqtt", "--mqtt: paho-mqtt", ("paho-mqtt",), "mqtt"),
+        _package("pygame", "--show: pygame-ce", ("pygame-ce", "pygame"), "show"),
         _package("torch", "train, export: PyTorch", ("torch",), "export"),
         _package("torchvision", "train, export: torchvision", ("torchvision",), "export"),
         _package("hydra", "train: Hydra", ("hydra-core",), "train"),
@@ -110,6 +117,15 @@ def _nvidia() -> Finding:
     if Path("/etc/nv_tegra_release").is_file():
         return Finding("NVIDIA GPU", "ok", "Jetson: " + Path("/etc/nv_tegra_release").read_text().splitlines()[0])
     return Finding("NVIDIA GPU", "none", "no GPU, or no driver (nvidia-smi finds none)")
+
+
+def _cameras() -> Finding:
+    """Say which cameras there are, by the names that their drivers give them."""
+    found = []
+    for device in sorted(Path("/sys/class/video4linux").glob("video*")):
+        with suppress(OSError):
+            found.append(f"/dev/{device.name} ({(device / 'name').read_text().strip()})")
+    return Finding("cameras", "ok" if found else "none", ", ".join(found) or "no local camera")
 
 
 def _installed(distributions: tuple[str, ...]) -> str | None:

@@ -110,7 +110,7 @@ class Screen:
         return len(self._undrawn)
 
     def close(self, within_s: float = CLOSE_S) -> None:
-        """Let :meth:`loop` end, or close the screen if it never began; returns at once, from any thread."""
+        """Let :meth:`loop` end, which closes the window; returns at once, from any thread."""
         del within_s
         self._closed.set()
         self._news.set()

@@ -91,12 +91,13 @@ def main() -> None:
         out = Path(folder)
         command: list[Any] = [
             sys.executable, "-m", "adafocus_edge", "serve", "--port", port, "--loop", "--glimpse-fps", 4,
-            "--overlap", 2, "--event", "fight=0.6,for=0.5,cooldown=5", "--record", out / "video", "--rotate-minutes", 0.5, "--keep", 4,
-            "--rotate-mb", 1, "--snapshots", out / "pictures", "-o", out / "results.jsonl", "--log", out / "run.log",
-            "--webhook", f"http://127.0.0.1:{hook.server_port}/", "--quiet",
+            "--overlap", 2, "--event", "fight=0.6,for=0.5,cooldown=5", "--snapshots", out / "pictures",
+            "--record", out / "video", "--rotate-minutes", 0.5, "--rotate-mb", 1, "--keep", 4,
+            "-o", out / "results.jsonl", "--log", out / "run.log", "--quiet",
+            "--webhook", f"http://127.0.0.1:{hook.server_port}/",
         ]  # fmt: skip
         command += [part for source in sources for part in ("--source", source)]
-        process = subprocess.Popen(list(map(str, command)))
+        process = subprocess.Popen(list(map(str, command)))  # what it says is seen
         watcher = threading.Thread(target=watch, args=(f"http://127.0.0.1:{port}", over))
         watcher.start()
         begun, notes, kills = time.monotonic(), [], 0

@@ -30,7 +30,7 @@ from tests.conftest import CLIPS, GOLDEN, GOLDEN_CASES, ROOT, SMALL, edge, one_l
 from tests.test_model import frames_of
 
 CLIP = CLIPS / "R6llTwEh07w.mp4"
-VERBS = ("prepare", "train", "evaluate", "export", "inspect", "doctor", "classify")
+VERBS = ("prepare", "train", "evaluate", "export", "inspect", "doctor", "classify", "serve")
 
 
 def results(done):

@@ -19,7 +19,7 @@ import pytest
 from adafocus_edge import capture as capturing
 from adafocus_edge.backends.load import load_model
 from adafocus_edge.bundle import default_bundle, read_bundle
-from adafocus_edge.capture import Capture, CaptureOptions, Feed, _Due
+from adafocus_edge.capture import CameraOptions, Capture, CaptureOptions, Feed, _Due
 from adafocus_edge.classify import Classifier
 from adafocus_edge.errors import SourceError, UsageError
 from adafocus_edge.events import EventDetector, EventRule, Smoother
@@ -379,6 +379,28 @@ def test_a_listener_tells_its_trouble_once_and_goes_on() -> None:
     broken.close()
     assert (broken.failed, broken.dropped) == (5, 0)
     assert told == ["results.jsonl: [Errno 28] No space left on device"]
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_camera_that_is_unplugged_is_opened_again(small_bundle: Path) -> None:
+    """OpenCV opens a file as it opens a device; at its end it gives no more frames, as a camera that is pulled out."""
+    camera = Source("bench", str(FIGHT), live=True)
+    assert Capture(camera, read_bundle(small_bundle).model, CaptureOptions(), threading.Condition()).kind == "camera"
+    asked = CameraOptions(640, 480, 30.0, "MJPG")
+    kept, stop = Kept(), threading.Event()
+    with classifier_of(small_bundle, schedule="stream") as classifier:
+        run = LiveRun(classifier, [camera], LiveOptions(CaptureOptions(8.0, camera=asked)), [kept])
+        thread = threading.Thread(target=run.run, args=(stop,))
+        thread.start()
+        try:
+            until(lambda: kept.kinds().count("reconnected") >= 2)
+        finally:
+            stop.set()
+            thread.join(30)
+    kept.close()
+    assert any("the camera gives no more frames; trying again" in notice.text for notice in kept.of(Notice))
+    status = run.status().sources[0]
+    assert (status["width"], status["height"]) == (456, 256)
 
 
 # -- events ------------------------------------------------------------------------------------------------------------
