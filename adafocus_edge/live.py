@@ -36,6 +36,8 @@ DEFAULT_ROTATE_MINUTES = 60.0
 DEFAULT_KEEP = 10
 MOST_WAITING = 1000
 """Results that may wait for a slow sink."""
+FRAMES_WAITING = 8
+"""Frames of each source that may wait to be drawn on and recorded."""
 STATUS_S = 1.0
 """How often the status on a terminal is drawn anew."""
 
@@ -102,6 +104,7 @@ class Printer(Listener):
     """Prints results to stdout, as tables or as JSON lines. One that nobody reads any more ends the run."""
 
     wants: ClassVar[tuple[type, ...]] = (Window, Event, Notice, Look)
+    local = True
 
     def __init__(self, printing: Printing, tell: Callable[[str], None], gone: Callable[[], None]) -> None:
         self._printing, self._gone = printing, gone
@@ -224,7 +227,7 @@ def told_to_stop() -> Iterator[threading.Event]:
 
 
 def open_sinks(
-    stack: ExitStack, arguments: LiveArguments, classifier: Classifier, tell: Callable[[str], None],
+    stack: ExitStack, arguments: LiveArguments, classifier: Classifier, sources: int, tell: Callable[[str], None],
     output: Path | None, printing: Printing,
 ) -> list[Listener]:  # fmt: skip
     """Open every sink that was asked for; ``stack`` closes them. Raises ``UsageError`` if one cannot be opened."""
@@ -246,9 +249,10 @@ def open_sinks(
     if arguments.record is not None:
         from adafocus_edge.record import Recorder
 
-        minutes = arguments.rotate_minutes
-        add(Recorder(arguments.record, spec, tell, rotate_mb=rotate_mb,
-                     rotate_s=60 * (minutes or DEFAULT_ROTATE_MINUTES), keep=arguments.keep))  # fmt: skip
+        rotate_s = 60 * (arguments.rotate_minutes or DEFAULT_ROTATE_MINUTES)
+        waiting = FRAMES_WAITING * max(1, sources)
+        add(Recorder(arguments.record, spec, tell, rotate_mb=rotate_mb, rotate_s=rotate_s, keep=arguments.keep,
+                     waiting=waiting))  # fmt: skip
     if arguments.snapshots is not None:
         from adafocus_edge.sinks import Snapshots
 
@@ -377,10 +381,12 @@ def run_live(
             stack.callback(screen.close)
         printer = Printer(printing, log.warning, stop.set)
         stack.callback(printer.close)
-        sinks = [printer, *open_sinks(stack, arguments, classifier, log.warning, output, printing)]
+        sinks = [printer, *open_sinks(stack, arguments, classifier, len(sources), log.warning, output, printing)]
         if not arguments.realtime and not any(source.live for source in sources):
+            # What is read as fast as possible waits for the outputs that can keep up with it in the end.
             for sink in sinks:
-                sink.patient = True
+                if sink.local:
+                    sink.patient_until = stop
         with _told(run, sinks, log), status_shown(run, arguments.status, printing.as_json, printing.quiet):
             if screen is None:
                 run.run(stop, arguments.duration)
@@ -421,7 +427,7 @@ def serve_live(
         log = stack.enter_context(run_log(arguments.log, quiet, arguments.rotate_mb, arguments.keep))
         stop = stack.enter_context(told_to_stop())
         run = LiveRun(classifier, sources, live)
-        sinks = open_sinks(stack, arguments, classifier, log.warning, output, Printing(quiet=quiet))
+        sinks = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, Printing(quiet=quiet))
         with _told(run, sinks, log), Server(run, options, tell=log.warning) as server:
             log.info(f"serving {server.url} (Ctrl-C ends)")
             with status_shown(run, arguments.status, as_json=False, quiet=quiet):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from adafocus_edge.classify import Guess, Result, Step
 
 NoticeKind = Literal["connected", "lost", "reconnected", "changed", "ended", "failed"]
+PATIENCE_S = 0.2
+"""How often one that waits for a full queue looks whether it should still."""
 CLOSE_S = 5.0
 """How long a listener gets at the end to finish what waits in its queue."""
 
@@ -204,13 +206,15 @@ class Listener:
 
     wants: ClassVar[tuple[type, ...]] = ()
     """The types of message it is handed."""
+    local: ClassVar[bool] = False
+    """Whether it is only as slow as this machine, and not as a network."""
 
     def __init__(self, name: str, waiting: int, tell: Callable[[str], None]) -> None:
         self.name = name
         self.dropped = 0
         self.failed = 0
         self.handled = 0
-        self.patient = False  # where nothing is live, a full queue is waited for instead
+        self.patient_until: threading.Event | None = None  # until then, a full queue is waited for
         self._tell = tell
         self._told: set[str] = set()
         self._queue: queue.Queue[Message | None] = queue.Queue(waiting)
@@ -219,16 +223,18 @@ class Listener:
         self._thread.start()
 
     def offer(self, message: Message) -> None:
-        """Take a message, or drop and count it; never blocks (unless ``patient``), from any thread."""
+        """Take a message, or drop and count it, from any thread; never blocks, unless ``patient_until`` is given."""
         if not isinstance(message, self.wants) or self._stopping.is_set():
             return
-        if self.patient:
-            self._queue.put(message)
-            return
-        try:
-            self._queue.put_nowait(message)
-        except queue.Full:
-            self.dropped += 1
+        while True:
+            waits = self.patient_until is not None and not self.patient_until.is_set()
+            try:
+                self._queue.put(message, block=waits, timeout=PATIENCE_S)
+                return
+            except queue.Full:
+                if not waits:
+                    self.dropped += 1
+                    return
 
     @property
     def waiting(self) -> int:

@@ -132,6 +132,7 @@ class Recorder(Listener):
     """
 
     wants = (LiveFrame, Look)
+    local = True
 
     def __init__(
         self,

@@ -64,6 +64,7 @@ class ResultsFile(Listener):
     """
 
     wants = (Window, Event, Notice, Look)
+    local = True
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ def display():
     if shutil.which("Xvfb") is None:
         pytest.skip("needs an X server: apt-get install xvfb")
     read, write = os.pipe()
-    command = ["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x800x24", "-nolisten", "tcp"]
+    command = ["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x800x24", "-nolisten", "tcp", "-noreset"]
     with subprocess.Popen(command, pass_fds=[write], stderr=subprocess.DEVNULL) as server:
         os.close(write)
         with os.fdopen(read) as number:
@@ -285,6 +285,7 @@ def test_real_keys_from_the_x_server(display, tmp_path):
         until(lambda: "gate" in title())
         (one,) = windows()
         xdo("windowfocus", one)
+        until(lambda: xdo("getwindowfocus").stdout.split() == [one])
         xdo("windowsize", one, "900", "500")
         xdo("key", "Tab")
         until(lambda: "yard" in title())

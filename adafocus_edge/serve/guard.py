@@ -1,0 +1,216 @@
+"""Who may ask for what: host names, origins, the token, logins; and the headers that every answer carries."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from adafocus_edge.serve.options import is_local
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from adafocus_edge.serve.options import ServeOptions
+
+COOKIE = "adafocus_session"
+SECURE_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # no-referrer would make browsers send the login form with "Origin: null".
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+}
+NO_STORE = "no-store"
+SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
+OPEN_PATHS = frozenset(("/healthz", "/login", "/page/style.css", "/page/theme.js", "/page/icon.svg"))
+"""What needs no token: the answer to "is it up", and what the login page consists of."""
+PAGE_PATHS = frozenset(("/", "/login"))
+"""What people open from elsewhere, such as a bookmark or another page's link."""
+MOST_SESSIONS = 1000
+TRIES = 5
+TRIES_OF_ALL = 50
+TRIES_S = 60.0
+"""Wrong tokens that one address, and all together, may send within this time; then theirs are refused for a while."""
+MOST_ADDRESSES = 10_000
+
+
+class Tries:
+    """Counts wrong tokens, by address and together."""
+
+    def __init__(self) -> None:
+        self._of_all: deque[float] = deque(maxlen=TRIES_OF_ALL)
+        self._of: dict[str, deque[float]] = {}
+
+    def wait_s(self, address: str) -> float:
+        """Return for how long an address must not try; 0 if it may."""
+        now_s = time.monotonic()
+        waits = [0.0]
+        for failed, most in ((self._of_all, TRIES_OF_ALL), (self._of.get(address, deque[float]()), TRIES)):
+            if len(failed) >= most:
+                waits.append(failed[0] + TRIES_S - now_s)
+        return max(waits)
+
+    def failed(self, address: str) -> None:
+        """Note a wrong token."""
+        if address not in self._of and len(self._of) >= MOST_ADDRESSES:
+            del self._of[next(iter(self._of))]
+        now_s = time.monotonic()
+        self._of.setdefault(address, deque(maxlen=TRIES)).append(now_s)
+        self._of_all.append(now_s)
+
+
+class Sessions:
+    """Logins: random names in cookies, of which only digests are kept."""
+
+    def __init__(self, lasts_s: float) -> None:
+        self._lasts_s = lasts_s
+        self._until: dict[bytes, float] = {}
+
+    def open(self) -> str:
+        """Begin one; return its name."""
+        now_s = time.monotonic()
+        self._until = {digest: until_s for digest, until_s in self._until.items() if until_s > now_s}
+        if len(self._until) >= MOST_SESSIONS:
+            del self._until[next(iter(self._until))]
+        name = secrets.token_urlsafe(32)
+        self._until[_digest(name)] = now_s + self._lasts_s
+        return name
+
+    def holds(self, name: str) -> bool:
+        """Whether there is one of this name."""
+        # Looked up by digest: how long that takes tells nothing about the names there are.
+        return self._until.get(_digest(name), 0.0) > time.monotonic()
+
+    def close(self, name: str) -> None:
+        """End one."""
+        self._until.pop(_digest(name), None)
+
+
+class Guard:
+    """ASGI middleware that answers in the application's place where a request is not allowed.
+
+    Args:
+        app: what is guarded.
+        options: the host and the token.
+        sessions: that logins opened.
+        tries: that failed.
+    """
+
+    def __init__(self, app: ASGIApp, options: ServeOptions, sessions: Sessions, tries: Tries) -> None:
+        self._app, self._options, self._sessions, self._tries = app, options, sessions, tries
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or let the application do it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURE_HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", NO_STORE)
+            await send(message)
+
+        refused = self._refuse(scope)
+        await (refused or self._app)(scope, receive, send_guarded)
+
+    def _refuse(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        method, path = scope["method"], scope["path"]
+        host = headers.get("host", "")
+        if path != "/healthz":
+            if not host:
+                return refusal(400, "the request names no host")
+            # A page elsewhere can make its own name point here (DNS rebinding); without a token that must be enough.
+            if self._options.token is None and not is_local(host_name(host)):
+                return refusal(403, "open this page as http://localhost or http://127.0.0.1; other names need a token")
+        if not _same_origin(headers, host, method, path):
+            return refusal(403, "a request from another site's page is not allowed")
+        if self._options.token is None or path in OPEN_PATHS:
+            return None
+        return self._without_token(scope, headers, path)
+
+    def _without_token(self, scope: Scope, headers: Headers, path: str) -> Response | None:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            wait_s = self._tries.wait_s(address_of(scope))
+            if wait_s > 0:
+                return refusal(429, "too many wrong tokens: wait a minute", {"Retry-After": str(int(wait_s) + 1)})
+            if same(given.strip(), self._options.token or ""):
+                return None
+            self._tries.failed(address_of(scope))
+            return refusal(401, "wrong token", {"WWW-Authenticate": "Bearer"})
+        name = session_name(headers)
+        if name and self._sessions.holds(name):
+            return None
+        if path == "/":
+            return RedirectResponse("/login", 303)
+        return refusal(401, "sign in, or send the token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+
+
+def refusal(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
+    """Return an answer with one line on what is wrong, as JSON."""
+    return JSONResponse({"error": text}, status, headers)
+
+
+def same(given: str, token: str) -> bool:
+    """Compare a token in a time that says nothing about it."""
+    return hmac.compare_digest(_digest(given), _digest(token))
+
+
+def address_of(scope: Scope) -> str:
+    """Return the address that a request came from."""
+    client = scope.get("client")
+    return client[0] if client else ""
+
+
+def session_name(headers: Headers) -> str:
+    """Return what the login's cookie holds, or nothing."""
+    # By hand: http.cookies gives up at the first cookie that it finds odd, and other pages of this host set some.
+    for cookie in headers.get("cookie", "").split(";"):
+        name, _, value = cookie.strip().partition("=")
+        if name == COOKIE:
+            return value
+    return ""
+
+
+def host_name(netloc: str) -> str:
+    """Return the name of ``name:port``, without an IPv6 address's brackets; nothing where that is malformed."""
+    try:
+        return urlsplit(f"//{netloc}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _same_origin(headers: Headers, host: str, method: str, path: str) -> bool:
+    """Whether a request comes from our own page, or from no page at all."""
+    site = headers.get("sec-fetch-site", "none")
+    if site not in ("same-origin", "none") and not (method in SAFE_METHODS and path in PAGE_PATHS):
+        return False
+    origin = headers.get("origin")
+    if origin is None or method in SAFE_METHODS:
+        return True
+    # Behind a proxy that ends TLS the scheme differs, the host does not.
+    try:
+        return urlsplit(origin).netloc.lower() == host.lower()
+    except ValueError:
+        return False
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

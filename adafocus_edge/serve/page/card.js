@@ -1,0 +1,258 @@
+// One stream: its picture with the patch moving over it, what is seen, and how it is doing.
+
+import { Curve } from "./curve.js";
+import { count, make, percent, say, showBars, signIn, still, without } from "./dom.js";
+
+const GLIDE_MS = 180;
+const PATCH_COLOUR = "#ffb000";
+const SLOW_MS = 2000; // How often a picture is asked for that is not expected to change.
+const NAMES = { connecting: "Connecting", running: "Live", lost: "Reconnecting", ended: "Ended", failed: "Failed" };
+
+export class Card {
+  constructor(name, page) {
+    this.name = name;
+    this.page = page;
+    this.element = document.getElementById("card").content.firstElementChild.cloneNode(true);
+    this.element.dataset.source = name;
+    this.find = (selector) => this.element.querySelector(selector);
+    const title = this.find(".name");
+    title.textContent = name;
+    title.title = name;
+    this.element.setAttribute("aria-label", name);
+    this.picture = this.find(".picture");
+    this.overlay = this.find(".overlay");
+    this.picture.setAttribute("aria-label", `Picture of ${name}`);
+    this.curve = new Curve(this.find(".curve"));
+    this.curve.spanS = page.hello.curve_s;
+    this.paused = false;
+    this.visible = true;
+    this.gone = false;
+    this.leaving = false; // Whether its source is about to be closed by this page.
+    this.asking = false;
+    this.index = -1;
+    this.state = "connecting";
+    this.box = null;
+    this.crop = null;
+    this.dirty = false;
+    this.watch = new IntersectionObserver(([entry]) => (this.visible = entry.isIntersecting), { rootMargin: "200px" });
+    this.watch.observe(this.element);
+    this.resize = new ResizeObserver(() => {
+      this.drawOverlay();
+      this.curve.draw(page.nowS(), page.labels);
+    });
+    this.resize.observe(this.find(".stage"));
+    this.find(".pause").addEventListener("click", () => this.pause(!this.paused));
+    this.find(".enlarge").addEventListener("click", () => page.enlarge(this));
+    this.find(".stage").addEventListener("click", () => page.enlarge(this));
+    this.pictures();
+  }
+
+  remove() {
+    this.gone = true;
+    this.watch.disconnect();
+    this.resize.disconnect();
+    this.element.remove();
+  }
+
+  // -- the picture ----------------------------------------------------------------------------------------------------
+
+  pause(paused) {
+    this.paused = paused;
+    const button = this.find(".pause");
+    button.setAttribute("aria-pressed", String(paused));
+    button.setAttribute("aria-label", paused ? "Go on with the picture" : "Pause the picture");
+    button.title = button.getAttribute("aria-label");
+    this.showNote();
+  }
+
+  showNote() {
+    const note = this.find(".note");
+    note.hidden = !this.paused && this.index >= 0;
+    say(note, this.paused ? "Picture paused" : "No picture yet");
+  }
+
+  /** Ask for one picture after another: a slow line gets fewer of them, and never old ones. */
+  async pictures() {
+    const address = `/api/streams/${encodeURIComponent(this.name)}/picture.jpg`;
+    while (!this.gone) {
+      const begun = performance.now();
+      let pauseMs = 1000 / this.page.pictureFps();
+      if (this.state !== "running" && this.index >= 0) pauseMs = SLOW_MS;
+      if (!this.paused && !this.leaving && this.visible && !document.hidden && this.page.connected) {
+        this.asking = true;
+        try {
+          const answer = await fetch(`${address}?after=${this.index}`, { signal: AbortSignal.timeout(10000) });
+          if (answer.status === 200) await this.show(await answer.blob(), Number(answer.headers.get("X-Frame-Index")));
+          else if (answer.status === 401) signIn();
+          else if (answer.status !== 204) pauseMs = SLOW_MS;
+        } catch {
+          pauseMs = SLOW_MS; // The banner tells of a lost connection.
+        }
+        this.asking = false;
+      }
+      await new Promise((resume) => setTimeout(resume, Math.max(10, pauseMs - (performance.now() - begun))));
+    }
+  }
+
+  async show(blob, index) {
+    const image = await createImageBitmap(blob);
+    if (this.gone || this.paused) return;
+    if (this.picture.width !== image.width || this.picture.height !== image.height) {
+      this.picture.width = image.width;
+      this.picture.height = image.height;
+      this.drawOverlay();
+    }
+    this.picture.getContext("2d").drawImage(image, 0, 0);
+    image.close();
+    const first = this.index < 0;
+    this.index = index;
+    this.picture.dataset.frame = String(index);
+    if (first) {
+      this.showNote();
+      this.drawOverlay();
+    }
+  }
+
+  /** Let the patch glide to its new place, or jump there for those who want no motion. */
+  moveTo(box) {
+    const from = this.box?.at ?? box;
+    this.box = { from, to: box, at: from, begun: performance.now() };
+    this.overlay.dataset.box = box.join(",");
+    if (still() || document.hidden) {
+      this.box.at = box;
+      this.drawOverlay();
+      return;
+    }
+    if (!this.gliding) this.gliding = requestAnimationFrame(() => this.glide());
+  }
+
+  glide() {
+    const { from, to, begun } = this.box;
+    const share = Math.min(1, (performance.now() - begun) / GLIDE_MS);
+    const eased = 1 - (1 - share) ** 3;
+    this.box.at = to.map((value, side) => from[side] + (value - from[side]) * eased);
+    this.drawOverlay();
+    this.gliding = share < 1 && !this.gone ? requestAnimationFrame(() => this.glide()) : null;
+  }
+
+  drawOverlay() {
+    const { overlay, picture } = this;
+    const ratio = devicePixelRatio || 1;
+    const width = overlay.clientWidth;
+    const height = overlay.clientHeight;
+    if (overlay.width !== Math.round(width * ratio) || overlay.height !== Math.round(height * ratio)) {
+      overlay.width = Math.round(width * ratio);
+      overlay.height = Math.round(height * ratio);
+    }
+    const pen = overlay.getContext("2d");
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    pen.clearRect(0, 0, width, height);
+    if (this.index < 0) return;
+    // Where the picture lies in its stage: as large as it fits, in the middle.
+    const scale = Math.min(width / picture.width, height / picture.height);
+    const left = (width - picture.width * scale) / 2;
+    const top = (height - picture.height * scale) / 2;
+    const place = ([l, t, r, b]) => [
+      left + l * picture.width * scale, top + t * picture.height * scale,
+      (r - l) * picture.width * scale, (b - t) * picture.height * scale,
+    ];
+    if (this.crop && this.crop.some((side, number) => Math.abs(side - (number < 2 ? 0 : 1)) > 0.01)) {
+      const [x, y, w, h] = place(this.crop);
+      pen.fillStyle = "rgba(5, 7, 10, 0.38)";
+      pen.beginPath();
+      pen.rect(left, top, picture.width * scale, picture.height * scale);
+      pen.rect(x, y, w, h);
+      pen.fill("evenodd");
+      pen.strokeStyle = "rgba(255, 255, 255, 0.55)";
+      pen.lineWidth = 1;
+      pen.setLineDash([5, 4]);
+      pen.strokeRect(x + 0.5, y + 0.5, w - 1, h - 1);
+      pen.setLineDash([]);
+    }
+    if (this.box) {
+      const [x, y, w, h] = place(this.box.at);
+      pen.strokeStyle = "rgba(5, 7, 10, 0.55)";
+      pen.lineWidth = 4;
+      pen.strokeRect(x, y, w, h);
+      pen.strokeStyle = PATCH_COLOUR;
+      pen.lineWidth = 2;
+      pen.strokeRect(x, y, w, h);
+    }
+  }
+
+  // -- what is seen ---------------------------------------------------------------------------------------------------
+
+  look(entry) {
+    this.curve.add({ t: entry.wall_s, top: entry.top.slice(0, 3).map((guess) => [guess.class_id, guess.confidence]) });
+    this.recall(entry);
+  }
+
+  /** Show a look whose point the curve has already. */
+  recall(entry) {
+    this.newest = entry;
+    if (entry.box) this.moveTo(entry.box);
+    if (this.dirty) return;
+    this.dirty = true;
+    // Looks may come faster than anybody reads.
+    setTimeout(() => {
+      this.dirty = false;
+      this.showLook();
+    }, 100);
+  }
+
+  showLook() {
+    const entry = this.newest;
+    if (!entry || this.gone) return;
+    const segments = this.page.model.segments;
+    say(this.find(".label"), entry.label);
+    this.find(".label").title = entry.label;
+    say(this.find(".confidence"), percent(entry.confidence));
+    say(this.find(".standing"), entry.settled ? "settled" : "forming");
+    const progress = this.find(".progress");
+    while (progress.children.length < segments) progress.append(make("i"));
+    [...progress.children].forEach((tick, step) => tick.classList.toggle("done", step <= entry.step));
+    showBars(this.find(".bars"), entry.top.slice(0, 5), this.page.labels.length);
+    this.picture.setAttribute("aria-label", `Picture of ${this.name}: ${entry.label}, ${percent(entry.confidence)}`);
+    this.curve.draw(this.page.nowS(), this.page.labels);
+  }
+
+  // -- how it is doing ------------------------------------------------------------------------------------------------
+
+  status(source) {
+    this.state = source.state;
+    this.element.dataset.state = source.state;
+    const badge = this.find(".badge");
+    badge.dataset.state = source.state;
+    say(badge, NAMES[source.state] ?? source.state);
+    this.trouble(["lost", "failed"].includes(source.state) ? source.text : "");
+    this.crop = source.crop;
+    const number = (value, digits = 0) => (value === null || value === undefined ? "–" : Number(value).toFixed(digits));
+    this.counter("p50", number(source.latency_ms?.p50), "ms");
+    this.counter("p95", number(source.latency_ms?.p95), "ms");
+    this.counter("p99", number(source.latency_ms?.p99), "ms");
+    this.counter("waiting", count(source.waiting));
+    this.counter("fps_in", number(source.fps_in, 1), "fps");
+    this.counter("fps_glimpsed", number(source.fps_glimpsed, 1), "fps");
+    this.counter("dropped", count(source.dropped), "", source.dropped > 0);
+    this.counter("reconnects", count(source.reconnects), "", source.reconnects > 0);
+    const damaged = source.damaged > 0 ? `, ${count(source.damaged)} damaged` : "";
+    this.find(".counters").title = `${count(source.frames)} frames, ${count(source.glimpses)} looked at${damaged}`;
+    this.curve.trim(this.page.nowS());
+    this.curve.draw(this.page.nowS(), this.page.labels);
+  }
+
+  trouble(text) {
+    const line = this.find(".trouble");
+    line.hidden = !text;
+    say(line, without(this.name, text));
+  }
+
+  counter(name, value, unit = "", alert = false) {
+    const element = this.find(`[data-counter="${name}"]`);
+    if (element.dataset.value === value) return;
+    element.dataset.value = value;
+    element.textContent = value;
+    if (unit && value !== "–") element.append(" ", make("small", "", unit));
+    element.classList.toggle("alert", alert);
+  }
+}

@@ -1,0 +1,96 @@
+// The lists beside the streams: events and notices, and the results of finished windows, newest first.
+
+import { clock, colourOf, make, percent, say, seconds, without } from "./dom.js";
+
+const MOST = 100;
+
+function put(list, row) {
+  const atTop = list.scrollTop < 8;
+  list.prepend(row);
+  while (list.children.length > MOST) list.lastElementChild.remove();
+  // Who has scrolled down to read something keeps it before their eyes.
+  if (!atTop) list.scrollTop += row.offsetHeight;
+}
+
+export class Events {
+  constructor(list, page) {
+    this.list = list;
+    this.page = page;
+    this.rows = new Map();
+  }
+
+  clear() {
+    this.list.replaceChildren();
+    this.rows.clear();
+  }
+
+  event(entry) {
+    let row = this.rows.get(entry.id);
+    if (!row?.isConnected) {
+      row = make("li", "", "", make("span", "class", "", make("span", "", entry.label)), make("span", "what"));
+      row.append(make("span", "where", entry.source), make("span", "when", clock(entry.start_wall_s)));
+      row.dataset.event = String(entry.id);
+      row.querySelector(".where").title = entry.source;
+      row.style.setProperty("--colour", colourOf(Math.max(0, this.page.labels.indexOf(entry.label))));
+      this.rows.set(entry.id, row);
+      put(this.list, row);
+    }
+    const what = row.querySelector(".what");
+    if (entry.event === "start") {
+      what.replaceChildren(make("span", "going", "now"));
+    } else {
+      what.textContent = `${seconds(Math.max(0, entry.end_s - entry.start_s))}, peak ${percent(entry.peak)}`;
+    }
+  }
+
+  notice(entry) {
+    const row = make("li", "notice", "", make("span", "where", entry.source), make("span", "when", clock(entry.wall_s)));
+    const text = without(entry.source, entry.text);
+    row.append(make("span", "text", `${entry.notice[0].toUpperCase()}${entry.notice.slice(1)}: ${text}`));
+    put(this.list, row);
+  }
+}
+
+export class Results {
+  constructor(list) {
+    this.list = list;
+  }
+
+  clear() {
+    this.list.replaceChildren();
+  }
+
+  window(entry) {
+    const row = make("li", "", "", make("span", "class", "", make("span", "", entry.label)));
+    const more = entry.cut ? "cut short, " : entry.exited_early ? `${entry.steps_used} glimpses, ` : "";
+    row.append(make("span", "what", more + percent(entry.confidence)));
+    const where = make("span", "where", entry.source);
+    where.title = entry.source;
+    row.append(where, make("span", "when", clock(entry.wall_s)));
+    const bar = make("span", "bar", "", make("i"));
+    bar.firstElementChild.style.width = `${entry.confidence * 100}%`;
+    row.append(bar);
+    row.style.setProperty("--colour", colourOf(entry.class_id));
+    put(this.list, row);
+  }
+}
+
+/** What the server knows at the top of the page: model and device. */
+export function showFacts(list, status) {
+  const { model, sensors } = status;
+  const facts = [
+    ["Backend", model.backend],
+    ["Variant", model.variant],
+    ["Glimpses", `${Number(model.glimpse_fps)} per s, ${model.segments} per window`],
+    ["Up", seconds(status.uptime_s)],
+  ];
+  if (typeof sensors.temperature_c === "number") facts.push(["Temperature", `${Math.round(sensors.temperature_c)} °C`]);
+  if (typeof sensors.power_w === "number") facts.push(["Power", `${sensors.power_w.toFixed(1)} W`]);
+  if (status.stalled_s > 5) facts.push(["Stalled for", seconds(status.stalled_s)]);
+  while (list.children.length > facts.length) list.lastElementChild.remove();
+  facts.forEach(([name, value], place) => {
+    const item = list.children[place] ?? list.appendChild(make("li", "", "", make("span"), " ", make("b")));
+    say(item.firstElementChild, name);
+    say(item.lastElementChild, value);
+  });
+}

@@ -1,0 +1,63 @@
+// The connection over which everything comes that happens; it is opened again for as long as the page is.
+
+const KINDS = ["hello", "look", "window", "event", "notice", "status"];
+const SILENT_MS = 6000; // The server says something every second.
+const FIRST_PAUSE_MS = 1000;
+const LONGEST_PAUSE_MS = 8000;
+
+export class Live {
+  /** `take(kind, entry)` is handed what comes, `changed(connected)` is told when the connection comes and goes. */
+  constructor(take, changed) {
+    this.take = take;
+    this.changed = changed;
+    this.pauseMs = FIRST_PAUSE_MS;
+    this.heardMs = Date.now();
+    setInterval(() => this.check(), 1000);
+    this.open();
+  }
+
+  open() {
+    this.retry = null;
+    this.heardMs = Date.now();
+    const stream = (this.stream = new EventSource("/api/live"));
+    for (const kind of KINDS) {
+      stream.addEventListener(kind, (message) => {
+        if (stream !== this.stream) return;
+        this.heardMs = Date.now();
+        this.take(kind, JSON.parse(message.data));
+        if (kind === "hello") {
+          this.pauseMs = FIRST_PAUSE_MS;
+          this.changed(true);
+        }
+      });
+    }
+    stream.addEventListener("error", () => {
+      if (stream === this.stream) this.lost();
+    });
+  }
+
+  check() {
+    if (!this.retry && Date.now() - this.heardMs > SILENT_MS) this.lost();
+  }
+
+  async lost() {
+    this.stream.close();
+    this.stream = null;
+    this.changed(false);
+    clearTimeout(this.retry);
+    this.retry = setTimeout(() => this.again(), this.pauseMs);
+    this.pauseMs = Math.min(2 * this.pauseMs, LONGEST_PAUSE_MS);
+  }
+
+  async again() {
+    try {
+      // An event stream does not tell why it was refused; a login may have ended, or the server be another one.
+      const answer = await fetch("/api/status", { signal: AbortSignal.timeout(5000) });
+      if (answer.status === 401) return location.assign("/login");
+      this.open();
+    } catch {
+      this.retry = setTimeout(() => this.again(), this.pauseMs);
+      this.pauseMs = Math.min(2 * this.pauseMs, LONGEST_PAUSE_MS);
+    }
+  }
+}

@@ -1,0 +1,191 @@
+// The page: puts what comes from the server into its cards and lists.
+
+import { Camera } from "./camera.js";
+import { Card } from "./card.js";
+import { say } from "./dom.js";
+import { Events, Results, showFacts } from "./lists.js";
+import { Live } from "./live.js";
+import { Upload } from "./upload.js";
+
+const MOST_PICTURES = 24; // Per second, of all streams that are shown: more helps nobody, and takes cores from the model.
+const BANNER_MS = 1500; // A connection that is back at once was not worth a word.
+
+const page = {
+  hello: null,
+  model: null,
+  labels: [],
+  cards: new Map(),
+  connected: false,
+  clockS: 0,
+  large: null,
+  expected: null,
+
+  /** The server's time: this machine's clock may be off. */
+  nowS: () => Date.now() / 1000 + page.clockS,
+
+  pictureFps() {
+    const shown = [...page.cards.values()].filter((card) => card.visible && !card.paused).length;
+    return Math.max(1, Math.min(page.hello.picture_fps, MOST_PICTURES / Math.max(1, shown)));
+  },
+
+  enlarge(card) {
+    if (page.cards.size < 2) return;
+    page.large = page.large === card.name ? null : card.name;
+    arrange();
+    if (page.large) card.element.scrollIntoView({ block: "nearest" });
+  },
+
+  /** A source is about to come that should be brought into view. */
+  expect(name, smooth) {
+    page.expected = { name, smooth };
+    seek();
+  },
+};
+
+const streams = document.getElementById("streams");
+const nothing = document.getElementById("nothing");
+const events = new Events(document.getElementById("events"), page);
+const results = new Results(document.getElementById("results"));
+let upload = null;
+let camera = null;
+
+function arrange() {
+  const solo = page.cards.size === 1;
+  for (const card of page.cards.values()) {
+    const large = !solo && page.large === card.name;
+    card.element.classList.toggle("solo", solo);
+    card.element.classList.toggle("large", large);
+    const button = card.find(".enlarge");
+    button.setAttribute("aria-pressed", String(large));
+    button.setAttribute("aria-label", large ? "Make small again" : "Enlarge");
+    button.title = button.getAttribute("aria-label");
+  }
+  nothing.hidden = page.cards.size > 0;
+  say(nothing, "No streams. Classify a file, or use this browser’s camera.");
+}
+
+function seek() {
+  const card = page.expected && page.cards.get(page.expected.name);
+  if (!card) return;
+  card.element.scrollIntoView({ block: "nearest", behavior: page.expected.smooth ? "smooth" : "auto" });
+  page.expected = null;
+}
+
+function cardOf(name) {
+  let card = page.cards.get(name);
+  if (!card) {
+    card = new Card(name, page);
+    page.cards.set(name, card);
+    streams.append(card.element);
+    arrange();
+    seek();
+  }
+  return card;
+}
+
+const take = {
+  hello(hello) {
+    page.hello = hello;
+    events.clear();
+    results.clear();
+    for (const card of page.cards.values()) {
+      Object.assign(card.curve, { points: [], windows: [], spanS: hello.curve_s });
+      card.curve.events.clear();
+    }
+    if (hello.status.model) take.status(hello.status);
+    for (const [name, points] of Object.entries(hello.curves)) {
+      if (page.cards.has(name)) page.cards.get(name).curve.points = points;
+    }
+    for (const entry of hello.looks) page.cards.get(entry.source)?.recall(entry);
+    const past = [
+      ...hello.events.map((entry) => ["event", entry]),
+      ...hello.notices.map((entry) => ["notice", entry]),
+    ].sort((one, other) => one[1].wall_s - other[1].wall_s);
+    for (const [kind, entry] of past) take[kind](entry);
+    for (const entry of hello.windows) take.window(entry);
+    document.getElementById("sign-out").hidden = !hello.sign_out;
+    say(document.getElementById("drop-hint"), `Drop or choose one, up to ${hello.max_upload_mb} MB`);
+    upload ??= new Upload(page);
+    camera ??= new Camera(page);
+  },
+
+  status(status) {
+    page.clockS = status.now_s - Date.now() / 1000;
+    page.model = status.model;
+    page.labels = status.model.classes;
+    showFacts(document.getElementById("facts"), status);
+    const there = new Set(status.sources.map((source) => source.name));
+    for (const [name, card] of page.cards) {
+      if (there.has(name)) continue;
+      card.remove();
+      page.cards.delete(name);
+      if (page.large === name) page.large = null;
+    }
+    for (const source of status.sources) cardOf(source.name).status(source);
+    arrange();
+  },
+
+  look(entry) {
+    page.cards.get(entry.source)?.look(entry);
+  },
+
+  window(entry) {
+    results.window(entry);
+    page.cards.get(entry.source)?.curve.windows.push(entry.wall_s);
+  },
+
+  event(entry) {
+    events.event(entry);
+    page.cards.get(entry.source)?.curve.event(entry);
+  },
+
+  notice(entry) {
+    events.notice(entry);
+    if (["lost", "failed"].includes(entry.notice)) page.cards.get(entry.source)?.trouble(entry.text);
+  },
+};
+
+const banner = document.getElementById("banner");
+const link = document.getElementById("link");
+let bannerTimer = null;
+
+function connection(connected) {
+  page.connected = connected;
+  document.body.classList.toggle("offline", !connected);
+  link.dataset.state = connected ? "live" : "lost";
+  say(link.querySelector(".text"), connected ? "Live" : "Lost");
+  clearTimeout(bannerTimer);
+  bannerTimer = null;
+  if (connected) {
+    banner.hidden = true;
+    say(banner, "");
+    return;
+  }
+  bannerTimer = setTimeout(() => {
+    banner.hidden = false;
+    say(banner, "The connection to the server is lost. Trying again by itself; what is shown is from before.");
+  }, BANNER_MS);
+}
+
+for (const input of document.querySelectorAll("#theme input")) {
+  input.checked = input.value === document.documentElement.dataset.theme;
+  input.addEventListener("change", () => {
+    document.documentElement.dataset.theme = input.value;
+    try {
+      localStorage.setItem("adafocus-theme", input.value);
+    } catch {
+      // Then it lasts as long as the page.
+    }
+    for (const card of page.cards.values()) card.curve.draw(page.nowS(), page.labels);
+  });
+}
+
+addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !page.large) return;
+  const card = page.cards.get(page.large);
+  page.large = null;
+  arrange();
+  card?.find(".enlarge").focus();
+});
+
+new Live((kind, entry) => take[kind](entry), connection);

@@ -1,0 +1,214 @@
+"""Classifying a file that a browser sends: received within limits, classified beside the live sources, removed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import tempfile
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
+from adafocus_edge.serve.guard import refusal
+from adafocus_edge.sources import VIDEO_SUFFIXES, Source
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+
+    from adafocus_edge.classify import Result
+    from adafocus_edge.serve.options import ServeOptions
+    from adafocus_edge.serve.run import Run
+
+MB = 1_000_000
+CHUNK_BYTES = 1 << 20
+"""Written to disk at a time."""
+SILENCE_S = 30.0
+"""A sender that sends nothing for this long has given up."""
+DRAIN_BYTES = 32 * MB
+DRAIN_S = 10.0
+"""What is still read of a body that is too large: a browser reads no answer before it has sent all."""
+LONGEST_NAME = 120
+HEAD_BYTES = 64
+TEXT_BYTES = frozenset(range(0x20, 0x7F)) | frozenset(b"\t\r\n\x0c")
+TEXT_VIDEO = b"YUV4MPEG2"
+"""The one kind of video file that begins with text."""
+
+
+class RefusedError(Exception):
+    """An upload that is answered with an error."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Uploads:
+    """Takes files and classifies them, a few at a time.
+
+    Args:
+        run: that classifies.
+        options: how large, and how many.
+    """
+
+    def __init__(self, run: Run, options: ServeOptions) -> None:
+        self.under_way = 0
+        self.done = 0
+        self.closing = asyncio.Event()
+        self._run, self._options = run, options
+
+    async def classify(self, request: Request) -> Response:
+        """Answer ``POST /api/classify``: the body is the file, ``X-File-Name`` (percent-encoded) or ``name`` its name.
+
+        Answers with the result as ``classify --json`` prints it, or with an error that names the sender's file.
+        """
+        given = request.query_params.get("name") or unquote(request.headers.get("x-file-name", ""))
+        name = file_name(given)
+        if self.under_way >= self._options.most_uploads:
+            return refusal(
+                429, f"{name or 'the file'}: {self.under_way} files are being classified already: try again later",
+                {"Retry-After": "5"},
+            )  # fmt: skip
+        self.under_way += 1
+        path: Path | None = None
+        cancel = threading.Event()
+        try:
+            suffix = _checked_suffix(name)
+            handle, made = await run_in_threadpool(tempfile.mkstemp, suffix, "adafocus-upload-")
+            path = Path(made)
+            await self._receive(request, handle, name)
+            result = await self._result(request, Source(name, str(path)), cancel)
+            self.done += 1
+            return JSONResponse({**result.to_json(), "source": name})
+        except RefusedError as error:
+            return refusal(error.status, str(error))
+        except SourceError as error:
+            return refusal(422, _shown(str(error), path, name))
+        except UsageError as error:  # no room beside the live sources
+            return refusal(429, _shown(str(error), path, name), {"Retry-After": "5"})
+        except AdaFocusError as error:
+            return refusal(503, _shown(str(error), path, name))
+        except ClientDisconnect:
+            return refusal(400, f"{name}: the upload was cut short")
+        except OSError as error:
+            return refusal(507, f"{name}: cannot be kept while it is classified ({error.strerror})")
+        finally:
+            cancel.set()
+            self.under_way -= 1
+            if path is not None:
+                with suppress(OSError):
+                    path.unlink()
+
+    async def _receive(self, request: Request, handle: int, name: str) -> None:
+        """Write the body to an open file and close it. Raises ``RefusedError``."""
+        limit_bytes = self._options.max_upload_mb * MB
+        too_large = f"{name}: larger than {self._options.max_upload_mb} MB: send a shorter part of it"
+        body = aiter(request.stream())
+        with open(handle, "wb", buffering=0) as file:
+            declared = request.headers.get("content-length", "")
+            if declared.isdigit() and int(declared) > limit_bytes:
+                if request.headers.get("expect", "").lower() != "100-continue":  # else it has not begun
+                    await _drain(body)
+                raise RefusedError(413, too_large)
+            received = 0
+            chunk = bytearray()
+            checked = False
+            while True:
+                try:
+                    part = await asyncio.wait_for(anext(body, None), SILENCE_S)
+                except asyncio.TimeoutError:
+                    raise RefusedError(408, f"{name}: nothing came for {SILENCE_S:.0f} s") from None
+                if part is None:
+                    break
+                received += len(part)
+                if received > limit_bytes:
+                    await _drain(body)
+                    raise RefusedError(413, too_large)
+                chunk += part
+                if not checked and len(chunk) >= HEAD_BYTES:
+                    _check_head(chunk[:HEAD_BYTES], name)
+                    checked = True
+                if len(chunk) >= CHUNK_BYTES:
+                    await run_in_threadpool(_write_all, file, bytes(chunk))
+                    chunk.clear()
+            if not received:
+                raise RefusedError(400, f"{name}: the file is empty")
+            if not checked:
+                _check_head(chunk, name)
+            await run_in_threadpool(_write_all, file, bytes(chunk))
+
+    async def _result(self, request: Request, source: Source, cancel: threading.Event) -> Result:
+        """Wait for the result; give up when the sender is gone or the server closes."""
+        future = asyncio.wrap_future(self._run.submit_clip(source, cancel))
+        gone = asyncio.ensure_future(request.receive())  # the body was read: what comes next is the end
+        closing = asyncio.ensure_future(self.closing.wait())
+        try:
+            await asyncio.wait((future, gone, closing), return_when=asyncio.FIRST_COMPLETED)
+            if future.done():
+                return future.result()
+            raise RefusedError(503, f"{source.name}: the server is closing")
+        finally:
+            for waiting in (gone, closing, future):
+                waiting.cancel()
+
+
+def file_name(given: str) -> str:
+    """Return the last part of a file's name as its sender knows it, fit to be shown in one line."""
+    last = re.split(r"[/\\]", given)[-1]
+    shown = "".join(letter for letter in last if letter.isprintable()).strip()
+    if len(shown) <= LONGEST_NAME:
+        return shown
+    stem, dot, suffix = shown.rpartition(".")
+    return f"{stem[: LONGEST_NAME - 20]}...{dot}{suffix[:16]}"
+
+
+def _checked_suffix(name: str) -> str:
+    """Return the suffix of a video's name. Raises ``RefusedError``."""
+    if not name:
+        raise RefusedError(400, "the file has no name: give it in the header X-File-Name or as ?name=")
+    suffix = Path(name).suffix.lower()
+    if suffix not in VIDEO_SUFFIXES:
+        known = ", ".join(sorted(kind[1:] for kind in VIDEO_SUFFIXES))
+        raise RefusedError(415, f"{name}: not a video by its name; there are {known}")
+    return suffix
+
+
+def _check_head(head: bytes | bytearray, name: str) -> None:
+    """Refuse text: decoders take some of it for playlists, which name other files on this machine."""
+    text = head.startswith((b"\xef\xbb\xbf", b"#EXTM3U")) or all(byte in TEXT_BYTES for byte in head)
+    if text and not head.startswith(TEXT_VIDEO):
+        raise RefusedError(422, f"{name}: not a video but text")
+
+
+async def _drain(body: AsyncIterator[bytes]) -> None:
+    async def read() -> None:
+        left = DRAIN_BYTES
+        async for part in body:
+            left -= len(part)
+            if left <= 0:
+                return
+
+    with suppress(asyncio.TimeoutError, ClientDisconnect):
+        await asyncio.wait_for(read(), DRAIN_S)
+
+
+def _write_all(file: Any, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _shown(text: str, path: Path | None, name: str) -> str:
+    """Put the sender's name for the temporary file into a message."""
+    if path is not None:
+        text = text.replace(str(path), name).replace(path.name, name)
+    return " ".join(text.replace(tempfile.gettempdir() + os.sep, "").split())
