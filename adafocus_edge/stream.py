@@ -542,6 +542,7 @@ class LiveRun:
             "width": counters.width,
             "height": counters.height,
             "frames": counters.frames,
+            "picked": counters.picked,
             "glimpses": strand.glimpses,
             "windows": strand.windows,
             "dropped": counters.dropped,
