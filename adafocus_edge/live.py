@@ -22,7 +22,7 @@ from adafocus_edge.events import EventRule
 from adafocus_edge.live_options import DEFAULT_GLIMPSE_FPS, FOREVER, LiveArguments
 from adafocus_edge.messages import Event, Listener, Look, Message, Notice, Window, to_line
 from adafocus_edge.report import console, print_result, printable
-from adafocus_edge.stream import LiveOptions, LiveRun, RunStatus
+from adafocus_edge.stream import LiveOptions, LiveRun, RunStatus, few_arenas
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -368,6 +368,7 @@ def run_live(
     Raises:
         AdaFocusError: the options contradict each other, a sink cannot be opened, or the model failed.
     """
+    few_arenas()
     options = live_options(arguments, _solved_at(classifier), patient=len(sources) > 1)
     with ExitStack() as stack:
         log = stack.enter_context(run_log(arguments.log, printing.quiet, arguments.rotate_mb, arguments.keep))
@@ -420,6 +421,7 @@ def serve_live(
     """
     from adafocus_edge.serve import Server
 
+    few_arenas()
     guests = options.most_cameras + options.most_uploads
     arguments = replace(arguments, realtime=True)
     live = live_options(arguments, _solved_at(classifier), patient=True, most_guests=guests)

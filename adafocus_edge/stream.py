@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections.abc import Sequence
@@ -32,6 +33,11 @@ WAIT_S = 0.1
 """How often the model's thread looks around while no frame comes."""
 BEAT_S = 1.0
 """How often rates are sampled."""
+TRIM_S = 60.0
+"""How often memory that is free goes back to the system."""
+MOST_ARENAS = 2
+M_ARENA_MAX = -8
+"""Of glibc's ``mallopt``."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,17 @@ class RunStatus:
     def to_json(self) -> dict[str, Any]:
         """Return it as the page, ``--status`` and the end of a run show it."""
         return asdict(self)
+
+
+def few_arenas() -> None:
+    """Let all threads share few heaps: with one for each of a hundred threads, months of frames would fragment them."""
+    with suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, MOST_ARENAS)
+
+
+def _trim() -> None:
+    with suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _State:
@@ -292,7 +309,7 @@ class LiveRun:
         self._running, self._beat_s = True, time.monotonic()
         for strand in self._strands.values():
             strand.capture.start()
-        next_beat_s = 0.0
+        next_beat_s, next_trim_s = 0.0, time.monotonic() + TRIM_S
         try:
             while not stop.is_set() and time.monotonic() < until_s:
                 seen, clips, over = self._gather(min(WAIT_S, until_s - time.monotonic()))
@@ -306,6 +323,9 @@ class LiveRun:
                     for strand in self._strands.values():
                         strand.frames_rate.rate(strand.capture.counters.frames)
                         strand.glimpses_rate.rate(strand.glimpses)
+                if self._beat_s >= next_trim_s:
+                    next_trim_s = self._beat_s + TRIM_S
+                    _trim()
                 if not self.options.most_guests and all(s.over for s in self._strands.values()):
                     break
         finally:
