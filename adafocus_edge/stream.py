@@ -218,7 +218,6 @@ class LiveRun:
         self._arrived = threading.Condition()
         self._strands: dict[str, _Strand] = {}
         self._jobs: list[_ClipJob] = []
-        self._guests = 0
         self._events = 0
         self._sensors = SensorReader()
         self._began_s = time.monotonic()
@@ -361,11 +360,11 @@ class LiveRun:
         deadline = time.monotonic() + wait_s
         with self._arrived:
             while True:
+                self._drop_jobs()
                 strands = self._admit()
                 seen = [(strand, frame) for strand in strands if (frame := strand.capture.take()) is not None]
                 clips = [(job, taken) for job in self._jobs if (taken := job.take()) is not None]
                 over = [strand for strand in strands if strand.capture.finished]
-                self._drop_jobs()
                 left_s = deadline - time.monotonic()
                 if seen or clips or over or left_s <= 0:
                     return seen, clips, over
@@ -501,7 +500,6 @@ class LiveRun:
         strand.states, strand.over = [], True
         if not strand.kept:
             with self._arrived:
-                self._guests -= 1
                 self._strands = {n: s for n, s in self._strands.items() if s is not strand}
 
     def _drop_jobs(self) -> None:
@@ -511,7 +509,6 @@ class LiveRun:
             if not (complete or job.result.done() or job.cancelled.is_set()):
                 continue
             self._jobs.remove(job)
-            self._guests -= 1
             if job.lane is not None:
                 self._lanes.leave(job.lane)
             if complete and not job.result.done():
@@ -526,10 +523,11 @@ class LiveRun:
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _let_in(self) -> None:
-        """Count a guest in. ``arrived`` is held."""
-        if self._guests >= self.options.most_guests:
-            raise UsageError(f"{self._guests} cameras and clips are under way already: try again later")
-        self._guests += 1
+        """Refuse a guest where there is no room. ``arrived`` is held."""
+        guests = sum(not strand.kept for strand in self._strands.values())
+        guests += sum(not job.result.done() for job in self._jobs)
+        if guests >= self.options.most_guests:
+            raise UsageError(f"{guests} cameras and clips are under way already: try again later")
 
     def _strand(self, source: Source, feed: Feed | None, *, kept: bool) -> _Strand:
         capture = Capture(
