@@ -369,6 +369,7 @@ def decoded_or_none(path):
 
 
 def test_what_cannot_be_is_said_before_the_run(tmp_path):
+    before = threading.active_count()
     file = tmp_path / "file"
     file.touch()
     for options, text in (
@@ -384,5 +385,5 @@ def test_what_cannot_be_is_said_before_the_run(tmp_path):
         Recorder(Path("/proc/recordings"), SPEC, print)
     with pytest.raises(AdaFocusError, match="cannot be written"):
         Recorder(file / "below", SPEC, print)
-    assert threading.active_count() == 1
+    assert threading.active_count() <= before  # no thread was begun
     assert WALL_S
