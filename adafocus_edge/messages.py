@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adafocus_edge.classify import Guess, Result, Step
 
 NoticeKind = Literal["connected", "lost", "reconnected", "changed", "ended", "failed"]
+MOST_TOLD = 100
 PATIENCE_S = 0.2
 """How often one that waits for a full queue looks whether it should still."""
 CLOSE_S = 5.0
@@ -192,6 +193,26 @@ class Hearer(Protocol):
         """Take a message; must not block."""
 
 
+class OnceTeller:
+    """Tells each trouble of something the first time only, and no more than :data:`MOST_TOLD` of them.
+
+    Args:
+        name: of what has the trouble.
+        tell: takes one line.
+    """
+
+    def __init__(self, name: str, tell: Callable[[str], None]) -> None:
+        self._name, self._tell = name, tell
+        self._told: set[str] = set()
+
+    def __call__(self, error: Exception) -> None:
+        """Tell an error, unless its text was told before."""
+        text = f"{self._name}: {str(error) or type(error).__name__}"
+        if text not in self._told and len(self._told) < MOST_TOLD:
+            self._told.add(text)
+            self._tell(text)
+
+
 class Listener:
     """Receives messages of a live run. A sub-class says which it wants, and does its work in a thread of its own.
 
@@ -215,8 +236,7 @@ class Listener:
         self.failed = 0
         self.handled = 0
         self.patient_until: threading.Event | None = None  # until then, a full queue is waited for
-        self._tell = tell
-        self._told: set[str] = set()
+        self._tell_once = OnceTeller(name, tell)
         self._queue: queue.Queue[Message | None] = queue.Queue(waiting)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"listener {name}", daemon=True)
@@ -286,10 +306,7 @@ class Listener:
             work(*arguments)
         except Exception as error:  # a sink's trouble is never the run's
             self.failed += 1
-            text = f"{self.name}: {str(error) or type(error).__name__}"
-            if text not in self._told and len(self._told) < 100:
-                self._told.add(text)
-                self._tell(text)
+            self._tell_once(error)
 
 
 def iso(wall_s: float) -> str:

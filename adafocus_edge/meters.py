@@ -32,15 +32,11 @@ class LatencyMeter:
     def __init__(self) -> None:
         self._kept: deque[float] = deque(maxlen=LATENCIES)
         self._lock = threading.Lock()
-        self.count = 0
-        self.total_ms = 0.0
 
     def add(self, latency_ms: float) -> None:
         """Add one."""
         with self._lock:
             self._kept.append(latency_ms)
-            self.count += 1
-            self.total_ms += latency_ms
 
     def percentiles(self) -> Percentiles:
         """Return those of the last :data:`LATENCIES`."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
 from adafocus_edge.files import write_file
-from adafocus_edge.messages import CLOSE_S, LiveFrame, Look, Message, iso
+from adafocus_edge.messages import CLOSE_S, LiveFrame, Look, Message, OnceTeller, iso
 from adafocus_edge.upkeep import safe_name, stamp
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ class Screen:
         self.failed = 0
         self.handled = 0
         self._spec = spec
-        self._tell = tell
-        self._told: set[str] = set()
+        self._tell_once = OnceTeller(self.name, tell)
         self._pygame = _open_display()
         self._lock = threading.Lock()
         self._sources: list[str] = []  # in the order in which they came
@@ -202,10 +201,7 @@ class Screen:
                 self._rgb = frame.to_rgb()
             except Exception as error:  # one frame's trouble is not the run's
                 self.failed += 1
-                text = f"{self.name}: {str(error) or type(error).__name__}"
-                if text not in self._told and len(self._told) < 100:
-                    self._told.add(text)
-                    self._tell(text)
+                self._tell_once(error)
                 return False
             self.handled += 1
         self._shown, self._shown_look = frame, look

@@ -148,11 +148,6 @@ class Board(Listener):
         return len(self._watchers)
 
     @property
-    def watchers_dropped(self) -> int:
-        """Messages that those who watch now were too slow for."""
-        return sum(watcher.dropped for watcher in self._watchers)
-
-    @property
     def full(self) -> bool:
         """Whether there is no room for one more watcher."""
         return len(self._watchers) >= self._options.most_viewers
