@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -139,7 +140,11 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
     batches = tuple(sorted({1, bundle.model.segments, request.options.streams}))
     wanted = Engines(built_for, variant, request.options, batches)
     rows: list[Row] = []
-    with _alone(folder), tempfile.TemporaryDirectory(prefix=".build.", dir=folder) as scratch:
+    with (
+        _alone(folder),
+        _interruptions() as check,
+        tempfile.TemporaryDirectory(prefix=".build.", dir=folder) as scratch,
+    ):
         for left in folder.glob(".build.*"):  # of a build that was killed
             if left != Path(scratch):
                 shutil.rmtree(left, ignore_errors=True)
@@ -152,16 +157,46 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
         kept = {} if there is None else {g: info for g, info in there.engines.items() if reasons.get(g) is None}
         engines = replace(wanted, engines=kept)
         for graph, reason in reasons.items():
+            check()
             if reason is not None:
                 path = _graph_file(bundle, variant, graph, Path(scratch), join)
                 started = time.monotonic()
                 cache = folder.parent / f"timing-{library.name}-{library.version}-{device}.cache"
-                plan = _build_one(library, path, graph, engines, bundle.model.frame_size, cache, progress)
+                plan = _build_one(library, path, graph, engines, bundle.model.frame_size, cache, progress, check)
                 info = _keep(folder, graph, plan, hashes[graph], time.monotonic() - started)
                 engines = replace(engines, engines={**engines.engines, graph: info})
                 write_engines(folder, engines)
             rows.append(Row(graph, reason, engines.engines[graph]))
     return Built(folder, engines, tuple(rows))
+
+
+@contextmanager
+def _interruptions() -> Iterator[Callable[[], None]]:
+    """Note Ctrl-C where a library swallows it: one that comes while TensorRT calls back into Python is lost there.
+
+    Yields what raises ``KeyboardInterrupt`` if there was one.
+    """
+    came = threading.Event()
+    before = signal.getsignal(signal.SIGINT)
+
+    def check() -> None:
+        if came.is_set():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield check
+        return
+
+    def note(number: int, frame: Any) -> None:
+        came.set()
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+        check()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _check_options(library: Library, options: BuildOptions) -> None:
@@ -284,7 +319,14 @@ def _keep(folder: Path, graph: str, plan: bytes, graph_sha256: str, seconds: flo
 
 
 def _build_one(
-    library: Library, path: Path, graph: str, wanted: Engines, frame_size: int, cache: Path, progress: Progress
+    library: Library,
+    path: Path,
+    graph: str,
+    wanted: Engines,
+    frame_size: int,
+    cache: Path,
+    progress: Progress,
+    check: Callable[[], None],
 ) -> bytes:
     """Build one engine. Raises ``BuildError``, or what interrupted it."""
     trt, logger = library.module, library.logger()
@@ -306,6 +348,7 @@ def _build_one(
                 profile.set_shape(name, *shapes)
             config.add_optimization_profile(profile)
         timings = _timing_cache(library, config, cache)
+        check()
         plan = _run(library, builder, network, config, graph, progress)
         if plan is None:
             raise BuildError(f"{path}: {library.title} cannot build it: {complaints(logger)}")

@@ -223,6 +223,30 @@ def test_an_interrupted_build_ends_at_once_and_leaves_what_is_done(bundle):
         assert sha256_of(folder / info.file) == info.sha256
 
 
+def test_an_interruption_that_tensorrt_swallows_still_ends_the_build(bundle, monkeypatch):
+    """One that comes while its logger calls back into Python: seen in CI as a build that went on to its end."""
+    library = nvinfer.find_library("tensorrt-rtx")
+
+    class Interrupted(library.module.ILogger):
+        def __init__(self):
+            super().__init__()
+            self.errors, self.calls = [], 0
+
+        def log(self, severity, text):
+            self.calls += 1
+            if self.calls == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    logger = Interrupted()
+    monkeypatch.setattr(nvinfer.Library, "logger", lambda self: logger)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        built(bundle, targets=("sm_89",))
+    assert logger.calls > 3
+    assert not list((bundle.path / "engines").glob("*/engines.json"))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_two_builds_do_not_meet(bundle):
     import fcntl
 
