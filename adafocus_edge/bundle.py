@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -106,6 +106,39 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Profile:
+    """A setting that `adafocus-edge tune` found for a demand on a device.
+
+    Attributes:
+        backend: that ran it.
+        variant: of the bundle.
+        schedule: ``clip`` or ``stream``.
+        segments: frames of a clip.
+        threads: for computing on the CPU.
+        exit: ``SET/ORDER`` of exit thresholds, or empty.
+        device: it was measured on.
+        demand: that it meets, in words.
+        latency_ms: the latency that was demanded, as measured.
+        top1: in percent, on the clips that it was measured on.
+        clips: how many those were.
+        created: UTC time, ISO 8601.
+    """
+
+    backend: str
+    variant: str
+    schedule: Literal["clip", "stream"]
+    segments: int
+    threads: int
+    exit: str
+    device: str
+    demand: str
+    latency_ms: float
+    top1: float
+    clips: int
+    created: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What ``bundle.json`` holds.
 
@@ -116,6 +149,7 @@ class Manifest:
         variants: graphs by variant and graph name.
         provenance: where it comes from.
         thresholds: named sets of exit thresholds, each for one or more orders of frames.
+        profiles: settings that `adafocus-edge tune` found, by name.
         reports: free-form reports: the export's parity, the calibration's accuracy.
         format_version: of this manifest.
     """
@@ -126,6 +160,7 @@ class Manifest:
     variants: dict[str, dict[str, GraphInfo]]
     provenance: Provenance
     thresholds: dict[str, tuple[ExitThresholds, ...]] = field(default_factory=dict)
+    profiles: dict[str, Profile] = field(default_factory=dict)
     reports: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -157,6 +192,19 @@ class Bundle:
         if name not in variants:
             raise UsageError(f"{self.path}: no variant {name!r}; it holds: {', '.join(variants)}")
         return name
+
+    def profile(self, name: str) -> Profile:
+        """Return a named profile. Raises ``UsageError`` if there is none, or if it no longer fits the bundle."""
+        profiles = self.manifest.profiles
+        if name not in profiles:
+            known = ", ".join(profiles) or "none: `adafocus-edge tune` makes them"
+            raise UsageError(f"{self.path}: no profile {name!r}; there are: {known}")
+        found = profiles[name]
+        kind, _, order = found.exit.partition("/")
+        orders = [one.order for one in self.manifest.thresholds.get(kind, ())]
+        if found.variant not in self.manifest.variants or (found.exit and order not in orders):
+            raise UsageError(f"{self.path}: profile {name!r} uses what the bundle no longer has: tune again")
+        return found
 
     def graph_path(self, variant: str, graph: str) -> Path:
         """Return the file of one graph."""

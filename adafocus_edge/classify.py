@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -69,6 +69,7 @@ class Result:
         model_ms: of that, inside the glimpse loop.
         backend: that ran it.
         variant: that was run.
+        step_ms: ``model_ms`` of each glimpse; on the clip schedule all but the last graph's work is in the first one's.
     """
 
     source: str
@@ -81,6 +82,7 @@ class Result:
     model_ms: float
     backend: str
     variant: str
+    step_ms: tuple[float, ...] = ()
 
     def to_json(self, *, logits: bool = False) -> dict[str, Any]:
         """Return the result as design.md's object for ``--json``."""
@@ -163,16 +165,17 @@ class Classifier:
             read = list(frames)
             frames = iter([read[position] for position in viewing_order(self.exits.order, len(read))])
         steps: list[Step] = []
-        model_s = 0.0
+        step_ms: list[float] = []
         for index, glimpse, seconds in self._glimpses(frames):
-            model_s += seconds
+            step_ms.append(seconds * 1e3)
             steps.append(self.step(len(steps), index, clip.time_s(index), glimpse))
             if self.is_sure(steps[-1]):
                 break
         latency_ms = (time.perf_counter() - started) * 1e3
         start_s = None if clip.duration_s is None else 0.0
         exited = len(steps) < spec.segments
-        return self.result(source.name, start_s, clip.duration_s, steps, exited, latency_ms, model_s * 1e3), clip
+        result = self.result(source.name, start_s, clip.duration_s, steps, exited, latency_ms, sum(step_ms))
+        return replace(result, step_ms=tuple(step_ms)), clip
 
     def _decoded_on_gpu(self, clip: Clip) -> Iterator[tuple[int, Any]]:
         from adafocus_edge.nvdec import decoded_frames

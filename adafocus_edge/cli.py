@@ -108,10 +108,30 @@ class ScheduleName(str, Enum):
     STREAM = "stream"
 
 
+class LatencyName(str, Enum):
+    """Values of ``tune --latency``."""
+
+    MODEL = "model"
+    WHOLE = "whole"
+    STEP = "step"
+
+
+class PercentileName(str, Enum):
+    """Values of ``tune --percentile``."""
+
+    MEDIAN = "median"
+    P95 = "p95"
+    P99 = "p99"
+
+
 DEFAULT_MODEL_NOTE = (
     "the default model: `fight` or `no_fight` in surveillance video (its MODEL_CARD.md says what it is not for)"
 )
 DEFAULT_TOP_K = 5
+QUICK_CLIPS = 12
+"""Clips of ``benchmark --quick``."""
+BENCHMARK_WIDTH = 220
+"""Columns of a benchmark's table in a pipe."""
 LOCALHOST = "127.0.0.1"
 VIDEO_CONTAINERS = (".mp4", ".mov", ".mkv")
 TERMINATED = 143
@@ -571,6 +591,312 @@ def build(
 
     console().print(build_table(done))
     console().print(f"{done.folder}: {where_built(done.engines)}", markup=False, soft_wrap=True)
+
+
+Backends = Annotated[str | None, typer.Option(help="By commas. [default: those that can run here]")]
+Variants = Annotated[str | None, typer.Option(help="By commas. [default: those made for each backend]")]
+Exits = Annotated[str | None, typer.Option(help="Threshold sets by commas, or none. [default: all of the bundle]")]
+ThreadCounts = Annotated[str | None, typer.Option(help="CPU threads, by commas. [default: usable cores]")]
+Rounds = Annotated[int, typer.Option(min=1, help="In each of which every setting has its turn.")]
+ClipCount = Annotated[int, typer.Option(min=1, help="Clips to judge accuracy on, at most.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the choice of clips and of the order in a round.")]
+LabelledData = Annotated[
+    Path | None, typer.Option(help="Folder with a sub-folder per class; CSV `video,class`; or a split list.")
+]
+SplitFrames = Annotated[Path | None, typer.Option(help="For a split list: the folder its paths lie in.")]
+
+
+@app.command()
+def benchmark(
+    bundle: Annotated[
+        list[Path] | None, typer.Argument(help="One or more bundles. [default: the default model]")
+    ] = None,
+    data: LabelledData = None,
+    frames: SplitFrames = None,
+    backends: Backends = None,
+    variants: Variants = None,
+    schedules: Annotated[str, typer.Option(help="By commas.")] = "clip,stream",
+    exits: Exits = None,
+    segments: Annotated[str | None, typer.Option(help="Frames per clip, by commas. [default: the model's]")] = None,
+    streams: Annotated[str, typer.Option(help="Clips that step together, by commas.")] = "1",
+    threads: ThreadCounts = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            help="To compare with, by commas, or none: pytorch-eager, pytorch-compile, openvino, whole-frames, "
+            "glancer-alone, centre-patches, random-patches. [default: all; with --quick none]"
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights of the PyTorch peers. [default: random ones, timed only]")
+    ] = None,
+    peer_checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option(help="A checkpoint of any stage to compare with, by PyTorch, such as stage 0's; may be repeated."),
+    ] = None,
+    rounds: Rounds = 30,
+    clips: ClipCount = 128,
+    quick: Annotated[bool, typer.Option("--quick", help="Few clips, few rounds, no peers: under a minute.")] = False,
+    seed: Seed = 1007,
+    multi_label: Annotated[bool, typer.Option("--multi-label", help="mAP by all labels of a clip (FCVID).")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report here; a run that was broken off goes on.")
+    ] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the rows as CSV.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the report as Markdown.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write fronts, curves and bars as a PNG.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page that needs nothing else.")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--from", help="Measure nothing: take this report, for the outputs and --compare.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="An older report: exit with 1 if accuracy or latency got worse.")
+    ] = None,
+    max_slowdown: Annotated[float, typer.Option(min=0.0, help="Percent that --compare lets a median grow.")] = 10.0,
+    max_accuracy_drop: Annotated[float, typer.Option(min=0.0, help="Points that --compare lets top-1 fall.")] = 1.0,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Weigh accuracy against latency: every setting of a bundle that can run here, and what to compare it with."""
+    del debug
+    from adafocus_edge.bench import compare as comparing
+    from adafocus_edge.bench.tables import csv_text
+    from adafocus_edge.bench.tables import markdown as as_markdown
+    from adafocus_edge.files import write_text
+
+    _check_plot_name(plot)
+    if plot is not None or html is not None:
+        from adafocus_edge.plot import check_plot
+
+        check_plot(plot or html or Path())
+    old = None if compare is None else comparing.read_report(compare)
+    if report is not None:
+        if bundle or data is not None:
+            raise UsageError("--from takes a report that is there: it needs no bundle and no --data")
+        made = comparing.read_report(report)
+    else:
+        grid = _Grid(backends, variants, schedules, exits, segments, streams, threads, peers, quick=quick)
+        asked = _Benchmark(data, frames, checkpoint, tuple(peer_checkpoint or ()), multi_label, json_file, quiet)
+        made = asked.run(bundle or [], grid, 3 if quick else rounds, min(clips, QUICK_CLIPS) if quick else clips, seed)
+    found = None
+    if compare is not None and old is not None:
+        found = comparing.compare(made, old, comparing.Limits(max_slowdown / 100, max_accuracy_drop))
+        made = {**made, "compared": comparing.to_json(found, compare)}
+    if json_file is not None:
+        write_text(json_file, json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+    if csv_file is not None:
+        write_text(csv_file, csv_text(made))
+    if markdown is not None:
+        write_text(markdown, as_markdown(made))
+    if plot is not None or html is not None:
+        from adafocus_edge.bench.picture import draw, write_page
+
+        if plot is not None:
+            draw(made, plot)
+        if html is not None:
+            write_page(made, html)
+    _print_benchmark(made)
+    if found is not None:
+        for note in found.notes:
+            _say(f"note: {note}", quiet)
+        for sentence in found.worse:
+            _fail(f"worse: {sentence}", 1)
+        _say(f"compared {found.rows} rows with {compare}: {len(found.worse)} findings", quiet)
+        if found.worse:
+            raise typer.Exit(1)
+
+
+@app.command()
+def tune(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="Folder of the bundle; the profile is stored in it. [default: the default model, with -o]"),
+    ] = None,
+    data: LabelledData = None,
+    max_latency_ms: Annotated[float | None, typer.Option(min=0.0, help="At most this; the most accurate wins.")] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option(min=0.0, max=100.0, help="At least this top-1 in percent; the fastest wins.")
+    ] = None,
+    latency: Annotated[
+        LatencyName, typer.Option(help="Of a clip in the model, of the whole from file to result, or of a glimpse.")
+    ] = LatencyName.MODEL,
+    percentile: Annotated[PercentileName, typer.Option(help="Which of the latencies counts.")] = PercentileName.P95,
+    name: Annotated[str, typer.Option(help="Of the profile.")] = "tuned",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Copy the bundle there first, and store it in the copy.")
+    ] = None,
+    frames: SplitFrames = None,
+    backends: Backends = None,
+    variants: Variants = None,
+    exits: Exits = None,
+    segments: Annotated[
+        str | None, typer.Option(help="Frames per clip, by commas. [default: the model's, half, a quarter]")
+    ] = None,
+    threads: ThreadCounts = None,
+    rounds: Rounds = 20,
+    clips: ClipCount = 128,
+    seed: Seed = 1007,
+    force: Annotated[bool, typer.Option("--force", help="Replace a profile of that name.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Find the setting that meets a demand on this device, and store it as a profile for `classify --profile`."""
+    del debug
+    from adafocus_edge.bench.tune import Demand, choose, profile_of
+    from adafocus_edge.bundle import copied_bundle, default_bundle, read_bundle, update_bundle
+
+    demand = Demand(max_latency_ms, min_accuracy, latency.value, percentile.value)
+    if data is None:
+        raise UsageError("--data is missing: labelled clips, best such that neither training nor calibration saw")
+    if bundle is None and output is None:
+        raise UsageError("--output is missing: the default model itself is not written to")
+    if not name or not name.isprintable() or "/" in name:
+        raise UsageError(f"--name {name!r}: a word without /")
+    found = read_bundle(bundle or default_bundle())
+    if output is not None:
+        found = copied_bundle(found, output)
+    if name in found.manifest.profiles and not force:
+        raise UsageError(f"{found.path}: has a profile {name!r} already; give another --name, or --force")
+    own = found.model.segments
+    wanted = segments or ",".join(map(str, dict.fromkeys((own, max(1, own // 2), max(1, own // 4)))))
+    grid = _Grid(backends, variants, "clip,stream", exits, wanted, "1", threads, "none")
+    asked = _Benchmark(data, frames, None, (), multi_label=False, json_file=None, quiet=quiet)
+    report = asked.run([found.path], grid, rounds, clips, seed)
+    row = choose(report, demand)
+    profile = profile_of(report, row, demand)
+    update_bundle(found.path, lambda manifest: replace(manifest, profiles={**manifest.profiles, name: profile}))
+    if as_json:
+        typer.echo(json.dumps({"bundle": str(found.path), "profile": name, **asdict(profile), "row": row}))
+        return
+    low, high = row["top1_interval_95"]
+    typer.echo(
+        f"{found.path}: profile {name!r}: {row['key'].partition(' ')[2]}: {percentile.value} "
+        f"{profile.latency_ms:.1f} ms, top-1 {profile.top1:.1f} % ({low:.0f} to {high:.0f}) on {profile.clips} clips\n"
+        f"use it: adafocus-edge classify VIDEO --bundle {found.path} --profile {name}"
+    )
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A grid of settings, as options give it: names and numbers by commas."""
+
+    backends: str | None
+    variants: str | None
+    schedules: str
+    exits: str | None
+    segments: str | None
+    streams: str
+    threads: str | None
+    peers: str | None
+    quick: bool = False
+
+    def read(self, *, labelled: bool, checkpoints: tuple[str, ...]) -> Any:
+        """Return it as a ``Grid``."""
+        from adafocus_edge.bench.rows import PEERS, Grid
+
+        peers = tuple(PEERS) if self.peers is None and not self.quick else _names("--peers", self.peers or "none")
+        return Grid(
+            backends=None if self.backends is None else _names("--backends", self.backends),
+            variants=None if self.variants is None else _names("--variants", self.variants),
+            schedules=_names("--schedules", self.schedules),
+            exits=None if self.exits is None else _names("--exits", self.exits),
+            segments=None if self.segments is None else _numbers("--segments", self.segments),
+            streams=_numbers("--streams", self.streams),
+            threads=None if self.threads is None else _numbers("--threads", self.threads),
+            peers=peers,
+            checkpoints=checkpoints,
+            labelled=labelled,
+        )
+
+
+@dataclass(frozen=True)
+class _Benchmark:
+    """What ``benchmark`` and ``tune`` measure on."""
+
+    data: Path | None
+    frames: Path | None
+    checkpoint: Path | None
+    checkpoints: tuple[Path, ...]
+    multi_label: bool
+    json_file: Path | None
+    quiet: bool
+
+    def run(self, paths: list[Path], grid: _Grid, rounds: int, clips: int, seed: int) -> dict[str, Any]:
+        """Measure, with a progress bar."""
+        from adafocus_edge.bench.run import Request
+        from adafocus_edge.bench.run import run as measure
+        from adafocus_edge.bundle import check_classes, default_bundle, read_bundle
+        from adafocus_edge.data import read_data
+
+        for path in (*self.checkpoints, *([self.checkpoint] if self.checkpoint is not None else [])):
+            if not path.is_file():
+                raise CheckpointError(f"{path}: no such checkpoint file")
+        if not paths:
+            _say(DEFAULT_MODEL_NOTE, self.quiet)
+        bundles: dict[str, Bundle] = {}
+        for path in paths or [default_bundle()]:
+            name = path.resolve().name
+            if name in bundles:
+                name = f"{path.resolve().parent.name}/{name}"
+            if name in bundles:
+                raise UsageError(f"{path}: two of the bundles have the same name")
+            bundles[name] = read_bundle(path)
+        split = None
+        if self.data is not None:
+            classes = next(iter(bundles.values())).classes
+            split = read_data(self.data, classes, self.frames)
+            for bundle in bundles.values():
+                check_classes(split.classes, bundle.model.classes, str(self.data))
+                if bundle.classes != classes:
+                    raise UsageError(f"{bundle.path}: names other classes than the first bundle")
+        checkpoints: dict[str, Path] = {}
+        for path in self.checkpoints:
+            run = path.resolve()  # runs are told apart by their folders: their checkpoints have the same names
+            checkpoints[f"{run.parent.name}/{run.name}"] = path
+        state = None if self.json_file is None else self.json_file.with_name(f".{self.json_file.name}.parts")
+        request = Request(
+            bundles, grid.read(labelled=split is not None, checkpoints=tuple(checkpoints)), split, clips=clips,
+            rounds=rounds, seed=seed, checkpoint=self.checkpoint, checkpoints=checkpoints,
+            multi_label=self.multi_label, state=state,
+        )  # fmt: skip
+        with _progress(self.quiet) as bars:
+            task = bars.add_task("starting", total=None)
+            try:
+                return measure(
+                    request, lambda what, count, of: bars.update(task, description=what, completed=count, total=of)
+                )
+            except KeyboardInterrupt:
+                if state is not None:
+                    _say("what was measured is kept: the same command goes on from there", self.quiet)
+                raise
+
+
+def _names(option: str, text: str) -> tuple[str, ...]:
+    """Read names by commas; ``none`` is none of them. Raises ``UsageError``."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise UsageError(f"{option} is empty: name some by commas")
+    return () if names == ("none",) else names
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    """Read whole numbers by commas. Raises ``UsageError``."""
+    names = _names(option, text)
+    if not names or not all(name.isascii() and name.isdecimal() for name in names):
+        raise UsageError(f"{option} {text}: takes whole numbers by commas")
+    return tuple(map(int, names))
+
+
+def _print_benchmark(report: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from adafocus_edge.bench.tables import tables
+
+    plain = Console(highlight=False)
+    to = plain if plain.is_terminal else Console(highlight=False, width=BENCHMARK_WIDTH)
+    for part in tables(report):
+        to.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
 @app.command()

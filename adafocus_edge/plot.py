@@ -26,7 +26,7 @@ def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
 
     Raises ``MissingExtraError`` without matplotlib, ``AdaFocusError`` if the file cannot be written.
     """
-    figure = _figure(11, 4.6)
+    figure = new_figure(11, 4.6)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     curve = found.curve()
     steps = [int(entry["step"]) + 1 for entry in curve]
@@ -54,7 +54,7 @@ def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
             for column in range(count):
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 right.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour)
-    _save(figure, path)
+    save_png(figure, path)
 
 
 def draw_calibration(bundle: Bundle, path: Path) -> None:
@@ -64,7 +64,7 @@ def draw_calibration(bundle: Bundle, path: Path) -> None:
     """
     report = bundle.manifest.reports["calibration"]
     rows, measured = report["rows"], report["measured"]
-    figure = _figure(15, 4.6)
+    figure = new_figure(15, 4.6)
     size, time, steps = figure.subplots(1, 3, sharey=True)
     for number, (name, row) in enumerate(rows.items()):
         low, high = row["top1_interval_95"]
@@ -95,10 +95,11 @@ def draw_calibration(bundle: Bundle, path: Path) -> None:
     size.set_xlim(left=0)
     time.set_xlim(left=0)
     figure.suptitle(f"{bundle.path.name}: {measured['clips']} clips, bars: 95 % intervals")
-    _save(figure, path)
+    save_png(figure, path)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure of so many inches. Raises ``MissingExtraError`` without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -111,12 +112,13 @@ def _figure(width: float, height: float) -> Any:
 
 def check_plot(path: Path) -> None:
     """Tell before a long run that a plot could not be drawn after it. Raises what :func:`draw_evaluation` would."""
-    _figure(1, 1)
+    new_figure(1, 1)
     if path.is_dir():
         raise AdaFocusError(f"{path}: is a folder, not a file to write")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_png(figure: Any, path: Path) -> None:
+    """Write a figure as PNG. Raises ``AdaFocusError``."""
     encoded = io.BytesIO()
     figure.savefig(encoded, format="png")
     write_file(path, encoded.getvalue())

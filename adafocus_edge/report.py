@@ -147,6 +147,11 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
             for one in sets
         )
         or "none",
+        "profiles": "; ".join(
+            f"{name}: {one.demand} ({one.backend}, {one.variant}: {one.top1:.1f} %, {one.latency_ms:.1f} ms)"
+            for name, one in manifest.profiles.items()
+        )
+        or "none",
     }
     for name, value in rows.items():
         model.add_row(name, escape(value))

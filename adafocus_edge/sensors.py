@@ -147,6 +147,48 @@ class SensorReader:
         return float(max(heats)) if heats else None, sum(powers) / 1000 if powers else None
 
 
+class EnergyCounters:
+    """Joules by the counters of the processors' packages (RAPL) and of the NVIDIA GPUs (NVML), since it was made.
+
+    Args:
+        root: see :class:`SensorReader`.
+
+    Attributes:
+        of: ``cpu``, ``gpu``, ``cpu and gpu``, or empty where nothing tells (RAPL's counters may be for root only).
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._files = [pair for pair in _energies(root / "sys" / "class" / "powercap") if _number(pair[0]) is not None]
+        self._nvml = _nvml() if root == Path("/") else None
+        self._gpu_began_mj = self._gpu_mj()
+        self.of = " and ".join(
+            name for name, there in (("cpu", self._files), ("gpu", self._gpu_began_mj is not None)) if there
+        )
+        self._before = [int(_number(file) or 0) for file, _ in self._files]
+        self._cpu_uj = 0
+
+    def joules(self) -> float | None:
+        """Return the joules so far, or None where nothing tells. To be asked before a counter begins anew twice."""
+        if not self.of:
+            return None
+        now = [int(_number(file) or 0) for file, _ in self._files]
+        for new, old, (_, range_uj) in zip(now, self._before, self._files, strict=True):
+            self._cpu_uj += new - old if new >= old else new - old + range_uj
+        self._before = now
+        gpu_mj = self._gpu_mj()
+        gpu_j = (gpu_mj - self._gpu_began_mj) / 1e3 if gpu_mj is not None and self._gpu_began_mj is not None else 0.0
+        return self._cpu_uj / 1e6 + gpu_j
+
+    def _gpu_mj(self) -> int | None:
+        """Return what all GPUs have drawn since their driver was loaded, in millijoules."""
+        if self._nvml is None:
+            return None
+        nvml, gpus = self._nvml
+        with suppress(Exception):  # older ones do not count
+            return sum(int(nvml.nvmlDeviceGetTotalEnergyConsumption(gpu)) for gpu in gpus)
+        return None
+
+
 def read_sensors(root: Path = Path("/")) -> Sensors:
     """Read the sensors of this machine, or of one whose ``/`` lies at ``root``; never raises, takes milliseconds."""
     return _reader(root).read()

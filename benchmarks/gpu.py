@@ -47,7 +47,7 @@ from adafocus_edge.bundle import Bundle, read_bundle
 from adafocus_edge.errors import AdaFocusError
 from adafocus_edge.glimpse import GlimpseStream, see_clip
 from adafocus_edge.types import GRAPHS
-from benchmarks.eager import OfficialWay
+from training.eager import OfficialWay
 from benchmarks.loop import real_frames
 from benchmarks.machine import save
 from benchmarks.official import GOLDEN, PATCH_SIZE, ROOT, make_checkpoint

@@ -102,7 +102,7 @@ def plain(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, 
     import torch
 
     from adafocus_edge.bundle import read_bundle
-    from benchmarks.eager import OfficialWay
+    from training.eager import OfficialWay
     from training.model import AdaFocus
 
     spec = read_bundle(bundle).model

@@ -94,7 +94,7 @@ def serve_eager(connection: Connection, options: argparse.Namespace) -> None:
     """Run eager PyTorch on request, the official way."""
     import torch
 
-    from benchmarks.eager import OfficialWay
+    from training.eager import OfficialWay
     from training.checkpoint import read_checkpoint
 
     torch.set_num_threads(options.threads)

@@ -1,32 +1,14 @@
-"""What machine a measurement was made on, so that its numbers can be read later."""
+"""Where the benchmarks' reports go, each with the machine that it was measured on."""
 
 from __future__ import annotations
 
 import json
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from adafocus_edge.doctor import examine
+from adafocus_edge.bench.machine import describe
 
 RESULTS = Path(__file__).with_name("results")
-
-
-def describe() -> dict[str, Any]:
-    """Return processor, memory, GPU and the versions of what was measured."""
-    findings = {finding.part: finding.detail for finding in examine()}
-    versions = {}
-    for name in ("torch", "torchvision", "onnxruntime-gpu", "onnxruntime", "numpy", "av", "pillow"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {
-        **{part: findings[part] for part in ("processor", "memory", "NVIDIA GPU")},
-        "python": platform.python_version(),
-        "versions": versions,
-    }
 
 
 def save(name: str, report: dict[str, Any]) -> Path:

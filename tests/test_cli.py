@@ -25,9 +25,9 @@ from adafocus_edge.bundle import default_bundle, read_bundle
 from adafocus_edge.capture import Capture, CaptureOptions
 from adafocus_edge.preprocess import sample_indices
 from adafocus_edge.sources import Source
-from benchmarks.eager import OfficialWay
 from tests.conftest import CLIPS, GOLDEN, GOLDEN_CASES, ROOT, SMALL, edge, one_line_error
 from tests.test_model import frames_of
+from training.eager import OfficialWay
 
 CLIP = CLIPS / "R6llTwEh07w.mp4"
 VERBS = ("prepare", "train", "evaluate", "export", "inspect", "doctor", "classify", "serve")

@@ -7,9 +7,9 @@ from PIL import Image
 
 from adafocus_edge.glimpse import GlimpseStream, see_clip
 from adafocus_edge.preprocess import preprocess
-from benchmarks.eager import OfficialWay
 from tests.conftest import GOLDEN, GOLDEN_CASES, official_spec, weights_of
 from training.checkpoint import ModelOptions, load_model, read_checkpoint
+from training.eager import OfficialWay
 from training.geometry import action_grid, crop, patch_corner
 from training.graphs import torch_model
 from training.model import AdaFocus, gru_step

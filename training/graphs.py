@@ -97,6 +97,10 @@ class TorchSession:
         self._record = record
         self.recorded: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
+    def compile(self) -> None:
+        """Let ``torch.compile`` compile the module, at its first run."""
+        self._module.compile()
+
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Run the module once."""
         given = (torch.from_numpy(np.ascontiguousarray(feeds[t.name])).to(self._device) for t in self.inputs)

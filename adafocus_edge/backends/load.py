@@ -15,6 +15,7 @@ from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, contract
 
 if TYPE_CHECKING:
     from adafocus_edge.backends.memory import Device
+    from adafocus_edge.backends.ort import Obstacle
     from adafocus_edge.bundle import Bundle
 
 BACKENDS = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
@@ -54,13 +55,9 @@ def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", thr
         backend = "onnxruntime-cpu"
     elif backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
-    elif backend != "onnxruntime-cpu":
-        obstacle = ort.gpu_obstacle() if backend == "tensorrt" else ort.cuda_obstacle()
-        if obstacle is None and backend == "onnxruntime-tensorrt":
-            obstacle = ort.tensorrt_obstacle()
-        if obstacle is not None:
-            fix = f"{obstacle.fix}, or " if obstacle.fix else ""
-            raise BackendError(f"{backend} cannot run here: {obstacle.why}; {fix}use --backend onnxruntime-cpu")
+    elif (found := obstacle(backend)) is not None:
+        fix = f"{found.fix}, or " if found.fix else ""
+        raise BackendError(f"{backend} cannot run here: {found.why}; {fix}use --backend onnxruntime-cpu")
     if backend == "tensorrt":
         return _with_engines(bundle, variant)
     kept = None
@@ -71,6 +68,18 @@ def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", thr
         bundle.model, lambda graph: bundle.graph_path(variant, graph), variant, backend, threads,
         step=STEP_GRAPH in graphs, kept=kept,
     )  # fmt: skip
+
+
+def obstacle(backend: str) -> Obstacle | None:
+    """Say why a backend of :data:`BACKENDS` cannot run on this machine, or return None if it should."""
+    from adafocus_edge.backends import ort
+
+    if backend == "onnxruntime-cpu":
+        return None
+    found = ort.gpu_obstacle() if backend == "tensorrt" else ort.cuda_obstacle()
+    if found is None and backend == "onnxruntime-tensorrt":
+        found = ort.tensorrt_obstacle()
+    return found
 
 
 def open_graphs(

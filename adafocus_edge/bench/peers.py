@@ -1,0 +1,232 @@
+"""What a model is compared with, as models that the same loop runs: parts of it left out, or other runtimes."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.backends.load import CPU_BATCH, load_model, obstacle
+from adafocus_edge.bench.rows import CHECKPOINT_PEER
+from adafocus_edge.errors import BackendError, MissingExtraError
+from adafocus_edge.evaluate import FixedPolicy, with_patches
+from adafocus_edge.glimpse import Glimpse
+from adafocus_edge.types import GRAPHS, contract
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from adafocus_edge.backends.base import Session
+    from adafocus_edge.bundle import Bundle
+    from adafocus_edge.evaluate import Predict
+    from adafocus_edge.types import TensorSpec
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer that was loaded.
+
+    Attributes:
+        model: what the loop runs.
+        gflops_per_step: multiply-adds in units of 1e9.
+    """
+
+    model: LoadedModel
+    gflops_per_step: float
+
+
+class OnePiece:
+    """Something that turns a clip into logits in one call, behind the contract of a resident model's clip loop.
+
+    Args:
+        predict: uint8 [T, S, S, 3] to logits float32 [T, C].
+    """
+
+    def __init__(self, predict: Predict) -> None:
+        self._predict = predict
+
+    def clip(self, frames: int) -> OnePiece:
+        """Be its own loop."""
+        del frames
+        return self
+
+    def see(self, frames: list[NDArray[np.uint8]]) -> Glimpse:
+        """Predict one clip; where it looked is not known."""
+        logits = self._predict(np.stack(frames))
+        return Glimpse(np.zeros((len(frames), 2), np.float32), logits)
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class Constant:
+    """Stands in for a graph that is left out: gives zeros of the right shapes at no cost.
+
+    Args:
+        inputs: of the graph.
+        outputs: of the graph.
+    """
+
+    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._made: dict[int, dict[str, Any]] = {}
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Return zeros."""
+        rows = len(next(iter(feeds.values())))
+        if rows not in self._made:
+            self._made[rows] = {
+                spec.name: np.zeros([rows if side == "N" else int(side) for side in spec.shape], spec.dtype)
+                for spec in self.outputs
+            }
+        return self._made[rows]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class OpenVinoSession:
+    """One graph by OpenVINO on the CPU, set to answer one request as fast as it can.
+
+    Args:
+        path: of the graph.
+        threads: for computing.
+        inputs: what it takes.
+        outputs: what it gives.
+    """
+
+    def __init__(
+        self, path: Path, threads: int, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
+        import openvino
+
+        self.inputs, self.outputs = inputs, outputs
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        try:
+            self._compiled = openvino.Core().compile_model(path, "CPU", settings)
+        except RuntimeError as error:
+            raise BackendError(f"{path}: OpenVINO cannot take it: {str(error).strip().splitlines()[-1]}") from None
+        self._request = self._compiled.create_infer_request()
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the graph once."""
+        made = self._request.infer({name: np.ascontiguousarray(value) for name, value in feeds.items()})
+        # Its output tensors are used again by the next call.
+        return {spec.name: np.array(made[spec.name]) for spec in self.outputs}
+
+    def close(self) -> None:
+        """Drop it."""
+        del self._request, self._compiled
+
+
+def load_peer(bundle: Bundle, peer: str, threads: int, checkpoint: Path | None = None) -> Peer:
+    """Load what a bundle's model is compared with.
+
+    Args:
+        bundle: the model.
+        peer: one of :data:`adafocus_edge.bench.rows.PEERS`, or ``checkpoint:NAME``.
+        threads: for computing.
+        checkpoint: for ``pytorch-*``: whose weights to take, None for random ones; for ``checkpoint:``: what to run.
+
+    Raises:
+        MissingExtraError: what it needs is not installed.
+        BackendError: it cannot run here.
+    """
+    if peer == "pytorch-compile":
+        compiled: LoadedModel = _training(peer).compiled(bundle.model, checkpoint, threads)
+        return Peer(replace(compiled, backend=peer), gflops_per_step(bundle, peer))
+    if peer == "pytorch-eager":
+        predict = _training(peer).eager(bundle.model, checkpoint, threads)
+        return Peer(_one_piece(bundle, peer, predict), gflops_per_step(bundle, peer))
+    if peer.startswith(CHECKPOINT_PEER):
+        predict, gflops = _training(peer).whole(bundle.model, checkpoint, threads)
+        return Peer(_one_piece(bundle, peer, predict), gflops)
+    return Peer(_of_graphs(bundle, peer, threads), gflops_per_step(bundle, peer))
+
+
+def _training(peer: str) -> Any:
+    from adafocus_edge.cli import reach
+
+    return reach("training.peers", f"benchmark --peers {peer}", "train")
+
+
+def _one_piece(bundle: Bundle, peer: str, predict: Predict) -> LoadedModel:
+    sessions = {graph: Constant(*contract(bundle.model, graph)) for graph in GRAPHS}
+    piece: Any = OnePiece(predict)
+    return LoadedModel.of(bundle.model, sessions, peer, "fp32", bundle.model.segments, piece)
+
+
+def _of_graphs(bundle: Bundle, peer: str, threads: int) -> LoadedModel:
+    """Load the bundle's own graphs, some of them replaced."""
+    if peer == "openvino":
+        return _openvino(bundle, threads)
+    backend = "onnxruntime-cuda" if obstacle("onnxruntime-cuda") is None else "onnxruntime-cpu"
+    model = replace(load_model(bundle, "fp32", backend, threads), resident=None)
+    with ExitStack() as opened:
+        opened.callback(model.close)
+        if peer == "centre-patches":
+            made = with_patches(model, "centre")
+        elif peer == "random-patches":
+            made = with_patches(model, "random")
+        else:
+            made = replace(model, policy=FixedPolicy(model.policy.inputs, model.policy.outputs, None))
+            if peer == "whole-frames":
+                made = _whole(bundle, made)
+            else:
+                made = replace(made, focuser=Constant(*contract(model.spec, "focuser")))
+        opened.pop_all()
+    if not bundle.model.with_glancer and peer != "glancer-alone":
+        made = replace(made, glancer=Constant(*contract(model.spec, "glancer")))  # nothing reads what it gives
+    return replace(made, backend=peer)
+
+
+def _whole(bundle: Bundle, model: LoadedModel) -> LoadedModel:
+    """Let the focuser see whole frames."""
+    from adafocus_edge.backends.ort import OrtSession
+    from adafocus_edge.cli import reach
+
+    edited = reach("export.whole", "benchmark --peers whole-frames", "calibrate")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "focuser.onnx"
+        edited.on_whole_frames(bundle.model, bundle.graph_path("fp32", "focuser"), path)
+        if model.backend == "onnxruntime-cpu":
+            return replace(model, focuser=OrtSession(path))
+        raise BackendError("whole-frames runs on the CPU only")
+
+
+def _openvino(bundle: Bundle, threads: int) -> LoadedModel:
+    try:
+        import openvino  # noqa: F401
+    except ModuleNotFoundError:
+        raise MissingExtraError("`adafocus-edge benchmark --peers openvino`", "openvino", "openvino") from None
+    sessions: dict[str, Session] = {
+        graph: OpenVinoSession(bundle.graph_path("fp32", graph), threads, *contract(bundle.model, graph))
+        for graph in GRAPHS
+    }
+    return LoadedModel.of(bundle.model, sessions, "openvino", "fp32", CPU_BATCH)
+
+
+def gflops_per_step(bundle: Bundle, backend: str, variant: str = "fp32") -> float:
+    """Return the multiply-adds of one step of a bundle's model, or of a peer made of its parts, in units of 1e9."""
+    spec = bundle.model
+    graphs = {name: bundle.manifest.variants[variant][name].gflops for name in GRAPHS}
+    if backend in ("centre-patches", "random-patches", "whole-frames"):
+        graphs.pop("policy")
+        if not spec.with_glancer:
+            graphs.pop("glancer")
+    if backend == "glancer-alone":
+        graphs.pop("policy")
+        graphs.pop("focuser")
+    if backend == "whole-frames":  # convolutions everywhere: what they cost grows with the pixels
+        graphs["focuser"] *= (spec.frame_size / spec.patch_size) ** 2
+    return sum(graphs.values())

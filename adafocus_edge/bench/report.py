@@ -1,0 +1,305 @@
+"""From measurements to a report: a JSON object of rows, with fronts, ties, and what it all says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adafocus_edge.bench.rows import CHECKPOINT_PEER, PEERS
+from adafocus_edge.bench.stats import front, mcnemar, ratio, summary, told_apart
+from adafocus_edge.evaluate import exit_figures
+from adafocus_edge.exits import exit_steps
+from adafocus_edge.glimpse import softmax
+from adafocus_edge.metrics import accuracy_curve, wilson_interval
+from adafocus_edge.report import variant_totals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from adafocus_edge.bench.rows import Row, Skipped
+    from adafocus_edge.bench.state import State
+    from adafocus_edge.bench.timing import Timing
+    from adafocus_edge.bundle import Bundle
+    from adafocus_edge.exits import ExitThresholds
+
+Report = dict[str, Any]
+FRONTS = {"on_front": "model_ms", "on_whole_front": "whole_ms", "on_gflops_front": "gflops_per_clip"}
+"""A row's flags, each for one cost that accuracy is weighed against."""
+BY_CHANCE = 0.05
+"""Differences in accuracy that chance makes more often than this are not called differences."""
+WITHIN_POINTS = 1.0
+"""Of FP32's accuracy: what the fastest row may lose."""
+
+
+def assemble(
+    header: Report,
+    bundles: Mapping[str, Bundle],
+    rows: Sequence[Row],
+    state: State,
+    labels: list[tuple[int, ...]],
+    skipped: Iterable[Skipped],
+    *,
+    multi_label: bool,
+) -> Report:
+    """Make the report of everything that was measured; rows without a timing are left out."""
+    measured = [row for row in rows if state.whole.get(row.key) and row.loading.key in state.told]
+    right: dict[int, list[bool]] = {}
+    entries = []
+    for number, row in enumerate(measured, start=1):
+        bundle = bundles[row.loading.bundle]
+        entry = _entry(number, row, bundle, state)
+        logits = state.logits(row.seen)
+        if labels and logits is not None:
+            entry |= _accuracy(row, bundle, logits, labels, entry["gflops_per_step"], multi_label)
+            steps = _steps(row, bundle, logits)
+            found = logits[np.arange(len(steps)), steps].argmax(-1)
+            right[number] = [int(label) in of_clip[:1] for label, of_clip in zip(found, labels, strict=True)]
+        entries.append(entry)
+    times = [_by_round(state.whole[row.key], "model_ms") for row in measured]
+    for number, (entry, own) in enumerate(zip(entries, times, strict=True)):
+        entry["same_time_as"] = [
+            other["id"]
+            for place, (other, theirs) in enumerate(zip(entries, times, strict=True))
+            if place != number and own.keys() & theirs.keys() and not told_apart(own, theirs)
+        ]
+    for cost, name in (
+        ("model_ms", "on_front"),
+        ("whole_ms", "on_whole_front"),
+        ("gflops_per_clip", "on_gflops_front"),
+    ):
+        for entry, flag in zip(entries, front([_point(e, cost) for e in entries]), strict=True):
+            entry[name] = flag
+    report = {
+        **header,
+        "yardstick_ms": summary(list(state.yardstick.values())) if state.yardstick else None,
+        "energy_of": next((told["energy_of"] for told in state.told.values() if told["energy_of"]), None),
+        "bundles": {name: _about(bundle) for name, bundle in bundles.items()},
+        "rows": entries,
+        "skipped": [asdict(one) for one in skipped],
+    }
+    report["findings"] = list(_findings(report, dict(zip((e["id"] for e in entries), times, strict=True)), right))
+    return report
+
+
+def _about(bundle: Bundle) -> Report:
+    spec = bundle.model
+    return {
+        "path": str(bundle.path),
+        "glancer": spec.glancer,
+        "focuser": spec.focuser,
+        "patch_size": spec.patch_size,
+        "frame_size": spec.frame_size,
+        "segments": spec.segments,
+        "classes": spec.classes,
+        "checkpoint_sha256": bundle.manifest.provenance.checkpoint_sha256,
+    }
+
+
+def _point(entry: Report, cost: str) -> tuple[float, float | None]:
+    value = entry.get(cost)
+    if value is None or entry["streams"] > 1:
+        return float("inf"), None
+    return float(value["median"] if isinstance(value, dict) else value), entry.get("top1")
+
+
+def _by_round(timings: Mapping[int, Timing], what: str) -> dict[int, float]:
+    return {round_: getattr(timing, what) for round_, timing in timings.items()}
+
+
+def _entry(number: int, row: Row, bundle: Bundle, state: State) -> Report:
+    """Return a row's identity and all that was timed."""
+    loading, told = row.loading, state.told[row.loading.key]
+    whole, parts = state.whole[row.key], state.parts.get(row.key, {})
+    model_ms = summary([timing.model_ms for timing in whole.values()])
+    entry: Report = {
+        "id": number,
+        "key": row.key,
+        "bundle": loading.bundle,
+        "patch_size": bundle.model.patch_size,
+        "backend": loading.backend,
+        "variant": loading.variant,
+        "schedule": row.schedule,
+        "exit": row.exit or None,
+        "segments": row.segments,
+        "streams": row.streams,
+        "threads": loading.threads,
+        "peer": loading.peer,
+        "model_ms": model_ms,
+        "whole_ms": None
+        if row.streams > 1
+        else summary([t.whole_ms for t in whole.values() if t.whole_ms is not None]),
+        "step_ms": None if row.schedule == "clip" else summary([ms for t in whole.values() for ms in t.step_ms]),
+        "clips_per_s": round(row.streams * 1e3 / model_ms["median"], 3),
+        "size_mb": None if loading.peer else round(variant_totals(bundle, loading.variant)[0], 3),
+        "load_ms": round(told["load_ms"], 1),
+        "cold_start_ms": round(told["cold_start_ms"], 1),
+        "host_mb": round(told["host_mb"], 1),
+        "device_mb": told["device_mb"],
+        "joules_per_clip": None,
+        "gflops_per_step": round(told["gflops_per_step"], 6),
+        "mean_steps": round(float(np.mean([timing.steps for timing in whole.values()])), 4),
+        "parts_ms": None,
+        "parts_over_whole": None,
+        "samples_ms": [round(timing.model_ms, 3) for timing in whole.values()],
+    }
+    entry["gflops_per_clip"] = round(entry["mean_steps"] * told["gflops_per_step"], 4)
+    joules = [timing.joules for timing in whole.values() if timing.joules is not None]
+    if joules:
+        entry["joules_per_clip"] = round(float(np.mean(joules)) / row.streams, 4)
+    in_parts = [timing.parts_ms for timing in parts.values() if timing.parts_ms]
+    if in_parts:
+        entry["parts_ms"] = {part: summary([found[part] for found in in_parts]) for part in in_parts[0]}
+        both = sorted(parts.keys() & whole.keys())
+        sums = [sum((parts[round_].parts_ms or {}).values()) for round_ in both]
+        wholes = [whole[round_].whole_ms or 0.0 for round_ in both]
+        entry["parts_over_whole"] = round(float(np.median(np.array(sums) / np.maximum(wholes, 1e-9))), 4)
+    return entry
+
+
+def _thresholds(row: Row, bundle: Bundle) -> ExitThresholds | None:
+    name, _, order = row.exit.partition("/")
+    return next((one for one in bundle.manifest.thresholds.get(name, ()) if one.order == order), None)
+
+
+def _steps(row: Row, bundle: Bundle, logits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the step, from 0, after which each clip ends."""
+    thresholds = _thresholds(row, bundle)
+    if thresholds is None:
+        return np.full(len(logits), logits.shape[1] - 1)
+    return exit_steps(logits, thresholds)
+
+
+def _accuracy(
+    row: Row,
+    bundle: Bundle,
+    logits: NDArray[np.float32],
+    labels: list[tuple[int, ...]],
+    gflops_per_step: float,
+    multi_label: bool,
+) -> Report:
+    first = np.array([of_clip[0] for of_clip in labels])
+    probabilities = softmax(logits)
+    curve = accuracy_curve(probabilities, labels, multi_label=multi_label)
+    steps = _steps(row, bundle, logits)
+    final = probabilities[np.arange(len(steps)), steps]
+    right = int((final.argmax(-1) == first).sum())
+    low, high = wilson_interval(right, len(first))
+    found: Report = {
+        "top1": round(100 * right / len(first), 4),
+        "top1_interval_95": [round(100 * low, 2), round(100 * high, 2)],
+        "mAP": round(accuracy_curve(final[:, None], labels, multi_label=multi_label)[0]["mAP"], 4),
+        "per_step_top1": [round(step["top1"], 4) for step in curve],
+    }
+    if (thresholds := _thresholds(row, bundle)) is not None:
+        figures = exit_figures(logits, first, thresholds, gflops_per_step)
+        found |= {name: figures[name] for name in ("mean_steps", "gflops_per_clip", "top1_random_exit")}
+    return found
+
+
+# -- what it says ------------------------------------------------------------------------------------------------------
+
+
+def _findings(
+    report: Report, times: Mapping[int, Mapping[int, float]], right: Mapping[int, Sequence[bool]]
+) -> Iterable[str]:
+    """Yield what a reader would want to be told, one sentence each: what pays on this device, and what does not."""
+    for name in report["bundles"]:
+        rows = [row for row in report["rows"] if row["bundle"] == name and row["streams"] == 1]
+        reference = next(
+            (r for r in rows if not r["peer"] and r["variant"] == "fp32" and r["schedule"] == "clip"
+             and r["segments"] == report["bundles"][name]["segments"]), None
+        )  # fmt: skip
+        if reference is None:
+            continue
+        yield from _against_peers(name, reference, rows, times, right)
+        yield from _of_exits(name, reference, rows, times, right)
+        if (sentence := _fastest(name, reference, rows, times)) is not None:
+            yield sentence
+
+
+def _against_peers(
+    name: str,
+    reference: Report,
+    rows: list[Report],
+    times: Mapping[int, Mapping[int, float]],
+    right: Mapping[int, Sequence[bool]],
+) -> Iterable[str]:
+    for peer in (row for row in rows if row["peer"]):
+        faster = _faster(times[peer["id"]], times[reference["id"]])
+        text = f"{name}: {_called(peer)}: {faster} FP32's {reference['model_ms']['median']:.1f} ms per clip"
+        if "top1" in peer and peer["id"] in right and reference["id"] in right:
+            chance = mcnemar(right[reference["id"]], right[peer["id"]])
+            text += f", top-1 {peer['top1']:.1f} % against {reference['top1']:.1f} %"
+            if chance > BY_CHANCE:
+                text += " (chance alone may explain the difference)" if peer["top1"] != reference["top1"] else ""
+            cheaper = peer["model_ms"]["median"] < reference["model_ms"]["median"]
+            worse = peer["top1"] < reference["top1"] and chance <= BY_CHANCE
+            if cheaper and not worse and peer["backend"] in ("whole-frames", "glancer-alone", "centre-patches",
+                                                             "random-patches"):  # fmt: skip
+                text += ". Here the policy's patches do not pay"
+            elif cheaper and not worse and peer["backend"].startswith(CHECKPOINT_PEER):
+                text += ". Here AdaFocus does not pay"
+        yield text + "."
+
+
+def _of_exits(
+    name: str,
+    reference: Report,
+    rows: list[Report],
+    times: Mapping[int, Mapping[int, float]],
+    right: Mapping[int, Sequence[bool]],
+) -> Iterable[str]:
+    """Say what early exit gains against all steps of the clip schedule, which batches what it sees."""
+    for row in rows:
+        same = row["variant"] == reference["variant"] and row["backend"] == reference["backend"]
+        if not row["exit"] or not same or row["threads"] != reference["threads"] or "top1" not in row:
+            continue
+        text = (
+            f"{name}: --exit {row['exit']} takes {row['mean_steps']:.1f} of {row['segments']} steps: "
+            f"{_faster(times[row['id']], times[reference['id']])} all steps, top-1 {row['top1']:.1f} % against "
+            f"{reference['top1']:.1f} %"
+        )
+        if row["model_ms"]["median"] >= reference["model_ms"]["median"]:
+            text += ". Stopping early does not pay: one frame at a time costs more than it saves"
+        elif mcnemar(right[row["id"]], right[reference["id"]]) > BY_CHANCE and row["top1"] != reference["top1"]:
+            text += " (chance alone may explain the difference)"
+        yield text + "."
+
+
+def _fastest(name: str, reference: Report, rows: list[Report], times: Mapping[int, Mapping[int, float]]) -> str | None:
+    """Say which row within a point of FP32's accuracy is the fastest, and how it compares with eager PyTorch."""
+    if "top1" not in reference:
+        return None
+    near = [r for r in rows if not r["peer"] and r.get("top1", -1.0) >= reference["top1"] - WITHIN_POINTS]
+    best = min(near, key=lambda row: row["model_ms"]["median"])
+    text = (
+        f"{name}: the fastest setting within {WITHIN_POINTS:g} point of FP32's {reference['top1']:.1f} % is row "
+        f"{best['id']} ({_called(best)}): {best['model_ms']['median']:.1f} ms per clip, top-1 {best['top1']:.1f} %"
+    )
+    eager = next((row for row in rows if row["backend"] == "pytorch-eager"), None)
+    if eager is not None:
+        middle, low, high = ratio(times[eager["id"]], times[best["id"]])
+        text += f", {middle:.1f} times ({low:.1f} to {high:.1f}) faster than {PEERS['pytorch-eager']}"
+    return text + "."
+
+
+def _faster(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
+    middle, low, high = ratio(theirs, ours)
+    if not told_apart(ours, theirs):
+        return "takes as long as"
+    if middle >= 1:
+        return f"{middle:.2f} times ({low:.2f} to {high:.2f}) faster than"
+    return f"{1 / middle:.2f} times ({1 / high:.2f} to {1 / low:.2f}) slower than"
+
+
+def _called(row: Report) -> str:
+    if row["backend"] in PEERS:
+        return PEERS[row["backend"]]
+    if row["peer"]:
+        return f"the checkpoint {row['backend'].removeprefix(CHECKPOINT_PEER)}, by PyTorch"
+    exit_ = f", --exit {row['exit']}" if row["exit"] else ""
+    return f"{row['backend']}, {row['variant']}, {row['schedule']} schedule, {row['threads']} threads{exit_}"

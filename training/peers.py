@@ -1,0 +1,91 @@
+"""What `adafocus-edge benchmark` compares a bundle with, in PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.errors import BackendError, UsageError
+from adafocus_edge.evaluate import Predict
+from adafocus_edge.types import ModelSpec
+from training.checkpoint import ModelOptions, load_model, read_checkpoint
+from training.eager import OfficialWay
+from training.graphs import torch_model
+from training.model import AdaFocus
+from training.predict import load_predictor
+
+SEED = 1007
+"""Of weights where there is no checkpoint: they decide nothing about time."""
+
+
+def eager(spec: ModelSpec, checkpoint: Path | None, threads: int) -> Predict:
+    """Return the official way to run a model, in eager PyTorch.
+
+    Args:
+        spec: the model's shapes.
+        checkpoint: its weights, or None for random ones.
+        threads: for computing.
+
+    Raises:
+        BackendError: a model that the official code does not know.
+    """
+    if spec.consensus != "gru":
+        raise BackendError("the official way is written for the GRU classifier")
+    device = _ready(threads)
+    weights = _model(spec, checkpoint).state_dict()
+    official = OfficialWay(weights, spec.focuser, spec.patch_size, spec.glance_size)
+    for part in vars(official).values():
+        if isinstance(part, torch.nn.Module):
+            part.to(device)
+
+    def predict(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = official.clip(torch.from_numpy(frames).to(device))[1].cpu().numpy()
+        return logits
+
+    return predict
+
+
+def compiled(spec: ModelSpec, checkpoint: Path | None, threads: int) -> LoadedModel:
+    """Return a model whose graphs ``torch.compile`` has compiled; arguments and errors as :func:`eager`."""
+    device = _ready(threads)
+    loaded, sessions = torch_model(_model(spec, checkpoint).to(device).eval())
+    for session in sessions.values():
+        session.compile()
+    return loaded
+
+
+def whole(spec: ModelSpec, checkpoint: Path | None, threads: int) -> tuple[Predict, float]:
+    """Return a checkpoint of any stage as something that predicts clips, and its GFLOPs per frame.
+
+    Of stage 0, it is a backbone on whole frames, with the classifier that it was trained with.
+
+    Raises:
+        UsageError: it sees other frames than the bundle.
+    """
+    assert checkpoint is not None
+    found = load_predictor(checkpoint, ModelOptions(), "policy", "clip", threads)
+    for name in ("frame_size", "segments", "fit", "motion_gap_s", "classes"):
+        ours, theirs = getattr(spec, name), getattr(found.spec, name)
+        if ours != theirs:
+            raise UsageError(f"{checkpoint}: its {name} is {theirs}, the bundle's is {ours}: they see other clips")
+    return found.predict, found.gflops_per_step
+
+
+def _ready(threads: int) -> torch.device:
+    torch.set_num_threads(threads)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _model(spec: ModelSpec, checkpoint: Path | None) -> AdaFocus:
+    if checkpoint is None:
+        torch.manual_seed(SEED)
+        return AdaFocus(spec).eval()
+    options = ModelOptions(patch_size=spec.patch_size, glance_size=spec.glance_size, num_segments=spec.segments)
+    model = load_model(read_checkpoint(checkpoint), options)
+    if (model.spec.focuser, model.spec.classes) != (spec.focuser, spec.classes):
+        raise UsageError(f"{checkpoint}: is not the checkpoint of the bundle ({spec.focuser}, {spec.classes} classes)")
+    return model
