@@ -6,7 +6,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,8 @@ WAIT_S = 0.1
 """How often the model's thread looks around while no frame comes."""
 BEAT_S = 1.0
 """How often rates are sampled."""
+CLOSE_S = 0.5
+"""How long the end waits for sources; those that hang are left to their daemon threads."""
 TRIM_S = 60.0
 """How often memory that is free goes back to the system."""
 MOST_ARENAS = 2
@@ -307,7 +309,8 @@ class LiveRun:
         until_s = float("inf") if duration_s is None else time.monotonic() + duration_s
         self._running, self._beat_s = True, time.monotonic()
         for strand in self._strands.values():
-            strand.capture.start()
+            if strand.kept:  # a guest may have come already, and has begun then
+                strand.capture.start()
         next_beat_s, next_trim_s = 0.0, time.monotonic() + TRIM_S
         try:
             while not stop.is_set() and time.monotonic() < until_s:
@@ -338,8 +341,9 @@ class LiveRun:
             for job in self._jobs:
                 job.cancelled.set()
                 job.fail(SourceError(f"{job.source.name}: the run has ended"))
+            deadline = time.monotonic() + CLOSE_S  # for all: the outputs must be finished, too
             for strand in strands:
-                strand.capture.close()
+                strand.capture.close(max(0.0, deadline - time.monotonic()))
 
     @property
     def errors(self) -> dict[str, AdaFocusError]:
@@ -514,11 +518,11 @@ class LiveRun:
             if complete and not job.result.done():
                 latency_ms = (time.monotonic() - job.started_s) * 1e3
                 start_s = None if job.duration_s is None else 0.0
-                job.result.set_result(
-                    self._classifier.result(
-                        job.source.name, start_s, job.duration_s, job.steps, False, latency_ms, job.model_s * 1e3
-                    )
+                result = self._classifier.result(
+                    job.source.name, start_s, job.duration_s, job.steps, False, latency_ms, job.model_s * 1e3
                 )
+                with suppress(InvalidStateError):  # given up meanwhile
+                    job.result.set_result(result)
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
