@@ -282,6 +282,12 @@ class Capture:
                 reason = str(error)
                 if self._file:
                     raise
+            except AdaFocusError:
+                raise
+            except Exception as error:  # whatever a decoder or a driver may raise is no reason to give a source up
+                if self._file or self._feed is not None:
+                    raise
+                reason = f"{self.name}: cannot be read on ({type(error).__name__}: {error})"
             if self._stop.is_set():
                 break
             seen = self.counters.frames > before
