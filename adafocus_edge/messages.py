@@ -6,6 +6,7 @@ import json
 import queue
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -287,6 +288,16 @@ class Listener:
                     except queue.Empty:
                         pass
             self._thread.join(max(0.1, deadline - time.monotonic()))
+            if self._thread.is_alive():
+                self._drop_waiting()
+
+    def _drop_waiting(self) -> None:
+        """Count what still waits, and let the thread end once it is done with the message in its hands."""
+        with suppress(queue.Empty):
+            while True:
+                self.dropped += self._queue.get_nowait() is not None
+        with suppress(queue.Full):
+            self._queue.put_nowait(None)
 
     def _run(self) -> None:
         while True:
