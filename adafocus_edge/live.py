@@ -133,7 +133,7 @@ class Printer(Listener):
                 told = f"event {message.number} {message.kind}: {message.label}, up to {message.peak:.0%}"
                 at_s = message.start_s if message.end_s is None else message.end_s
                 self._line(f"{message.source}  {at_s:.1f} s  {told}")
-        except BrokenPipeError:
+        except (BrokenPipeError, SystemExit):  # the latter is what rich makes of it
             self._gone()
 
     def _line(self, text: str) -> None:

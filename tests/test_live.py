@@ -298,6 +298,89 @@ def test_guests_come_and_go_beside_the_sources(small_bundle: Path) -> None:
         until(lambda: not capture_threads())
 
 
+def test_a_guest_that_comes_before_the_run_begins_is_let_in(small_bundle: Path) -> None:
+    kept, stop = Kept(), threading.Event()
+    with classifier_of(small_bundle, schedule="stream") as classifier:
+        run = LiveRun(classifier, [], LiveOptions(CaptureOptions(1000.0), most_guests=1), [kept])
+        feed = run.open_feed("phone")
+        thread = threading.Thread(target=run.run, args=(stop,))
+        thread.start()
+
+        def seen() -> bool:
+            feed.push(lambda: np.zeros((48, 64, 3), np.uint8), 64, 48)
+            return bool(kept.of(Window)) or not thread.is_alive()
+
+        try:
+            until(seen)
+            assert run.status().alive
+        finally:
+            stop.set()
+            thread.join(30)
+            kept.close()
+
+
+def test_a_clip_that_is_given_up_at_its_end_does_not_end_the_run(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        classifier_of(small_bundle, schedule="stream") as classifier,
+        running(classifier, [], LiveOptions(most_guests=1)) as (_, run),
+    ):
+        results = []
+        made = classifier.result
+
+        def late(*arguments: Any) -> Any:
+            results[0].cancel()  # as a browser that leaves at this very moment
+            return made(*arguments)
+
+        monkeypatch.setattr(classifier, "result", late)
+        results.append(run.submit_clip(Source("clip", str(FIGHT))))
+        until(lambda: results[0].cancelled() and not run._jobs)
+        time.sleep(0.3)
+        assert run.status().alive
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of tune"), MemoryError()])
+@pytest.mark.usefixtures("soon")
+def test_what_nobody_foresaw_is_a_source_that_is_lost(
+    error: Exception, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pictures(source: Source, stop: threading.Event, *_: Any) -> Iterator[Any]:
+        yield (lambda: np.zeros((48, 64, 3), np.uint8)), 64, 48
+        raise error
+
+    monkeypatch.setattr(capturing, "_camera_pictures", pictures)
+    monkeypatch.setattr(capturing, "_address_pictures", pictures)
+    with (
+        classifier_of(small_bundle, schedule="stream") as classifier,
+        running(classifier, ["0", "udp://127.0.0.1:9"], LiveOptions()) as (kept, _),
+    ):
+        until(lambda: kept.kinds().count("reconnected") >= 4)
+    lost = {notice.text for notice in kept.of(Notice) if notice.kind == "lost"}
+    assert any(f"camera 0: cannot be read on ({type(error).__name__}" in text for text in lost)
+
+
+def test_sources_that_hang_are_not_waited_for_one_after_the_other(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+
+    def hang(*_: Any) -> Iterator[Any]:
+        release.wait()
+        yield from ()
+
+    monkeypatch.setattr(capturing, "_camera_pictures", hang)
+    with classifier_of(small_bundle, schedule="stream") as classifier:
+        run = LiveRun(classifier, find_sources([str(number) for number in range(8)]), LiveOptions())
+        stop = threading.Event()
+        stop.set()
+        before = time.monotonic()
+        run.run(stop)
+        assert time.monotonic() - before < 2
+    release.set()
+    until(lambda: not capture_threads())
+
+
 # -- drops -------------------------------------------------------------------------------------------------------------
 
 
@@ -363,6 +446,26 @@ def test_a_listener_that_hangs_holds_nothing_up(small_bundle: Path) -> None:
         assert time.monotonic() - before < 5
         release.set()
         until(lambda: not stuck._thread.is_alive())
+
+
+def test_what_a_listener_did_not_do_in_time_is_counted() -> None:
+    release = threading.Event()
+
+    class Stuck(Listener):
+        wants = (Notice,)
+
+        def handle(self, message: Any) -> None:
+            release.wait()
+
+    stuck = Stuck("stuck", 10, print)
+    for _ in range(8):
+        stuck.offer(Notice("a", "lost", "gone", 0.0))
+    until(lambda: stuck.waiting == 7)  # one is in hand
+    stuck.close(0.2)
+    assert stuck.dropped == 7
+    release.set()
+    until(lambda: not stuck._thread.is_alive())
+    assert (stuck.handled, stuck.dropped) == (1, 7)
 
 
 def test_a_listener_tells_its_trouble_once_and_goes_on() -> None:
@@ -675,12 +778,16 @@ def test_a_run_that_is_told_to_stop_finishes_its_outputs(number: int, tmp_path: 
     assert told_last == written[-1]
 
 
-def test_a_reader_that_leaves_ends_the_run() -> None:
-    with live("classify", FIGHT, "--realtime", "--loop", "--glimpse-fps", 8, "--json", "-q") as process:
+@pytest.mark.parametrize("shape", [["--json"], []])
+def test_a_reader_that_leaves_ends_the_run(shape: list[str]) -> None:
+    with live("classify", FIGHT, "--realtime", "--loop", "--glimpse-fps", 8, "-q", *shape) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(60) == 0
+        try:
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
         assert process.stderr is not None
         assert process.stderr.read() == ""
 
