@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -966,6 +966,9 @@ def classify(
         float | None, typer.Option(min=0.0, max=1.0, help="Stop a clip once its best class is this sure.")
     ] = None,
     exit_set: Exit = None,
+    profile: Annotated[
+        str | None, typer.Option(help="A setting that `tune` stored in the bundle: backend, variant, schedule, exit.")
+    ] = None,
     logits: Annotated[bool, typer.Option("--logits", help="Add every step's logits to JSON.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write results here: JSON lines, or CSV if so named.")
@@ -997,8 +1000,9 @@ def classify(
     if bundle is None:
         bundle = default_bundle()
         _say(DEFAULT_MODEL_NOTE, quiet)
-    _check_threads(threads)
-    _check_exit(exit_set, exit_confidence, schedule)
+    asked = _Setting(backend, variant, schedule, threads, exit_set)
+    asked = asked.checked(bundle, profile, exit_confidence, quiet)
+    backend, variant, schedule, threads, exit_set = astuple(asked)[:5]
     sources = find_sources(source)
     streamed = any(s.live for s in sources)
     only_live = _only_live(live, provisional=provisional, show=show)
@@ -1007,16 +1011,15 @@ def classify(
         streamed = _has_live_exits(read_bundle(bundle), exit_set)
     streamed = streamed or only_live is not None
     if streamed:
-        _check_live(save_video, schedule)
+        _check_live(save_video, schedule, profile)
     _check_targets(output, save_video, bundle, sources, logits=logits, as_json=as_json)
     found = read_bundle(bundle)
-    if top_k is not None and top_k > found.model.classes:
-        raise UsageError(f"--top-k {top_k}: the bundle has {found.model.classes} classes")
+    top = _top(top_k, found)
     with ExitStack() as stack:
         model = stack.enter_context(load_model(found, variant, backend.value, threads))
+        model = replace(model, spec=replace(model.spec, segments=asked.segments or model.spec.segments))
         if backend is BackendName.AUTO:
             _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
-        top = min(top_k or DEFAULT_TOP_K, found.model.classes)
 
         _check_decoder(decoder, live=streamed, on_gpu=model.resident is not None)
 
@@ -1047,6 +1050,35 @@ def classify(
             failed = sink.failed
     if failed:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What runs a model and how: as options say, or a profile of the bundle."""
+
+    backend: BackendName
+    variant: str
+    schedule: ScheduleName
+    threads: int | None
+    exit_set: str | None
+    segments: int | None = None
+
+    def checked(self, bundle: Path, profile: str | None, exit_confidence: float | None, quiet: bool) -> _Setting:
+        """Return it, or a profile's setting. Raises ``UsageError`` for what contradicts itself or is not there."""
+        _check_threads(self.threads)
+        _check_exit(self.exit_set, exit_confidence, self.schedule)
+        if profile is None:
+            return self
+        if exit_confidence is not None or self != _Setting(BackendName.AUTO, "auto", ScheduleName.AUTO, None, None):
+            raise UsageError("--profile decides backend, variant, schedule, threads and exit: leave those out")
+        from adafocus_edge.bundle import read_bundle
+
+        found = read_bundle(bundle).profile(profile)
+        _say(f"profile {profile}: {found.demand}; measured on {found.device}", quiet)
+        return _Setting(
+            BackendName(found.backend), found.variant, ScheduleName(found.schedule),
+            min(found.threads, os.cpu_count() or 1), found.exit or None, found.segments,
+        )  # fmt: skip
 
 
 def _only_live(live: LiveArguments, *, provisional: bool, show: bool) -> str | None:
@@ -1115,12 +1147,10 @@ def serve(
     sources = find_sources(source or [])
     _check_targets(output, None, bundle, sources, logits=False, as_json=True)
     found = read_bundle(bundle)
-    if top_k is not None and top_k > found.model.classes:
-        raise UsageError(f"--top-k {top_k}: the bundle has {found.model.classes} classes")
+    top = _top(top_k, found)
     with load_model(found, variant, backend.value, threads) as model:
         _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         exits = _exits_asked(found, exit_set, exit_confidence, live=True)
-        top = min(top_k or DEFAULT_TOP_K, found.model.classes)
         classifier = Classifier(model, found.classes, top_k=top, schedule="stream", exits=exits)
         serve_live(sources, classifier, live, options, output, quiet=quiet)
 
@@ -1195,6 +1225,13 @@ def _run_files(
             bars.advance(clips)
 
 
+def _top(asked: int | None, bundle: Bundle) -> int:
+    """Return how many classes to list. Raises ``UsageError`` for more than there are."""
+    if asked is not None and asked > bundle.model.classes:
+        raise UsageError(f"--top-k {asked}: the bundle has {bundle.model.classes} classes")
+    return min(asked or DEFAULT_TOP_K, bundle.model.classes)
+
+
 def _check_exit(exit_set: str | None, exit_confidence: float | None, schedule: ScheduleName) -> None:
     if exit_confidence is not None and exit_set is not None:
         raise UsageError("--exit and --exit-confidence: give one of them")
@@ -1256,7 +1293,9 @@ def _check_video_target(path: Path, sources: list[Source]) -> None:
         raise UsageError(f"--save-video {path}: would overwrite a source")
 
 
-def _check_live(save_video: Path | None, schedule: ScheduleName) -> None:
+def _check_live(save_video: Path | None, schedule: ScheduleName, profile: str | None) -> None:
+    if profile is not None:
+        raise UsageError(f"--profile {profile} was tuned for clips: a live source takes --backend, --variant, --exit")
     if save_video is not None:
         raise UsageError("--save-video takes files, not live sources: --record writes those")
     if schedule is ScheduleName.CLIP:
