@@ -577,11 +577,11 @@ def _address_pictures(source: Source, stop: threading.Event, counters: Counters)
             if stream.codec_context is None:
                 raise SourceError(f"{source.name}: no decoder here for its video codec")
             heard_s = time.monotonic()
-            for packet in container.demux(stream):
+            for packet in container.demux():  # sound, too: while it goes on, a picture that hangs must be noticed
                 if stop.is_set():
                     return
                 try:
-                    frames = packet.decode()
+                    frames = stream.decode(packet) if packet.stream_index == stream.index else []
                 except av.error.FFmpegError:  # lost or garbled packets: the next key frame mends it
                     counters.damaged += 1
                     frames = []

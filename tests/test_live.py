@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.server
+import io
 import json
 import signal
 import subprocess
@@ -9,10 +11,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -338,6 +342,59 @@ def test_a_clip_that_is_given_up_at_its_end_does_not_end_the_run(
         until(lambda: results[0].cancelled() and not run._jobs)
         time.sleep(0.3)
         assert run.status().alive
+
+
+def sound_that_goes_on() -> bytes:
+    """MPEG-TS of one second of pictures and a minute of sound."""
+    written = io.BytesIO()
+    with av.open(written, "w", format="mpegts") as container:
+        video, audio = container.add_stream("mpeg2video", rate=25), container.add_stream("mp2", rate=32000)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        audio.layout, audio.bit_rate = "mono", 64_000
+        for number in range(25):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 9 * number, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = number, Fraction(1, 25)
+            container.mux(video.encode(picture))
+        container.mux(video.encode(None))
+        for number in range(0, 60 * 32000, 1152):
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), format="s16", layout="mono")
+            sound.sample_rate, sound.pts, sound.time_base = 32000, number, Fraction(1, 32000)
+            container.mux(audio.encode(sound))
+    return written.getvalue()
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_camera_whose_picture_hangs_while_its_sound_goes_on_is_lost(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capturing, "SILENCE_S", 1.0)
+    content, over = sound_that_goes_on(), threading.Event()
+
+    class Camera(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                for begin in range(0, len(content), 4_000):
+                    self.wfile.write(content[begin : begin + 4_000])
+                    if over.wait(0.1):
+                        return
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            with (
+                classifier_of(small_bundle, schedule="stream") as classifier,
+                running(classifier, [f"http://127.0.0.1:{server.server_port}/live.ts"], LiveOptions()) as (kept, _),
+            ):
+                until(lambda: "lost" in kept.kinds())
+        finally:
+            over.set()
+            server.shutdown()
+    assert "no picture for 1 s" in next(notice.text for notice in kept.of(Notice) if notice.kind == "lost")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of tune"), MemoryError()])
