@@ -35,8 +35,9 @@ from adafocus_edge.errors import UsageError
 from adafocus_edge.events import EventRule
 from adafocus_edge.messages import LiveFrame, Notice
 from adafocus_edge.preprocess import CropWindow
-from adafocus_edge.serve import ServeOptions, Server, check_exposure, guard, pictures, uploads
+from adafocus_edge.serve import ServeOptions, Server, app, check_exposure, guard, pictures, uploads
 from adafocus_edge.serve import board as boards
+from adafocus_edge.serve import server as servers
 from adafocus_edge.serve.cameras import LARGEST_BYTES, check_jpeg, decode_jpeg
 from adafocus_edge.serve.pictures import encode
 from adafocus_edge.serve.uploads import file_name
@@ -558,6 +559,38 @@ def test_wrong_bearers_count_as_well(locked: Server) -> None:
 @pytest.mark.parametrize("body", ["", "token=", "token", "other=1", "x" * 5000, "token=%ff%fe", "token=a&token=b"])
 def test_odd_logins_are_refused(locked: Server, body: str) -> None:
     assert ask(locked, "POST", "/login", body).status == 401
+
+
+def test_a_login_that_does_not_end_is_let_go(locked: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "LOGIN_WITHIN_S", 0.2)
+    with closing(socket.create_connection(("127.0.0.1", locked.port), timeout=20)) as connection:
+        connection.sendall(b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\ntoken=")
+        assert b"408" in connection.recv(100)
+
+
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", REQUEST[:9], REQUEST + REQUEST[:9]])
+def test_who_asks_for_nothing_is_let_go(locked: Server, sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "HEAD_WITHIN_S", 0.3)
+    with closing(socket.create_connection(("127.0.0.1", locked.port), timeout=20)) as connection:
+        connection.sendall(sent)
+        with suppress(ConnectionResetError):
+            while connection.recv(1000):
+                pass
+
+
+def test_who_goes_on_asking_is_kept(locked: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "HEAD_WITHIN_S", 1.0)
+    with closing(http.client.HTTPConnection("127.0.0.1", locked.port, timeout=20)) as connection:
+        connection.connect()
+        kept = connection.sock
+        for _ in range(20):
+            connection.request("GET", "/healthz")
+            assert b"failing" in connection.getresponse().read()
+            time.sleep(0.1)
+        assert connection.sock is kept
 
 
 def test_sessions_and_tries_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,8 @@ MEDIA_TYPES = {
 BEAT_S = 1.0
 """How often those who watch are told how the run is doing."""
 LONGEST_LOGIN_BYTES = 4096
+LOGIN_WITHIN_S = 10.0
+"""The form must be there within this time from when it began to come."""
 LOGIN_MESSAGE = "<!-- message -->"
 """What the login page has in the place of what went wrong."""
 
@@ -164,7 +166,10 @@ class Site:
             return self._login_page(200, "")
         if self._tries.wait_s(address_of(request.scope)) > 0:
             return self._login_page(429, "Too many wrong tokens. Wait a minute, then try again.")
-        given = await _login_token(request)
+        try:
+            given = await asyncio.wait_for(_login_token(request), LOGIN_WITHIN_S)
+        except asyncio.TimeoutError:
+            return self._login_page(408, "The token took too long. Try again.")
         if given is None or not same(given, self._options.token):
             self._tries.failed(address_of(request.scope))
             return self._login_page(401, "That is not the token.")

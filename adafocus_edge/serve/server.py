@@ -7,8 +7,9 @@ import errno
 import logging
 import socket
 import threading
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -29,6 +30,8 @@ GRACE_S = 2
 """Answers that are under way get this long at the end; then their connections are cut."""
 CLOSE_S = 5.0
 MOST_CONNECTIONS = 256
+HEAD_WITHIN_S = 10.0
+"""A connection on which no request is under way must bring the head of one within this time."""
 BACKLOG = 128
 
 
@@ -151,15 +154,34 @@ class Server:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Tells another thread when it has started."""
+    """Tells another thread when it has started; cuts connections that only take up room."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.there = threading.Event()
+        self._idle: dict[Any, tuple[Any, float]] = {}  # by connection: its last request, and since when that is over
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.there.set()
+
+    async def on_tick(self, counter: int) -> bool:
+        self._cut_silent()
+        return await super().on_tick(counter)
+
+    def _cut_silent(self) -> None:
+        """Cut who asks for nothing: uvicorn would wait for ever, and a few hundred such leave no room for others."""
+        now_s = time.monotonic()
+        before, self._idle = self._idle, {}
+        connections: list[Any] = list(self.server_state.connections)
+        for connection in connections:
+            asked = connection.cycle
+            if asked is not None and not asked.response_complete:
+                continue
+            last, since_s = before.get(connection, (None, now_s))
+            self._idle[connection] = asked, since_s if asked is last else now_s
+            if now_s - self._idle[connection][1] > HEAD_WITHIN_S:
+                connection.transport.abort()
 
 
 class _Log(logging.Handler):
