@@ -1465,6 +1465,21 @@ def test_a_source_that_is_lost_is_shown_with_its_text(browser: Any, classifier: 
         page.wait_for_selector("#events li.notice")
 
 
+def test_a_page_that_stays_open_keeps_no_more_events_than_it_shows(browser: Any, served: Served) -> None:
+    with page_of(browser, served.server) as page:
+        kept, shown = page.evaluate(
+            """async () => {
+                const { Events } = await import("/page/lists.js");
+                const list = document.body.appendChild(document.createElement("ol"));
+                const events = new Events(list, { labels: [] });
+                const entry = { label: "fight", source: "gate", event: "start", start_wall_s: 0 };
+                for (let id = 0; id < 300; id++) events.event({ ...entry, id });
+                return [events.rows.size, list.children.length];
+            }"""
+        )
+    assert kept == shown == 100
+
+
 def test_notices_of_each_kind_are_told(served: Served) -> None:
     text = f"{ODD_NAME}: something"
     for listener in served.run._listeners:

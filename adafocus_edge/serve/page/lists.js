@@ -34,6 +34,8 @@ export class Events {
       row.style.setProperty("--colour", colourOf(Math.max(0, this.page.labels.indexOf(entry.label))));
       this.rows.set(entry.id, row);
       put(this.list, row);
+      // A page may stay open for months: rows that have left the list are let go.
+      for (const [id, other] of this.rows) if (!other.isConnected) this.rows.delete(id);
     }
     const what = row.querySelector(".what");
     if (entry.event === "start") {
