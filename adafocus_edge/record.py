@@ -97,7 +97,8 @@ class _File:
 
 @dataclass
 class _Series:
-    name: str
+    source: str
+    name: str  # in the names of files
     file: _File | None = None
     last_s: float | None = None  # of the source's clock
     interval_s: float = 0.0
@@ -191,7 +192,7 @@ class Recorder(Listener):
             return
         self.idle()
         now_s = time.monotonic()
-        series = self._series.setdefault(message.source, _Series(self._names.of(message.source)))
+        series = self._series.setdefault(message.source, _Series(message.source, self._names.of(message.source)))
         series.given_s = now_s
         if now_s < series.retry_s:
             self.dropped += 1
@@ -211,6 +212,7 @@ class Recorder(Listener):
         for series in self._series.values():
             if now_s - series.given_s > series.gap_s:
                 self._end_file(series)
+                self._looks.pop(series.source, None)  # it holds a frame, and guests never come back
 
     def finish(self) -> None:
         """Finish all files."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import av
@@ -354,11 +356,17 @@ def test_an_unwritable_folder_is_told_once_and_tried_again(recorder, told, tmp_p
 def test_a_source_that_stops_has_its_file_finished(recorder, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "GAP_S", 0.3)
     listener = recorder()
-    for index in range(5):
-        listener.offer(live_frame(index=index, time_s=index / 100))
+    frames = [live_frame(index=index, time_s=index / 100) for index in range(5)]
+    for frame in frames:
+        listener.offer(frame)
+    listener.offer(look(frames[0]))
+    seen = weakref.ref(frames.pop(0))
     until(lambda: listener.handled == 5)
     path = next(tmp_path.iterdir())
     until(lambda: len(decoded_or_none(path)) == 5)
+    del frame, frames
+    gc.collect()
+    assert seen() is None, "a source that may never come back keeps no frame"
 
 
 def decoded_or_none(path):
