@@ -123,7 +123,7 @@ class Printer(Listener):
         try:
             if self._console is None:
                 logits = {"logits": self._printing.logits} if isinstance(message, Window) else {}
-                print(to_line(message.to_json(**logits)), flush=True)  # type: ignore[union-attr]
+                print_line(message.to_json(**logits))  # type: ignore[union-attr]
             elif isinstance(message, Window):
                 print_result(self._console, message.result, message.smoothed)
             elif isinstance(message, Look):
@@ -139,6 +139,11 @@ class Printer(Listener):
     def _line(self, text: str) -> None:
         assert self._console is not None
         self._console.print(printable(text), markup=False, soft_wrap=True)
+
+
+def print_line(entry: dict[str, Any]) -> None:
+    """Print one line of JSON; in one piece, for other threads print, too."""
+    print(to_line(entry) + "\n", end="", flush=True)
 
 
 class NoticeTeller(Listener):
@@ -300,7 +305,7 @@ def status_shown(run: LiveRun, every_s: float | None, as_json: bool, quiet: bool
                 while not over.wait(every_s):
                     with suppress(OSError, ValueError):
                         if as_json:
-                            print(to_line({"status": run.status().to_json()}), flush=True)
+                            print_line({"status": run.status().to_json()})
                         else:
                             print(printable(status_line(run.status())), file=sys.stderr, flush=True)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -30,10 +31,11 @@ from adafocus_edge.events import EventDetector, EventRule, Smoother
 from adafocus_edge.exits import ExitThresholds
 from adafocus_edge.glimpse import GlimpseStream
 from adafocus_edge.lanes import SharedLanes
+from adafocus_edge.live import Printer, Printing, status_shown
 from adafocus_edge.messages import Event, Listener, LiveFrame, Look, Notice, Window
 from adafocus_edge.preprocess import sample_indices
 from adafocus_edge.sources import Source, find_sources, without_password
-from adafocus_edge.stream import LiveOptions, LiveRun
+from adafocus_edge.stream import LiveOptions, LiveRun, RunStatus
 from tests.conftest import CLIPS, ROOT, edge, one_line_error
 from tests.streams import Garbage, HttpStream, RtmpStream, RtspServer, UdpStream
 
@@ -847,6 +849,25 @@ def test_a_reader_that_leaves_ends_the_run(shape: list[str]) -> None:
             process.kill()
         assert process.stderr is not None
         assert process.stderr.read() == ""
+
+
+def test_lines_of_results_and_of_the_status_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads write them: each line must be one write, its end too."""
+    writes: list[str] = []
+
+    class Out(io.StringIO):
+        def write(self, text: str) -> int:
+            writes.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stdout", Out())
+    printer = Printer(Printing(as_json=True), print, lambda: None)
+    printer.offer(Notice("a", "lost", "gone", 0.0))
+    printer.close()
+    run: Any = SimpleNamespace(status=lambda: RunStatus(1.0, {}, [], [], {}, True, 0.0))
+    with status_shown(run, 0.01, as_json=True, quiet=True):
+        until(lambda: len(writes) > 4)
+    assert [text for text in writes if text and not text.endswith("}\n")] == []
 
 
 def test_a_lone_source_that_was_never_there_fails_at_once_unless_told_otherwise() -> None:
