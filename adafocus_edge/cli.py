@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -684,6 +685,7 @@ def benchmark(
         made = {**made, "compared": comparing.to_json(found, compare)}
     if json_file is not None:
         write_text(json_file, json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+        shutil.rmtree(_kept_beside(json_file), ignore_errors=True)
     if csv_file is not None:
         write_text(csv_file, csv_text(made))
     if markdown is not None:
@@ -854,7 +856,7 @@ class _Benchmark:
         for path in self.checkpoints:
             run = path.resolve()  # runs are told apart by their folders: their checkpoints have the same names
             checkpoints[f"{run.parent.name}/{run.name}"] = path
-        state = None if self.json_file is None else self.json_file.with_name(f".{self.json_file.name}.parts")
+        state = None if self.json_file is None else _kept_beside(self.json_file)
         request = Request(
             bundles, grid.read(labelled=split is not None, checkpoints=tuple(checkpoints)), split, clips=clips,
             rounds=rounds, seed=seed, checkpoint=self.checkpoint, checkpoints=checkpoints,
@@ -870,6 +872,11 @@ class _Benchmark:
                 if state is not None:
                     _say("what was measured is kept: the same command goes on from there", self.quiet)
                 raise
+
+
+def _kept_beside(report: Path) -> Path:
+    """Return the folder of what was measured so far for a report."""
+    return report.with_name(f".{report.name}.parts")
 
 
 def _names(option: str, text: str) -> tuple[str, ...]:

@@ -67,7 +67,9 @@ def whole(spec: ModelSpec, checkpoint: Path | None, threads: int) -> tuple[Predi
         UsageError: it sees other frames than the bundle.
     """
     assert checkpoint is not None
-    found = load_predictor(checkpoint, ModelOptions(), "policy", "clip", threads)
+    # Ours say what they are; official ones are taken for one of the bundle's kind.
+    options = ModelOptions() if read_checkpoint(checkpoint).config else _options(spec)
+    found = load_predictor(checkpoint, options, "policy", "clip", threads)
     for name in ("frame_size", "segments", "fit", "motion_gap_s", "classes"):
         ours, theirs = getattr(spec, name), getattr(found.spec, name)
         if ours != theirs:
@@ -80,12 +82,15 @@ def _ready(threads: int) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _options(spec: ModelSpec) -> ModelOptions:
+    return ModelOptions(patch_size=spec.patch_size, glance_size=spec.glance_size, num_segments=spec.segments)
+
+
 def _model(spec: ModelSpec, checkpoint: Path | None) -> AdaFocus:
     if checkpoint is None:
         torch.manual_seed(SEED)
         return AdaFocus(spec).eval()
-    options = ModelOptions(patch_size=spec.patch_size, glance_size=spec.glance_size, num_segments=spec.segments)
-    model = load_model(read_checkpoint(checkpoint), options)
+    model = load_model(read_checkpoint(checkpoint), _options(spec))
     if (model.spec.focuser, model.spec.classes) != (spec.focuser, spec.classes):
         raise UsageError(f"{checkpoint}: is not the checkpoint of the bundle ({spec.focuser}, {spec.classes} classes)")
     return model

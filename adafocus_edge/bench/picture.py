@@ -6,8 +6,7 @@ import html
 import io
 from typing import TYPE_CHECKING, Any
 
-from adafocus_edge.bench.rows import CHECKPOINT_PEER
-from adafocus_edge.bench.tables import LEGEND, about, columns, part_names
+from adafocus_edge.bench.tables import IDENTITY, LEGEND, about, columns, part_names, setting
 from adafocus_edge.files import write_text
 from adafocus_edge.plot import new_figure, save_png
 
@@ -17,9 +16,7 @@ if TYPE_CHECKING:
 
     from adafocus_edge.bench.report import Report
 
-MOST_LABELS = 14
-"""Rows named in a scatter plot; the front comes first."""
-MOST_BARS = 16
+MOST_BARS = 30
 MOST_CURVES = 10
 STYLE_SHEET = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; }
@@ -46,7 +43,7 @@ def draw(report: Report, path: Path) -> None:
     else:
         figure = new_figure(16, 11)
         (latency, gflops), (steps, bars) = figure.subplots(2, 2)
-        _scatter(latency, rows, "model_ms", "on_front", "ms per clip in the model (median; bars: spread)")
+        _scatter(latency, rows, "model_ms", "on_front", "ms per clip in the model: median, from the fastest to p95")
         _scatter(gflops, rows, "gflops_per_clip", "on_gflops_front", "GFLOPs per clip (counted for the steps taken)")
         _curves(steps, rows)
         _bars(bars, report)
@@ -110,14 +107,8 @@ def _svg(figure: Any) -> str:
     return text[text.index("<svg") :]
 
 
-def _named(row: Report) -> str:
-    """Call a row as briefly as a plot allows."""
-    if row["peer"]:
-        return str(row["backend"]).removeprefix(CHECKPOINT_PEER)
-    words = [row["variant"], row["schedule"]]
-    if row["exit"]:
-        words[1] = row["exit"].replace("/clip", "")
-    return " ".join(words)
+def _named(row: Report, rows: list[Report]) -> str:
+    return f"{row['id']}: {setting(row, [name for name in IDENTITY if len({r[name] for r in rows}) > 1])}"
 
 
 def _colours(rows: Iterable[Report]) -> dict[tuple[str, str, bool], str]:
@@ -132,26 +123,30 @@ def _scatter(axes: Any, rows: list[Report], cost: str, flag: str, title: str) ->
     front = []
     for row in shown:
         value = row[cost]
-        middle, spread = (value["median"], value["spread"]) if isinstance(value, dict) else (value, 0.0)
+        middle, reach = value, [[0.0], [0.0]]
+        if isinstance(value, dict):
+            middle = value["median"]
+            reach = [[middle - value["min"]], [max(0.0, value["p95"] - middle)]]
         kind = (row["bundle"], row["variant"], row["peer"])
         label = f"{kind[0]} {'peers' if kind[2] else kind[1]}" if kind not in drawn else None
         drawn.add(kind)
         marker = "x" if row["peer"] else "*" if row["exit"] else "o"
-        axes.errorbar(middle, row["top1"], xerr=spread, fmt=marker, color=colours[kind], label=label, elinewidth=0.7)
+        axes.errorbar(middle, row["top1"], xerr=reach, fmt=marker, color=colours[kind], label=label, elinewidth=0.7)
         if row[flag]:
             front.append((middle, row["top1"]))
     front.sort()
     axes.step([x for x, _ in front], [y for _, y in front], where="post", color="grey", linewidth=1, label="front")
-    named = sorted(shown, key=lambda row: not row[flag])[:MOST_LABELS]
-    for number, row in enumerate(named):
+    for row in shown:
         value = row[cost]
         middle = value["median"] if isinstance(value, dict) else value
         axes.annotate(
-            _named(row), (middle, row["top1"]), fontsize=7, textcoords="offset points",
-            xytext=(5, 5 if number % 2 else -10),
+            str(row["id"]), (middle, row["top1"]), fontsize=8, fontweight="bold" if row[flag] else "normal",
+            textcoords="offset points", xytext=(4, 4 if row["id"] % 2 else -11),
         )  # fmt: skip
-    if shown:
+    if cost.endswith("_ms") and shown:
         axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
     axes.set_xlabel(title)
     axes.set_ylabel("top-1, percent")
     axes.grid(alpha=0.3, which="both")
@@ -166,9 +161,8 @@ def _curves(axes: Any, rows: list[Report]) -> None:
             continue
         seen.add(kind)
         curve = row["per_step_top1"]
-        name = _named(row) if row["peer"] else f"{row['bundle']} {row['variant']}"
         line = "--" if row["peer"] else "-"
-        axes.plot(range(1, len(curve) + 1), curve, line, marker=".", label=f"{name}, T = {row['segments']}")
+        axes.plot(range(1, len(curve) + 1), curve, line, marker=".", label=_named(row, rows))
     axes.set_xlabel("glimpses seen")
     axes.set_ylabel("top-1, percent")
     axes.grid(alpha=0.3)
@@ -183,8 +177,7 @@ def _bars(axes: Any, report: Report) -> None:
         widths = [max(0.0, row["parts_ms"][part]["median"]) if part in row["parts_ms"] else 0.0 for row in rows]
         axes.barh(places, widths, left=left, color=f"C{number}", label=part)
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    several = len({row["bundle"] for row in rows}) > 1
-    axes.set_yticks(places, [f"{row['bundle'] + ' ' if several else ''}{_named(row)}" for row in rows], fontsize=7)
+    axes.set_yticks(places, [_named(row, rows) for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("ms per clip, from opening the file to the result (medians)")
     axes.grid(alpha=0.3, axis="x")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adafocus_edge.bench.rows import CHECKPOINT_PEER, PEERS
+from adafocus_edge.bench.rows import CHECKPOINT_PEER, PEERS, TORCH_PEERS
 from adafocus_edge.bench.stats import front, mcnemar, ratio, summary, told_apart
 from adafocus_edge.evaluate import exit_figures
 from adafocus_edge.exits import exit_steps
@@ -31,6 +31,8 @@ FRONTS = {"on_front": "model_ms", "on_whole_front": "whole_ms", "on_gflops_front
 """A row's flags, each for one cost that accuracy is weighed against."""
 BY_CHANCE = 0.05
 """Differences in accuracy that chance makes more often than this are not called differences."""
+SAME_MODEL = (*TORCH_PEERS, "openvino")
+"""Peers that compute what the model computes."""
 WITHIN_POINTS = 1.0
 """Of FP32's accuracy: what the fastest row may lose."""
 
@@ -53,7 +55,7 @@ def assemble(
         bundle = bundles[row.loading.bundle]
         entry = _entry(number, row, bundle, state)
         logits = state.logits(row.seen)
-        if labels and logits is not None:
+        if labels and logits is not None and _judged(row, bundle, random_weights=header["random_weights"]):
             entry |= _accuracy(row, bundle, logits, labels, entry["gflops_per_step"], multi_label)
             steps = _steps(row, bundle, logits)
             found = logits[np.arange(len(steps)), steps].argmax(-1)
@@ -83,6 +85,14 @@ def assemble(
     }
     report["findings"] = list(_findings(report, dict(zip((e["id"] for e in entries), times, strict=True)), right))
     return report
+
+
+def _judged(row: Row, bundle: Bundle, *, random_weights: bool) -> bool:
+    """Whether a row's accuracy means anything: not of random weights, nor of a classifier that sees nothing."""
+    peer = row.loading.backend
+    if peer in TORCH_PEERS:
+        return not random_weights
+    return peer != "glancer-alone" or bundle.model.with_glancer
 
 
 def _about(bundle: Bundle) -> Report:
@@ -231,18 +241,17 @@ def _against_peers(
     for peer in (row for row in rows if row["peer"]):
         faster = _faster(times[peer["id"]], times[reference["id"]])
         text = f"{name}: {_called(peer)}: {faster} FP32's {reference['model_ms']['median']:.1f} ms per clip"
-        if "top1" in peer and peer["id"] in right and reference["id"] in right:
-            chance = mcnemar(right[reference["id"]], right[peer["id"]])
+        if peer["id"] in right and reference["id"] in right:
             text += f", top-1 {peer['top1']:.1f} % against {reference['top1']:.1f} %"
-            if chance > BY_CHANCE:
-                text += " (chance alone may explain the difference)" if peer["top1"] != reference["top1"] else ""
             cheaper = peer["model_ms"]["median"] < reference["model_ms"]["median"]
-            worse = peer["top1"] < reference["top1"] and chance <= BY_CHANCE
-            if cheaper and not worse and peer["backend"] in ("whole-frames", "glancer-alone", "centre-patches",
-                                                             "random-patches"):  # fmt: skip
-                text += ". Here the policy's patches do not pay"
-            elif cheaper and not worse and peer["backend"].startswith(CHECKPOINT_PEER):
-                text += ". Here AdaFocus does not pay"
+            by_chance = mcnemar(right[reference["id"]], right[peer["id"]]) > BY_CHANCE
+            if peer["top1"] != reference["top1"] and by_chance:
+                text += " (chance alone may explain the difference)"
+            if cheaper and peer["backend"] not in SAME_MODEL:
+                if peer["top1"] >= reference["top1"] - WITHIN_POINTS:
+                    text += ": here the policy's patches do not pay"
+                elif by_chance:
+                    text += ": too few clips to say whether the policy's patches pay"
         yield text + "."
 
 

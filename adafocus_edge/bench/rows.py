@@ -20,7 +20,7 @@ PEERS = {
     "pytorch-eager": "eager PyTorch, the official way",
     "pytorch-compile": "the same networks by torch.compile",
     "openvino": "the FP32 graphs by OpenVINO",
-    "whole-frames": "the focuser on whole frames instead of patches (TSN), into the same classifier",
+    "whole-frames": "the focuser on whole frames (TSN), into the classifier, which was trained on patches",
     "glancer-alone": "the glancer and the classifier, without a focuser",
     "centre-patches": "patches at the centre, without a policy",
     "random-patches": "patches at random, without a policy",
@@ -28,6 +28,8 @@ PEERS = {
 """What the model is compared with, by the names that ``--peers`` takes."""
 CHECKPOINT_PEER = "checkpoint:"
 """Before the name of a checkpoint that is run as a peer."""
+TORCH_PEERS = ("pytorch-eager", "pytorch-compile")
+"""Those whose weights come from a checkpoint, or are random."""
 INT8_ON_GPU = ("tensorrt", "onnxruntime-tensorrt")
 """Backends that compute in 8 bits what ``int8-trt`` has in 8 bits."""
 

@@ -84,11 +84,6 @@ class State:
         except OSError as error:
             raise AdaFocusError(f"{self._folder / LINES}: cannot be written ({error.strerror})") from None
 
-    def forget(self) -> None:
-        """Remove it from the disk."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
     def _take(self, kind: str, name: str, round_: int, value: Any) -> None:
         if kind == "told":
             self.told[name] = value

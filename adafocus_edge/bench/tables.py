@@ -13,12 +13,13 @@ from adafocus_edge.bench.rows import PEERS
 from adafocus_edge.report import STYLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from adafocus_edge.bench.report import Report
 
 IDENTITY = ("bundle", "backend", "variant", "schedule", "exit", "segments", "streams", "threads")
 """What tells rows apart; what is the same in all of them is said once."""
+SETTING = "setting"
 MOST_TIES = 4
 """Rows named in the column of those that take as long."""
 CSV_TIMES = ("model_ms", "whole_ms", "step_ms")
@@ -42,8 +43,17 @@ def _number(form: str) -> Callable[[Any], str]:
     return lambda value: "" if value is None else form.format(value)
 
 
-def _text(name: str) -> Callable[[Report], str]:
-    return lambda row: "" if row[name] is None else str(row[name])
+def setting(row: Report, varying: Collection[str]) -> str:
+    """Call a row by what tells it from the others."""
+    words = [row["bundle"]] if "bundle" in varying else []
+    if row["peer"]:
+        return " ".join([*words, row["backend"]])
+    words += [row[name] for name in ("backend", "variant") if name in varying]
+    words += [f"exit {row['exit']}" if row["exit"] else row["schedule"]]
+    words += [f"{row['segments']} frames"] if "segments" in varying else []
+    words += [f"x {row['streams']}"] if "streams" in varying else []
+    words += [f"{row['threads']} threads"] if "threads" in varying else []
+    return " ".join(words)
 
 
 def _accuracy(row: Report) -> str:
@@ -61,12 +71,12 @@ def _ties(row: Report) -> str:
 def columns(report: Report) -> dict[str, Callable[[Report], str]]:
     """Return what the main table shows: headings, and what to put under each for a row."""
     rows = report["rows"]
-    varying = [name for name in IDENTITY if len({row[name] for row in rows}) > 1]
+    varying = {name for name in IDENTITY if len({row[name] for row in rows}) > 1}
     shown: dict[str, Callable[[Report], str]] = {
         "": lambda row: "*" if row["on_front"] else "",
         "row": lambda row: str(row["id"]),
+        SETTING: lambda row: setting(row, varying),
     }
-    shown |= {name: _text(name) for name in varying}
     if any("top1" in row for row in rows):
         shown["top-1 (95 %)"] = _accuracy
     shown |= {
@@ -114,7 +124,7 @@ def about(report: Report) -> list[str]:
     ]
     if machine["virtual"]:
         lines.append("a virtual machine: others may share its processor")
-    if (yardstick := report["yardstick_ms"]) is not None:
+    if (yardstick := report["yardstick_ms"]) and yardstick["median"]:
         share = yardstick["spread"] / yardstick["median"]
         lines.append(
             f"the same work took {_time(yardstick)} ms over the rounds: the machine's own noise is {share:.0%}"
@@ -134,7 +144,7 @@ def tables(report: Report) -> Iterable[Table | str]:
     main = Table(title="accuracy against latency", caption=LEGEND, caption_justify="left", **STYLE)
     shown = columns(report)
     for name in shown:
-        main.add_column(name, justify="left" if name in ("", *IDENTITY) else "right", overflow="fold")
+        main.add_column(name, justify="left" if name in ("", SETTING) else "right", no_wrap=name != SETTING)
     for row in report["rows"]:
         main.add_row(*(escape(of_row(row)) for of_row in shown.values()))
     yield main

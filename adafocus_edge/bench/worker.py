@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -150,6 +151,7 @@ def _serve(connection: Connection, opening: Opening) -> None:
     """Load, then answer until told to stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks ends it
     warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)  # PyTorch's compiler tells what it misses
     try:
         bench, meter, ready = _open(opening)
     except Exception as error:
