@@ -47,12 +47,12 @@ from adafocus_edge.bundle import Bundle, read_bundle
 from adafocus_edge.errors import AdaFocusError
 from adafocus_edge.glimpse import GlimpseStream, see_clip
 from adafocus_edge.types import GRAPHS
-from training.eager import OfficialWay
 from benchmarks.loop import real_frames
 from benchmarks.machine import save
 from benchmarks.official import GOLDEN, PATCH_SIZE, ROOT, make_checkpoint
 from training.checkpoint import ModelOptions, read_checkpoint
 from training.checkpoint import load_model as load_checkpoint_model
+from training.eager import OfficialWay
 from training.graphs import GRAPH_MODULES
 
 TOLERANCE = {"fp32": 2e-3, "fp16": 2e-2}

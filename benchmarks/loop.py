@@ -94,8 +94,8 @@ def serve_eager(connection: Connection, options: argparse.Namespace) -> None:
     """Run eager PyTorch on request, the official way."""
     import torch
 
-    from training.eager import OfficialWay
     from training.checkpoint import read_checkpoint
+    from training.eager import OfficialWay
 
     torch.set_num_threads(options.threads)
     peer = OfficialWay(read_checkpoint(options.checkpoint).weights, options.focuser, options.patch_size)

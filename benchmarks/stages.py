@@ -72,10 +72,10 @@ def write_folds(data: Path, folds: int, seed: int, out: Path) -> None:
         for part, inside in (("train", False), ("val", True)):
             with (out / f"{fold}_{part}.csv").open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
-                writer.writerow(["video", "class"])
+                writer.writerow(["video", "class", "source"])
                 for row, number in zip(rows, fold_of, strict=True):
                     if (number == fold) == inside:
-                        writer.writerow([(place / row["video"]).resolve(), row["class"]])
+                        writer.writerow([(place / row["video"]).resolve(), row["class"], row["source"]])
 
 
 def edge(*arguments: object) -> str:

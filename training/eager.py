@@ -1,7 +1,7 @@
 """The official way to run AdaFocus, in eager PyTorch: the peer that our runtime is measured against and tested with.
 
-It shares no code with the other modules: torchvision's networks, ``nn.GRU`` one step at a time, patches cut out by slicing
-with numbers brought to the host. Its input is a flat dictionary of weights under the official names.
+It shares no code with the other modules: torchvision's networks, ``nn.GRU`` one step at a time, patches cut out by
+slicing with numbers brought to the host. Its input is a flat dictionary of weights under the official names.
 """
 
 from __future__ import annotations

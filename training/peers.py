@@ -70,7 +70,7 @@ def whole(spec: ModelSpec, checkpoint: Path | None, threads: int) -> tuple[Predi
     # Ours say what they are; official ones are taken for one of the bundle's kind.
     options = ModelOptions() if read_checkpoint(checkpoint).config else _options(spec)
     found = load_predictor(checkpoint, options, "policy", "clip", threads)
-    for name in ("frame_size", "segments", "fit", "motion_gap_s", "classes"):
+    for name in ("frame_size", "fit", "motion_gap_s", "classes"):
         ours, theirs = getattr(spec, name), getattr(found.spec, name)
         if ours != theirs:
             raise UsageError(f"{checkpoint}: its {name} is {theirs}, the bundle's is {ours}: they see other clips")
