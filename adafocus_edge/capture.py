@@ -253,8 +253,11 @@ class Capture:
     def _read(self) -> None:
         try:
             self._reading()
-        except HasAnEndError as error:  # told by whoever knows what else to do with it
-            self.error, self.state, self.text = error, "failed", str(error)
+        except HasAnEndError as error:
+            if self._options.patient:  # the run goes on without it: nobody else would tell
+                self._end("failed", f"{error}: download it, or classify it alone", error)
+            else:  # told by whoever knows what else to do with it
+                self.error, self.state, self.text = error, "failed", str(error)
         except AdaFocusError as error:
             self._end("failed", str(error), error)
         except Exception as error:  # whatever a decoder may raise must not end the thread without a word

@@ -26,7 +26,7 @@ from adafocus_edge.backends.load import load_model
 from adafocus_edge.bundle import default_bundle, read_bundle
 from adafocus_edge.capture import CameraOptions, Capture, CaptureOptions, Feed, _Due
 from adafocus_edge.classify import Classifier
-from adafocus_edge.errors import SourceError, UsageError
+from adafocus_edge.errors import HasAnEndError, SourceError, UsageError
 from adafocus_edge.events import EventDetector, EventRule, Smoother
 from adafocus_edge.exits import ExitThresholds
 from adafocus_edge.glimpse import GlimpseStream
@@ -417,6 +417,25 @@ def test_what_nobody_foresaw_is_a_source_that_is_lost(
         until(lambda: kept.kinds().count("reconnected") >= 4)
     lost = {notice.text for notice in kept.of(Notice) if notice.kind == "lost"}
     assert any(f"camera 0: cannot be read on ({type(error).__name__}" in text for text in lost)
+
+
+def test_an_address_of_a_file_among_live_sources_is_told_at_once(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends(source: Source, *_: Any) -> Iterator[Any]:
+        raise HasAnEndError(f"{source.name}: has an end")
+        yield
+
+    monkeypatch.setattr(capturing, "_address_pictures", ends)
+    options = LiveOptions(CaptureOptions(realtime=True, loop=True, patient=True))
+    with (
+        classifier_of(small_bundle, schedule="stream") as classifier,
+        running(classifier, [f"film={CLIP}", "yard=http://127.0.0.1:9/clip"], options) as (kept, run),
+    ):
+        until(lambda: "failed" in kept.kinds())
+    failed = next(notice for notice in kept.of(Notice) if notice.kind == "failed")
+    assert failed.text == "yard: has an end: download it, or classify it alone"
+    assert isinstance(run.errors["yard"], HasAnEndError)
 
 
 def test_sources_that_hang_are_not_waited_for_one_after_the_other(
