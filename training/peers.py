@@ -22,20 +22,21 @@ SEED = 1007
 """Of weights where there is no checkpoint: they decide nothing about time."""
 
 
-def eager(spec: ModelSpec, checkpoint: Path | None, threads: int) -> Predict:
+def eager(spec: ModelSpec, checkpoint: Path | None, threads: int, device: str = "cpu") -> Predict:
     """Return the official way to run a model, in eager PyTorch.
 
     Args:
         spec: the model's shapes.
         checkpoint: its weights, or None for random ones.
         threads: for computing.
+        device: of PyTorch.
 
     Raises:
         BackendError: a model that the official code does not know.
     """
     if spec.consensus != "gru":
         raise BackendError("the official way is written for the GRU classifier")
-    device = _ready(threads)
+    torch.set_num_threads(threads)
     weights = _model(spec, checkpoint).state_dict()
     official = OfficialWay(weights, spec.focuser, spec.patch_size, spec.glance_size)
     for part in vars(official).values():
@@ -49,9 +50,9 @@ def eager(spec: ModelSpec, checkpoint: Path | None, threads: int) -> Predict:
     return predict
 
 
-def compiled(spec: ModelSpec, checkpoint: Path | None, threads: int) -> LoadedModel:
+def compiled(spec: ModelSpec, checkpoint: Path | None, threads: int, device: str = "cpu") -> LoadedModel:
     """Return a model whose graphs ``torch.compile`` has compiled; arguments and errors as :func:`eager`."""
-    device = _ready(threads)
+    torch.set_num_threads(threads)
     loaded, sessions = torch_model(_model(spec, checkpoint).to(device).eval())
     for session in sessions.values():
         session.compile()
@@ -75,11 +76,6 @@ def whole(spec: ModelSpec, checkpoint: Path | None, threads: int) -> tuple[Predi
         if ours != theirs:
             raise UsageError(f"{checkpoint}: its {name} is {theirs}, the bundle's is {ours}: they see other clips")
     return found.predict, found.gflops_per_step
-
-
-def _ready(threads: int) -> torch.device:
-    torch.set_num_threads(threads)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _options(spec: ModelSpec) -> ModelOptions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adafocus_edge.backends.base import LoadedModel
-from adafocus_edge.backends.load import CPU_BATCH, load_model, obstacle
-from adafocus_edge.bench.rows import CHECKPOINT_PEER
+from adafocus_edge.backends.load import CPU_BATCH, open_graphs
+from adafocus_edge.bench.rows import CHECKPOINT_PEER, TORCH_PEERS
+from adafocus_edge.cli import reach
 from adafocus_edge.errors import BackendError, MissingExtraError
-from adafocus_edge.evaluate import FixedPolicy, with_patches
+from adafocus_edge.evaluate import with_patches
 from adafocus_edge.glimpse import Glimpse
 from adafocus_edge.types import GRAPHS, contract
 
@@ -129,7 +129,7 @@ class OpenVinoSession:
         del self._request, self._compiled
 
 
-def load_peer(bundle: Bundle, peer: str, threads: int, checkpoint: Path | None = None) -> Peer:
+def load_peer(bundle: Bundle, peer: str, threads: int, checkpoint: Path | None = None, *, on_gpu: bool = False) -> Peer:
     """Load what a bundle's model is compared with.
 
     Args:
@@ -137,27 +137,26 @@ def load_peer(bundle: Bundle, peer: str, threads: int, checkpoint: Path | None =
         peer: one of :data:`adafocus_edge.bench.rows.PEERS`, or ``checkpoint:NAME``.
         threads: for computing.
         checkpoint: for ``pytorch-*``: whose weights to take, None for random ones; for ``checkpoint:``: what to run.
+        on_gpu: run it on the NVIDIA GPU, if it can; else on the CPU.
 
     Raises:
         MissingExtraError: what it needs is not installed.
         BackendError: it cannot run here.
     """
+    if peer == "openvino":
+        return Peer(_openvino(bundle, threads), gflops_per_step(bundle, peer))
+    if peer not in TORCH_PEERS and not peer.startswith(CHECKPOINT_PEER):
+        return Peer(_of_graphs(bundle, peer, threads, on_gpu=on_gpu), gflops_per_step(bundle, peer))
+    made = reach("training.peers", f"benchmark --peers {peer}", "train")
+    device = "cuda" if on_gpu else "cpu"
     if peer == "pytorch-compile":
-        compiled: LoadedModel = _training(peer).compiled(bundle.model, checkpoint, threads)
+        compiled: LoadedModel = made.compiled(bundle.model, checkpoint, threads, device)
         return Peer(replace(compiled, backend=peer), gflops_per_step(bundle, peer))
     if peer == "pytorch-eager":
-        predict = _training(peer).eager(bundle.model, checkpoint, threads)
+        predict = made.eager(bundle.model, checkpoint, threads, device)
         return Peer(_one_piece(bundle, peer, predict), gflops_per_step(bundle, peer))
-    if peer.startswith(CHECKPOINT_PEER):
-        predict, gflops = _training(peer).whole(bundle.model, checkpoint, threads)
-        return Peer(_one_piece(bundle, peer, predict), gflops)
-    return Peer(_of_graphs(bundle, peer, threads), gflops_per_step(bundle, peer))
-
-
-def _training(peer: str) -> Any:
-    from adafocus_edge.cli import reach
-
-    return reach("training.peers", f"benchmark --peers {peer}", "train")
+    predict, gflops = made.whole(bundle.model, checkpoint, threads)
+    return Peer(_one_piece(bundle, peer, predict), gflops)
 
 
 def _one_piece(bundle: Bundle, peer: str, predict: Predict) -> LoadedModel:
@@ -166,42 +165,24 @@ def _one_piece(bundle: Bundle, peer: str, predict: Predict) -> LoadedModel:
     return LoadedModel.of(bundle.model, sessions, peer, "fp32", bundle.model.segments, piece)
 
 
-def _of_graphs(bundle: Bundle, peer: str, threads: int) -> LoadedModel:
-    """Load the bundle's own graphs, some of them replaced."""
-    if peer == "openvino":
-        return _openvino(bundle, threads)
-    backend = "onnxruntime-cuda" if obstacle("onnxruntime-cuda") is None else "onnxruntime-cpu"
-    model = replace(load_model(bundle, "fp32", backend, threads), resident=None)
-    with ExitStack() as opened:
-        opened.callback(model.close)
-        if peer == "centre-patches":
-            made = with_patches(model, "centre")
-        elif peer == "random-patches":
-            made = with_patches(model, "random")
-        else:
-            made = replace(model, policy=FixedPolicy(model.policy.inputs, model.policy.outputs, None))
-            if peer == "whole-frames":
-                made = _whole(bundle, made)
-            else:
-                made = replace(made, focuser=Constant(*contract(model.spec, "focuser")))
-        opened.pop_all()
-    if not bundle.model.with_glancer and peer != "glancer-alone":
-        made = replace(made, glancer=Constant(*contract(model.spec, "glancer")))  # nothing reads what it gives
-    return replace(made, backend=peer)
-
-
-def _whole(bundle: Bundle, model: LoadedModel) -> LoadedModel:
-    """Let the focuser see whole frames."""
-    from adafocus_edge.backends.ort import OrtSession
-    from adafocus_edge.cli import reach
-
-    edited = reach("export.whole", "benchmark --peers whole-frames", "calibrate")
+def _of_graphs(bundle: Bundle, peer: str, threads: int, *, on_gpu: bool) -> LoadedModel:
+    """Load the bundle's own FP32 graphs, some of them replaced."""
+    spec = bundle.model
+    paths = {graph: bundle.graph_path("fp32", graph) for graph in GRAPHS}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "focuser.onnx"
-        edited.on_whole_frames(bundle.model, bundle.graph_path("fp32", "focuser"), path)
-        if model.backend == "onnxruntime-cpu":
-            return replace(model, focuser=OrtSession(path))
-        raise BackendError("whole-frames runs on the CPU only")
+        if peer == "whole-frames":
+            edited = reach("export.whole", f"benchmark --peers {peer}", "calibrate")
+            whole = Path(folder) / "focuser.onnx"
+            edited.on_whole_frames(spec, paths["focuser"], whole)
+            paths["focuser"] = whole
+        backend = "onnxruntime-cuda" if on_gpu else "onnxruntime-cpu"
+        model = open_graphs(spec, paths.__getitem__, "fp32", backend, threads)
+    made = with_patches(model, "random" if peer == "random-patches" else "centre")
+    if peer == "glancer-alone":
+        made = replace(made, focuser=Constant(*contract(spec, "focuser")))
+    elif not spec.with_glancer:  # nothing reads what it gives
+        made = replace(made, glancer=Constant(*contract(spec, "glancer")))
+    return replace(made, backend=peer)
 
 
 def _openvino(bundle: Bundle, threads: int) -> LoadedModel:

@@ -219,12 +219,12 @@ def _findings(
     """Yield what a reader would want to be told, one sentence each: what pays on this device, and what does not."""
     for name in report["bundles"]:
         rows = [row for row in report["rows"] if row["bundle"] == name and row["streams"] == 1]
-        reference = next(
-            (r for r in rows if not r["peer"] and r["variant"] == "fp32" and r["schedule"] == "clip"
-             and r["segments"] == report["bundles"][name]["segments"]), None
-        )  # fmt: skip
-        if reference is None:
+        own = [row for row in rows if not row["peer"] and row["segments"] == report["bundles"][name]["segments"]]
+        plain = [row for row in own if row["variant"] == "fp32" and row["schedule"] == "clip"]
+        if not plain:
             continue
+        # Peers run on the GPU where the model does.
+        reference = max(plain, key=lambda row: (row["backend"] != "onnxruntime-cpu", row["threads"]))
         yield from _against_peers(name, reference, rows, times, right)
         yield from _of_exits(name, reference, rows, times, right)
         if (sentence := _fastest(name, reference, rows, times)) is not None:

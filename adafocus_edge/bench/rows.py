@@ -60,6 +60,11 @@ class Loading:
         """Whether it is something to compare with."""
         return self.backend not in BACKENDS
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is the bundle's model on a GPU."""
+        return not self.peer and self.backend != "onnxruntime-cpu"
+
 
 @dataclass(frozen=True)
 class Row:

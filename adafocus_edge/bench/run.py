@@ -116,7 +116,9 @@ def run(
     state = State(request.state, _fingerprint(request, rows, examples))
     with tempfile.TemporaryDirectory(prefix="adafocus-edge-benchmark-") as folder:
         clips = _Clips(request, examples, Path(folder), progress)
-        measuring = _Run(request, state, clips, progress, opened)
+        # Peers run where the bundle's model can: what they are compared with runs there, too.
+        on_gpu = any(row.loading.on_gpu for row in rows)
+        measuring = _Run(request, state, clips, progress, opened, on_gpu=on_gpu)
         loadings = list(dict.fromkeys(row.loading for row in rows))
         for start in range(0, len(loadings), request.processes):
             block = loadings[start : start + request.processes]
@@ -243,12 +245,15 @@ class _Run:
         clips: _Clips,
         progress: Progress,
         opened: Callable[[Opening], Measures],
+        *,
+        on_gpu: bool,
     ) -> None:
         self._request = request
         self._state = state
         self._clips = clips
         self._progress = progress
         self._opened = opened
+        self._on_gpu = on_gpu
         self._gone: dict[Loading, str] = {}
 
     def block(self, loadings: list[Loading], rows: list[Row]) -> list[Skipped]:
@@ -297,7 +302,8 @@ class _Run:
 
     def _open(self, loading: Loading, row: Row) -> Measures:
         checkpoint = self._request.checkpoints.get(loading.backend.partition(":")[2], self._request.checkpoint)
-        return self._opened(Opening(loading, self._bundle(loading).path, checkpoint, row, self._clips.timed()[0]))
+        first = self._clips.timed()[0]
+        return self._opened(Opening(loading, self._bundle(loading).path, checkpoint, row, first, self._on_gpu))
 
     def _tell(self, loading: Loading, worker: Measures) -> None:
         try:

@@ -41,6 +41,7 @@ class Opening:
         checkpoint: for peers that PyTorch runs.
         row: the setting of its first result.
         source: the clip of its first result.
+        on_gpu: whether peers run on the GPU.
     """
 
     loading: Loading
@@ -48,6 +49,7 @@ class Opening:
     checkpoint: Path | None
     row: Row
     source: Any
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def _open(opening: Opening) -> tuple[Bench, EnergyMeter, Ready]:
     started = time.perf_counter()
     bundle = read_bundle(opening.bundle)
     if loading.peer:
-        peer = load_peer(bundle, loading.backend, loading.threads, opening.checkpoint)
+        peer = load_peer(bundle, loading.backend, loading.threads, opening.checkpoint, on_gpu=opening.on_gpu)
         model, gflops = peer.model, peer.gflops_per_step
     else:
         model = load_model(bundle, loading.variant, loading.backend, loading.threads)
