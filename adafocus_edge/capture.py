@@ -202,6 +202,7 @@ class Capture:
         self._history: deque[LiveFrame] = deque()
         self._waiting: deque[tuple[tuple[LiveFrame, ...], int]] = deque()
         self._room = threading.Condition()
+        self._preparing = False
         self._ready: Prepared | None = None
         self._finished = False
         self._stop = threading.Event()
@@ -219,7 +220,12 @@ class Capture:
     @property
     def waiting(self) -> int:
         """How many picked frames wait for the model."""
-        return len(self._waiting) + (self._ready is not None)
+        return len(self._waiting) + self._preparing + (self._ready is not None)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the source is lost, and the model has seen all that it gave."""
+        return self.state == "lost" and not self.waiting
 
     @property
     def finished(self) -> bool:
@@ -416,6 +422,7 @@ class Capture:
             with self._room:
                 while not self._waiting:
                     self._room.wait(POLL_S)
+                self._preparing = True  # before it leaves the queue, so that it is always seen in one of them
                 parts, connection = self._waiting.popleft()
                 self._room.notify_all()
             if not parts or self._stop.is_set():
@@ -424,13 +431,16 @@ class Capture:
                 pixels = model_pixels(parts, self._spec, made)
             except Exception:  # a picture that is damaged in a way that only converting it shows
                 self.counters.damaged += 1
+                self._preparing = False
                 continue
             with self._arrived:
                 while self._ready is not None and not self._stop.is_set():
                     self._arrived.wait(POLL_S)
                 self._ready = Prepared(parts[-1], pixels, connection)
+                self._preparing = False
                 self._arrived.notify_all()
         with self._arrived:
+            self._preparing = False
             self._finished = True
             self._arrived.notify_all()
 

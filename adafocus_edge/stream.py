@@ -325,6 +325,8 @@ class LiveRun:
                     for strand in self._strands.values():
                         strand.frames_rate.rate(strand.capture.counters.frames)
                         strand.glimpses_rate.rate(strand.glimpses)
+                        if strand.since_begun and strand.capture.gone:  # it may not come back for long
+                            self._cut(strand)
                 if self._beat_s >= next_trim_s:
                     next_trim_s = self._beat_s + TRIM_S
                     _trim()

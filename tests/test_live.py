@@ -419,6 +419,35 @@ def test_what_nobody_foresaw_is_a_source_that_is_lost(
     assert any(f"camera 0: cannot be read on ({type(error).__name__}" in text for text in lost)
 
 
+@pytest.mark.usefixtures("soon")
+def test_what_was_under_way_is_told_when_a_source_is_lost_and_not_when_it_is_back(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back, opened = threading.Event(), []
+
+    def pictures(source: Source, *_: Any) -> Iterator[Any]:
+        opened.append(source)
+        for _ in range(13 if len(opened) == 1 else 0):  # the first is before its time
+            yield (lambda: np.zeros((48, 64, 3), np.uint8)), 64, 48
+            time.sleep(0.005)
+        back.wait(60 if len(opened) > 1 else 0)
+        raise SourceError(f"{source.name}: gone")
+
+    monkeypatch.setattr(capturing, "_camera_pictures", pictures)
+    with classifier_of(small_bundle, schedule="stream") as classifier:
+        rules = (EventRule(classifier.classes[0], 1e-6),)
+        options = LiveOptions(CaptureOptions(1000.0, drop="never", patient=True), rules=rules)
+        with running(classifier, ["0"], options) as (kept, _):
+            try:
+                until(lambda: [event.kind for event in kept.of(Event)] == ["start", "end"])
+                assert [(window.cut, len(window.result.steps)) for window in kept.of(Window)] == [(False, 8), (True, 4)]
+                time.sleep(1.5)  # nothing is told twice
+                assert len(kept.of(Window) + kept.of(Event)) == 4
+                assert not back.is_set()
+            finally:
+                back.set()
+
+
 def test_an_address_of_a_file_among_live_sources_is_told_at_once(
     small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
