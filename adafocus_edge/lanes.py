@@ -17,7 +17,7 @@ from adafocus_edge.types import GRAPHS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.base import LoadedModel
+    from adafocus_edge.backends.base import LoadedModel, Session
     from adafocus_edge.backends.memory import Buffer
 
 
@@ -136,10 +136,12 @@ class Lanes:
 
 
 class SharedLanes:
-    """The same for a model of plain sessions, which on a CPU gain nothing from a larger batch.
+    """The same for a model of plain sessions, which on a CPU gain nothing from a batch of many.
 
     Streams that are given the very same frame share its glance, and those that look at the same patch of it share the
-    focus: staggered states over one source cost little more than one. The interface is that of :class:`Lanes`.
+    focus: staggered states over one source cost little more than one. No graph is given more than ``model.batch`` rows
+    at once: ONNX Runtime keeps for ever what its largest batch needed, with the default model about 9 MB a frame, and
+    the step in which all sources have a frame may come after hours. The interface is that of :class:`Lanes`.
 
     Args:
         model: on a backend that keeps nothing on a device.
@@ -180,18 +182,18 @@ class SharedLanes:
         stacked = np.stack(list(distinct.values()))
         policy_state, state = (np.concatenate(kept) for kept in zip(*map(self._states.get, streams), strict=True))
 
-        glance = model.glancer.run({"frame": stacked})
-        choice = model.policy.run({"feature_map": glance["feature_map"][rows], "policy_state": policy_state})
+        glance = self._run(model.glancer, {"frame": stacked})
+        choice = self._run(model.policy, {"feature_map": glance["feature_map"][rows], "policy_state": policy_state})
         origin = choice["origin"]
         places = {(row, *place.tolist()): lane for lane, (row, place) in enumerate(zip(rows, origin, strict=True))}
         looked = {key: number for number, key in enumerate(places)}
         lanes = list(places.values())
-        focus = model.focuser.run({"frame": stacked[[rows[lane] for lane in lanes]], "origin": origin[lanes]})
+        focus = self._run(model.focuser, {"frame": stacked[[rows[lane] for lane in lanes]], "origin": origin[lanes]})
         shared = [looked[(row, *place.tolist())] for row, place in zip(rows, origin, strict=True)]
         feeds = {"focus": focus["focus"][shared], "state": state}
         if model.spec.with_glancer:
             feeds["glance"] = glance["glance"][rows]
-        verdict = model.classifier.run(feeds)
+        verdict = self._run(model.classifier, feeds)
 
         made: dict[int, Glimpse] = {}
         for lane, stream in enumerate(streams):
@@ -199,6 +201,15 @@ class SharedLanes:
             self._states[stream] = (choice["policy_state_out"][row], verdict["state_out"][row])
             made[stream] = Glimpse(origin[row], verdict["logits"][row])
         return made
+
+    def _run(self, session: Session, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run a graph in pieces, and join what they give."""
+        count, most = len(next(iter(feeds.values()))), self._model.batch
+        pieces = [
+            session.run({name: rows[start : start + most] for name, rows in feeds.items()})
+            for start in range(0, count, most)
+        ]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _on_host(model: LoadedModel) -> Resident:

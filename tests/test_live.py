@@ -36,6 +36,7 @@ from adafocus_edge.messages import Event, Listener, LiveFrame, Look, Notice, Win
 from adafocus_edge.preprocess import sample_indices
 from adafocus_edge.sources import Source, find_sources, without_password
 from adafocus_edge.stream import LiveOptions, LiveRun, RunStatus
+from adafocus_edge.types import GRAPHS
 from tests.conftest import CLIPS, ROOT, edge, one_line_error
 from tests.streams import Garbage, HttpStream, RtmpStream, RtspServer, UdpStream
 
@@ -186,6 +187,32 @@ def test_states_over_one_frame_share_its_glance_and_equal_patches(small_bundle: 
         seen = lanes.step({lanes.join(): frame for _ in range(4)})
     places = {tuple(glimpse.origins[0]) for glimpse in seen.values()}
     assert rows == {"glancer": [1], "focuser": [len(places)]}
+
+
+def test_no_graph_is_given_more_at_once_than_is_good_for_it(small_bundle: Path) -> None:
+    """ONNX Runtime keeps for ever what its largest batch needed: the step of a hundred sources must not need more."""
+    found = read_bundle(small_bundle)
+    frames = np.random.default_rng(4).integers(0, 256, (6, 224, 224, 3), dtype=np.uint8)
+    with load_model(found, "auto", "onnxruntime-cpu", 2) as model:
+        lanes = SharedLanes(model)
+        joined = [lanes.join() for _ in range(12)]
+        given = {lane: frames[number // 2] for number, lane in enumerate(joined)}
+        alone = [GlimpseStream(model).see([frame]) for frame in frames]
+        most = 0
+        for graph in GRAPHS:
+            session = getattr(model, graph)
+
+            def counting(feeds: Any, run: Any = session.run) -> Any:
+                nonlocal most
+                most = max(most, *map(len, feeds.values()))
+                return run(feeds)
+
+            session.run = counting
+        seen = lanes.step(given)
+        assert most == model.batch < len(frames)
+    for number, lane in enumerate(joined):
+        np.testing.assert_array_equal(seen[lane].origins, alone[number // 2].origins)
+        np.testing.assert_allclose(seen[lane].logits, alone[number // 2].logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("bundle", ["default", "small"])
