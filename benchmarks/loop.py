@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from adafocus_edge.bench.timing import TimedSession
 from adafocus_edge.bundle import read_bundle
 from adafocus_edge.preprocess import preprocess
 from adafocus_edge.report import variant_totals
@@ -41,26 +42,6 @@ def real_frames() -> np.ndarray:
 
 ROOF_SIZE = 1536
 """Side of the square matrices of the roof: far too large for the caches' latency to matter."""
-
-
-class TimedSession:
-    """A session that adds up the time spent inside its calls."""
-
-    def __init__(self, session: Any) -> None:
-        self.session = session
-        self.inputs, self.outputs = session.inputs, session.outputs
-        self.inside_s = 0.0
-
-    def run(self, feeds: Any) -> Any:
-        """Run the session, and add to ``inside_s``."""
-        started = time.perf_counter()
-        made = self.session.run(feeds)
-        self.inside_s += time.perf_counter() - started
-        return made
-
-    def close(self) -> None:
-        """Close the session."""
-        self.session.close()
 
 
 def serve_bundle(connection: Connection, options: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,11 +68,7 @@ def assemble(
             for place, (other, theirs) in enumerate(zip(entries, times, strict=True))
             if place != number and own.keys() & theirs.keys() and not told_apart(own, theirs)
         ]
-    for cost, name in (
-        ("model_ms", "on_front"),
-        ("whole_ms", "on_whole_front"),
-        ("gflops_per_clip", "on_gflops_front"),
-    ):
+    for name, cost in FRONTS.items():
         for entry, flag in zip(entries, front([_point(e, cost) for e in entries]), strict=True):
             entry[name] = flag
     report = {
@@ -83,7 +79,8 @@ def assemble(
         "rows": entries,
         "skipped": [asdict(one) for one in skipped],
     }
-    report["findings"] = list(_findings(report, dict(zip((e["id"] for e in entries), times, strict=True)), right))
+    findings = _Findings({entry["id"]: own for entry, own in zip(entries, times, strict=True)}, right)
+    report["findings"] = list(findings.of(report))
     return report
 
 
@@ -213,96 +210,97 @@ def _accuracy(
 # -- what it says ------------------------------------------------------------------------------------------------------
 
 
-def _findings(
-    report: Report, times: Mapping[int, Mapping[int, float]], right: Mapping[int, Sequence[bool]]
-) -> Iterable[str]:
-    """Yield what a reader would want to be told, one sentence each: what pays on this device, and what does not."""
-    for name in report["bundles"]:
-        rows = [row for row in report["rows"] if row["bundle"] == name and row["streams"] == 1]
-        own = [row for row in rows if not row["peer"] and row["segments"] == report["bundles"][name]["segments"]]
-        plain = [row for row in own if row["variant"] == "fp32" and row["schedule"] == "clip"]
-        if not plain:
-            continue
-        # Peers run on the GPU where the model does.
-        reference = max(plain, key=lambda row: (row["backend"] != "onnxruntime-cpu", row["threads"]))
-        yield from _against_peers(name, reference, rows, times, right)
-        yield from _of_exits(name, reference, rows, times, right)
-        if (sentence := _fastest(name, reference, rows, times)) is not None:
-            yield sentence
+@dataclass(frozen=True)
+class _Findings:
+    """What a reader would want to be told, one sentence each: what pays on this device, and what does not.
 
+    Attributes:
+        times: milliseconds in the model, by row and round.
+        right: whether each clip is right, by row.
+    """
 
-def _against_peers(
-    name: str,
-    reference: Report,
-    rows: list[Report],
-    times: Mapping[int, Mapping[int, float]],
-    right: Mapping[int, Sequence[bool]],
-) -> Iterable[str]:
-    for peer in (row for row in rows if row["peer"]):
-        faster = _faster(times[peer["id"]], times[reference["id"]])
-        text = f"{name}: {_called(peer)}: {faster} FP32's {reference['model_ms']['median']:.1f} ms per clip"
-        if peer["id"] in right and reference["id"] in right:
-            text += f", top-1 {peer['top1']:.1f} % against {reference['top1']:.1f} %"
-            cheaper = peer["model_ms"]["median"] < reference["model_ms"]["median"]
-            by_chance = mcnemar(right[reference["id"]], right[peer["id"]]) > BY_CHANCE
-            if peer["top1"] != reference["top1"] and by_chance:
-                text += " (chance alone may explain the difference)"
-            if cheaper and peer["backend"] not in SAME_MODEL:
-                if peer["top1"] >= reference["top1"] - WITHIN_POINTS:
-                    text += ": here the policy's patches do not pay"
-                elif by_chance:
-                    text += ": too few clips to say whether the policy's patches pay"
-        yield text + "."
+    times: Mapping[int, Mapping[int, float]]
+    right: Mapping[int, Sequence[bool]]
 
+    def of(self, report: Report) -> Iterable[str]:
+        """Yield the sentences."""
+        for name, about in report["bundles"].items():
+            rows = [row for row in report["rows"] if row["bundle"] == name and row["streams"] == 1]
+            own = [row for row in rows if not row["peer"] and row["segments"] == about["segments"]]
+            plain = [row for row in own if row["variant"] == "fp32" and row["schedule"] == "clip"]
+            if not plain:
+                continue
+            # Peers run on the GPU where the model does.
+            reference = max(plain, key=lambda row: (row["backend"] != "onnxruntime-cpu", row["threads"]))
+            sentences = [self._of_peer(row, reference) for row in rows if row["peer"]]
+            sentences += [self._of_exit(row, reference) for row in own if row["exit"] and _alike(row, reference)]
+            if "top1" in reference:
+                sentences.append(self._of_fastest(rows, reference))
+            yield from (f"{name}: {sentence}." for sentence in sentences)
 
-def _of_exits(
-    name: str,
-    reference: Report,
-    rows: list[Report],
-    times: Mapping[int, Mapping[int, float]],
-    right: Mapping[int, Sequence[bool]],
-) -> Iterable[str]:
-    """Say what early exit gains against all steps of the clip schedule, which batches what it sees."""
-    for row in rows:
-        same = row["variant"] == reference["variant"] and row["backend"] == reference["backend"]
-        if not row["exit"] or not same or row["threads"] != reference["threads"] or "top1" not in row:
-            continue
+    def _of_peer(self, peer: Report, reference: Report) -> str:
         text = (
-            f"{name}: --exit {row['exit']} takes {row['mean_steps']:.1f} of {row['segments']} steps: "
-            f"{_faster(times[row['id']], times[reference['id']])} all steps, top-1 {row['top1']:.1f} % against "
-            f"{reference['top1']:.1f} %"
+            f"{_called(peer)}: {self._faster(peer, reference)} FP32's {reference['model_ms']['median']:.1f} ms per clip"
         )
+        if peer["id"] not in self.right or reference["id"] not in self.right:
+            return text
+        text += self._accuracies(peer, reference)
+        cheaper = peer["model_ms"]["median"] < reference["model_ms"]["median"]
+        if cheaper and peer["backend"] not in SAME_MODEL:
+            if peer["top1"] >= reference["top1"] - WITHIN_POINTS:
+                text += ": here the policy's patches do not pay"
+            elif self._by_chance(peer, reference):
+                text += ": too few clips to say whether the policy's patches pay"
+        return text
+
+    def _of_exit(self, row: Report, reference: Report) -> str:
+        """Say what early exit gains against all steps of the clip schedule, which batches what it sees."""
+        text = (
+            f"--exit {row['exit']} takes {row['mean_steps']:.1f} of {row['segments']} steps: "
+            f"{self._faster(row, reference)} all steps"
+        )
+        if "top1" in row and "top1" in reference:
+            text += self._accuracies(row, reference)
         if row["model_ms"]["median"] >= reference["model_ms"]["median"]:
-            text += ". Stopping early does not pay: one frame at a time costs more than it saves"
-        elif mcnemar(right[row["id"]], right[reference["id"]]) > BY_CHANCE and row["top1"] != reference["top1"]:
-            text += " (chance alone may explain the difference)"
-        yield text + "."
+            text += ": stopping early does not pay, one frame at a time costs more than it saves"
+        return text
+
+    def _of_fastest(self, rows: list[Report], reference: Report) -> str:
+        """Say which row within a point of FP32's accuracy is the fastest, and how it compares with eager PyTorch."""
+        near = [r for r in rows if not r["peer"] and r.get("top1", -1.0) >= reference["top1"] - WITHIN_POINTS]
+        best = min(near, key=lambda row: row["model_ms"]["median"])
+        text = (
+            f"the fastest setting within {WITHIN_POINTS:g} point of FP32's {reference['top1']:.1f} % is row "
+            f"{best['id']} ({_called(best)}): {best['model_ms']['median']:.1f} ms per clip, top-1 {best['top1']:.1f} %"
+        )
+        eager = next((row for row in rows if row["backend"] == "pytorch-eager"), None)
+        if eager is not None:
+            middle, low, high = ratio(self.times[eager["id"]], self.times[best["id"]])
+            text += f", {middle:.1f} times ({low:.1f} to {high:.1f}) faster than {PEERS['pytorch-eager']}"
+        return text
+
+    def _accuracies(self, row: Report, reference: Report) -> str:
+        text = f", top-1 {row['top1']:.1f} % against {reference['top1']:.1f} %"
+        differ = row["top1"] != reference["top1"]
+        return text + (
+            " (chance alone may explain the difference)" if differ and self._by_chance(row, reference) else ""
+        )
+
+    def _by_chance(self, row: Report, reference: Report) -> bool:
+        return mcnemar(self.right[row["id"]], self.right[reference["id"]]) > BY_CHANCE
+
+    def _faster(self, row: Report, reference: Report) -> str:
+        ours, theirs = self.times[row["id"]], self.times[reference["id"]]
+        middle, low, high = ratio(theirs, ours)
+        if not told_apart(ours, theirs):
+            return "takes as long as"
+        if middle >= 1:
+            return f"{middle:.2f} times ({low:.2f} to {high:.2f}) faster than"
+        return f"{1 / middle:.2f} times ({1 / high:.2f} to {1 / low:.2f}) slower than"
 
 
-def _fastest(name: str, reference: Report, rows: list[Report], times: Mapping[int, Mapping[int, float]]) -> str | None:
-    """Say which row within a point of FP32's accuracy is the fastest, and how it compares with eager PyTorch."""
-    if "top1" not in reference:
-        return None
-    near = [r for r in rows if not r["peer"] and r.get("top1", -1.0) >= reference["top1"] - WITHIN_POINTS]
-    best = min(near, key=lambda row: row["model_ms"]["median"])
-    text = (
-        f"{name}: the fastest setting within {WITHIN_POINTS:g} point of FP32's {reference['top1']:.1f} % is row "
-        f"{best['id']} ({_called(best)}): {best['model_ms']['median']:.1f} ms per clip, top-1 {best['top1']:.1f} %"
-    )
-    eager = next((row for row in rows if row["backend"] == "pytorch-eager"), None)
-    if eager is not None:
-        middle, low, high = ratio(times[eager["id"]], times[best["id"]])
-        text += f", {middle:.1f} times ({low:.1f} to {high:.1f}) faster than {PEERS['pytorch-eager']}"
-    return text + "."
-
-
-def _faster(ours: Mapping[int, float], theirs: Mapping[int, float]) -> str:
-    middle, low, high = ratio(theirs, ours)
-    if not told_apart(ours, theirs):
-        return "takes as long as"
-    if middle >= 1:
-        return f"{middle:.2f} times ({low:.2f} to {high:.2f}) faster than"
-    return f"{1 / middle:.2f} times ({1 / high:.2f} to {1 / low:.2f}) slower than"
+def _alike(row: Report, reference: Report) -> bool:
+    return all(row[name] == reference[name] for name in ("backend", "variant", "threads"))
 
 
 def _called(row: Report) -> str:
