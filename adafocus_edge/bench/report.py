@@ -245,10 +245,14 @@ class _Findings:
         if peer["id"] not in self.right or reference["id"] not in self.right:
             return text
         text += self._accuracies(peer, reference)
-        cheaper = peer["model_ms"]["median"] < reference["model_ms"]["median"]
-        if cheaper and peer["backend"] not in SAME_MODEL:
+        if peer["backend"] in SAME_MODEL:
+            return text
+        gflops, ours = peer["gflops_per_clip"], reference["gflops_per_clip"]
+        text += f", {gflops:.1f} GFLOPs against {ours:.1f}"
+        if gflops < ours:
+            what = "AdaFocus does" if peer["backend"].startswith(CHECKPOINT_PEER) else "the policy's patches do"
             if peer["top1"] >= reference["top1"] - WITHIN_POINTS:
-                text += ": here the policy's patches do not pay"
+                text += f": here {what} not pay"
             elif self._by_chance(peer, reference):
                 text += ": too few clips to say whether the policy's patches pay"
         return text
