@@ -1456,9 +1456,9 @@ def _leave(code: int) -> None:
 
 def _fail(text: str, status: int) -> int:
     """Print an error as one line."""
-    from adafocus_edge.report import printable
+    from adafocus_edge.report import one_line
 
-    print(f"error: {printable(text)}", file=sys.stderr)
+    print(f"error: {one_line(text)}", file=sys.stderr)
     return status
 
 

@@ -70,6 +70,17 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+LONGEST_ERROR = 1000
+"""Characters of an error: a line of a damaged list that it quotes may hold megabytes."""
+
+
+def one_line(text: str) -> str:
+    """Return an error as one line of bearable length: where it is too long, its middle is left out."""
+    if len(text) > LONGEST_ERROR:
+        text = f"{text[: LONGEST_ERROR * 2 // 3]} [...] {text[-LONGEST_ERROR // 3 :]}"
+    return printable(text)
+
+
 def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None = None) -> None:
     """Print a clip's best classes, and under them what the last windows of a live source come to."""
     timed = result.start_s is not None and result.end_s is not None

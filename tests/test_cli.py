@@ -555,3 +555,11 @@ def test_a_package_of_the_same_name_is_noticed(small_checkpoint, tmp_path):
 
 def test_the_version_is_shown():
     assert edge("--version").stdout.startswith("adafocus-edge 0.")
+
+
+def test_a_line_of_a_damaged_list_does_not_fill_the_screen(tmp_path):
+    (tmp_path / "list.txt").write_text("a" * 1_000_000)
+    arguments = ["evaluate", "--data", tmp_path / "list.txt", "--frames", tmp_path, "--quiet"]
+    done = edge(*arguments)
+    one_line_error(done, 1, "list.txt, line 1", "[...]", "is not `path frames class`")
+    assert len(done.stderr) < 1200
