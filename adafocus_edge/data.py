@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ class Example:
 
     def open_clip(self) -> Clip:
         """Open it. Raises ``SourceError``."""
-        if self.frames is not None and self.path.is_dir():
+        if self.frames is not None and os.path.isdir(self.path):
             return FrameFolder(str(self.path), self.frames)
         return Source(self.name, str(self.path)).open_clip()
 
@@ -73,9 +74,9 @@ def read_data(path: Path, classes: Sequence[str] | None = None, frames: Path | N
 
     Raises ``DataError`` that names the file, the line and what is wrong with it.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return _read_folders(path, classes)
-    if not path.exists():
+    if not os.path.exists(path):
         raise DataError(f"{path}: no such folder, CSV or split list")
     if path.suffix.lower() == ".csv":
         return _read_csv(path, classes)
@@ -132,16 +133,16 @@ def _label(text: str, classes: Sequence[str], where: str) -> int:
 def _find_clip(root: Path, name: str) -> Path:
     """Return a folder of frames, or a video of that name with any suffix; what is not there is told when opened."""
     path = root / name
-    if path.is_dir() or (path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()):
+    if os.path.isdir(path) or (path.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(path)):
         return path
     for suffix in sorted(VIDEO_SUFFIXES):
-        if (video := path.with_name(path.name + suffix)).is_file():
+        if os.path.isfile(video := path.with_name(path.name + suffix)):
             return video
     return path
 
 
 def _read_folders(folder: Path, classes: Sequence[str] | None) -> Split:
-    groups = sorted((p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")), key=natural_order)
+    groups = sorted((p for p in folder.iterdir() if os.path.isdir(p) and not p.name.startswith(".")), key=natural_order)
     if not groups:
         raise DataError(f"{folder}: no sub-folders in it; there must be one for each class")
     names = tuple(classes) if classes is not None else tuple(group.name for group in groups)
@@ -182,7 +183,9 @@ def _read_csv(path: Path, classes: Sequence[str] | None) -> Split:
             raise DataError(f"{path}, line {number}: a video and its class must be given")
         near = path.parent / video
         inside = path.parent / "videos" / video
-        found.append((video, near if near.exists() or not inside.exists() else inside, label, number, source))
+        found.append(
+            (video, near if os.path.exists(near) or not os.path.exists(inside) else inside, label, number, source)
+        )
     names = tuple(classes) if classes is not None else tuple(sorted({label for _, _, label, _, _ in found}))
     examples = []
     for video, clip, label, number, source in found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import itertools
+import os
 import re
 import warnings
 from collections import deque
@@ -177,7 +178,7 @@ class Source:
 
     def open_clip(self) -> Clip:
         """Open a source that ends. Raises ``SourceError``."""
-        if Path(self.address).is_dir():
+        if os.path.isdir(self.address):
             return FrameFolder(self.address)
         from adafocus_edge.video import VideoFile
 
@@ -206,15 +207,15 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
         path = Path(argument)
         if "://" in argument:
             found.append(Source(without_password(argument), argument, live=is_stream(argument)))
-        elif path.is_dir():
+        elif os.path.isdir(path):
             found += _folder(path)
-        elif not path.exists() and glob.has_magic(argument):
+        elif not os.path.exists(path) and glob.has_magic(argument):
             matches = sorted((Path(match) for match in glob.glob(argument, recursive=True)), key=natural_path)
             if not matches:
                 found.append(Source(argument, argument))
             for match in matches:
-                found += _folder(match) if match.is_dir() else [Source(str(match), str(match))]
-        elif argument.isdigit() and not path.exists():
+                found += _folder(match) if os.path.isdir(match) else [Source(str(match), str(match))]
+        elif argument.isdigit() and not os.path.exists(path):
             found.append(Source(f"camera {argument}", argument, live=True))
         else:
             found.append(Source(argument, argument, live=argument.startswith("/dev/video")))
@@ -243,7 +244,7 @@ def _listed(arguments: Sequence[str]) -> Iterator[str]:
 def _named(argument: str) -> tuple[str | None, str]:
     """Split ``NAME=ADDRESS``; what is a file or an address of itself has no name."""
     name, equals, address = argument.partition("=")
-    if not equals or "://" in name or "/" in name or Path(argument).exists():
+    if not equals or "://" in name or "/" in name or os.path.exists(argument):
         return None, argument
     if not name.strip() or not address.strip():
         raise UsageError(f"{argument}: NAME=ADDRESS needs both")
@@ -258,7 +259,7 @@ def natural_path(path: Path) -> list[list[tuple[int, str]]]:
 def images_in(folder: Path) -> list[Path]:
     """Return the images that lie directly in a folder; hidden files do not count."""
     found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    return [p for p in found if p.is_file()]
+    return [p for p in found if os.path.isfile(p)]
 
 
 def _in_folder(folder: Path, above: frozenset[Path] = frozenset()) -> list[Source]:
@@ -266,13 +267,13 @@ def _in_folder(folder: Path, above: frozenset[Path] = frozenset()) -> list[Sourc
 
     Links that lead back up are not followed. An empty folder gives nothing.
     """
-    above |= {folder.resolve()}
+    above |= {Path(os.path.realpath(folder))}
     try:
         visible = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural_order)
     except OSError:  # opening it tells
         return [Source(str(folder), str(folder))]
-    videos = [p for p in visible if p.suffix.lower() in VIDEO_SUFFIXES and not p.is_dir()]
-    folders = [p for p in visible if p.is_dir() and p.resolve() not in above]
+    videos = [p for p in visible if p.suffix.lower() in VIDEO_SUFFIXES and not os.path.isdir(p)]
+    folders = [p for p in visible if os.path.isdir(p) and Path(os.path.realpath(p)) not in above]
     sources = [Source(str(path), str(path)) for path in videos]
     for inner in folders:
         sources += _in_folder(inner, above)

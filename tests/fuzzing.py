@@ -386,6 +386,7 @@ def checkpoint(random: Random, folder: Path) -> Callable[[], object]:
 def lists(random: Random, folder: Path) -> Callable[[], object]:
     """Split lists, CSVs, class files, lists of sources, configurations, reports."""
     from adafocus_edge.bench.compare import Limits, compare, read_report
+    from adafocus_edge.bench.tables import markdown
     from adafocus_edge.data import read_data
     from adafocus_edge.sources import find_sources
 
@@ -397,13 +398,14 @@ def lists(random: Random, folder: Path) -> Callable[[], object]:
         "classes.txt": "fight\nno_fight\n",
         "list.streams": f"yard={clip}\n# a comment\nrtsp://10.0.0.1/a\n",
         "stream.toml": 'source = ["a.mp4"]\nglimpse-fps = 4.0\n[[event]]\nlabel = "fight"\n',
-        "report.json": json.dumps(
-            {"schema": 1, "rows": [{"key": "a", "model_ms": {"median": 1.0}}], "machine": {}, "data": None}
-        ),
+        "report.json": (ROOT / "benchmarks" / "results" / "front-default.json").read_text(encoding="utf-8"),
     }
     name = pick(list(texts), random)
     path = folder / name
-    text = changed_text(texts[name], random)
+    if name == "report.json" and random.random() < 0.7:
+        text = json.dumps(changed_structure(json.loads(texts[name]), random))
+    else:
+        text = changed_text(texts[name], random)
     data = text.encode("utf-8", "surrogatepass")
     path.write_bytes(changed(data, random) if random.random() < 0.3 else data)
     feeds: dict[str, Callable[[], object]] = {
@@ -412,7 +414,7 @@ def lists(random: Random, folder: Path) -> Callable[[], object]:
         "classes.txt": lambda: read_classes(path),
         "list.streams": lambda: find_sources([str(path)]),
         "stream.toml": lambda: _parse_config(path),
-        "report.json": lambda: compare(read_report(path), read_report(path), Limits()),
+        "report.json": lambda: (compare(read_report(path), read_report(path), Limits()), markdown(read_report(path))),
     }
     return feeds[name]
 

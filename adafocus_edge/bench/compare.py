@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import msgspec
 
 from adafocus_edge.bench.machine import same_machine
 from adafocus_edge.errors import UsageError
@@ -49,16 +51,96 @@ class Comparison:
     rows: int
 
 
+class _Times(TypedDict):
+    median: float
+    p95: float
+    p99: float
+    min: float
+    spread: float
+    low: float
+    high: float
+    rounds: int
+
+
+class _Judged(TypedDict, total=False):
+    top1: float
+    top1_interval_95: tuple[float, float]
+    per_step_top1: list[float]
+
+
+class _Row(_Judged):
+    id: int
+    key: str
+    bundle: str
+    patch_size: int
+    backend: str
+    variant: str
+    schedule: str
+    exit: str | None
+    segments: int
+    streams: int
+    threads: int
+    peer: bool
+    model_ms: _Times
+    whole_ms: _Times | None
+    step_ms: _Times | None
+    clips_per_s: float
+    size_mb: float | None
+    cold_start_ms: float
+    host_mb: float
+    device_mb: float | None
+    joules_per_clip: float | None
+    mean_steps: float
+    gflops_per_clip: float
+    parts_ms: dict[str, _Times] | None
+    parts_over_whole: float | None
+    on_front: bool
+    on_whole_front: bool
+    on_gflops_front: bool
+    same_time_as: list[int]
+
+
+class _Machine(TypedDict):
+    processor: str
+    memory: str
+    gpu: str
+    virtual: bool
+
+
+class _Skipped(TypedDict):
+    what: str
+    why: str
+
+
+class _Data(TypedDict):
+    origin: str
+    clips: int
+    chosen: str
+
+
+class _Shape(TypedDict):
+    schema: int
+    rounds: int
+    machine: _Machine
+    data: _Data | None
+    yardstick_ms: _Times | None
+    energy_of: str | None
+    rows: list[_Row]
+    skipped: list[_Skipped]
+    findings: list[str]
+
+
 def read_report(path: Path) -> Report:
     """Read a report. Raises ``UsageError`` if there is none, or it is of another schema."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report: Report = json.loads(path.read_bytes())
+        if report["schema"] != SCHEMA:
+            raise UsageError(f"{path}: a report of schema {report['schema']}; this version reads {SCHEMA}")
+        msgspec.convert(report, _Shape)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, msgspec.ValidationError) as error:
         raise UsageError(f"{path}: is no report of `adafocus-edge benchmark` ({error})") from None
-    if not isinstance(report, dict) or report.get("schema") != SCHEMA or not isinstance(report.get("rows"), list):
-        raise UsageError(f"{path}: is no report of `adafocus-edge benchmark` that this version reads")
     return report
 
 

@@ -40,7 +40,7 @@ def describe() -> dict[str, Any]:
         "governor": governor,
         "virtual": "hypervisor" in flags,
         "memory": findings["memory"],
-        "NVIDIA GPU": findings["NVIDIA GPU"],
+        "gpu": findings["NVIDIA GPU"],
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": versions,
@@ -50,4 +50,4 @@ def describe() -> dict[str, Any]:
 
 def same_machine(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
     """Whether two reports' machines are alike enough to compare milliseconds."""
-    return all(ours.get(part) == theirs.get(part) for part in ("cpu", "usable_cores", "NVIDIA GPU"))
+    return all(ours.get(part) == theirs.get(part) for part in ("cpu", "usable_cores", "gpu"))

@@ -175,7 +175,7 @@ def _fingerprint(request: Request, rows: list[Row], examples: list[Example]) -> 
             "clips": _hash([(e.name, file(e.path), list(e.labels)) for e in examples]),
             "checkpoints": [file(request.checkpoint), *(file(path) for path in request.checkpoints.values())],
             "options": [request.rounds, request.warm_up, request.parts_every, request.seed],
-            "machine": {key: machine[key] for key in ("cpu", "usable_cores", "NVIDIA GPU", "versions")},
+            "machine": {key: machine[key] for key in ("cpu", "usable_cores", "gpu", "versions")},
         },
         sort_keys=True,
     )

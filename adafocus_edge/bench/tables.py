@@ -120,7 +120,7 @@ def about(report: Report) -> list[str]:
     clips = f"{data['clips']} clips of {data['origin']}" if data else "no clips: synthetic frames, so latency alone"
     lines = [
         f"{clips}; {report['rounds']} rounds; {same_in_all(report)}",
-        f"{machine['processor']}; {machine['memory']}; GPU: {machine['NVIDIA GPU']}",
+        f"{machine['processor']}; {machine['memory']}; GPU: {machine['gpu']}",
     ]
     if machine["virtual"]:
         lines.append("a virtual machine: others may share its processor")

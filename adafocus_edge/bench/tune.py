@@ -85,7 +85,7 @@ def choose(report: Report, demand: Demand) -> Report:
 def profile_of(report: Report, row: Report, demand: Demand) -> Profile:
     """Make a profile of a row."""
     machine = report["machine"]
-    gpu = machine["NVIDIA GPU"] if row["backend"] != "onnxruntime-cpu" else ""
+    gpu = machine["gpu"] if row["backend"] != "onnxruntime-cpu" else ""
     return Profile(
         backend=row["backend"],
         variant=row["variant"],
