@@ -262,29 +262,29 @@ def images_in(folder: Path) -> list[Path]:
     return [p for p in found if os.path.isfile(p)]
 
 
-def _in_folder(folder: Path, above: frozenset[Path] = frozenset()) -> list[Source]:
+def _in_folder(folder: Path, seen: set[str]) -> list[Source]:
     """A folder with videos, at any depth, is those videos; one with nothing but images is one clip.
 
-    Links that lead back up are not followed. An empty folder gives nothing.
+    A folder that is reached again by a link is not listed again. An empty folder gives nothing.
     """
-    above |= {Path(os.path.realpath(folder))}
+    seen.add(os.path.realpath(folder))
     try:
         visible = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural_order)
+        images = images_in(folder)
     except OSError:  # opening it tells
         return [Source(str(folder), str(folder))]
-    videos = [p for p in visible if p.suffix.lower() in VIDEO_SUFFIXES and not os.path.isdir(p)]
-    folders = [p for p in visible if os.path.isdir(p) and Path(os.path.realpath(p)) not in above]
-    sources = [Source(str(path), str(path)) for path in videos]
-    for inner in folders:
-        sources += _in_folder(inner, above)
-    if not sources and images_in(folder):
+    sources = [Source(str(p), str(p)) for p in visible if p.suffix.lower() in VIDEO_SUFFIXES and not os.path.isdir(p)]
+    for inner in visible:
+        if os.path.isdir(inner) and os.path.realpath(inner) not in seen:
+            sources += _in_folder(inner, seen)
+    if not sources and images:
         return [Source(str(folder), str(folder))]
     return sources
 
 
 def _folder(folder: Path) -> list[Source]:
     """The sources of a folder; one with nothing in it stays a source, so that opening it says what is wrong."""
-    return _in_folder(folder) or [Source(str(folder), str(folder))]
+    return _in_folder(folder, set()) or [Source(str(folder), str(folder))]
 
 
 LIVE_SCHEMES = frozenset("rtsp rtsps rtmp rtmps udp rtp srt tcp".split())

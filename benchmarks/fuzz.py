@@ -30,7 +30,15 @@ from tests.fuzzing import TARGETS, Outcome, attack
 
 MOST_S = 60.0
 MOST_BYTES = 3 << 30
-SHARES = {"video": 0.25, "frames": 0.1, "manifest": 0.2, "graph": 0.15, "checkpoint": 0.1, "lists": 0.2}
+SHARES = {
+    "video": 0.2,
+    "frames": 0.1,
+    "manifest": 0.2,
+    "graph": 0.15,
+    "checkpoint": 0.1,
+    "lists": 0.15,
+    "requests": 0.1,
+}
 """Of the inputs, by target."""
 
 

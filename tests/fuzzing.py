@@ -5,12 +5,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import json
 import os
 import pickle
 import shutil
+import signal
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,7 +44,7 @@ ODD_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 """What takes the place of a value in a structure."""
 ODD_TEXTS = (
-    "", "\0", "\ufeff", "\r", "\n\n", ",", ",,,,", '"', "'", "\t", "../..", "/dev/zero", "-1", "1e99", "NaN", "9" * 400,
+    "", "\0", "\ufeff", "\r", "\n\n", ",", ",,,,", '"', "'", "\t", "..", "/dev/zero", "-1", "1e99", "NaN", "9" * 400,
     "é", "\u202e", "http://[", "rtsp://u:p@", "[[[[", "= = =", "#", "fight", "no_fight", "a" * 70_000,
 )  # fmt: skip
 
@@ -435,6 +442,87 @@ def _parse_config(path: Path) -> object:
         raise
 
 
+_server: list[tuple[subprocess.Popen[bytes], int]] = []
+"""The page's server of this process, and its port."""
+REQUESTS = (
+    "GET /api/status HTTP/1.1", "GET /api/results?source=film&limit=3 HTTP/1.1", "GET /api/events HTTP/1.1",
+    "GET /api/streams/film/picture.jpg HTTP/1.1", "GET /page/app.js HTTP/1.1", "GET /metrics HTTP/1.1",
+    "GET /../../etc/passwd HTTP/1.1", "GET /page/..%2f..%2f..%2fetc/passwd HTTP/1.1", "OPTIONS * HTTP/1.1",
+    "POST /login HTTP/1.1", "POST /api/classify?name=a.mp4 HTTP/1.1", "DELETE /api/status HTTP/1.1",
+)  # fmt: skip
+HEADERS = (
+    "Origin: http://elsewhere", "Content-Type: application/json", "Content-Type: multipart/form-data; boundary=x",
+    "Transfer-Encoding: chunked", "Content-Length: 99999999999", "Content-Length: -1", "Expect: 100-continue",
+    "Cookie: adafocus_session=x", "Authorization: Bearer x", "Connection: Upgrade\r\nUpgrade: websocket",
+    "Range: bytes=0-,1-2", "X: " + "y" * 20_000, "Accept-Encoding: gzip;q=1e9",
+)  # fmt: skip
+PATIENCE_S = 20.0
+ANSWER_S = 1.0
+"""For an answer: what is no whole request gets none until the server gives it up."""
+
+
+def requests(random: Random, folder: Path) -> Callable[[], object]:
+    """Bytes that are hardly a request, to a real server, which must answer others afterwards."""
+    if not _server or _server[0][0].poll() is not None:
+        _server[:] = [_start_server()]
+    process, port = _server[0]
+    lines = [str(random.choice(np.array(REQUESTS, object))), f"Host: 127.0.0.1:{port}"]
+    for _ in range(random.integers(0, 4)):
+        lines.append(str(random.choice(np.array(HEADERS, object))))
+    body = random.bytes(int(2 ** random.integers(0, 14))) if lines[0].startswith("POST") else b""
+    if body and random.random() < 0.5:
+        lines.append(f"Content-Length: {len(body)}")
+    head = "\r\n".join(lines).encode()
+    data = head + b"\r\n\r\n" + body
+    if random.random() < 0.7:
+        cut = len(head) + 4
+        data = changed(data[:cut], random) + data[cut:]
+    del folder
+
+    def feed() -> object:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), PATIENCE_S) as connection:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            connection.settimeout(ANSWER_S)
+            answer = connection.recv(4096)
+            if answer.startswith(b"HTTP/1.1 5") and not answer.startswith((b"HTTP/1.1 501", b"HTTP/1.1 503")):
+                raise RuntimeError(f"answered {answer[:200]!r} to {data[:400]!r}")
+            if b"root:" in answer:
+                raise RuntimeError(f"gave a file away to {data[:400]!r}")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=PATIENCE_S) as answer_to_others:
+            if process.poll() is not None:
+                raise RuntimeError(f"ended after {data[:400]!r}")
+            return answer_to_others.read()
+
+    return feed
+
+
+def _end_with_parent() -> None:
+    """Let a child be killed when its parent is: Linux' PR_SET_PDEATHSIG."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _start_server() -> tuple[subprocess.Popen[bytes], int]:
+    from tests.streams import free_port
+
+    port = free_port()
+    clip = next(FIGHTS.glob("*/*.mp4"))
+    command = [sys.executable, "-m", "adafocus_edge", "serve", "--port", port, "--source", f"film={clip}", "--quiet"]
+    process = subprocess.Popen(
+        [*map(str, command), "--threads", "1"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509 - it calls the kernel only
+    )
+    for _ in range(600):
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5):
+            return process, port
+        time.sleep(0.1)
+    raise RuntimeError("the server did not start")
+
+
 TARGETS: dict[str, Callable[[Random, Path], Callable[[], object]]] = {
     "video": video,
     "frames": frames,
@@ -442,5 +530,6 @@ TARGETS: dict[str, Callable[[Random, Path], Callable[[], object]]] = {
     "graph": graph,
     "checkpoint": checkpoint,
     "lists": lists,
+    "requests": requests,
 }
 """What makes an input in a folder, and returns what feeds it to the product."""

@@ -46,6 +46,14 @@ def test_a_cover_picture_does_not_hide_videos(tmp_path):
     assert addresses(tmp_path) == [str(tmp_path / "season 1" / "a.mp4")]
 
 
+def test_a_folder_that_is_reached_twice_is_listed_once(tmp_path):
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").touch()
+    for number in range(3):
+        (tmp_path / f"z{number}").symlink_to(tmp_path / "videos")
+    assert addresses(tmp_path) == [str(tmp_path / "videos" / "a.mp4")]
+
+
 def test_links_that_lead_back_up_are_not_followed(tmp_path):
     put(tmp_path / "videos", "a.mp4")
     (tmp_path / "videos" / "self").symlink_to(tmp_path / "videos")
