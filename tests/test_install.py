@@ -134,6 +134,11 @@ def test_the_wheel_is_whole_and_has_nothing_of_ours_alone(wheel):
         about = files.read(f"adafocus_edge-{__version__}.dist-info/METADATA").decode()
     assert f"\nVersion: {__version__}\n" in about
     assert f"adafocus_edge-{__version__}-py3-none-any.whl" == wheel.name
+    assert re.findall(r"^Classifier: .* :: (3\.\d+)$", about, re.MULTILINE) == list(PYTHONS)
+    named = set(NEEDING_MORE.values())
+    for path in (ROOT / "adafocus_edge").rglob("*.py"):
+        named |= set(re.findall(r"adafocus-edge\[([a-z-]+)\]", path.read_text()))
+    assert named <= set(re.findall(r"^Provides-Extra: (\S+)$", about, re.MULTILINE)), "a message names no extra of ours"
 
 
 def test_the_sdist_builds_the_same_wheel(wheel, sdist, tmp_path):
@@ -269,7 +274,8 @@ def test_every_help_is_there_and_waits_for_nothing(bare):
         assert "adafocus_edge" in names
         assert names & (SLOW if verb else {*SLOW, SLOW_IN_TYPER}) == set(), verb
     assert set(re.findall(r"^  ([a-z]+) ", helps[0].stdout, re.MULTILINE)) >= set(VERBS)
-    assert bare.edge("--version").stdout.strip() == f"adafocus-edge {__version__}"
+    for started in ((program,), (bare.python, "-m", "adafocus_edge")):
+        assert called(*started, "--version", cwd=bare.cwd).stdout == f"adafocus-edge {__version__}\n"
 
 
 def test_nothing_of_an_extra_is_there(bare):
