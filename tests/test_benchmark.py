@@ -29,6 +29,7 @@ from adafocus_edge.bench.timing import Bench, NoiseClip
 from adafocus_edge.bench.tune import Demand, choose
 from adafocus_edge.bench.worker import Memory, Opening, Ready, Worker
 from adafocus_edge.bundle import Bundle, copy_bundle, default_bundle, read_bundle, update_bundle
+from adafocus_edge.cli import _print_benchmark
 from adafocus_edge.data import Example, read_data
 from adafocus_edge.errors import AdaFocusError, BackendError, SourceError, UsageError
 from adafocus_edge.evaluate import predict_with
@@ -593,6 +594,17 @@ def test_a_report_without_accuracy_is_drawn_too(bundle: Bundle, clock: Clock, tm
     assert (tmp_path / "page.html").read_text().count("<svg") == 1
     assert "latency alone" in markdown(report)
     assert csv_text(report).startswith("id,bundle,backend")
+
+
+def test_what_is_missing_is_told_as_it_is_typed(
+    bundle: Bundle, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "pip install 'adafocus-edge[openvino]'"
+    left_out = [{"what": "[odd] openvino", "why": command}]
+    _print_benchmark({**report_of(bundle, clock), "skipped": left_out})
+    printed = capsys.readouterr().out
+    assert command in printed
+    assert "[odd] openvino" in printed
 
 
 def test_compare_ends_with_1_where_something_got_worse(made: Path, tmp_path: Path) -> None:

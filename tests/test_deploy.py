@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from email.message import Message
+from types import ModuleType
 
 import pytest
 import typer
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from adafocus_edge.cli import app
 from adafocus_edge.errors import UsageError
 from tests.conftest import ROOT
 from tests.streams import need
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 DEPLOY = ROOT / "deploy"
+PIN = ROOT / "scripts" / "pin"
 PROGRAM = "/opt/adafocus-edge/bin/adafocus-edge"
 CONFIG = "/etc/adafocus-edge/stream.toml"
 NEWER_KEYS = re.compile(r".*Unknown key(?: name)? '(RestartSteps|RestartMaxDelaySec)' in section .*ignoring\.")
@@ -89,14 +104,137 @@ def test_the_container_files_name_what_there_is(file):
     copied = [name for line in re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE) for name in line.split()]
     assert {"pyproject.toml", "adafocus_edge", "training", "export", "calibration"} <= set(copied)
     assert [name for name in copied if not (ROOT / name).exists()] == []
-    project = (ROOT / "pyproject.toml").read_text()
-    for extra in re.search(r'"\$wheel\[(.+?)\]"', text)[1].split(","):
-        assert re.search(rf"^{extra} = \[", project, re.MULTILINE), f"no extra {extra}"
+    installs = re.findall(r"pip (?:install|wheel) (.*)", text.replace("\\\n", " "))
+    assert installs
+    for arguments in (part.partition("&&")[0] for part in installs):
+        pinned = "--require-hashes" in arguments and "--only-binary :all:" in arguments
+        assert pinned or "--no-index" in arguments, f"takes what nobody pinned: {arguments}"
+    assert set(re.findall(r"-r (deploy/\S+)", text)) <= set(copied)
     (start,) = re.findall(r"^CMD \[(.+)\]$", text, re.MULTILINE)
     verb, *arguments = [word.strip('"') for word in start.split(", ")]
     assert arguments[:2] == ["--config", CONFIG]
     given = parse(verb, *arguments[2:])
     assert f"http://127.0.0.1:{given['port']}/healthz" in text
+
+
+def pins_of(file: str) -> list[tuple[Requirement, list[str]]]:
+    """The lines of a file of pins, each with its hashes. Fails for what is neither a pin nor a comment."""
+    lines = [line.strip() for line in (DEPLOY / file).read_text().replace("\\\n", " ").splitlines()]
+    pins = []
+    for line in (line for line in lines if line and not line.startswith("#")):
+        pin, *hashes = re.split(r"\s+--hash=", line)
+        pins.append((Requirement(pin), hashes))
+    return pins
+
+
+@pytest.mark.parametrize("file", ["requirements-cpu.txt", "requirements-jetson.txt", "requirements-build.txt"])
+def test_every_pin_is_one_version_with_hashes(file):
+    pins = pins_of(file)
+    assert len(pins) >= 7
+    for pin, hashes in pins:
+        (version,) = pin.specifier
+        assert version.operator == "==", pin
+        assert "*" not in version.version, pin
+        assert hashes, f"{pin} has no hash"
+        assert [one for one in hashes if not re.fullmatch(r"sha256:[0-9a-f]{64}", one)] == [], pin
+
+
+@pytest.mark.parametrize(
+    ("file", "machine", "python"),
+    [
+        ("requirements-cpu.txt", "x86_64", "3.12"),
+        ("requirements-cpu.txt", "aarch64", "3.12"),
+        ("requirements-jetson.txt", "aarch64", "3.10"),
+        ("requirements-build.txt", "x86_64", "3.12"),
+        ("requirements-build.txt", "aarch64", "3.10"),
+    ],
+)
+def test_the_pins_are_what_the_package_asks_for(file, machine, python):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    if file == "requirements-build.txt":
+        wanted = project["build-system"]["requires"]
+    else:
+        extras = re.findall(r"--extra (\S+)", re.search(r"^serving=\((.+)\)$", PIN.read_text(), re.MULTILINE)[1])
+        assert extras == ["serve", "mqtt"]
+        optional = project["project"]["optional-dependencies"]
+        wanted = [*project["project"]["dependencies"], *(name for extra in extras for name in optional[extra])]
+    if file == "requirements-jetson.txt":
+        wanted += ["onnx", "cuda-bindings>=12.6,<13"]
+    there = {
+        "platform_machine": machine, "platform_system": "Linux", "sys_platform": "linux", "os_name": "posix",
+        "python_version": python, "python_full_version": f"{python}.12", "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }  # fmt: skip
+    pinned = [pin for pin, _ in pins_of(file) if pin.marker is None or pin.marker.evaluate(there)]
+    versions = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pinned}
+    assert len(versions) == len(pinned), "a package has two versions"
+    for one in map(Requirement, wanted):
+        if one.marker is None or one.marker.evaluate(there):
+            version = versions.get(canonicalize_name(one.name))
+            assert version is not None, f"{one.name} is not pinned: run scripts/pin"
+            assert one.specifier.contains(version), f"{one} does not allow the pin {version}: run scripts/pin"
+
+
+@pytest.fixture
+def audit(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program behind scripts/audit."""
+    spec = importlib.util.spec_from_file_location("audit_pins", ROOT / "scripts" / "audit_pins.py")
+    program = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "audit_pins", program)  # its dataclasses look there
+    spec.loader.exec_module(program)
+    return program
+
+
+@pytest.fixture
+def lone_index(audit: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index that knows the newest releases of two packages; pip-audit answers for nothing."""
+    flaw = {"id": "PYSEC-1", "aliases": ["CVE-1"], "fixed_in": [], "withdrawn": None}
+    pages = {
+        "sound": {"info": {"version": "2.0"}, "vulnerabilities": []},
+        "leaky": {"info": {"version": "1.0"}, "vulnerabilities": [flaw, {**flaw, "id": "CVE-1", "aliases": []}]},
+    }
+
+    def opened(address: str, timeout: float) -> io.StringIO:
+        name = address.split("/")[-2]
+        if name not in pages:
+            raise urllib.error.HTTPError(address, 404, "no such page", Message(), None)
+        return io.StringIO(json.dumps(pages[name]))
+
+    monkeypatch.setattr(urllib.request, "urlopen", opened)
+    monkeypatch.setattr(audit, "ask_pip_audit", lambda pins: {})
+
+
+def test_the_audit_fails_for_what_is_known_and_names_what_is_not(audit, lone_index, tmp_path, capsys):
+    pins = tmp_path / "requirements.txt"
+    pins.write_text("sound==2.0 \\\n    --hash=sha256:00\nleaky==1.0\nleaky==0.9 ; python_version < '3.11'\n")
+    assert audit.main([str(pins)]) == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        f"{pins}: 3 packages; audited: 2 by the index",
+        "  VULNERABLE: leaky 1.0: PYSEC-1 (CVE-1), not mended yet",
+        "  NOT AUDITED, no answer from the database (1): leaky 0.9",
+        "known vulnerabilities: 1",
+    ]
+    pins.write_text("sound==1.9\nunknown==1.0\n")  # an older release, and one that the index does not know
+    assert audit.main([str(pins)]) == 0
+    assert "NOT AUDITED, no answer from the database (2): sound 1.9, unknown 1.0" in capsys.readouterr().out
+
+
+def test_what_pip_audit_skips_is_not_audited(audit, monkeypatch):
+    said = {
+        "dependencies": [
+            {"name": "sound", "version": "2.0", "vulns": []},
+            {"name": "leaky", "version": "1.0", "vulns": [{"id": "PYSEC-1", "aliases": [], "fix_versions": ["1.1"]}]},
+            {"name": "odd", "skip_reason": "Dependency not found and could not be audited"},
+        ]
+    }
+    done = subprocess.CompletedProcess([], 1, json.dumps(said), "")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    found = audit.ask_pip_audit({"sound": "2.0", "leaky": "1.0", "odd": "3"})
+    assert found.keys() == {"sound", "leaky"}
+    assert found["leaky"].found == ("PYSEC-1, mended in 1.1",)
+    done.stdout = ""
+    assert audit.ask_pip_audit({"sound": "2.0"}) == {}
 
 
 @pytest.mark.parametrize(("ci", "code"), [("", 0), ("true", 1)])

@@ -6,7 +6,6 @@ import csv
 import io
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from adafocus_edge.bench.rows import PEERS
@@ -140,20 +139,20 @@ LEGEND = (
 
 
 def tables(report: Report) -> Iterable[Table | str]:
-    """Yield the report as tables and lines for a terminal."""
+    """Yield the report as tables and lines for a terminal, to be printed without markup."""
     main = Table(title="accuracy against latency", caption=LEGEND, caption_justify="left", **STYLE)
     shown = columns(report)
     for name in shown:
         main.add_column(name, justify="left" if name in ("", SETTING) else "right", no_wrap=name != SETTING)
     for row in report["rows"]:
-        main.add_row(*(escape(of_row(row)) for of_row in shown.values()))
+        main.add_row(*(of_row(row) for of_row in shown.values()))
     yield main
     if (parts := _parts_table(report)) is not None:
         yield parts
     if report["skipped"]:
         left = Table("not measured", "why", title="left out", **STYLE)
         for entry in report["skipped"]:
-            left.add_row(escape(entry["what"]), escape(entry["why"]))
+            left.add_row(entry["what"], entry["why"])
         yield left
     yield from (f"- {sentence}" for sentence in report["findings"])
     yield from about(report)
