@@ -351,8 +351,8 @@ class ResultFile:
     """A file of results: CSV if it is called so, else a JSON object per line. A context manager.
 
     It is ``.NAME.*.part`` until the run ends, so that a file of that name from before is lost only to a finished one,
-    and two runs do not mix. A run that is broken off leaves that file with what it has, and says so on stderr. A device
-    or a pipe is written to as it is.
+    and two runs do not mix. A run that is broken off, as by a full disk, leaves that file with the results it has, if
+    any, and says so on stderr. A device or a pipe is written to as it is.
     """
 
     def __init__(self, path: Path) -> None:

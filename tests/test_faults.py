@@ -162,7 +162,7 @@ def test_a_killed_export_leaves_the_old_bundle_or_the_new_one(small_checkpoint: 
     walk = Walk(
         out.parent, [*command, "--force", "-q"], lambda: copy_bundle(default_bundle(), out), TEST_EXPORTED=GRAPHS
     )
-    walk.over(4, whole, result)
+    walk.over(3, whole, result)
     assert result()[0].classes == SMALL.classes
 
 
