@@ -28,7 +28,7 @@ def test_one_update_equals_the_official_one(golden_update: dict[str, torch.Tenso
 
     judged = policy.evaluate(rollout.feature_maps, rollout.actions)
     for found, name in zip(judged, ("log_probs", "values", "entropy"), strict=True):
-        torch.testing.assert_close(found, golden_update[name], atol=1e-6, rtol=0)
+        torch.testing.assert_close(found, golden_update[name], atol=1e-6, rtol=1e-6)
 
     returns = normalise(discounted_returns(golden_update["rewards"], 0.7))
     ppo_loss(judged, rollout, returns).backward()
@@ -36,8 +36,8 @@ def test_one_update_equals_the_official_one(golden_update: dict[str, torch.Tenso
     parameters = dict(policy.named_parameters())
     assert {f"grad.{name}" for name in parameters} == {n for n in golden_update if n.startswith("grad.")}
     for name, parameter in parameters.items():
-        torch.testing.assert_close(parameter.grad, golden_update[f"grad.{name}"], atol=1e-6, rtol=0)
-        torch.testing.assert_close(parameter.detach(), golden_update[f"after.{name}"], atol=1e-6, rtol=0)
+        torch.testing.assert_close(parameter.grad, golden_update[f"grad.{name}"], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(parameter.detach(), golden_update[f"after.{name}"], atol=1e-6, rtol=1e-6)
 
 
 def test_rewards_follow_their_formulas() -> None:
