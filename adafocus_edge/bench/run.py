@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from adafocus_edge import __version__
+from adafocus_edge.bench.compare import SCHEMA
 from adafocus_edge.bench.machine import describe
 from adafocus_edge.bench.report import assemble
 from adafocus_edge.bench.rows import Grid, Loading, Row, Skipped, plan
@@ -126,7 +127,7 @@ def run(
     if clips.usable is not None and not clips.usable:
         raise DataError(f"none of the {len(examples)} clips can be read; the first: {clips.failed[0][1]}")
     header = {
-        "schema": 1,
+        "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "version": __version__,
         "machine": describe(),
