@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import tempfile
@@ -10,13 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.backends.nvinfer import Library, complaints, find_library, telling
-from adafocus_edge.bundle import copied_bundle, sha256_of
+from adafocus_edge.bundle import LOCK, changing, copied_bundle, sha256_of
 from adafocus_edge.engines import (
     AMPERE,
     BUILT,
@@ -34,7 +33,7 @@ from adafocus_edge.engines import (
     write_engines,
 )
 from adafocus_edge.errors import BackendError, BuildError, BundleError, UsageError
-from adafocus_edge.files import whole_file
+from adafocus_edge.files import locked, whole_file
 from adafocus_edge.types import GRAPHS, ModelSpec
 
 if TYPE_CHECKING:
@@ -163,9 +162,10 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
                 started = time.monotonic()
                 cache = folder.parent / f"timing-{library.name}-{library.version}-{device}.cache"
                 plan = _build_one(library, path, graph, engines, bundle.model.frame_size, cache, progress, check)
-                info = _keep(folder, graph, plan, hashes[graph], time.monotonic() - started)
-                engines = replace(engines, engines={**engines.engines, graph: info})
-                write_engines(folder, engines)
+                with changing(bundle.path):  # or what a calibration puts in the bundle's place would lack it
+                    info = _keep(folder, graph, plan, hashes[graph], time.monotonic() - started)
+                    engines = replace(engines, engines={**engines.engines, graph: info})
+                    write_engines(folder, engines)
             rows.append(Row(graph, reason, engines.engines[graph]))
     return Built(folder, engines, tuple(rows))
 
@@ -255,40 +255,23 @@ def _targets(library: Library) -> dict[str, Any]:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Make a folder of engines and keep other builds out of it. Raises ``BundleError``."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows: two builds at once would do the work twice, each engine still whole
-        folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.callback(_remove_if_empty, folder)
+            stack.enter_context(locked(folder / LOCK))
+        except BlockingIOError:
+            raise BundleError(f"{folder}: another build is at work in it") from None
+        except OSError as error:
+            raise BundleError(f"{folder}: cannot be written ({error.strerror})") from None
         yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise BundleError(f"{folder}: cannot be written ({error.strerror})") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise BundleError(f"{folder}: another build is at work in it") from None
-    try:
-        yield
-    except BaseException:
-        _remove_if_empty(folder)
-        raise
-    finally:
-        os.close(lock)
 
 
 def _remove_if_empty(folder: Path) -> None:
     """Leave no empty folders where nothing came of a build."""
-    if all(path.name == ".lock" for path in folder.iterdir()):
-        (folder / ".lock").unlink(missing_ok=True)
-        for path in (folder, folder.parent):
-            try:
-                path.rmdir()
-            except OSError:
-                return
+    with suppress(OSError):
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def _what_is_there(folder: Path) -> Engines | None:

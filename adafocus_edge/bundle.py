@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,7 @@ import msgspec
 
 from adafocus_edge.errors import BundleError, UsageError
 from adafocus_edge.exits import ExitThresholds
-from adafocus_edge.files import whole_file
+from adafocus_edge.files import draft_folder, locked, whole_file
 from adafocus_edge.preprocess import INTERPOLATION, short_side
 from adafocus_edge.types import GRAPHS, STEP_GRAPH, Fit, ModelSpec, TensorSpec, contract
 
@@ -30,6 +30,8 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 MANIFEST = "bundle.json"
 CLASSES = "classes.txt"
+LOCK = ".lock"
+"""Held in a bundle's folder by the process that changes it."""
 VARIANT_PREFERENCE = ("fp32",)
 """What ``--variant auto`` takes, best first. Variants that a calibration adds are chosen by name."""
 
@@ -268,7 +270,7 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside ``path`` to write a bundle into; on success it takes that name in one step.
 
     On any error, interruption included, nothing is left of it and what was at ``path`` is untouched. Raises
-    ``UsageError`` if something is there and ``replace`` is not set.
+    ``UsageError`` if something is there and ``replace`` is not set, and ``BundleError`` for what the disk refuses.
     """
     path = Path(os.path.abspath(path))
     if path.exists() and not replace:
@@ -276,23 +278,68 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
     if path.exists() and not (path / MANIFEST).is_file():
         raise UsageError(f"{path}: exists and is no bundle, so it is not replaced")
     missing = [parent for parent in path.parents if not parent.exists()]
-    with _told(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
-        draft.chmod(0o755)
-        yield draft
-        with _told(path):
-            _sync(draft)
-            if replace and path.exists():
-                _exchange(draft, path)
-            else:
-                draft.rename(path)
+        with _draft(path) as draft:
+            yield draft
+            with _told(path):
+                _sync(draft)
+                if replace and path.exists():
+                    with changing(path):
+                        _exchange(draft, path)
+                else:
+                    draft.rename(path)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
         for parent in missing:  # the deepest first; one that holds something stays
             with suppress(OSError):
                 parent.rmdir()
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """Give a folder beside a bundle that is to be, and tell what the disk refuses of it."""
+    with ExitStack() as stack:
+        with _told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = stack.enter_context(draft_folder(path.parent, f".{path.name}.", ".part"))
+            draft.chmod(0o755)
+        with writing(path, draft):
+            yield draft
+
+
+@contextmanager
+def writing(path: Path, draft: Path) -> Iterator[None]:
+    """Tell what the disk refuses while a bundle's parts are made, in a folder and in the system's for temporary files.
+
+    Args:
+        path: of the bundle.
+        draft: the folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        files = [Path(os.fsdecode(file)) for file in (error.filename, error.filename2) if file is not None]
+        where = str(path)
+        if not files:  # a full disk does not say of what file
+            temporary = Path(tempfile.gettempdir())
+            if _free_bytes(temporary) < _free_bytes(draft):
+                where = f"{temporary} (set TMPDIR)"
+        elif not any(file.is_relative_to(draft) for file in files):
+            raise
+        raise BundleError(f"{where}: cannot be written ({_reason(error)})") from error
+
+
+def _free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
+
+
+def _reason(error: OSError) -> str:
+    """Return what the disk says, of the first file where there are several."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        return str(error.args[0][0][2]).partition("] ")[2].partition(": '")[0]
+    return error.strerror or str(error)
 
 
 @contextmanager
@@ -301,25 +348,42 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BundleError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise BundleError(f"{path}: cannot be written ({_reason(error)})") from error
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Wait until no other process changes a bundle, and keep them waiting meanwhile. Raises ``BundleError``."""
+    with _told(path), locked(path / LOCK, wait=True):
+        yield
 
 
 def copy_bundle(source: Path, target: Path) -> None:
     """Copy a bundle, whole or not at all. Raises ``UsageError`` if something is there, ``BundleError``."""
-    with new_bundle(target) as draft, _told(target):
-        shutil.copytree(source, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    with new_bundle(target) as draft:
+        with _told(target):
+            shutil.copytree(source, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+        try:
+            read_bundle(draft)
+        except BundleError:
+            raise BundleError(f"{source}: was changed while it was copied: run again") from None
 
 
 def copied_bundle(source: Bundle, target: Path) -> Bundle:
-    """Return a bundle's copy: the one that is at ``target`` if it is one, else a new one.
+    """Return a bundle's copy: the one that is at ``target`` if it is one, whatever was added to it, else a new one.
 
     Raises ``UsageError`` if something else is there, ``BundleError``.
     """
     if not target.exists():
         copy_bundle(source.path, target)
-    elif not (target / MANIFEST).is_file() or _read_manifest(target) != source.manifest:
+    elif not (target / MANIFEST).is_file() or _origin(_read_manifest(target)) != _origin(source.manifest):
         raise UsageError(f"{target}: exists already and is no copy of {source.path}; give another name")
     return read_bundle(target)
+
+
+def _origin(manifest: Manifest) -> tuple[Any, ...]:
+    """Return what a bundle keeps through calibrations and tunings."""
+    return manifest.model, manifest.provenance, manifest.classes_sha256, manifest.variants.get(VARIANT_PREFERENCE[0])
 
 
 def update_bundle(
@@ -329,7 +393,7 @@ def update_bundle(
 
     Args:
         path: the bundle.
-        change: makes the new manifest from the one that is there now.
+        change: makes the new manifest from the one that is there now; no other process writes the bundle meanwhile.
         variant: name of the variant that ``folder`` holds.
         folder: its graphs, on the same disk; it is moved into the bundle.
 
@@ -337,9 +401,10 @@ def update_bundle(
         the bundle, read back. Raises ``BundleError``.
     """
     path = path.resolve()
-    before = _read_manifest(path)
-    manifest = change(before)
-    with _told(path):
+    _read_manifest(path)  # what is no bundle gets no lock file
+    with changing(path):
+        before = _read_manifest(path)
+        manifest = change(before)
         if variant is None or folder is None:
             _write_manifest(path, manifest)
         elif variant not in before.variants:
@@ -348,7 +413,7 @@ def update_bundle(
             folder.rename(path / variant)
             _write_manifest(path, manifest)
         else:
-            with new_bundle(path, replace=True) as draft:
+            with _draft(path) as draft:
 
                 def replaced(folder: str, names: list[str]) -> set[str]:
                     return {variant, MANIFEST} & set(names) if Path(folder) == path else set()
@@ -356,7 +421,9 @@ def update_bundle(
                 shutil.copytree(path, draft, dirs_exist_ok=True, ignore=replaced, copy_function=_link)
                 folder.rename(draft / variant)
                 _write_manifest(draft, manifest)
-    return read_bundle(path)
+                _sync(draft)
+                _exchange(draft, path)
+        return read_bundle(path)
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -369,7 +436,8 @@ def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copy2(source, target)
+        with suppress(FileNotFoundError):  # what a build beside this one has removed meanwhile
+            shutil.copy2(source, target)
 
 
 EXCHANGE = 2

@@ -23,6 +23,7 @@ import typer
 from adafocus_edge import __version__
 from adafocus_edge.errors import (
     AdaFocusError,
+    BundleError,
     CheckpointError,
     HasAnEndError,
     MissingExtraError,
@@ -34,7 +35,7 @@ from adafocus_edge.live_options import DEFAULT_GLIMPSE_FPS, Config, LiveArgument
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from adafocus_edge.bundle import Bundle
+    from adafocus_edge.bundle import Bundle, Manifest
     from adafocus_edge.classify import Classifier, Result
     from adafocus_edge.evaluate import Evaluation
     from adafocus_edge.exits import ExitThresholds
@@ -664,12 +665,16 @@ def benchmark(
     from adafocus_edge.bench.tables import csv_text
     from adafocus_edge.bench.tables import markdown as as_markdown
     from adafocus_edge.files import write_text
+    from adafocus_edge.upkeep import check_folder
 
     _check_plot_name(plot)
     if plot is not None or html is not None:
         from adafocus_edge.plot import check_plot
 
         check_plot(plot or html or Path())
+    for path in (json_file, csv_file, markdown, plot, html):
+        if path is not None:  # told before anything is measured
+            check_folder(path.parent, "reports")
     old = None if compare is None else comparing.read_report(compare)
     if report is not None:
         if bundle or data is not None:
@@ -746,7 +751,7 @@ def tune(
     """Find the setting that meets a demand on this device, and store it as a profile for `classify --profile`."""
     del debug
     from adafocus_edge.bench.tune import Demand, choose, profile_of
-    from adafocus_edge.bundle import copied_bundle, default_bundle, read_bundle, update_bundle
+    from adafocus_edge.bundle import changing, copied_bundle, default_bundle, read_bundle, update_bundle
 
     demand = Demand(max_latency_ms, min_accuracy, latency.value, percentile.value)
     if data is None:
@@ -758,8 +763,14 @@ def tune(
     found = read_bundle(bundle or default_bundle())
     if output is not None:
         found = copied_bundle(found, output)
-    if name in found.manifest.profiles and not force:
-        raise UsageError(f"{found.path}: has a profile {name!r} already; give another --name, or --force")
+
+    def check_free(manifest: Manifest) -> None:
+        if name in manifest.profiles and not force:
+            raise UsageError(f"{found.path}: has a profile {name!r} already; give another --name, or --force")
+
+    check_free(found.manifest)
+    with changing(found.path):  # where it cannot be written, this is told before anything is measured
+        pass
     own = found.model.segments
     wanted = segments or ",".join(map(str, dict.fromkeys((own, max(1, own // 2), max(1, own // 4)))))
     grid = _Grid(backends, variants, "clip,stream", exits, wanted, "1", threads, "none")
@@ -767,7 +778,14 @@ def tune(
     report = asked.run([found.path], grid, rounds, clips, seed)
     row = choose(report, demand)
     profile = profile_of(report, row, demand)
-    update_bundle(found.path, lambda manifest: replace(manifest, profiles={**manifest.profiles, name: profile}))
+
+    def store(manifest: Manifest) -> Manifest:
+        check_free(manifest)  # as it is now: measuring took a while
+        if manifest.variants.get(profile.variant) != found.manifest.variants[profile.variant]:
+            raise BundleError(f"{found.path}: its variant {profile.variant} was replaced meanwhile: tune again")
+        return replace(manifest, profiles={**manifest.profiles, name: profile})
+
+    update_bundle(found.path, store)
     if as_json:
         typer.echo(json.dumps({"bundle": str(found.path), "profile": name, **asdict(profile), "row": row}))
         return

@@ -1,10 +1,11 @@
-"""Writing a file whole or not at all."""
+"""Writing whole or not at all, one process at a time, and without what killed runs left."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -13,6 +14,140 @@ from adafocus_edge.errors import AdaFocusError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+DRAFT = ".draft"
+"""Ends the name of a file that is being written."""
+
+
+@contextmanager
+def locked(lock: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file, which is made and removed again; whatever became of its holder, a lock never outlives it.
+
+    Args:
+        lock: the file.
+        wait: for another holder to end, rather than to raise.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file cannot be made.
+    """
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _hold(handle, wait=wait)
+            if _is_at(handle, lock):
+                break
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # its last holder has removed it
+    try:
+        yield
+    finally:
+        if _is_at(handle, lock):
+            with suppress(OSError):
+                lock.unlink()
+        os.close(handle)
+
+
+def _hold(handle: int, *, wait: bool) -> bool:
+    """Lock an open file or folder until it is closed; say whether the system and the disk know such a thing.
+
+    Raises ``BlockingIOError`` if another has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: two writers would do the work twice, each file still whole
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except OSError:
+        return False
+
+
+@contextmanager
+def draft_file(path: Path, ending: str = DRAFT) -> Iterator[Path]:
+    """Give a new file beside ``path``, called ``.NAME.*``; unless it was renamed, it is removed at the end.
+
+    It is locked, so that those of killed runs are told from those in use: they are removed here. Raises ``OSError``.
+    """
+    prefix = f".{path.name}."
+    _remove_left(path.parent, prefix, ending)
+    while True:
+        handle, name = tempfile.mkstemp(ending, prefix, path.parent)
+        draft = Path(name)
+        held: int | None = handle
+        if not _hold(handle, wait=True):
+            os.close(handle)  # Windows renames no open file
+            held = None
+            break
+        if _is_at(handle, draft):
+            break
+        os.close(handle)  # another process took it for one of a killed run
+    try:
+        yield draft
+    finally:
+        with suppress(OSError):
+            draft.unlink()
+        if held is not None:
+            os.close(held)
+
+
+@contextmanager
+def draft_folder(parent: Path, prefix: str, ending: str) -> Iterator[Path]:
+    """Give a new folder, which is removed at the end if it is still there; see :func:`draft_file`."""
+    _remove_left(parent, prefix, ending)
+    while True:
+        draft = Path(tempfile.mkdtemp(ending, prefix, parent))
+        handle = _opened(draft)
+        if handle is None or not _hold(handle, wait=True) or _is_at(handle, draft):
+            break
+        os.close(handle)
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _opened(path: str | Path) -> int | None:
+    """Open a file or a folder, but nothing else; None where that cannot be."""
+    with suppress(OSError):
+        return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+    return None
+
+
+def _remove_left(folder: Path, prefix: str, ending: str) -> None:
+    """Remove drafts that nobody holds any more."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if not (entry.name.startswith(prefix) and entry.name.endswith(ending)):
+                continue
+            handle = _opened(entry.path)
+            if handle is None:
+                continue
+            try:
+                if _hold(handle, wait=False):
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path, ignore_errors=True)
+                    elif entry.is_file(follow_symlinks=False):
+                        Path(entry.path).unlink()
+            except OSError:
+                pass
+            finally:
+                os.close(handle)
+
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
@@ -20,17 +155,35 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
     Whatever was at ``path`` before is lost only then, and nothing else is left. Raises ``OSError``.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    draft = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with draft_file(path) as draft:
+        with draft.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        draft.chmod(0o644)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+        take_place(draft, path)
+
+
+def take_place(draft: Path, path: Path) -> None:
+    """Give a draft its name, in place of what has it. Raises ``OSError``."""
+    draft.chmod(0o644)
+    os.replace(draft, path)
+
+
+def append_whole(file: IO[bytes], line: bytes, size: int) -> None:
+    """Write a line at the end, at ``size`` bytes; half a line on a full disk is taken back. Raises ``OSError``."""
+    try:
+        write_all(file, line)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), size)
+        raise
+
+
+def write_all(file: IO[bytes], content: bytes) -> None:
+    """Write all of it to an unbuffered file. Raises ``OSError``."""
+    view = memoryview(content)
+    while view:
+        view = view[file.write(view) :]
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -17,7 +17,7 @@ from av.video.frame import PictureType
 from adafocus_edge.errors import UsageError
 from adafocus_edge.messages import Listener, LiveFrame, Look, Message, iso
 from adafocus_edge.render import TICKS, annotate_live
-from adafocus_edge.upkeep import Outage, SafeNames, check_folder, keep_newest, stamp
+from adafocus_edge.upkeep import Newest, Outage, SafeNames, check_folder, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,6 +161,7 @@ class Recorder(Listener):
         self._interval_s = None if fps is None else 1 / fps
         self._encoder = next(codec for codec in ENCODERS if codec in av.codecs_available)
         self._names = SafeNames()
+        self._newest: dict[str, Newest] = {}
         self._series: dict[str, _Series] = {}
         self._looks: dict[str, Look] = {}
         self._due_s: dict[str, float] = {}
@@ -256,7 +257,8 @@ class Recorder(Listener):
         output = self._new_output(f"{name}-{stamp(frame.wall_s)}")
         try:
             if self._keep is not None:
-                keep_newest([other for other in self._files(name) if other != output.path], self._keep - 1)
+                self._newest.setdefault(name, Newest(self._keep)).wrote(output.path)
+                self._newest[name].delete_older(self._files(name))
             container = av.open(output, "w", format="mp4", options=FRAGMENTED)
             stream = cast("VideoStream", container.add_stream(self._encoder, options=ENCODERS[self._encoder]))
             stream.height, stream.width = picture.shape[:2]

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import bisect
-import os
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import av
@@ -17,10 +13,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from adafocus_edge.errors import SourceError
+from adafocus_edge.files import DRAFT, draft_file, take_place
 from adafocus_edge.preprocess import CropWindow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from av.video.stream import VideoStream
     from numpy.typing import NDArray
@@ -69,48 +67,40 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
     steps = sorted(result.steps, key=lambda step: step.frame_index)  # coarse to fine, they were not seen in this order
     first_seen = [step.frame_index for step in steps]
     options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
-    draft: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.part.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        draft = Path(name)
-        draft.chmod(0o644)
-        with av.open(f"file:{draft}", "w", options=options) as container:
-            stream: VideoStream | None = None
-            for index, frame in clip.frames():
-                step = steps[max(0, bisect.bisect_right(first_seen, index) - 1)]
-                picture = annotate(frame, step, result, spec)
-                if stream is None:
-                    stream = cast(
-                        "VideoStream",
-                        container.add_stream(codec, rate=Fraction(clip.fps or 25.0).limit_denominator(1001)),
-                    )
-                    stream.height, stream.width = picture.shape[:2]
-                    stream.pix_fmt = "yuv420p"
-                    if clip.duration_s is not None:
-                        stream.codec_context.time_base = Fraction(1, TICKS)
-                    stream.thread_type = "AUTO"
-                    if codec == "libx264":
-                        stream.options = {"preset": "veryfast"}
-                    size = picture.shape
-                if picture.shape != size:  # a stream that changes its size half way
-                    picture = np.asarray(Image.fromarray(picture).resize((size[1], size[0])))
-                shown = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                time_s = clip.time_s(index)
-                if time_s is not None:  # else the encoder counts frames
-                    shown.pts, shown.time_base = round(time_s * TICKS), Fraction(1, TICKS)
-                container.mux(stream.encode(shown))
-                yield index + 1
-            if stream is not None:
-                container.mux(stream.encode(None))
-        os.replace(draft, path)
+        with draft_file(path, f"{DRAFT}{path.suffix}") as draft:
+            with av.open(f"file:{draft}", "w", options=options) as container:
+                stream: VideoStream | None = None
+                for index, frame in clip.frames():
+                    step = steps[max(0, bisect.bisect_right(first_seen, index) - 1)]
+                    picture = annotate(frame, step, result, spec)
+                    if stream is None:
+                        stream = cast(
+                            "VideoStream",
+                            container.add_stream(codec, rate=Fraction(clip.fps or 25.0).limit_denominator(1001)),
+                        )
+                        stream.height, stream.width = picture.shape[:2]
+                        stream.pix_fmt = "yuv420p"
+                        if clip.duration_s is not None:
+                            stream.codec_context.time_base = Fraction(1, TICKS)
+                        stream.thread_type = "AUTO"
+                        if codec == "libx264":
+                            stream.options = {"preset": "veryfast"}
+                        size = picture.shape
+                    if picture.shape != size:  # a stream that changes its size half way
+                        picture = np.asarray(Image.fromarray(picture).resize((size[1], size[0])))
+                    shown = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                    time_s = clip.time_s(index)
+                    if time_s is not None:  # else the encoder counts frames
+                        shown.pts, shown.time_base = round(time_s * TICKS), Fraction(1, TICKS)
+                    container.mux(stream.encode(shown))
+                    yield index + 1
+                if stream is not None:
+                    container.mux(stream.encode(None))
+            take_place(draft, path)
     except (OSError, av.error.FFmpegError) as error:
         raise SourceError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
-    finally:
-        if draft is not None:
-            with suppress(OSError):
-                draft.unlink()
 
 
 @dataclass(frozen=True)

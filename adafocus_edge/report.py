@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.files import append_whole
 from adafocus_edge.types import GRAPHS
 
 if TYPE_CHECKING:
@@ -349,8 +351,8 @@ class ResultFile:
     """A file of results: CSV if it is called so, else a JSON object per line. A context manager.
 
     It is ``.NAME.*.part`` until the run ends, so that a file of that name from before is lost only to a finished one,
-    and two runs do not mix. A run that is broken off leaves that file with what it has, and says so on stderr. A device
-    or a pipe is written to as it is.
+    and two runs do not mix. A run that is broken off, as by a full disk, leaves that file with the results it has, if
+    any, and says so on stderr. A device or a pipe is written to as it is.
     """
 
     def __init__(self, path: Path) -> None:
@@ -358,40 +360,64 @@ class ResultFile:
             raise UsageError(f"{path}: is a folder, not a file to write")
         self._path = path.resolve()  # a link stays, and what it leads to is written
         self._draft: Path | None = None
+        self._is_csv = path.suffix.lower() == ".csv"
         with self._told():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             if self._path.exists() and not self._path.is_file():
-                target: int | Path = self._path
+                self._file: IO[bytes] = self._path.open("wb", buffering=0)
             else:
-                target, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=self._path.parent)
+                handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=self._path.parent)
                 self._draft = Path(name)
                 self._draft.chmod(0o644)
-            # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
-            self._file: IO[str] = open(target, "w", encoding="utf-8", errors="backslashreplace", newline="")  # noqa: PTH123
-        self._csv = None
-        if path.suffix.lower() == ".csv":
-            self._csv = csv.DictWriter(self._file, CSV_COLUMNS, extrasaction="ignore")
-            self._csv.writeheader()
+                self._file = os.fdopen(handle, "wb", buffering=0)
+        self._held = 0  # results
+        self._size = 0  # bytes
+        if self._is_csv:
+            try:
+                self._append(dict(zip(CSV_COLUMNS, CSV_COLUMNS, strict=True)))
+            except BaseException:
+                self._leave()
+                raise
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Add one result, or one failed source, as its JSON object."""
+        """Add one result, or one failed source, as its JSON object; whole or not at all. Raises ``AdaFocusError``."""
+        self._append(entry)
+        self._held += 1
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self._is_csv:
+            text = io.StringIO()
+            csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore").writerow(entry)
+            line = text.getvalue()
+        else:
+            line = json.dumps(entry, ensure_ascii=False) + "\n"
+        # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
+        content = line.encode(errors="backslashreplace")
         with self._told():
-            if self._csv is not None:
-                self._csv.writerow(entry)
-            else:
-                self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            self._file.flush()
+            append_whole(self._file, content, self._size)
+        self._size += len(content)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._leave()
+            return
         with self._told():
             self._file.close()
-            if self._draft is not None and kind is None:
+            if self._draft is not None:
                 os.replace(self._draft, self._path)
-            elif self._draft is not None:
-                print(f"results so far are in {self._draft}", file=sys.stderr)
+
+    def _leave(self) -> None:
+        """End a run that was broken off: what there is of results stays."""
+        with suppress(OSError):
+            self._file.close()
+        if self._draft is not None and self._held:
+            print(f"results so far are in {self._draft}", file=sys.stderr)
+        elif self._draft is not None:
+            with suppress(OSError):
+                self._draft.unlink()
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -20,10 +20,10 @@ import numpy as np
 
 from adafocus_edge import __version__
 from adafocus_edge.errors import AdaFocusError, MissingExtraError, UsageError
-from adafocus_edge.files import whole_file
+from adafocus_edge.files import append_whole, whole_file, write_all
 from adafocus_edge.messages import Event, Listener, Look, Message, Notice, Window, iso, to_line
 from adafocus_edge.report import CSV_COLUMNS
-from adafocus_edge.upkeep import Outage, SafeNames, check_folder, keep_newest, safe_name, stamp
+from adafocus_edge.upkeep import Newest, Outage, SafeNames, check_folder, safe_name, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -137,7 +137,7 @@ class ResultsFile(Listener):
 
     def _write(self, line: bytes) -> None:
         if not self._is_regular:
-            _write_all(self._file or self._open(), line)
+            write_all(self._file or self._open(), line)
             return
         if self._file is not None and not self._is_same(self._file):
             self._close_file()
@@ -151,7 +151,7 @@ class ResultsFile(Listener):
                 self._outage.failed(f"cannot be renamed ({error.strerror}): it grows on")
             file = self._open()
             size = _size_bytes(file)
-        _append(file, line, size)
+        append_whole(file, line, size)
 
     def _is_same(self, file: IO[bytes]) -> bool:
         try:
@@ -173,9 +173,9 @@ class ResultsFile(Listener):
             self._close_file()
             raise UsageError(f"{self._path}: is a CSV with other columns: give another name, or move it away")
         if self._is_csv and not size:
-            _append(file, CSV_HEADER, 0)
+            append_whole(file, CSV_HEADER, 0)
         elif torn:
-            _append(file, b"\n", size)
+            append_whole(file, b"\n", size)
         return file
 
     def _rotate(self) -> None:
@@ -220,21 +220,6 @@ def _size_bytes(file: IO[bytes]) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def _append(file: IO[bytes], line: bytes, size: int) -> None:
-    """Write a line at the end, at ``size`` bytes; half a line on a full disk is taken back. Raises ``OSError``."""
-    try:
-        _write_all(file, line)
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(file.fileno(), size)
-        raise
-
-
-def _write_all(file: IO[bytes], line: bytes) -> None:
-    while line:
-        line = line[file.write(line) :]
-
-
 class Snapshots(Listener):
     """Saves a picture when an event starts: ``SOURCE-YYYYmmdd-HHMMSS-LABEL.jpg``, UTC, whole or not at all.
 
@@ -271,7 +256,7 @@ class Snapshots(Listener):
         check_folder(folder, "snapshots")
         self._folder = folder
         self._spec = spec
-        self._keep = keep
+        self._newest = None if keep is None else Newest(keep)
         self._quality = quality
         self._names = SafeNames()
         self._outage = Outage(str(folder), tell)
@@ -302,8 +287,9 @@ class Snapshots(Listener):
                 path = self._folder / f"{base}-{message.number}.jpg"
             with whole_file(path) as file:
                 picture.save(file, "JPEG", quality=self._quality)
-            if self._keep is not None:
-                keep_newest(self._saved(), self._keep)
+            if self._newest is not None:
+                self._newest.wrote(path)
+                self._newest.delete_older(self._saved())
         except OSError as error:
             self.failed += 1
             self.dropped += 1

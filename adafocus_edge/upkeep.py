@@ -77,11 +77,36 @@ def check_folder(folder: Path, what: str) -> None:
         raise AdaFocusError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
-def keep_newest(oldest_first: Sequence[Path], keep: int) -> None:
-    """Delete all but the last ``keep`` files; one that is gone or will not go is passed over."""
-    for path in oldest_first[: max(0, len(oldest_first) - keep)]:
-        with suppress(OSError):
-            path.unlink()
+class Newest:
+    """Keeps only the newest of the files that a run writes and finds.
+
+    What this run has written is newer than what was there before, in the order in which it was written: the system's
+    clock may have been set back, and then names and times say otherwise.
+
+    Args:
+        keep: how many stay.
+    """
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._written: dict[Path, None] = {}
+
+    def wrote(self, path: Path) -> None:
+        """Note a file of this run."""
+        self._written.pop(path, None)
+        self._written[path] = None
+
+    def delete_older(self, found: Sequence[Path]) -> None:
+        """Delete all but the newest of the files found, given oldest first as their names or times have it.
+
+        One that is gone or will not go is passed over.
+        """
+        here = set(found)
+        self._written = {path: None for path in self._written if path in here}
+        files = [*(path for path in found if path not in self._written), *self._written]
+        for path in files[: max(0, len(files) - self._keep)]:
+            with suppress(OSError):
+                path.unlink()
 
 
 class Outage:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -21,12 +20,22 @@ import onnxruntime
 from adafocus_edge import __version__
 from adafocus_edge.backends.base import LoadedModel
 from adafocus_edge.backends.load import load_model
-from adafocus_edge.bundle import Bundle, GraphInfo, Manifest, copy_bundle, read_bundle, sha256_of, update_bundle
+from adafocus_edge.bundle import (
+    Bundle,
+    GraphInfo,
+    Manifest,
+    copy_bundle,
+    read_bundle,
+    sha256_of,
+    update_bundle,
+    writing,
+)
 from adafocus_edge.cpus import processor, usable_cores
 from adafocus_edge.data import Example
 from adafocus_edge.errors import BundleError, DataError, UsageError
 from adafocus_edge.evaluate import Patches, with_patches
 from adafocus_edge.exits import Confidence, ExitThresholds, Order
+from adafocus_edge.files import locked
 from adafocus_edge.types import GRAPHS, contract
 from calibration.compare import timed
 from calibration.inputs import FEWEST_CLIPS, Inputs, read_inputs
@@ -278,7 +287,7 @@ class _Calibration:
             sets = {**manifest.thresholds, goal.name: tuple(solved)}
             return replace(manifest, thresholds=sets, reports={**manifest.reports, REPORT: report})
 
-        self.bundle = update_bundle(self.bundle.path, change)
+        self._update(change)
 
     def _maker(self, reference: LoadedModel, viewer: Viewer) -> Maker:
         options = self.options
@@ -315,7 +324,7 @@ class _Calibration:
             variants = {**manifest.variants, name: graphs}
             return replace(manifest, variants=variants, reports={**manifest.reports, REPORT: report})
 
-        self.bundle = update_bundle(self.bundle.path, change, name, made.folder)
+        self._update(change, name, made.folder)
 
     def _describe(self, name: str, made: Made) -> dict[str, GraphInfo]:
         described = {}
@@ -369,9 +378,20 @@ class _Calibration:
                 "tools": _tools(),
             },
         }
-        self.bundle = update_bundle(
-            self.bundle.path, lambda manifest: replace(manifest, reports={**manifest.reports, REPORT: report})
-        )
+        self._update(lambda manifest: replace(manifest, reports={**manifest.reports, REPORT: report}))
+
+    def _update(
+        self, change: Callable[[Manifest], Manifest], variant: str | None = None, folder: Path | None = None
+    ) -> None:
+        """Write to the bundle; see :func:`update_bundle`. Raises ``BundleError`` if it now holds another model."""
+
+        def checked(manifest: Manifest) -> Manifest:
+            graphs = manifest.variants.get(REFERENCE, {})
+            if [graphs[graph].sha256 for graph in GRAPHS if graph in graphs] != self.settings["fp32_sha256"]:
+                raise BundleError(f"{self.bundle.path}: was replaced by another model meanwhile: calibrate that")
+            return change(manifest)
+
+        self.bundle = update_bundle(self.bundle.path, checked, variant, folder)
 
     def _sizes(self, name: str) -> dict[str, float]:
         """Return megabytes, and the share of FP32: of what plain FP32 weights take, however they are stored."""
@@ -424,28 +444,20 @@ def _target(bundle: Bundle, output: Path) -> Path:
 @contextmanager
 def _alone(path: Path) -> Iterator[Path]:
     """Give a folder to work in, beside the bundle and so on its disk, and keep other runs away meanwhile."""
-    path = path.resolve()
-    try:
-        lock = (path.parent / f".{path.name}.calibrate.lock").open("w")
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written ({error.strerror}): give --output for the result") from None
-    with lock:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.fstat(lock.fileno()).st_ino == Path(lock.name).stat().st_ino  # not one that was removed meanwhile
-        except OSError:
-            ours = False
-        if not ours:
-            raise BundleError(f"{path}: another calibration is writing it")
-        for left in path.parent.iterdir():  # of runs that were killed
-            if left.name.startswith(work_prefix(path)) and left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(prefix=work_prefix(path), dir=path.parent))
-        try:
+            stack.enter_context(locked(path.parent / f".{path.name}.calibrate.lock"))
+            for left in path.parent.iterdir():  # of runs that were killed
+                if left.name.startswith(work_prefix(path)) and left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+            work = Path(tempfile.mkdtemp(prefix=work_prefix(path), dir=path.parent))
+        except BlockingIOError:
+            raise BundleError(f"{path}: another calibration is writing it") from None
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be written ({error.strerror}): give --output for the result") from None
+        stack.callback(shutil.rmtree, work, ignore_errors=True)
+        with writing(path, work):
             yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            Path(lock.name).unlink(missing_ok=True)
 
 
 def work_prefix(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from adafocus_edge.bench.state import State
 from adafocus_edge.bench.timing import NoiseClip
 from adafocus_edge.bench.worker import Memory, Opening, Ready, Worker
 from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
+from adafocus_edge.files import draft_folder
 from adafocus_edge.preprocess import sampled_frames
 
 if TYPE_CHECKING:
@@ -115,8 +117,8 @@ def run(
         raise UsageError("nothing to measure: " + "; ".join(f"{s.what}: {s.why}" for s in skipped[:3]))
     examples = _chosen(request)
     state = State(request.state, _fingerprint(request, rows, examples))
-    with tempfile.TemporaryDirectory(prefix="adafocus-edge-benchmark-") as folder:
-        clips = _Clips(request, examples, Path(folder), progress)
+    with draft_folder(Path(tempfile.gettempdir()), "adafocus-edge-benchmark-", "") as folder:
+        clips = _Clips(request, examples, folder, progress)
         # Peers run where the bundle's model can: what they are compared with runs there, too.
         on_gpu = any(row.loading.on_gpu for row in rows)
         measuring = _Run(request, state, clips, progress, opened, on_gpu=on_gpu)
@@ -220,17 +222,28 @@ class _Clips:
             return self._files[kind]
         path = self._folder / f"{len(self._files)}.npy"
         shape = (len(self._examples), segments, spec.frame_size, spec.frame_size, 3)
-        pixels = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
         usable = []
-        for number, example in enumerate(self._examples):
-            try:
-                for step, (_, frame) in enumerate(sampled_frames(example.open_clip(), spec)):
-                    pixels[number, step] = frame
-                usable.append(number)
-            except SourceError as error:
-                if self.usable is None:
-                    self.failed.append((example.name, str(error)))
-            self._progress("reading clips", number + 1, len(self._examples))
+        try:
+            # Written, not mapped: a page that no longer fits on the disk would end the process without a word.
+            with path.open("wb") as file:
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                for number, example in enumerate(self._examples):
+                    pixels = np.zeros(shape[1:], np.uint8)
+                    try:
+                        for step, (_, frame) in enumerate(sampled_frames(example.open_clip(), spec)):
+                            pixels[step] = frame
+                        usable.append(number)
+                    except SourceError as error:
+                        if self.usable is None:
+                            self.failed.append((example.name, str(error)))
+                    file.write(pixels.tobytes())
+                    self._progress("reading clips", number + 1, len(self._examples))
+        except OSError as error:
+            raise AdaFocusError(
+                f"{path}: the clips' frames cannot be kept ({error.strerror}): set TMPDIR to a folder with "
+                f"{math.prod(shape) / 1e6:.0f} MB free"
+            ) from None
         self.usable = usable if self.usable is None else [number for number in self.usable if number in usable]
         self._files[kind] = path
         return path

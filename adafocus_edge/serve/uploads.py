@@ -9,7 +9,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from starlette.concurrency import run_in_threadpool
@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
+from adafocus_edge.files import write_all
 from adafocus_edge.serve.guard import refusal
 from adafocus_edge.sources import VIDEO_SUFFIXES, Source
 
@@ -138,13 +139,13 @@ class Uploads:
                     _check_head(chunk[:HEAD_BYTES], name)
                     checked = True
                 if len(chunk) >= CHUNK_BYTES:
-                    await run_in_threadpool(_write_all, file, bytes(chunk))
+                    await run_in_threadpool(write_all, file, bytes(chunk))
                     chunk.clear()
             if not received:
                 raise RefusedError(400, f"{name}: the file is empty")
             if not checked:
                 _check_head(chunk, name)
-            await run_in_threadpool(_write_all, file, bytes(chunk))
+            await run_in_threadpool(write_all, file, bytes(chunk))
 
     async def _result(self, request: Request, source: Source, cancel: threading.Event) -> Result:
         """Wait for the result; give up when the sender is gone or the server closes."""
@@ -199,12 +200,6 @@ async def _drain(body: AsyncIterator[bytes]) -> None:
 
     with suppress(asyncio.TimeoutError, ClientDisconnect):
         await asyncio.wait_for(read(), DRAIN_S)
-
-
-def _write_all(file: Any, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[file.write(view) :]
 
 
 def _shown(text: str, path: Path | None, name: str) -> str:
