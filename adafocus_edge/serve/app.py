@@ -33,6 +33,7 @@ from adafocus_edge.serve.guard import (
     session_name,
 )
 from adafocus_edge.serve.metrics import exposition
+from adafocus_edge.serve.openapi import describe
 from adafocus_edge.serve.options import ServeOptions, check_exposure
 from adafocus_edge.serve.pictures import BOUNDARY, Pictures
 from adafocus_edge.serve.uploads import Uploads
@@ -194,6 +195,11 @@ class Site:
 
     # -- what is known ------------------------------------------------------------------------------------------------
 
+    async def description(self, request: Request) -> Response:
+        """Answer ``GET /api/openapi.json`` with what all the others are."""
+        del request
+        return JSONResponse(describe(self._options))
+
     async def status(self, request: Request) -> Response:
         """Answer ``GET /api/status`` with how the run is doing."""
         del request
@@ -312,6 +318,7 @@ def create_app(run: Run, options: ServeOptions) -> Starlette:
         Route("/logout", site.logout, methods=["POST"]),
         Route("/healthz", site.healthz),
         Route("/metrics", site.metrics),
+        Route("/api/openapi.json", site.description),
         Route("/api/status", site.status),
         Route("/api/results", site.results),
         Route("/api/events", site.events),
