@@ -507,9 +507,9 @@ def _start_server() -> tuple[subprocess.Popen[bytes], int]:
 
     port = free_port()
     clip = next(FIGHTS.glob("*/*.mp4"))
-    command = [sys.executable, "-m", "adafocus_edge", "serve", "--port", port, "--source", f"film={clip}", "--quiet"]
+    command = [sys.executable, "-m", "adafocus_edge", "serve", "--port", port, "--source", f"film={clip}"]
     process = subprocess.Popen(
-        [*map(str, command), "--threads", "1"],
+        [*map(str, command), "--loop", "--quiet", "--threads", "1"],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -521,6 +521,40 @@ def _start_server() -> tuple[subprocess.Popen[bytes], int]:
             return process, port
         time.sleep(0.1)
     raise RuntimeError("the server did not start")
+
+
+def api(examples: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Let Schemathesis hold a server of the page to what its OpenAPI description says; return Schemathesis' report.
+
+    Args:
+        examples: requests by chance for each operation, at most; what the description's edges give comes on top.
+        seed: of the chance.
+        folder: for the report.
+    """
+    process, port = _start_server()
+    settings, report = folder / "schemathesis.toml", folder / "schemathesis.json"
+    # The refusals of a server that is busy, or whose disk is full: each operation's description says which it may give.
+    settings.write_text('[checks]\nnot_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503, 507]\n')
+    try:
+        done = subprocess.run(
+            [
+                Path(sys.executable).with_name("st"), "--config-file", settings, "run",
+                f"http://127.0.0.1:{port}/api/openapi.json", "--max-examples", str(examples), "--seed", str(seed),
+                # They have no end.
+                "--exclude-path", "/api/live", "--exclude-path", "/api/streams/{name}/video.mjpeg",
+                # Of what is described as a video or a picture, most by chance is none.
+                "--exclude-checks", "positive_data_acceptance", "--continue-on-failure", "--no-color",
+                "--generation-database", "none", "--report-json-path", report,
+            ],
+            cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if not report.is_file():
+            raise RuntimeError(done.stdout + done.stderr)
+        found: dict[str, Any] = json.loads(report.read_text())
+        return {**found, "alive": process.poll() is None, "text": done.stdout}
+    finally:
+        process.kill()
+        process.wait()
 
 
 TARGETS: dict[str, Callable[[Random, Path], Callable[[], object]]] = {
