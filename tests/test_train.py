@@ -196,6 +196,37 @@ def test_a_killed_run_goes_on_to_the_same_weights(road: Path, data: Path, tmp_pa
     assert "nothing to do" in again.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a Linux system's way")
+def test_a_run_killed_at_any_of_its_writes_goes_on_to_the_same_weights(data: Path, tmp_path: Path) -> None:
+    given = ["train", *TINY, f"data_dir={data}", "train_stage=0"]
+
+    def run(folder: Path, point: int, *more: str) -> int:
+        """Train, and kill that at its so-many-th change of the folder."""
+        command = [sys.executable, "-m", "tests.dies", folder, point, tmp_path / f"{folder.name}.log", *given]
+        return subprocess.run(
+            [*map(str, command), f"hydra.run.dir={folder}", *more],
+            cwd=ROOT, env={**os.environ, **ONE_THREAD}, capture_output=True, check=False,
+        ).returncode  # fmt: skip
+
+    assert run(tmp_path / "whole", 0) == 0
+    expected = weights_in(tmp_path / "whole" / "last.pth.tar")
+    changes = (tmp_path / "whole.log").read_text().splitlines()
+    for share in (0.6, 0.9):
+        point = 1 + round(share * (len(changes) - 1))
+        broken = tmp_path / f"at-{point}"
+        assert run(broken, point) == -signal.SIGKILL
+        for checkpoint in broken.glob("*.tar"):
+            assert weights_in(checkpoint).keys() == expected.keys()
+        if (broken / "metrics.jsonl").exists():
+            assert all(json.loads(line)["epoch"] for line in (broken / "metrics.jsonl").read_text().splitlines())
+        last = broken / "last.pth.tar"
+        assert run(broken, 0, f"resume={last}") == 0
+        for name, value in expected.items():
+            assert torch.equal(value, weights_in(last)[name]), (point, name)
+        assert [json.loads(line)["epoch"] for line in (broken / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+        assert not list(broken.glob(".*.draft")), "drafts of the killed run"
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
