@@ -1,10 +1,11 @@
 """Thousands of hostile inputs: does each give a result or one line, within bounded time and memory?
 
-    python -m benchmarks.fuzz [--inputs 10000] [--seed 0] [--targets video graph ...] [--minutes 60]
+    python -m benchmarks.fuzz [--inputs 10000] [--first 0] [--targets video graph ...] [--minutes 60]
 
 The inputs are those of ``tests/fuzzing.py``, a seed each, so a finding is repeated by ``--targets T --first SEED
 --inputs 1``. They run in a process that is started again when one ends it (a crash of a library) or takes longer than a
-minute; such an input is a finding, as are more than 3 GB of memory and every error that is not one of ours.
+minute; such an input is a finding, as are more than 3 GB of memory and every error that is not one of ours. At the end,
+Schemathesis asks a server of the page what its OpenAPI description allows, and what it does not.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import save
-from tests.fuzzing import TARGETS, Outcome, attack
+from tests.fuzzing import TARGETS, Outcome, api, attack
 
 MOST_S = 60.0
 MOST_BYTES = 3 << 30
@@ -113,7 +114,8 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="seed of the first input of each target")
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
-    parser.add_argument("--minutes", type=float, default=120.0, help="to run at most")
+    parser.add_argument("--minutes", type=float, default=120.0, help="to run at most, without the API's part")
+    parser.add_argument("--api-examples", type=int, default=200, help="for each operation of the API; 0 for none")
     parser.add_argument("--no-save", action="store_true")
     asked = parser.parse_args()
     began = time.monotonic()
@@ -143,7 +145,16 @@ def main() -> None:
                 print(f"{sum(sum(c.values()) for c in counts.values())} inputs, {len(findings)} findings", flush=True)
         victim.close()
     rows = {target: {**counts[target], "slowest_s": round(slowest[target], 2)} for target in asked.targets}
-    report = {"inputs": sum(sum(c.values()) for c in counts.values()), "targets": rows, "findings": findings}
+    inputs = sum(sum(c.values()) for c in counts.values())
+    if asked.api_examples:
+        with tempfile.TemporaryDirectory() as folder:
+            found = api(asked.api_examples, asked.first, Path(folder))
+        inputs += found["test_cases"]["generated"]
+        rows["api"] = {"requests": found["test_cases"]["generated"], "running_s": round(found["running_time"], 1)}
+        failed = [*found["failures"], *found["errors"]]
+        if failed or not found["alive"]:
+            findings.append({"target": "api", "seed": asked.first, "text": found["text"]})
+    report = {"inputs": inputs, "targets": rows, "findings": findings}
     print(json.dumps(report, indent=2))
     if not asked.no_save:
         print(save("fuzz", report))
