@@ -70,7 +70,8 @@ class _Timeline:
 
 def upright(frame: VideoFrame) -> NDArray[np.uint8]:
     """Return a decoded frame as RGB, turned as the file's display matrix asks: uint8 [H, W, 3]."""
-    pixels = cast("NDArray[np.uint8]", frame.to_ndarray(format="rgb24"))
+    # PyAV keeps a converter with every frame, and by default starts several threads for each: a live run had a hundred.
+    pixels = cast("NDArray[np.uint8]", frame.to_ndarray(format="rgb24", threads=1))
     # The matrix may hold any angle; cameras only write multiples of 90 degrees.
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels

@@ -5,8 +5,10 @@ Usage: python -m benchmarks.soak [--minutes 30] [--no-save]
 Runs `adafocus-edge serve` as an operator would, on four real streams at once: RTSP whose server is killed and started
 again every 45 seconds and changes its resolution every 20, MJPEG over HTTP that changes its size, MPEG-TS over UDP that
 loses packets and has garbage in it, and a file in a loop; with recordings, snapshots of events, results on disk, a
-webhook that fails half of the time, and somebody who looks at the page's data. Every ten seconds it notes resident
-memory, threads and open files of that process; growth is from the first notes after five minutes to the last ones.
+webhook that fails half of the time, viewers of the page who come and go, and files that are uploaded to be classified.
+Beside it runs `adafocus-edge classify` on the RTSP and the MJPEG stream. Every ten seconds it notes resident memory,
+threads and open files of both processes; growth is from the first notes after five minutes to the last ones. Writes
+`results/soak.json` and the curves, `results/soak.png`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import contextlib
 import http.server
 import itertools
 import json
+import random
 import statistics
 import subprocess
 import sys
@@ -26,13 +29,18 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import save
+from adafocus_edge.plot import new_figure, save_png
+from benchmarks.machine import RESULTS, save
 from tests.streams import HttpStream, RtspServer, UdpStream, free_port
 
 ROOT = Path(__file__).parent.parent
 WARM_UP_S = 300.0
 NOTE_S = 10.0
 KILL_S = 45.0
+UPLOAD_S = 60.0
+VIEWERS = 3
+PROCESSES = ("serve", "classify")
+UNITS = {"rss_mb": "resident memory, MB", "threads": "threads", "files": "open files"}
 
 
 class Moody(http.server.BaseHTTPRequestHandler):
@@ -59,13 +67,45 @@ def note(process: int) -> dict[str, float]:
 
 def watch(url: str, over: threading.Event) -> None:
     """Look at the page's data and pictures, as a browser does, and come and go."""
+    turn = random.Random(threading.get_ident())
     while not over.is_set():
         with contextlib.suppress(OSError):
             with urllib.request.urlopen(f"{url}/api/live", timeout=20) as events:
-                for _ in itertools.takewhile(lambda _: not over.is_set(), range(400)):
+                for _ in itertools.takewhile(lambda _: not over.is_set(), range(turn.randrange(50, 800))):
                     events.readline()
             urllib.request.urlopen(f"{url}/api/streams/yard/picture.jpg", timeout=20).read()
-        over.wait(1)
+        over.wait(turn.uniform(0, 10))
+
+
+def upload(url: str, clip: Path, over: threading.Event, seen: list[str]) -> None:
+    """Have a file classified every now and then; note what it is said to be."""
+    while not over.wait(UPLOAD_S):
+        with contextlib.suppress(OSError):
+            asked = urllib.request.Request(f"{url}/api/classify?name={clip.name}", clip.read_bytes(), method="POST")
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                seen.append(json.load(answer)["top"][0]["label"])
+
+
+def growth(notes: list[dict[str, Any]], process: str, name: str) -> float:
+    """Return by which share a number grew between the first fifth of the notes after the warm-up and the last fifth."""
+    warm_s = min(WARM_UP_S, notes[-1]["at_s"] / 3)
+    later = [entry[process][name] for entry in notes if entry["at_s"] >= warm_s]
+    part = max(1, len(later) // 5)
+    return statistics.median(later[-part:]) / statistics.median(later[:part]) - 1
+
+
+def draw(notes: list[dict[str, Any]], path: Path) -> None:
+    """Draw memory, threads and open files of both processes over time."""
+    figure = new_figure(10, 8)
+    for axes, (name, unit) in zip(figure.subplots(3, 1, sharex=True), UNITS.items(), strict=True):
+        for process in PROCESSES:
+            axes.plot([entry["at_s"] / 60 for entry in notes], [entry[process][name] for entry in notes], label=process)
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(unit)
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("minutes")
+    axes.legend()
+    save_png(figure, path)
 
 
 def main() -> None:
@@ -97,42 +137,51 @@ def main() -> None:
             "--webhook", f"http://127.0.0.1:{hook.server_port}/",
         ]  # fmt: skip
         command += [part for source in sources for part in ("--source", source)]
-        process = subprocess.Popen(list(map(str, command)))  # what it says is seen
-        watcher = threading.Thread(target=watch, args=(f"http://127.0.0.1:{port}", over))
-        watcher.start()
+        url = f"http://127.0.0.1:{port}"
+        classify: list[Any] = [
+            sys.executable, "-m", "adafocus_edge", "classify", rtsp.address, mjpeg.address, "--glimpse-fps", 2,
+            "-o", out / "classified.jsonl", "--quiet",
+        ]  # fmt: skip
+        running = [  # what they complain of is seen
+            subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL) for words in (command, classify)
+        ]
+        labels: list[str] = []
+        clients = [threading.Thread(target=watch, args=(url, over)) for _ in range(VIEWERS)]
+        clients.append(threading.Thread(target=upload, args=(url, clip, over, labels)))
+        for client in clients:
+            client.start()
         begun, notes, kills = time.monotonic(), [], 0
         while (now := time.monotonic() - begun) < seconds:
             time.sleep(NOTE_S)
-            assert process.poll() is None, "it ended"
-            notes.append({"at_s": now, **note(process.pid)})
+            assert all(process.poll() is None for process in running), "it ended"
+            each = {name: note(process.pid) for name, process in zip(PROCESSES, running, strict=True)}
+            notes.append({"at_s": now, **each})
             if now >= (kills + 1) * KILL_S and now < seconds - 60:
                 rtsp.restart()
                 kills += 1
             if len(notes) % 12 == 0:
                 print(json.dumps({**notes[-1], "kills": kills}), flush=True)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status", timeout=20) as answer:
+        with urllib.request.urlopen(f"{url}/api/status", timeout=20) as answer:
             status = json.load(answer)
         over.set()
-        process.terminate()
-        code = process.wait(60)
-        watcher.join()
+        codes = []
+        for process in running:
+            process.terminate()
+            codes.append(process.wait(60))
+        for client in clients:
+            client.join()
         files = sorted((path.relative_to(out).as_posix(), path.stat().st_size) for path in out.rglob("*.*"))
     hook.shutdown()
     hook.server_close()
-    later = [entry for entry in notes if entry["at_s"] >= min(WARM_UP_S, seconds / 3)]
-    part = max(1, len(later) // 5)
-
-    def growth(name: str) -> float:
-        first, last = (statistics.median(entry[name] for entry in some) for some in (later[:part], later[-part:]))
-        return last / first - 1
-
     found = {
-        "minutes": asked.minutes, "exit_code": code, "kills": kills,
-        "memory_growth": growth("rss_mb"), "thread_growth": growth("threads"), "file_growth": growth("files"),
+        "minutes": asked.minutes, "exit_codes": codes, "kills": kills,
+        "uploads": len(labels), "labels": sorted(set(labels)),
+        "growth": {process: {name: growth(notes, process, name) for name in UNITS} for process in PROCESSES},
         "sources": status["sources"], "listeners": status["listeners"], "files_left": len(files), "notes": notes[::6],
     }  # fmt: skip
     print(json.dumps({name: value for name, value in found.items() if name != "notes"}, indent=2))
     if not asked.no_save:
+        draw(notes, RESULTS / "soak.png")
         print(save("soak", found))
 
 
