@@ -19,7 +19,7 @@ from adafocus_edge.errors import BundleError, UsageError
 from adafocus_edge.exits import ExitThresholds
 from adafocus_edge.files import draft_folder, locked, whole_file
 from adafocus_edge.preprocess import INTERPOLATION, short_side
-from adafocus_edge.types import GRAPHS, STEP_GRAPH, Fit, ModelSpec, TensorSpec, contract
+from adafocus_edge.types import GRAPHS, MOST_SEGMENTS, STEP_GRAPH, Fit, ModelSpec, TensorSpec, contract
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -206,6 +206,8 @@ class Bundle:
         orders = [one.order for one in self.manifest.thresholds.get(kind, ())]
         if found.variant not in self.manifest.variants or (found.exit and order not in orders):
             raise UsageError(f"{self.path}: profile {name!r} uses what the bundle no longer has: tune again")
+        if found.threads < 1 or not 1 <= found.segments <= MOST_SEGMENTS:
+            raise UsageError(f"{self.path}: profile {name!r} asks for what cannot be: tune again")
         return found
 
     def graph_path(self, variant: str, graph: str) -> Path:

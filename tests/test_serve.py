@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -884,6 +885,14 @@ def test_what_is_no_video_is_told_by_the_senders_name(
     assert str(temporary) not in answer.error
     assert "adafocus-upload" not in answer.error
     assert list(temporary.iterdir()) == []
+
+
+def test_a_file_that_lists_another_of_this_machine_is_not_followed(served: Served, temporary: Path) -> None:
+    shutil.copy(FIGHT, temporary / "other.mp4")
+    # What is not ASCII keeps it from looking like text.
+    answer = send(served.server, "ffconcat version 1.0\n# é\nfile other.mp4\n".encode(), "list.mp4")
+    assert answer.status == 422, answer.body
+    assert answer.error.startswith("list.mp4: not a video")
 
 
 def test_names_are_shown_in_one_line() -> None:
