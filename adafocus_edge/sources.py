@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import SourceError, UsageError
+from adafocus_edge.files import read_own, read_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -127,7 +128,7 @@ class FrameFolder:
         self.frame_count = len(self._files)
         self.fps = FOLDER_FPS
         with suppress(OSError, ValueError):
-            told = float((Path(path) / FPS_FILE).read_text())
+            told = float(read_own(Path(path) / FPS_FILE))
             self.fps = told if 0 < told < 1000 else FOLDER_FPS
         self.duration_s: float | None = None
         if not self._files:
@@ -239,7 +240,7 @@ def _listed(arguments: Sequence[str]) -> Iterator[str]:
             yield argument
             continue
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_whole(path).decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
         listed = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -10,14 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from adafocus_edge import files
 from adafocus_edge import video as reading
-from adafocus_edge.bundle import CLASSES, MANIFEST, default_bundle, read_bundle, sha256_of
+from adafocus_edge.bench.compare import read_report
+from adafocus_edge.bundle import CLASSES, MANIFEST, copy_bundle, default_bundle, read_bundle, read_classes, sha256_of
 from adafocus_edge.capture import Counters, _address_pictures
-from adafocus_edge.errors import SourceError, UsageError
-from adafocus_edge.sources import Source
+from adafocus_edge.data import read_data
+from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
+from adafocus_edge.sources import FOLDER_FPS, FPS_FILE, FrameFolder, Source, find_sources
 from adafocus_edge.video import VideoFile
 from tests.conftest import ROOT, edge, one_line_error
 from tests.videos import encode
+from training.prepare import PrepareOptions, prepare
 
 FIGHT = ROOT / "tests" / "fights" / "fight" / "fi013.mp4"
 PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n#EXT-X-ENDLIST\n"
@@ -185,3 +190,76 @@ def test_a_profile_of_what_cannot_be_is_refused(wrong: dict[str, object], tmp_pa
         return
     with pytest.raises(UsageError, match="asks for what cannot be"):
         read_bundle(path).profile("mine")
+
+
+# -- files without an end, and numbers ---------------------------------------------------------------------------------
+
+DIGITS = "9" * 5000
+"""More than Python makes a number of."""
+
+
+def test_what_has_no_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MOST_BYTES", 1 << 20)
+    zero = {suffix: tmp_path / f"zero{suffix}" for suffix in (".csv", ".txt", ".streams", ".json")}
+    for path in zero.values():
+        path.symlink_to("/dev/zero")
+    for refused in (
+        lambda: read_data(zero[".csv"]),
+        lambda: read_data(zero[".txt"], ["a"], tmp_path),
+        lambda: read_classes(zero[".txt"]),
+        lambda: find_sources([str(zero[".streams"])]),
+        lambda: read_report(zero[".json"]),
+    ):
+        with pytest.raises(AdaFocusError, match="More than 1 MB"):
+            refused()
+
+
+def test_pipes_in_a_folder_are_not_waited_for(tmp_path: Path) -> None:
+    frames = shutil.copytree(ROOT / "export" / "frames", tmp_path / "frames")
+    os.mkfifo(frames / FPS_FILE)
+    assert FrameFolder(str(frames)).fps == FOLDER_FPS
+    bundle = copied_model(tmp_path / "bundle")
+    (bundle / MANIFEST).unlink()
+    os.mkfifo(bundle / MANIFEST)
+    with pytest.raises(BundleError, match="missing or unreadable"):
+        read_bundle(bundle)
+
+
+@pytest.mark.parametrize("line", [f"a {DIGITS} 0", f"a 9 {DIGITS}"])
+def test_endless_numbers_in_a_list_are_told(line: str, tmp_path: Path) -> None:
+    (tmp_path / "split.txt").write_text(line)
+    with pytest.raises(DataError, match="line 1: "):
+        read_data(tmp_path / "split.txt", ["a"], tmp_path)
+
+
+@pytest.mark.parametrize("text", [f"threads = {DIGITS}", "threads = " + "[" * 100_000])
+def test_endless_numbers_and_depths_in_a_configuration_are_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    one_line_error(edge("classify", "--config", tmp_path / "a.toml", FIGHT), 2, "not TOML")
+
+
+@pytest.mark.parametrize("row", ["b" * 200_000, "a,b,inf,nan", "a,b,1e999,-1e999", "a"])
+def test_odd_annotations_are_told(row: str, tmp_path: Path) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "a.csv").write_text(f"youtube_id,label,time_start,time_end\n{row}\n")
+    options = PrepareOptions(tmp_path / "videos", tmp_path / "data", "minik", annotations=(tmp_path / "a.csv",))
+    with pytest.raises(DataError, match="not CSV|none of the|no videos"):
+        prepare(options)
+
+
+# -- links in a bundle -------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_a_bundle_holds_nothing_that_its_links_lead_to(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("secret")
+    bundle = copied_model(tmp_path / "bundle")
+    (bundle / "notes.txt").symlink_to(tmp_path / "secret" / "key")
+    (bundle / "more").symlink_to(tmp_path / "secret")
+    for name in "ab":  # each leads to both: without an end
+        (bundle / name).symlink_to(bundle)
+    blob = (bundle / "fp32" / "policy.onnx").rename(tmp_path / "blob")  # as caches of downloads keep files
+    (bundle / "fp32" / "policy.onnx").symlink_to(blob)
+    copy_bundle(bundle, tmp_path / "copy")
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {MANIFEST, CLASSES, "fp32"}
+    assert not (tmp_path / "copy" / "fp32" / "policy.onnx").is_symlink()
