@@ -17,9 +17,9 @@ import msgspec
 
 from adafocus_edge.errors import BundleError, UsageError
 from adafocus_edge.exits import ExitThresholds
-from adafocus_edge.files import draft_folder, locked, whole_file
+from adafocus_edge.files import draft_folder, locked, read_own, read_whole, whole_file
 from adafocus_edge.preprocess import INTERPOLATION, short_side
-from adafocus_edge.types import GRAPHS, STEP_GRAPH, Fit, ModelSpec, TensorSpec, contract
+from adafocus_edge.types import GRAPHS, MOST_SEGMENTS, STEP_GRAPH, Fit, ModelSpec, TensorSpec, contract
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -206,6 +206,8 @@ class Bundle:
         orders = [one.order for one in self.manifest.thresholds.get(kind, ())]
         if found.variant not in self.manifest.variants or (found.exit and order not in orders):
             raise UsageError(f"{self.path}: profile {name!r} uses what the bundle no longer has: tune again")
+        if found.threads < 1 or not 1 <= found.segments <= MOST_SEGMENTS:
+            raise UsageError(f"{self.path}: profile {name!r} asks for what cannot be: tune again")
         return found
 
     def graph_path(self, variant: str, graph: str) -> Path:
@@ -246,7 +248,7 @@ def read_bundle(path: Path | str) -> Bundle:
 def read_classes(path: Path) -> tuple[str, ...]:
     """Read class names, one per line, in UTF-8; empty lines at the end do not count."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_whole(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise BundleError(f"{path}: no such class file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -360,13 +362,32 @@ def changing(path: Path) -> Iterator[None]:
 
 def copy_bundle(source: Path, target: Path) -> None:
     """Copy a bundle, whole or not at all. Raises ``UsageError`` if something is there, ``BundleError``."""
+    ours = _ours(source, _read_manifest(source))
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        return {name for name in names if name.startswith(".") or name == "__pycache__"} | ours(folder, names)
+
     with new_bundle(target) as draft:
         with _told(target):
-            shutil.copytree(source, draft, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+            shutil.copytree(source, draft, dirs_exist_ok=True, ignore=left_out)
         try:
             read_bundle(draft)
         except BundleError:
             raise BundleError(f"{source}: was changed while it was copied: run again") from None
+
+
+def _ours(path: Path, manifest: Manifest) -> Callable[[str, list[str]], set[str]]:
+    """Return what says which links in a bundle's folder are not copied: those to what its manifest does not name.
+
+    They may lead to anything on this machine, or back up.
+    """
+    files = {info.file for graphs in manifest.variants.values() for info in graphs.values()}
+    named = {path / name for name in (MANIFEST, CLASSES, *manifest.variants, *files)}
+
+    def others(folder: str, names: list[str]) -> set[str]:
+        return {name for name in names if (Path(folder) / name).is_symlink() and Path(folder) / name not in named}
+
+    return others
 
 
 def copied_bundle(source: Bundle, target: Path) -> Bundle:
@@ -414,9 +435,11 @@ def update_bundle(
             _write_manifest(path, manifest)
         else:
             with _draft(path) as draft:
+                ours = _ours(path, before)
 
                 def replaced(folder: str, names: list[str]) -> set[str]:
-                    return {variant, MANIFEST} & set(names) if Path(folder) == path else set()
+                    found = {variant, MANIFEST} & set(names) if Path(folder) == path else set()
+                    return found | ours(folder, names)
 
                 shutil.copytree(path, draft, dirs_exist_ok=True, ignore=replaced, copy_function=_link)
                 folder.rename(draft / variant)
@@ -492,7 +515,7 @@ def check_classes(names: Sequence[str], count: int, origin: str) -> None:
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
-        content = path.read_bytes()
+        content = read_own(path)
     except OSError:
         raise BundleError(f"{path}: missing or unreadable, so {folder} is no bundle") from None
     try:

@@ -575,9 +575,9 @@ def _from_bgr(bgr: Any) -> Callable[[], NDArray[np.uint8]]:
 def _address_pictures(source: Source, stop: threading.Event, counters: Counters) -> Iterator[Picture]:
     import av
 
-    from adafocus_edge.video import OPEN_OPTIONS
+    from adafocus_edge.video import ADDRESS_LISTS, OPEN_OPTIONS, limit_pictures, limits
 
-    options = {"fflags": "nobuffer", "flags": "low_delay", "analyzeduration": ANALYSE_US}
+    options = {**limits(ADDRESS_LISTS), "fflags": "nobuffer", "flags": "low_delay", "analyzeduration": ANALYSE_US}
     if source.address.startswith("rtsp"):
         options["rtsp_flags"] = "prefer_tcp"  # and UDP where a camera knows no other
     try:
@@ -589,6 +589,7 @@ def _address_pictures(source: Source, stop: threading.Event, counters: Counters)
             stream = container.streams.video[0]
             if stream.codec_context is None:
                 raise SourceError(f"{source.name}: no decoder here for its video codec")
+            limit_pictures(stream)
             heard_s = time.monotonic()
             for packet in container.demux():  # sound, too: while it goes on, a picture that hangs must be noticed
                 if stop.is_set():

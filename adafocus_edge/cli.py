@@ -285,7 +285,9 @@ def prepare(
     if as_json:
         typer.echo(json.dumps(done.to_json()))
     else:
-        typer.echo(done.summary())
+        from adafocus_edge.report import printable
+
+        typer.echo(printable(done.summary()))
     if done.broken:
         raise typer.Exit(1)
 
@@ -347,7 +349,9 @@ def evaluate(
 
         write_text(output, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
     if as_json:
-        typer.echo(json.dumps(entry, ensure_ascii=False))
+        from adafocus_edge.messages import to_line
+
+        typer.echo(to_line(entry))
     else:
         from adafocus_edge.report import console, evaluation_tables
 
@@ -914,12 +918,10 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def _print_benchmark(report: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from adafocus_edge.bench.tables import tables
+    from adafocus_edge.report import console
 
-    plain = Console(highlight=False)
-    to = plain if plain.is_terminal else Console(highlight=False, width=BENCHMARK_WIDTH)
+    to = console(BENCHMARK_WIDTH)
     for part in tables(report):
         to.print(part, markup=False, soft_wrap=isinstance(part, str))
 
@@ -1099,6 +1101,9 @@ class _Setting:
         from adafocus_edge.bundle import read_bundle
 
         found = read_bundle(bundle).profile(profile)
+        known = [name.value for name in BackendName]
+        if found.backend not in known:
+            raise UsageError(f"{bundle}: profile {profile!r} wants the backend {found.backend!r}; there are: {known}")
         _say(f"profile {profile}: {found.demand}; measured on {found.device}", quiet)
         return _Setting(
             BackendName(found.backend), found.variant, ScheduleName(found.schedule),
@@ -1194,7 +1199,7 @@ class _Sink:
         if self._file is not None:
             self._file.write(entry)
         if self._json:
-            print(json.dumps(entry, ensure_ascii=False), flush=True)
+            self._print(entry)
         else:
             from adafocus_edge.report import console, print_result
 
@@ -1206,8 +1211,14 @@ class _Sink:
         if self._file is not None:
             self._file.write(entry)
         if self._json:
-            print(json.dumps(entry, ensure_ascii=False), flush=True)
+            self._print(entry)
         self.complaint(error)
+
+    @staticmethod
+    def _print(entry: dict[str, Any]) -> None:
+        from adafocus_edge.messages import to_line
+
+        print(to_line(entry), flush=True)
 
     def complaint(self, error: AdaFocusError) -> None:
         """Something that went wrong beside a result."""
@@ -1397,7 +1408,9 @@ def reach(module: str, verb: str, extra: str) -> Any:
 
 def _say(text: str, quiet: bool) -> None:
     if not quiet:
-        print(text, file=sys.stderr)
+        from adafocus_edge.report import printable
+
+        print(printable(text), file=sys.stderr)
 
 
 def _progress(quiet: bool) -> AbstractContextManager[Progress]:
@@ -1412,9 +1425,9 @@ def _stages(quiet: bool) -> Iterator[Any]:
     if quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return
-    from rich.console import Console
+    from adafocus_edge.report import console
 
-    with Console(stderr=True).status("starting") as status:
+    with console(stderr=True).status("starting") as status:
         yield lambda stage: status.update(stage + " ...")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafocus_edge.errors import DataError
+from adafocus_edge.files import read_whole
 from adafocus_edge.sources import VIDEO_SUFFIXES, FrameFolder, Source, find_sources, natural_order
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 FEWEST_FRAMES = 3
 """Clips that a list says are shorter are left out, as in the official code."""
+MOST_DIGITS = 9
+"""Of a number in a list."""
 MOST_LABELS = 3
 """Class ids that one line of an official list may hold."""
 
@@ -107,7 +111,7 @@ def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | N
         parts = [part.strip() for part in (line.split(",") if separator == "," else line.rsplit(maxsplit=2))]
         if len(parts) < 3 or not parts[0]:
             raise DataError(f"{where}: {line!r} is not `path{separator}frames{separator}class`")
-        if not parts[1].isdecimal():
+        if not parts[1].isdecimal() or len(parts[1]) > MOST_DIGITS:
             raise DataError(f"{where}: {parts[1]!r} is no number of frames")
         if len(parts) > 2 + MOST_LABELS:
             raise DataError(f"{where}: more than {MOST_LABELS} classes")
@@ -122,7 +126,7 @@ def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | N
 
 def _label(text: str, classes: Sequence[str], where: str) -> int:
     if text.isdecimal():
-        if int(text) >= len(classes):
+        if len(text) > MOST_DIGITS or int(text) >= len(classes):
             raise DataError(f"{where}: class id {text} is out of range: there are {len(classes)} classes, from 0")
         return int(text)
     if text in classes:
@@ -164,7 +168,7 @@ def csv_rows(path: Path, *columns: str, also: str = "") -> Iterator[tuple[int, l
     The values of column ``also`` come last, empty where there is no such column.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.StringIO(read_whole(path).decode("utf-8-sig"), newline="") as file:
             rows = csv.DictReader(file)
             if not set(columns) <= set(rows.fieldnames or ()):
                 wanted = " and ".join(f"`{column}`" for column in columns)
@@ -198,7 +202,7 @@ def _read_csv(path: Path, classes: Sequence[str] | None) -> Split:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield number and text of each line that is not empty."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_whole(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such split list") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -11,7 +11,7 @@ import msgspec
 
 from adafocus_edge.bundle import sha256_of
 from adafocus_edge.errors import BackendError, BundleError
-from adafocus_edge.files import whole_file
+from adafocus_edge.files import read_own, whole_file
 from adafocus_edge.types import GRAPHS, STEP_GRAPH
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def read_engines(folder: Path) -> Engines:
     """Read a folder's manifest. Raises ``BundleError`` that names it."""
     path = folder / MANIFEST
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=Engines)
+        found = msgspec.json.decode(read_own(path), type=Engines)
     except OSError:
         raise BundleError(f"{path}: missing or unreadable, so {folder} holds no engines") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,8 +16,29 @@ from adafocus_edge.errors import AdaFocusError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MOST_BYTES = 1 << 28
+"""Of what is read into memory whole: lists, configurations, reports. A device has no end."""
 DRAFT = ".draft"
 """Ends the name of a file that is being written."""
+
+
+def read_whole(path: Path) -> bytes:
+    """Return what is in a file (or comes from a pipe). Raises ``OSError``, also where that is far too much."""
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise OSError(errno.EFBIG, f"More than {MOST_BYTES >> 20} MB", str(path))
+    return content
+
+
+def read_own(path: Path) -> bytes:
+    """Return what is in a file of a folder that others may have made: no pipe, which may never give anything.
+
+    Raises ``OSError``.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return read_whole(path)
 
 
 @contextmanager

@@ -311,11 +311,10 @@ def status_shown(run: LiveRun, every_s: float | None, as_json: bool, quiet: bool
 
             threads.append(threading.Thread(target=tell, name="status", daemon=True))
         elif not quiet and sys.stderr.isatty():
-            from rich.console import Console
             from rich.live import Live
             from rich.text import Text
 
-            live = Live(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty(),
+            live = Live(console=console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty(),
                         auto_refresh=False)  # fmt: skip
             stack.enter_context(live)
 

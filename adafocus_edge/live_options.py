@@ -16,6 +16,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.files import read_whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -105,10 +106,10 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_whole(path).decode())
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # what tomllib says of bad TOML, and Python of endless numbers
         raise UsageError(f"--config {path}: not TOML ({error})") from None
     known: dict[str, Any] = {}
     for parameter in context.command.params:

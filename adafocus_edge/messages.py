@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import threading
 import time
 from contextlib import suppress
@@ -330,6 +331,10 @@ def guess_json(guess: Guess) -> dict[str, Any]:
     return {"label": guess.label, "class_id": guess.class_id, "confidence": round(guess.confidence, 6)}
 
 
+OBEYED = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""What JSON lets stand and terminals or editors obey: further control codes, line breaks, changes of direction."""
+
+
 def to_line(entry: dict[str, Any]) -> str:
     """Return one line of JSON."""
-    return json.dumps(entry, ensure_ascii=False)
+    return OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(entry, ensure_ascii=False))

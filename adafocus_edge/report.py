@@ -25,6 +25,8 @@ from adafocus_edge.types import GRAPHS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from rich.console import ConsoleOptions, RenderableType
+    from rich.segment import Segment
     from typing_extensions import Self
 
     from adafocus_edge.build import Built
@@ -44,10 +46,23 @@ CSV_COLUMNS = (
 ).split()
 
 
-def console() -> Console:
-    """Return a console on stdout; in a pipe it neither colours nor wraps."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(highlight=False, width=160)
+class SafeConsole(Console):
+    """A console that shows codes which a terminal obeys, rather than to send them: names may hold some."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Yield what is printed, piece by piece."""
+        for piece in super().render(renderable, options):
+            text = piece.text
+            if piece.control or text == "\n" or text.isprintable():
+                yield piece
+            else:
+                yield piece._replace(text="\n".join(map(printable, text.split("\n"))))
+
+
+def console(width: int = 160, *, stderr: bool = False) -> Console:
+    """Return a console; in a pipe it neither colours nor wraps, but at a width."""
+    plain = SafeConsole(highlight=False, stderr=stderr)
+    return plain if plain.is_terminal else SafeConsole(highlight=False, stderr=stderr, width=width)
 
 
 @contextmanager
@@ -58,7 +73,7 @@ def progress_bars(quiet: bool) -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console(stderr=True),
         transient=True,
         disable=quiet or not sys.stderr.isatty(),
         # Results that share the terminal go above the bars; into a file or a pipe they go as they are.
@@ -414,7 +429,7 @@ class ResultFile:
         with suppress(OSError):
             self._file.close()
         if self._draft is not None and self._held:
-            print(f"results so far are in {self._draft}", file=sys.stderr)
+            print(f"results so far are in {printable(str(self._draft))}", file=sys.stderr)
         elif self._draft is not None:
             with suppress(OSError):
                 self._draft.unlink()

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import SourceError, UsageError
+from adafocus_edge.files import read_own, read_whole
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,6 +31,8 @@ T = TypeVar("T")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 LARGEST_IMAGE = 80_000_000
 """Pixels of the largest image that is taken for a frame (8K video has 33 million)."""
+MOST_SCANS = 100
+"""A JPEG's passes over its whole picture: progressive ones have about ten. Each costs time, and hardly any bytes."""
 VIDEO_SUFFIXES = frozenset(
     ".mp4 .m4v .mov .avi .divx .mkv .webm .mpg .mpeg .mpe .vob .ts .m2ts .mts .wmv .asf .flv .mxf .ivf .3gp .ogv "
     ".mjpeg .mjpg .h264 .h265 .hevc .y4m .gif".split()
@@ -66,12 +69,19 @@ class Clip(Protocol):
         """Read all frames in order; yield number and RGB uint8 [H, W, 3]."""
 
 
+def has_too_many_scans(jpeg: bytes) -> bool:
+    """Whether a JPEG is made to take time. Its compressed data holds no such mark by chance."""
+    return jpeg.count(b"\xff\xda") > MOST_SCANS
+
+
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read one image as RGB, uint8 [H, W, 3]. Raises ``SourceError`` that names the file."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > LARGEST_IMAGE:
                 raise SourceError(f"{path}: {image.width} x {image.height} pixels are too many for a frame")
+            if image.format in ("JPEG", "MPO") and has_too_many_scans(path.read_bytes()):
+                raise SourceError(f"{path}: a JPEG of more than {MOST_SCANS} scans")
             if image.mode.startswith("I;16"):  # Pillow would clip it at 255
                 grey = (np.asarray(image) >> 8).astype(np.uint8)
                 return np.stack([grey] * 3, axis=2)
@@ -118,7 +128,7 @@ class FrameFolder:
         self.frame_count = len(self._files)
         self.fps = FOLDER_FPS
         with suppress(OSError, ValueError):
-            told = float((Path(path) / FPS_FILE).read_text())
+            told = float(read_own(Path(path) / FPS_FILE))
             self.fps = told if 0 < told < 1000 else FOLDER_FPS
         self.duration_s: float | None = None
         if not self._files:
@@ -230,7 +240,7 @@ def _listed(arguments: Sequence[str]) -> Iterator[str]:
             yield argument
             continue
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = read_whole(path).decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
         listed = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]

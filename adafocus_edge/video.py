@@ -21,7 +21,7 @@ from av.codec.context import ThreadType
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import SourceError
 from adafocus_edge.pixels import Decoded
-from adafocus_edge.sources import without_password
+from adafocus_edge.sources import LARGEST_IMAGE, without_password
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ADDRESS_LISTS = frozenset(("concat", "vobsub", "webm_dash_manifest", "dash", "imf"))
+FILE_LISTS = ADDRESS_LISTS | {"hls", "sdp", "rtsp", "rtp", "sap"}
+"""Demuxers of what names other files to read: never of an address, and never of a file. Streams do need some."""
 OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 """Titles in old files are often not UTF-8; nothing here reads them. PyAV 19 takes them as they are."""
 ROUNDING_TICKS = 2
@@ -75,6 +78,18 @@ def upright(frame: VideoFrame) -> NDArray[np.uint8]:
     # The matrix may hold any angle; cameras only write multiples of 90 degrees.
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+
+
+def limits(lists: frozenset[str]) -> dict[str, str]:
+    """Return FFmpeg's options against what names other files, by its demuxer, and against pictures that fill memory."""
+    allowed = sorted(av.formats_available - lists)
+    return {"format_whitelist": ",".join(allowed), "max_pixels": str(LARGEST_IMAGE)}
+
+
+def limit_pictures(stream: VideoStream) -> None:
+    """Let a stream's decoder refuse pictures that fill memory: a small file may hold them."""
+    if not stream.codec_context.is_open:
+        stream.codec_context.options = {"max_pixels": str(LARGEST_IMAGE)}
 
 
 class VideoFile:
@@ -176,15 +191,20 @@ class VideoFile:
                 raise SourceError(f"{self.name}: the file is empty")
         try:
             if "://" in self.address:
-                container = av.open(self.address, timeout=READ_TIMEOUT_S, **OPEN_OPTIONS)
+                options = limits(ADDRESS_LISTS)
+                container = av.open(self.address, options=options, timeout=READ_TIMEOUT_S, **OPEN_OPTIONS)
             else:  # the prefix keeps a colon in the name from looking like a protocol
-                container = av.open(f"file:{self.address}", **OPEN_OPTIONS)
+                container = av.open(f"file:{self.address}", options=limits(FILE_LISTS), **OPEN_OPTIONS)
             if container.format.name in NOT_VIDEO or container.format.name.endswith("_pipe"):
                 container.close()
                 raise SourceError(f"{self.name}: not a video (frames as images go into a folder, which is then a clip)")
             return cast("InputContainer", container)
         except av.error.PermissionError:
             raise SourceError(f"{self.name}: no permission to read it") from None
+        except av.error.ArgumentError:
+            raise SourceError(
+                f"{self.name}: not a video that can be read (what lists other files is not followed: name those)"
+            ) from None
         except av.error.ExitError:
             raise SourceError(f"{self.name}: no answer for {READ_TIMEOUT_S:.0f} s") from None
         except (av.error.FFmpegError, ValueError, OSError) as error:
@@ -207,6 +227,10 @@ class VideoFile:
             raise SourceError(f"{self.name}: no video in it (sound, subtitles or a still cover only)")
         if streams[0].codec_context is None:
             raise SourceError(f"{self.name}: no decoder here for its video codec")
+        width, height = streams[0].width, streams[0].height
+        if width * height > LARGEST_IMAGE:
+            raise SourceError(f"{self.name}: {width} x {height} pixels are too many for a frame")
+        limit_pictures(streams[0])
         return streams[0]
 
     def _read_timeline(self, container: InputContainer, stream: VideoStream) -> _Timeline:

@@ -188,3 +188,20 @@ def test_two_copies_of_the_policy_may_differ(small_weights, tmp_path):
     torch.save(content, tmp_path / "c.pth")
     model = load_model(read_checkpoint(tmp_path / "c.pth"), PATCH)
     assert torch.equal(model.policy.actor[0].weight, other["focuser.policy.policy.actor.0.weight"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: tensor.to(torch.complex64),
+        lambda tensor: torch.zeros(1).expand(10**9, tensor.shape[1]),
+    ],
+    ids=["sparse", "meta", "complex", "expanded"],
+)
+def test_tensors_that_are_not_plain_are_refused(change, tmp_path):
+    path = tmp_path / "checkpoint.pth.tar"
+    torch.save({"fc": {"fc.weight": change(torch.zeros(7, 512))}}, path)
+    with pytest.raises(CheckpointError, match="'classifier.fc.weight' is no plain tensor"):
+        read_checkpoint(path)

@@ -10,6 +10,7 @@ import importlib.util
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -31,7 +32,7 @@ from adafocus_edge.backends.load import load_model
 from adafocus_edge.bundle import default_bundle, read_bundle
 from adafocus_edge.capture import CaptureOptions
 from adafocus_edge.classify import Classifier
-from adafocus_edge.errors import UsageError
+from adafocus_edge.errors import SourceError, UsageError
 from adafocus_edge.events import EventRule
 from adafocus_edge.messages import LiveFrame, Notice
 from adafocus_edge.preprocess import CropWindow
@@ -41,7 +42,7 @@ from adafocus_edge.serve import server as servers
 from adafocus_edge.serve.cameras import LARGEST_BYTES, check_jpeg, decode_jpeg
 from adafocus_edge.serve.pictures import encode
 from adafocus_edge.serve.uploads import file_name
-from adafocus_edge.sources import Source
+from adafocus_edge.sources import Source, read_image
 from adafocus_edge.stream import LiveOptions, LiveRun
 from tests.conftest import CLIPS, ROOT
 from tests.streams import command, free_port, need
@@ -370,13 +371,26 @@ def test_names_of_this_machine_are_fine(served: Served, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "[::1", "0.0.0.0"]
+    "host",
+    ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "[::1", "0.0.0.0", "evil\\@127.0.0.1"],
 )
 @pytest.mark.parametrize("path", ["/", "/api/status", "/metrics", "/page/main.js"])
 def test_another_name_for_this_machine_is_refused(served: Served, host: str, path: str) -> None:
     answer = get(served.server, path, Host=host)
     assert answer.status == 403
     assert "other names need a token" in answer.error
+
+
+def test_a_request_of_two_lengths_is_refused_and_the_last_of_its_connection(served: Served) -> None:
+    hidden = f"GET /api/status HTTP/1.1\r\nHost: 127.0.0.1:{served.server.port}\r\n\r\n"
+    head = f"POST /logout HTTP/1.1\r\nHost: 127.0.0.1:{served.server.port}\r\nContent-Length: {len(hidden) + 5}\r\n"
+    with socket.create_connection(("127.0.0.1", served.server.port), 30) as connection:
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n{hidden}".encode())
+        answer = b""
+        while part := connection.recv(4096):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
 
 
 def test_probes_may_call_it_what_they_want(served: Served) -> None:
@@ -886,6 +900,14 @@ def test_what_is_no_video_is_told_by_the_senders_name(
     assert list(temporary.iterdir()) == []
 
 
+def test_a_file_that_lists_another_of_this_machine_is_not_followed(served: Served, temporary: Path) -> None:
+    shutil.copy(FIGHT, temporary / "other.mp4")
+    # What is not ASCII keeps it from looking like text.
+    answer = send(served.server, "ffconcat version 1.0\n# é\nfile other.mp4\n".encode(), "list.mp4")
+    assert answer.status == 422, answer.body
+    assert answer.error.startswith("list.mp4: not a video")
+
+
 def test_names_are_shown_in_one_line() -> None:
     assert file_name("C:\\clips\\a b.mp4") == "a b.mp4"
     assert file_name("/etc/\x00pass\r\nwd\u202e.mp4") == "passwd.mp4"
@@ -1037,6 +1059,20 @@ def test_a_png_in_disguise_is_no_jpeg() -> None:
     Image.new("RGB", (64, 64)).save(written, "PNG")
     with pytest.raises(ValueError, match="not a JPEG"):
         check_jpeg(written.getvalue())
+
+
+def scanned(times: int) -> bytes:
+    """A JPEG that asks for many passes over its picture, of ten bytes each."""
+    return jpeg(progressive=True)[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00" * times + b"\xff\xd9"
+
+
+def test_a_picture_that_is_made_to_take_time_is_refused(tmp_path: Path) -> None:
+    assert check_jpeg(scanned(10)) == (320, 240)
+    with pytest.raises(ValueError, match="too many scans"):
+        check_jpeg(scanned(200))
+    (tmp_path / "frame.jpg").write_bytes(scanned(200))
+    with pytest.raises(SourceError, match="scans"):
+        read_image(tmp_path / "frame.jpg")
 
 
 def test_a_camera_that_is_held_upright_is_seen_upright() -> None:

@@ -99,6 +99,9 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     weights = _gather(content)
     if not weights:
         raise CheckpointError(f"{path}: no model weights in it (found: {_some(content)})")
+    for name, value in weights.items():
+        if not _is_plain(value):
+            raise CheckpointError(f"{path}: {name!r} is no plain tensor that holds its own numbers")
     config = content.get("config")
     classes = content.get("class_names")
     return Checkpoint(
@@ -292,6 +295,13 @@ def _gather(content: Mapping[Any, Any]) -> dict[str, Tensor]:
         for name in [name for name in weights if name.startswith(one)]:
             weights.setdefault(name.replace(one, other), weights[name])
     return weights
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor is neither sparse, quantized, complex nor without data, nor larger than what is stored of it."""
+    if value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _plain(name: Any) -> str:

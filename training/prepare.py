@@ -20,9 +20,9 @@ from PIL import Image
 
 from adafocus_edge.bundle import read_classes
 from adafocus_edge.cpus import usable_cores
-from adafocus_edge.data import FEWEST_FRAMES, MOST_LABELS, csv_rows, read_data
+from adafocus_edge.data import FEWEST_FRAMES, MOST_DIGITS, MOST_LABELS, csv_rows, read_data
 from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
-from adafocus_edge.files import write_text
+from adafocus_edge.files import read_whole, write_text
 from adafocus_edge.sources import FPS_FILE, FRAME_NAME, VIDEO_SUFFIXES, natural_path
 from adafocus_edge.video import VideoFile
 from training.layouts import LAYOUTS
@@ -233,7 +233,7 @@ def _annotations(options: PrepareOptions) -> Iterator[tuple[tuple[str, ...], tup
         # Two files without a word on the split are the training and the validation part.
         default = VAL if number == 1 else TRAIN
         try:
-            text = path.read_text(encoding="utf-8-sig")
+            text = read_whole(path).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read ({error})") from None
         if path.suffix.lower() == ".json":
@@ -252,22 +252,26 @@ def _activitynet(path: Path, text: str) -> Iterator[tuple[tuple[str, ...], tuple
             labels = sorted({str(annotation["label"]) for annotation in video["annotations"]})[:MOST_LABELS]
             if labels and video["subset"] in ("training", "validation"):
                 yield (f"v_{name}", name), tuple(labels), SUBSETS[video["subset"]]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not ActivityNet's annotation JSON ({type(error).__name__}: {error})") from None
 
 
 def _kinetics(path: Path, text: str, default: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], str]]:
     """Kinetics' CSV: ``label,youtube_id,time_start,time_end,split``; files as its downloaders name them."""
     rows = csv.DictReader(text.splitlines())
-    if not {"label", "youtube_id"} <= set(rows.fieldnames or ()):
-        raise DataError(f"{path}: needs the columns `label` and `youtube_id`, as Kinetics' CSV has them")
-    for row in rows:
-        name, names = row["youtube_id"], [row["youtube_id"]]
-        with suppress(KeyError, TypeError, ValueError):
-            start, end = int(float(row["time_start"])), int(float(row["time_end"]))
-            names = [f"{name}_{start:06d}_{end:06d}", f"{name}_{start}_{end}", name]
-        subset = SUBSETS.get((row.get("split") or "").lower(), default)
-        yield tuple(names), (row["label"].strip().strip('"'),), subset
+    try:
+        if not {"label", "youtube_id"} <= set(rows.fieldnames or ()):
+            raise DataError(f"{path}: needs the columns `label` and `youtube_id`, as Kinetics' CSV has them")
+        for row in rows:
+            label, name = row["label"] or "", row["youtube_id"] or ""
+            names = [name]
+            with suppress(KeyError, TypeError, ValueError, OverflowError):
+                start, end = int(float(row["time_start"])), int(float(row["time_end"]))
+                names = [f"{name}_{start:06d}_{end:06d}", f"{name}_{start}_{end}", name]
+            subset = SUBSETS.get((row.get("split") or "").lower(), default)
+            yield tuple(names), (label.strip().strip('"'),), subset
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: not CSV ({error})") from None
 
 
 def _plain(path: Path, text: str, default: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], str]]:
@@ -296,7 +300,7 @@ def _classes(options: PrepareOptions, labels: set[str]) -> tuple[str, ...]:
         return tuple(found)
     names = read_classes(path)
     for label in found:
-        if label not in names and not (label.isdecimal() and int(label) < len(names)):
+        if label not in names and not (label.isdecimal() and len(label) <= MOST_DIGITS and int(label) < len(names)):
             raise DataError(f"{path}: is there already, and does not name {label!r}: correct it, or remove it")
     return names
 

@@ -29,7 +29,7 @@ from adafocus_edge.data import Split, read_data, read_list
 from adafocus_edge.errors import CheckpointError, DataError, TrainingError, UsageError
 from adafocus_edge.glimpse import softmax
 from adafocus_edge.metrics import accuracy_curve, top_k_accuracy
-from adafocus_edge.report import progress_bars
+from adafocus_edge.report import printable, progress_bars
 from adafocus_edge.types import ModelSpec
 from training.backbones import BACKBONES
 from training.checkpoint import (
@@ -60,7 +60,7 @@ def run(overrides: list[str], quiet: bool) -> None:
     composed = compose_options(overrides)
     if not quiet:
         for note in composed.notes:
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {printable(note)}", file=sys.stderr)
     launch(composed.options, _Work(composed, quiet))
 
 
@@ -297,7 +297,7 @@ class Trainer:
             for name, text in batch if isinstance(batch, list) else batch.failed:
                 if name not in self.failed:
                     self.failed.add(name)
-                    print(f"left out: {text}", file=sys.stderr)
+                    print(f"left out: {printable(text)}", file=sys.stderr)
             yield None if isinstance(batch, list) else batch.to(self.processes.device)
 
     # -- weights and state --------------------------------------------------------------------------------------------
@@ -476,7 +476,7 @@ class Trainer:
 
     def _say(self, text: str) -> None:
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
 
 def model_spec(options: TrainOptions, classes: int) -> ModelSpec:

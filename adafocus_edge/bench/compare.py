@@ -10,6 +10,7 @@ import msgspec
 
 from adafocus_edge.bench.machine import same_machine
 from adafocus_edge.errors import UsageError
+from adafocus_edge.files import read_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -133,7 +134,7 @@ class _Shape(TypedDict):
 def read_report(path: Path) -> Report:
     """Read a report. Raises ``UsageError`` if there is none, or it is of another schema."""
     try:
-        report: Report = json.loads(path.read_bytes())
+        report: Report = json.loads(read_whole(path))
         if report["schema"] != SCHEMA:
             raise UsageError(f"{path}: a report of schema {report['schema']}; this version reads {SCHEMA}")
         msgspec.convert(report, _Shape)

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.serve.guard import refusal
+from adafocus_edge.sources import has_too_many_scans
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -153,6 +154,8 @@ async def _body(request: Request) -> bytes | None:
 
 def check_jpeg(jpeg: bytes) -> tuple[int, int]:
     """Return a JPEG's width and height as it is shown, in pixels. Raises ``ValueError`` with one line."""
+    if has_too_many_scans(jpeg):
+        raise ValueError("a JPEG picture of too many scans")
     try:
         with Image.open(io.BytesIO(jpeg), formats=("JPEG",)) as image:
             width, height = image.size

@@ -133,6 +133,9 @@ class Guard:
         headers = Headers(scope=scope)
         method, path = scope["method"], scope["path"]
         host = headers.get("host", "")
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # A proxy may believe the other one, and take the rest of this request for the next.
+            return refusal(400, "a request of two lengths", {"Connection": "close"})
         if path != "/healthz":
             if not host:
                 return refusal(400, "the request names no host")
@@ -191,6 +194,8 @@ def session_name(headers: Headers) -> str:
 
 def host_name(netloc: str) -> str:
     """Return the name of ``name:port``, without an IPv6 address's brackets; nothing where that is malformed."""
+    if set(netloc) & set("@/\\?#"):
+        return ""
     try:
         return urlsplit(f"//{netloc}").hostname or ""
     except ValueError:
