@@ -262,7 +262,9 @@ def prepare(
     seed: Annotated[int, typer.Option(min=0, help="Of that split.")] = 1007,
     size: Annotated[int, typer.Option(min=32, max=8192, help="Short side of the frames in pixels.")] = 256,
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
-    fps: Annotated[float | None, typer.Option(min=0.01, help="Frames per second to keep. [default: all]")] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.01, max=1000.0, help="Frames per second to keep. [default: all]")
+    ] = None,
     frames: Annotated[
         bool, typer.Option("--frames/--no-frames", help="Without: write lists only; training reads the videos.")
     ] = True,
@@ -308,7 +310,9 @@ def evaluate(
     ] = PatchesName.POLICY,
     multi_label: Annotated[bool, typer.Option("--multi-label", help="mAP by all labels of a clip (FCVID).")] = False,
     patch_size: Annotated[int | None, typer.Option(help="Of an official checkpoint, in pixels.")] = None,
-    segments: Annotated[int | None, typer.Option(min=1, help="Frames per clip. [default: the model's]")] = None,
+    segments: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Frames per clip. [default: the model's]")
+    ] = None,
     backend: Annotated[BackendName, typer.Option(help="What runs a bundle's graphs.")] = BackendName.AUTO,
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
     schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
@@ -1507,7 +1511,7 @@ def main() -> None:
         if _debug:
             raise
         status = _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except MemoryError:
         status = _fail("out of memory", 1)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,7 +30,7 @@ from adafocus_edge.video import VideoFile
 from tests.conftest import ROOT, edge, one_line_error
 from training.datasets import collate
 from training.prepare import PrepareOptions, prepare
-from training.train import Trainer
+from training.train import Trainer, _fork_server
 
 FIGHTS = ROOT / "tests" / "fights"
 CLIP = FIGHTS / "fight" / "fi013.mp4"
@@ -251,6 +252,14 @@ def test_a_signal_while_something_is_imported_is_told_as_one(code, status, told)
     assert (done.returncode, done.stderr) == (status, told)
 
 
+def test_ctrl_c_is_not_for_the_workers_of_a_training():
+    """Those that were still importing PyTorch told of it at length."""
+    _fork_server()
+    status = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read_text()  # type: ignore[attr-defined]
+    blocked = next(line for line in status.splitlines() if line.startswith("SigBlk:"))
+    assert int(blocked.split()[1], 16) & 1 << (signal.SIGINT - 1)
+
+
 def test_a_terminal_that_closes_ends_a_run_as_it_should(tmp_path):
     """Else recordings and results would have no end."""
     process = subprocess.Popen(
@@ -277,7 +286,13 @@ def test_a_source_that_gave_nothing_in_time_is_told():
 
 
 @pytest.mark.parametrize(
-    "command", [("classify", CLIP, "--smooth", 10**20), ("prepare", FIGHTS, "-o", "nowhere", "--size", 10**20)]
+    "command",
+    [
+        ("classify", CLIP, "--smooth", 10**20),
+        ("prepare", FIGHTS, "-o", "nowhere", "--size", 10**20),
+        ("prepare", FIGHTS, "-o", "nowhere", "--fps", "inf"),
+        ("evaluate", "--data", FIGHTS, "--segments", 10**20),
+    ],
 )
 def test_numbers_beyond_all_bounds_are_wrong_use(command):
     one_line_error(edge(*command, "--quiet"), 2, command[-2], "less than or equal to")

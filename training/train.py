@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -605,6 +605,13 @@ def _fork_server() -> BaseContext:
     """Workers come from a process without threads: one forked here, beside those of Gloo or NCCL, may never wake up."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["training.datasets"])
+    # Ctrl-C reaches every process of a terminal, but is the trainer's: those that begin here never see it.
+    resource_tracker.ensure_running()  # which would unblock it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
