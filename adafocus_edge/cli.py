@@ -34,6 +34,7 @@ from adafocus_edge.live_options import DEFAULT_GLIMPSE_FPS, Config, LiveArgument
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from typing_extensions import Self
 
     from adafocus_edge.bundle import Bundle, Manifest
     from adafocus_edge.classify import Classifier, Result
@@ -136,8 +137,8 @@ BENCHMARK_WIDTH = 220
 """Columns of a benchmark's table in a pipe."""
 LOCALHOST = "127.0.0.1"
 VIDEO_CONTAINERS = (".mp4", ".mov", ".mkv")
-TERMINATED = 143
-"""Exit status after SIGTERM, as shells have it."""
+SIGNALLED = 128
+"""Exit status after a signal, as shells have it, less its number."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -259,9 +260,11 @@ def prepare(
     ] = None,
     val_share: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of own videos to validate on.")] = 0.2,
     seed: Annotated[int, typer.Option(min=0, help="Of that split.")] = 1007,
-    size: Annotated[int, typer.Option(min=32, help="Short side of the frames in pixels.")] = 256,
+    size: Annotated[int, typer.Option(min=32, max=8192, help="Short side of the frames in pixels.")] = 256,
     quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
-    fps: Annotated[float | None, typer.Option(min=0.01, help="Frames per second to keep. [default: all]")] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.01, max=1000.0, help="Frames per second to keep. [default: all]")
+    ] = None,
     frames: Annotated[
         bool, typer.Option("--frames/--no-frames", help="Without: write lists only; training reads the videos.")
     ] = True,
@@ -309,7 +312,9 @@ def evaluate(
     ] = PatchesName.POLICY,
     multi_label: Annotated[bool, typer.Option("--multi-label", help="mAP by all labels of a clip (FCVID).")] = False,
     patch_size: Annotated[int | None, typer.Option(help="Of an official checkpoint, in pixels.")] = None,
-    segments: Annotated[int | None, typer.Option(min=1, help="Frames per clip. [default: the model's]")] = None,
+    segments: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Frames per clip. [default: the model's]")
+    ] = None,
     backend: Annotated[BackendName, typer.Option(help="What runs a bundle's graphs.")] = BackendName.AUTO,
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
     schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
@@ -344,25 +349,30 @@ def evaluate(
     for name, error in found.failed:
         _fail(f"left out: {name}: {error}", 1)
     entry = {"model": str(model), "ran": what, **found.to_json()}
-    if output is not None:
-        from adafocus_edge.files import write_text
+    with ExitStack() as stack:
+        stack.callback(_print_evaluation, entry, as_json=as_json)  # whatever becomes of the files
+        if output is not None:
+            from adafocus_edge.files import write_text
 
-        write_text(output, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
+            write_text(output, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
+        if plot is not None:
+            from adafocus_edge.plot import draw_evaluation
+
+            draw_evaluation(found, f"{model.name}: {what}", plot)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def _print_evaluation(entry: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         from adafocus_edge.messages import to_line
 
         typer.echo(to_line(entry))
-    else:
-        from adafocus_edge.report import console, evaluation_tables
+        return
+    from adafocus_edge.report import console, evaluation_tables
 
-        for table in evaluation_tables(entry):
-            console().print(table)
-    if plot is not None:
-        from adafocus_edge.plot import draw_evaluation
-
-        draw_evaluation(found, f"{model.name}: {what}", plot)
-    if found.failed:
-        raise typer.Exit(1)
+    for table in evaluation_tables(entry):
+        console().print(table)
 
 
 @dataclass(frozen=True)
@@ -521,19 +531,24 @@ def calibrate(
         )
     for note in done.notes:
         _say(f"note: {note}", quiet)
+    with ExitStack() as stack:
+        stack.callback(_print_calibration, done, as_json=as_json)  # whatever becomes of the plot
+        if plot is not None:
+            from adafocus_edge.plot import draw_calibration
+
+            draw_calibration(done.bundle, plot)
+
+
+def _print_calibration(done: Any, *, as_json: bool) -> None:
     if as_json:
         sets = done.bundle.manifest.thresholds
         thresholds = {name: [asdict(one) for one in of_name] for name, of_name in sets.items()}
         typer.echo(json.dumps({"bundle": str(done.bundle.path), **done.report, "exits": thresholds}))
-    else:
-        from adafocus_edge.report import calibration_tables, console
+        return
+    from adafocus_edge.report import calibration_tables, console
 
-        for table in calibration_tables(done.bundle):
-            console().print(table)
-    if plot is not None:
-        from adafocus_edge.plot import draw_calibration
-
-        draw_calibration(done.bundle, plot)
+    for table in calibration_tables(done.bundle):
+        console().print(table)
 
 
 @app.command()
@@ -692,21 +707,22 @@ def benchmark(
     if compare is not None and old is not None:
         found = comparing.compare(made, old, comparing.Limits(max_slowdown / 100, max_accuracy_drop))
         made = {**made, "compared": comparing.to_json(found, compare)}
-    if json_file is not None:
-        write_text(json_file, json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-        shutil.rmtree(_kept_beside(json_file), ignore_errors=True)
-    if csv_file is not None:
-        write_text(csv_file, csv_text(made))
-    if markdown is not None:
-        write_text(markdown, as_markdown(made))
-    if plot is not None or html is not None:
-        from adafocus_edge.bench.picture import draw, write_page
+    with ExitStack() as stack:
+        stack.callback(_print_benchmark, made)  # whatever becomes of the files
+        if json_file is not None:
+            write_text(json_file, json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+            shutil.rmtree(_kept_beside(json_file), ignore_errors=True)
+        if csv_file is not None:
+            write_text(csv_file, csv_text(made))
+        if markdown is not None:
+            write_text(markdown, as_markdown(made))
+        if plot is not None or html is not None:
+            from adafocus_edge.bench.picture import draw, write_page
 
-        if plot is not None:
-            draw(made, plot)
-        if html is not None:
-            write_page(made, html)
-    _print_benchmark(made)
+            if plot is not None:
+                draw(made, plot)
+            if html is not None:
+                write_page(made, html)
     if found is not None:
         for note in found.notes:
             _say(f"note: {note}", quiet)
@@ -1318,11 +1334,11 @@ def _is_video_file(path: Path) -> bool:
 
 def _check_video_target(path: Path, sources: list[Source]) -> None:
     one = _is_video_file(path)
-    if not one and path.suffix and not path.is_dir():
+    if not one and (path.suffix or path.exists()) and not path.is_dir():
         raise UsageError(f"{path}: annotated videos are written as {', '.join(VIDEO_CONTAINERS)}, or into a folder")
     if one and len(sources) > 1:
         raise UsageError(f"--save-video {path}: {len(sources)} sources need a folder, not one file")
-    targets = [path.resolve() if one else (path / name).resolve() for name in video_names(sources)]
+    targets = [_real(path if one else path / name) for name in video_names(sources)]
     if len(set(targets)) < len(targets):
         raise UsageError(f"--save-video {path}: two of the sources would be written to the same file")
     if set(targets) & _own_files(sources):
@@ -1352,14 +1368,19 @@ def _check_targets(
 def _check_output(path: Path, bundle: Path, sources: list[Source]) -> None:
     from adafocus_edge.sources import VIDEO_SUFFIXES
 
-    if path.resolve() in _own_files(sources) or path.resolve().is_relative_to(bundle.resolve()):
+    if _real(path) in _own_files(sources) or _real(path).is_relative_to(_real(bundle)):
         raise UsageError(f"--output {path}: would overwrite a source or a part of the bundle")
     if path.suffix.lower() in VIDEO_SUFFIXES:
         raise UsageError(f"--output {path}: takes results (JSON lines or CSV); --save-video writes videos")
 
 
 def _own_files(sources: list[Source]) -> set[Path]:
-    return {Path(source.address).resolve() for source in sources}
+    return {_real(Path(source.address)) for source in sources}
+
+
+def _real(path: Path) -> Path:
+    """Return where a path leads; links in a circle are told by what opens it."""
+    return Path(os.path.realpath(path))
 
 
 def _check_decoder(decoder: DecoderName, *, live: bool, on_gpu: bool) -> None:
@@ -1383,6 +1404,7 @@ def reach(module: str, verb: str, extra: str) -> Any:
     The packages' names are general (``export``, ``training``), so a folder of that name where the user stands could
     come first. Raises ``AdaFocusError`` that names what shadows ours, or ``MissingExtraError``.
     """
+    Path.cwd()  # raises where that was deleted, which PyTorch's libraries would end the process for
     package = module.partition(".")[0]
     ours = Path(__file__).resolve().parent.parent / package
     spec = importlib.util.find_spec(package)
@@ -1431,20 +1453,70 @@ def _stages(quiet: bool) -> Iterator[Any]:
         yield lambda stage: status.update(stage + " ...")
 
 
-def _terminate(*_: object) -> None:
-    raise SystemExit(TERMINATED)
+_ended: list[int] = []
+"""Exit statuses of the signals that came."""
+
+
+def _terminate(number: int, _: object) -> None:
+    _ended.append(SIGNALLED + number)
+    raise SystemExit(_ended[-1])
+
+
+class _Stdout(io.TextIOWrapper):
+    """Stdout, whose errors name it."""
+
+    @classmethod
+    def around(cls, stream: io.TextIOWrapper) -> Self:
+        """Return it in place of what Python opened."""
+        # Names of files may hold bytes, and tables signs, that the caller's encoding does not know.
+        return cls(stream.buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        with self._told():
+            return super().write(text)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._told():
+            super().flush()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = "stdout"
+            raise
+
+
+class _Stderr(_Stdout):
+    """Stderr: what cannot be told there, as on a full disk, does not end the work."""
+
+    def write(self, text: str) -> int:
+        """Write a text."""
+        with suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with suppress(OSError):
+            super().flush()
 
 
 def main() -> None:
     """Run the command line: every error becomes one line and an exit code."""
     # Unwinds the stack, as Ctrl-C does, so that nothing half-written stays.
     signal.signal(signal.SIGTERM, _terminate)
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not so under nohup
+        signal.signal(signal.SIGHUP, _terminate)
+    for name, kind in (("stdout", _Stdout), ("stderr", _Stderr)):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123
-        # Names of files may hold bytes, and tables signs, that the caller's encoding does not know.
-        elif isinstance(getattr(sys, name), io.TextIOWrapper):
-            getattr(sys, name).reconfigure(errors="backslashreplace")
+        elif type(stream) is io.TextIOWrapper:
+            setattr(sys, name, kind.around(stream))
     status: object = 0
     try:
         status = typer.main.get_command(app).main(prog_name="adafocus-edge", standalone_mode=False)
@@ -1452,27 +1524,37 @@ def main() -> None:
         if _debug:
             raise
         status = _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
     except MemoryError:
         status = _fail("out of memory", 1)
     except OSError as error:
         if _debug:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        status = _fail(f"{where}{error.strerror or error}", 1)
+        where = error.filename or ("" if _is_here() else "the current folder was deleted: run from another")
+        status = _fail(": ".join(str(part) for part in (where, error.strerror or error) if part), 1)
     except Exception as error:
         usage = _usage_text(error)
-        if usage is not None:
+        if _ended:  # what was interrupted has made another error of it, as libraries do while they are imported
+            status = _ended[-1]
+        elif usage is not None:
             status = _fail(f"{usage} (see --help)", 2)
         elif _debug:
             raise
         else:
-            first = (str(error).splitlines() or [""])[0]
-            status = _fail(f"unexpected {type(error).__name__}: {first} (--debug shows where)", 1)
+            status = _fail(_unexpected(error), 1)
     if status == INTERRUPTED:  # Typer turns Ctrl-C into this status, too
         print("interrupted", file=sys.stderr)
     _leave(status if isinstance(status, int) else 0)
+
+
+def _is_here() -> bool:
+    """Whether the current folder is there."""
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True
 
 
 def _leave(code: int) -> None:
@@ -1491,6 +1573,16 @@ def _fail(text: str, status: int) -> int:
 
     print(f"error: {one_line(text)}", file=sys.stderr)
     return status
+
+
+def _unexpected(error: Exception) -> str:
+    """Say what no one foresaw, and what tight limits on memory and processes do anywhere."""
+    first = (str(error).splitlines() or [""])[0]
+    if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
+        return f"a library cannot be loaded ({first or error.name}): memory is short, or it is not installed whole"
+    if isinstance(error, RuntimeError) and "start new thread" in first:
+        return "no more threads can be started: raise the limit of processes or of memory (ulimit -u, ulimit -v)"
+    return f"unexpected {type(error).__name__}: {first} (--debug shows where)"
 
 
 def _usage_text(error: Exception) -> str | None:

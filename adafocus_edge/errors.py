@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+SHORTAGES = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+
 
 class AdaFocusError(Exception):
     """Base of every error that is told in one line. ``exit_code`` is what the command line then ends with."""
@@ -25,6 +29,19 @@ class BundleError(AdaFocusError):
 
 class SourceError(AdaFocusError):
     """A video, a folder of frames, a camera or a stream that cannot be read."""
+
+
+class ShortageError(AdaFocusError):
+    """This machine is short of memory, threads or open files, which is no fault of what was to be read."""
+
+    @classmethod
+    def check(cls, name: str, error: BaseException) -> None:
+        """Raise it, with the name of what was to be read, if that is what an error says."""
+        if getattr(error, "errno", None) in SHORTAGES:
+            why = getattr(error, "strerror", None) or error
+            raise cls(
+                f"{name}: cannot be read: this machine is short of memory, threads or open files ({why})"
+            ) from None
 
 
 class DataError(AdaFocusError):

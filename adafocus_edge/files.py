@@ -209,11 +209,43 @@ def write_all(file: IO[bytes], content: bytes) -> None:
         view = view[file.write(view) :]
 
 
+def is_stream(path: Path) -> bool:
+    """Whether a file is written to as it is: a device, a pipe, or what stdout or stderr go to. Raises ``OSError``."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return not stat.S_ISREG(found.st_mode) or _standard_stream(found) is not None
+
+
+def open_stream(path: Path) -> IO[bytes]:
+    """Open such a file, unbuffered; for a pipe this waits for its reader. Raises ``OSError``."""
+    number = _standard_stream(path.stat())
+    # Opened anew, a file would be written from its beginning, over what goes to stdout.
+    return path.open("wb", buffering=0) if number is None else os.fdopen(os.dup(number), "wb", buffering=0)
+
+
+def _standard_stream(found: os.stat_result) -> int | None:
+    """Return the number of stdout or of stderr if a file is theirs."""
+    for number in (1, 2):
+        with suppress(OSError):  # it is closed
+            if os.path.samestat(found, os.fstat(number)):
+                return number
+    return None
+
+
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and the folders above it. Raises ``AdaFocusError``."""
+    """Write a file whole or not at all, and the folders above it. Raises ``AdaFocusError``.
+
+    A link stays, and what it leads to is written; see :func:`is_stream` for what is no file of its own.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as file:
+        if is_stream(path):
+            with open_stream(path) as stream:
+                write_all(stream, content)
+            return
+        with whole_file(path.resolve()) as file:
             file.write(content)
     except OSError as error:
         raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None

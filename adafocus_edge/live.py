@@ -208,12 +208,13 @@ def run_log(path: Path | None, quiet: bool, rotate_mb: float | None, keep: int |
         yield log
     finally:
         for handler in log.handlers:
-            handler.close()
+            with suppress(OSError):  # a full disk
+                handler.close()
 
 
 @contextmanager
 def told_to_stop() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C and SIGTERM set; the second Ctrl-C interrupts at once."""
+    """Give an event that Ctrl-C, SIGTERM and a terminal that closes set; the second one interrupts at once."""
     stop = threading.Event()
     before: dict[int, Any] = {}
 
@@ -222,8 +223,10 @@ def told_to_stop() -> Iterator[threading.Event]:
             before[number](number, frame)
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[int(number)] = signal.signal(number, receive)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            before[int(number)] = signal.signal(number, receive)
     try:
         yield stop
     finally:
@@ -302,7 +305,7 @@ def status_shown(run: LiveRun, every_s: float | None, as_json: bool, quiet: bool
         if every_s is not None:
 
             def tell() -> None:
-                while not over.wait(every_s):
+                while not over.wait(min(every_s, threading.TIMEOUT_MAX)):
                     with suppress(OSError, ValueError):
                         if as_json:
                             print_line({"status": run.status().to_json()})
@@ -402,6 +405,8 @@ def run_live(
                     stop,
                     lambda: screen.loop(stop, arguments.snapshots or Path()),
                 )
+        for error in run.unseen.values():  # of the others a notice has told
+            log.error(str(error))
         return run.errors
 
 

@@ -46,7 +46,9 @@ class LiveArguments:
     overlap: Annotated[
         int | None, typer.Option(min=1, help="Staggered windows per source: a result every T/K glimpses. [default: 1]")
     ] = None
-    smooth: Annotated[int | None, typer.Option(min=1, help="Windows to average results over. [default: 1]")] = None
+    smooth: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="Windows to average results over. [default: 1]")
+    ] = None
     event: Annotated[
         list[str] | None,
         typer.Option(help="Tell events: LABEL=THRESHOLD,for=SECONDS,cooldown=SECONDS. May be given again."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
@@ -100,6 +101,7 @@ def draw_calibration(bundle: Bundle, path: Path) -> None:
 
 def new_figure(width: float, height: float) -> Any:
     """Return an empty figure of so many inches. Raises ``MissingExtraError`` without matplotlib."""
+    os.environ["MPLBACKEND"] = "agg"  # whatever is set there, which may not be installed: nothing is shown
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

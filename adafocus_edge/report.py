@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from adafocus_edge.errors import AdaFocusError, UsageError
-from adafocus_edge.files import append_whole
+from adafocus_edge.files import append_whole, is_stream, open_stream, write_all
 from adafocus_edge.types import GRAPHS
 
 if TYPE_CHECKING:
@@ -373,14 +373,15 @@ class ResultFile:
     def __init__(self, path: Path) -> None:
         if path.is_dir():
             raise UsageError(f"{path}: is a folder, not a file to write")
-        self._path = path.resolve()  # a link stays, and what it leads to is written
+        self._path = path
         self._draft: Path | None = None
         self._is_csv = path.suffix.lower() == ".csv"
         with self._told():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            if self._path.exists() and not self._path.is_file():
-                self._file: IO[bytes] = self._path.open("wb", buffering=0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if is_stream(path):
+                self._file: IO[bytes] = open_stream(path)
             else:
+                self._path = path.resolve()  # a link stays, and what it leads to is written
                 handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=self._path.parent)
                 self._draft = Path(name)
                 self._draft.chmod(0o644)
@@ -409,7 +410,10 @@ class ResultFile:
         # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
         content = line.encode(errors="backslashreplace")
         with self._told():
-            append_whole(self._file, content, self._size)
+            if self._draft is None:
+                write_all(self._file, content)
+            else:
+                append_whole(self._file, content, self._size)
         self._size += len(content)
 
     def __enter__(self) -> Self:

@@ -20,7 +20,7 @@ import numpy as np
 
 from adafocus_edge import __version__
 from adafocus_edge.errors import AdaFocusError, MissingExtraError, UsageError
-from adafocus_edge.files import append_whole, whole_file, write_all
+from adafocus_edge.files import append_whole, is_stream, open_stream, whole_file, write_all
 from adafocus_edge.messages import Event, Listener, Look, Message, Notice, Window, iso, to_line
 from adafocus_edge.report import CSV_COLUMNS
 from adafocus_edge.upkeep import Newest, Outage, SafeNames, check_folder, safe_name, stamp
@@ -83,7 +83,7 @@ class ResultsFile(Listener):
             raise UsageError(f"keeping {keep} older files cannot be: give at least 1")
         if path.is_dir():
             raise UsageError(f"{path}: is a folder, not a file to write")
-        self._is_regular = not path.exists() or path.is_file()
+        self._is_regular = not is_stream(path)
         self._path = path.resolve() if self._is_regular else path  # a link stays, and what it leads to is rotated
         self._is_csv = path.suffix.lower() == ".csv"
         self._provisional = provisional
@@ -160,10 +160,11 @@ class ResultsFile(Listener):
             return False
 
     def _open(self) -> IO[bytes]:
+        if not self._is_regular:
+            self._file = open_stream(self._path)
+            return self._file
         self._path.parent.mkdir(parents=True, exist_ok=True)
         file = self._file = self._path.open("ab", buffering=0)
-        if not self._is_regular:
-            return file
         size = _size_bytes(file)
         with self._path.open("rb") as before:
             first = before.readline(10_000)

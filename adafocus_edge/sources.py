@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adafocus_edge.cpus import usable_cores
-from adafocus_edge.errors import SourceError, UsageError
+from adafocus_edge.errors import ShortageError, SourceError, UsageError
 from adafocus_edge.files import read_own, read_whole
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     except UnidentifiedImageError:
         raise SourceError(f"{path}: not an image that can be read") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        ShortageError.check(str(path), error)
         raise SourceError(f"{path}: the image is damaged or cut short ({error})") from None
 
 

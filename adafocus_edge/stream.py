@@ -350,12 +350,16 @@ class LiveRun:
     @property
     def errors(self) -> dict[str, AdaFocusError]:
         """Why sources failed, and of those that never gave a frame."""
+        failed = {name: strand.capture.error for name, strand in self._strands.items()}
+        return {**{name: error for name, error in failed.items() if error is not None}, **self.unseen}
+
+    @property
+    def unseen(self) -> dict[str, AdaFocusError]:
+        """Why sources never gave a frame so far, though they have not failed."""
         found: dict[str, AdaFocusError] = {}
         for name, strand in self._strands.items():
             capture = strand.capture
-            if capture.error is not None:
-                found[name] = capture.error
-            elif not capture.counters.frames:
+            if capture.error is None and not capture.counters.frames:
                 found[name] = SourceError(capture.text if capture.state == "lost" else f"{name}: no frame came")
         return found
 

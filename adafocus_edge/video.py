@@ -19,7 +19,7 @@ import numpy as np
 from av.codec.context import ThreadType
 
 from adafocus_edge.cpus import usable_cores
-from adafocus_edge.errors import SourceError
+from adafocus_edge.errors import ShortageError, SourceError
 from adafocus_edge.pixels import Decoded
 from adafocus_edge.sources import LARGEST_IMAGE, without_password
 
@@ -183,7 +183,11 @@ class VideoFile:
     def _open(self) -> InputContainer:
         if "://" not in self.address:
             path = Path(self.address)
-            if not path.exists():
+            try:
+                there = path.exists()
+            except OSError as error:  # as of a name that is too long
+                raise SourceError(f"{self.name}: {error.strerror}") from None
+            if not there:
                 raise SourceError(f"{self.name}: no such file")
             if not path.is_file():
                 raise SourceError(f"{self.name}: not a regular file, so it cannot be read at any place: save it first")
@@ -208,16 +212,19 @@ class VideoFile:
         except av.error.ExitError:
             raise SourceError(f"{self.name}: no answer for {READ_TIMEOUT_S:.0f} s") from None
         except (av.error.FFmpegError, ValueError, OSError) as error:
+            if "://" not in self.address:
+                ShortageError.check(self.name, error)
             reason = getattr(error, "strerror", None) or str(error)
             raise SourceError(f"{self.name}: not a video that can be read, or cut short ({reason})") from None
 
     def _broken(self, error: av.error.FFmpegError) -> SourceError:
-        """Say that reading or decoding failed half way."""
+        """Say that reading or decoding failed half way. Raises ``ShortageError`` if that is no fault of the video."""
         if "://" in self.address:
             return SourceError(
                 f"{self.name}: cannot be read on ({error.strerror}): its server may not serve parts of a file (HTTP "
                 "ranges); download it and classify the file"
             )
+        ShortageError.check(self.name, error)
         return SourceError(f"{self.name}: damaged or cut short ({error.strerror})")
 
     def _stream(self, container: InputContainer) -> VideoStream:

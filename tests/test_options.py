@@ -81,6 +81,8 @@ def test_defaults_are_the_official_ones(here: list[str]) -> None:
         (["batch_size=0"], "batch_size=0: must be at least 1"),
         (["backbone_lr=-1"], "backbone_lr=-1.0: must be a number that is not negative"),
         (["dropout=1"], "dropout"),
+        (["action_dim=-1"], "action_dim=-1: must be a square"),
+        (["seed=99999999999999999999"], "seed=99999999999999999999: must be at most 4294967295"),
         (["action_dim=50"], "action_dim=50: must be a square"),
         (["glancer=resnet18"], "feature_map_channels=1280: resnet18 gives 512"),
         (["continuous=true"], "only discrete policies"),

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from adafocus_edge.data import Example, Split
 from adafocus_edge.errors import SourceError
@@ -196,7 +196,11 @@ def collate(samples: list[dict[str, Any]]) -> Batch | list[tuple[str, str]]:
         return failed
 
     def stack(name: str) -> Tensor:
-        return torch.from_numpy(np.stack([sample[name] for sample in read]))
+        made = torch.from_numpy(np.stack([sample[name] for sample in read]))
+        if get_worker_info() is not None:
+            # Here, what goes wrong reaches the trainer; in the thread that hands batches over, it would wait for ever.
+            made.share_memory_()  # type: ignore[no-untyped-call]
+        return made
 
     return Batch(stack("frames"), stack("target"), stack("number"), stack("origins"), stack("draws"), failed)
 

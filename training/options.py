@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -277,6 +278,10 @@ def _normalise(override: str, known: dict[str, Any]) -> str:
     return override
 
 
+LARGEST = 2**32 - 1
+"""Of any whole number among the options, such as a seed."""
+
+
 def _check(options: TrainOptions) -> None:
     if options.train_stage is None:
         raise UsageError("train_stage= is missing: 0 a backbone, 1 focuser and classifier, 2 policy, 3 classifier")
@@ -292,6 +297,9 @@ def _check(options: TrainOptions) -> None:
     ):  # fmt: skip
         if not 0 <= getattr(options, name) < float("inf"):
             raise UsageError(f"{name}={getattr(options, name)}: must be a number that is not negative")
+    for name, value in asdict(options).items():
+        if isinstance(value, int) and value > LARGEST:
+            raise UsageError(f"{name}={value}: must be at most {LARGEST}")
     if options.colour_jitter > 1:
         raise UsageError(f"colour_jitter={options.colour_jitter}: must be at most 1")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
@@ -306,7 +314,7 @@ def _check(options: TrainOptions) -> None:
         raise UsageError("data_dir= is missing: the folder that holds frames or videos, split lists and class names")
     if not options.root.is_dir():
         raise UsageError(f"data_dir={options.data_dir}: no such folder")
-    root = round(options.action_dim**0.5)
+    root = math.isqrt(max(0, options.action_dim))
     if root < 2 or root * root != options.action_dim:
         raise UsageError(f"action_dim={options.action_dim}: must be a square, such as 25, 36 or 49")
     if options.feature_map_channels != BACKBONES[options.glancer].dim:

@@ -134,6 +134,7 @@ def prepare(options: PrepareOptions, progress: Callable[[int, int], None] = lamb
     items = _annotated(options, done) if options.annotations else _own(options)
     classes = _classes(options, {*done.labels, *(label for item in items for label in item.labels)})
     done.classes = len(classes)
+    _check_names(options, items, classes)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
         _check_settings(options)
@@ -200,6 +201,18 @@ def split_groups(groups: Sequence[Sequence[int]], labels: Sequence[str], share: 
             taken += adds
             chosen.update(groups[number])
     return chosen
+
+
+def _check_names(options: PrepareOptions, items: Sequence[Item], classes: tuple[str, ...]) -> None:
+    """Lists and the class file hold a name per line, in UTF-8. Raises ``DataError``."""
+    for name in (*(item.name for item in items), *classes):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{options.source}: {name!r} is no UTF-8, or this locale's encoding is not: rename it, or "
+                            "set LC_ALL=C.UTF-8") from None  # fmt: skip
+        if name.splitlines() != [name]:
+            raise DataError(f"{options.source}: {name!r}: a line break would end a list's line: rename it")
 
 
 def _annotated(options: PrepareOptions, done: Prepared) -> list[Item]:

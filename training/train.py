@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from adafocus_edge.bundle import read_classes
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.data import Split, read_data, read_list
-from adafocus_edge.errors import CheckpointError, DataError, TrainingError, UsageError
+from adafocus_edge.errors import CheckpointError, DataError, ShortageError, TrainingError, UsageError
 from adafocus_edge.glimpse import softmax
 from adafocus_edge.metrics import accuracy_curve, top_k_accuracy
 from adafocus_edge.report import printable, progress_bars
@@ -292,13 +292,33 @@ class Trainer:
 
     def _readable(self, batches: DataLoader[Any]) -> Iterator[Batch | None]:
         """Yield batches on the device, None for one without a readable clip; tell of each broken clip, once."""
-        for batch in batches:
+        for batch in self._loaded(batches):
             self.interruption.check()
             for name, text in batch if isinstance(batch, list) else batch.failed:
                 if name not in self.failed:
                     self.failed.add(name)
                     print(f"left out: {printable(text)}", file=sys.stderr)
             yield None if isinstance(batch, list) else batch.to(self.processes.device)
+
+    def _loaded(self, batches: DataLoader[Any]) -> Iterator[Batch | list[tuple[str, str]]]:
+        """Yield what the loader gives. Raises ``TrainingError`` for what its workers lack."""
+        loaded = None
+        while True:
+            try:
+                if loaded is None:
+                    _try_queues(batches.num_workers)
+                    loaded = iter(batches)
+                batch = next(loaded)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, ShortageError) as error:  # what a worker raises has its traceback as text
+                lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+                why = lines[-1 if lines[0].startswith("Caught ") else 0]
+                raise TrainingError(
+                    f"workers={self.options.workers}: a batch cannot be loaded ({why}): give fewer workers, or "
+                    "workers=0, or raise the limit of open files (ulimit -n), memory, or /dev/shm"
+                ) from error
+            yield batch
 
     # -- weights and state --------------------------------------------------------------------------------------------
 
@@ -542,7 +562,7 @@ def _stage(options: TrainOptions) -> int:
 
 
 class _Interruption:
-    """Ctrl-C and SIGTERM, taken between two batches; the second one at once. A context manager.
+    """Ctrl-C, SIGTERM and SIGHUP, taken between two batches; the second one at once. A context manager.
 
     Their exception would be lost, and the run go on, if it were raised inside a destructor, as that of the data loader.
     """
@@ -552,9 +572,10 @@ class _Interruption:
         self._received: int | None = None
 
     def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, signal.SIGTERM)  # Windows has no SIGHUP
             handler = signal.getsignal(number)
-            if callable(handler):  # one that is ignored stays so
+            if number not in self._before and callable(handler):  # one that is ignored stays so
                 self._before[number] = signal.signal(number, self._receive)
 
     def __exit__(self, *_: object) -> None:
@@ -572,10 +593,25 @@ class _Interruption:
         self._received = number
 
 
+def _try_queues(workers: int) -> None:
+    """Make what a data loader of so many workers makes: where it cannot, it complains twice. Raises ``OSError``."""
+    if workers:
+        context = _fork_server()
+        made = [context.Event(), *(context.Queue() for _ in range(workers + 1))]
+        del made
+
+
 def _fork_server() -> BaseContext:
     """Workers come from a process without threads: one forked here, beside those of Gloo or NCCL, may never wake up."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["training.datasets"])
+    # Ctrl-C reaches every process of a terminal, but is the trainer's: those that begin here never see it.
+    resource_tracker.ensure_running()  # which would unblock it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
