@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +196,33 @@ def test_a_killed_run_goes_on_to_the_same_weights(road: Path, data: Path, tmp_pa
     again = edge(*given, f"resume={broken / 'last.pth.tar'}")
     assert again.returncode == 0
     assert "nothing to do" in again.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a Linux system's way")
+def test_nothing_of_a_killed_run_lives_on(data: Path, tmp_path: Path) -> None:
+    mark = f"TEST_MARK={tmp_path}".encode()
+
+    def alive() -> int:
+        count = 0
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                count += mark in path.read_bytes().split(b"\0")
+        return count
+
+    def until(done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 120
+        while not done():
+            assert time.monotonic() < deadline, "it never came"
+            time.sleep(0.05)
+
+    given = ["train", *TINY, f"data_dir={data}", "train_stage=0", f"hydra.run.dir={tmp_path / 'run'}"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "adafocus_edge", *given],
+        env={**os.environ, "TEST_MARK": str(tmp_path)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        until(lambda: alive() >= 5)  # with what tracks resources, what forks, and two workers
+        process.send_signal(signal.SIGKILL)
+    until(lambda: not alive())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a Linux system's way")

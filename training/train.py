@@ -7,12 +7,13 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import forkserver, get_context, resource_tracker
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, cast
 
@@ -616,10 +617,18 @@ def _fork_server() -> BaseContext:
 
 
 def _quiet_worker(_: int) -> None:
-    """A worker leaves Ctrl-C to the main process, and uses one thread."""
+    """A worker leaves Ctrl-C to the main process, uses one thread, and ends when that process is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_trainer, name="watch", daemon=True).start()
+
+
+def _end_with_trainer() -> None:
+    """PyTorch ends workers whose parent is gone; but theirs is the fork server, which lives as long as they do."""
+    if (trainer := parent_process()) is not None:
+        trainer.join()
+        os._exit(1)
 
 
 @contextmanager
