@@ -31,6 +31,7 @@ from adafocus_edge.errors import (
     UsageError,
 )
 from adafocus_edge.live_options import DEFAULT_GLIMPSE_FPS, Config, LiveArguments, with_live_options
+from adafocus_edge.types import MOST_SEGMENTS
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -313,7 +314,7 @@ def evaluate(
     multi_label: Annotated[bool, typer.Option("--multi-label", help="mAP by all labels of a clip (FCVID).")] = False,
     patch_size: Annotated[int | None, typer.Option(help="Of an official checkpoint, in pixels.")] = None,
     segments: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Frames per clip. [default: the model's]")
+        int | None, typer.Option(min=1, max=MOST_SEGMENTS, help="Frames per clip. [default: the model's]")
     ] = None,
     backend: Annotated[BackendName, typer.Option(help="What runs a bundle's graphs.")] = BackendName.AUTO,
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",

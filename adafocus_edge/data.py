@@ -111,7 +111,7 @@ def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | N
         parts = [part.strip() for part in (line.split(",") if separator == "," else line.rsplit(maxsplit=2))]
         if len(parts) < 3 or not parts[0]:
             raise DataError(f"{where}: {line!r} is not `path{separator}frames{separator}class`")
-        if not parts[1].isdecimal() or len(parts[1]) > MOST_DIGITS:
+        if not is_number(parts[1]):
             raise DataError(f"{where}: {parts[1]!r} is no number of frames")
         if len(parts) > 2 + MOST_LABELS:
             raise DataError(f"{where}: more than {MOST_LABELS} classes")
@@ -124,9 +124,14 @@ def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | N
     return _split(examples, classes, str(path), left_out)
 
 
+def is_number(text: str) -> bool:
+    """Whether a list's text is a whole number: Python takes ever longer for those of thousands of digits."""
+    return text.isdecimal() and len(text) <= MOST_DIGITS
+
+
 def _label(text: str, classes: Sequence[str], where: str) -> int:
     if text.isdecimal():
-        if len(text) > MOST_DIGITS or int(text) >= len(classes):
+        if not is_number(text) or int(text) >= len(classes):
             raise DataError(f"{where}: class id {text} is out of range: there are {len(classes)} classes, from 0")
         return int(text)
     if text in classes:

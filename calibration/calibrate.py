@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -35,7 +33,7 @@ from adafocus_edge.data import Example
 from adafocus_edge.errors import BundleError, DataError, UsageError
 from adafocus_edge.evaluate import Patches, with_patches
 from adafocus_edge.exits import Confidence, ExitThresholds, Order
-from adafocus_edge.files import locked
+from adafocus_edge.files import draft_folder, locked
 from adafocus_edge.types import GRAPHS, contract
 from calibration.compare import timed
 from calibration.inputs import FEWEST_CLIPS, Inputs, read_inputs
@@ -447,19 +445,10 @@ def _alone(path: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(path.parent / f".{path.name}.calibrate.lock"))
-            for left in path.parent.iterdir():  # of runs that were killed
-                if left.name.startswith(work_prefix(path)) and left.is_dir():
-                    shutil.rmtree(left, ignore_errors=True)
-            work = Path(tempfile.mkdtemp(prefix=work_prefix(path), dir=path.parent))
+            work = stack.enter_context(draft_folder(path.parent, f".{path.name}.calibrate.", ""))
         except BlockingIOError:
             raise BundleError(f"{path}: another calibration is writing it") from None
         except OSError as error:
             raise BundleError(f"{path}: cannot be written ({error.strerror}): give --output for the result") from None
-        stack.callback(shutil.rmtree, work, ignore_errors=True)
         with writing(path, work):
             yield work
-
-
-def work_prefix(path: Path) -> str:
-    """Return what the names of a bundle's working folders begin with."""
-    return f".{path.name}.calibrate."

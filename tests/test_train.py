@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, edge, one_line_error
+from tests.live_parts import until
 
 FIGHTS = ROOT / "tests" / "fights"
 TINY = (
@@ -209,20 +209,14 @@ def test_nothing_of_a_killed_run_lives_on(data: Path, tmp_path: Path) -> None:
                 count += mark in path.read_bytes().split(b"\0")
         return count
 
-    def until(done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
-        while not done():
-            assert time.monotonic() < deadline, "it never came"
-            time.sleep(0.05)
-
     given = ["train", *TINY, f"data_dir={data}", "train_stage=0", f"hydra.run.dir={tmp_path / 'run'}"]
     with subprocess.Popen(
         [sys.executable, "-m", "adafocus_edge", *given],
         env={**os.environ, "TEST_MARK": str(tmp_path)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
-        until(lambda: alive() >= 5)  # with what tracks resources, what forks, and two workers
+        until(lambda: alive() >= 5, 120)  # with what tracks resources, what forks, and two workers
         process.send_signal(signal.SIGKILL)
-    until(lambda: not alive())
+    until(lambda: not alive(), 120)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a Linux system's way")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from adafocus_edge.bundle import read_classes
 from adafocus_edge.cpus import usable_cores
-from adafocus_edge.data import FEWEST_FRAMES, MOST_DIGITS, MOST_LABELS, csv_rows, read_data
+from adafocus_edge.data import FEWEST_FRAMES, MOST_LABELS, csv_rows, is_number, read_data
 from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
 from adafocus_edge.files import read_whole, write_text
 from adafocus_edge.sources import FPS_FILE, FRAME_NAME, VIDEO_SUFFIXES, natural_path
@@ -313,7 +313,7 @@ def _classes(options: PrepareOptions, labels: set[str]) -> tuple[str, ...]:
         return tuple(found)
     names = read_classes(path)
     for label in found:
-        if label not in names and not (label.isdecimal() and len(label) <= MOST_DIGITS and int(label) < len(names)):
+        if label not in names and not (is_number(label) and int(label) < len(names)):
             raise DataError(f"{path}: is there already, and does not name {label!r}: correct it, or remove it")
     return names
 

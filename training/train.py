@@ -303,23 +303,16 @@ class Trainer:
 
     def _loaded(self, batches: DataLoader[Any]) -> Iterator[Batch | list[tuple[str, str]]]:
         """Yield what the loader gives. Raises ``TrainingError`` for what its workers lack."""
-        loaded = None
-        while True:
-            try:
-                if loaded is None:
-                    _try_queues(batches.num_workers)
-                    loaded = iter(batches)
-                batch = next(loaded)
-            except StopIteration:
-                return
-            except (RuntimeError, OSError, ShortageError) as error:  # what a worker raises has its traceback as text
-                lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
-                why = lines[-1 if lines[0].startswith("Caught ") else 0]
-                raise TrainingError(
-                    f"workers={self.options.workers}: a batch cannot be loaded ({why}): give fewer workers, or "
-                    "workers=0, or raise the limit of open files (ulimit -n), memory, or /dev/shm"
-                ) from error
-            yield batch
+        try:
+            _try_queues(batches.num_workers)
+            yield from batches
+        except (RuntimeError, OSError, ShortageError) as error:  # what a worker raises has its traceback as text
+            lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
+            why = lines[-1 if lines[0].startswith("Caught ") else 0]
+            raise TrainingError(
+                f"workers={self.options.workers}: a batch cannot be loaded ({why}): give fewer workers, or "
+                "workers=0, or raise the limit of open files (ulimit -n), memory, or /dev/shm"
+            ) from error
 
     # -- weights and state --------------------------------------------------------------------------------------------
 
