@@ -9,14 +9,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from adafocus_edge.errors import AdaFocusError, BackendError, HasAnEndError, SourceError, UsageError
 from adafocus_edge.messages import LiveFrame, Notice, NoticeKind
-from adafocus_edge.preprocess import luminance, motion_indices, preprocess
+from adafocus_edge.preprocess import luminance, motion_indices, nearest_earlier, preprocess
+from adafocus_edge.sources import SQUARE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,8 +28,16 @@ if TYPE_CHECKING:
 
 Drop = Literal["oldest", "newest", "never"]
 """What is left out when the model is slower than its sources: the frame that waits longest, the new one, or none."""
-Picture = tuple[Callable[[], Any], int, int]
-"""What makes RGB uint8 [H, W, 3] of a captured frame, and its width and height in pixels."""
+
+
+class Picture(NamedTuple):
+    """A captured frame: what makes RGB uint8 [H, W, 3] of it, its size in pixels, a pixel's width over its height."""
+
+    to_rgb: Callable[[], Any]
+    width: int
+    height: int
+    sample_aspect: Fraction = SQUARE
+
 
 OPEN_TIMEOUT_S = 10.0
 """A stream address must answer within this time."""
@@ -138,7 +148,7 @@ class Feed:
     def push(self, to_rgb: Callable[[], NDArray[np.uint8]], width: int, height: int) -> None:
         """Give a frame; one that was not read yet is replaced."""
         with self._changed:
-            self._newest = (to_rgb, width, height)
+            self._newest = Picture(to_rgb, width, height)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -196,6 +206,8 @@ class Capture:
         self.kind = "camera" if feed else _kind(source)
         self._source, self._spec, self._options, self._feed = source, spec, options, feed
         self._file = self.kind == "file"
+        self._is_constant_rate = True  # of a file
+        self._track_note = ""
         fast = self._file and not options.realtime
         self._drop: Drop = options.drop or ("never" if fast else "oldest")
         self._arrived, self._on_frame, self._on_notice = arrived, on_frame, on_notice
@@ -319,7 +331,7 @@ class Capture:
         for picture, index, time_s, fps in self._pictures():
             if self._stop.is_set():
                 return
-            to_rgb, width, height = picture
+            width, height = picture.width, picture.height
             now_s = time.monotonic()
             if first:
                 counters.connections += 1
@@ -327,22 +339,26 @@ class Capture:
                 self._history.clear()
                 kind: NoticeKind = "connected" if counters.connections == 1 else "reconnected"
                 size = f"{width} x {height}" + (f", {fps:.3g} fps" if fps else "")
+                size += f"; {self._track_note}" if self._track_note else ""
                 self._tell(kind, f"{self.name}: {size}" if kind == "connected" else f"{self.name}: back, {size}")
                 first = False
             elif (width, height) != (counters.width, counters.height):
                 self._tell("changed", f"{self.name}: now {width} x {height}")
             counters.width, counters.height = width, height
             shown_s = now_s - (self._began_s or now_s) if time_s is None else time_s
-            frame = LiveFrame(self.name, counters.frames, now_s, shown_s, time.time(), to_rgb)
+            frame = LiveFrame(
+                self.name, counters.frames, now_s, shown_s, time.time(), picture.to_rgb, picture.sample_aspect
+            )
             counters.frames += 1
             self.newest = frame
-            self._remember(frame, fps if self._file else None)
+            constant_fps = fps if self._file and self._is_constant_rate else None
+            self._remember(frame, constant_fps)
             self._on_frame(frame)
             if due.is_now(index if self._file else None, fps, shown_s):
-                self._pick(frame, fps if self._file else None, base_index)
+                self._pick(frame, constant_fps, base_index)
 
     def _remember(self, frame: LiveFrame, fps: float | None) -> None:
-        """Keep what a model of motion looks back at: by number in a file, by time elsewhere."""
+        """Keep what a model of motion looks back at: by number in a file of a constant rate, by time elsewhere."""
         gap_s = self._spec.motion_gap_s
         if not gap_s:
             return
@@ -354,8 +370,13 @@ class Capture:
                 history.popleft()
             return
         # The newest of those that are too old stays: no kept frame is nearer to its time.
-        while len(history) > 1 and history[1].captured_s < frame.captured_s - 2 * gap_s - HISTORY_SLACK_S:
+        oldest_s = self._moment_s(frame) - 2 * gap_s - HISTORY_SLACK_S
+        while len(history) > 1 and self._moment_s(history[1]) < oldest_s:
             history.popleft()
+
+    def _moment_s(self, frame: LiveFrame) -> float:
+        """When a frame was: as a file says, or when it was there."""
+        return frame.time_s if self._file else frame.captured_s
 
     def _pick(self, frame: LiveFrame, fps: float | None, base_index: int) -> None:
         """Let a frame wait for the model, with the ones before it that show motion."""
@@ -366,9 +387,11 @@ class Capture:
             wanted = motion_indices(frame.index - base_index, fps, gap_s)
             parts = tuple(self._history[max(0, base_index + number - first)] for number in wanted)
         elif gap_s:
-            times = (frame.captured_s - gaps * gap_s for gaps in (2, 1))
-            earlier = (min(self._history, key=lambda kept: abs(kept.captured_s - at)) for at in times)
-            parts = (*earlier, frame)
+            kept = list(self._history)
+            moments_s = [self._moment_s(each) for each in kept]
+            one = nearest_earlier(moments_s.__getitem__, len(kept) - 1, moments_s[-1] - gap_s)
+            two = nearest_earlier(moments_s.__getitem__, one, moments_s[-1] - 2 * gap_s)
+            parts = (kept[two], kept[one], frame)
         counters, waiting = self.counters, self._waiting
         counters.picked += 1
         with self._room:
@@ -391,14 +414,18 @@ class Capture:
         if self._feed is not None:
             live = self._feed.pictures(self._stop)
         elif "://" in self._source.address:
-            live = _address_pictures(self._source, self._stop, self.counters)
+            live = _address_pictures(self._source, self._stop, self.counters, self._note_track)
         else:
             live = _camera_pictures(self._source, self._stop, self._options.camera)
         for index, picture in enumerate(live):
             yield picture, index, None, 0.0
 
+    def _note_track(self, note: str) -> None:
+        self._track_note = note
+
     def _file_pictures(self) -> Iterator[tuple[Picture, int, float | None, float]]:
         clip = self._source.open_clip()
+        self._is_constant_rate, self._track_note = clip.is_constant_rate, clip.track_note
         # Frames of a folder have no times of their own.
         begun_s, offset_s, base = time.monotonic(), 0.0, 0
         while True:
@@ -515,16 +542,14 @@ def _kind(source: Source) -> str:
 
 
 def _clip_pictures(clip: Clip) -> Iterator[tuple[int, Picture]]:
-    from adafocus_edge.video import VideoFile
+    from adafocus_edge.video import VideoFile, upright_size
 
     if isinstance(clip, VideoFile):
         for index, frame in clip.pictures():
-            turned = round(frame.rotation / 90) % 2
-            width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
-            yield index, (_from_decoded(frame), width, height)
+            yield index, Picture(_from_decoded(frame), *upright_size(frame), clip.sample_aspect)
         return
     for index, rgb in clip.frames():
-        yield index, (lambda rgb=rgb: rgb, rgb.shape[1], rgb.shape[0])  # type: ignore[misc]
+        yield index, Picture(lambda rgb=rgb: rgb, rgb.shape[1], rgb.shape[0])  # type: ignore[misc]
 
 
 def _camera_pictures(source: Source, stop: threading.Event, asked: CameraOptions) -> Iterator[Picture]:
@@ -550,7 +575,7 @@ def _camera_pictures(source: Source, stop: threading.Event, asked: CameraOptions
             there, bgr = camera.read()
             if not there:
                 raise SourceError(f"{source.name}: the camera gives no more frames")
-            yield _from_bgr(bgr), bgr.shape[1], bgr.shape[0]
+            yield Picture(_from_bgr(bgr), bgr.shape[1], bgr.shape[0])
     finally:
         camera.release()
 
@@ -572,26 +597,44 @@ def _from_bgr(bgr: Any) -> Callable[[], NDArray[np.uint8]]:
     return lambda: np.ascontiguousarray(bgr[:, :, ::-1])
 
 
-def _address_pictures(source: Source, stop: threading.Event, counters: Counters) -> Iterator[Picture]:
+def _address_pictures(
+    source: Source, stop: threading.Event, counters: Counters, on_track: Callable[[str], None] = lambda _: None
+) -> Iterator[Picture]:
     import av
 
-    from adafocus_edge.video import ADDRESS_LISTS, OPEN_OPTIONS, limit_pictures, limits
+    from adafocus_edge.tracks import asked_track, describe_track, ranked_tracks, read_only
+    from adafocus_edge.video import (
+        ADDRESS_LISTS,
+        OPEN_OPTIONS,
+        is_sideways,
+        limit_pictures,
+        limits,
+        pixel_aspect,
+        upright_size,
+    )
 
     options = {**limits(ADDRESS_LISTS), "fflags": "nobuffer", "flags": "low_delay", "analyzeduration": ANALYSE_US}
     if source.address.startswith("rtsp"):
         options["rtsp_flags"] = "prefer_tcp"  # and UDP where a camera knows no other
     try:
         with av.open(source.address, options=options, timeout=(OPEN_TIMEOUT_S, SILENCE_S), **OPEN_OPTIONS) as container:
-            if not container.streams.video:
+            tracks = ranked_tracks(container)
+            if not tracks:
                 raise SourceError(f"{source.name}: no video in this stream")
             if container.duration and source.address.startswith("http"):
                 raise HasAnEndError(f"{source.name}: has an end, so it is a file and not a live source")
-            stream = container.streams.video[0]
+            number = source.video_track
+            stream = tracks[0] if number is None else asked_track(container, source.name, number)
             if stream.codec_context is None:
                 raise SourceError(f"{source.name}: no decoder here for its video codec")
             limit_pictures(stream)
+            on_track(describe_track(container, stream))
+            # Sound is read, too: while it goes on, a picture that hangs must be noticed. A list of variants has a sound
+            # for each, and fetches what is read.
+            sounds = [] if container.format.name == "hls" else container.streams.audio
+            read_only(container, [stream, *sounds])
             heard_s = time.monotonic()
-            for packet in container.demux():  # sound, too: while it goes on, a picture that hangs must be noticed
+            for packet in container.demux():
                 if stop.is_set():
                     return
                 try:
@@ -601,10 +644,8 @@ def _address_pictures(source: Source, stop: threading.Event, counters: Counters)
                     frames = []
                 for frame in frames:
                     heard_s = time.monotonic()
-                    width, height = frame.width, frame.height
-                    if round(frame.rotation / 90) % 2:
-                        width, height = height, width
-                    yield _from_decoded(frame), width, height
+                    aspect = pixel_aspect(stream.sample_aspect_ratio, is_sideways(frame))
+                    yield Picture(_from_decoded(frame), *upright_size(frame), aspect)
                 if time.monotonic() - heard_s > SILENCE_S:
                     raise SourceError(f"{source.name}: no picture for {SILENCE_S:.0f} s")
     except av.error.ExitError:

@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class LiveFrame:
         time_s: when it was there, in seconds since the source's first frame; for files, when it is shown.
         wall_s: when it was there, in seconds since 1970 (for files: when it was decoded).
         to_rgb: makes RGB uint8 [H, W, 3] of it; only frames that are looked at pay for that. Safe from any thread.
+        sample_aspect: a pixel's width over its height; 1 for square ones.
     """
 
     source: str
@@ -46,6 +48,7 @@ class LiveFrame:
     time_s: float
     wall_s: float
     to_rgb: Callable[[], NDArray[Any]]
+    sample_aspect: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True)

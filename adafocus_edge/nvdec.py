@@ -13,10 +13,11 @@ from adafocus_edge.backends.cuda import CudaDevice
 from adafocus_edge.backends.memory import Buffer, Device
 from adafocus_edge.errors import AdaFocusError, BackendError, SourceError
 from adafocus_edge.pixels import Decoded, PixelMaker
-from adafocus_edge.preprocess import motion_indices, sample_indices
+from adafocus_edge.preprocess import motion_frames, sample_indices
 
 if TYPE_CHECKING:
     from adafocus_edge.backends.resident import Resident
+    from adafocus_edge.sources import Clip
     from adafocus_edge.video import VideoFile
 
 INSTALL = "pip install 'adafocus-edge[nvdec]', or leave out --decoder gpu"
@@ -102,16 +103,14 @@ def decoded_frames(clip: VideoFile, resident: Resident) -> Iterator[tuple[int, B
         with _telling(clip):
             return from_dlpack(decoder[index], resident.device)
 
-    yield from make_frames(read, clip.frame_count, clip.fps, layout, resident)
+    yield from make_frames(read, clip, layout, resident)
 
 
-def make_frames(
-    read: Any, frame_count: int, fps: float, layout: Decoded, resident: Resident
-) -> Iterator[tuple[int, Buffer]]:
+def make_frames(read: Any, clip: Clip, layout: Decoded, resident: Resident) -> Iterator[tuple[int, Buffer]]:
     """Make a clip's model frames of what ``read`` decodes by number: NV12 planes, uint8 [3/2 height, width]."""
     spec, maker = resident.spec, PixelMaker(resident)
-    for index in sample_indices(frame_count, spec.segments):
-        numbers: Sequence[int] = motion_indices(index, fps, spec.motion_gap_s) if spec.motion_gap_s else (index,)
+    for index in sample_indices(clip.frame_count, spec.segments):
+        numbers: Sequence[int] = motion_frames(clip, index, spec.motion_gap_s) if spec.motion_gap_s else (index,)
         planes = []
         for number in numbers:
             frame = read(number)

@@ -127,9 +127,47 @@ def luminance(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def motion_indices(index: int, fps: float, gap_s: float) -> tuple[int, int, int]:
-    """Return the frames that make up a motion frame: two gaps before, one gap before, and ``index`` itself."""
+    """Return the frames that make up a motion frame at a constant rate: two gaps before, one gap before, and ``index``.
+
+    See :func:`motion_frames` for a clip of any rate.
+    """
     gap = max(1, round((fps or UNKNOWN_FPS) * gap_s))
     return max(0, index - 2 * gap), max(0, index - gap), index
+
+
+SAME_S = 1e-6
+"""Times that differ by less are the same: they come from sums of rounded numbers."""
+
+
+def nearest_earlier(time_s: Callable[[int], float], start: int, target_s: float) -> int:
+    """Return which frame, from 0 to ``start``, is nearest in time to ``target_s``; of two as near, the earlier.
+
+    Args:
+        time_s: gives a frame's time; rises with its number.
+        start: the latest frame that may be returned.
+        target_s: at or before that frame's time.
+    """
+    index = start
+    while index > 0 and abs(time_s(index - 1) - target_s) <= abs(time_s(index) - target_s) + SAME_S:
+        index -= 1
+    return index
+
+
+def motion_frames(clip: Clip, index: int, gap_s: float) -> tuple[int, int, int]:
+    """Return the frames that make up a motion frame of a clip: two gaps before, one gap before, and ``index`` itself.
+
+    They are the nearest in time, as with cameras. At a constant rate, and where frames have no times,
+    :func:`motion_indices` counts them.
+    """
+    now_s = clip.time_s(index)
+    if clip.is_constant_rate or now_s is None:
+        return motion_indices(index, clip.fps, gap_s)
+
+    def time_s(number: int) -> float:
+        return clip.time_s(number) or 0.0
+
+    one = nearest_earlier(time_s, index, now_s - gap_s)
+    return nearest_earlier(time_s, one, now_s - 2 * gap_s), one, index
 
 
 def glimpse_frames(
@@ -149,7 +187,7 @@ def glimpse_frames(
     if not motion_gap_s:
         yield from clip.select(indices, convert)
         return
-    parts = [motion_indices(index, clip.fps, motion_gap_s) for index in indices]
+    parts = [motion_frames(clip, index, motion_gap_s) for index in indices]
     needed = sorted({number for part in parts for number in part})
     read = clip.select(needed, lambda rgb: convert(luminance(rgb)))
     held: dict[int, NDArray[np.uint8]] = {}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -40,6 +41,8 @@ VIDEO_SUFFIXES = frozenset(
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .ppm".split())
 STREAM_LIST = ".streams"
 """Suffix of a file that lists sources."""
+SQUARE = Fraction(1)
+"""The aspect of most pixels."""
 FOLDER_FPS = 25.0
 """A folder of frames says nothing of time; a video made of it is shown at this rate."""
 
@@ -52,12 +55,21 @@ class Clip(Protocol):
         frame_count: how many frames it has, at least 1.
         fps: frame rate to show it at.
         duration_s: its length in seconds, or None where frames have no times.
+        is_constant_rate: whether all frames are shown equally long, as far as is known.
+        sample_aspect: a pixel's width over its height; 1 for square ones.
+        track_note: which of several video tracks this is; empty where there is one.
     """
 
     name: str
     frame_count: int
     fps: float
     duration_s: float | None
+    is_constant_rate: bool
+    track_note: str
+
+    @property
+    def sample_aspect(self) -> Fraction:
+        """See above."""
 
     def time_s(self, index: int) -> float | None:
         """Return when a frame is shown, in seconds from the start, or None where frames have no times."""
@@ -116,6 +128,10 @@ class FrameFolder:
         count: how many frames are promised, under their official names (a missing one is told when it is read); None
             to take all images that are there, in the natural order of their names.
     """
+
+    is_constant_rate = True
+    sample_aspect = SQUARE
+    track_note = ""
 
     def __init__(self, path: str, count: int | None = None) -> None:
         self.name = path
@@ -181,11 +197,13 @@ class Source:
         name: how it is shown, without any password.
         address: path, URL or camera index as given.
         live: whether it has no end: a camera, or a stream address.
+        video_track: which of its video tracks is read, from 0; None for the main picture.
     """
 
     name: str
     address: str
     live: bool = False
+    video_track: int | None = None
 
     def open_clip(self) -> Clip:
         """Open a source that ends. Raises ``SourceError``."""
@@ -193,7 +211,7 @@ class Source:
             return FrameFolder(self.address)
         from adafocus_edge.video import VideoFile
 
-        return VideoFile(self.address)
+        return VideoFile(self.address, self.video_track)
 
 
 def find_sources(arguments: Sequence[str]) -> list[Source]:

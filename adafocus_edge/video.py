@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
-import re
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -17,16 +17,22 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import av
 import numpy as np
 from av.codec.context import ThreadType
+from av.sidedata.sidedata import Type as SideDataType
 
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import ShortageError, SourceError
+from adafocus_edge.fields import FieldPairs
+from adafocus_edge.matroska import matroska_end
 from adafocus_edge.pixels import Decoded
 from adafocus_edge.sources import LARGEST_IMAGE, without_password
+from adafocus_edge.timeline import LONGEST_GAP_S, ROUNDING_TICKS, Timeline, on_one_clock
+from adafocus_edge.tracks import asked_track, describe_track, ranked_tracks, read_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
     from numpy.typing import NDArray
@@ -38,10 +44,6 @@ FILE_LISTS = ADDRESS_LISTS | {"hls", "sdp", "rtsp", "rtp", "sap"}
 """Demuxers of what names other files to read: never of an address, and never of a file. Streams do need some."""
 OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 """Titles in old files are often not UTF-8; nothing here reads them. PyAV 19 takes them as they are."""
-ROUNDING_TICKS = 2
-"""Gaps between frames of a constant rate differ by no more than this: containers round times to whole ticks."""
-SHORTEST_SHARE = 0.95
-"""A file of less than this share of its declared duration was cut short."""
 SKIPPING_DECODERS = frozenset(("h264", "hevc", "mpeg4", "mpeg2video"))
 """Decoders that leave out frames which no other refers to, and nothing else, when told to (libdav1d does not)."""
 NOT_VIDEO = frozenset(("tty", "image2", "bin", "xbin", "adf", "idf"))
@@ -50,34 +52,61 @@ NV12_LIKE = frozenset(("yuv420p", "yuvj420p", "nv12"))
 """Formats that a GPU's decoder gives as NV12."""
 COLOUR_MATRICES = {1: "bt709", 9: "bt2020", 10: "bt2020"}
 """By FFmpeg's number (AVColorSpace); it takes everything else for BT.601."""
+NEAREST_S = 1.0
+NEAREST_FRAMES = 3
+"""A frame that cannot be decoded may be stood for by one so near in time: the longer of both."""
+SHORTEST_SHARE = 0.95
+"""A served file of less than this share of its declared duration was cut short."""
 FULL_RANGE = 2
 """FFmpeg's number (AVColorRange)."""
 READ_TIMEOUT_S = 20.0
 """A server of a file must answer within this time."""
 
 
-@dataclass(frozen=True)
-class _Timeline:
-    """When each frame is shown, in the stream's ticks, and from where decoding can begin.
+def orientation(frame: VideoFrame) -> tuple[bool, int, int]:
+    """Return how a decoded frame's display matrix turns it: whether rows become columns, then a step per axis.
 
-    Attributes:
-        times: presentation time of every frame, rising; for a file in ordinal mode just 0, 1, 2...
-        keys: the frame numbers at which a decoder can begin.
-        ordinal: True if the container's times cannot be trusted, so that frames are counted from the start instead.
+    A step of -1 turns the rows, or the columns, of what is shown round. So ``pixels.transpose(1, 0, 2)``, if asked for,
+    and ``[::rows, ::columns]`` give the eight ways of turning and mirroring that cameras write. Any other angle is
+    taken for the nearest of them.
+
+    Source: FFmpeg's ``libavutil/display.h``: (x, y) is shown at (a x + c y, b x + d y).
     """
+    stored = cast("Any", frame.side_data).get(SideDataType.DISPLAYMATRIX)  # PyAV's types take names only
+    if stored is None:
+        return False, 1, 1
+    matrix = np.frombuffer(bytes(stored), np.int32)
+    a, b, c, d = (int(matrix[place]) for place in (0, 1, 3, 4))
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return True, -1 if b < 0 else 1, -1 if c < 0 else 1
+    return False, -1 if d < 0 else 1, -1 if a < 0 else 1
 
-    times: list[int]
-    keys: list[int]
-    ordinal: bool
+
+def is_sideways(frame: VideoFrame) -> bool:
+    """Whether a frame is shown with its rows as columns."""
+    return orientation(frame)[0]
+
+
+def upright_size(frame: VideoFrame) -> tuple[int, int]:
+    """Return width and height of a decoded frame as it is shown."""
+    return (frame.height, frame.width) if is_sideways(frame) else (frame.width, frame.height)
 
 
 def upright(frame: VideoFrame) -> NDArray[np.uint8]:
-    """Return a decoded frame as RGB, turned as the file's display matrix asks: uint8 [H, W, 3]."""
+    """Return a decoded frame as RGB, turned and mirrored as its display matrix asks: uint8 [H, W, 3]."""
     # PyAV keeps a converter with every frame, and by default starts several threads for each: a live run had a hundred.
     pixels = cast("NDArray[np.uint8]", frame.to_ndarray(format="rgb24", threads=1))
-    # The matrix may hold any angle; cameras only write multiples of 90 degrees.
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+    sideways, rows, columns = orientation(frame)
+    if sideways:
+        pixels = pixels.transpose(1, 0, 2)
+    return np.ascontiguousarray(pixels[::rows, ::columns])
+
+
+def pixel_aspect(aspect: Fraction | None, sideways: bool) -> Fraction:
+    """Return a shown pixel's width over its height, from what a stream says of stored ones (None or 0: nothing)."""
+    if not aspect or aspect < 0:
+        return Fraction(1)
+    return 1 / aspect if sideways else aspect
 
 
 def limits(lists: frozenset[str]) -> dict[str, str]:
@@ -92,11 +121,34 @@ def limit_pictures(stream: VideoStream) -> None:
         stream.codec_context.options = {"max_pixels": str(LARGEST_IMAGE)}
 
 
+class _Clock:
+    """Notices where the clock of a file's packets, which come in decoding order, is set back."""
+
+    def __init__(self) -> None:
+        self.was_set_back = False
+        self._newest: int | None = None
+        self._decoded_at: int | None = None
+
+    def read(self, packet: Packet[Any], time: int) -> None:
+        """Read the next packet, which is shown at ``time``."""
+        # All that is decoded before a key frame is shown before it, but for a clock that was set back.
+        late = self._newest is not None and time <= self._newest
+        fell = packet.dts is not None and self._decoded_at is not None and packet.dts < self._decoded_at
+        self.was_set_back = self.was_set_back or (late and (fell or packet.is_keyframe))
+        self._newest = time if self._newest is None else max(self._newest, time)
+        self._decoded_at = packet.dts if packet.dts is not None else self._decoded_at
+
+
 class VideoFile:
     """One video file (or an HTTP address of one) as a clip of numbered frames.
 
-    Opening it reads the container's index, or, where there is none, its packets; nothing is decoded (but see
-    :class:`_Timeline` for AVI). Raises ``SourceError`` for what is missing, no video, without a frame, or cut short.
+    Opening it reads the container's index, or, where there is none, its packets; nothing is decoded, unless the
+    container's times do not find its frames. Raises ``SourceError`` for what is missing, no video, without a frame, or
+    cut short.
+
+    Args:
+        path: of the file, or its address.
+        track: the video track to read, from 0; None for the one with the main picture (:mod:`adafocus_edge.tracks`).
 
     Attributes:
         name: the path as it was given; an address without its password.
@@ -104,28 +156,59 @@ class VideoFile:
         frame_count: frames in the file.
         fps: mean frame rate, or 0 where it is unknown.
         duration_s: seconds from the first frame to the end of the last one.
+        is_constant_rate: whether all frames are shown equally long.
+        track_note: which of several video tracks was taken; empty if there is one.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, track: int | None = None) -> None:
         self.name = without_password(path)
         self.address = path
         with self._open() as container:
-            stream = self._stream(container)
-            self._time_base = stream.time_base or Fraction(1, av.time_base)
-            self._timeline = self._read_timeline(container, stream)
-            rate = stream.average_rate or stream.guessed_rate
-            self.fps = float(rate) if rate else 0.0
-        self.frame_count = len(self._timeline.times)
+            tracks = [asked_track(container, self.name, track)] if track is not None else ranked_tracks(container)
+            if not tracks:
+                raise SourceError(f"{self.name}: no video in it (sound, subtitles or a still cover only)")
+            for stream in tracks:
+                self._open_track(container, stream)
+                self.frame_count = len(self._timeline.times)
+                if self.frame_count or stream is tracks[-1]:
+                    break
+                container.seek(0)
+            self.track_note = describe_track(container, stream)
         if self.frame_count == 0:
             raise SourceError(f"{self.name}: the video holds no frames")
-        last_s = self.time_s(self.frame_count - 1)
-        self.duration_s: float | None = last_s + (1 / self.fps if self.fps else 0.0)
+        self.is_constant_rate = self._timeline.is_constant_rate
+        self.duration_s: float | None = self.time_s(self.frame_count - 1) + self._last_frame_s()
+
+    def _open_track(self, container: InputContainer, stream: VideoStream) -> None:
+        self._track = stream.index
+        stream = self._stream(container)
+        self._time_base = stream.time_base or Fraction(1, av.time_base)
+        rate = stream.average_rate or stream.guessed_rate
+        self.fps = float(rate) if rate else 0.0
+        self._timeline = self._read_timeline(container, stream)
+
+    def _last_frame_s(self) -> float:
+        """How long the last frame is shown: as the file says, or as at its mean rate."""
+        if self._timeline.last_ticks is not None:
+            return float(self._timeline.last_ticks * self._time_base)
+        return 1 / self.fps if self.fps else 0.0
 
     def time_s(self, index: int) -> float:
         """Return when frame ``index`` is shown, in seconds after the first frame."""
-        if self._timeline.ordinal:
+        clock = self._timeline.clock
+        if clock is None:
             return index / self.fps if self.fps else 0.0
-        return float((self._timeline.times[index] - self._timeline.times[0]) * self._time_base)
+        return float((clock[index] - clock[0]) * self._time_base)
+
+    @cached_property
+    def sample_aspect(self) -> Fraction:
+        """A shown pixel's width over its height: 1 for most videos."""
+        with self._open() as container:
+            stream = self._stream(container)
+            if pixel_aspect(stream.sample_aspect_ratio, sideways=False) == 1:
+                return Fraction(1)
+            frame = next(self._decode(container, stream), None)
+            return pixel_aspect(stream.sample_aspect_ratio, sideways=frame is not None and is_sideways(frame))
 
     def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
         """Decode the frames with these numbers and no more than they need.
@@ -164,16 +247,20 @@ class VideoFile:
     def nv12(self) -> Decoded:
         """Say what a GPU's decoder makes of this video. Raises ``SourceError`` where that is not plain NV12."""
         with self._open() as container:
-            frame = next(self._decode(container, self._stream(container)), None)
+            taken = self._stream(container)
+            frame = next(self._decode(container, taken), None)
+            is_best = container.streams.best("video") == taken
         if frame is None:
             raise SourceError(f"{self.name}: the video holds no frames")
         fix = "leave out --decoder gpu"
+        if not is_best:
+            raise SourceError(f"{self.name}: the GPU's decoder would take another of its video tracks: {fix}")
         if frame.format.name not in NV12_LIKE or frame.width % 2 or frame.height % 2:
             raise SourceError(
                 f"{self.name}: {frame.format.name} of {frame.width} x {frame.height} is not decoded on the GPU: {fix}"
             )
-        if round(frame.rotation / 90) % 4:
-            raise SourceError(f"{self.name}: asks to be turned, which is not done on the GPU: {fix}")
+        if orientation(frame) != (False, 1, 1):
+            raise SourceError(f"{self.name}: asks to be turned or mirrored, which is not done on the GPU: {fix}")
         matrix = COLOUR_MATRICES.get(int(frame.colorspace), "bt601")
         full = int(frame.color_range) == FULL_RANGE or frame.format.name == "yuvj420p"
         return Decoded(frame.height, frame.width, matrix, full)
@@ -228,35 +315,40 @@ class VideoFile:
         return SourceError(f"{self.name}: damaged or cut short ({error.strerror})")
 
     def _stream(self, container: InputContainer) -> VideoStream:
-        pictures = av.stream.Disposition.attached_pic
-        streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
-        if not streams:
-            raise SourceError(f"{self.name}: no video in it (sound, subtitles or a still cover only)")
-        if streams[0].codec_context is None:
+        """Return the track that is read, of a container that was just opened, and let the others be skipped."""
+        stream = cast("VideoStream", container.streams[self._track])
+        if stream.codec_context is None:
             raise SourceError(f"{self.name}: no decoder here for its video codec")
-        width, height = streams[0].width, streams[0].height
-        if width * height > LARGEST_IMAGE:
-            raise SourceError(f"{self.name}: {width} x {height} pixels are too many for a frame")
-        limit_pictures(streams[0])
-        return streams[0]
+        if stream.width * stream.height > LARGEST_IMAGE:
+            raise SourceError(f"{self.name}: {stream.width} x {stream.height} pixels are too many for a frame")
+        limit_pictures(stream)
+        read_only(container, [stream])
+        return stream
 
-    def _read_timeline(self, container: InputContainer, stream: VideoStream) -> _Timeline:
+    def _read_timeline(self, container: InputContainer, stream: VideoStream) -> Timeline:
         if container.format.name == "avi" and stream.codec_context.has_b_frames:
             # AVI stores no presentation times, and with B-frames its packets are out of order and partly empty.
-            return self._count()
+            return self._count(has_times=False)
         if "://" not in self.address:
-            self._check_whole(stream)
-        return self._timeline_of_index(stream) or self._timeline_of_packets(container, stream)
+            self._check_whole(container, stream)
+        fields = FieldPairs(stream.codec_context)
+        indexed = None if fields.possible else self._timeline_of_index(stream)
+        return indexed or self._timeline_of_packets(container, stream, fields)
 
-    def _check_whole(self, stream: VideoStream) -> None:
-        """Refuse a file that ends before the last frame its index lists."""
-        entries = stream.index_entries
+    def _check_whole(self, container: InputContainer, stream: VideoStream) -> None:
+        """Refuse a file that ends before the last frame its index lists, or before the end that its head gives."""
         have = os.path.getsize(self.address)
+        if container.format.name.startswith("matroska"):
+            end = matroska_end(Path(self.address))
+            if end is not None and end > have:
+                raise SourceError(f"{self.name}: cut short: {have} of its {end} bytes are there")
+            return
+        entries = stream.index_entries
         there = sum(entry.pos + entry.size <= have for entry in entries)
         if there < len(entries):
             raise SourceError(f"{self.name}: cut short: {there} of its {len(entries)} frames are there")
 
-    def _timeline_of_index(self, stream: VideoStream) -> _Timeline | None:
+    def _timeline_of_index(self, stream: VideoStream) -> Timeline | None:
         """Use the container's index, if it lists every frame and its decoding times stand for presentation times.
 
         They do at a constant rate, but for a fixed delay, and where frames are decoded in the order they are shown in.
@@ -274,59 +366,94 @@ class VideoFile:
                 return None
         start = stream.start_time if stream.start_time is not None else int(decoded_at[0])
         times = (decoded_at - decoded_at[0] + start).tolist()
-        return _Timeline(times, [number for number, entry in enumerate(entries) if entry.is_keyframe], ordinal=False)
+        last = (stream.duration or 0) - (times[-1] - start)
+        keys = [number for number, entry in enumerate(entries) if entry.is_keyframe]
+        return Timeline(times, keys, times, last_ticks=last if last > 0 else None)
 
-    def _timeline_of_packets(self, container: InputContainer, stream: VideoStream) -> _Timeline:
+    def _timeline_of_packets(self, container: InputContainer, stream: VideoStream, fields: FieldPairs) -> Timeline:
         """Read every packet's times without decoding any. What comes before the first key frame cannot be decoded."""
+        lasting: dict[int, int] = {}
         times: list[int] = []
         keys: list[int] = []
         untimed = False
+        clock = _Clock()
         try:
             for packet in container.demux(stream):
+                if packet.size > 0 and fields.possible and fields.is_second(packet):
+                    continue
                 time = packet.pts if packet.pts is not None else packet.dts
                 if time is None:
                     untimed = untimed or packet.size > 0
                     continue
+                clock.read(packet, time)
                 if packet.is_keyframe:
                     keys.append(time)
                 # An edit list discards frames that others need; they are decoded and not shown.
                 if keys and packet.size > 0 and not packet.is_discard:
                     times.append(time)
+                    lasting[time] = packet.duration or 0
         except av.error.FFmpegError as error:
             raise self._broken(error) from None
+        if fields.found and times:
+            self._count_frames_not_fields(times)
         if untimed:  # a bare stream of H.264 or HEVC
-            return self._count()
+            return self._count(has_times=False)
         if not times:
-            return _Timeline([], [], ordinal=False)
+            return Timeline([], [])
+        if "://" in self.address:
+            self._check_duration(container, times, lasting)
+        if clock.was_set_back:  # joined recordings: a time may stand for two frames
+            return self._count()
         # AVI counts in frames, and leaves out the packets of frames that a capture dropped.
         if container.format.name == "avi" and times[-1] + 1 < stream.frames:
             raise SourceError(f"{self.name}: cut short: {times[-1] + 1} of its {stream.frames} frames are there")
         # Open groups of pictures: frames shown before the first key frame depend on ones that are not there.
         shown = sorted(time for time in times if time >= keys[0])
-        self._check_duration(stream, shown[-1])
         if any(before == after for before, after in pairwise(shown)):
-            # Joined or badly rounded streams: times do not tell frames apart, so count them.
-            return self._count()
+            # Badly rounded streams: times do not tell frames apart, so count them.
+            return self._count(has_times=False)
         starts = sorted({min(bisect.bisect_left(shown, time), len(shown) - 1) for time in keys})
-        return _Timeline(shown, [0, *(start for start in starts if start > 0)], ordinal=False)
+        keys = [0, *(start for start in starts if start > 0)]
+        one_clock = on_one_clock(shown, self._longest_gap(container))
+        last = None if fields.found else lasting[shown[-1]] or None
+        return Timeline(shown, keys, one_clock, last_ticks=last, in_fields=fields.found)
 
-    def _check_duration(self, stream: VideoStream, last: int) -> None:
-        """Refuse a Matroska file that ends long before the duration in its head."""
-        declared = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", str(stream.metadata.get("DURATION", "")))
-        if declared is None:
+    def _check_duration(self, container: InputContainer, times: list[int], lasting: dict[int, int]) -> None:
+        """Refuse a Matroska file of a server that ends long before the duration in its head."""
+        if not container.format.name.startswith("matroska") or not container.duration:
             return
-        hours, minutes, seconds = map(float, declared.groups())
-        promised_s = hours * 3600 + minutes * 60 + seconds
-        found_s = float(last * self._time_base)
+        promised_s = container.duration / av.time_base
+        # The last frame may be shown for as long as any.
+        longest = max([lasting[max(times)], *(after - before for before, after in pairwise(sorted(times)))])
+        found_s = float((max(times) + longest) * self._time_base)
         if found_s + 0.25 < promised_s * SHORTEST_SHARE:
             raise SourceError(f"{self.name}: cut short: {found_s:.1f} of its {promised_s:.1f} s are there")
 
-    def _count(self) -> _Timeline:
-        """Decode everything once, from the start, to know how many frames there are."""
+    def _count_frames_not_fields(self, times: list[int]) -> None:
+        """Take the frame rate from the frames: containers may give that of the fields."""
+        gaps = np.diff(np.unique(np.array(times, np.int64)))
+        if len(gaps):
+            self.fps = float(1 / (Fraction(int(gaps.sum()), len(gaps)) * self._time_base))
+
+    def _longest_gap(self, container: InputContainer) -> float:
+        """How many ticks two frames may be apart on one clock."""
+        may_jump = bool(cast("Any", container.format.flags) & av.format.Flags.ts_discont.value)
+        return float(LONGEST_GAP_S / self._time_base) if may_jump else float("inf")
+
+    def _count(self, *, has_times: bool = True) -> Timeline:
+        """Decode everything once, from the start, to know how many frames there are, and when."""
         with self._open() as container:
             stream = self._stream(container)
             stream.thread_type = "AUTO"
-            return _Timeline([*range(sum(1 for _ in self._decode(container, stream)))], [0], ordinal=True)
+            frames = [(frame.pts, frame.duration) for frame in self._decode(container, stream)]
+            longest = self._longest_gap(container)
+        numbers = [*range(len(frames))]
+        times = [pts for pts, _ in frames if pts is not None]
+        if not has_times or not times or len(times) < len(frames):
+            return Timeline(numbers, [0], counted=True)
+        clock = on_one_clock(times, longest)
+        rising = all(before < after for before, after in pairwise(clock))
+        return Timeline(numbers, [0], clock if rising else None, counted=True, last_ticks=frames[-1][1] or None)
 
     # -- decoding -----------------------------------------------------------------------------------------------------
 
@@ -384,7 +511,7 @@ class VideoFile:
 
     def _decode_run(self, container: InputContainer, run: list[int], threads: int) -> Iterator[tuple[int, VideoFrame]]:
         """Decode the frames of one run: rising numbers behind one key frame."""
-        if self._timeline.ordinal:
+        if self._timeline.counted:
             yield from self._decode_by_count(container, run)
             return
         found = 0
@@ -411,9 +538,34 @@ class VideoFile:
                         break  # it should have come by now
                 if found:
                     break
-        raise SourceError(
-            f"{self.name}: frame {run[found]} of {self.frame_count} cannot be decoded: the file is damaged or cut short"
-        )
+        yield from self._decode_to_nearest(run[found:])
+
+    def _decode_to_nearest(self, run: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode everything for frames that packets promised and decoding did not give: the nearest ones shown.
+
+        Raises ``SourceError`` where there is none near: the file is damaged.
+        """
+        times, usual = self._timeline.times, 1 / self.fps if self.fps else 0.0
+        reach = float(max(NEAREST_S, NEAREST_FRAMES * usual) / self._time_base)
+        wanted, before = deque(run), None
+        with self._open() as container:
+            stream = self._stream(container)
+            stream.thread_type = "AUTO"
+            for frame in itertools.chain(self._decode(container, stream), [None]):
+                if frame is not None and frame.pts is None:
+                    continue
+                while wanted and (frame is None or cast("int", frame.pts) >= times[wanted[0]]):
+                    near = [each for each in (before, frame) if each is not None]
+                    distances = [abs(cast("int", each.pts) - times[wanted[0]]) for each in near]
+                    if not near or min(distances) > reach:
+                        raise SourceError(
+                            f"{self.name}: frame {wanted[0]} of {self.frame_count} cannot be decoded: the file is "
+                            "damaged or cut short"
+                        )
+                    yield wanted.popleft(), near[distances.index(min(distances))]
+                before = frame
+                if not wanted:
+                    return
 
     def _decode_by_count(self, container: InputContainer, run: list[int]) -> Iterator[tuple[int, VideoFrame]]:
         stream = self._stream(container)
@@ -456,13 +608,14 @@ class VideoFile:
         pixel of the others.
         """
         context = stream.codec_context
-        unwanted: Literal["NONREF", "DEFAULT"] = "NONREF" if context.codec.name in SKIPPING_DECODERS else "DEFAULT"
+        skips = context.codec.name in SKIPPING_DECODERS and not self._timeline.in_fields
+        unwanted: Literal["NONREF", "DEFAULT"] = "NONREF" if skips else "DEFAULT"
         reach = [self._earliest(index) for index in run]
         missing = set(run)
         try:
             for packet in container.demux(stream):
                 time = packet.pts if packet.pts is not None else packet.dts
-                if packet.size == 0 or not missing:
+                if packet.size == 0 or (not missing and not self._timeline.in_fields):
                     break
                 candidate = bisect.bisect_right(reach, time) - 1 if time is not None else -1
                 wanted = candidate >= 0 and time is not None and time <= self._latest(run[candidate])

@@ -42,7 +42,7 @@ def test_frames_made_on_the_device_equal_the_cpus(name, changes):
     planes = nv12(video)
     expected = list(sampled_frames(video, where.spec))
     device = where.device
-    made = list(make_frames(lambda n: device.store(planes[n]), len(planes), video.fps, video.nv12(), where))
+    made = list(make_frames(lambda n: device.store(planes[n]), video, video.nv12(), where))
     assert [number for number, _ in made] == [number for number, _ in expected]
     for (_, frame), (_, wanted) in zip(made, expected, strict=True):
         off = np.abs(np.asarray(frame)[0].astype(int) - wanted)

@@ -17,7 +17,8 @@ from adafocus_edge.bench.peers import OnePiece
 from adafocus_edge.classify import Classifier
 from adafocus_edge.exits import viewing_order
 from adafocus_edge.glimpse import GlimpseStream, see_clip
-from adafocus_edge.preprocess import motion_indices, sample_indices, sampled_frames
+from adafocus_edge.preprocess import motion_frames, sample_indices, sampled_frames
+from adafocus_edge.sources import SQUARE
 from adafocus_edge.types import GRAPHS
 
 if TYPE_CHECKING:
@@ -122,6 +123,10 @@ class _TimedSource:
 
 class NoiseClip:
     """A clip of noise, for timing where there are no clips: the same frames for the same seed."""
+
+    is_constant_rate = True
+    sample_aspect = SQUARE
+    track_note = ""
 
     def __init__(self, name: str = "synthetic frames", seed: int = 0) -> None:
         self.name = name
@@ -248,7 +253,7 @@ class Bench:
         last = steps[-1].frame_index if in_time and result.exited_early else clip.frame_count
         wanted = [index for index in sample_indices(clip.frame_count, segments) if index <= last]
         if gap_s:
-            wanted = sorted({part for index in wanted for part in motion_indices(index, clip.fps, gap_s)})
+            wanted = sorted({part for index in wanted for part in motion_frames(clip, index, gap_s)})
         for _ in clip.select(wanted, lambda _: None):
             pass
         return (time.perf_counter() - started) * 1e3

@@ -1,0 +1,46 @@
+"""Where a Matroska or WebM file ends by its own account: the one sure sign that it was cut short."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from io import BufferedReader
+    from pathlib import Path
+
+EBML_HEAD = 0x1A45DFA3
+SEGMENT = 0x18538067
+
+
+def matroska_end(path: Path) -> int | None:
+    """Return how many bytes a file has by its head; None where it does not say, as one that was written live.
+
+    Source: RFC 8794 (EBML), sections 5 and 6; RFC 9559 (Matroska), section 5.1.
+    """
+    with path.open("rb") as file:
+        while True:
+            kind, size = _read_number(file, keep_marker=True), _read_number(file, keep_marker=False)
+            if kind is None or size is None:
+                return None
+            if kind == SEGMENT:
+                return file.tell() + size
+            if kind != EBML_HEAD and file.tell() > 1 << 20:
+                return None
+            file.seek(size, 1)
+
+
+def _read_number(file: BufferedReader, *, keep_marker: bool) -> int | None:
+    """Read a number of variable length; None at the file's end, and for a size that is unknown: all ones."""
+    first = file.read(1)
+    if not first or not first[0]:
+        return None
+    length = 9 - first[0].bit_length()
+    rest = file.read(length - 1)
+    if len(rest) < length - 1:
+        return None
+    number = int.from_bytes(first + rest, "big")
+    if keep_marker:
+        return number
+    bits = 7 * length
+    value = number & ((1 << bits) - 1)
+    return None if value == (1 << bits) - 1 else value
