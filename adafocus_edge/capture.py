@@ -553,6 +553,8 @@ def _clip_pictures(clip: Clip) -> Iterator[tuple[int, Picture]]:
 
 
 def _camera_pictures(source: Source, stop: threading.Event, asked: CameraOptions) -> Iterator[Picture]:
+    if source.video_track is not None:
+        raise UsageError(f"{source.name}: a camera has no video tracks: leave out --video-track")
     try:
         import cv2
     except ImportError as error:

@@ -158,6 +158,12 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
+VideoTrack = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Video track to read, from 0 as in FFmpeg's v:N. [default: the one with the main picture]"
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: usable cores]")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
@@ -1004,6 +1010,7 @@ def classify(
     decoder: Annotated[
         DecoderName, typer.Option(help="gpu: decode files on the NVIDIA GPU that runs the model.")
     ] = DecoderName.CPU,
+    video_track: VideoTrack = None,
     threads: Threads = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Classes to list per clip. [default: 5]")] = None,
     exit_confidence: Annotated[
@@ -1047,7 +1054,7 @@ def classify(
     asked = _Setting(backend, variant, schedule, threads, exit_set)
     asked = asked.checked(bundle, profile, exit_confidence, quiet)
     backend, variant, schedule, threads, exit_set = astuple(asked)[:5]
-    sources = find_sources(source)
+    sources = [replace(each, video_track=video_track) for each in find_sources(source)]
     streamed = any(s.live for s in sources)
     only_live = _only_live(live, provisional=provisional, show=show)
     if streamed and exit_set is not None and len(sources) == 1 and sources[0].address.startswith("http"):
@@ -1157,6 +1164,7 @@ def serve(
     most_cameras: Annotated[int, typer.Option(min=0, help="Browsers' cameras at a time.")] = 4,
     backend: Annotated[BackendName, typer.Option(help="What runs the graphs.")] = BackendName.AUTO,
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
+    video_track: VideoTrack = None,
     threads: Threads = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Classes to show. [default: 5]")] = None,
     exit_confidence: Annotated[
@@ -1191,7 +1199,7 @@ def serve(
     if bundle is None:
         bundle = default_bundle()
         _say(DEFAULT_MODEL_NOTE, quiet)
-    sources = find_sources(source or [])
+    sources = [replace(each, video_track=video_track) for each in find_sources(source or [])]
     _check_targets(output, None, bundle, sources, logits=False, as_json=True)
     found = read_bundle(bundle)
     top = _top(top_k, found)
@@ -1265,6 +1273,8 @@ def _run_files(
                 sink.failure(source.name, told)
                 bars.advance(clips)
                 continue
+            if clip.track_note:
+                _say(f"{source.name}: {clip.track_note}", quiet)
             sink.result(result)
             if save_video is not None:
                 path = save_video if _is_video_file(save_video) else save_video / names[source]

@@ -208,6 +208,8 @@ class Source:
     def open_clip(self) -> Clip:
         """Open a source that ends. Raises ``SourceError``."""
         if os.path.isdir(self.address):
+            if self.video_track is not None:
+                raise SourceError(f"{self.name}: a folder of frames has no video tracks: leave out --video-track")
             return FrameFolder(self.address)
         from adafocus_edge.video import VideoFile
 
