@@ -415,8 +415,11 @@ class VideoFile:
         starts = sorted({min(bisect.bisect_left(shown, time), len(shown) - 1) for time in keys})
         keys = [0, *(start for start in starts if start > 0)]
         one_clock = on_one_clock(shown, self._longest_gap(container))
-        last = None if fields.found else lasting[shown[-1]] or None
-        return Timeline(shown, keys, one_clock, last_ticks=last, in_fields=fields.found)
+        last = lasting[shown[-1]]
+        if stream.frames and stream.duration:  # MP4: its packets last as long as decoding waits, not as they are shown
+            last = (stream.start_time or 0) + stream.duration - shown[-1]
+        known = last > 0 and not fields.found
+        return Timeline(shown, keys, one_clock, last_ticks=last if known else None, in_fields=fields.found)
 
     def _check_duration(self, container: InputContainer, times: list[int], lasting: dict[int, int]) -> None:
         """Refuse a Matroska file of a server that ends long before the duration in its head."""
