@@ -176,7 +176,7 @@ class VideoFile:
             self.track_note = describe_track(container, stream)
         if self.frame_count == 0:
             raise SourceError(f"{self.name}: the video holds no frames")
-        self.is_constant_rate = self._timeline.is_constant_rate
+        self.is_constant_rate = self._timeline.is_constant_rate(self._time_base)
         self.duration_s: float | None = self.time_s(self.frame_count - 1) + self._last_frame_s()
 
     def _open_track(self, container: InputContainer, stream: VideoStream) -> None:

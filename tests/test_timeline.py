@@ -170,6 +170,15 @@ def test_motion_at_a_constant_rate_counts_frames_as_before(rate, suffix, tmp_pat
         assert found == (max(0, index - 2 * gap), max(0, index - gap), index) == motion_indices(index, rate, GAP_S)
 
 
+@pytest.mark.parametrize("rate", [12, 15, 24, 60])
+def test_a_constant_rate_that_was_rounded_to_milliseconds_is_one(rate, tmp_path):
+    path = encode(tmp_path / "rounded.mp4", pts=[round(1000 * n / rate) for n in range(120)], rate=1000)
+    video = VideoFile(str(path))
+    gap = max(1, round(video.fps * GAP_S))
+    assert gap == max(1, round(rate * GAP_S))
+    assert all(motion_frames(video, n, GAP_S) == (n - 2 * gap, n - gap, n) for n in range(2 * gap, 120))
+
+
 def test_frames_of_a_folder_are_counted(tmp_path):
     folder = FrameFolder("tests/golden/actnet96")
     assert motion_frames(folder, 10, GAP_S) == motion_indices(10, 25.0, GAP_S)
