@@ -260,7 +260,9 @@ def check_distinct(names: Sequence[str], origin: str) -> None:
     lines: dict[str, int] = {}
     for number, name in enumerate(names, start=1):
         if (line := lines.setdefault(name, number)) != number:
-            raise BundleError(f"{origin}: lines {line} and {number} both name the class {name!r}: give each its own name")
+            raise BundleError(
+                f"{origin}: lines {line} and {number} both name the class {name!r}: give each its own name"
+            )
 
 
 def _class_lines(path: Path) -> tuple[str, ...]:

@@ -1045,7 +1045,6 @@ def classify(
     from adafocus_edge.bundle import default_bundle, read_bundle
     from adafocus_edge.classify import Classifier
     from adafocus_edge.report import ResultFile
-    from adafocus_edge.sources import find_sources
 
     if bundle is None:
         bundle = default_bundle()
@@ -1053,9 +1052,7 @@ def classify(
     asked = _Setting(backend, variant, schedule, threads, exit_set)
     asked = asked.checked(bundle, profile, exit_confidence, quiet)
     backend, variant, schedule, threads, exit_set = astuple(asked)[:5]
-    left_out: list[str] = []
-    sources = find_sources(source, left_out)
-    _say_left_out(left_out, quiet)
+    sources = _sources(source, quiet)
     streamed = any(s.live for s in sources)
     only_live = _only_live(live, provisional=provisional, show=show)
     if streamed and exit_set is not None and len(sources) == 1 and sources[0].address.startswith("http"):
@@ -1190,7 +1187,6 @@ def serve(
     from adafocus_edge.bundle import default_bundle, read_bundle
     from adafocus_edge.classify import Classifier
     from adafocus_edge.live import serve_live
-    from adafocus_edge.sources import find_sources
 
     options = ServeOptions(host=host, port=port, token=token, max_upload_mb=max_upload_mb, most_cameras=most_cameras)
     check_exposure(options)
@@ -1199,9 +1195,7 @@ def serve(
     if bundle is None:
         bundle = default_bundle()
         _say(DEFAULT_MODEL_NOTE, quiet)
-    left_out: list[str] = []
-    sources = find_sources(source or [], left_out)
-    _say_left_out(left_out, quiet)
+    sources = _sources(source or [], quiet)
     _check_targets(output, None, bundle, sources, logits=False, as_json=True)
     found = read_bundle(bundle)
     top = _top(top_k, found)
@@ -1362,7 +1356,7 @@ def _check_video_target(path: Path, sources: list[Source]) -> None:
         target = next(target for target in targets if targets.count(target) > 1)
         first, second = [source.name for source, own in zip(sources, targets, strict=True) if own == target][:2]
         raise UsageError(
-            f"--save-video {path}: {first} and {second} would be written to the same file, {target.name}: run them apart"
+            f"--save-video {path}: {first} and {second} would be written to the same file {target.name}: run them apart"
         )
     if set(targets) & _own_files(sources):
         raise UsageError(f"--save-video {path}: would overwrite a source")
@@ -1463,11 +1457,15 @@ def _say_notes(notes: Iterable[str], quiet: bool) -> None:
         _say(f"note: {note}", quiet)
 
 
-def _say_left_out(left_out: list[str], quiet: bool) -> None:
-    from adafocus_edge.sources import left_out_note
+def _sources(arguments: list[str], quiet: bool) -> list[Source]:
+    """Find sources, and print what is there and was not taken."""
+    from adafocus_edge.sources import find_sources, left_out_note
 
+    left_out: list[str] = []
+    sources = find_sources(arguments, left_out)
     if left_out:
         _say_notes([left_out_note(left_out)], quiet)
+    return sources
 
 
 def _progress(quiet: bool) -> AbstractContextManager[Progress]:

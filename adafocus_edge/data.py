@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from adafocus_edge.errors import DataError
 from adafocus_edge.files import read_text
-from adafocus_edge.sources import VIDEO_SUFFIXES, FrameFolder, Source, clips_in, entries_in, left_out_note
+from adafocus_edge.sources import VIDEO_SUFFIXES, FrameFolder, Source, clips_in, entries_in, left_out_note, videos_in
 from adafocus_edge.types import class_name
 
 if TYPE_CHECKING:
@@ -102,7 +102,9 @@ def class_names(names: Sequence[str]) -> tuple[str, ...]:
     found = tuple(map(class_name, names))
     if len(set(found)) < len(found):
         number, name = next((number, name) for number, name in enumerate(found) if name in found[:number])
-        raise DataError(f"classes {found.index(name)} and {number} are both named {name!r}: labels need names that differ")
+        raise DataError(
+            f"classes {found.index(name)} and {number} are both named {name!r}: labels need names that differ"
+        )
     return found
 
 
@@ -232,6 +234,58 @@ class _Finder:
         return self._videos[folder]
 
 
+class VideoIndex:
+    """The videos in a folder, at any depth, by all that a list may call them.
+
+    Args:
+        folder: to search.
+        left_out: gets what is there and was not taken.
+    """
+
+    def __init__(self, folder: Path, left_out: list[str]) -> None:
+        self._folder = folder
+        self._raw: dict[str, Path] = {}
+        self._whole: dict[str, list[Path]] = {}
+        """By path within the folder, with and without suffix."""
+        self._tails: dict[str, list[Path]] = {}
+        """By the last parts of that path."""
+        for video in videos_in(folder, left_out):
+            inner = str(video.relative_to(folder))
+            self._raw[inner] = video
+            for name in dict.fromkeys((list_path(inner), without_suffix(list_path(inner)))):
+                self._whole.setdefault(name, []).append(video)
+                parts = name.split("/")
+                for start in range(1, len(parts)):
+                    self._tails.setdefault("/".join(parts[start:]), []).append(video)
+
+    def find(self, name: str, where: str, *, whole: bool = False) -> Path | None:
+        """Return the video that a list calls so, None if there is none. Raises ``DataError`` where it may be two.
+
+        First by its path within the folder, with or without suffix; then by the last parts of one of the two paths,
+        unless paths must be ``whole``: then by a bare name only.
+        """
+        if name in self._raw:
+            return self._raw[name]
+        plain = list_path(name)
+        bare, parts = without_suffix(plain), plain.split("/")
+        below = [] if whole else ["/".join(parts[start:]) for start in range(1, len(parts))]
+        tails = {} if whole and len(parts) > 1 else self._tails
+        known = [(plain, self._whole), (plain, tails), (bare, self._whole), (bare, tails)]
+        known += [(one, self._whole) for one in (*below, *map(without_suffix, below))]
+        found = next((videos[one] for one, videos in known if one in videos), [])
+        if len(found) > 1:
+            raise DataError(
+                f"{where}: {name!r} may be {found[0]} or {found[1]}: give its path in the folder, with its suffix"
+            )
+        return found[0] if found else None
+
+    def stem(self, name: str) -> Path | None:
+        """Return the only video, in whatever folder, whose name without suffix is that of a path's last part."""
+        stem = without_suffix(list_path(name)).rpartition("/")[2]
+        found = self._whole.get(stem, []) + self._tails.get(stem, [])
+        return found[0] if len(found) == 1 else None
+
+
 def _read_folders(folder: Path, classes: Sequence[str] | None) -> Split:
     left_out: list[str] = []
     groups = [path for path in entries_in(folder, left_out) if os.path.isdir(path)]
@@ -275,10 +329,9 @@ def _read_csv(path: Path, classes: Sequence[str] | None) -> Split:
         where = f"{path}, line {number}"
         if not video or not label:
             raise DataError(f"{where}: a video and its class must be given")
-        label = class_name(label)
         clip = near.find(video, where) or inside.find(video, where) or path.parent / video
-        seen.add(clip, [label], where)
-        found.append((video, clip, label, number, source))
+        seen.add(clip, [class_name(label)], where)
+        found.append((video, clip, class_name(label), number, source))
     names = tuple(classes) if classes is not None else tuple(sorted({label for _, _, label, _, _ in found}))
     examples = []
     for video, clip, label, number, source in found:

@@ -124,7 +124,7 @@ FPS_FILE = "fps.txt"
 
 
 def _folder_fps(path: Path) -> float:
-    """Return the frame rate in a folder's file, if there is one. Raises ``SourceError`` for one that says something else."""
+    """Return the frame rate that a folder's file says, if there is one. Raises ``SourceError`` if it says none."""
     try:
         text = decode_text(read_own(path)).strip()
         fps = float(text)
