@@ -288,7 +288,10 @@ class VideoIndex:
 
 def _read_folders(folder: Path, classes: Sequence[str] | None) -> Split:
     left_out: list[str] = []
-    groups = [path for path in entries_in(folder, left_out) if os.path.isdir(path)]
+    entries = entries_in(folder, left_out)
+    groups = [path for path in entries if os.path.isdir(path)]
+    strays = [path for path in entries if path.suffix.lower() in VIDEO_SUFFIXES and path not in groups]
+    left_out += [f"{path} (in no class's folder)" for path in strays]
     if not groups:
         raise DataError(f"{folder}: no sub-folders in it; there must be one for each class")
     names = tuple(classes) if classes is not None else tuple(dict.fromkeys(class_name(group.name) for group in groups))
@@ -358,7 +361,9 @@ def _split(
     examples: list[Example], classes: Sequence[str], origin: str, left_out: int = 0, notes: tuple[str, ...] = ()
 ) -> Split:
     if not examples:
-        short = f" ({left_out} have fewer than {FEWEST_FRAMES} frames)" if left_out else ""
+        short = (
+            f" ({left_out} have fewer than {FEWEST_FRAMES} frames)" if left_out else "".join(f" ({n})" for n in notes)
+        )
         raise DataError(f"{origin}: no clips in it{short}")
     return Split(tuple(examples), tuple(classes), origin, left_out, notes)
 
