@@ -185,6 +185,9 @@ def test_a_clip_in_both_lists_or_with_two_labels_is_refused(videos: Path, tmp_pa
     listed(val, "walk/001.mp4,walk", "walk/001.mp4,run")
     with pytest.raises(DataError, match=r"line 2: .*walk/001\.mp4 is 'run' here, and 'walk' in .*line 1"):
         prepare(options)
+    listed(val, "walk/001.mp4,run,walk", "walk/001.mp4,run")
+    with pytest.raises(DataError, match=r"is 'run' here, and 'run', 'walk' in .*line 1"):
+        prepare(options)
     split = listed(tmp_path / "split.txt", "run/001,4,0", "run/001.mp4,4,1")
     with pytest.raises(DataError, match=r"line 2: .*run/001\.mp4 is 'walk' here, and 'run' in .*line 1"):
         read_list(split, videos, ("run", "walk"))
@@ -197,7 +200,8 @@ def test_a_clip_in_both_lists_or_with_two_labels_is_refused(videos: Path, tmp_pa
 
 def test_several_lines_of_a_video_with_several_labels_are_joined(videos: Path, tmp_path: Path) -> None:
     path = listed(tmp_path / "list.txt", "run/001.mp4,run", "run/001.mp4,outdoors")
-    prepare(PrepareOptions(videos, tmp_path / "out", dataset="fcvid", annotations=(path,), size=32))
+    done = prepare(PrepareOptions(videos, tmp_path / "out", dataset="fcvid", annotations=(path,), size=32))
+    assert "1 videos have the classes of several lines" in done.notes[0]
     assert (tmp_path / "out" / "fcvid_train_split.txt").read_text() == "run/001,4,0,1\n"
 
 

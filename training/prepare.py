@@ -274,7 +274,7 @@ def _annotated(options: PrepareOptions, done: Prepared) -> list[Item]:
         done.notes.append(left_out_note(left_out))
     lines = list(_annotations(options))
     stems = Counter(stem for line in lines for stem in {_stem(name) for name in line.names})
-    elsewhere = []
+    elsewhere, joined = [], set()
     named: dict[Path, Line] = {}
     for line in lines:
         done.labels.update(line.labels)
@@ -286,7 +286,10 @@ def _annotated(options: PrepareOptions, done: Prepared) -> list[Item]:
         if video is None:
             done.missing += 1
         else:
-            named[video] = _joined(options, video, named.get(video), line)
+            before = named.get(video, line)
+            named[video] = _joined(options, video, before, line)
+            if named[video].labels != before.labels:
+                joined.add(video)
     if not lines:
         raise DataError(f"{options.annotations[0]}: names no videos")
     if not named:
@@ -294,6 +297,8 @@ def _annotated(options: PrepareOptions, done: Prepared) -> list[Item]:
             f"{options.source}: none of the {done.missing} annotated videos is in it (looked for names such as "
             f"{lines[0].names[0]!r})"
         )
+    if joined:
+        done.notes.append(f"{len(joined)} videos have the classes of several lines each, such as {min(joined)}")
     if elsewhere:
         done.notes.append(f"{len(elsewhere)} videos are in other folders than their lists say: {elsewhere[0]}")
     return [
@@ -306,21 +311,18 @@ def _stem(name: str) -> str:
     return without_suffix(list_path(name)).rpartition("/")[2]
 
 
-def _joined(options: PrepareOptions, video: Path, before: Line | None, line: Line) -> Line:
+def _joined(options: PrepareOptions, video: Path, before: Line, line: Line) -> Line:
     """Join what two lines say of a video: there may be one per part of it, and where it may have several labels, per
     label. Raises ``DataError`` where they contradict each other.
     """
-    if before is None:
-        return line
     if before.subset != line.subset:
         raise DataError(
             f"{line.where}: {video} is here for {_side(line)}, and in {before.where} for {_side(before)}: remove one"
         )
-    labels = tuple(sorted({*before.labels, *line.labels}))
-    if options.dataset in ONE_LABEL and labels != before.labels:
+    if options.dataset in ONE_LABEL and set(line.labels) != set(before.labels):
         told, now = (", ".join(map(repr, one.labels)) for one in (before, line))
         raise DataError(f"{line.where}: {video} is {now} here, and {told} in {before.where}: remove one")
-    return replace(before, labels=labels)
+    return before if before is line else replace(before, labels=tuple(sorted({*before.labels, *line.labels})))
 
 
 def _side(line: Line) -> str:
