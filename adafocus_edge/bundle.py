@@ -17,9 +17,9 @@ import msgspec
 
 from adafocus_edge.errors import BundleError, UsageError
 from adafocus_edge.exits import ExitThresholds
-from adafocus_edge.files import draft_folder, locked, read_own, read_whole, whole_file
+from adafocus_edge.files import decode_text, draft_folder, locked, read_own, read_text, reason, whole_file
 from adafocus_edge.preprocess import INTERPOLATION, short_side
-from adafocus_edge.types import GRAPHS, MOST_SEGMENTS, STEP_GRAPH, Fit, ModelSpec, TensorSpec, contract
+from adafocus_edge.types import GRAPHS, MOST_SEGMENTS, STEP_GRAPH, Fit, ModelSpec, TensorSpec, class_name, contract
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -240,20 +240,39 @@ def read_bundle(path: Path | str) -> Bundle:
     manifest = _read_manifest(folder)
     _check_files(folder, manifest)
     _check_graphs(folder, manifest)
-    classes = read_classes(folder / CLASSES)
+    classes = _class_lines(folder / CLASSES)
     check_classes(classes, manifest.model.classes, str(folder / CLASSES))
     return Bundle(folder, manifest, classes)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Read class names, one per line, in UTF-8; empty lines at the end do not count."""
+    """Read class names, one per line, in UTF-8; empty lines at the end do not count.
+
+    Raises ``BundleError``, also where two lines name the same class.
+    """
+    names = _class_lines(path)
+    check_distinct(names, str(path))
+    return names
+
+
+def check_distinct(names: Sequence[str], origin: str) -> None:
+    """Check that no two classes have the same name. Raises ``BundleError`` that begins with ``origin``."""
+    lines: dict[str, int] = {}
+    for number, name in enumerate(names, start=1):
+        if (line := lines.setdefault(name, number)) != number:
+            raise BundleError(
+                f"{origin}: lines {line} and {number} both name the class {name!r}: give each its own name"
+            )
+
+
+def _class_lines(path: Path) -> tuple[str, ...]:
     try:
-        text = read_whole(path).decode("utf-8-sig")
+        text = read_text(path)
     except FileNotFoundError:
         raise BundleError(f"{path}: no such class file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: not a list of class names in UTF-8 ({error})") from None
-    lines = [line.strip() for line in text.rstrip().splitlines()]
+    except (OSError, UnicodeError) as error:
+        raise BundleError(f"{path}: not a list of class names in UTF-8 ({reason(error)})") from None
+    lines = [class_name(line.strip()) for line in text.rstrip().splitlines()]
     if not lines:
         raise BundleError(f"{path}: no class names in it")
     for number, line in enumerate(lines, start=1):
@@ -515,7 +534,9 @@ def check_classes(names: Sequence[str], count: int, origin: str) -> None:
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
-        content = read_own(path)
+        content = decode_text(read_own(path))
+    except UnicodeError as error:
+        raise BundleError(f"{path}: damaged or not a manifest ({error})") from None
     except OSError:
         raise BundleError(f"{path}: missing or unreadable, so {folder} is no bundle") from None
     try:
@@ -526,7 +547,7 @@ def _read_manifest(folder: Path) -> Manifest:
                 + ("update adafocus-edge" if version > FORMAT_VERSION else "export it again")
             )
         return msgspec.json.decode(content, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is a DecodeError
+    except msgspec.DecodeError as error:  # a ValidationError is a DecodeError
         raise BundleError(f"{path}: damaged or not a manifest ({error})") from None
 
 

@@ -11,7 +11,8 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, replace
 from enum import Enum
@@ -290,6 +291,7 @@ def prepare(
     with _progress(quiet) as bars:
         task = bars.add_task("preparing", total=None)
         done = made.prepare(plan, lambda count, total: bars.update(task, completed=count, total=total))
+    _say_notes(done.notes, quiet)
     for name, error in done.broken:
         _fail(f"left out: {name}: {error}", 1)
     if as_json:
@@ -446,6 +448,7 @@ class _Evaluating:
             names = read_classes(self.classes)
             check_classes(names, spec.classes, str(self.classes))
         split = read_data(self.data, names, self.frames)
+        _say_notes(split.notes, self.quiet)
         check_classes(split.classes, spec.classes, str(self.data))
         spec = replace(spec, segments=self.segments or spec.segments)
         if exits is not None and len(exits.values) != spec.segments:
@@ -893,6 +896,7 @@ class _Benchmark:
         if self.data is not None:
             classes = next(iter(bundles.values())).classes
             split = read_data(self.data, classes, self.frames)
+            _say_notes(split.notes, self.quiet)
             for bundle in bundles.values():
                 check_classes(split.classes, bundle.model.classes, str(self.data))
                 if bundle.classes != classes:
@@ -900,7 +904,9 @@ class _Benchmark:
         checkpoints: dict[str, Path] = {}
         for path in self.checkpoints:
             run = path.resolve()  # runs are told apart by their folders: their checkpoints have the same names
-            checkpoints[f"{run.parent.name}/{run.name}"] = path
+            name = f"{run.parent.name}/{run.name}"
+            if (other := checkpoints.setdefault(name, path)).resolve() != run:
+                raise UsageError(f"{path}: is called {name} in the report, as {other} is: rename a folder")
         state = None if self.json_file is None else _kept_beside(self.json_file)
         request = Request(
             bundles, grid.read(labelled=split is not None, checkpoints=tuple(checkpoints)), split, clips=clips,
@@ -1046,7 +1052,6 @@ def classify(
     from adafocus_edge.bundle import default_bundle, read_bundle
     from adafocus_edge.classify import Classifier
     from adafocus_edge.report import ResultFile
-    from adafocus_edge.sources import find_sources
 
     if bundle is None:
         bundle = default_bundle()
@@ -1054,7 +1059,7 @@ def classify(
     asked = _Setting(backend, variant, schedule, threads, exit_set)
     asked = asked.checked(bundle, profile, exit_confidence, quiet)
     backend, variant, schedule, threads, exit_set = astuple(asked)[:5]
-    sources = [replace(each, video_track=video_track) for each in find_sources(source)]
+    sources = _sources(source, quiet, video_track)
     streamed = any(s.live for s in sources)
     only_live = _only_live(live, provisional=provisional, show=show)
     if streamed and exit_set is not None and len(sources) == 1 and sources[0].address.startswith("http"):
@@ -1190,7 +1195,6 @@ def serve(
     from adafocus_edge.bundle import default_bundle, read_bundle
     from adafocus_edge.classify import Classifier
     from adafocus_edge.live import serve_live
-    from adafocus_edge.sources import find_sources
 
     options = ServeOptions(host=host, port=port, token=token, max_upload_mb=max_upload_mb, most_cameras=most_cameras)
     check_exposure(options)
@@ -1199,7 +1203,7 @@ def serve(
     if bundle is None:
         bundle = default_bundle()
         _say(DEFAULT_MODEL_NOTE, quiet)
-    sources = [replace(each, video_track=video_track) for each in find_sources(source or [])]
+    sources = _sources(source or [], quiet, video_track)
     _check_targets(output, None, bundle, sources, logits=False, as_json=True)
     found = read_bundle(bundle)
     top = _top(top_k, found)
@@ -1332,11 +1336,19 @@ def _exits(bundle: Bundle, name: str, *, live: bool) -> ExitThresholds:
 
 
 def video_names(sources: list[Source]) -> list[str]:
-    """Return the annotated videos' names: the source's own, with its folder's before it where two are the same."""
-    paths = [Path(source.address.rstrip("/")) for source in sources]
-    stems = [path.stem or "clip" for path in paths]
-    names = [s if stems.count(s) == 1 else f"{p.parent.name}-{s}" for s, p in zip(stems, paths, strict=True)]
-    return [f"{name}.mp4" for name in names]
+    """Return the annotated videos' names: the source's own, with its folder's and its suffix where two are the same."""
+    from adafocus_edge.files import folded
+
+    forms = []
+    for path in (Path(source.address.rstrip("/")) for source in sources):
+        name = path.name.replace(".", "-")
+        forms.append((path.stem or "clip", f"{path.parent.name}-{path.stem}", f"{path.parent.name}-{name}"))
+    counts = [Counter(map(folded, names)) for names in zip(*forms, strict=True)]
+    names = []
+    for own in forms:
+        alone = (form for form, count in zip(own, counts, strict=True) if count[folded(form)] == 1)
+        names.append(next(alone, own[1]) + ".mp4")
+    return names
 
 
 def _is_video_file(path: Path) -> bool:
@@ -1351,7 +1363,11 @@ def _check_video_target(path: Path, sources: list[Source]) -> None:
         raise UsageError(f"--save-video {path}: {len(sources)} sources need a folder, not one file")
     targets = [_real(path if one else path / name) for name in video_names(sources)]
     if len(set(targets)) < len(targets):
-        raise UsageError(f"--save-video {path}: two of the sources would be written to the same file")
+        target = next(target for target in targets if targets.count(target) > 1)
+        first, second = [source.name for source, own in zip(sources, targets, strict=True) if own == target][:2]
+        raise UsageError(
+            f"--save-video {path}: {first} and {second} would be written to the same file {target.name}: run them apart"
+        )
     if set(targets) & _own_files(sources):
         raise UsageError(f"--save-video {path}: would overwrite a source")
 
@@ -1444,6 +1460,22 @@ def _say(text: str, quiet: bool) -> None:
         from adafocus_edge.report import printable
 
         print(printable(text), file=sys.stderr)
+
+
+def _say_notes(notes: Iterable[str], quiet: bool) -> None:
+    for note in notes:
+        _say(f"note: {note}", quiet)
+
+
+def _sources(arguments: list[str], quiet: bool, video_track: int | None) -> list[Source]:
+    """Find sources, and print what is there and was not taken."""
+    from adafocus_edge.sources import find_sources, left_out_note
+
+    left_out: list[str] = []
+    sources = find_sources(arguments, left_out)
+    if left_out:
+        _say_notes([left_out_note(left_out)], quiet)
+    return [replace(source, video_track=video_track) for source in sources]
 
 
 def _progress(quiet: bool) -> AbstractContextManager[Progress]:

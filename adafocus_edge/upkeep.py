@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.files import folded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,8 +56,8 @@ class SafeNames:
         """Return the safe name of a source, the same each time."""
         if source not in self._names:
             safe = safe_name(source)
-            taken = {name.lower() for name in self._names.values()}  # some file systems know no case
-            self._names[source] = f"{safe}-{_hash(source)}" if safe.lower() in taken else safe
+            taken = {folded(name) for name in self._names.values()}
+            self._names[source] = f"{safe}-{_hash(source)}" if folded(safe) in taken else safe
         return self._names[source]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from adafocus_edge.bundle import Bundle
 from adafocus_edge.data import Example, Split, read_data
 from adafocus_edge.errors import DataError, UsageError
-from adafocus_edge.sources import VIDEO_SUFFIXES, find_sources
+from adafocus_edge.sources import VIDEO_SUFFIXES, entries_in, find_sources, left_out_note
 from calibration.samples import choose_clips, halve
 
 FEWEST_CLIPS = 4
@@ -68,7 +68,9 @@ def read_inputs(
     Raises ``DataError`` for too few clips, unknown classes or bad files, ``UsageError`` if a clip or scene is in both.
     """
     split, labelled = _read_split(data, bundle, frames)
-    notes = [] if labelled else [f"{data}: no labels, so accuracy here is agreement with the float model"]
+    notes = list(split.notes)
+    if not labelled:
+        notes.append(f"{data}: no labels, so accuracy here is agreement with the float model")
     if report_on is None:
         chosen = choose_clips(split, int(most / max(share, 1 - share)), seed)
         parts = halve(chosen, share, seed)
@@ -77,6 +79,7 @@ def read_inputs(
         if other_labelled != labelled:
             raise UsageError("--report-on: one of the two data sets has labels, the other has none")
         _check_apart(split.examples, other.examples)
+        notes += other.notes
         parts = choose_clips(split, most, seed), choose_clips(other, most, seed)
     for part, what in zip(parts, ("calibrate on", "report on"), strict=True):
         if len(part) < FEWEST_CLIPS:
@@ -104,9 +107,12 @@ def _check_apart(examples: Sequence[Example], others: Sequence[Example]) -> None
 def _read_split(path: Path, bundle: Bundle, frames: Path | None) -> tuple[Split, bool]:
     """Read labelled clips, or plain videos: a video, or a folder without a sub-folder per class."""
     plain = frames is None and path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+    left_out: list[str] = []
     if path.is_dir():
-        plain = not any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir())
+        plain = not any(entry.is_dir() for entry in entries_in(path, []))
     if not plain:
         return read_data(path, bundle.classes, frames), True
-    examples = tuple(Example(source.name, Path(source.address), (0,)) for source in find_sources([str(path)]))
-    return Split(examples, bundle.classes, str(path)), False
+    sources = find_sources([str(path)], left_out)
+    examples = tuple(Example(source.name, Path(source.address), (0,)) for source in sources)
+    notes = (left_out_note(left_out),) if left_out else ()
+    return Split(examples, bundle.classes, str(path), notes=notes), False

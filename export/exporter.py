@@ -26,6 +26,7 @@ from adafocus_edge.bundle import (
     Preprocessing,
     Provenance,
     check_classes,
+    check_distinct,
     encode_manifest,
     new_bundle,
     read_bundle,
@@ -178,6 +179,7 @@ def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple
     names = _without_numbers(read_classes(file)) if file is not None else checkpoint.classes or ()
     if names:
         check_classes(names, count, str(file or checkpoint.path))
+        check_distinct(names, str(file or checkpoint.path))
     return names
 
 

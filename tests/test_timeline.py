@@ -13,7 +13,7 @@ from adafocus_edge.preprocess import model_frames, motion_frames, motion_indices
 from adafocus_edge.sources import FrameFolder, Source
 from adafocus_edge.timeline import on_one_clock
 from adafocus_edge.video import VideoFile
-from tests.conftest import CLIPS
+from tests.conftest import CLIPS, edge
 from tests.streams import need
 from tests.videos import encode, ffmpeg, ffmpeg_frames, ffprobe
 
@@ -177,6 +177,23 @@ def test_a_constant_rate_that_was_rounded_to_milliseconds_is_one(rate, tmp_path)
     gap = max(1, round(video.fps * GAP_S))
     assert gap == max(1, round(rate * GAP_S))
     assert all(motion_frames(video, n, GAP_S) == (n - 2 * gap, n - gap, n) for n in range(2 * gap, 120))
+
+
+def test_frames_that_prepare_wrote_keep_their_times(tmp_path):
+    videos = tmp_path / "videos" / "a"
+    videos.mkdir(parents=True)
+    path = encode(videos / "varying.mp4", pts=VARYING["slow, then fast"], options={"g": "30"})
+    encode(videos / "constant.mp4")
+    done = edge("prepare", videos.parent, "-o", tmp_path / "out", "--size", 64, "--val-share", "0.5")
+    assert done.returncode == 0, done.stderr
+    folder = FrameFolder(str(tmp_path / "out" / "frames" / "a" / "varying"), 120)
+    video = VideoFile(str(path))
+    assert not folder.is_constant_rate
+    assert all(motion_frames(folder, n, GAP_S) == motion_frames(video, n, GAP_S) for n in range(120))
+    assert FrameFolder(str(tmp_path / "out" / "frames" / "a" / "constant")).time_s(7) is None
+    (tmp_path / "out" / "frames" / "a" / "varying" / "times.txt").write_text("0\n1\n")
+    with pytest.raises(SourceError, match="times.txt: 2 times for 120 frames"):
+        FrameFolder(str(tmp_path / "out" / "frames" / "a" / "varying"), 120)
 
 
 def test_frames_of_a_folder_are_counted(tmp_path):

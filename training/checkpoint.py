@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adafocus_edge.errors import CheckpointError, UsageError
 from adafocus_edge.files import whole_file
-from adafocus_edge.types import ModelSpec
+from adafocus_edge.types import ModelSpec, class_name
 from training.backbones import BACKBONES
 from training.model import AdaFocus
 
@@ -108,7 +108,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         path,
         weights,
         dict(config) if isinstance(config, Mapping) else {},
-        tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None,
+        tuple(class_name(str(name)) for name in classes) if isinstance(classes, (list, tuple)) else None,
         {str(name): value for name, value in content.items() if name not in (*SECTIONS, "model_state_dict")},
     )
 

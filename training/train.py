@@ -92,6 +92,8 @@ class Trainer:
         self.processes = processes
         self.quiet = quiet
         self.train_split, self.val_split = read_splits(options)
+        for note in _split_notes(self.train_split, self.val_split):
+            self._say(f"note: {note}")
         self.spec = model_spec(options, len(self.val_split.classes))
         torch.manual_seed(options.seed + processes.rank)
         self.model = AdaFocus(self.spec, options.dropout)
@@ -530,6 +532,19 @@ def read_splits(options: TrainOptions) -> tuple[Split, Split]:
         return val, val
     train = _read_split(options, "train_list", classes)
     return train, _read_split(options, "val_list", train.classes)
+
+
+def _split_notes(train: Split, val: Split) -> list[str]:
+    """Return what the user should know of the two splits; an evaluation reads one only."""
+    if train is val:
+        return list(val.notes)
+    notes = list(dict.fromkeys((*train.notes, *val.notes)))
+    shared = {os.path.normpath(e.path) for e in train.examples} & {os.path.normpath(e.path) for e in val.examples}
+    if shared:
+        notes.append(
+            f"{len(shared)} clips to validate are in {train.origin}, too, so they prove nothing: {min(shared)}"
+        )
+    return notes
 
 
 def _read_split(options: TrainOptions, name: str, classes: tuple[str, ...] | None) -> Split:
