@@ -152,7 +152,7 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, *, without_policy:
 def infer_spec(checkpoint: Checkpoint, options: ModelOptions, *, without_policy: bool = False) -> ModelSpec:
     """Work out the model's shapes from its weights, and take from the options what they cannot say."""
     path, weights = checkpoint.path, checkpoint.weights
-    _check_stage(checkpoint, without_policy)
+    _check_stage(checkpoint, options, without_policy)
     glancer = _backbone(path, weights, "glancer.net.")
     focuser = _backbone(path, weights, "focuser.net.")
     glance_dim, focus_dim = BACKBONES[glancer].dim, BACKBONES[focuser].dim
@@ -282,7 +282,7 @@ def _is_plain(value: Tensor) -> bool:
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
-def _check_stage(checkpoint: Checkpoint, without_policy: bool) -> None:
+def _check_stage(checkpoint: Checkpoint, options: ModelOptions, without_policy: bool) -> None:
     """Tell apart checkpoints of the stages before the policy is trained."""
 
     def has(prefix: str) -> bool:
@@ -304,14 +304,14 @@ def _check_stage(checkpoint: Checkpoint, without_policy: bool) -> None:
     if not has("focuser.policy.policy") and not without_policy:
         raise CheckpointError(
             f"{checkpoint.path}: a stage-1 checkpoint: glancer, focuser and classifier, but no policy yet; "
-            f"`{_evaluate_command(checkpoint)}` evaluates it as it was trained, and a bundle needs stages 2 and 3 "
+            f"`{_evaluate_command(checkpoint, options)}` evaluates it as it was trained, and a bundle needs stages 2 and 3 "
             "(train_stage=2 resume=...)"
         )
 
 
-def _evaluate_command(checkpoint: Checkpoint) -> str:
+def _evaluate_command(checkpoint: Checkpoint, options: ModelOptions) -> str:
     """Return the command that evaluates a checkpoint without a policy."""
-    size = "" if isinstance(checkpoint.config.get("patch_size"), int) else " --patch-size N"
+    size = "" if isinstance(checkpoint.config.get("patch_size"), int) else f" --patch-size {options.patch_size or 'N'}"
     return f"adafocus-edge evaluate {shlex.quote(str(checkpoint.path))} --data DATA --patches random{size}"
 
 
