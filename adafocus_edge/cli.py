@@ -218,10 +218,13 @@ def export_verb(
     )
     with _stages(quiet) as progress:
         made = exporter.export(checkpoint, output, options, progress)
+    for warning in made.warnings:
+        _say(f"warning: {warning}", quiet)
     for note in made.notes:
         _say(f"note: {note}", quiet)
     if as_json:
-        typer.echo(json.dumps({"bundle": str(output), **made.bundle.manifest.reports["parity"]}))
+        told = {"warnings": made.warnings, "notes": made.notes}
+        typer.echo(json.dumps({"bundle": str(output), **made.bundle.manifest.reports["parity"], **told}))
         return
     from adafocus_edge.report import console, parity_table, variant_totals
 
@@ -418,8 +421,10 @@ class _Evaluating:
         if self.backend != "auto" or self.variant != "auto" or self.exit_set is not None:
             raise UsageError("--backend, --variant and --exit are for bundles: PyTorch runs a checkpoint")
         training = reach("training.predict", "evaluate", "train")
-        options = training.ModelOptions(patch_size=self.patch_size)
+        options = training.ModelOptions(patch_size=self.patch_size, num_segments=self.segments)
         loaded = training.load_predictor(path, options, self.patches, self.schedule, self.threads)
+        for note in loaded.notes:
+            _say(f"note: {note}", self.quiet)
         found = self._run(loaded.predict, loaded.spec, loaded.classes, loaded.gflops_per_step, loaded.what)
         return found, loaded.what
 
@@ -432,13 +437,14 @@ class _Evaluating:
         what: str,
         exits: ExitThresholds | None = None,
     ) -> Evaluation:
-        from adafocus_edge.bundle import check_classes, read_classes
+        from adafocus_edge.bundle import check_class_order, check_classes, read_classes
         from adafocus_edge.data import read_data
         from adafocus_edge.evaluate import evaluate as run
 
         if self.classes is not None:
-            names = read_classes(self.classes)
+            own, names = names, read_classes(self.classes)
             check_classes(names, spec.classes, str(self.classes))
+            check_class_order(own, names, str(self.classes))
         split = read_data(self.data, names, self.frames)
         check_classes(split.classes, spec.classes, str(self.data))
         spec = replace(spec, segments=self.segments or spec.segments)

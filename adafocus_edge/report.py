@@ -23,14 +23,14 @@ from adafocus_edge.files import append_whole, is_stream, open_stream, write_all
 from adafocus_edge.types import GRAPHS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rich.console import ConsoleOptions, RenderableType
     from rich.segment import Segment
     from typing_extensions import Self
 
     from adafocus_edge.build import Built
-    from adafocus_edge.bundle import Bundle, Preprocessing
+    from adafocus_edge.bundle import Bundle, Preprocessing, Setting
     from adafocus_edge.classify import Guess, Result
     from adafocus_edge.engines import Engines
 
@@ -167,6 +167,7 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
         "classes": f"{spec.classes}: {', '.join(bundle.classes[:4])}{', ...' if spec.classes > 4 else ''}",
         "preprocessing": _preprocessing(manifest.preprocessing),
         "checkpoint": f"{manifest.provenance.checkpoint} (sha256 {manifest.provenance.checkpoint_sha256[:16]}...)",
+        "not from the checkpoint": _assumed(manifest.provenance.settings),
         "made": f"{manifest.provenance.created} with "
         + ", ".join(f"{tool} {version}" for tool, version in manifest.provenance.tools.items()),
         "exit thresholds": "; ".join(
@@ -182,7 +183,8 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
         or "none",
     }
     for name, value in rows.items():
-        model.add_row(name, escape(value))
+        if value:
+            model.add_row(name, escape(value))
     yield model
 
     for variant, graphs in manifest.variants.items():
@@ -209,6 +211,17 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
         yield engines
     if parity := manifest.reports.get("parity"):
         yield parity_table(parity["rows"])
+
+
+def _assumed(settings: Mapping[str, Setting]) -> str:
+    """List the settings that were asked for or assumed rather than read from the checkpoint."""
+    said = {"option": "asked for", "default": "assumed"}
+    return ", ".join(
+        f"{name} {one.value} ({said[one.origin]}"
+        + (f"; trained with {one.trained})" if one.trained is not None else ")")
+        for name, one in settings.items()
+        if one.origin in said
+    )
 
 
 def _preprocessing(steps: Preprocessing) -> str:

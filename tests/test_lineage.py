@@ -1,4 +1,4 @@
-"""What training starts from: every stage takes the checkpoint it needs, and says which one it wants instead of another."""
+"""What training starts from: every stage takes the checkpoint it needs, and names the one it wants."""
 
 from __future__ import annotations
 

@@ -304,8 +304,8 @@ def _check_stage(checkpoint: Checkpoint, options: ModelOptions, without_policy: 
     if not has("focuser.policy.policy") and not without_policy:
         raise CheckpointError(
             f"{checkpoint.path}: a stage-1 checkpoint: glancer, focuser and classifier, but no policy yet; "
-            f"`{_evaluate_command(checkpoint, options)}` evaluates it as it was trained, and a bundle needs stages 2 and 3 "
-            "(train_stage=2 resume=...)"
+            f"`{_evaluate_command(checkpoint, options)}` evaluates it as it was trained, and a bundle needs stages 2 "
+            "and 3 (train_stage=2 resume=...)"
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from unicodedata import normalize
 
 from torch import Tensor
 
@@ -214,19 +213,6 @@ def differences(checkpoint: Checkpoint, options: TrainOptions, names: Sequence[s
         for name in names
         if checkpoint.config.get(name) is not None and checkpoint.config[name] != getattr(options, name)
     ]
-
-
-def same_classes(trained: Sequence[str], given: Sequence[str]) -> bool:
-    """Whether two lists of class names say the same in the same order; ways to write one letter do not count."""
-    return [normalize("NFC", name) for name in trained] == [normalize("NFC", name) for name in given]
-
-
-def first_difference(trained: Sequence[str], given: Sequence[str]) -> str:
-    """Say where two lists of class names, of the same length, differ first."""
-    for number, (before, now) in enumerate(zip(trained, given, strict=False)):
-        if not same_classes([before], [now]):
-            return f"class {number} was {before!r}, and is now {now!r}"
-    return f"there were {len(trained)} classes, and are now {len(given)}"
 
 
 def _described(checkpoint: Checkpoint) -> str:

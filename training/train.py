@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from adafocus_edge.bundle import read_classes
+from adafocus_edge.bundle import first_difference, read_classes, same_classes
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.data import Split, read_data, read_list
 from adafocus_edge.errors import CheckpointError, DataError, ShortageError, TrainingError, UsageError
@@ -51,8 +51,6 @@ from training.lineage import (
     check_shapes,
     check_stage,
     differences,
-    first_difference,
-    same_classes,
     shape_options,
 )
 from training.model import AdaFocus
