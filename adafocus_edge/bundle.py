@@ -143,6 +143,7 @@ class Profile:
         top1: in percent, on the clips that it was measured on.
         clips: how many those were.
         created: UTC time, ISO 8601.
+        notes: what that accuracy is worth, a line each.
     """
 
     backend: str
@@ -157,6 +158,7 @@ class Profile:
     top1: float
     clips: int
     created: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -352,6 +352,8 @@ def evaluate(
     found, what = asked.bundle(model) if model.is_dir() else asked.checkpoint(model)
     for name, error in found.failed:
         _fail(f"left out: {name}: {error}", 1)
+    for note in found.notes:
+        _say(f"note: {note}", quiet)
     entry = {"model": str(model), "ran": what, **found.to_json()}
     with ExitStack() as stack:
         stack.callback(_print_evaluation, entry, as_json=as_json)  # whatever becomes of the files
@@ -402,6 +404,7 @@ class _Evaluating:
         from adafocus_edge.backends.load import load_model
         from adafocus_edge.bundle import read_bundle
         from adafocus_edge.evaluate import graphs_used, predict_with, with_patches
+        from adafocus_edge.evidence import reused_clips
 
         if self.patch_size is not None:
             raise UsageError("--patch-size is for official checkpoints: a bundle knows its own")
@@ -412,7 +415,9 @@ class _Evaluating:
             gflops = sum(graphs[graph].gflops for graph in graphs_used(found.model, self.patches))
             predict = predict_with(with_patches(model, self.patches), self.schedule)
             what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {self.patches} patches"
-            return self._run(predict, found.model, found.classes, gflops, what, exits), what
+            seen = self._run(predict, found.model, found.classes, gflops, what, exits)
+        reports = found.manifest.reports
+        return replace(seen, reused=reused_clips(reports, [one.example for one in seen.scored])), what
 
     def checkpoint(self, path: Path) -> tuple[Evaluation, str]:
         """Evaluate a checkpoint with PyTorch."""
@@ -805,6 +810,8 @@ def tune(
     report = asked.run([found.path], grid, rounds, clips, seed)
     row = choose(report, demand)
     profile = profile_of(report, row, demand)
+    for note in profile.notes:
+        _say(f"note: {note}", quiet)
 
     def store(manifest: Manifest) -> Manifest:
         check_free(manifest)  # as it is now: measuring took a while

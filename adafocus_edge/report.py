@@ -257,6 +257,7 @@ def evaluation_tables(entry: dict[str, Any]) -> Iterable[Table]:
     figures = Table(title=escape(f"{entry['model']} on {entry['data']}"), show_header=False, **STYLE)
     low, high = entry["top1_interval_95"]
     rows = {
+        **({"read with care": "\n".join(entry["notes"])} if entry.get("notes") else {}),
         "clips": f"{entry['clips']}" + (f", {len(entry['failed'])} left out" if entry["failed"] else ""),
         "ran": entry["ran"],
         "top-1": f"{entry['top1']:.2f} %   (95 %: {low:.1f} to {high:.1f})",
@@ -318,13 +319,13 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
     yield table
 
     graphs = Table(title="each graph alone, before layers were kept (calibration clips)", **STYLE)
-    for column in ("variant", "graph", "precision", "points lost", "same labels", "same patches", "kept higher"):
+    for column in ("variant", "graph", "precision", "points lost (95 %)", "same labels", "same patches", "kept higher"):
         graphs.add_column(column, justify="left" if column in ("variant", "graph", "precision") else "right")
     for name, row in rows.items():
         for graph, found in row.get("graphs_alone", {}).items():
             higher = [entry["layer"] for entry in row["kept"] if entry["graph"] == graph]
             graphs.add_row(
-                name, graph, bundle.manifest.variants[name][graph].precision, f"{found['top1_drop']:.1f}",
+                name, graph, bundle.manifest.variants[name][graph].precision, _points_lost(found),
                 f"{found['label_agreement']:.1f} %", f"{found['action_agreement']:.1f} %",
                 "all" if "all" in higher else str(len(higher)),
             )  # fmt: skip
@@ -344,6 +345,19 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
         yield kept
     if bundle.manifest.thresholds:
         yield _exit_table(bundle, rows)
+    if warnings := report.get("warnings"):
+        table = Table("read with care", **STYLE)
+        for text in warnings:
+            table.add_row(escape(text))
+        yield table
+
+
+def _points_lost(found: dict[str, Any]) -> str:
+    """Show lost accuracy with its interval, which reports of before 0.2 do not have."""
+    text = f"{found['top1_drop']:.1f}"
+    if interval := found.get("top1_drop_interval_95"):
+        text += f" ({interval[0]:.0f} to {interval[1]:.0f})"
+    return text
 
 
 def _layer_table(layers: dict[str, list[dict[str, Any]]]) -> Table:
