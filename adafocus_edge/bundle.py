@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
+from unicodedata import normalize
 
 import msgspec
 
@@ -91,6 +92,22 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A setting that a model's weights do not tell, and where its value comes from.
+
+    Attributes:
+        value: as the bundle has it.
+        origin: ``checkpoint``: recorded there; ``weights``: what fits them; ``option``: asked for, and read from
+            nowhere; ``default``: the official models' value, assumed.
+        trained: what the checkpoint records, where an option contradicts it.
+    """
+
+    value: int | float | str
+    origin: Literal["checkpoint", "weights", "option", "default"]
+    trained: int | float | str | None = None
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where a bundle comes from.
 
@@ -99,12 +116,14 @@ class Provenance:
         checkpoint_sha256: of that file.
         created: UTC time, ISO 8601.
         tools: versions of what made it.
+        settings: those that weights do not tell, by the model's field; empty in bundles of before 0.2.
     """
 
     checkpoint: str
     checkpoint_sha256: str
     created: str
     tools: dict[str, str]
+    settings: dict[str, Setting] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,6 +143,7 @@ class Profile:
         top1: in percent, on the clips that it was measured on.
         clips: how many those were.
         created: UTC time, ISO 8601.
+        notes: what that accuracy is worth, a line each.
     """
 
     backend: str
@@ -138,6 +158,7 @@ class Profile:
     top1: float
     clips: int
     created: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -279,6 +300,25 @@ def _class_lines(path: Path) -> tuple[str, ...]:
         if not line:
             raise BundleError(f"{path}: line {number} is empty; there must be one class name per line")
     return tuple(lines)
+
+
+def same_classes(own: Sequence[str], given: Sequence[str]) -> bool:
+    """Whether two lists of class names say the same in the same order; ways to encode one letter do not count."""
+    return [normalize("NFC", name) for name in own] == [normalize("NFC", name) for name in given]
+
+
+def first_difference(own: Sequence[str], given: Sequence[str]) -> str:
+    """Say where two lists of class names differ first."""
+    for number, (before, now) in enumerate(zip(own, given, strict=False)):
+        if not same_classes([before], [now]):
+            return f"class {number} was {before!r}, and is now {now!r}"
+    return f"there were {len(own)} classes, and are now {len(given)}"
+
+
+def check_class_order(own: Sequence[str] | None, given: Sequence[str], where: str) -> None:
+    """Raise ``UsageError`` if a file names a model's own classes in another order: every label would be wrong."""
+    if own and not same_classes(own, given) and same_classes(sorted(own), sorted(given)):
+        raise UsageError(f"{where}: the model's own classes in another order ({first_difference(own, given)})")
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

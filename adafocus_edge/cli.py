@@ -225,10 +225,13 @@ def export_verb(
     )
     with _stages(quiet) as progress:
         made = exporter.export(checkpoint, output, options, progress)
+    for warning in made.warnings:
+        _say(f"warning: {warning}", quiet)
     for note in made.notes:
         _say(f"note: {note}", quiet)
     if as_json:
-        typer.echo(json.dumps({"bundle": str(output), **made.bundle.manifest.reports["parity"]}))
+        told = {"warnings": made.warnings, "notes": made.notes}
+        typer.echo(json.dumps({"bundle": str(output), **made.bundle.manifest.reports["parity"], **told}))
         return
     from adafocus_edge.report import console, parity_table, variant_totals
 
@@ -357,6 +360,8 @@ def evaluate(
     found, what = asked.bundle(model) if model.is_dir() else asked.checkpoint(model)
     for name, error in found.failed:
         _fail(f"left out: {name}: {error}", 1)
+    for note in found.notes:
+        _say(f"note: {note}", quiet)
     entry = {"model": str(model), "ran": what, **found.to_json()}
     with ExitStack() as stack:
         stack.callback(_print_evaluation, entry, as_json=as_json)  # whatever becomes of the files
@@ -407,6 +412,7 @@ class _Evaluating:
         from adafocus_edge.backends.load import load_model
         from adafocus_edge.bundle import read_bundle
         from adafocus_edge.evaluate import graphs_used, predict_with, with_patches
+        from adafocus_edge.evidence import reused_clips
 
         if self.patch_size is not None:
             raise UsageError("--patch-size is for official checkpoints: a bundle knows its own")
@@ -417,7 +423,9 @@ class _Evaluating:
             gflops = sum(graphs[graph].gflops for graph in graphs_used(found.model, self.patches))
             predict = predict_with(with_patches(model, self.patches), self.schedule)
             what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {self.patches} patches"
-            return self._run(predict, found.model, found.classes, gflops, what, exits), what
+            seen = self._run(predict, found.model, found.classes, gflops, what, exits)
+        reports = found.manifest.reports
+        return replace(seen, reused=reused_clips(reports, [one.example for one in seen.scored])), what
 
     def checkpoint(self, path: Path) -> tuple[Evaluation, str]:
         """Evaluate a checkpoint with PyTorch."""
@@ -426,8 +434,10 @@ class _Evaluating:
         if self.backend != "auto" or self.variant != "auto" or self.exit_set is not None:
             raise UsageError("--backend, --variant and --exit are for bundles: PyTorch runs a checkpoint")
         training = reach("training.predict", "evaluate", "train")
-        options = training.ModelOptions(patch_size=self.patch_size)
+        options = training.ModelOptions(patch_size=self.patch_size, num_segments=self.segments)
         loaded = training.load_predictor(path, options, self.patches, self.schedule, self.threads)
+        for note in loaded.notes:
+            _say(f"note: {note}", self.quiet)
         found = self._run(loaded.predict, loaded.spec, loaded.classes, loaded.gflops_per_step, loaded.what)
         return found, loaded.what
 
@@ -440,13 +450,14 @@ class _Evaluating:
         what: str,
         exits: ExitThresholds | None = None,
     ) -> Evaluation:
-        from adafocus_edge.bundle import check_classes, read_classes
+        from adafocus_edge.bundle import check_class_order, check_classes, read_classes
         from adafocus_edge.data import read_data
         from adafocus_edge.evaluate import evaluate as run
 
         if self.classes is not None:
-            names = read_classes(self.classes)
+            own, names = names, read_classes(self.classes)
             check_classes(names, spec.classes, str(self.classes))
+            check_class_order(own, names, str(self.classes))
         split = read_data(self.data, names, self.frames)
         _say_notes(split.notes, self.quiet)
         check_classes(split.classes, spec.classes, str(self.data))
@@ -808,6 +819,8 @@ def tune(
     report = asked.run([found.path], grid, rounds, clips, seed)
     row = choose(report, demand)
     profile = profile_of(report, row, demand)
+    for note in profile.notes:
+        _say(f"note: {note}", quiet)
 
     def store(manifest: Manifest) -> Manifest:
         check_free(manifest)  # as it is now: measuring took a while

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from adafocus_edge.errors import DataError, SourceError
+from adafocus_edge.evidence import few_clips_note, reuse_note, share_interval
 from adafocus_edge.exits import exit_steps, random_exit_top1, viewing_order
 from adafocus_edge.glimpse import GlimpseStream, see_clip, softmax
 from adafocus_edge.metrics import accuracy_curve, top_k_accuracy, wilson_interval
@@ -117,6 +118,7 @@ class Evaluation:
         multi_label: whether mAP counts all labels of a clip (FCVID) or its first only (ActivityNet).
         gflops_per_clip: multiply-adds in units of 1e9.
         exits: thresholds at which clips stop early, or None; the other figures are those of all steps.
+        reused: how many of the clips the bundle's calibration has used; see :func:`reused_clips`.
     """
 
     origin: str
@@ -126,6 +128,23 @@ class Evaluation:
     multi_label: bool
     gflops_per_clip: float
     exits: ExitThresholds | None = None
+    reused: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits the worth of these figures, a line each."""
+        right, count = int((self.probabilities[:, -1].argmax(axis=1) == self.labels).sum()), len(self.labels)
+        missing = len(self.classes) - len({label for s in self.scored for label in self._counted(s)})
+        empty = f"no clip shows {missing} of the {len(self.classes)} classes: mAP counts 0 for each of them"
+        found = (
+            few_clips_note(share_interval(right, count), count),
+            empty if missing else None,
+            reuse_note(self.reused, count),
+        )
+        return [note for note in found if note is not None]
+
+    def _counted(self, scored: Scored) -> tuple[int, ...]:
+        return scored.example.labels if self.multi_label else scored.example.labels[:1]
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -172,6 +191,7 @@ class Evaluation:
         ]
         return {
             "data": self.origin,
+            "notes": self.notes,
             "clips": len(labels),
             "failed": [{"clip": name, "error": error} for name, error in self.failed],
             "top1": curve[-1]["top1"],

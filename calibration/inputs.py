@@ -12,6 +12,7 @@ from typing import Any
 from adafocus_edge.bundle import Bundle
 from adafocus_edge.data import Example, Split, read_data
 from adafocus_edge.errors import DataError, UsageError
+from adafocus_edge.evidence import content_of, marks_of
 from adafocus_edge.sources import VIDEO_SUFFIXES, entries_in, find_sources, left_out_note
 from calibration.samples import choose_clips, halve
 
@@ -36,6 +37,11 @@ class Inputs:
     calibrate_on: tuple[Example, ...]
     report_on: tuple[Example, ...]
     notes: tuple[str, ...]
+
+    def marks(self) -> dict[str, list[str]]:
+        """Return what the clips of each part are known by; see :func:`marks_of`."""
+        parts = {"calibrate": self.calibrate_on, "report": self.report_on}
+        return {name: sorted({mark for example in part for mark in marks_of(example)}) for name, part in parts.items()}
 
     def identity(self) -> dict[str, Any]:
         """Return what tells these clips from others, wherever they lie: names, sizes and labels, as one hash."""
@@ -81,6 +87,7 @@ def read_inputs(
         _check_apart(split.examples, other.examples)
         notes += other.notes
         parts = choose_clips(split, most, seed), choose_clips(other, most, seed)
+        _check_contents(*parts)
     for part, what in zip(parts, ("calibrate on", "report on"), strict=True):
         if len(part) < FEWEST_CLIPS:
             raise DataError(
@@ -102,6 +109,14 @@ def _check_apart(examples: Sequence[Example], others: Sequence[Example]) -> None
     scenes = ({e.source for e in examples} & {e.source for e in others}) - {""}
     if scenes:
         raise UsageError(f"--report-on: {len(scenes)} of its sources are in --data, too: {sorted(scenes)[0]}")
+
+
+def _check_contents(examples: Sequence[Example], others: Sequence[Example]) -> None:
+    """Raise ``UsageError`` for copies of one clip in both parts, whatever they are called."""
+    names = {content: example.name for example in examples if (content := content_of(example.path)) is not None}
+    for example in others:
+        if (content := content_of(example.path)) in names:
+            raise UsageError(f"--report-on: {example.name} is a copy of {names[content]} in --data")
 
 
 def _read_split(path: Path, bundle: Bundle, frames: Path | None) -> tuple[Split, bool]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from adafocus_edge.backends.base import LoadedModel, Session
 from adafocus_edge.data import Example, Split
 from adafocus_edge.errors import DataError, SourceError
+from adafocus_edge.evidence import content_of
 from adafocus_edge.glimpse import see_clip
 from adafocus_edge.preprocess import model_frames, sampled_frames
 from adafocus_edge.types import GRAPHS, ModelSpec, TensorSpec
@@ -149,7 +150,8 @@ def halve(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
     """
     groups: dict[str, list[Example]] = {}
     for example in examples:
-        groups.setdefault(example.source or f"\0{example.name}", []).append(example)
+        # Copies of one file are one source, too.
+        groups.setdefault(example.source or f"\0{content_of(example.path) or example.name}", []).append(example)
     names = list(groups)
     np.random.default_rng(seed).shuffle(names)
     names.sort(key=lambda name: -len(groups[name]))  # the large ones first; chance orders equals

@@ -9,7 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 
 @dataclass(frozen=True)
@@ -63,3 +63,14 @@ def backbone(name: str) -> Backbone:
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
     return BACKBONES[name]
+
+
+def recognised_backbone(names: Collection[str]) -> str | None:
+    """Recognise a backbone by its parameters' names, torchvision's."""
+    if "features.0.0.weight" in names:
+        return "mobilenet_v2"
+    blocks = [len({n.split(".")[1] for n in names if n.startswith(f"layer{k}.")}) for k in (1, 2, 3, 4)]
+    bottleneck = "layer1.0.conv3.weight" in names
+    known: dict[tuple[int | bool, ...], str] = {(2, 2, 2, 2, False): "resnet18", (3, 4, 6, 3, False): "resnet34"}
+    known |= {(3, 4, 6, 3, True): "resnet50", (3, 4, 23, 3, True): "resnet101"}
+    return known.get((*blocks, bottleneck)) if "layer1.0.conv1.weight" in names else None

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from adafocus_edge.bundle import read_classes
+from adafocus_edge.bundle import first_difference, read_classes, same_classes
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.data import Split, read_data, read_list
 from adafocus_edge.errors import CheckpointError, DataError, ShortageError, TrainingError, UsageError
@@ -43,6 +43,16 @@ from training.checkpoint import (
 )
 from training.datasets import Batch, ClipDataset, EpochSampler, collate
 from training.distributed import Processes, gather, launch
+from training.lineage import (
+    INPUT_OPTIONS,
+    STARTS,
+    UNTOLD_OPTIONS,
+    check_pretrained,
+    check_shapes,
+    check_stage,
+    differences,
+    shape_options,
+)
 from training.model import AdaFocus
 from training.options import Composed, TrainOptions, compose_options
 from training.stages import STAGES, Stage
@@ -320,46 +330,79 @@ class Trainer:
 
     def _load_weights(self) -> Checkpoint | None:
         """Load what this stage begins with; return the checkpoint of this same stage if it goes on with one."""
-        options, model = self.options, self.model
+        options = self.options
         if options.resume:
-            checkpoint = read_checkpoint(options.resume)
-            for prefix in ("glancer.", "focuser.net.", "classifier."):
-                load_part(model, checkpoint, prefix, "resume")
-            self._check_same_model(checkpoint)
-            has_policy = any(".policy." in name for name in checkpoint.weights)
-            needed = _stage(options) == 3 or (_stage(options) == 2 and options.evaluate)
-            if needed and not has_policy:
-                raise UsageError(f"resume={options.resume}: stage 3 needs the checkpoint of stage 2, with a policy")
-            if needed or (has_policy and checkpoint.stage == _stage(options)):
-                load_part(model, checkpoint, "focuser.policy.", "resume")
-            if checkpoint.stage == _stage(options) and "rng" in checkpoint.state and not options.evaluate:
-                return checkpoint
-            return None
+            return self._resume(read_checkpoint(options.resume))
         if _stage(options) >= 2:
-            raise UsageError(f"train_stage={options.train_stage}: needs resume=CHECKPOINT of the stage before")
-        parts = [("glancer", model.glancer.net, options.glancer), ("focuser", model.focuser.net, options.focuser)]
-        for part, net, name in parts:
-            pretrained = getattr(options, f"pretrained_{part}")
-            needed = _stage(options) == 1 or (part == "glancer") == options.pretrain_glancer
-            if pretrained:
-                checkpoint = read_checkpoint(pretrained)
-                if checkpoint.stage == 0 and checkpoint.config.get("pretrain_glancer") != (part == "glancer"):
-                    raise UsageError(
-                        f"pretrained_{part}={pretrained}: stage 0 trained the other part in it; where both have the "
-                        f"same backbone, {part}_weights={pretrained} takes that"
-                    )
-                load_part(model, checkpoint, f"{part}.net.", f"pretrained_{part}")
-            elif needed:
-                backbone_weights(net, name, getattr(options, f"{part}_weights"), f"{part}_weights")
+            raise UsageError(
+                f"train_stage={options.train_stage}: needs resume=CHECKPOINT of the stage before: "
+                f"{STARTS[_stage(options)]}"
+            )
+        for part in ("glancer", "focuser"):
+            self._load_backbone(part)
         return None
+
+    def _resume(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """Load the model of a checkpoint; return the checkpoint if the run goes on with it."""
+        options, stage = self.options, _stage(self.options)
+        notes = [*checkpoint.notes]
+        notes += check_stage(checkpoint, stage, evaluate=options.evaluate, glancer=options.pretrain_glancer)
+        with_policy = stage == 3 or (stage == 2 and (options.evaluate or checkpoint.stage == stage))
+        parts = ["glancer.", "focuser.net.", "classifier.", *(["focuser.policy."] if with_policy else [])]
+        if stage == 0 and checkpoint.stage is None:  # of one backbone alone, if no more is in it
+            parts = ["glancer." if options.pretrain_glancer else "focuser.net."]
+        check_shapes(checkpoint, options, self.spec.classes, parts)
+        for prefix in parts:
+            load_part(self.model, checkpoint, prefix, "resume")
+        self._check_same_model(checkpoint)
+        goes_on = checkpoint.stage == stage and "rng" in checkpoint.state and not options.evaluate
+        if not goes_on:  # else all that changed is reported when its state is restored
+            changed = differences(checkpoint, options, ("dataset", *UNTOLD_OPTIONS))
+            notes += [f"resume={checkpoint.path}: trained with {change}" for change in changed]
+        for note in notes:
+            self._say(f"note: {note}")
+        return checkpoint if goes_on else None
+
+    def _load_backbone(self, part: str) -> None:
+        """Load a backbone from the checkpoint or the weights that its options name, if this stage uses it."""
+        options, stage = self.options, _stage(self.options)
+        name, pretrained = getattr(options, part), getattr(options, f"pretrained_{part}")
+        source = getattr(options, f"{part}_weights")
+        notes: list[str] = []
+        if pretrained:
+            checkpoint = read_checkpoint(pretrained)
+            notes += [*checkpoint.notes, *check_pretrained(checkpoint, part)]
+            changed = differences(checkpoint, options, INPUT_OPTIONS)
+            notes += [f"pretrained_{part}={pretrained}: trained with {change}" for change in changed]
+            found = shape_options(checkpoint.weights).get(part, name)
+            if found != name:
+                raise CheckpointError(
+                    f"pretrained_{part}={pretrained}: its {part} is a {found}, the options say {part}={name}"
+                )
+            load_part(self.model, checkpoint, f"{part}.net.", f"pretrained_{part}")
+        elif stage == 1 or (part == "glancer") == options.pretrain_glancer:
+            backbone_weights(getattr(self.model, part).net, name, source, f"{part}_weights")
+            if stage == 1 and part == "glancer" and source in ("imagenet", "random"):
+                notes.append(
+                    f"stage 1 does not train the glancer: it stays as glancer_weights={source} has it; "
+                    "pretrained_glancer=CKPT takes one that stage 0 trained"
+                )
+        for note in notes:
+            self._say(f"note: {note}")
 
     def _check_same_model(self, checkpoint: Checkpoint) -> None:
         """Refuse a model that its weights cannot tell apart, unless that was asked for in so many words."""
         given = {text.partition("=")[0] for text in self.composed.given}
-        for name in ("patch_size", "glance_size", "input_size", "num_segments", "fit", "motion_gap_s"):
+        for name in UNTOLD_OPTIONS:
             before, now = checkpoint.config.get(name), getattr(self.options, name)
             if before is not None and before != now and name not in given:
                 raise UsageError(f"resume={checkpoint.path}: trained with {name}={before}, now {now}: give {name}=")
+        trained, classes = checkpoint.classes, self.val_split.classes
+        if trained is not None and not same_classes(trained, classes):
+            raise UsageError(
+                f"resume={checkpoint.path}: trained on other classes ({first_difference(trained, classes)}): give the "
+                "class names of that training, in their order"
+            )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Go on exactly where a run of this stage stopped, in its own folder unless another was asked for."""
