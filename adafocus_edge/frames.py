@@ -111,9 +111,9 @@ def _check_frame(frame: Any, spec: ModelSpec, *, clip: bool) -> None:
             )
     elif spec.motion_gap_s:
         raise FrameError(
-            f"frame: {_described(frame)} may be RGB, and this model takes {_purpose(spec.motion_gap_s, spec.fit)}: use "
-            f"{MAKERS}.FrameMaker(spec).add(picture, time_s), motion_frame(pictures, spec), or sampled_frames(clip, "
-            "spec); ModelFrame.of(pixels, spec) marks stacked or stored ones"
+            f"frame: {_described(frame)} may be RGB, and this model takes {_purpose(spec.motion_gap_s, spec.fit)}: "
+            f"make it with FrameMaker, motion_frame or sampled_frames of {MAKERS}; frames that were stacked or stored are "
+            "marked by adafocus_edge.frames.ModelFrame.of(pixels, spec)"
         )
 
 
@@ -162,7 +162,8 @@ def _described(thing: Any) -> str:
     if isinstance(thing, (np.ndarray, Buffer)):
         what = "a plain array" if type(thing) is np.ndarray else type(thing).__name__
         return f"{what} {thing.dtype} {list(thing.shape)}"
-    return f"a {type(thing).__module__.partition('.')[0]} {type(thing).__name__}"
+    module = type(thing).__module__.partition(".")[0]
+    return f"a {type(thing).__name__}" if module == "builtins" else f"a {module} {type(thing).__name__}"
 
 
 def as_picture(picture: Any) -> Image.Image:
