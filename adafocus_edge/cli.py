@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from adafocus_edge.bundle import Bundle, Manifest
     from adafocus_edge.classify import Classifier, Result
+    from adafocus_edge.data import Split
     from adafocus_edge.evaluate import Evaluation
     from adafocus_edge.exits import ExitThresholds
     from adafocus_edge.sources import Source
@@ -205,6 +206,18 @@ def export_verb(
         raise CheckpointError(f"{checkpoint}: no such checkpoint file")
     if output.exists() and not force:
         raise UsageError(f"{output}: exists already; give another name, or --force to replace it")
+    if classes is not None:
+        from adafocus_edge.bundle import read_classes
+
+        read_classes(classes)
+    if frames is not None:
+        from adafocus_edge.sources import Source
+
+        if (missing := Source(frames, frames).missing()) is not None:
+            raise missing
+    from adafocus_edge.upkeep import check_parent
+
+    check_parent(output)
     exporter = reach("export.exporter", "export", "export")
     options = exporter.ExportOptions(
         model=exporter.ModelOptions(
@@ -242,7 +255,10 @@ def train(
 ) -> None:
     """Train one of the four stages: `train dataset=custom data_dir=DIR train_stage=1 ...`."""
     del debug
-    reach("training.train", "train", "train").run(options, quiet)
+    _check_installed("torch", "train", "train")
+    # Before PyTorch is loaded, which takes seconds.
+    composed = reach("training.options", "train", "train").compose_options(options)
+    reach("training.train", "train", "train").run_composed(composed, quiet)
 
 
 @app.command()
@@ -342,10 +358,14 @@ def evaluate(
         from adafocus_edge.plot import check_plot
 
         check_plot(plot)
+    if not model.exists():
+        raise UsageError(f"{model}: neither a bundle nor a checkpoint is there")
     asked = _Evaluating(
         data, frames, classes, patches.value, multi_label, patch_size, segments, backend.value, variant,
         "stream" if schedule is ScheduleName.STREAM else "clip", threads, exit_set, quiet,
     )  # fmt: skip
+    asked.check_files()
+    _check_files(output, plot)
     found, what = asked.bundle(model) if model.is_dir() else asked.checkpoint(model)
     for name, error in found.failed:
         _fail(f"left out: {name}: {error}", 1)
@@ -394,53 +414,69 @@ class _Evaluating:
     exit_set: str | None
     quiet: bool
 
+    def check_files(self) -> None:
+        """Check what takes no time, before a model is loaded. Raises ``DataError`` or ``BundleError``."""
+        from adafocus_edge.bundle import read_classes
+        from adafocus_edge.data import check_data
+
+        check_data(self.data, self.frames)
+        if self.classes is not None:
+            read_classes(self.classes)
+
     def bundle(self, path: Path) -> tuple[Evaluation, str]:
         """Evaluate a bundle."""
         from adafocus_edge.backends.load import load_model
-        from adafocus_edge.bundle import read_bundle
+        from adafocus_edge.bundle import check_graph_files, open_bundle
         from adafocus_edge.evaluate import graphs_used, predict_with, with_patches
 
         if self.patch_size is not None:
             raise UsageError("--patch-size is for official checkpoints: a bundle knows its own")
-        found = read_bundle(path)
+        found = open_bundle(path)
+        found.choose_variant(self.variant)
         exits = None if self.exit_set is None else _exits(found, self.exit_set, live=False)
+        split = self._split(found.model, found.classes)
+        check_graph_files(found)
         with load_model(found, self.variant, self.backend, self.threads) as model:
             graphs = found.manifest.variants[model.variant]
             gflops = sum(graphs[graph].gflops for graph in graphs_used(found.model, self.patches))
             predict = predict_with(with_patches(model, self.patches), self.schedule)
             what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {self.patches} patches"
-            return self._run(predict, found.model, found.classes, gflops, what, exits), what
+            return self._run(predict, found.model, split, gflops, what, exits), what
 
     def checkpoint(self, path: Path) -> tuple[Evaluation, str]:
         """Evaluate a checkpoint with PyTorch."""
-        if not path.exists():
-            raise UsageError(f"{path}: neither a bundle nor a checkpoint is there")
         if self.backend != "auto" or self.variant != "auto" or self.exit_set is not None:
             raise UsageError("--backend, --variant and --exit are for bundles: PyTorch runs a checkpoint")
         training = reach("training.predict", "evaluate", "train")
         options = training.ModelOptions(patch_size=self.patch_size)
         loaded = training.load_predictor(path, options, self.patches, self.schedule, self.threads)
-        found = self._run(loaded.predict, loaded.spec, loaded.classes, loaded.gflops_per_step, loaded.what)
+        split = self._split(loaded.spec, loaded.classes)
+        found = self._run(loaded.predict, loaded.spec, split, loaded.gflops_per_step, loaded.what)
         return found, loaded.what
 
-    def _run(
-        self,
-        predict: Any,
-        spec: ModelSpec,
-        names: tuple[str, ...] | None,
-        gflops: float,
-        what: str,
-        exits: ExitThresholds | None = None,
-    ) -> Evaluation:
+    def _split(self, spec: ModelSpec, names: tuple[str, ...] | None) -> Split:
+        """Read the clips, of the classes that the model has."""
         from adafocus_edge.bundle import check_classes, read_classes
         from adafocus_edge.data import read_data
-        from adafocus_edge.evaluate import evaluate as run
 
         if self.classes is not None:
             names = read_classes(self.classes)
             check_classes(names, spec.classes, str(self.classes))
         split = read_data(self.data, names, self.frames)
         check_classes(split.classes, spec.classes, str(self.data))
+        return split
+
+    def _run(
+        self,
+        predict: Any,
+        spec: ModelSpec,
+        split: Split,
+        gflops: float,
+        what: str,
+        exits: ExitThresholds | None = None,
+    ) -> Evaluation:
+        from adafocus_edge.evaluate import evaluate as run
+
         spec = replace(spec, segments=self.segments or spec.segments)
         if exits is not None and len(exits.values) != spec.segments:
             raise UsageError(f"--segments {spec.segments}: --exit {self.exit_set} is for {len(exits.values)} frames")
@@ -508,14 +544,21 @@ def calibrate(
         raise UsageError("--output is missing: the default model itself is not written to")
     _check_plot_name(plot)
     _check_threads(threads)
-    from adafocus_edge.bundle import default_bundle, read_bundle
+    from adafocus_edge.bundle import default_bundle, open_bundle
+    from adafocus_edge.data import check_data
+    from adafocus_edge.sources import VIDEO_SUFFIXES
 
+    for clips_path in (data, report_on):
+        # One video is taken, too.
+        if clips_path is not None and not (clips_path.suffix.lower() in VIDEO_SUFFIXES and clips_path.is_file()):
+            check_data(clips_path, frames)
     path = bundle or default_bundle()
-    found = read_bundle(path)
+    found = open_bundle(path)
     if plot is not None:
         from adafocus_edge.plot import check_plot
 
         check_plot(plot)
+        _check_files(plot)
     made = reach("calibration.calibrate", "calibrate", "calibrate")
     options = reach("calibration.options", "calibrate", "calibrate").read_options(
         data=data, frames=frames, report_on=report_on, variants=variants, output=output, clips=clips, samples=samples,
@@ -773,6 +816,7 @@ def tune(
     del debug
     from adafocus_edge.bench.tune import Demand, choose, profile_of
     from adafocus_edge.bundle import changing, copied_bundle, default_bundle, read_bundle, update_bundle
+    from adafocus_edge.data import check_data
 
     demand = Demand(max_latency_ms, min_accuracy, latency.value, percentile.value)
     if data is None:
@@ -781,6 +825,7 @@ def tune(
         raise UsageError("--output is missing: the default model itself is not written to")
     if not name or not name.isprintable() or "/" in name:
         raise UsageError(f"--name {name!r}: a word without /")
+    check_data(data, frames)
     found = read_bundle(bundle or default_bundle())
     if output is not None:
         found = copied_bundle(found, output)
@@ -867,7 +912,7 @@ class _Benchmark:
         """Measure, with a progress bar."""
         from adafocus_edge.bench.run import Request
         from adafocus_edge.bench.run import run as measure
-        from adafocus_edge.bundle import check_classes, default_bundle, read_bundle
+        from adafocus_edge.bundle import check_classes, check_graph_files, default_bundle, open_bundle
         from adafocus_edge.data import read_data
 
         for path in (*self.checkpoints, *([self.checkpoint] if self.checkpoint is not None else [])):
@@ -882,7 +927,7 @@ class _Benchmark:
                 name = f"{path.resolve().parent.name}/{name}"
             if name in bundles:
                 raise UsageError(f"{path}: two of the bundles have the same name")
-            bundles[name] = read_bundle(path)
+            bundles[name] = open_bundle(path)
         split = None
         if self.data is not None:
             classes = next(iter(bundles.values())).classes
@@ -895,6 +940,8 @@ class _Benchmark:
         for path in self.checkpoints:
             run = path.resolve()  # runs are told apart by their folders: their checkpoints have the same names
             checkpoints[f"{run.parent.name}/{run.name}"] = path
+        for bundle in bundles.values():
+            check_graph_files(bundle)
         state = None if self.json_file is None else _kept_beside(self.json_file)
         request = Request(
             bundles, grid.read(labelled=split is not None, checkpoints=tuple(checkpoints)), split, clips=clips,
@@ -1036,7 +1083,7 @@ def classify(
     """Classify videos, folders of frames, cameras and streams."""
     del debug, config
     from adafocus_edge.backends.load import load_model
-    from adafocus_edge.bundle import default_bundle, read_bundle
+    from adafocus_edge.bundle import check_graph_files, default_bundle, open_bundle
     from adafocus_edge.classify import Classifier
     from adafocus_edge.report import ResultFile
     from adafocus_edge.sources import find_sources
@@ -1044,21 +1091,25 @@ def classify(
     if bundle is None:
         bundle = default_bundle()
         _say(DEFAULT_MODEL_NOTE, quiet)
+    found = open_bundle(bundle)
     asked = _Setting(backend, variant, schedule, threads, exit_set)
-    asked = asked.checked(bundle, profile, exit_confidence, quiet)
+    asked = asked.checked(found, profile, exit_confidence, quiet)
     backend, variant, schedule, threads, exit_set = astuple(asked)[:5]
     sources = find_sources(source)
     streamed = any(s.live for s in sources)
     only_live = _only_live(live, provisional=provisional, show=show)
     if streamed and exit_set is not None and len(sources) == 1 and sources[0].address.startswith("http"):
         # An address without a live set is tried as a file.
-        streamed = _has_live_exits(read_bundle(bundle), exit_set)
+        streamed = _has_live_exits(found, exit_set)
     streamed = streamed or only_live is not None
     if streamed:
         _check_live(save_video, schedule, profile)
     _check_targets(output, save_video, bundle, sources, logits=logits, as_json=as_json)
-    found = read_bundle(bundle)
     top = _top(top_k, found)
+    found.choose_variant(variant)
+    _exits_asked(found, exit_set, exit_confidence, live=streamed)
+    missing = _check_missing(sources, live if streamed else None, output, as_json=as_json, quiet=quiet)
+    check_graph_files(found)
     with ExitStack() as stack:
         model = stack.enter_context(load_model(found, variant, backend.value, threads))
         model = replace(model, spec=replace(model.spec, segments=asked.segments or model.spec.segments))
@@ -1074,26 +1125,36 @@ def classify(
                 decode_on_gpu=decoder is DecoderName.GPU,
             )  # fmt: skip
 
-        failed = 0
+        failed: int | None = None
         if streamed:
             from adafocus_edge.live import Printing, run_live
 
             printing = Printing(as_json, logits, provisional, quiet)
             errors = run_live(sources, classifier(live=True), live, printing, output, show=show)
-            ends = [error for error in errors.values() if isinstance(error, HasAnEndError)]
-            streamed = not (ends and len(sources) == 1)
-            if not streamed and only_live is not None:
-                raise UsageError(f"{ends[0]}: {only_live} is for live sources")
-            failed = len(errors)
-            for error in ends if streamed else []:
-                _fail(f"{error}: download it, or classify it alone", 1)
-        if not streamed:
+            failed = _count_failed(errors, only_live, alone=len(sources) == 1)
+        if failed is None:
             file = stack.enter_context(ResultFile(output)) if output is not None else None
             sink = _Sink(as_json, logits, file)
-            _run_files([replace(s, live=False) for s in sources], classifier(live=False), save_video, sink, quiet)
+            files = [replace(s, live=False) for s in sources]
+            _run_files(files, missing, classifier(live=False), save_video, sink, quiet)
             failed = sink.failed
     if failed:
         raise typer.Exit(1)
+
+
+def _count_failed(errors: dict[str, AdaFocusError], only_live: str | None, *, alone: bool) -> int | None:
+    """Return how many sources of a live run failed, or None where its only one turned out to be a file.
+
+    Raises ``UsageError`` where that file was given an option that is for live sources.
+    """
+    ends = [error for error in errors.values() if isinstance(error, HasAnEndError)]
+    if ends and alone:
+        if only_live is not None:
+            raise UsageError(f"{ends[0]}: {only_live} is for live sources")
+        return None
+    for error in ends:
+        _fail(f"{error}: download it, or classify it alone", 1)
+    return len(errors)
 
 
 @dataclass(frozen=True)
@@ -1107,7 +1168,7 @@ class _Setting:
     exit_set: str | None
     segments: int | None = None
 
-    def checked(self, bundle: Path, profile: str | None, exit_confidence: float | None, quiet: bool) -> _Setting:
+    def checked(self, bundle: Bundle, profile: str | None, exit_confidence: float | None, quiet: bool) -> _Setting:
         """Return it, or a profile's setting. Raises ``UsageError`` for what contradicts itself or is not there."""
         _check_threads(self.threads)
         _check_exit(self.exit_set, exit_confidence, self.schedule)
@@ -1115,12 +1176,12 @@ class _Setting:
             return self
         if exit_confidence is not None or self != _Setting(BackendName.AUTO, "auto", ScheduleName.AUTO, None, None):
             raise UsageError("--profile decides backend, variant, schedule, threads and exit: leave those out")
-        from adafocus_edge.bundle import read_bundle
-
-        found = read_bundle(bundle).profile(profile)
+        found = bundle.profile(profile)
         known = [name.value for name in BackendName]
         if found.backend not in known:
-            raise UsageError(f"{bundle}: profile {profile!r} wants the backend {found.backend!r}; there are: {known}")
+            raise UsageError(
+                f"{bundle.path}: profile {profile!r} wants the backend {found.backend!r}; there are: {known}"
+            )
         _say(f"profile {profile}: {found.demand}; measured on {found.device}", quiet)
         return _Setting(
             BackendName(found.backend), found.variant, ScheduleName(found.schedule),
@@ -1179,7 +1240,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise MissingExtraError("`adafocus-edge serve`", "serve", error.name or "starlette") from None
     from adafocus_edge.backends.load import load_model
-    from adafocus_edge.bundle import default_bundle, read_bundle
+    from adafocus_edge.bundle import check_graph_files, default_bundle, open_bundle
     from adafocus_edge.classify import Classifier
     from adafocus_edge.live import serve_live
     from adafocus_edge.sources import find_sources
@@ -1193,8 +1254,11 @@ def serve(
         _say(DEFAULT_MODEL_NOTE, quiet)
     sources = find_sources(source or [])
     _check_targets(output, None, bundle, sources, logits=False, as_json=True)
-    found = read_bundle(bundle)
+    found = open_bundle(bundle)
     top = _top(top_k, found)
+    found.choose_variant(variant)
+    _exits_asked(found, exit_set, exit_confidence, live=True)
+    check_graph_files(found)
     with load_model(found, variant, backend.value, threads) as model:
         _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         exits = _exits_asked(found, exit_set, exit_confidence, live=True)
@@ -1222,14 +1286,17 @@ class _Sink:
 
             print_result(console(), result)
 
-    def failure(self, source: str, error: AdaFocusError) -> None:
-        """A source that gives no result."""
+    def failure(self, source: str, error: AdaFocusError, *, said: bool = False) -> None:
+        """A source that gives no result; ``said`` if stderr has it already."""
         entry = {"source": source, "error": str(error)}
         if self._file is not None:
             self._file.write(entry)
         if self._json:
             self._print(entry)
-        self.complaint(error)
+        if said:
+            self.failed += 1
+        else:
+            self.complaint(error)
 
     @staticmethod
     def _print(entry: dict[str, Any]) -> None:
@@ -1243,8 +1310,40 @@ class _Sink:
         _fail(str(error), 1)
 
 
+def _check_missing(
+    sources: list[Source], live: LiveArguments | None, output: Path | None, *, as_json: bool, quiet: bool
+) -> dict[Source, SourceError]:
+    """Report paths that lead nowhere before the model is loaded, and return them; exit where there are no others.
+
+    Where some sources are there, a run goes on with them: a live one has notices of its own for those that are not.
+    """
+    missing = {source: error for source in sources if (error := source.missing()) is not None}
+    if not missing or not all(source in missing for source in sources):
+        for error in missing.values() if live is None else ():
+            _fail(str(error), 1)
+        return missing
+    if live is not None:
+        from adafocus_edge.live import Printing, report_missing
+
+        named = {source.name: error for source, error in missing.items()}
+        report_missing(named, live, Printing(as_json, quiet=quiet), output)
+        raise typer.Exit(1)
+    from adafocus_edge.report import ResultFile
+
+    with ExitStack() as stack:
+        sink = _Sink(as_json, logits=False, file=stack.enter_context(ResultFile(output)) if output else None)
+        for source, error in missing.items():
+            sink.failure(source.name, error)
+    raise typer.Exit(1)
+
+
 def _run_files(
-    sources: list[Source], classifier: Classifier, save_video: Path | None, sink: _Sink, quiet: bool
+    sources: list[Source],
+    missing: dict[Source, SourceError],
+    classifier: Classifier,
+    save_video: Path | None,
+    sink: _Sink,
+    quiet: bool,
 ) -> None:
     from adafocus_edge.render import save_annotated
 
@@ -1252,6 +1351,10 @@ def _run_files(
     with _progress(quiet) as bars:
         clips = bars.add_task("classifying", total=len(sources), visible=len(sources) > 1)
         for source in sources:
+            if source in missing:
+                sink.failure(source.name, missing[source], said=True)
+                bars.advance(clips)
+                continue
             try:
                 result, clip = classifier.classify(source)
             except AdaFocusError as error:
@@ -1373,6 +1476,7 @@ def _check_output(path: Path, bundle: Path, sources: list[Source]) -> None:
         raise UsageError(f"--output {path}: would overwrite a source or a part of the bundle")
     if path.suffix.lower() in VIDEO_SUFFIXES:
         raise UsageError(f"--output {path}: takes results (JSON lines or CSV); --save-video writes videos")
+    _check_files(path)
 
 
 def _own_files(sources: list[Source]) -> set[Path]:
@@ -1387,6 +1491,15 @@ def _real(path: Path) -> Path:
 def _check_decoder(decoder: DecoderName, *, live: bool, on_gpu: bool) -> None:
     if decoder is DecoderName.GPU and (live or not on_gpu):
         raise UsageError("--decoder gpu is for files, with a backend on an NVIDIA GPU")
+
+
+def _check_files(*paths: Path | None) -> None:
+    """Check that files can be written, before anything slow is begun. Raises ``AdaFocusError``."""
+    from adafocus_edge.upkeep import check_file
+
+    for path in paths:
+        if path is not None:
+            check_file(path)
 
 
 def _check_plot_name(plot: Path | None) -> None:
@@ -1427,6 +1540,16 @@ def reach(module: str, verb: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"`adafocus-edge {verb}`", extra, error.name or module) from None
+
+
+def _check_installed(package: str, verb: str, extra: str) -> None:
+    """Check that a package can be found, without the seconds that importing it takes. Raises ``MissingExtraError``."""
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise MissingExtraError(f"`adafocus-edge {verb}`", extra, package)
 
 
 def _say(text: str, quiet: bool) -> None:

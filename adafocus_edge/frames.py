@@ -112,8 +112,8 @@ def _check_frame(frame: Any, spec: ModelSpec, *, clip: bool) -> None:
     elif spec.motion_gap_s:
         raise FrameError(
             f"frame: {_described(frame)} may be RGB, and this model takes {_purpose(spec.motion_gap_s, spec.fit)}: "
-            f"make it with FrameMaker, motion_frame or sampled_frames of {MAKERS}; frames that were stacked or stored are "
-            "marked by adafocus_edge.frames.ModelFrame.of(pixels, spec)"
+            f"make it with FrameMaker, motion_frame or sampled_frames of {MAKERS}; stacked or stored frames are marked "
+            "by adafocus_edge.frames.ModelFrame.of(pixels, spec)"
         )
 
 

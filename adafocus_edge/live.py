@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from adafocus_edge.capture import CameraOptions, CaptureOptions
-from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
 from adafocus_edge.events import EventRule
 from adafocus_edge.live_options import DEFAULT_GLIMPSE_FPS, FOREVER, LiveArguments
 from adafocus_edge.messages import Event, Listener, Look, Message, Notice, Window, to_line
@@ -408,6 +408,26 @@ def run_live(
         for error in run.unseen.values():  # of the others a notice has told
             log.error(str(error))
         return run.errors
+
+
+def report_missing(
+    missing: dict[str, SourceError], arguments: LiveArguments, printing: Printing, output: Path | None
+) -> None:
+    """Report sources that are not there, by their names, as a run does, where there is nothing else to run.
+
+    Raises ``UsageError`` or ``AdaFocusError`` if an output cannot be written.
+    """
+    with ExitStack() as stack:
+        log = stack.enter_context(run_log(arguments.log, printing.quiet, arguments.rotate_mb, arguments.keep))
+        listeners: list[Listener] = [NoticeTeller(log), Printer(printing, log.warning, lambda: None)]
+        if output is not None:
+            from adafocus_edge.sinks import ResultsFile
+
+            listeners.append(ResultsFile(output, log.warning))
+        for listener in listeners:
+            stack.callback(listener.close)
+            for name, error in missing.items():
+                listener.offer(Notice(name, "failed", str(error), time.time()))
 
 
 def serve_live(

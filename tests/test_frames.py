@@ -26,6 +26,7 @@ from adafocus_edge.lanes import Lanes, SharedLanes
 from adafocus_edge.preprocess import FrameMaker, luminance, model_frame, motion_frame, preprocess
 from adafocus_edge.types import GRAPHS
 from tests.conftest import ROOT, edge, official_spec
+from tests.streams import need
 
 CLIP = ROOT / "tests" / "fights" / "fight" / "fi013.mp4"
 MOTION = read_bundle(default_bundle()).model
@@ -63,6 +64,7 @@ def on_device():
 
 def decoded() -> tuple[np.ndarray, float]:
     """All pictures of the clip in RGB by ffmpeg's command line, and its frame rate."""
+    need("ffmpeg", "ffprobe")
     about = subprocess.run(
         ["ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", "stream=width,height,avg_frame_rate", "-of",
          "json", CLIP], capture_output=True, check=True,

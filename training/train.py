@@ -58,7 +58,11 @@ CONFIG = "config.yaml"
 
 def run(overrides: list[str], quiet: bool) -> None:
     """Train or evaluate as ``key=value`` options say; what ``adafocus-edge train`` calls."""
-    composed = compose_options(overrides)
+    run_composed(compose_options(overrides), quiet)
+
+
+def run_composed(composed: Composed, quiet: bool) -> None:
+    """Train or evaluate as options say that were checked."""
     if not quiet:
         for note in composed.notes:
             print(f"note: {printable(note)}", file=sys.stderr)
