@@ -10,7 +10,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -419,8 +419,11 @@ def changing(path: Path) -> Iterator[None]:
         yield
 
 
-def copy_bundle(source: Path, target: Path) -> None:
-    """Copy a bundle, whole or not at all. Raises ``UsageError`` if something is there, ``BundleError``."""
+def copy_bundle(source: Path, target: Path) -> Bundle:
+    """Copy a bundle, whole or not at all, and return the copy, which was checked.
+
+    Raises ``UsageError`` if something is there, ``BundleError``.
+    """
     ours = _ours(source, _read_manifest(source))
 
     def left_out(folder: str, names: list[str]) -> set[str]:
@@ -430,9 +433,10 @@ def copy_bundle(source: Path, target: Path) -> None:
         with _told(target):
             shutil.copytree(source, draft, dirs_exist_ok=True, ignore=left_out)
         try:
-            read_bundle(draft)
+            copied = read_bundle(draft)
         except BundleError:
             raise BundleError(f"{source}: was changed while it was copied: run again") from None
+    return replace(copied, path=target)
 
 
 def _ours(path: Path, manifest: Manifest) -> Callable[[str, list[str]], set[str]]:
@@ -455,8 +459,8 @@ def copied_bundle(source: Bundle, target: Path) -> Bundle:
     Raises ``UsageError`` if something else is there, ``BundleError``.
     """
     if not target.exists():
-        copy_bundle(source.path, target)
-    elif not (target / MANIFEST).is_file() or _origin(_read_manifest(target)) != _origin(source.manifest):
+        return copy_bundle(source.path, target)
+    if not (target / MANIFEST).is_file() or _origin(_read_manifest(target)) != _origin(source.manifest):
         raise UsageError(f"{target}: exists already and is no copy of {source.path}; give another name")
     return read_bundle(target)
 

@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, replace
 from enum import Enum
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from adafocus_edge import __version__
 from adafocus_edge.errors import (
@@ -250,6 +251,7 @@ def train(
         list[str],
         typer.Argument(metavar="KEY=VALUE...", help="The official code's options, and ours; see the README."),
     ],
+    as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -258,7 +260,7 @@ def train(
     _check_installed("torch", "train", "train")
     # Before PyTorch is loaded, which takes seconds.
     composed = reach("training.options", "train", "train").compose_options(options)
-    reach("training.train", "train", "train").run_composed(composed, quiet)
+    reach("training.train", "train", "train").run_composed(composed, quiet, as_json=as_json)
 
 
 @app.command()
@@ -671,7 +673,40 @@ LabelledData = Annotated[
 SplitFrames = Annotated[Path | None, typer.Option(help="For a split list: the folder its paths lie in.")]
 
 
-@app.command()
+def old_json_form(arguments: Sequence[str]) -> list[str]:
+    """Rewrite ``benchmark --json FILE``, which wrote the report there, to ``--json-file FILE``; a switch stays.
+
+    What follows is a file unless it is another option, or a folder, which is a bundle.
+    """
+    made: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if argument == "--":
+            return [*made, argument, *waiting]
+        is_file = waiting and not waiting[0].startswith("-") and not Path(waiting[0]).is_dir()
+        if argument == "--json" and is_file:
+            argument = "--json-file"
+            made += [argument, waiting.pop(0)]
+        else:
+            made.append(argument.replace("--json=", "--json-file=", 1) if argument.startswith("--json=") else argument)
+    return made
+
+
+class BenchmarkCommand(typer.core.TyperCommand):
+    """Takes the old form of ``--json``, too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments."""
+        return super().parse_args(ctx, old_json_form(args))
+
+
+REPORT_SUFFIXES = {".csv": "csv", ".md": "markdown", ".markdown": "markdown", ".html": "html", ".htm": "html"}
+"""What a benchmark's ``--output`` is written as; JSON under any other name, but a plot under a plot's."""
+PLOT_SUFFIX = ".png"
+
+
+@app.command(cls=BenchmarkCommand)
 def benchmark(
     bundle: Annotated[
         list[Path] | None, typer.Argument(help="One or more bundles. [default: the default model]")
@@ -704,13 +739,20 @@ def benchmark(
     quick: Annotated[bool, typer.Option("--quick", help="Few clips, few rounds, no peers: under a minute.")] = False,
     seed: Seed = 1007,
     multi_label: Annotated[bool, typer.Option("--multi-label", help="mAP by all labels of a clip (FCVID).")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the report here; a run that was broken off goes on.")
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the report here, as JSON, or as FILE.csv, FILE.md, FILE.html (a page that needs "
+            "nothing else) or FILE.png; may be repeated. With JSON, a run that was broken off goes on.",
+        ),
     ] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the rows as CSV.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the report as Markdown.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write fronts, curves and bars as a PNG.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page that needs nothing else.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json-file", hidden=True)] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", hidden=True)] = None,
+    markdown: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    html: Annotated[Path | None, typer.Option(hidden=True)] = None,
     report: Annotated[
         Path | None, typer.Option("--from", help="Measure nothing: take this report, for the outputs and --compare.")
     ] = None,
@@ -719,25 +761,18 @@ def benchmark(
     ] = None,
     max_slowdown: Annotated[float, typer.Option(min=0.0, help="Percent that --compare lets a median grow.")] = 10.0,
     max_accuracy_drop: Annotated[float, typer.Option(min=0.0, help="Points that --compare lets top-1 fall.")] = 1.0,
+    as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Weigh accuracy against latency: every setting of a bundle that can run here, and what to compare it with."""
     del debug
     from adafocus_edge.bench import compare as comparing
-    from adafocus_edge.bench.tables import csv_text
-    from adafocus_edge.bench.tables import markdown as as_markdown
-    from adafocus_edge.files import write_text
-    from adafocus_edge.upkeep import check_folder
 
     _check_plot_name(plot)
-    if plot is not None or html is not None:
-        from adafocus_edge.plot import check_plot
-
-        check_plot(plot or html or Path())
-    for path in (json_file, csv_file, markdown, plot, html):
-        if path is not None:  # told before anything is measured
-            check_folder(path.parent, "reports")
+    files = _Reports.of(output or [], plot)
+    files = files.with_old(quiet, {"json": json_file, "csv": csv_file, "markdown": markdown, "html": html})
+    files.check()  # before anything is measured
     old = None if compare is None else comparing.read_report(compare)
     if report is not None:
         if bundle or data is not None:
@@ -745,28 +780,15 @@ def benchmark(
         made = comparing.read_report(report)
     else:
         grid = _Grid(backends, variants, schedules, exits, segments, streams, threads, peers, quick=quick)
-        asked = _Benchmark(data, frames, checkpoint, tuple(peer_checkpoint or ()), multi_label, json_file, quiet)
+        asked = _Benchmark(data, frames, checkpoint, tuple(peer_checkpoint or ()), multi_label, files.kept_for, quiet)
         made = asked.run(bundle or [], grid, 3 if quick else rounds, min(clips, QUICK_CLIPS) if quick else clips, seed)
     found = None
     if compare is not None and old is not None:
         found = comparing.compare(made, old, comparing.Limits(max_slowdown / 100, max_accuracy_drop))
         made = {**made, "compared": comparing.to_json(found, compare)}
     with ExitStack() as stack:
-        stack.callback(_print_benchmark, made)  # whatever becomes of the files
-        if json_file is not None:
-            write_text(json_file, json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-            shutil.rmtree(_kept_beside(json_file), ignore_errors=True)
-        if csv_file is not None:
-            write_text(csv_file, csv_text(made))
-        if markdown is not None:
-            write_text(markdown, as_markdown(made))
-        if plot is not None or html is not None:
-            from adafocus_edge.bench.picture import draw, write_page
-
-            if plot is not None:
-                draw(made, plot)
-            if html is not None:
-                write_page(made, html)
+        stack.callback(_print_benchmark, made, as_json=as_json)  # whatever becomes of the files
+        files.write(made)
     if found is not None:
         for note in found.notes:
             _say(f"note: {note}", quiet)
@@ -775,6 +797,76 @@ def benchmark(
         _say(f"compared {found.rows} rows with {compare}: {len(found.worse)} findings", quiet)
         if found.worse:
             raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Reports:
+    """The files that a benchmark's report is written to, each with its format."""
+
+    files: tuple[tuple[str, Path], ...]
+
+    @classmethod
+    def of(cls, outputs: list[Path], plot: Path | None) -> _Reports:
+        """Return those of ``--output``, whose names tell the formats, and of ``--plot``."""
+        formats = {**REPORT_SUFFIXES, PLOT_SUFFIX: "plot"}
+        named = [(formats.get(path.suffix.lower(), "json"), path) for path in outputs]
+        return cls((*named, *([("plot", plot)] if plot is not None else [])))
+
+    def with_old(self, quiet: bool, old: dict[str, Path | None]) -> _Reports:
+        """Return them with those of the options from before ``--output``, whose names tell nothing."""
+        given = [(kind, path) for kind, path in old.items() if path is not None]
+        for kind, path in given:
+            _say(f"note: --{kind} FILE is deprecated: use --output {path}, whose name tells the format", quiet)
+        return _Reports((*self.files, *given))
+
+    @property
+    def kept_for(self) -> Path | None:
+        """The file beside which what was measured is kept: the first JSON that is a file of its own, if any."""
+        from adafocus_edge.files import is_stream
+
+        return next((path for kind, path in self.files if kind == "json" and not is_stream(path)), None)
+
+    def check(self) -> None:
+        """Check that all of them can be written. Raises ``AdaFocusError``."""
+        from adafocus_edge.files import is_stream
+        from adafocus_edge.upkeep import check_folder
+
+        drawn = next((path for kind, path in self.files if kind in ("plot", "html")), None)
+        if drawn is not None:
+            from adafocus_edge.plot import check_plot
+
+            check_plot(drawn)
+        _check_files(*(path for _, path in self.files))
+        for _, path in self.files:
+            if not is_stream(path):
+                check_folder(path.parent, "reports")
+
+    def write(self, report: dict[str, Any]) -> None:
+        """Write all of them."""
+        from adafocus_edge.bench.tables import csv_text, markdown
+        from adafocus_edge.files import write_text
+
+        def draw(path: Path) -> None:
+            from adafocus_edge.bench.picture import draw
+
+            draw(report, path)
+
+        def write_page(path: Path) -> None:
+            from adafocus_edge.bench.picture import write_page
+
+            write_page(report, path)
+
+        writers: dict[str, Callable[[Path], None]] = {
+            "json": lambda path: write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n"),
+            "csv": lambda path: write_text(path, csv_text(report)),
+            "markdown": lambda path: write_text(path, markdown(report)),
+            "html": write_page,
+            "plot": draw,
+        }
+        for kind, path in self.files:
+            writers[kind](path)
+        if self.kept_for is not None:
+            shutil.rmtree(_kept_beside(self.kept_for), ignore_errors=True)
 
 
 @app.command()
@@ -981,7 +1073,12 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     return tuple(map(int, names))
 
 
-def _print_benchmark(report: dict[str, Any]) -> None:
+def _print_benchmark(report: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        from adafocus_edge.messages import to_line
+
+        typer.echo(to_line(report))
+        return
     from adafocus_edge.bench.tables import tables
     from adafocus_edge.report import console
 
@@ -1228,6 +1325,7 @@ def serve(
         Path | None, typer.Option("--output", "-o", help="Also write results here: JSON lines, or CSV if so named.")
     ] = None,
     config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the page's address, and --status, as JSON.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
     *,
@@ -1263,7 +1361,7 @@ def serve(
         _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         exits = _exits_asked(found, exit_set, exit_confidence, live=True)
         classifier = Classifier(model, found.classes, top_k=top, schedule="stream", exits=exits)
-        serve_live(sources, classifier, live, options, output, quiet=quiet)
+        serve_live(sources, classifier, live, options, output, as_json=as_json, quiet=quiet)
 
 
 class _Sink:
@@ -1319,8 +1417,9 @@ def _check_missing(
     """
     missing = {source: error for source in sources if (error := source.missing()) is not None}
     if not missing or not all(source in missing for source in sources):
-        for error in missing.values() if live is None else ():
-            _fail(str(error), 1)
+        for source in sources if live is None else ():
+            if source in missing:
+                _fail(str(missing[source]), 1)
         return missing
     if live is not None:
         from adafocus_edge.live import Printing, report_missing
@@ -1332,8 +1431,8 @@ def _check_missing(
 
     with ExitStack() as stack:
         sink = _Sink(as_json, logits=False, file=stack.enter_context(ResultFile(output)) if output else None)
-        for source, error in missing.items():
-            sink.failure(source.name, error)
+        for source in sources:
+            sink.failure(source.name, missing[source])
     raise typer.Exit(1)
 
 

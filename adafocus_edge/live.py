@@ -437,6 +437,7 @@ def serve_live(
     options: ServeOptions,
     output: Path | None,
     *,
+    as_json: bool,
     quiet: bool,
 ) -> None:
     """Serve a page of live sources until told, or for a time.
@@ -461,7 +462,9 @@ def serve_live(
         sinks = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, Printing(quiet=quiet))
         with _told(run, sinks, log), Server(run, options, tell=log.warning) as server:
             log.info(f"serving {server.url} (Ctrl-C ends)")
-            with status_shown(run, arguments.status, as_json=False, quiet=quiet):
+            if as_json:
+                print_line({"url": server.url})
+            with status_shown(run, arguments.status, as_json, quiet):
                 run.run(stop, arguments.duration)
 
 
