@@ -27,6 +27,7 @@ from adafocus_edge.cli import app, old_json_form
 from adafocus_edge.errors import BundleError
 from adafocus_edge.types import GRAPHS
 from tests.conftest import ROOT, edge, one_line_error
+from tests.test_train import TINY
 
 FIGHTS = ROOT / "tests" / "fights"
 CLIP = FIGHTS / "fight" / "fi013.mp4"
@@ -327,19 +328,16 @@ def only_json(done: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(done.stdout)
 
 
-def test_json_is_all_that_is_printed(tmp_path, small_checkpoint):
-    assert "rows" in only_json(edge("export", small_checkpoint, "-o", tmp_path / "b", "--patch-size", 160, "--json"))
+def test_json_is_all_that_is_printed(tmp_path):
     assert only_json(edge("inspect", "--json"))["classes"] == ["fight", "no_fight"]
     assert only_json(edge("doctor", "--json"))
-    found = only_json(edge("prepare", FIGHTS, "-o", tmp_path / "data", "--no-frames", "--json"))
-    assert found
+    assert only_json(edge("prepare", FIGHTS, "-o", tmp_path / "data", "--no-frames", "--json"))
     url = only_json(edge("serve", "--port", 0, "--duration", 0.1, "--json"))["url"]
     assert url.startswith("http://127.0.0.1:")
-    train = ("train", "dataset=custom", f"data_dir={tmp_path / 'data'}", "train_stage=0", "epochs=1", "batch_size=4",
-             "num_segments=2", "input_size=64", "workers=0", "focuser=resnet18", f"hydra.run.dir={tmp_path / 'run'}",
-             "--json")  # fmt: skip
-    trained = only_json(edge(*train, cwd=tmp_path))
+    train = ("train", *TINY, f"data_dir={tmp_path / 'data'}", "train_stage=0", "epochs=1", "workers=0",
+             f"hydra.run.dir={tmp_path / 'run'}", "--json")  # fmt: skip
+    trained = only_json(edge(*train))
     assert Path(trained["checkpoint"]).is_file()
     assert trained["epochs"] == 1
-    judged = only_json(edge(*train, "evaluate=true", f"resume={trained['checkpoint']}", cwd=tmp_path))
+    judged = only_json(edge(*train, "evaluate=true", f"resume={trained['checkpoint']}"))
     assert judged["clips"] > 0
