@@ -13,9 +13,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from adafocus_edge.errors import AdaFocusError, BackendError, HasAnEndError, SourceError, UsageError
+from adafocus_edge.frames import ModelFrame
 from adafocus_edge.messages import LiveFrame, Notice, NoticeKind
 from adafocus_edge.preprocess import luminance, motion_indices, nearest_earlier, preprocess
 from adafocus_edge.sources import SQUARE
@@ -130,10 +130,10 @@ class Counters:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A frame as the model takes it: uint8 [S, S, 3]; ``connection`` tells those before a loss from those after."""
+    """A frame as the model takes it; ``connection`` tells those before a loss from those after."""
 
     frame: LiveFrame
-    pixels: NDArray[np.uint8]
+    pixels: ModelFrame
     connection: int
 
 
@@ -512,7 +512,7 @@ class _Due:
 
 def model_pixels(
     parts: tuple[LiveFrame, ...], spec: ModelSpec, made: dict[int, NDArray[np.uint8]] | None = None
-) -> NDArray[np.uint8]:
+) -> ModelFrame:
     """Return a live frame as the model sees it.
 
     Args:
@@ -525,14 +525,14 @@ def model_pixels(
         uint8 [S, S, 3].
     """
     if len(parts) == 1:
-        return preprocess(Image.fromarray(parts[0].to_rgb()), spec.frame_size, spec.fit)
+        return ModelFrame.of(preprocess(parts[0].to_rgb(), spec.frame_size, spec.fit), spec)
     made = {} if made is None else made
     for part in parts:
         if part.index not in made:
-            made[part.index] = preprocess(Image.fromarray(luminance(part.to_rgb())), spec.frame_size, spec.fit)
+            made[part.index] = preprocess(luminance(part.to_rgb()), spec.frame_size, spec.fit)
     for index in [index for index in made if index < parts[0].index]:
         del made[index]
-    return np.stack([made[part.index] for part in parts], axis=-1)
+    return ModelFrame.of(np.stack([made[part.index] for part in parts], axis=-1), spec)
 
 
 def _kind(source: Source) -> str:

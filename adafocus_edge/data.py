@@ -84,14 +84,12 @@ def read_data(path: Path, classes: Sequence[str] | None = None, frames: Path | N
     """
     if classes is not None:
         classes = class_names(classes)
+    check_data(path, frames)
     if os.path.isdir(path):
         return _read_folders(path, classes)
-    if not os.path.exists(path):
-        raise DataError(f"{path}: no such folder, CSV or split list")
     if path.suffix.lower() == ".csv":
         return _read_csv(path, classes)
-    if frames is None:
-        raise DataError(f"{path}: a split list needs the folder that its paths lie in: give --frames DIR")
+    assert frames is not None
     if classes is None:
         raise DataError(f"{path}: a split list names no classes")
     return read_list(path, frames, classes)
@@ -106,6 +104,16 @@ def class_names(names: Sequence[str]) -> tuple[str, ...]:
             f"classes {found.index(name)} and {number} are both named {name!r}: labels need names that differ"
         )
     return found
+
+
+def check_data(path: Path, frames: Path | None = None) -> None:
+    """Check that there is something that :func:`read_data` can read, without reading it. Raises ``DataError``."""
+    if not os.path.exists(path):
+        raise DataError(f"{path}: no such folder, CSV or split list")
+    if os.path.isdir(path) or path.suffix.lower() == ".csv":
+        return
+    if frames is None:
+        raise DataError(f"{path}: a split list needs the folder that its paths lie in: give --frames DIR")
 
 
 def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | None = None) -> Split:

@@ -12,6 +12,7 @@ import numpy as np
 from adafocus_edge.errors import DataError, SourceError
 from adafocus_edge.evidence import few_clips_note, reuse_note, share_interval
 from adafocus_edge.exits import exit_steps, random_exit_top1, viewing_order
+from adafocus_edge.frames import ModelFrame
 from adafocus_edge.glimpse import GlimpseStream, see_clip, softmax
 from adafocus_edge.metrics import accuracy_curve, top_k_accuracy, wilson_interval
 from adafocus_edge.preprocess import sampled_frames
@@ -31,7 +32,7 @@ Patches = Literal["policy", "centre", "random"]
 
 
 class Predict(Protocol):
-    """Whatever turns a clip's frames, uint8 [T, S, S, 3], into logits after each of them, float32 [T, C]."""
+    """Whatever turns a clip's model frames, uint8 [T, S, S, 3], into logits after each of them, float32 [T, C]."""
 
     def __call__(self, frames: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """Predict one clip."""
@@ -270,12 +271,12 @@ def evaluate(
     return Evaluation(split.origin, split.classes, tuple(scored), tuple(failed), multi_label, gflops_per_clip, exits)
 
 
-def _read(split: Split, spec: ModelSpec) -> Iterator[tuple[Example, NDArray[np.uint8] | SourceError, float]]:
+def _read(split: Split, spec: ModelSpec) -> Iterator[tuple[Example, ModelFrame | SourceError, float]]:
     for example in split.examples:
         before = time.perf_counter()
         try:
             sampled = sampled_frames(example.open_clip(), spec)
-            frames: NDArray[np.uint8] | SourceError = np.stack([pixels for _, pixels in sampled])
+            frames: ModelFrame | SourceError = ModelFrame.of(np.stack([pixels for _, pixels in sampled]), spec)
         except SourceError as error:
             frames = error
         yield example, frames, (time.perf_counter() - before) * 1e3

@@ -251,6 +251,18 @@ class Source:
     live: bool = False
     video_track: int | None = None
 
+    def missing(self) -> SourceError | None:
+        """Return the error of a path that leads nowhere, without opening anything; None for any other source."""
+        if self.live or "://" in self.address:
+            return None
+        try:
+            Path(self.address).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return SourceError(f"{self.address}: no such file")
+        except OSError:  # opening it tells more
+            return None
+        return None
+
     def open_clip(self) -> Clip:
         """Open a source that ends. Raises ``SourceError``."""
         if os.path.isdir(self.address):

@@ -37,6 +37,7 @@ from adafocus_edge.bundle import (
     sha256_of,
 )
 from adafocus_edge.errors import SourceError
+from adafocus_edge.frames import ModelFrame
 from adafocus_edge.glimpse import see_clip
 from adafocus_edge.preprocess import model_frames, sample_indices
 from adafocus_edge.sources import Clip, FrameFolder, Source
@@ -254,11 +255,11 @@ def _rounding(model: AdaFocus, half: AdaFocus, frames: NDArray[np.uint8]) -> dic
     }
 
 
-def _real_frames(source: str | None, spec: ModelSpec) -> NDArray[np.uint8]:
+def _real_frames(source: str | None, spec: ModelSpec) -> ModelFrame:
     clip: Clip = FrameFolder(str(SAMPLE_FRAMES)) if source is None else Source(source, source).open_clip()
     # At least as many as the largest batch that is compared.
     indices = sample_indices(clip.frame_count, max(spec.segments, *BATCHES))
     pixels = [pixels for _, pixels in model_frames(clip, indices, spec)]
     if not pixels:
         raise SourceError(f"{source}: no frames in it")
-    return np.stack(pixels)
+    return ModelFrame.of(np.stack(pixels), spec)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-import torchvision
-from torch import Tensor, nn
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
+
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,8 @@ class Backbone:
 
 
 def _mobilenet_v2(classes: int) -> nn.Module:
+    import torchvision  # not above: options are checked before PyTorch is loaded, which takes seconds
+
     # The head's dropout is 0.2, as in the official glancer.
     return cast("nn.Module", torchvision.models.mobilenet_v2(weights=None, num_classes=classes, dropout=0.2))
 
@@ -38,6 +39,8 @@ def _mobilenet_features(net: nn.Module, image: Tensor) -> Tensor:
 
 def _resnet(name: str) -> Callable[[int], nn.Module]:
     def build(classes: int) -> nn.Module:
+        import torchvision
+
         return cast("nn.Module", getattr(torchvision.models, name)(weights=None, num_classes=classes))
 
     return build

@@ -68,11 +68,15 @@ CONFIG = "config.yaml"
 
 def run(overrides: list[str], quiet: bool) -> None:
     """Train or evaluate as ``key=value`` options say; what ``adafocus-edge train`` calls."""
-    composed = compose_options(overrides)
+    run_composed(compose_options(overrides), quiet)
+
+
+def run_composed(composed: Composed, quiet: bool, *, as_json: bool = False) -> None:
+    """Train or evaluate as options say that were checked; at the end, print what came of it as JSON if asked."""
     if not quiet:
         for note in composed.notes:
             print(f"note: {printable(note)}", file=sys.stderr)
-    launch(composed.options, _Work(composed, quiet))
+    launch(composed.options, _Work(composed, quiet, as_json))
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,12 @@ class _Work:
 
     composed: Composed
     quiet: bool
+    as_json: bool
 
     def __call__(self, processes: Processes) -> None:
         with _memory_told(self.composed.options):
-            Trainer(self.composed, processes, self.quiet or not processes.first).run()
+            quiet = self.quiet or not processes.first
+            Trainer(self.composed, processes, quiet, as_json=self.as_json and processes.first).run()
 
 
 class Trainer:
@@ -94,13 +100,15 @@ class Trainer:
         composed: the options.
         processes: this process among its like.
         quiet: whether to keep from printing.
+        as_json: whether to print the outcome as JSON.
     """
 
-    def __init__(self, composed: Composed, processes: Processes, quiet: bool) -> None:
+    def __init__(self, composed: Composed, processes: Processes, quiet: bool, *, as_json: bool = False) -> None:
         self.options = options = composed.options
         self.composed = composed
         self.processes = processes
         self.quiet = quiet
+        self.as_json = as_json
         self.train_split, self.val_split = read_splits(options)
         for note in _split_notes(self.train_split, self.val_split):
             self._say(f"note: {note}")
@@ -147,6 +155,7 @@ class Trainer:
         self._prepare_run_dir()
         if self.epoch >= options.epochs:
             self._say(f"nothing to do: {options.resume} has finished its {self.epoch} epochs (epochs={options.epochs})")
+            self._print_outcome()
             return
         told = self._told_how_to_go_on()
         with told, self._log() as log, progress_bars(self.quiet) as bars, self.interruption:
@@ -160,6 +169,7 @@ class Trainer:
                 self._save(found)
                 log(trained, found, time.monotonic() - started, self._count_failed())
         self._say(f"done: {self.run_dir / LAST}, best {options.best_by} {self.best:.2f}: {self.run_dir / BEST}")
+        self._print_outcome()
 
     def _count_failed(self) -> int:
         """Return how many clips could not be read so far, by any process."""
@@ -524,14 +534,30 @@ class Trainer:
     def _print_evaluation(self, found: dict[str, Any], failed: int) -> None:
         if not self.processes.first:
             return
-        for number, step in enumerate(found["per_step"]):
-            print(f"step {number + 1:3d}: top-1 {step['top1']:.2f}  mAP {step['mAP']:.2f}")
-        print(
-            f"{found['clips']} clips: top-1 {found['top1']:.2f}, top-5 {found['top5']:.2f}, mAP {found['mAP']:.3f}, "
-            f"loss {found['loss']:.4f}" + (f"; {failed} clips left out" if failed else "")
-        )
+        if self.as_json:
+            print(json.dumps({**found, "left_out": failed}))
+        else:
+            for number, step in enumerate(found["per_step"]):
+                print(f"step {number + 1:3d}: top-1 {step['top1']:.2f}  mAP {step['mAP']:.2f}")
+            print(
+                f"{found['clips']} clips: top-1 {found['top1']:.2f}, top-5 {found['top5']:.2f}, "
+                f"mAP {found['mAP']:.3f}, loss {found['loss']:.4f}" + (f"; {failed} clips left out" if failed else "")
+            )
         if failed:
             raise DataError(f"{self.val_split.origin}: {failed} of its clips could not be read")
+
+    def _print_outcome(self) -> None:
+        """Print where the checkpoints of a finished training are."""
+        if self.as_json:
+            outcome = {
+                "run_dir": str(self.run_dir),
+                "checkpoint": str(self.run_dir / LAST),
+                "best_checkpoint": str(self.run_dir / BEST),
+                "best_by": self.options.best_by,
+                "best": self.best,
+                "epochs": self.epoch,
+            }
+            print(json.dumps(outcome))
 
     def _say(self, text: str) -> None:
         if not self.quiet:
