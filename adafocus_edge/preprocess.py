@@ -135,7 +135,7 @@ def luminance(picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
 def motion_indices(index: int, fps: float, gap_s: float) -> tuple[int, int, int]:
     """Return the frames that make up a motion frame at a constant rate: two gaps before, one gap before, and ``index``.
 
-    See :func:`motion_frames` for a clip of any rate.
+    See :func:`motion_frame_indices` for a clip of any rate.
     """
     gap = max(1, round((fps or UNKNOWN_FPS) * gap_s))
     return max(0, index - 2 * gap), max(0, index - gap), index
@@ -159,7 +159,7 @@ def nearest_earlier(time_s: Callable[[int], float], start: int, target_s: float)
     return index
 
 
-def motion_frames(clip: Clip, index: int, gap_s: float) -> tuple[int, int, int]:
+def motion_frame_indices(clip: Clip, index: int, gap_s: float) -> tuple[int, int, int]:
     """Return the frames that make up a motion frame of a clip: two gaps before, one gap before, and ``index`` itself.
 
     They are the nearest in time, as with cameras. At a constant rate, and where frames have no times,
@@ -193,7 +193,7 @@ def glimpse_frames(
     if not motion_gap_s:
         yield from clip.select(indices, convert)
         return
-    parts = [motion_frames(clip, index, motion_gap_s) for index in indices]
+    parts = [motion_frame_indices(clip, index, motion_gap_s) for index in indices]
     needed = sorted({number for part in parts for number in part})
     read = clip.select(needed, lambda rgb: convert(luminance(rgb)))
     held: dict[int, NDArray[np.uint8]] = {}
@@ -297,5 +297,6 @@ class FrameMaker:
         # The newest of those that are too old stays: no other may be nearer to the next picture's time.
         while len(planes) > 1 and planes[1][0] <= wanted[0]:
             planes.pop(0)
-        parts = [min(planes, key=lambda plane: abs(plane[0] - at))[1] for at in wanted]
+        times_s = [kept_s for kept_s, _ in planes]
+        parts = [planes[nearest_earlier(times_s.__getitem__, len(planes) - 1, at)][1] for at in wanted]
         return ModelFrame.of(np.stack(parts, axis=-1), spec)

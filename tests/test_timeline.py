@@ -9,7 +9,7 @@ import pytest
 
 from adafocus_edge.capture import Capture, CaptureOptions
 from adafocus_edge.errors import SourceError
-from adafocus_edge.preprocess import model_frames, motion_frames, motion_indices, preprocess, sample_indices
+from adafocus_edge.preprocess import model_frames, motion_frame_indices, motion_indices, preprocess, sample_indices
 from adafocus_edge.sources import FrameFolder, Source
 from adafocus_edge.timeline import on_one_clock
 from adafocus_edge.video import VideoFile
@@ -149,7 +149,7 @@ def test_motion_goes_by_time_stamps_where_the_rate_varies(kind, suffix, tmp_path
     assert len(times) == 120
     video = VideoFile(str(path))
     for index in range(120):
-        two, one, now = motion_frames(video, index, GAP_S)
+        two, one, now = motion_frame_indices(video, index, GAP_S)
         assert now == index
         for found, gaps in ((one, 1), (two, 2)):
             off = np.abs(times[: index + 1] - (times[index] - gaps * GAP_S))
@@ -166,7 +166,7 @@ def test_motion_at_a_constant_rate_counts_frames_as_before(rate, suffix, tmp_pat
     assert video.is_constant_rate
     gap = max(1, round(float(rate) * GAP_S))
     for index in range(40):
-        found = motion_frames(video, index, GAP_S)
+        found = motion_frame_indices(video, index, GAP_S)
         assert found == (max(0, index - 2 * gap), max(0, index - gap), index) == motion_indices(index, rate, GAP_S)
 
 
@@ -176,7 +176,7 @@ def test_a_constant_rate_that_was_rounded_to_milliseconds_is_one(rate, tmp_path)
     video = VideoFile(str(path))
     gap = max(1, round(video.fps * GAP_S))
     assert gap == max(1, round(rate * GAP_S))
-    assert all(motion_frames(video, n, GAP_S) == (n - 2 * gap, n - gap, n) for n in range(2 * gap, 120))
+    assert all(motion_frame_indices(video, n, GAP_S) == (n - 2 * gap, n - gap, n) for n in range(2 * gap, 120))
 
 
 def test_frames_that_prepare_wrote_keep_their_times(tmp_path):
@@ -189,7 +189,7 @@ def test_frames_that_prepare_wrote_keep_their_times(tmp_path):
     folder = FrameFolder(str(tmp_path / "out" / "frames" / "a" / "varying"), 120)
     video = VideoFile(str(path))
     assert not folder.is_constant_rate
-    assert all(motion_frames(folder, n, GAP_S) == motion_frames(video, n, GAP_S) for n in range(120))
+    assert all(motion_frame_indices(folder, n, GAP_S) == motion_frame_indices(video, n, GAP_S) for n in range(120))
     assert FrameFolder(str(tmp_path / "out" / "frames" / "a" / "constant")).time_s(7) is None
     (tmp_path / "out" / "frames" / "a" / "varying" / "times.txt").write_text("0\n1\n")
     with pytest.raises(SourceError, match="times.txt: 2 times for 120 frames"):
@@ -198,7 +198,7 @@ def test_frames_that_prepare_wrote_keep_their_times(tmp_path):
 
 def test_frames_of_a_folder_are_counted(tmp_path):
     folder = FrameFolder("tests/golden/actnet96")
-    assert motion_frames(folder, 10, GAP_S) == motion_indices(10, 25.0, GAP_S)
+    assert motion_frame_indices(folder, 10, GAP_S) == motion_indices(10, 25.0, GAP_S)
 
 
 def test_a_model_sees_the_three_frames_that_are_nearest_in_time(tmp_path):

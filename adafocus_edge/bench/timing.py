@@ -18,7 +18,7 @@ from adafocus_edge.classify import Classifier
 from adafocus_edge.exits import viewing_order
 from adafocus_edge.frames import ModelFrame
 from adafocus_edge.glimpse import GlimpseStream, see_clip
-from adafocus_edge.preprocess import motion_frames, sample_indices, sampled_frames
+from adafocus_edge.preprocess import motion_frame_indices, sample_indices, sampled_frames
 from adafocus_edge.sources import SQUARE
 from adafocus_edge.types import GRAPHS
 
@@ -254,7 +254,7 @@ class Bench:
         last = steps[-1].frame_index if in_time and result.exited_early else clip.frame_count
         wanted = [index for index in sample_indices(clip.frame_count, segments) if index <= last]
         if gap_s:
-            wanted = sorted({part for index in wanted for part in motion_frames(clip, index, gap_s)})
+            wanted = sorted({part for index in wanted for part in motion_frame_indices(clip, index, gap_s)})
         for _ in clip.select(wanted, lambda _: None):
             pass
         return (time.perf_counter() - started) * 1e3
