@@ -79,7 +79,7 @@ def untrained(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
             layers = [] if state is None else [state]
         if state is not None and state.ndim == 2 and state.numel():
             bound = 1 / math.sqrt(state.shape[1])
-            if all(float(layer.abs().max()) <= bound for layer in layers if layer.numel()):
+            if all(float(layer.float().abs().max()) <= bound for layer in layers if layer.numel()):
                 found.append(part)
     return tuple(found)
 
@@ -132,7 +132,7 @@ def check_pretrained(checkpoint: Checkpoint, part: str) -> list[str]:
     Returns notes for the user. Raises ``UsageError``.
     """
     option = f"pretrained_{part}={checkpoint.path}"
-    if checkpoint.stage == 0 and checkpoint.config.get("pretrain_glancer") != (part == "glancer"):
+    if checkpoint.stage == 0 and checkpoint.config.get("pretrain_glancer") is not (part == "glancer"):
         raise UsageError(
             f"{option}: stage 0 trained the other part in it; where both have the same backbone, "
             f"{part}_weights={checkpoint.path} takes that"
@@ -211,7 +211,8 @@ def differences(checkpoint: Checkpoint, options: TrainOptions, names: Sequence[s
     return [
         f"{name}={_text(checkpoint.config[name])}, now {name}={_text(getattr(options, name))}"
         for name in names
-        if checkpoint.config.get(name) is not None and checkpoint.config[name] != getattr(options, name)
+        if isinstance(checkpoint.config.get(name), (int, float, str))
+        and checkpoint.config[name] != getattr(options, name)
     ]
 
 
@@ -227,14 +228,14 @@ def _holds(weights: Mapping[str, Tensor], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in weights)
 
 
-def _batches_seen(weights: Mapping[str, Tensor], part: str) -> int:
+def _batches_seen(weights: Mapping[str, Tensor], part: str) -> float:
     """Return how many batches a backbone's batch norms have counted in training, at most."""
     counters = [
         value
         for name, value in weights.items()
         if name.startswith(f"{part}.net.") and name.endswith("num_batches_tracked")
     ]
-    return max((int(value.max()) for value in counters if value.numel()), default=0)
+    return max((float(value.float().max()) for value in counters if value.numel()), default=0.0)
 
 
 def _text(value: Any) -> str:

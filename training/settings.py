@@ -43,11 +43,11 @@ def settings_of(checkpoint: Checkpoint, options: ModelOptions, spec: ModelSpec) 
     found = {}
     for name, source in SOURCES.items():
         value, recorded = getattr(spec, name), checkpoint.config.get(source.option)
+        recorded = recorded if isinstance(recorded, (int, float, str)) else None
         if recorded == value:
             found[name] = Setting(value, "checkpoint")
         elif getattr(options, source.option, None) is not None:
-            trained = recorded if isinstance(recorded, (int, float, str)) else None
-            found[name] = Setting(value, "option", trained)
+            found[name] = Setting(value, "option", recorded)
         elif name == "glance_size" and value != spec.frame_size:
             found[name] = Setting(value, "weights")
         else:

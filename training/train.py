@@ -28,6 +28,7 @@ from adafocus_edge.bundle import first_difference, read_classes, same_classes
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.data import Split, read_data, read_list
 from adafocus_edge.errors import CheckpointError, DataError, ShortageError, TrainingError, UsageError
+from adafocus_edge.evidence import few_clips_note, share_interval
 from adafocus_edge.glimpse import softmax
 from adafocus_edge.metrics import accuracy_curve, top_k_accuracy
 from adafocus_edge.report import printable, progress_bars
@@ -348,8 +349,9 @@ class Trainer:
                 f"train_stage={options.train_stage}: needs resume=CHECKPOINT of the stage before: "
                 f"{STARTS[_stage(options)]}"
             )
-        for part in ("glancer", "focuser"):
-            self._load_backbone(part)
+        notes = [note for part in ("glancer", "focuser") for note in self._load_backbone(part)]
+        for note in notes:  # once nothing was refused
+            self._say(f"note: {note}")
         return None
 
     def _resume(self, checkpoint: Checkpoint) -> Checkpoint | None:
@@ -373,8 +375,8 @@ class Trainer:
             self._say(f"note: {note}")
         return checkpoint if goes_on else None
 
-    def _load_backbone(self, part: str) -> None:
-        """Load a backbone from the checkpoint or the weights that its options name, if this stage uses it."""
+    def _load_backbone(self, part: str) -> list[str]:
+        """Load a backbone from what its options name, if this stage uses it; return notes for the user."""
         options, stage = self.options, _stage(self.options)
         name, pretrained = getattr(options, part), getattr(options, f"pretrained_{part}")
         source = getattr(options, f"{part}_weights")
@@ -397,8 +399,7 @@ class Trainer:
                     f"stage 1 does not train the glancer: it stays as glancer_weights={source} has it; "
                     "pretrained_glancer=CKPT takes one that stage 0 trained"
                 )
-        for note in notes:
-            self._say(f"note: {note}")
+        return notes
 
     def _check_same_model(self, checkpoint: Checkpoint) -> None:
         """Refuse a model that its weights cannot tell apart, unless that was asked for in so many words."""
@@ -543,6 +544,9 @@ class Trainer:
                 f"{found['clips']} clips: top-1 {found['top1']:.2f}, top-5 {found['top5']:.2f}, "
                 f"mAP {found['mAP']:.3f}, loss {found['loss']:.4f}" + (f"; {failed} clips left out" if failed else "")
             )
+        right = round(found["top1"] * found["clips"] / 100)
+        if note := few_clips_note(share_interval(right, found["clips"]), found["clips"]):
+            self._say(f"note: {note}")
         if failed:
             raise DataError(f"{self.val_split.origin}: {failed} of its clips could not be read")
 
