@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -81,11 +82,16 @@ def check_folder(folder: Path, what: str) -> None:
 
 def check_parent(path: Path) -> None:
     """Check that a file or a folder can be made somewhere, without making any. Raises ``AdaFocusError``."""
-    parent = next(folder for folder in Path(os.path.abspath(path)).parents if os.path.lexists(folder))
+    absolute = Path(os.path.abspath(path))
+    parent = next(folder for folder in absolute.parents if os.path.lexists(folder))
+    reason = None
     if not parent.is_dir():
-        raise AdaFocusError(f"{path}: cannot be written ({parent} is no folder)")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise AdaFocusError(f"{path}: cannot be written (no permission in {parent})")
+        reason = errno.ENOTDIR
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        only_read = hasattr(os, "statvfs") and os.statvfs(parent).f_flag & os.ST_RDONLY
+        reason = errno.EROFS if only_read else errno.EACCES
+    if reason is not None:
+        raise AdaFocusError(f"{path}: cannot be written ({os.strerror(reason)})")
 
 
 def check_file(path: Path) -> None:

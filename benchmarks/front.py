@@ -110,7 +110,7 @@ def main() -> None:
              "--orders", "clip,coarse-to-fine", "--force", "--quiet")  # fmt: skip
         name = RESULTS / f"front-{model}"
         edge("benchmark", bundle, "--data", reporting, "--checkpoint", checkpoint, "--rounds", options.rounds,
-             "--peer-checkpoint", options.out / model / "0" / LAST, "--json", name.with_suffix(".json"),
+             "--peer-checkpoint", options.out / model / "0" / LAST, "-o", name.with_suffix(".json"),
              "--markdown", name.with_suffix(".md"), "--plot", name.with_suffix(".png"))  # fmt: skip
 
 

@@ -34,6 +34,7 @@ from adafocus_edge.data import Example, read_data
 from adafocus_edge.errors import AdaFocusError, BackendError, SourceError, UsageError
 from adafocus_edge.evaluate import predict_with
 from adafocus_edge.exits import ExitThresholds
+from adafocus_edge.frames import ModelFrame
 from adafocus_edge.glimpse import see_clip
 from adafocus_edge.preprocess import sampled_frames
 from adafocus_edge.types import GRAPHS, contract
@@ -394,9 +395,9 @@ def test_where_no_clip_can_be_read_it_says_so(bundle: Bundle, clock: Clock, tmp_
 # -- peers -------------------------------------------------------------------------------------------------------------
 
 
-def fight_frames(bundle: Bundle) -> np.ndarray:
+def fight_frames(bundle: Bundle) -> ModelFrame:
     clip = read_data(FIGHTS, bundle.classes).examples[0].open_clip()
-    return np.stack([pixels for _, pixels in sampled_frames(clip, bundle.model)])
+    return ModelFrame.of(np.stack([pixels for _, pixels in sampled_frames(clip, bundle.model)]), bundle.model)
 
 
 def test_parts_left_out_cost_what_is_left(bundle: Bundle) -> None:
@@ -538,8 +539,8 @@ def made(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     done = edge(
         "benchmark", bundle.path, "--data", FIGHTS, "--quick", "--peers", "centre-patches",
-        "--json", folder / "new.json", "--csv", folder / "rows.csv", "--markdown", folder / "report.md",
-        "--plot", folder / "front.png", "--html", folder / "page.html",
+        "-o", folder / "new.json", "-o", folder / "rows.csv", "-o", folder / "report.md", "-o", folder / "page.html",
+        "--plot", folder / "front.png",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -601,7 +602,7 @@ def test_what_is_missing_is_told_as_it_is_typed(
 ) -> None:
     command = "pip install 'adafocus-edge[openvino]'"
     left_out = [{"what": "[odd] openvino", "why": command}]
-    _print_benchmark({**report_of(bundle, clock), "skipped": left_out})
+    _print_benchmark({**report_of(bundle, clock), "skipped": left_out}, as_json=False)
     printed = capsys.readouterr().out
     assert command in printed
     assert "[odd] openvino" in printed

@@ -235,7 +235,7 @@ def test_a_killed_benchmark_goes_on_and_keeps_the_old_report(tmp_path: Path) -> 
         report = json.loads(out.read_text())
         return report["data"], [(row["key"], row["top1"], row["model_ms"]["rounds"]) for row in report["rows"]]
 
-    command = ["benchmark", "--data", FIGHTS, *BENCHMARK, "--json", out, "-q"]
+    command = ["benchmark", "--data", FIGHTS, *BENCHMARK, "-o", out, "-q"]
     Walk(out.parent, command, before).over(4, check, result)
 
 
@@ -373,7 +373,7 @@ def test_a_full_disk_ends_a_benchmark_in_a_line_and_it_goes_on(disk, tmp_path):
     out = place / "report.json"
     out.write_text("of yesterday\n")
     fill(place, 12_000)
-    command = ["benchmark", "--data", FIGHTS, *BENCHMARK, "--json", out, "-q"]
+    command = ["benchmark", "--data", FIGHTS, *BENCHMARK, "-o", out, "-q"]
     one_line_error(edge(*command), 1, "cannot be written (No space left on device)")
     assert out.read_text() == "of yesterday\n"
     (place / "ballast").unlink()
@@ -415,7 +415,7 @@ def test_a_full_disk_refuses_an_upload_and_keeps_nothing_of_it(disk, monkeypatch
         ["calibrate", "--data", FIGHTS, *CALIBRATE, "-o", "{}/bundle"],
         ["tune", "--data", FIGHTS, *TUNE, "-o", "{}/bundle"],
         ["build", "--target", "sm_89", "-o", "{}/bundle"],
-        ["benchmark", *BENCHMARK, "--json", "{}/report.json"],
+        ["benchmark", *BENCHMARK, "-o", "{}/report.json"],
         ["classify", CLIPS[0], "-o", "{}/results.csv"],
         ["classify", CLIPS[0], "--save-video", "{}/seen.mp4"],
         ["classify", CLIPS[0], "--record", "{}/seen"],
@@ -770,7 +770,7 @@ def test_an_event_follows_the_sources_time():
     ("command", "once", "gone"),
     [
         (
-            ["benchmark", "--data", FIGHTS, *BENCHMARK, "--json", "{}/out/report.json"],
+            ["benchmark", "--data", FIGHTS, *BENCHMARK, "-o", "{}/out/report.json"],
             "out/.*.parts/*.npz",
             "out/.*.parts",
         ),

@@ -75,10 +75,11 @@ def test_files_are_written_though_nobody_reads_stdout(evaluate, tmp_path):
 
 
 def test_results_are_shown_though_a_file_cannot_be_written(evaluate, tmp_path):
-    (tmp_path / "folder.json").mkdir()
-    done = edge(*evaluate, "--json", "--output", tmp_path / "folder.json")
-    one_line_error(done, 1, "folder.json: cannot be written")
+    done = edge(*evaluate, "--json", "--output", "/dev/full")
+    one_line_error(done, 1, "/dev/full: cannot be written")
     assert json.loads(done.stdout)["clips"] == 2
+    (tmp_path / "folder.json").mkdir()  # what can be known before is reported before
+    one_line_error(edge(*evaluate, "--json", "--output", tmp_path / "folder.json"), 2, "folder.json: is a folder")
 
 
 @pytest.mark.parametrize(
