@@ -98,7 +98,11 @@ def check_file(path: Path) -> None:
     """Check that a file can be written, without touching it. Raises ``UsageError`` for a folder, ``AdaFocusError``."""
     if path.is_dir():
         raise UsageError(f"{path}: is a folder, not a file to write")
-    if not is_stream(path):
+    try:
+        own = not is_stream(path)
+    except OSError as error:  # links in a circle, a folder that may not be entered
+        raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None
+    if own:
         check_parent(path)
 
 
