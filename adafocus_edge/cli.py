@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, replace
@@ -34,6 +35,8 @@ from adafocus_edge.live_options import DEFAULT_GLIMPSE_FPS, Config, LiveArgument
 from adafocus_edge.types import MOST_SEGMENTS
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from rich.progress import Progress
     from typing_extensions import Self
 
@@ -1224,7 +1227,9 @@ class _Sink:
 
     def failure(self, source: str, error: AdaFocusError) -> None:
         """A source that gives no result."""
-        entry = {"source": source, "error": str(error)}
+        from adafocus_edge.addresses import conceal
+
+        entry = {"source": source, "error": conceal(str(error))}
         if self._file is not None:
             self._file.write(entry)
         if self._json:
@@ -1246,6 +1251,7 @@ class _Sink:
 def _run_files(
     sources: list[Source], classifier: Classifier, save_video: Path | None, sink: _Sink, quiet: bool
 ) -> None:
+    from adafocus_edge.addresses import conceal
     from adafocus_edge.render import save_annotated
 
     names = dict(zip(sources, video_names(sources), strict=True))
@@ -1261,7 +1267,8 @@ def _run_files(
             except Exception as error:  # whatever a strange file sets off, the others go on
                 if _debug:
                     raise
-                told = SourceError(f"{source.name}: cannot be read (unexpected {type(error).__name__}: {error})")
+                said = conceal(str(error), source.address)
+                told = SourceError(f"{source.name}: cannot be read (unexpected {type(error).__name__}: {said})")
                 sink.failure(source.name, told)
                 bars.advance(clips)
                 continue
@@ -1323,10 +1330,16 @@ def _exits(bundle: Bundle, name: str, *, live: bool) -> ExitThresholds:
 
 def video_names(sources: list[Source]) -> list[str]:
     """Return the annotated videos' names: the source's own, with its folder's before it where two are the same."""
-    paths = [Path(source.address.rstrip("/")) for source in sources]
+    from adafocus_edge.addresses import shown_path
+    from adafocus_edge.upkeep import safe_name
+
+    paths = [Path((shown_path(s.address) if "://" in s.address else s.address).rstrip("/")) for s in sources]
     stems = [path.stem or "clip" for path in paths]
     names = [s if stems.count(s) == 1 else f"{p.parent.name}-{s}" for s, p in zip(stems, paths, strict=True)]
-    return [f"{name}.mp4" for name in names]
+    # Addresses may differ in nothing but what is not shown.
+    names = [n if names.count(n) == 1 or "://" not in s.address else s.name for s, n in zip(sources, names, strict=True)]
+    safe = [safe_name(name) if "://" in s.address else name for s, name in zip(sources, names, strict=True)]
+    return [f"{name}.mp4" for name in safe]
 
 
 def _is_video_file(path: Path) -> bool:
@@ -1431,9 +1444,10 @@ def reach(module: str, verb: str, extra: str) -> Any:
 
 def _say(text: str, quiet: bool) -> None:
     if not quiet:
+        from adafocus_edge.addresses import conceal
         from adafocus_edge.report import printable
 
-        print(printable(text), file=sys.stderr)
+        print(printable(conceal(text, *sys.argv[1:])), file=sys.stderr)
 
 
 def _progress(quiet: bool) -> AbstractContextManager[Progress]:
@@ -1518,6 +1532,10 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123
         elif type(stream) is io.TextIOWrapper:
             setattr(sys, name, kind.around(stream))
+    sys.excepthook = _print_traceback
+    threading.excepthook = lambda failed: _print_traceback(
+        failed.exc_type, failed.exc_value or failed.exc_type(), failed.exc_traceback
+    )
     status: object = 0
     try:
         status = typer.main.get_command(app).main(prog_name="adafocus-edge", standalone_mode=False)
@@ -1547,6 +1565,13 @@ def main() -> None:
     if status == INTERRUPTED:  # Typer turns Ctrl-C into this status, too
         print("interrupted", file=sys.stderr)
     _leave(status if isinstance(status, int) else 0)
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what ``--debug`` shows, without the secrets of addresses: messages of other libraries quote them."""
+    from adafocus_edge.addresses import conceal
+
+    print(conceal("".join(traceback.format_exception(kind, error, trace)), *sys.argv[1:]), end="", file=sys.stderr)
 
 
 def _is_here() -> bool:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from adafocus_edge.addresses import conceal
 from adafocus_edge.capture import CameraOptions, CaptureOptions
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.events import EventRule
@@ -163,11 +164,11 @@ class NoticeTeller(Listener):
 
 
 class _Lines(logging.Formatter):
-    """One line a message, whatever it holds; an error begins with the word."""
+    """One line a message, whatever it holds, without the secrets of addresses."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        return printable(super().format(record))
+        return printable(conceal(super().format(record), *sys.argv[1:]))
 
 
 class _ToStderr(logging.Handler):
