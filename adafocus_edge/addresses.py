@@ -231,6 +231,12 @@ def without_password(address: str) -> str:
     return shown + _one_shown(address[begin:])
 
 
+def shown_server(address: str) -> str:
+    """Return scheme and host of an address, as they may be shown: no path, no query."""
+    scheme, _, rest = without_password(address).partition("://")
+    return f"{scheme}://{_authority(rest)}"
+
+
 def shown_path(address: str) -> str:
     """Return host and path of an address, as they may be shown."""
     return re.split("[?#]", without_password(address).partition("://")[2].removeprefix(f"{BLANK}@"), maxsplit=1)[0]
@@ -247,12 +253,13 @@ def _one_shown(address: str) -> str:
         return address
     if len(address) > LONGEST_ADDRESS:
         return f"{scheme}://{BLANK}"
+    rest = _without_values(rest)  # first: a password in a query may hold an "@", too
     start = _host_start(rest)
     host = _authority(rest[start:])
     tail = rest[start + len(host) :]
     user = rest[:start] if rest[:start] in ("", "@") else f"{BLANK}@"
     tail = INNER_USER.sub(rf"\1{BLANK}%40", tail)
-    return f"{scheme}://{user}{_shown_host(host)}{_without_tokens(_without_values(tail), scheme.lower())}"
+    return f"{scheme}://{user}{_shown_host(host)}{_without_tokens(tail, scheme.lower())}"
 
 
 NO_SCHEME = re.compile(r"[^/\s:@]+:[^@]*@.")
@@ -300,7 +307,8 @@ MUST_BE_ENCODED = re.compile(r"[#?/@\[\]\\ ]|%(?![0-9A-Fa-f]{2})")
 def encoding_hint(address: str) -> str:
     """Return what to say, behind an error, of an address whose user or password is not written as it must be."""
     scheme, _, rest = address.partition("://")
-    start = 0 if scheme.lower() == "file" else _host_start(rest)
+    has_user = scheme.lower() != "file" and _host_start(_without_values(rest)) > 0
+    start = _host_start(rest) if has_user else 0
     odd = sorted(set(MUST_BE_ENCODED.findall(rest[: max(0, start - 1)])))
     if not odd:
         return ""

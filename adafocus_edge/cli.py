@@ -1337,7 +1337,9 @@ def video_names(sources: list[Source]) -> list[str]:
     stems = [path.stem or "clip" for path in paths]
     names = [s if stems.count(s) == 1 else f"{p.parent.name}-{s}" for s, p in zip(stems, paths, strict=True)]
     # Addresses may differ in nothing but what is not shown.
-    names = [n if names.count(n) == 1 or "://" not in s.address else s.name for s, n in zip(sources, names, strict=True)]
+    names = [
+        n if names.count(n) == 1 or "://" not in s.address else s.name for s, n in zip(sources, names, strict=True)
+    ]
     safe = [safe_name(name) if "://" in s.address else name for s, name in zip(sources, names, strict=True)]
     return [f"{name}.mp4" for name in safe]
 

@@ -706,7 +706,7 @@ def test_smoothing_averages_windows_and_events_follow_it() -> None:
     ("address", "shown"),
     [
         ("rtsp://admin:p@ss@10.0.0.1/a", "rtsp://***@10.0.0.1/a"),
-        ("rtsp://h/live?user=admin&password=top&x=1", "rtsp://h/live?user=admin&password=***&x=1"),
+        ("rtsp://h/live?user=admin&password=top&x=1", "rtsp://h/live?user=***&password=***&x=1"),
         ("http://h/a?access_token=abc;b=2#c", "http://h/a?access_token=***;b=2#c"),
         ("rtmp://h/live/key?name=monkey", "rtmp://h/live/key?name=monkey"),
     ],
