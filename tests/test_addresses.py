@@ -306,7 +306,8 @@ def serving(*arguments: object, cwd: Path) -> Iterator[tuple[subprocess.Popen[st
 def test_nothing_that_a_live_run_writes_holds_a_secret(camera: str, tmp_path: Path) -> None:
     done = edge(
         "classify", *addresses(camera), "--json", "--provisional", "--glimpse-fps", 8, "--duration", 4, "--status", 1,
-        "--event", "fight=0.01", "--event", "no_fight=0.01", "--record", "videos", "--snapshots", "pictures", "--log", "log.txt", "-o", "out.jsonl",
+        "--event", "fight=0.01", "--event", "no_fight=0.01",
+        "--record", "videos", "--snapshots", "pictures", "--log", "log.txt", "-o", "out.jsonl",
         "--webhook", f"http://me:{SECRET}@127.0.0.1:9/{SECRET}", cwd=tmp_path,
     )  # fmt: skip
     (tmp_path / "stdout.txt").write_text(done.stdout)

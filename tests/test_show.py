@@ -89,7 +89,7 @@ def caption() -> str:
 
 
 def test_the_newest_frame_is_shown_with_its_look(screen, tmp_path, told):
-    assert screen.wants == (LiveFrame, Look)
+    assert screen.wants == (LiveFrame, Look, Notice)
     seen = {}
 
     def offer():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_args
 
 from adafocus_edge import __version__
-from adafocus_edge.messages import NoticeKind
+from adafocus_edge.messages import DropKind, NoticeKind
 from adafocus_edge.serve.guard import COOKIE
 from adafocus_edge.serve.metrics import STATES
 
@@ -246,7 +246,7 @@ def _schemas() -> Schema:
         "Guess": _object(**guess),
         "Step": _object(step=COUNT, frame_index=COUNT, time_s=_or_null(NUMBER), patch=_list(COUNT, 3), **guess),
         "Result": _object(**result),
-        "Window": _object({"smoothed": _list(_ref("Guess"))}, **result, **moment, cut=FLAG),
+        "Window": _object({"smoothed": _list(_ref("Guess"))}, **result, **moment, window_model_ms=NUMBER, cut=FLAG),
         "Event": _object(
             event={"enum": ["start", "end"]},
             id=COUNT,
@@ -259,7 +259,11 @@ def _schemas() -> Schema:
             **moment,
         ),
         "Notice": _object(
-            {"error": TEXT}, source=TEXT, notice={"enum": list(get_args(NoticeKind))}, text=TEXT, **moment
+            {"error": TEXT},
+            source={"type": "string", "description": "A source, or for what is dropped an output."},
+            notice={"enum": [*get_args(NoticeKind), *get_args(DropKind)]},
+            text=TEXT,
+            **moment,
         ),
         "Source": _object(
             name=TEXT,
@@ -272,9 +276,14 @@ def _schemas() -> Schema:
             fps_glimpsed=NUMBER,
             latency_ms=_object(**{name: _or_null(NUMBER) for name in ("p50", "p95", "p99")}),
             last_frame_age_s=_or_null(NUMBER),
+            stale={**FLAG, "description": "Whether the last result no longer says what is there: as of a lost source."},
+            last_seen_at=_or_null(moment["at"]),
+            dropping={**FLAG, "description": "Whether the model is too slow for it at the moment."},
             crop=box,
         ),
-        "Listener": _object(name=TEXT, **dict.fromkeys(("waiting", "handled", "dropped", "failed"), COUNT)),
+        "Listener": _object(
+            name=TEXT, **dict.fromkeys(("waiting", "handled", "dropped", "failed"), COUNT), dropping=FLAG
+        ),
         "Status": _object(
             uptime_s=NUMBER,
             model={"type": "object"},
