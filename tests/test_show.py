@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
-from adafocus_edge.messages import LiveFrame, Look
+from adafocus_edge.messages import LiveFrame, Look, Notice
 from adafocus_edge.show import Screen
 from tests.live_parts import SPEC, event, live_frame, look, picture, until, window
 
