@@ -7,19 +7,21 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
+from unicodedata import normalize
 
 import msgspec
 
 from adafocus_edge.errors import BundleError, UsageError
 from adafocus_edge.exits import ExitThresholds
-from adafocus_edge.files import draft_folder, locked, read_own, read_whole, whole_file
+from adafocus_edge.files import decode_text, draft_folder, locked, read_own, read_text, reason, whole_file
 from adafocus_edge.preprocess import INTERPOLATION, short_side
-from adafocus_edge.types import GRAPHS, MOST_SEGMENTS, STEP_GRAPH, Fit, ModelSpec, TensorSpec, contract
+from adafocus_edge.types import GRAPHS, MOST_SEGMENTS, STEP_GRAPH, Fit, ModelSpec, TensorSpec, class_name, contract
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -91,6 +93,22 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A setting that a model's weights do not tell, and where its value comes from.
+
+    Attributes:
+        value: as the bundle has it.
+        origin: ``checkpoint``: recorded there; ``weights``: what fits them; ``option``: asked for, and read from
+            nowhere; ``default``: the official models' value, assumed.
+        trained: what the checkpoint records, where an option contradicts it.
+    """
+
+    value: int | float | str
+    origin: Literal["checkpoint", "weights", "option", "default"]
+    trained: int | float | str | None = None
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where a bundle comes from.
 
@@ -99,12 +117,14 @@ class Provenance:
         checkpoint_sha256: of that file.
         created: UTC time, ISO 8601.
         tools: versions of what made it.
+        settings: those that weights do not tell, by the model's field; empty in bundles of before 0.2.
     """
 
     checkpoint: str
     checkpoint_sha256: str
     created: str
     tools: dict[str, str]
+    settings: dict[str, Setting] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,6 +144,7 @@ class Profile:
         top1: in percent, on the clips that it was measured on.
         clips: how many those were.
         created: UTC time, ISO 8601.
+        notes: what that accuracy is worth, a line each.
     """
 
     backend: str
@@ -138,6 +159,7 @@ class Profile:
     top1: float
     clips: int
     created: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -220,13 +242,47 @@ def default_bundle() -> Path:
     return Path(__file__).parent / "default_model"
 
 
+_State = tuple[int, ...]
+"""What changes with a file's content: device, inode, size, and the times of its last changes in nanoseconds."""
+_hashed: dict[_State, str] = {}
+"""SHA-256 of the files that this process has read, by their states then."""
+SETTLED_NS = 100_000_000
+"""A file that was changed so shortly before it is hashed may change again within one tick of its disk's clock."""
+
+
 def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 in hex."""
+    """Return a file's SHA-256 in hex. A file that has not changed since this process has hashed it is not read again.
+
+    Raises ``OSError``.
+    """
+    known = _hashed.get(_state(path.stat()))
+    if known is not None:
+        return known
+    now_ns = time.time_ns()
     with path.open("rb") as file:
+        before = os.fstat(file.fileno())
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
+        after = os.fstat(file.fileno())
+    changed_ns = max(after.st_mtime_ns, after.st_ctime_ns)
+    if _state(before) == _state(after) and changed_ns < now_ns - SETTLED_NS:
+        _hashed[_state(after)] = digest.hexdigest()
     return digest.hexdigest()
+
+
+def _state(found: os.stat_result) -> _State:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def check_unchanged(path: Path, sha256: str) -> None:
+    """Check that a file is what it was when its bundle was made. Raises ``BundleError``."""
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror})") from None
+    if found != sha256:
+        raise BundleError(f"{path}: changed since the bundle was made (its SHA-256 differs)")
 
 
 def read_bundle(path: Path | str) -> Bundle:
@@ -234,32 +290,94 @@ def read_bundle(path: Path | str) -> Bundle:
 
     Raises ``BundleError`` that names the file and what is wrong with it.
     """
+    bundle = open_bundle(path)
+    check_graph_files(bundle)
+    return bundle
+
+
+def open_bundle(path: Path | str) -> Bundle:
+    """Read a bundle and check all of it but the graphs' content, which takes longest: :func:`check_graph_files` does.
+
+    Raises ``BundleError`` that names the file and what is wrong with it.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such bundle (a folder that `adafocus-edge export` wrote)")
     manifest = _read_manifest(folder)
-    _check_files(folder, manifest)
+    _check_names(folder, manifest)
+    check_unchanged(folder / CLASSES, manifest.classes_sha256)
     _check_graphs(folder, manifest)
-    classes = read_classes(folder / CLASSES)
+    classes = _class_lines(folder / CLASSES)
     check_classes(classes, manifest.model.classes, str(folder / CLASSES))
     return Bundle(folder, manifest, classes)
 
 
+def check_graph_files(bundle: Bundle, variant: str | None = None) -> None:
+    """Check the content of every graph of a bundle, or of one variant.
+
+    Called again after graphs were loaded, it says whether what was loaded is what was hashed, and reads nothing again
+    that has not changed. Raises ``BundleError`` that names the first that has changed.
+    """
+    variants = bundle.manifest.variants
+    infos = [info for name, graphs in variants.items() if variant in (None, name) for info in graphs.values()]
+    with ThreadPoolExecutor(thread_name_prefix="hash") as pool:
+        for _ in pool.map(lambda info: check_unchanged(bundle.path / info.file, info.sha256), infos):
+            pass
+
+
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Read class names, one per line, in UTF-8; empty lines at the end do not count."""
+    """Read class names, one per line, in UTF-8; empty lines at the end do not count.
+
+    Raises ``BundleError``, also where two lines name the same class.
+    """
+    names = _class_lines(path)
+    check_distinct(names, str(path))
+    return names
+
+
+def check_distinct(names: Sequence[str], origin: str) -> None:
+    """Check that no two classes have the same name. Raises ``BundleError`` that begins with ``origin``."""
+    lines: dict[str, int] = {}
+    for number, name in enumerate(names, start=1):
+        if (line := lines.setdefault(name, number)) != number:
+            raise BundleError(
+                f"{origin}: lines {line} and {number} both name the class {name!r}: give each its own name"
+            )
+
+
+def _class_lines(path: Path) -> tuple[str, ...]:
     try:
-        text = read_whole(path).decode("utf-8-sig")
+        text = read_text(path)
     except FileNotFoundError:
         raise BundleError(f"{path}: no such class file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path}: not a list of class names in UTF-8 ({error})") from None
-    lines = [line.strip() for line in text.rstrip().splitlines()]
+    except (OSError, UnicodeError) as error:
+        raise BundleError(f"{path}: not a list of class names in UTF-8 ({reason(error)})") from None
+    lines = [class_name(line.strip()) for line in text.rstrip().splitlines()]
     if not lines:
         raise BundleError(f"{path}: no class names in it")
     for number, line in enumerate(lines, start=1):
         if not line:
             raise BundleError(f"{path}: line {number} is empty; there must be one class name per line")
     return tuple(lines)
+
+
+def same_classes(own: Sequence[str], given: Sequence[str]) -> bool:
+    """Whether two lists of class names say the same in the same order; ways to encode one letter do not count."""
+    return [normalize("NFC", name) for name in own] == [normalize("NFC", name) for name in given]
+
+
+def first_difference(own: Sequence[str], given: Sequence[str]) -> str:
+    """Say where two lists of class names differ first."""
+    for number, (before, now) in enumerate(zip(own, given, strict=False)):
+        if not same_classes([before], [now]):
+            return f"class {number} was {before!r}, and is now {now!r}"
+    return f"there were {len(own)} classes, and are now {len(given)}"
+
+
+def check_class_order(own: Sequence[str] | None, given: Sequence[str], where: str) -> None:
+    """Raise ``UsageError`` if a file names a model's own classes in another order: every label would be wrong."""
+    if own and not same_classes(own, given) and same_classes(sorted(own), sorted(given)):
+        raise UsageError(f"{where}: the model's own classes in another order ({first_difference(own, given)})")
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -360,8 +478,11 @@ def changing(path: Path) -> Iterator[None]:
         yield
 
 
-def copy_bundle(source: Path, target: Path) -> None:
-    """Copy a bundle, whole or not at all. Raises ``UsageError`` if something is there, ``BundleError``."""
+def copy_bundle(source: Path, target: Path) -> Bundle:
+    """Copy a bundle, whole or not at all, and return the copy, which was checked.
+
+    Raises ``UsageError`` if something is there, ``BundleError``.
+    """
     ours = _ours(source, _read_manifest(source))
 
     def left_out(folder: str, names: list[str]) -> set[str]:
@@ -371,9 +492,10 @@ def copy_bundle(source: Path, target: Path) -> None:
         with _told(target):
             shutil.copytree(source, draft, dirs_exist_ok=True, ignore=left_out)
         try:
-            read_bundle(draft)
+            copied = read_bundle(draft)
         except BundleError:
             raise BundleError(f"{source}: was changed while it was copied: run again") from None
+    return replace(copied, path=target)
 
 
 def _ours(path: Path, manifest: Manifest) -> Callable[[str, list[str]], set[str]]:
@@ -396,8 +518,8 @@ def copied_bundle(source: Bundle, target: Path) -> Bundle:
     Raises ``UsageError`` if something else is there, ``BundleError``.
     """
     if not target.exists():
-        copy_bundle(source.path, target)
-    elif not (target / MANIFEST).is_file() or _origin(_read_manifest(target)) != _origin(source.manifest):
+        return copy_bundle(source.path, target)
+    if not (target / MANIFEST).is_file() or _origin(_read_manifest(target)) != _origin(source.manifest):
         raise UsageError(f"{target}: exists already and is no copy of {source.path}; give another name")
     return read_bundle(target)
 
@@ -515,7 +637,9 @@ def check_classes(names: Sequence[str], count: int, origin: str) -> None:
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
-        content = read_own(path)
+        content = decode_text(read_own(path))
+    except UnicodeError as error:
+        raise BundleError(f"{path}: damaged or not a manifest ({error})") from None
     except OSError:
         raise BundleError(f"{path}: missing or unreadable, so {folder} is no bundle") from None
     try:
@@ -526,7 +650,7 @@ def _read_manifest(folder: Path) -> Manifest:
                 + ("update adafocus-edge" if version > FORMAT_VERSION else "export it again")
             )
         return msgspec.json.decode(content, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is a DecodeError
+    except msgspec.DecodeError as error:  # a ValidationError is a DecodeError
         raise BundleError(f"{path}: damaged or not a manifest ({error})") from None
 
 
@@ -534,22 +658,18 @@ class _Versioned(msgspec.Struct):
     format_version: int
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    hashes = {CLASSES: manifest.classes_sha256}
+def _check_names(folder: Path, manifest: Manifest) -> None:
+    """Check that every file is there, in its own variant's folder."""
+    names = [CLASSES]
     for variant, graphs in manifest.variants.items():
         for info in graphs.values():
             parts = PurePosixPath(info.file).parts
             if len(parts) != 2 or parts[0] != variant or ".." in parts or "\\" in info.file:
                 raise BundleError(f"{folder / MANIFEST}: {info.file!r} is not a file of variant {variant!r}")
-            hashes[info.file] = info.sha256
-    for name in hashes:
+            names.append(info.file)
+    for name in names:
         if not (folder / name).is_file():
             raise BundleError(f"{folder / name}: missing from the bundle")
-    with ThreadPoolExecutor(thread_name_prefix="hash") as pool:
-        found = pool.map(lambda name: sha256_of(folder / name), hashes)
-        for (name, expected), actual in zip(hashes.items(), found, strict=True):
-            if actual != expected:
-                raise BundleError(f"{folder / name}: changed since the bundle was made (its SHA-256 differs)")
 
 
 def _check_graphs(folder: Path, manifest: Manifest) -> None:

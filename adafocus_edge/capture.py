@@ -13,10 +13,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from adafocus_edge.addresses import conceal, encoding_hint
 from adafocus_edge.errors import AdaFocusError, BackendError, HasAnEndError, SourceError, UsageError
+from adafocus_edge.frames import ModelFrame
 from adafocus_edge.messages import LiveFrame, Notice, NoticeKind
 from adafocus_edge.preprocess import luminance, motion_indices, nearest_earlier, preprocess
 from adafocus_edge.sources import SQUARE
@@ -131,10 +131,10 @@ class Counters:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A frame as the model takes it: uint8 [S, S, 3]; ``connection`` tells those before a loss from those after."""
+    """A frame as the model takes it; ``connection`` tells those before a loss from those after."""
 
     frame: LiveFrame
-    pixels: NDArray[np.uint8]
+    pixels: ModelFrame
     connection: int
 
 
@@ -517,7 +517,7 @@ class _Due:
 
 def model_pixels(
     parts: tuple[LiveFrame, ...], spec: ModelSpec, made: dict[int, NDArray[np.uint8]] | None = None
-) -> NDArray[np.uint8]:
+) -> ModelFrame:
     """Return a live frame as the model sees it.
 
     Args:
@@ -530,14 +530,14 @@ def model_pixels(
         uint8 [S, S, 3].
     """
     if len(parts) == 1:
-        return preprocess(Image.fromarray(parts[0].to_rgb()), spec.frame_size, spec.fit)
+        return ModelFrame.of(preprocess(parts[0].to_rgb(), spec.frame_size, spec.fit), spec)
     made = {} if made is None else made
     for part in parts:
         if part.index not in made:
-            made[part.index] = preprocess(Image.fromarray(luminance(part.to_rgb())), spec.frame_size, spec.fit)
+            made[part.index] = preprocess(luminance(part.to_rgb()), spec.frame_size, spec.fit)
     for index in [index for index in made if index < parts[0].index]:
         del made[index]
-    return np.stack([made[part.index] for part in parts], axis=-1)
+    return ModelFrame.of(np.stack([made[part.index] for part in parts], axis=-1), spec)
 
 
 def _kind(source: Source) -> str:
@@ -558,6 +558,8 @@ def _clip_pictures(clip: Clip) -> Iterator[tuple[int, Picture]]:
 
 
 def _camera_pictures(source: Source, stop: threading.Event, asked: CameraOptions) -> Iterator[Picture]:
+    if source.video_track is not None:
+        raise UsageError(f"{source.name}: a camera has no video tracks: leave out --video-track")
     try:
         import cv2
     except ImportError as error:

@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass, replace
 from enum import Enum
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from adafocus_edge import __version__
 from adafocus_edge.errors import (
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
     from adafocus_edge.bundle import Bundle, Manifest
     from adafocus_edge.classify import Classifier, Result
+    from adafocus_edge.data import Split
     from adafocus_edge.evaluate import Evaluation
     from adafocus_edge.exits import ExitThresholds
     from adafocus_edge.sources import Source
@@ -161,6 +164,12 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
+VideoTrack = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Video track to read, from 0 as in FFmpeg's v:N. [default: the one with the main picture]"
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: usable cores]")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
@@ -208,6 +217,18 @@ def export_verb(
         raise CheckpointError(f"{checkpoint}: no such checkpoint file")
     if output.exists() and not force:
         raise UsageError(f"{output}: exists already; give another name, or --force to replace it")
+    if classes is not None:
+        from adafocus_edge.bundle import read_classes
+
+        read_classes(classes)
+    if frames is not None:
+        from adafocus_edge.sources import Source
+
+        if (missing := Source(frames, frames).missing()) is not None:
+            raise missing
+    from adafocus_edge.upkeep import check_parent
+
+    check_parent(output)
     exporter = reach("export.exporter", "export", "export")
     options = exporter.ExportOptions(
         model=exporter.ModelOptions(
@@ -221,10 +242,13 @@ def export_verb(
     )
     with _stages(quiet) as progress:
         made = exporter.export(checkpoint, output, options, progress)
+    for warning in made.warnings:
+        _say(f"warning: {warning}", quiet)
     for note in made.notes:
         _say(f"note: {note}", quiet)
     if as_json:
-        typer.echo(json.dumps({"bundle": str(output), **made.bundle.manifest.reports["parity"]}))
+        told = {"warnings": made.warnings, "notes": made.notes}
+        typer.echo(json.dumps({"bundle": str(output), **made.bundle.manifest.reports["parity"], **told}))
         return
     from adafocus_edge.report import console, parity_table, variant_totals
 
@@ -240,12 +264,16 @@ def train(
         list[str],
         typer.Argument(metavar="KEY=VALUE...", help="The official code's options, and ours; see the README."),
     ],
+    as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Train one of the four stages: `train dataset=custom data_dir=DIR train_stage=1 ...`."""
     del debug
-    reach("training.train", "train", "train").run(options, quiet)
+    _check_installed("torch", "train", "train")
+    # Before PyTorch is loaded, which takes seconds.
+    composed = reach("training.options", "train", "train").compose_options(options)
+    reach("training.train", "train", "train").run_composed(composed, quiet, as_json=as_json)
 
 
 @app.command()
@@ -287,6 +315,7 @@ def prepare(
     with _progress(quiet) as bars:
         task = bars.add_task("preparing", total=None)
         done = made.prepare(plan, lambda count, total: bars.update(task, completed=count, total=total))
+    _say_notes(done.notes, quiet)
     for name, error in done.broken:
         _fail(f"left out: {name}: {error}", 1)
     if as_json:
@@ -345,13 +374,19 @@ def evaluate(
         from adafocus_edge.plot import check_plot
 
         check_plot(plot)
+    if not model.exists():
+        raise UsageError(f"{model}: neither a bundle nor a checkpoint is there")
     asked = _Evaluating(
         data, frames, classes, patches.value, multi_label, patch_size, segments, backend.value, variant,
         "stream" if schedule is ScheduleName.STREAM else "clip", threads, exit_set, quiet,
     )  # fmt: skip
+    asked.check_files()
+    _check_files(output, plot)
     found, what = asked.bundle(model) if model.is_dir() else asked.checkpoint(model)
     for name, error in found.failed:
         _fail(f"left out: {name}: {error}", 1)
+    for note in found.notes:
+        _say(f"note: {note}", quiet)
     entry = {"model": str(model), "ran": what, **found.to_json()}
     with ExitStack() as stack:
         stack.callback(_print_evaluation, entry, as_json=as_json)  # whatever becomes of the files
@@ -397,53 +432,76 @@ class _Evaluating:
     exit_set: str | None
     quiet: bool
 
+    def check_files(self) -> None:
+        """Check what takes no time, before a model is loaded. Raises ``DataError`` or ``BundleError``."""
+        from adafocus_edge.bundle import read_classes
+        from adafocus_edge.data import check_data
+
+        check_data(self.data, self.frames)
+        if self.classes is not None:
+            read_classes(self.classes)
+
     def bundle(self, path: Path) -> tuple[Evaluation, str]:
         """Evaluate a bundle."""
         from adafocus_edge.backends.load import load_model
-        from adafocus_edge.bundle import read_bundle
+        from adafocus_edge.bundle import check_graph_files, open_bundle
         from adafocus_edge.evaluate import graphs_used, predict_with, with_patches
+        from adafocus_edge.evidence import reused_clips
 
         if self.patch_size is not None:
             raise UsageError("--patch-size is for official checkpoints: a bundle knows its own")
-        found = read_bundle(path)
+        found = open_bundle(path)
+        found.choose_variant(self.variant)
         exits = None if self.exit_set is None else _exits(found, self.exit_set, live=False)
+        split = self._split(found.model, found.classes)
+        check_graph_files(found)
         with load_model(found, self.variant, self.backend, self.threads) as model:
             graphs = found.manifest.variants[model.variant]
             gflops = sum(graphs[graph].gflops for graph in graphs_used(found.model, self.patches))
             predict = predict_with(with_patches(model, self.patches), self.schedule)
             what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {self.patches} patches"
-            return self._run(predict, found.model, found.classes, gflops, what, exits), what
+            seen = self._run(predict, found.model, split, gflops, what, exits)
+        reports = found.manifest.reports
+        return replace(seen, reused=reused_clips(reports, [one.example for one in seen.scored])), what
 
     def checkpoint(self, path: Path) -> tuple[Evaluation, str]:
         """Evaluate a checkpoint with PyTorch."""
-        if not path.exists():
-            raise UsageError(f"{path}: neither a bundle nor a checkpoint is there")
         if self.backend != "auto" or self.variant != "auto" or self.exit_set is not None:
             raise UsageError("--backend, --variant and --exit are for bundles: PyTorch runs a checkpoint")
         training = reach("training.predict", "evaluate", "train")
-        options = training.ModelOptions(patch_size=self.patch_size)
+        options = training.ModelOptions(patch_size=self.patch_size, num_segments=self.segments)
         loaded = training.load_predictor(path, options, self.patches, self.schedule, self.threads)
-        found = self._run(loaded.predict, loaded.spec, loaded.classes, loaded.gflops_per_step, loaded.what)
+        for note in loaded.notes:
+            _say(f"note: {note}", self.quiet)
+        split = self._split(loaded.spec, loaded.classes)
+        found = self._run(loaded.predict, loaded.spec, split, loaded.gflops_per_step, loaded.what)
         return found, loaded.what
+
+    def _split(self, spec: ModelSpec, names: tuple[str, ...] | None) -> Split:
+        """Read the clips, of the classes that the model has."""
+        from adafocus_edge.bundle import check_class_order, check_classes, read_classes
+        from adafocus_edge.data import read_data
+
+        if self.classes is not None:
+            own, names = names, read_classes(self.classes)
+            check_classes(names, spec.classes, str(self.classes))
+            check_class_order(own, names, str(self.classes))
+        split = read_data(self.data, names, self.frames)
+        _say_notes(split.notes, self.quiet)
+        check_classes(split.classes, spec.classes, str(self.data))
+        return split
 
     def _run(
         self,
         predict: Any,
         spec: ModelSpec,
-        names: tuple[str, ...] | None,
+        split: Split,
         gflops: float,
         what: str,
         exits: ExitThresholds | None = None,
     ) -> Evaluation:
-        from adafocus_edge.bundle import check_classes, read_classes
-        from adafocus_edge.data import read_data
         from adafocus_edge.evaluate import evaluate as run
 
-        if self.classes is not None:
-            names = read_classes(self.classes)
-            check_classes(names, spec.classes, str(self.classes))
-        split = read_data(self.data, names, self.frames)
-        check_classes(split.classes, spec.classes, str(self.data))
         spec = replace(spec, segments=self.segments or spec.segments)
         if exits is not None and len(exits.values) != spec.segments:
             raise UsageError(f"--segments {spec.segments}: --exit {self.exit_set} is for {len(exits.values)} frames")
@@ -511,14 +569,21 @@ def calibrate(
         raise UsageError("--output is missing: the default model itself is not written to")
     _check_plot_name(plot)
     _check_threads(threads)
-    from adafocus_edge.bundle import default_bundle, read_bundle
+    from adafocus_edge.bundle import default_bundle, open_bundle
+    from adafocus_edge.data import check_data
+    from adafocus_edge.sources import VIDEO_SUFFIXES
 
+    for clips_path in (data, report_on):
+        # One video is taken, too.
+        if clips_path is not None and not (clips_path.suffix.lower() in VIDEO_SUFFIXES and clips_path.is_file()):
+            check_data(clips_path, frames)
     path = bundle or default_bundle()
-    found = read_bundle(path)
+    found = open_bundle(path)
     if plot is not None:
         from adafocus_edge.plot import check_plot
 
         check_plot(plot)
+        _check_files(plot)
     made = reach("calibration.calibrate", "calibrate", "calibrate")
     options = reach("calibration.options", "calibrate", "calibrate").read_options(
         data=data, frames=frames, report_on=report_on, variants=variants, output=output, clips=clips, samples=samples,
@@ -631,7 +696,40 @@ LabelledData = Annotated[
 SplitFrames = Annotated[Path | None, typer.Option(help="For a split list: the folder its paths lie in.")]
 
 
-@app.command()
+def old_json_form(arguments: Sequence[str]) -> list[str]:
+    """Rewrite ``benchmark --json FILE``, which wrote the report there, to ``--json-file FILE``; a switch stays.
+
+    What follows is a file unless it is another option, or a folder, which is a bundle.
+    """
+    made: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        if argument == "--":
+            return [*made, argument, *waiting]
+        is_file = waiting and not waiting[0].startswith("-") and not Path(waiting[0]).is_dir()
+        if argument == "--json" and is_file:
+            argument = "--json-file"
+            made += [argument, waiting.pop(0)]
+        else:
+            made.append(argument.replace("--json=", "--json-file=", 1) if argument.startswith("--json=") else argument)
+    return made
+
+
+class BenchmarkCommand(typer.core.TyperCommand):
+    """Takes the old form of ``--json``, too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments."""
+        return super().parse_args(ctx, old_json_form(args))
+
+
+REPORT_SUFFIXES = {".csv": "csv", ".md": "markdown", ".markdown": "markdown", ".html": "html", ".htm": "html"}
+"""What a benchmark's ``--output`` is written as; JSON under any other name, but a plot under a plot's."""
+PLOT_SUFFIX = ".png"
+
+
+@app.command(cls=BenchmarkCommand)
 def benchmark(
     bundle: Annotated[
         list[Path] | None, typer.Argument(help="One or more bundles. [default: the default model]")
@@ -664,13 +762,20 @@ def benchmark(
     quick: Annotated[bool, typer.Option("--quick", help="Few clips, few rounds, no peers: under a minute.")] = False,
     seed: Seed = 1007,
     multi_label: Annotated[bool, typer.Option("--multi-label", help="mAP by all labels of a clip (FCVID).")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the report here; a run that was broken off goes on.")
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write the report here, as JSON, or as FILE.csv, FILE.md, FILE.html (a page that needs "
+            "nothing else) or FILE.png; may be repeated. With JSON, a run that was broken off goes on.",
+        ),
     ] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the rows as CSV.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the report as Markdown.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write fronts, curves and bars as a PNG.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page that needs nothing else.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json-file", hidden=True)] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", hidden=True)] = None,
+    markdown: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    html: Annotated[Path | None, typer.Option(hidden=True)] = None,
     report: Annotated[
         Path | None, typer.Option("--from", help="Measure nothing: take this report, for the outputs and --compare.")
     ] = None,
@@ -679,25 +784,18 @@ def benchmark(
     ] = None,
     max_slowdown: Annotated[float, typer.Option(min=0.0, help="Percent that --compare lets a median grow.")] = 10.0,
     max_accuracy_drop: Annotated[float, typer.Option(min=0.0, help="Points that --compare lets top-1 fall.")] = 1.0,
+    as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Weigh accuracy against latency: every setting of a bundle that can run here, and what to compare it with."""
     del debug
     from adafocus_edge.bench import compare as comparing
-    from adafocus_edge.bench.tables import csv_text
-    from adafocus_edge.bench.tables import markdown as as_markdown
-    from adafocus_edge.files import write_text
-    from adafocus_edge.upkeep import check_folder
 
     _check_plot_name(plot)
-    if plot is not None or html is not None:
-        from adafocus_edge.plot import check_plot
-
-        check_plot(plot or html or Path())
-    for path in (json_file, csv_file, markdown, plot, html):
-        if path is not None:  # told before anything is measured
-            check_folder(path.parent, "reports")
+    files = _Reports.of(output or [], plot)
+    files = files.with_old(quiet, {"json": json_file, "csv": csv_file, "markdown": markdown, "html": html})
+    files.check()  # before anything is measured
     old = None if compare is None else comparing.read_report(compare)
     if report is not None:
         if bundle or data is not None:
@@ -705,28 +803,15 @@ def benchmark(
         made = comparing.read_report(report)
     else:
         grid = _Grid(backends, variants, schedules, exits, segments, streams, threads, peers, quick=quick)
-        asked = _Benchmark(data, frames, checkpoint, tuple(peer_checkpoint or ()), multi_label, json_file, quiet)
+        asked = _Benchmark(data, frames, checkpoint, tuple(peer_checkpoint or ()), multi_label, files.kept_for, quiet)
         made = asked.run(bundle or [], grid, 3 if quick else rounds, min(clips, QUICK_CLIPS) if quick else clips, seed)
     found = None
     if compare is not None and old is not None:
         found = comparing.compare(made, old, comparing.Limits(max_slowdown / 100, max_accuracy_drop))
         made = {**made, "compared": comparing.to_json(found, compare)}
     with ExitStack() as stack:
-        stack.callback(_print_benchmark, made)  # whatever becomes of the files
-        if json_file is not None:
-            write_text(json_file, json.dumps(made, indent=1, ensure_ascii=False) + "\n")
-            shutil.rmtree(_kept_beside(json_file), ignore_errors=True)
-        if csv_file is not None:
-            write_text(csv_file, csv_text(made))
-        if markdown is not None:
-            write_text(markdown, as_markdown(made))
-        if plot is not None or html is not None:
-            from adafocus_edge.bench.picture import draw, write_page
-
-            if plot is not None:
-                draw(made, plot)
-            if html is not None:
-                write_page(made, html)
+        stack.callback(_print_benchmark, made, as_json=as_json)  # whatever becomes of the files
+        files.write(made)
     if found is not None:
         for note in found.notes:
             _say(f"note: {note}", quiet)
@@ -735,6 +820,76 @@ def benchmark(
         _say(f"compared {found.rows} rows with {compare}: {len(found.worse)} findings", quiet)
         if found.worse:
             raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Reports:
+    """The files that a benchmark's report is written to, each with its format."""
+
+    files: tuple[tuple[str, Path], ...]
+
+    @classmethod
+    def of(cls, outputs: list[Path], plot: Path | None) -> _Reports:
+        """Return those of ``--output``, whose names tell the formats, and of ``--plot``."""
+        formats = {**REPORT_SUFFIXES, PLOT_SUFFIX: "plot"}
+        named = [(formats.get(path.suffix.lower(), "json"), path) for path in outputs]
+        return cls((*named, *([("plot", plot)] if plot is not None else [])))
+
+    def with_old(self, quiet: bool, old: dict[str, Path | None]) -> _Reports:
+        """Return them with those of the options from before ``--output``, whose names tell nothing."""
+        given = [(kind, path) for kind, path in old.items() if path is not None]
+        for kind, path in given:
+            _say(f"note: --{kind} FILE is deprecated: use --output {path}, whose name tells the format", quiet)
+        return _Reports((*self.files, *given))
+
+    @property
+    def kept_for(self) -> Path | None:
+        """The file beside which what was measured is kept: the first JSON that is a file of its own, if any."""
+        from adafocus_edge.files import is_stream
+
+        return next((path for kind, path in self.files if kind == "json" and not is_stream(path)), None)
+
+    def check(self) -> None:
+        """Check that all of them can be written. Raises ``AdaFocusError``."""
+        from adafocus_edge.files import is_stream
+        from adafocus_edge.upkeep import check_folder
+
+        drawn = next((path for kind, path in self.files if kind in ("plot", "html")), None)
+        if drawn is not None:
+            from adafocus_edge.plot import check_plot
+
+            check_plot(drawn)
+        _check_files(*(path for _, path in self.files))
+        for _, path in self.files:
+            if not is_stream(path):
+                check_folder(path.parent, "reports")
+
+    def write(self, report: dict[str, Any]) -> None:
+        """Write all of them."""
+        from adafocus_edge.bench.tables import csv_text, markdown
+        from adafocus_edge.files import write_text
+
+        def draw(path: Path) -> None:
+            from adafocus_edge.bench.picture import draw
+
+            draw(report, path)
+
+        def write_page(path: Path) -> None:
+            from adafocus_edge.bench.picture import write_page
+
+            write_page(report, path)
+
+        writers: dict[str, Callable[[Path], None]] = {
+            "json": lambda path: write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n"),
+            "csv": lambda path: write_text(path, csv_text(report)),
+            "markdown": lambda path: write_text(path, markdown(report)),
+            "html": write_page,
+            "plot": draw,
+        }
+        for kind, path in self.files:
+            writers[kind](path)
+        if self.kept_for is not None:
+            shutil.rmtree(_kept_beside(self.kept_for), ignore_errors=True)
 
 
 @app.command()
@@ -776,6 +931,7 @@ def tune(
     del debug
     from adafocus_edge.bench.tune import Demand, choose, profile_of
     from adafocus_edge.bundle import changing, copied_bundle, default_bundle, read_bundle, update_bundle
+    from adafocus_edge.data import check_data
 
     demand = Demand(max_latency_ms, min_accuracy, latency.value, percentile.value)
     if data is None:
@@ -784,6 +940,7 @@ def tune(
         raise UsageError("--output is missing: the default model itself is not written to")
     if not name or not name.isprintable() or "/" in name:
         raise UsageError(f"--name {name!r}: a word without /")
+    check_data(data, frames)
     found = read_bundle(bundle or default_bundle())
     if output is not None:
         found = copied_bundle(found, output)
@@ -802,6 +959,8 @@ def tune(
     report = asked.run([found.path], grid, rounds, clips, seed)
     row = choose(report, demand)
     profile = profile_of(report, row, demand)
+    for note in profile.notes:
+        _say(f"note: {note}", quiet)
 
     def store(manifest: Manifest) -> Manifest:
         check_free(manifest)  # as it is now: measuring took a while
@@ -870,7 +1029,7 @@ class _Benchmark:
         """Measure, with a progress bar."""
         from adafocus_edge.bench.run import Request
         from adafocus_edge.bench.run import run as measure
-        from adafocus_edge.bundle import check_classes, default_bundle, read_bundle
+        from adafocus_edge.bundle import check_classes, check_graph_files, default_bundle, open_bundle
         from adafocus_edge.data import read_data
 
         for path in (*self.checkpoints, *([self.checkpoint] if self.checkpoint is not None else [])):
@@ -885,11 +1044,12 @@ class _Benchmark:
                 name = f"{path.resolve().parent.name}/{name}"
             if name in bundles:
                 raise UsageError(f"{path}: two of the bundles have the same name")
-            bundles[name] = read_bundle(path)
+            bundles[name] = open_bundle(path)
         split = None
         if self.data is not None:
             classes = next(iter(bundles.values())).classes
             split = read_data(self.data, classes, self.frames)
+            _say_notes(split.notes, self.quiet)
             for bundle in bundles.values():
                 check_classes(split.classes, bundle.model.classes, str(self.data))
                 if bundle.classes != classes:
@@ -897,7 +1057,11 @@ class _Benchmark:
         checkpoints: dict[str, Path] = {}
         for path in self.checkpoints:
             run = path.resolve()  # runs are told apart by their folders: their checkpoints have the same names
-            checkpoints[f"{run.parent.name}/{run.name}"] = path
+            name = f"{run.parent.name}/{run.name}"
+            if (other := checkpoints.setdefault(name, path)).resolve() != run:
+                raise UsageError(f"{path}: is called {name} in the report, as {other} is: rename a folder")
+        for bundle in bundles.values():
+            check_graph_files(bundle)
         state = None if self.json_file is None else _kept_beside(self.json_file)
         request = Request(
             bundles, grid.read(labelled=split is not None, checkpoints=tuple(checkpoints)), split, clips=clips,
@@ -937,7 +1101,12 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     return tuple(map(int, names))
 
 
-def _print_benchmark(report: dict[str, Any]) -> None:
+def _print_benchmark(report: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        from adafocus_edge.messages import to_line
+
+        typer.echo(to_line(report))
+        return
     from adafocus_edge.bench.tables import tables
     from adafocus_edge.report import console
 
@@ -1007,6 +1176,7 @@ def classify(
     decoder: Annotated[
         DecoderName, typer.Option(help="gpu: decode files on the NVIDIA GPU that runs the model.")
     ] = DecoderName.CPU,
+    video_track: VideoTrack = None,
     threads: Threads = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Classes to list per clip. [default: 5]")] = None,
     exit_confidence: Annotated[
@@ -1039,29 +1209,32 @@ def classify(
     """Classify videos, folders of frames, cameras and streams."""
     del debug, config
     from adafocus_edge.backends.load import load_model
-    from adafocus_edge.bundle import default_bundle, read_bundle
+    from adafocus_edge.bundle import check_graph_files, default_bundle, open_bundle
     from adafocus_edge.classify import Classifier
     from adafocus_edge.report import ResultFile
-    from adafocus_edge.sources import find_sources
 
     if bundle is None:
         bundle = default_bundle()
         _say(DEFAULT_MODEL_NOTE, quiet)
+    found = open_bundle(bundle)
     asked = _Setting(backend, variant, schedule, threads, exit_set)
-    asked = asked.checked(bundle, profile, exit_confidence, quiet)
+    asked = asked.checked(found, profile, exit_confidence, quiet)
     backend, variant, schedule, threads, exit_set = astuple(asked)[:5]
-    sources = find_sources(source)
+    sources = _sources(source, quiet, video_track)
     streamed = any(s.live for s in sources)
     only_live = _only_live(live, provisional=provisional, show=show)
     if streamed and exit_set is not None and len(sources) == 1 and sources[0].address.startswith("http"):
         # An address without a live set is tried as a file.
-        streamed = _has_live_exits(read_bundle(bundle), exit_set)
+        streamed = _has_live_exits(found, exit_set)
     streamed = streamed or only_live is not None
     if streamed:
         _check_live(save_video, schedule, profile)
     _check_targets(output, save_video, bundle, sources, logits=logits, as_json=as_json)
-    found = read_bundle(bundle)
     top = _top(top_k, found)
+    found.choose_variant(variant)
+    _exits_asked(found, exit_set, exit_confidence, live=streamed)
+    missing = _check_missing(sources, live if streamed else None, output, as_json=as_json, quiet=quiet)
+    check_graph_files(found)
     with ExitStack() as stack:
         model = stack.enter_context(load_model(found, variant, backend.value, threads))
         model = replace(model, spec=replace(model.spec, segments=asked.segments or model.spec.segments))
@@ -1077,26 +1250,36 @@ def classify(
                 decode_on_gpu=decoder is DecoderName.GPU,
             )  # fmt: skip
 
-        failed = 0
+        failed: int | None = None
         if streamed:
             from adafocus_edge.live import Printing, run_live
 
             printing = Printing(as_json, logits, provisional, quiet)
             errors = run_live(sources, classifier(live=True), live, printing, output, show=show)
-            ends = [error for error in errors.values() if isinstance(error, HasAnEndError)]
-            streamed = not (ends and len(sources) == 1)
-            if not streamed and only_live is not None:
-                raise UsageError(f"{ends[0]}: {only_live} is for live sources")
-            failed = len(errors)
-            for error in ends if streamed else []:
-                _fail(f"{error}: download it, or classify it alone", 1)
-        if not streamed:
+            failed = _count_failed(errors, only_live, alone=len(sources) == 1)
+        if failed is None:
             file = stack.enter_context(ResultFile(output)) if output is not None else None
             sink = _Sink(as_json, logits, file)
-            _run_files([replace(s, live=False) for s in sources], classifier(live=False), save_video, sink, quiet)
+            files = [replace(s, live=False) for s in sources]
+            _run_files(files, missing, classifier(live=False), save_video, sink, quiet)
             failed = sink.failed
     if failed:
         raise typer.Exit(1)
+
+
+def _count_failed(errors: dict[str, AdaFocusError], only_live: str | None, *, alone: bool) -> int | None:
+    """Return how many sources of a live run failed, or None where its only one turned out to be a file.
+
+    Raises ``UsageError`` where that file was given an option that is for live sources.
+    """
+    ends = [error for error in errors.values() if isinstance(error, HasAnEndError)]
+    if ends and alone:
+        if only_live is not None:
+            raise UsageError(f"{ends[0]}: {only_live} is for live sources")
+        return None
+    for error in ends:
+        _fail(f"{error}: download it, or classify it alone", 1)
+    return len(errors)
 
 
 @dataclass(frozen=True)
@@ -1110,7 +1293,7 @@ class _Setting:
     exit_set: str | None
     segments: int | None = None
 
-    def checked(self, bundle: Path, profile: str | None, exit_confidence: float | None, quiet: bool) -> _Setting:
+    def checked(self, bundle: Bundle, profile: str | None, exit_confidence: float | None, quiet: bool) -> _Setting:
         """Return it, or a profile's setting. Raises ``UsageError`` for what contradicts itself or is not there."""
         _check_threads(self.threads)
         _check_exit(self.exit_set, exit_confidence, self.schedule)
@@ -1118,12 +1301,12 @@ class _Setting:
             return self
         if exit_confidence is not None or self != _Setting(BackendName.AUTO, "auto", ScheduleName.AUTO, None, None):
             raise UsageError("--profile decides backend, variant, schedule, threads and exit: leave those out")
-        from adafocus_edge.bundle import read_bundle
-
-        found = read_bundle(bundle).profile(profile)
+        found = bundle.profile(profile)
         known = [name.value for name in BackendName]
         if found.backend not in known:
-            raise UsageError(f"{bundle}: profile {profile!r} wants the backend {found.backend!r}; there are: {known}")
+            raise UsageError(
+                f"{bundle.path}: profile {profile!r} wants the backend {found.backend!r}; there are: {known}"
+            )
         _say(f"profile {profile}: {found.demand}; measured on {found.device}", quiet)
         return _Setting(
             BackendName(found.backend), found.variant, ScheduleName(found.schedule),
@@ -1160,6 +1343,7 @@ def serve(
     most_cameras: Annotated[int, typer.Option(min=0, help="Browsers' cameras at a time.")] = 4,
     backend: Annotated[BackendName, typer.Option(help="What runs the graphs.")] = BackendName.AUTO,
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
+    video_track: VideoTrack = None,
     threads: Threads = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Classes to show. [default: 5]")] = None,
     exit_confidence: Annotated[
@@ -1170,6 +1354,7 @@ def serve(
         Path | None, typer.Option("--output", "-o", help="Also write results here: JSON lines, or CSV if so named.")
     ] = None,
     config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the page's address, and --status, as JSON.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
     *,
@@ -1182,10 +1367,9 @@ def serve(
     except ModuleNotFoundError as error:
         raise MissingExtraError("`adafocus-edge serve`", "serve", error.name or "starlette") from None
     from adafocus_edge.backends.load import load_model
-    from adafocus_edge.bundle import default_bundle, read_bundle
+    from adafocus_edge.bundle import check_graph_files, default_bundle, open_bundle
     from adafocus_edge.classify import Classifier
     from adafocus_edge.live import serve_live
-    from adafocus_edge.sources import find_sources
 
     options = ServeOptions(host=host, port=port, token=token, max_upload_mb=max_upload_mb, most_cameras=most_cameras)
     check_exposure(options)
@@ -1194,15 +1378,18 @@ def serve(
     if bundle is None:
         bundle = default_bundle()
         _say(DEFAULT_MODEL_NOTE, quiet)
-    sources = find_sources(source or [])
+    sources = _sources(source or [], quiet, video_track)
     _check_targets(output, None, bundle, sources, logits=False, as_json=True)
-    found = read_bundle(bundle)
+    found = open_bundle(bundle)
     top = _top(top_k, found)
+    found.choose_variant(variant)
+    _exits_asked(found, exit_set, exit_confidence, live=True)
+    check_graph_files(found)
     with load_model(found, variant, backend.value, threads) as model:
         _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         exits = _exits_asked(found, exit_set, exit_confidence, live=True)
         classifier = Classifier(model, found.classes, top_k=top, schedule="stream", exits=exits)
-        serve_live(sources, classifier, live, options, output, quiet=quiet)
+        serve_live(sources, classifier, live, options, output, as_json=as_json, quiet=quiet)
 
 
 class _Sink:
@@ -1225,8 +1412,8 @@ class _Sink:
 
             print_result(console(), result)
 
-    def failure(self, source: str, error: AdaFocusError) -> None:
-        """A source that gives no result."""
+    def failure(self, source: str, error: AdaFocusError, *, said: bool = False) -> None:
+        """A source that gives no result; ``said`` if stderr has it already."""
         from adafocus_edge.addresses import conceal
 
         entry = {"source": source, "error": conceal(str(error))}
@@ -1234,7 +1421,10 @@ class _Sink:
             self._file.write(entry)
         if self._json:
             self._print(entry)
-        self.complaint(error)
+        if said:
+            self.failed += 1
+        else:
+            self.complaint(error)
 
     @staticmethod
     def _print(entry: dict[str, Any]) -> None:
@@ -1248,8 +1438,41 @@ class _Sink:
         _fail(str(error), 1)
 
 
+def _check_missing(
+    sources: list[Source], live: LiveArguments | None, output: Path | None, *, as_json: bool, quiet: bool
+) -> dict[Source, SourceError]:
+    """Report paths that lead nowhere before the model is loaded, and return them; exit where there are no others.
+
+    Where some sources are there, a run goes on with them: a live one has notices of its own for those that are not.
+    """
+    missing = {source: error for source in sources if (error := source.missing()) is not None}
+    if not missing or not all(source in missing for source in sources):
+        for source in sources if live is None else ():
+            if source in missing:
+                _fail(str(missing[source]), 1)
+        return missing
+    if live is not None:
+        from adafocus_edge.live import Printing, report_missing
+
+        named = {source.name: error for source, error in missing.items()}
+        report_missing(named, live, Printing(as_json, quiet=quiet), output)
+        raise typer.Exit(1)
+    from adafocus_edge.report import ResultFile
+
+    with ExitStack() as stack:
+        sink = _Sink(as_json, logits=False, file=stack.enter_context(ResultFile(output)) if output else None)
+        for source in sources:
+            sink.failure(source.name, missing[source])
+    raise typer.Exit(1)
+
+
 def _run_files(
-    sources: list[Source], classifier: Classifier, save_video: Path | None, sink: _Sink, quiet: bool
+    sources: list[Source],
+    missing: dict[Source, SourceError],
+    classifier: Classifier,
+    save_video: Path | None,
+    sink: _Sink,
+    quiet: bool,
 ) -> None:
     from adafocus_edge.addresses import conceal
     from adafocus_edge.render import save_annotated
@@ -1258,6 +1481,10 @@ def _run_files(
     with _progress(quiet) as bars:
         clips = bars.add_task("classifying", total=len(sources), visible=len(sources) > 1)
         for source in sources:
+            if source in missing:
+                sink.failure(source.name, missing[source], said=True)
+                bars.advance(clips)
+                continue
             try:
                 result, clip = classifier.classify(source)
             except AdaFocusError as error:
@@ -1272,6 +1499,8 @@ def _run_files(
                 sink.failure(source.name, told)
                 bars.advance(clips)
                 continue
+            if clip.track_note:
+                _say(f"{source.name}: {clip.track_note}", quiet)
             sink.result(result)
             if save_video is not None:
                 path = save_video if _is_video_file(save_video) else save_video / names[source]
@@ -1329,19 +1558,25 @@ def _exits(bundle: Bundle, name: str, *, live: bool) -> ExitThresholds:
 
 
 def video_names(sources: list[Source]) -> list[str]:
-    """Return the annotated videos' names: the source's own, with its folder's before it where two are the same."""
+    """Return the annotated videos' names: the source's own, with its folder's and its suffix where two are the same."""
     from adafocus_edge.addresses import shown_path
+    from adafocus_edge.files import folded
     from adafocus_edge.upkeep import safe_name
 
-    paths = [Path((shown_path(s.address) if "://" in s.address else s.address).rstrip("/")) for s in sources]
-    stems = [path.stem or "clip" for path in paths]
-    names = [s if stems.count(s) == 1 else f"{p.parent.name}-{s}" for s, p in zip(stems, paths, strict=True)]
-    # Addresses may differ in nothing but what is not shown.
-    names = [
-        n if names.count(n) == 1 or "://" not in s.address else s.name for s, n in zip(sources, names, strict=True)
-    ]
-    safe = [safe_name(name) if "://" in s.address else name for s, name in zip(sources, names, strict=True)]
-    return [f"{name}.mp4" for name in safe]
+    forms = []
+    for source in sources:
+        is_address = "://" in source.address
+        path = Path((shown_path(source.address) if is_address else source.address).rstrip("/"))
+        name = path.name.replace(".", "-")
+        own = (path.stem or "clip", f"{path.parent.name}-{path.stem}", f"{path.parent.name}-{name}")
+        # Addresses may differ in nothing but what is not shown; their names do.
+        forms.append(tuple(map(safe_name, (*own, source.name))) if is_address else (*own, own[1]))
+    counts = [Counter(map(folded, names)) for names in zip(*forms, strict=True)]
+    names = []
+    for own in forms:
+        alone = (form for form, count in zip(own, counts, strict=True) if count[folded(form)] == 1)
+        names.append(next(alone, own[1]) + ".mp4")
+    return names
 
 
 def _is_video_file(path: Path) -> bool:
@@ -1356,7 +1591,11 @@ def _check_video_target(path: Path, sources: list[Source]) -> None:
         raise UsageError(f"--save-video {path}: {len(sources)} sources need a folder, not one file")
     targets = [_real(path if one else path / name) for name in video_names(sources)]
     if len(set(targets)) < len(targets):
-        raise UsageError(f"--save-video {path}: two of the sources would be written to the same file")
+        target = next(target for target in targets if targets.count(target) > 1)
+        first, second = [source.name for source, own in zip(sources, targets, strict=True) if own == target][:2]
+        raise UsageError(
+            f"--save-video {path}: {first} and {second} would be written to the same file {target.name}: run them apart"
+        )
     if set(targets) & _own_files(sources):
         raise UsageError(f"--save-video {path}: would overwrite a source")
 
@@ -1388,6 +1627,7 @@ def _check_output(path: Path, bundle: Path, sources: list[Source]) -> None:
         raise UsageError(f"--output {path}: would overwrite a source or a part of the bundle")
     if path.suffix.lower() in VIDEO_SUFFIXES:
         raise UsageError(f"--output {path}: takes results (JSON lines or CSV); --save-video writes videos")
+    _check_files(path)
 
 
 def _own_files(sources: list[Source]) -> set[Path]:
@@ -1402,6 +1642,15 @@ def _real(path: Path) -> Path:
 def _check_decoder(decoder: DecoderName, *, live: bool, on_gpu: bool) -> None:
     if decoder is DecoderName.GPU and (live or not on_gpu):
         raise UsageError("--decoder gpu is for files, with a backend on an NVIDIA GPU")
+
+
+def _check_files(*paths: Path | None) -> None:
+    """Check that files can be written, before anything slow is begun. Raises ``AdaFocusError``."""
+    from adafocus_edge.upkeep import check_file
+
+    for path in paths:
+        if path is not None:
+            check_file(path)
 
 
 def _check_plot_name(plot: Path | None) -> None:
@@ -1444,12 +1693,38 @@ def reach(module: str, verb: str, extra: str) -> Any:
         raise MissingExtraError(f"`adafocus-edge {verb}`", extra, error.name or module) from None
 
 
+def _check_installed(package: str, verb: str, extra: str) -> None:
+    """Check that a package can be found, without the seconds that importing it takes. Raises ``MissingExtraError``."""
+    try:
+        found = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise MissingExtraError(f"`adafocus-edge {verb}`", extra, package)
+
+
 def _say(text: str, quiet: bool) -> None:
     if not quiet:
         from adafocus_edge.addresses import conceal
         from adafocus_edge.report import printable
 
         print(printable(conceal(text, *sys.argv[1:])), file=sys.stderr)
+
+
+def _say_notes(notes: Iterable[str], quiet: bool) -> None:
+    for note in notes:
+        _say(f"note: {note}", quiet)
+
+
+def _sources(arguments: list[str], quiet: bool, video_track: int | None) -> list[Source]:
+    """Find sources, and print what is there and was not taken."""
+    from adafocus_edge.sources import find_sources, left_out_note
+
+    left_out: list[str] = []
+    sources = find_sources(arguments, left_out)
+    if left_out:
+        _say_notes([left_out_note(left_out)], quiet)
+    return [replace(source, video_track=video_track) for source in sources]
 
 
 def _progress(quiet: bool) -> AbstractContextManager[Progress]:

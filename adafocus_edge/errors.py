@@ -56,6 +56,10 @@ class HasAnEndError(SourceError):
     """An address that was taken for a live stream is that of a file."""
 
 
+class FrameError(AdaFocusError, ValueError):
+    """A picture or a model frame of the wrong type, shape or kind: a model would misread it."""
+
+
 class BackendError(AdaFocusError):
     """A backend that cannot run here, or failed while it ran."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -11,7 +11,9 @@ import numpy as np
 
 from adafocus_edge.addresses import shown_failure
 from adafocus_edge.errors import DataError, SourceError
+from adafocus_edge.evidence import few_clips_note, reuse_note, share_interval
 from adafocus_edge.exits import exit_steps, random_exit_top1, viewing_order
+from adafocus_edge.frames import ModelFrame
 from adafocus_edge.glimpse import GlimpseStream, see_clip, softmax
 from adafocus_edge.metrics import accuracy_curve, top_k_accuracy, wilson_interval
 from adafocus_edge.preprocess import sampled_frames
@@ -31,7 +33,7 @@ Patches = Literal["policy", "centre", "random"]
 
 
 class Predict(Protocol):
-    """Whatever turns a clip's frames, uint8 [T, S, S, 3], into logits after each of them, float32 [T, C]."""
+    """Whatever turns a clip's model frames, uint8 [T, S, S, 3], into logits after each of them, float32 [T, C]."""
 
     def __call__(self, frames: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """Predict one clip."""
@@ -118,6 +120,7 @@ class Evaluation:
         multi_label: whether mAP counts all labels of a clip (FCVID) or its first only (ActivityNet).
         gflops_per_clip: multiply-adds in units of 1e9.
         exits: thresholds at which clips stop early, or None; the other figures are those of all steps.
+        reused: how many of the clips the bundle's calibration has used; see :func:`reused_clips`.
     """
 
     origin: str
@@ -127,6 +130,23 @@ class Evaluation:
     multi_label: bool
     gflops_per_clip: float
     exits: ExitThresholds | None = None
+    reused: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits the worth of these figures, a line each."""
+        right, count = int((self.probabilities[:, -1].argmax(axis=1) == self.labels).sum()), len(self.labels)
+        missing = len(self.classes) - len({label for s in self.scored for label in self._counted(s)})
+        empty = f"no clip shows {missing} of the {len(self.classes)} classes: mAP counts 0 for each of them"
+        found = (
+            few_clips_note(share_interval(right, count), count),
+            empty if missing else None,
+            reuse_note(self.reused, count),
+        )
+        return [note for note in found if note is not None]
+
+    def _counted(self, scored: Scored) -> tuple[int, ...]:
+        return scored.example.labels if self.multi_label else scored.example.labels[:1]
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
@@ -173,6 +193,7 @@ class Evaluation:
         ]
         return {
             "data": self.origin,
+            "notes": self.notes,
             "clips": len(labels),
             "failed": [{"clip": name, "error": error} for name, error in self.failed],
             "top1": curve[-1]["top1"],
@@ -251,12 +272,12 @@ def evaluate(
     return Evaluation(split.origin, split.classes, tuple(scored), tuple(failed), multi_label, gflops_per_clip, exits)
 
 
-def _read(split: Split, spec: ModelSpec) -> Iterator[tuple[Example, NDArray[np.uint8] | SourceError, float]]:
+def _read(split: Split, spec: ModelSpec) -> Iterator[tuple[Example, ModelFrame | SourceError, float]]:
     for example in split.examples:
         before = time.perf_counter()
         try:
             sampled = sampled_frames(example.open_clip(), spec)
-            frames: NDArray[np.uint8] | SourceError = np.stack([pixels for _, pixels in sampled])
+            frames: ModelFrame | SourceError = ModelFrame.of(np.stack([pixels for _, pixels in sampled]), spec)
         except SourceError as error:
             frames = error
         yield example, frames, (time.perf_counter() - before) * 1e3

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.types import class_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,6 +48,7 @@ class EventRule:
         found = re.fullmatch(RULE, text)
         assert found is not None  # the label takes whatever is there
         label, threshold, more = found.groups()
+        label = class_name(label)
         given = {f"{name}_s": float(value) for name, value in re.findall(r",(for|cooldown)=([\d.]+)", more)}
         if not label:
             raise UsageError(f"--event {text}: LABEL=THRESHOLD,for=SECONDS,cooldown=SECONDS, such as fight=0.8,for=2")

@@ -1,12 +1,15 @@
-"""Writing whole or not at all, one process at a time, and without what killed runs left."""
+"""Reading text as people's editors write it; writing whole or not at all, one process at a time, and tidily."""
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
+import unicodedata
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -39,6 +42,37 @@ def read_own(path: Path) -> bytes:
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
     return read_whole(path)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file that a person wrote. Raises ``OSError``, and ``UnicodeError`` for what is no UTF-8."""
+    return decode_text(read_whole(path))
+
+
+def decode_text(content: bytes) -> str:
+    """Decode UTF-8 as editors write it: byte order marks are dropped, those of files that were joined, too.
+
+    Raises ``UnicodeError`` whose message says what to do, for UTF-16 (Windows' "Unicode") and other encodings.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UnicodeError("this is UTF-16: save it as UTF-8")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise UnicodeError(f"byte {error.start} is not UTF-8: save it as UTF-8") from None
+    if "\0" in text:
+        raise UnicodeError("it holds NUL characters, as UTF-16 does: save it as UTF-8")
+    return re.sub(r"(?m)^\ufeff+", "", text)
+
+
+def folded(name: str) -> str:
+    """Return what is the same for two names that some disks take for one: they differ in case or Unicode form only."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def reason(error: OSError | UnicodeError) -> str:
+    """Return in a few words why a file could not be read."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 @contextmanager

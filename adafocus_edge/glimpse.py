@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adafocus_edge.errors import FrameError
+from adafocus_edge.frames import check_frames
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -39,11 +42,13 @@ def see_clip(model: LoadedModel, frames: Sequence[Any] | NDArray[np.uint8]) -> I
 
     Args:
         model: the four sessions.
-        frames: T of uint8 [S, S, 3], RGB; where the model keeps its tensors on a device they may lie there.
+        frames: T model frames, as ``adafocus_edge.preprocess`` makes them; where the model sees RGB, plain arrays uint8
+            [S, S, 3] or [T, S, S, 3], too; where it keeps its tensors on a device, frames may lie there.
 
     Yields:
-        one glimpse per frame, for a batch of one.
+        one glimpse per frame, for a batch of one. Raises ``FrameError`` for frames that the model would misread.
     """
+    check_frames(frames, model.spec)
     if model.resident is not None:
         seen = model.resident.clip(len(frames)).see(list(frames))
         for step in range(len(frames)):
@@ -94,7 +99,13 @@ class GlimpseStream:
         self._state: Any = np.zeros((self._clips, self._model.spec.classifier_state), np.float32)
 
     def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Glimpse:
-        """Take one step with one frame of each clip: N of uint8 [S, S, 3], as :func:`see_clip` takes them."""
+        """Take one step with one frame of each clip: N frames, as :func:`see_clip` takes them.
+
+        Raises ``FrameError`` for frames that the model would misread, or another number of them.
+        """
+        check_frames(frames, self._model.spec)
+        if len(frames) != self._clips:
+            raise FrameError(f"frames: {len(frames)} for {self._clips} clips: pass one frame of each")
         if self._loop is not None:
             self._loop.submit(list(frames))
             return self._loop.collect()

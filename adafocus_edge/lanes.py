@@ -11,6 +11,7 @@ import numpy as np
 from adafocus_edge.backends.memory import HostDevice
 from adafocus_edge.backends.resident import Resident, StepLoop
 from adafocus_edge.errors import BackendError, UsageError
+from adafocus_edge.frames import check_frames
 from adafocus_edge.glimpse import Glimpse
 from adafocus_edge.types import GRAPHS
 
@@ -89,11 +90,13 @@ class Lanes:
         """Queue a step with a frame of some streams; up to two steps may be under way.
 
         Args:
-            frames: uint8 [S, S, 3] by stream, on the host or on the device.
+            frames: by stream, as :func:`adafocus_edge.glimpse.see_clip` takes them, on the host or on the device.
 
         Raises:
             BackendError: the device failed, or two steps are under way.
+            FrameError: the model would misread a frame.
         """
+        check_frames(list(frames.values()), self._resident.spec)
         unknown = [stream for stream in frames if stream not in self._rows]
         if unknown or not frames:
             raise ValueError(f"no such stream: {unknown[0]}" if unknown else "a step needs a frame")
@@ -174,8 +177,9 @@ class SharedLanes:
         self._states[stream] = (next(zeros), next(zeros))
 
     def step(self, frames: Mapping[int, NDArray[Any]]) -> dict[int, Glimpse]:
-        """Take a step with a frame of some streams, uint8 [S, S, 3]; return the glimpse of each."""
+        """Take a step with a frame of some streams; return the glimpse of each. Raises ``FrameError``."""
         model, streams = self._model, list(frames)
+        check_frames(list(frames.values()), model.spec)
         distinct = {id(frame): frame for frame in frames.values()}
         numbers = {key: number for number, key in enumerate(distinct)}
         rows = [numbers[id(frames[stream])] for stream in streams]

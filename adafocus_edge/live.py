@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from adafocus_edge.addresses import conceal
 from adafocus_edge.capture import CameraOptions, CaptureOptions
-from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
 from adafocus_edge.events import EventRule
 from adafocus_edge.live_options import DEFAULT_GLIMPSE_FPS, FOREVER, LiveArguments
 from adafocus_edge.messages import Drops, Event, Listener, Look, Message, Notice, Window, to_line
@@ -415,6 +415,26 @@ def run_live(
         return run.errors
 
 
+def report_missing(
+    missing: dict[str, SourceError], arguments: LiveArguments, printing: Printing, output: Path | None
+) -> None:
+    """Report sources that are not there, by their names, as a run does, where there is nothing else to run.
+
+    Raises ``UsageError`` or ``AdaFocusError`` if an output cannot be written.
+    """
+    with ExitStack() as stack:
+        log = stack.enter_context(run_log(arguments.log, printing.quiet, arguments.rotate_mb, arguments.keep))
+        listeners: list[Listener] = [NoticeTeller(log), Printer(printing, log.warning, lambda: None)]
+        if output is not None:
+            from adafocus_edge.sinks import ResultsFile
+
+            listeners.append(ResultsFile(output, log.warning))
+        for listener in listeners:
+            stack.callback(listener.close)
+            for name, error in missing.items():
+                listener.offer(Notice(name, "failed", str(error), time.time()))
+
+
 def serve_live(
     sources: list[Source],
     classifier: Classifier,
@@ -422,6 +442,7 @@ def serve_live(
     options: ServeOptions,
     output: Path | None,
     *,
+    as_json: bool,
     quiet: bool,
 ) -> None:
     """Serve a page of live sources until told, or for a time.
@@ -446,7 +467,9 @@ def serve_live(
         sinks = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, Printing(quiet=quiet))
         with _told(run, sinks, log), Server(run, options, tell=log.warning) as server:
             log.info(f"serving {server.url} (Ctrl-C ends)")
-            with status_shown(run, arguments.status, as_json=False, quiet=quiet):
+            if as_json:
+                print_line({"url": server.url})
+            with status_shown(run, arguments.status, as_json, quiet):
                 run.run(stop, arguments.duration)
 
 

@@ -17,7 +17,7 @@ import typer
 
 from adafocus_edge.addresses import shown_argument
 from adafocus_edge.errors import UsageError
-from adafocus_edge.files import read_whole
+from adafocus_edge.files import read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -109,7 +109,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
-        content = tomllib.loads(read_whole(path).decode())
+        content = tomllib.loads(read_text(path))
     except OSError as error:
         raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:  # what tomllib says of bad TOML, and Python of endless numbers

@@ -14,7 +14,7 @@ from adafocus_edge.backends.cuda import CudaDevice
 from adafocus_edge.backends.memory import Buffer, Device
 from adafocus_edge.errors import AdaFocusError, BackendError, SourceError
 from adafocus_edge.pixels import Decoded, PixelMaker
-from adafocus_edge.preprocess import motion_frames, sample_indices
+from adafocus_edge.preprocess import motion_frame_indices, sample_indices
 
 if TYPE_CHECKING:
     from adafocus_edge.backends.resident import Resident
@@ -111,7 +111,7 @@ def make_frames(read: Any, clip: Clip, layout: Decoded, resident: Resident) -> I
     """Make a clip's model frames of what ``read`` decodes by number: NV12 planes, uint8 [3/2 height, width]."""
     spec, maker = resident.spec, PixelMaker(resident)
     for index in sample_indices(clip.frame_count, spec.segments):
-        numbers: Sequence[int] = motion_frames(clip, index, spec.motion_gap_s) if spec.motion_gap_s else (index,)
+        numbers: Sequence[int] = motion_frame_indices(clip, index, spec.motion_gap_s) if spec.motion_gap_s else (index,)
         planes = []
         for number in numbers:
             frame = read(number)

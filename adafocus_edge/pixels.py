@@ -25,6 +25,7 @@ import numpy as np
 
 from adafocus_edge.engines import PIXELS_GRAPH
 from adafocus_edge.errors import BackendError
+from adafocus_edge.frames import FrameBuffer
 from adafocus_edge.preprocess import CropWindow
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class PixelMaker:
         self._spec = resident.spec
         self._matrices: dict[Decoded, dict[str, Buffer]] = {}
 
-    def make(self, planes: Sequence[NDArray[np.uint8] | Buffer], decoded: Decoded) -> Buffer:
+    def make(self, planes: Sequence[NDArray[np.uint8] | Buffer], decoded: Decoded) -> FrameBuffer:
         """Queue the making of one model frame.
 
         Args:
@@ -105,7 +106,7 @@ class PixelMaker:
                 device.copy(together[number : number + 1], source)
             frame = device.empty((1, side, side, 3), np.uint8)
             self._program.bind({"planes": together, **self._matrices[decoded], "frame": frame}, fixed=False)()
-            return frame
+            return FrameBuffer.of(frame, self._spec)
 
 
 @lru_cache(maxsize=16)

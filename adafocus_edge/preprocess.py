@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+from adafocus_edge.errors import FrameError
+from adafocus_edge.frames import ModelFrame, as_picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -75,18 +79,20 @@ class CropWindow:
         return top, left, top + height * down, left + width * across
 
 
-def preprocess(image: Image.Image, size: int, fit: Fit = "crop") -> NDArray[np.uint8]:
-    """Resize (bilinear, antialiased) and centre-crop one image.
+def preprocess(image: Image.Image | NDArray[np.uint8], size: int, fit: Fit = "crop") -> NDArray[np.uint8]:
+    """Resize (bilinear, antialiased) and centre-crop one image; :func:`model_frame` does it as a model wants it.
 
     Args:
-        image: an RGB or a grey image of any size.
+        image: an RGB or a grey picture of any size (:func:`adafocus_edge.frames.as_picture`).
         size: S, pixels.
         fit: ``squash`` to resize the whole image to S x S instead.
 
     Returns:
         uint8 [S, S, 3], or [S, S] of a grey image; equal to the official evaluation's pixels; for a strip longer than
         16 times its width, where the whole resized image would take hundreds of megabytes, within one grey level.
+        Raises ``FrameError`` for what is no such picture.
     """
+    image = as_picture(image)
     if fit == "squash":
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     window = CropWindow.of(image.height, image.width, size)
@@ -121,15 +127,15 @@ UNKNOWN_FPS = 25.0
 """Assumed where a source does not tell its frame rate."""
 
 
-def luminance(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the luminance (ITU-R BT.601) of RGB uint8 [H, W, 3] as uint8 [H, W]."""
-    return np.asarray(Image.fromarray(rgb).convert("L"))
+def luminance(picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the luminance (ITU-R BT.601) of an RGB or a grey picture as uint8 [H, W]. Raises ``FrameError``."""
+    return np.asarray(as_picture(picture).convert("L"))
 
 
 def motion_indices(index: int, fps: float, gap_s: float) -> tuple[int, int, int]:
     """Return the frames that make up a motion frame at a constant rate: two gaps before, one gap before, and ``index``.
 
-    See :func:`motion_frames` for a clip of any rate.
+    See :func:`motion_frame_indices` for a clip of any rate.
     """
     gap = max(1, round((fps or UNKNOWN_FPS) * gap_s))
     return max(0, index - 2 * gap), max(0, index - gap), index
@@ -153,7 +159,7 @@ def nearest_earlier(time_s: Callable[[int], float], start: int, target_s: float)
     return index
 
 
-def motion_frames(clip: Clip, index: int, gap_s: float) -> tuple[int, int, int]:
+def motion_frame_indices(clip: Clip, index: int, gap_s: float) -> tuple[int, int, int]:
     """Return the frames that make up a motion frame of a clip: two gaps before, one gap before, and ``index`` itself.
 
     They are the nearest in time, as with cameras. At a constant rate, and where frames have no times,
@@ -187,7 +193,7 @@ def glimpse_frames(
     if not motion_gap_s:
         yield from clip.select(indices, convert)
         return
-    parts = [motion_frames(clip, index, motion_gap_s) for index in indices]
+    parts = [motion_frame_indices(clip, index, motion_gap_s) for index in indices]
     needed = sorted({number for part in parts for number in part})
     read = clip.select(needed, lambda rgb: convert(luminance(rgb)))
     held: dict[int, NDArray[np.uint8]] = {}
@@ -199,15 +205,98 @@ def glimpse_frames(
         yield part[-1], np.stack([held[number] for number in part], axis=-1)
 
 
-def model_frames(clip: Clip, indices: Sequence[int], spec: ModelSpec) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def model_frames(clip: Clip, indices: Sequence[int], spec: ModelSpec) -> Iterator[tuple[int, ModelFrame]]:
     """Read frames of a clip as a model sees them: number and uint8 [S, S, 3], in the order asked for."""
 
     def convert(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return preprocess(Image.fromarray(pixels), spec.frame_size, spec.fit)
+        return preprocess(pixels, spec.frame_size, spec.fit)
 
-    return glimpse_frames(clip, indices, spec.motion_gap_s, convert)
+    for index, pixels in glimpse_frames(clip, indices, spec.motion_gap_s, convert):
+        yield index, ModelFrame.of(pixels, spec)
 
 
-def sampled_frames(clip: Clip, spec: ModelSpec) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+def sampled_frames(clip: Clip, spec: ModelSpec) -> Iterator[tuple[int, ModelFrame]]:
     """Read the frames that stand for a clip, as a model sees them; see :func:`sample_indices`, :func:`model_frames`."""
     return model_frames(clip, sample_indices(clip.frame_count, spec.segments), spec)
+
+
+# -- frames of pictures from elsewhere --------------------------------------------------------------------------------
+
+
+def model_frame(picture: Image.Image | NDArray[np.uint8], spec: ModelSpec) -> ModelFrame:
+    """Make a frame of one picture for a model that sees RGB.
+
+    Args:
+        picture: RGB or grey, of any size (:func:`adafocus_edge.frames.as_picture`).
+        spec: of the model.
+
+    Raises ``FrameError``, also where the model sees motion, of which one picture shows none.
+    """
+    if spec.motion_gap_s:
+        raise FrameError(
+            f"this model sees motion: its frames are made of three pictures, {spec.motion_gap_s:g} s apart: use "
+            "FrameMaker(spec).add(picture, time_s), or motion_frame(pictures, spec)"
+        )
+    rgb = as_picture(picture).convert("RGB")
+    return ModelFrame.of(preprocess(rgb, spec.frame_size, spec.fit), spec)
+
+
+def motion_frame(pictures: Sequence[Image.Image | NDArray[np.uint8]], spec: ModelSpec) -> ModelFrame:
+    """Make a frame of three pictures for a model that sees motion.
+
+    Args:
+        pictures: two gaps before, one gap before, and now (``spec.motion_gap_s`` is the gap in seconds).
+        spec: of the model.
+
+    Raises ``FrameError``, also where the model sees RGB.
+    """
+    if not spec.motion_gap_s:
+        raise FrameError("this model sees RGB, not motion: use model_frame(picture, spec)")
+    if len(pictures) != 3:
+        raise FrameError(f"a motion frame is made of 3 pictures, not {len(pictures)}: two gaps before, one before, now")
+    return ModelFrame.of(np.stack([_plane(picture, spec) for picture in pictures], axis=-1), spec)
+
+
+def _plane(picture: Image.Image | NDArray[np.uint8], spec: ModelSpec) -> NDArray[np.uint8]:
+    """Return one channel of a motion frame, uint8 [S, S]."""
+    return preprocess(luminance(picture), spec.frame_size, spec.fit)
+
+
+class FrameMaker:
+    """Makes the frames of a model from one live sequence of pictures with time stamps.
+
+    A model that sees motion looks back at the pictures whose times are nearest to two gaps and to one gap before, as
+    live sources do; so give it every picture, not only those that are to be looked at. Before the first picture nothing
+    moved.
+
+    Args:
+        spec: of the model.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._planes: list[tuple[float, NDArray[np.uint8]]] = []
+
+    def add(self, picture: Image.Image | NDArray[np.uint8], time_s: float) -> ModelFrame:
+        """Take the next picture and return the frame that shows it.
+
+        Args:
+            picture: RGB or grey, of any size (:func:`adafocus_edge.frames.as_picture`); it is not kept.
+            time_s: of the picture, in seconds from any beginning; later than that of the one before.
+
+        Raises ``FrameError``.
+        """
+        spec, planes = self._spec, self._planes
+        if not spec.motion_gap_s:
+            return model_frame(picture, spec)
+        if not math.isfinite(time_s) or (planes and time_s <= planes[-1][0]):
+            before = f"the one before has {planes[-1][0]:g}; " if planes else ""
+            raise FrameError(f"time_s {time_s:g}: {before}times rise (a new sequence takes a new FrameMaker)")
+        planes.append((time_s, _plane(picture, spec)))
+        wanted = [time_s - gaps * spec.motion_gap_s for gaps in (2, 1, 0)]
+        # The newest of those that are too old stays: no other may be nearer to the next picture's time.
+        while len(planes) > 1 and planes[1][0] <= wanted[0]:
+            planes.pop(0)
+        times_s = [kept_s for kept_s, _ in planes]
+        parts = [planes[nearest_earlier(times_s.__getitem__, len(planes) - 1, at)][1] for at in wanted]
+        return ModelFrame.of(np.stack(parts, axis=-1), spec)

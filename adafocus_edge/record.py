@@ -88,7 +88,7 @@ class _File:
     output: _Output
     container: OutputContainer
     stream: VideoStream
-    shape: tuple[int, ...]  # of the frames, before they are drawn on
+    shape: tuple[object, ...]  # of the frames before they are drawn on, and of their pixels
     first_s: float
     last_tick: int = -1
     key_s: float = 0.0
@@ -211,7 +211,7 @@ class Recorder(Listener):
         rgb = message.to_rgb()
         picture = annotate_live(rgb, self._looks.get(message.source), self._spec, clock)
         try:
-            self._write(series, message, rgb.shape, picture)
+            self._write(series, message, (*rgb.shape, message.sample_aspect), picture)
         except (OSError, av.error.FFmpegError) as error:
             self.dropped += 1
             self._give_up(series, error)
@@ -229,7 +229,7 @@ class Recorder(Listener):
         for series in self._series.values():
             self._end_file(series)
 
-    def _write(self, series: _Series, frame: LiveFrame, shape: tuple[int, ...], picture: NDArray[np.uint8]) -> None:
+    def _write(self, series: _Series, frame: LiveFrame, shape: tuple[object, ...], picture: NDArray[np.uint8]) -> None:
         file = series.file
         step_s = 0.0 if series.last_s is None else frame.time_s - series.last_s
         if file is not None:
@@ -262,7 +262,7 @@ class Recorder(Listener):
                 file.fragments += 1
                 self._outage.worked()
 
-    def _new_file(self, name: str, frame: LiveFrame, shape: tuple[int, ...], picture: NDArray[np.uint8]) -> _File:
+    def _new_file(self, name: str, frame: LiveFrame, shape: tuple[object, ...], picture: NDArray[np.uint8]) -> _File:
         output = self._new_output(f"{name}-{stamp(frame.wall_s)}")
         try:
             if self._keep is not None:
@@ -272,6 +272,7 @@ class Recorder(Listener):
             stream = cast("VideoStream", container.add_stream(self._encoder, options=ENCODERS[self._encoder]))
             stream.height, stream.width = picture.shape[:2]
             stream.pix_fmt = "yuv420p"
+            stream.codec_context.sample_aspect_ratio = frame.sample_aspect
             stream.codec_context.time_base = Fraction(1, TICKS)
             stream.codec_context.gop_size = MOST_BETWEEN_KEYS
             stream.codec_context.thread_count = ENCODER_THREADS

@@ -84,6 +84,7 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
                         )
                         stream.height, stream.width = picture.shape[:2]
                         stream.pix_fmt = "yuv420p"
+                        stream.codec_context.sample_aspect_ratio = clip.sample_aspect
                         if clip.duration_s is not None:
                             stream.codec_context.time_base = Fraction(1, TICKS)
                         stream.thread_type = "AUTO"
@@ -103,6 +104,22 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
             take_place(draft, path)
     except (OSError, av.error.FFmpegError) as error:
         raise SourceError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+
+
+def shown_size(width: int, height: int, sample_aspect: Fraction) -> tuple[int, int]:
+    """Return the width and height in square pixels at which a frame is shown: one side grows, none shrinks.
+
+    For what has no other way to say that its pixels are not square, such as a JPEG.
+    """
+    if sample_aspect >= 1:
+        return round(width * sample_aspect), height
+    return width, round(height / sample_aspect)
+
+
+def in_square_pixels(image: Image.Image, sample_aspect: Fraction) -> Image.Image:
+    """Return an image as it is shown; see :func:`shown_size`."""
+    size = shown_size(image.width, image.height, sample_aspect)
+    return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ from adafocus_edge.files import append_whole, is_stream, open_stream, write_all
 from adafocus_edge.types import GRAPHS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from rich.console import ConsoleOptions, RenderableType
     from rich.segment import Segment
     from typing_extensions import Self
 
     from adafocus_edge.build import Built
-    from adafocus_edge.bundle import Bundle, Preprocessing
+    from adafocus_edge.bundle import Bundle, Preprocessing, Setting
     from adafocus_edge.classify import Guess, Result
     from adafocus_edge.engines import Engines
 
@@ -169,6 +169,7 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
         "classes": f"{spec.classes}: {', '.join(bundle.classes[:4])}{', ...' if spec.classes > 4 else ''}",
         "preprocessing": _preprocessing(manifest.preprocessing),
         "checkpoint": f"{manifest.provenance.checkpoint} (sha256 {manifest.provenance.checkpoint_sha256[:16]}...)",
+        "not from the checkpoint": _assumed(manifest.provenance.settings),
         "made": f"{manifest.provenance.created} with "
         + ", ".join(f"{tool} {version}" for tool, version in manifest.provenance.tools.items()),
         "exit thresholds": "; ".join(
@@ -184,7 +185,8 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
         or "none",
     }
     for name, value in rows.items():
-        model.add_row(name, escape(value))
+        if value:
+            model.add_row(name, escape(value))
     yield model
 
     for variant, graphs in manifest.variants.items():
@@ -211,6 +213,17 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
         yield engines
     if parity := manifest.reports.get("parity"):
         yield parity_table(parity["rows"])
+
+
+def _assumed(settings: Mapping[str, Setting]) -> str:
+    """List the settings that were asked for or assumed rather than read from the checkpoint."""
+    said = {"option": "asked for", "default": "assumed"}
+    return ", ".join(
+        f"{name} {one.value} ({said[one.origin]}"
+        + (f"; trained with {one.trained})" if one.trained is not None else ")")
+        for name, one in settings.items()
+        if one.origin in said
+    )
 
 
 def _preprocessing(steps: Preprocessing) -> str:
@@ -246,6 +259,7 @@ def evaluation_tables(entry: dict[str, Any]) -> Iterable[Table]:
     figures = Table(title=escape(f"{entry['model']} on {entry['data']}"), show_header=False, **STYLE)
     low, high = entry["top1_interval_95"]
     rows = {
+        **({"read with care": "\n".join(entry["notes"])} if entry.get("notes") else {}),
         "clips": f"{entry['clips']}" + (f", {len(entry['failed'])} left out" if entry["failed"] else ""),
         "ran": entry["ran"],
         "top-1": f"{entry['top1']:.2f} %   (95 %: {low:.1f} to {high:.1f})",
@@ -307,13 +321,13 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
     yield table
 
     graphs = Table(title="each graph alone, before layers were kept (calibration clips)", **STYLE)
-    for column in ("variant", "graph", "precision", "points lost", "same labels", "same patches", "kept higher"):
+    for column in ("variant", "graph", "precision", "points lost (95 %)", "same labels", "same patches", "kept higher"):
         graphs.add_column(column, justify="left" if column in ("variant", "graph", "precision") else "right")
     for name, row in rows.items():
         for graph, found in row.get("graphs_alone", {}).items():
             higher = [entry["layer"] for entry in row["kept"] if entry["graph"] == graph]
             graphs.add_row(
-                name, graph, bundle.manifest.variants[name][graph].precision, f"{found['top1_drop']:.1f}",
+                name, graph, bundle.manifest.variants[name][graph].precision, _points_lost(found),
                 f"{found['label_agreement']:.1f} %", f"{found['action_agreement']:.1f} %",
                 "all" if "all" in higher else str(len(higher)),
             )  # fmt: skip
@@ -333,6 +347,19 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
         yield kept
     if bundle.manifest.thresholds:
         yield _exit_table(bundle, rows)
+    if warnings := report.get("warnings"):
+        table = Table("read with care", **STYLE)
+        for text in warnings:
+            table.add_row(escape(text))
+        yield table
+
+
+def _points_lost(found: dict[str, Any]) -> str:
+    """Show lost accuracy with its interval, which reports of before 0.2 do not have."""
+    text = f"{found['top1_drop']:.1f}"
+    if interval := found.get("top1_drop_interval_95"):
+        text += f" ({interval[0]:.0f} to {interval[1]:.0f})"
+    return text
 
 
 def _layer_table(layers: dict[str, list[dict[str, Any]]]) -> Table:

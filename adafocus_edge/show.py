@@ -14,6 +14,7 @@ import numpy as np
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
 from adafocus_edge.files import write_file
 from adafocus_edge.messages import CLOSE_S, LiveFrame, Look, Message, Notice, OnceTeller, iso
+from adafocus_edge.sources import SQUARE
 from adafocus_edge.upkeep import safe_name, stamp
 
 if TYPE_CHECKING:
@@ -230,11 +231,12 @@ class Screen:
         window.fill(BACKGROUND)
         if self._rgb is not None and self._shown is not None:
             rgb = self._rgb
-            height, width = rgb.shape[:2]
+            width, height = self._shown_size(rgb)
             scale = min(window.get_width() / width, window.get_height() / height)
             size = max(1, round(width * scale)), max(1, round(height * scale))
             if scale < 1:  # first, for drawing costs less on fewer pixels
-                rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+                fewer = max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale))
+                rgb = np.asarray(Image.fromarray(rgb).resize(fewer, Image.Resampling.BILINEAR, reducing_gap=2.0))
             picture = self._annotated(rgb, self._shown)
             image = pygame.image.frombuffer(picture.tobytes(), (picture.shape[1], picture.shape[0]), "RGB")
             if image.get_size() != size:
@@ -242,9 +244,14 @@ class Screen:
             window.blit(image, ((window.get_width() - size[0]) // 2, (window.get_height() - size[1]) // 2))
         pygame.display.flip()
 
+    def _shown_size(self, rgb: NDArray[np.uint8]) -> tuple[int, int]:
+        from adafocus_edge.render import shown_size
+
+        return shown_size(rgb.shape[1], rgb.shape[0], self._shown.sample_aspect if self._shown else SQUARE)
+
     def _first_size(self, rgb: NDArray[np.uint8]) -> tuple[int, int]:
         """Return the size of the window for a frame: its own, but neither tiny nor larger than the screen."""
-        height, width = rgb.shape[:2]
+        width, height = self._shown_size(rgb)
         screen_width, screen_height = self._pygame.display.get_desktop_sizes()[0]
         room = min(SHARE_OF_SCREEN * screen_width / width, SHARE_OF_SCREEN * screen_height / height)
         scale = min(room, max(1.0, SMALLEST_WIDTH / width))
@@ -255,8 +262,11 @@ class Screen:
             return self._say("nothing to save yet")
         from PIL import Image
 
+        from adafocus_edge.render import in_square_pixels
+
         content = BytesIO()
-        Image.fromarray(self._annotated(self._rgb, self._shown)).save(content, "PNG")
+        drawn = Image.fromarray(self._annotated(self._rgb, self._shown))
+        in_square_pixels(drawn, self._shown.sample_aspect).save(content, "PNG")
         base = f"{safe_name(self._shown.source)}-{stamp(self._shown.wall_s)}"
         path = folder / f"{base}-{self._shown.index}.png"
         try:

@@ -275,12 +275,13 @@ class Snapshots(Listener):
             return
         from PIL import Image
 
-        from adafocus_edge.render import Overlay, draw
+        from adafocus_edge.render import Overlay, draw, in_square_pixels
 
         clock = iso(message.wall_s)[:19].replace("T", " ") + " UTC"
         headline = f"{message.label}  {message.peak:.0%}"
         overlay = Overlay(message.patch, headline, f"{message.source}   |   {clock}", message.peak)
-        picture = Image.fromarray(np.asarray(draw(message.frame.to_rgb(), overlay, self._spec)))
+        drawn = Image.fromarray(np.asarray(draw(message.frame.to_rgb(), overlay, self._spec)))
+        picture = in_square_pixels(drawn, message.frame.sample_aspect)
         base = f"{self._names.of(message.source)}-{stamp(message.wall_s)}-{safe_name(message.label)}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import glob
 import itertools
+import math
 import os
 import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -22,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from adafocus_edge.addresses import shown_argument, without_password
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import ShortageError, SourceError, UsageError
-from adafocus_edge.files import read_own, read_whole
+from adafocus_edge.files import decode_text, read_own, read_text, reason
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -115,10 +116,58 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
+ONE_DECIMAL = re.compile(r"((?:.*[^\d.,])?)(\d+(?:[.,]\d+)?)")
+"""A frame's name of a time stamp, such as ``1614863201.05`` or ``cam1_1614863201.05``: what is before it, and it."""
+
+
+def frame_order(frames: Sequence[Path]) -> list[Path]:
+    """Return frames in the order of time: by value if the names are one decimal number each, else natural."""
+    matches = [ONE_DECIMAL.fullmatch(path.stem) for path in frames]
+    found = [match.groups() for match in matches if match is not None]
+    values = [Decimal(number.replace(",", ".")) for _, number in found]
+    # Of 1.1 and 1.10, one is no decimal: these are two numbers, as of a shot and of a frame.
+    if len(set(values)) == len(frames) and len({before for before, _ in found}) == 1:
+        return [path for _, path in sorted(zip(values, frames, strict=True))]
+    return sorted(frames, key=natural_order)
+
+
 FRAME_NAME = "image_{:05d}.jpg"
 """What the official extraction calls frames, counted from 1."""
 FPS_FILE = "fps.txt"
 """Beside frames that `adafocus-edge prepare` wrote: their rate, for models that see motion."""
+TIMES_FILE = "times.txt"
+"""Beside frames of a video whose rate varies: when each is shown, in seconds, one a line."""
+
+
+def _folder_fps(path: Path) -> float:
+    """Return the frame rate that a folder's file says, if there is one. Raises ``SourceError`` if it says none."""
+    try:
+        text = decode_text(read_own(path)).strip()
+        fps = float(text)
+    except OSError:
+        return FOLDER_FPS
+    except UnicodeError as error:
+        raise SourceError(f"{path}: {error}") from None
+    except ValueError:
+        raise SourceError(f"{path}: {text[:40]!r} is no frame rate: write frames per second, such as 29.97") from None
+    return fps if 0 < fps < 1000 else FOLDER_FPS
+
+
+def _folder_times(path: Path, count: int) -> list[float] | None:
+    """Return when each frame of a folder is shown, if a file says so. Raises ``SourceError`` if it says nonsense."""
+    try:
+        times = [float(line) for line in decode_text(read_own(path)).split()]
+    except OSError:
+        return None
+    except UnicodeError as error:
+        raise SourceError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise SourceError(f"{path}: {error}: write the time of each frame in seconds, one a line") from None
+    if len(times) < count or not all(math.isfinite(time) for time in times):
+        raise SourceError(f"{path}: {len(times)} times for {count} frames: write one a line, in seconds, or remove it")
+    if any(after < before for before, after in itertools.pairwise(times)):
+        raise SourceError(f"{path}: times must rise from frame to frame")
+    return [time - times[0] for time in times[:count]]
 
 
 class FrameFolder:
@@ -127,10 +176,9 @@ class FrameFolder:
     Args:
         path: of the folder.
         count: how many frames are promised, under their official names (a missing one is told when it is read); None
-            to take all images that are there, in the natural order of their names.
+            to take all images that are there, in the order of :func:`frame_order`.
     """
 
-    is_constant_rate = True
     sample_aspect = SQUARE
     track_note = ""
 
@@ -138,24 +186,22 @@ class FrameFolder:
         self.name = path
         try:
             if count is None:
-                self._files = sorted(images_in(Path(path)), key=natural_order)
+                self._files = frame_order(images_in(Path(path)))
             else:
                 self._files = [Path(path) / FRAME_NAME.format(number + 1) for number in range(count)]
         except OSError as error:
             raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
         self.frame_count = len(self._files)
-        self.fps = FOLDER_FPS
-        with suppress(OSError, ValueError):
-            told = float(read_own(Path(path) / FPS_FILE))
-            self.fps = told if 0 < told < 1000 else FOLDER_FPS
-        self.duration_s: float | None = None
+        self.fps = _folder_fps(Path(path) / FPS_FILE)
         if not self._files:
             raise SourceError(f"{path}: no videos and no frames ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder")
+        self._times = _folder_times(Path(path) / TIMES_FILE, self.frame_count)
+        self.is_constant_rate = self._times is None
+        self.duration_s: float | None = self._times[-1] + 1 / self.fps if self._times else None
 
     def time_s(self, index: int) -> float | None:
-        """Frames in a folder have no times."""
-        del index
-        return None
+        """Return when a frame is shown if a file beside it says so; see :class:`Clip`."""
+        return self._times[index] if self._times else None
 
     def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
         """Read the frames with these numbers, over the cores and only a little ahead; see :class:`Clip`."""
@@ -206,27 +252,46 @@ class Source:
     live: bool = False
     video_track: int | None = None
 
+    def missing(self) -> SourceError | None:
+        """Return the error of a path that leads nowhere, without opening anything; None for any other source."""
+        if self.live or "://" in self.address:
+            return None
+        try:
+            Path(self.address).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return SourceError(f"{shown_argument(self.address)}: no such file")
+        except OSError:  # opening it tells more
+            return None
+        return None
+
     def open_clip(self) -> Clip:
         """Open a source that ends. Raises ``SourceError``."""
         if os.path.isdir(self.address):
+            if self.video_track is not None:
+                raise SourceError(f"{self.name}: a folder of frames has no video tracks: leave out --video-track")
             return FrameFolder(self.address)
         from adafocus_edge.video import VideoFile
 
-        return VideoFile(self.address, self.video_track, self.name)
+        return VideoFile(self.address, self.video_track, self.name if "://" in self.address else None)
 
 
-def find_sources(arguments: Sequence[str]) -> list[Source]:
+def find_sources(arguments: Sequence[str], left_out: list[str] | None = None) -> list[Source]:
     """Turn what the user named into sources: folders and globs are expanded in natural order.
+
+    Args:
+        arguments: what the user named.
+        left_out: gets what is there and was not taken, for :func:`left_out_note`.
 
     A digit is a camera index unless a file has that name. ``NAME=ADDRESS`` names one source; a ``*.streams`` file lists
     such lines. What does not exist becomes a source all the same: opening it tells, so that one wrong name does not
     stop the others. Raises ``UsageError`` for an empty name or a list that cannot be read.
     """
     found: list[Source] = []
+    left_out = [] if left_out is None else left_out
     for given in _listed(arguments):
         name, address = _named(given)
         if name is not None:
-            inner = find_sources([address])
+            inner = find_sources([address], left_out)
             if len(inner) != 1:
                 raise UsageError(f"{given}: a name is for one source, and {address} holds {len(inner)}")
             found.append(replace(inner[0], name=name))
@@ -238,13 +303,13 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
         if "://" in argument:
             found.append(Source(without_password(argument), argument, live=is_stream(argument)))
         elif os.path.isdir(path):
-            found += _folder(path)
+            found += _folder(path, left_out)
         elif not os.path.exists(path) and glob.has_magic(argument):
-            matches = sorted((Path(match) for match in glob.glob(argument, recursive=True)), key=natural_path)
+            matches = sorted(_globbed(argument, left_out), key=natural_path)
             if not matches:
-                found.append(Source(argument, argument))
+                found.append(Source(shown_argument(argument), argument))
             for match in matches:
-                found += _folder(match) if os.path.isdir(match) else [Source(str(match), str(match))]
+                found += _folder(match, left_out) if os.path.isdir(match) else [Source(str(match), str(match))]
         elif argument.isdigit() and not os.path.exists(path):
             found.append(Source(f"camera {argument}", argument, live=True))
         else:
@@ -261,9 +326,9 @@ def _listed(arguments: Sequence[str]) -> Iterator[str]:
             yield argument
             continue
         try:
-            lines = read_whole(path).decode().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8'})") from None
+            lines = read_text(path).splitlines()
+        except (OSError, UnicodeError) as error:
+            raise UsageError(f"{path}: cannot be read ({reason(error)})") from None
         listed = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
         if not listed:
             raise UsageError(f"{path}: lists no sources: one a line, as ADDRESS or NAME = ADDRESS")
@@ -287,35 +352,114 @@ def natural_path(path: Path) -> list[list[tuple[int, str]]]:
     return [natural_order(Path(part)) for part in path.parts]
 
 
+SERVICE_FOLDERS = frozenset(
+    (
+        "@eadir", "#recycle", "#snapshot", "@sharebin", "@tmp", "@recycle", "@recently-snapshot",  # Synology, QNAP
+        "$recycle.bin", "system volume information",  # Windows
+        "__macosx", "network trash folder", "temporary items",  # macOS
+        "lost+found",
+    )
+)  # fmt: skip
+"""Folders that a NAS or a system puts among people's own: they hold thumbnails, and what was deleted."""
+FEWEST_NUMBERED, FEWEST_PICTURES = 2, 3
+"""Pictures beside sub-folders with clips are frames if so many have numbers in their names, or are so many; else they
+are a cover."""
+
+
+def is_service(name: str) -> bool:
+    """Whether a file or folder of that name is left out of searches: hidden, or a NAS's or a system's own."""
+    return name.startswith(".") or name.casefold() in SERVICE_FOLDERS
+
+
 def images_in(folder: Path) -> list[Path]:
     """Return the images that lie directly in a folder; hidden files do not count."""
-    found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
+    found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not is_service(p.name))
     return [p for p in found if os.path.isfile(p)]
 
 
-def _in_folder(folder: Path, seen: set[str]) -> list[Source]:
-    """A folder with videos, at any depth, is those videos; one with nothing but images is one clip.
+def entries_in(folder: Path, left_out: list[str]) -> list[Path]:
+    """Return a folder's entries in natural order, but for hidden and service ones. Raises ``OSError``."""
+    found = sorted(folder.iterdir(), key=natural_order)
+    left_out += [f"{p} (a system's own)" for p in found if is_service(p.name) and not p.name.startswith(".")]
+    return [p for p in found if not is_service(p.name)]
+
+
+def videos_in(folder: Path, left_out: list[str]) -> list[Path]:
+    """Return the videos in a folder, at any depth; a folder that is reached again by a link is not searched again."""
+    return list(_videos_in(folder, set(), left_out))
+
+
+def _videos_in(folder: Path, seen: set[str], left_out: list[str]) -> Iterator[Path]:
+    seen.add(os.path.realpath(folder))
+    try:
+        entries = entries_in(folder, left_out)
+    except OSError as error:
+        left_out.append(f"{folder} ({error.strerror})")
+        return
+    for entry in entries:
+        if os.path.isdir(entry):
+            if os.path.realpath(entry) not in seen:
+                yield from _videos_in(entry, seen, left_out)
+        elif entry.suffix.lower() in VIDEO_SUFFIXES:
+            yield entry
+
+
+def left_out_note(left_out: Sequence[str]) -> str:
+    """Return what was left out in one line."""
+    more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+    return f"left out: {', '.join(left_out[:3])}{more}"
+
+
+def clips_in(folder: Path, left_out: list[str]) -> list[Source]:
+    """Return the clips that lie in a folder, which is none itself: that of a class, say."""
+    return [source for source in _in_folder(folder, set(), left_out, is_clip=False) if source.address != str(folder)]
+
+
+def _in_folder(folder: Path, seen: set[str], left_out: list[str], *, is_clip: bool = True) -> list[Source]:
+    """A folder with videos is those videos; one with frames is one clip; any other is what its sub-folders hold.
 
     A folder that is reached again by a link is not listed again. An empty folder gives nothing.
     """
     seen.add(os.path.realpath(folder))
     try:
-        visible = sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=natural_order)
+        visible = entries_in(folder, left_out)
         images = images_in(folder)
     except OSError:  # opening it tells
         return [Source(str(folder), str(folder))]
     sources = [Source(str(p), str(p)) for p in visible if p.suffix.lower() in VIDEO_SUFFIXES and not os.path.isdir(p)]
-    for inner in visible:
-        if os.path.isdir(inner) and os.path.realpath(inner) not in seen:
-            sources += _in_folder(inner, seen)
-    if not sources and images:
+    folders = [p for p in visible if os.path.isdir(p)]
+    if is_clip and not sources and _are_frames(images):
+        left_out += [f"{inner} (in a folder of frames)" for inner in folders]
         return [Source(str(folder), str(folder))]
+    for inner in folders:
+        if os.path.realpath(inner) not in seen:
+            sources += _in_folder(inner, seen, left_out)
+    if images and is_clip and not sources:
+        return [Source(str(folder), str(folder))]
+    if images:
+        left_out.append(f"{images[0]} (1 of {len(images)} images that are no clip's frames)")
     return sources
 
 
-def _folder(folder: Path) -> list[Source]:
+def _are_frames(images: Sequence[Path]) -> bool:
+    """Whether pictures are frames even where sub-folders hold clips, rather than a cover."""
+    numbered = sum(re.search(r"\d", image.stem) is not None for image in images)
+    return numbered >= FEWEST_NUMBERED or len(images) >= FEWEST_PICTURES
+
+
+def _folder(folder: Path, left_out: list[str]) -> list[Source]:
     """The sources of a folder; one with nothing in it stays a source, so that opening it says what is wrong."""
-    return _in_folder(folder, set()) or [Source(str(folder), str(folder))]
+    return _in_folder(folder, set(), left_out) or [Source(str(folder), str(folder))]
+
+
+def _globbed(pattern: str, left_out: list[str]) -> Iterator[Path]:
+    """Yield what a pattern matches; of service folders what it names itself, for ``*`` does not mean those."""
+    named = set(Path(pattern).parts)
+    for match in map(Path, glob.glob(pattern, recursive=True)):
+        if service := next((part for part in match.parts if is_service(part) and part not in named), None):
+            left_out.append(f"{match} (in {service})")
+        else:
+            yield match
 
 
 LIVE_SCHEMES = frozenset("rtsp rtsps rtmp rtmps udp rtp srt tcp".split())

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from fractions import Fraction
 
 
 ROUNDING_TICKS = 2
 """Gaps between frames of a constant rate differ by no more than this: containers round times to whole ticks."""
+ROUNDING_S = 0.002
+"""Or than this: many tools round to milliseconds, and others then count in finer ticks."""
 LONGEST_GAP_S = 10.0
 """In formats whose clock may be set anew, a longer gap is no pause but another clock (FFmpeg's dts_delta_threshold)."""
 
@@ -40,11 +42,11 @@ class Timeline:
     last_ticks: int | None = None
     in_fields: bool = False
 
-    @cached_property
-    def is_constant_rate(self) -> bool:
+    def is_constant_rate(self, tick_s: Fraction) -> bool:
         """Whether all gaps between frames are the same, but for rounding."""
         gaps = np.diff(np.asarray(self.clock or (), np.int64))
-        return len(gaps) == 0 or int(gaps.max() - gaps.min()) <= ROUNDING_TICKS
+        rounding = ROUNDING_TICKS + ROUNDING_S / tick_s
+        return len(gaps) == 0 or int(gaps.max() - gaps.min()) <= rounding
 
 
 def on_one_clock(times: Sequence[int], longest_gap: float = float("inf")) -> list[int]:

@@ -50,7 +50,11 @@ def asked_track(container: InputContainer, name: str, number: int) -> VideoStrea
 def describe_track(container: InputContainer, taken: VideoStream) -> str:
     """Say which of several video tracks was taken; empty where there is no choice."""
     tracks = container.streams.video
-    others = [track for track in tracks if track is not taken and not track.disposition & Disposition.attached_pic]
+    others = [
+        track
+        for track in tracks
+        if track is not taken and track.width and not track.disposition & Disposition.attached_pic
+    ]
     if not others:
         return ""
     sizes = ", ".join(f"{tracks.index(track)} ({track.width} x {track.height})" for track in others)

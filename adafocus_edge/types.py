@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,11 @@ STEP_GRAPH = "step"
 """The optional fifth graph: the whole step, joined from the four."""
 MOST_SEGMENTS = 4096
 """Frames of a clip: all of them are in memory at once."""
+
+
+def class_name(text: str) -> str:
+    """Return a class name in the form in which names are kept and compared: a Mac's disk writes é as two characters."""
+    return unicodedata.normalize("NFC", text)
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
 import time
 from contextlib import suppress
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafocus_edge.addresses import BLANK, without_password
 from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.files import folded, is_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
 LONGEST_NAME_BYTES = 80
 """Of a source or a label in a file's name; file systems allow 255 for the whole name, with a draft's additions."""
@@ -56,8 +58,8 @@ class SafeNames:
         """Return the safe name of a source, the same each time."""
         if source not in self._names:
             safe = safe_name(source)
-            taken = {name.lower() for name in self._names.values()}  # some file systems know no case
-            self._names[source] = f"{safe}-{_hash(source)}" if safe.lower() in taken else safe
+            taken = {folded(name) for name in self._names.values()}
+            self._names[source] = f"{safe}-{_hash(source)}" if folded(safe) in taken else safe
         return self._names[source]
 
 
@@ -76,6 +78,23 @@ def check_folder(folder: Path, what: str) -> None:
             pass
     except OSError as error:
         raise AdaFocusError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def check_parent(path: Path) -> None:
+    """Check that a file or a folder can be made somewhere, without making any. Raises ``AdaFocusError``."""
+    parent = next(folder for folder in Path(os.path.abspath(path)).parents if os.path.lexists(folder))
+    if not parent.is_dir():
+        raise AdaFocusError(f"{path}: cannot be written ({parent} is no folder)")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise AdaFocusError(f"{path}: cannot be written (no permission in {parent})")
+
+
+def check_file(path: Path) -> None:
+    """Check that a file can be written, without touching it. Raises ``UsageError`` for a folder, ``AdaFocusError``."""
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder, not a file to write")
+    if not is_stream(path):
+        check_parent(path)
 
 
 class Newest:

@@ -19,7 +19,7 @@ import numpy as np
 from av.codec.context import ThreadType
 from av.sidedata.sidedata import Type as SideDataType
 
-from adafocus_edge.addresses import conceal, encoding_hint, without_password
+from adafocus_edge.addresses import conceal, encoding_hint, shown_argument, without_password
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import ShortageError, SourceError
 from adafocus_edge.fields import FieldPairs
@@ -178,7 +178,7 @@ class VideoFile:
             self.track_note = describe_track(container, stream)
         if self.frame_count == 0:
             raise SourceError(f"{self.name}: the video holds no frames")
-        self.is_constant_rate = self._timeline.is_constant_rate
+        self.is_constant_rate = self._timeline.is_constant_rate(self._time_base)
         self.duration_s: float | None = self.time_s(self.frame_count - 1) + self._last_frame_s()
 
     def _open_track(self, container: InputContainer, stream: VideoStream) -> None:
@@ -277,7 +277,7 @@ class VideoFile:
             except OSError as error:  # as of a name that is too long
                 raise SourceError(f"{self.name}: {error.strerror}") from None
             if not there:
-                raise SourceError(f"{self.name}: no such file")
+                raise SourceError(f"{shown_argument(self.name)}: no such file")
             if not path.is_file():
                 raise SourceError(f"{self.name}: not a regular file, so it cannot be read at any place: save it first")
             if path.stat().st_size == 0:
@@ -418,8 +418,11 @@ class VideoFile:
         starts = sorted({min(bisect.bisect_left(shown, time), len(shown) - 1) for time in keys})
         keys = [0, *(start for start in starts if start > 0)]
         one_clock = on_one_clock(shown, self._longest_gap(container))
-        last = None if fields.found else lasting[shown[-1]] or None
-        return Timeline(shown, keys, one_clock, last_ticks=last, in_fields=fields.found)
+        last = lasting[shown[-1]]
+        if stream.frames and stream.duration:  # MP4: its packets last as long as decoding waits, not as they are shown
+            last = (stream.start_time or 0) + stream.duration - shown[-1]
+        known = last > 0 and not fields.found
+        return Timeline(shown, keys, one_clock, last_ticks=last if known else None, in_fields=fields.found)
 
     def _check_duration(self, container: InputContainer, times: list[int], lasting: dict[int, int]) -> None:
         """Refuse a Matroska file of a server that ends long before the duration in its head."""

@@ -63,7 +63,7 @@ def folds_by_source(sources: list[str], folds: int, seed: int) -> list[int]:
 
 def write_folds(data: Path, folds: int, seed: int, out: Path) -> None:
     """Write ``N_train.csv`` and ``N_val.csv`` for every fold."""
-    with data.open(encoding="utf-8", newline="") as file:
+    with data.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     place = data.parent / "videos" if (data.parent / "videos").is_dir() else data.parent
     fold_of = folds_by_source([row["source"] for row in rows], folds, seed)

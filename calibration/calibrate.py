@@ -32,6 +32,7 @@ from adafocus_edge.cpus import processor, usable_cores
 from adafocus_edge.data import Example
 from adafocus_edge.errors import BundleError, DataError, UsageError
 from adafocus_edge.evaluate import Patches, with_patches
+from adafocus_edge.evidence import CALIBRATION, Verdict, warning_of
 from adafocus_edge.exits import Confidence, ExitThresholds, Order
 from adafocus_edge.files import draft_folder, locked
 from adafocus_edge.types import GRAPHS, contract
@@ -45,7 +46,7 @@ from calibration.thresholds import Goal, solve
 from calibration.variants import PURPOSE, Choices, Made, Maker, Variant
 
 REFERENCE = "fp32"
-REPORT = "calibration"
+REPORT = CALIBRATION
 """Where the manifest's reports hold what is told here."""
 PROFILED_FRAMES = 4
 """Frames per call whose layers are timed."""
@@ -153,6 +154,7 @@ class _Calibration:
         self.bundle, self.inputs, self.options, self.work, self.progress = bundle, inputs, options, work, progress
         self.notes = list(inputs.notes)
         graphs = bundle.manifest.variants[REFERENCE]
+        self.marks: dict[str, list[str]] = {}
         self.gflops = sum(graphs[graph].gflops for graph in GRAPHS)
         self.settings: dict[str, Any] = {
             **inputs.identity(),
@@ -167,7 +169,9 @@ class _Calibration:
         wanted = [name for name in self.options.variants if not self._is_there(name)]
         goals = [goal for goal in self.options.goals if not self._is_solved(goal)]
         if not wanted and not goals and self._all_judged():
+            self.notes.extend(self._report().get("warnings", ()))
             return Calibrated(self.bundle, tuple(self.notes))
+        self.marks = self.inputs.marks()
         failed: list[tuple[str, str]] = []
         calibration = self._read(self.inputs.calibrate_on, failed, "reading the clips to calibrate on")
         judging = self._read(self.inputs.report_on, failed, "reading the clips to report on")
@@ -181,6 +185,7 @@ class _Calibration:
                 for name in wanted:
                     self._add(name, maker)
             self._judge_all(self._viewer(reference, judging, self.inputs.report_on), judging)
+        self.notes.extend(self._report()["warnings"])
         return Calibrated(self.bundle, tuple(self.notes))
 
     # -- what is there already ----------------------------------------------------------------------------------------
@@ -364,10 +369,16 @@ class _Calibration:
         for name in names:
             faster = times[REFERENCE]["ms_per_clip"] / times[name]["ms_per_clip"]
             rows[name] |= {**times[name], "times_faster_per_clip": round(faster, 3)}
+            limit = rows[name].get("settings", {}).get("max_accuracy_drop")
+            if limit is not None:
+                drop, interval = rows[name]["top1_drop"], rows[name]["top1_drop_interval_95"]
+                verdict = Verdict(f"at most {limit:g} points lost", limit, drop, tuple(interval), len(judging))
+                rows[name]["verdict"] = verdict.to_json()
         if "int8-cpu" in names:
             rows["int8-cpu"]["layers"] = self._layers(judging)
         report |= {
             "rows": rows,
+            "warnings": _warnings(rows),
             "judged": self._judgement(),
             "measured": {
                 "on": f"{processor()[0]}, {self.options.threads or usable_cores()} threads, ONNX Runtime's CPU kernels",
@@ -387,9 +398,16 @@ class _Calibration:
             graphs = manifest.variants.get(REFERENCE, {})
             if [graphs[graph].sha256 for graph in GRAPHS if graph in graphs] != self.settings["fp32_sha256"]:
                 raise BundleError(f"{self.bundle.path}: was replaced by another model meanwhile: calibrate that")
-            return change(manifest)
+            return self._with_clips(change(manifest))
 
         self.bundle = update_bundle(self.bundle.path, checked, variant, folder)
+
+    def _with_clips(self, manifest: Manifest) -> Manifest:
+        """Add what these clips are known by, so that later figures on the same ones can be told from figures on new."""
+        report = _report_of(manifest)
+        before = report.get("clips_seen", {})
+        report["clips_seen"] = {part: sorted({*before.get(part, ()), *marks}) for part, marks in self.marks.items()}
+        return replace(manifest, reports={**manifest.reports, REPORT: report})
 
     def _sizes(self, name: str) -> dict[str, float]:
         """Return megabytes, and the share of FP32: of what plain FP32 weights take, however they are stored."""
@@ -416,6 +434,26 @@ class _Calibration:
             before, after = (self.bundle.graph_path(name, graph) for name in (REFERENCE, "int8-cpu"))
             found[graph] = layer_times(before, after, given, self.options.threads)
         return found
+
+
+def _warnings(rows: dict[str, Any]) -> list[str]:
+    """Return a line for each demand that the held-out clips miss, or are too few to settle.
+
+    Of exit thresholds, the variants with the same figure on those clips share a line; a budget is missed or met.
+    """
+    found: dict[str, list[str]] = {}
+    for variant, row in rows.items():
+        if "verdict" in row and (text := warning_of("", row["verdict"])):
+            found.setdefault(text, []).append(variant)
+        for name, orders in row["exits"].items():
+            for order, one in orders.items():
+                verdict = one.get("verdict")
+                budget = verdict is not None and ("steps" in verdict["demand"] or "GFLOPs" in verdict["demand"])
+                if verdict is None or (budget and verdict["met"]):
+                    continue
+                if text := warning_of(f" with exit thresholds {name} ({order})", verdict):
+                    found.setdefault(text, []).append(variant)
+    return [f"{', '.join(variants)}{text}" for text, variants in found.items()]
 
 
 def _tools() -> dict[str, str]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.evidence import drop_interval
 from adafocus_edge.exits import Order, viewing_order
 from adafocus_edge.glimpse import GlimpseStream, patch_of, see_clip
 from adafocus_edge.metrics import wilson_interval
@@ -74,6 +75,7 @@ def compare(found: Run, reference: Run, labels: NDArray[np.int64]) -> dict[str, 
         "top1": _percent(right),
         "top1_interval_95": [round(low * 100, 2), round(high * 100, 2)],
         "top1_drop": round(_percent(before) - _percent(right), 4),
+        "top1_drop_interval_95": list(drop_interval(before.tolist(), right.tolist())),
         "label_agreement": _percent(last[0] == last[1]),
         "action_agreement": _percent(same_patch),
         "clips_with_other_patches": int((~same_patch).any(axis=1).sum()),

@@ -12,7 +12,8 @@ from typing import Any
 from adafocus_edge.bundle import Bundle
 from adafocus_edge.data import Example, Split, read_data
 from adafocus_edge.errors import DataError, UsageError
-from adafocus_edge.sources import VIDEO_SUFFIXES, find_sources
+from adafocus_edge.evidence import content_of, marks_of
+from adafocus_edge.sources import VIDEO_SUFFIXES, entries_in, find_sources, left_out_note
 from calibration.samples import choose_clips, halve
 
 FEWEST_CLIPS = 4
@@ -36,6 +37,11 @@ class Inputs:
     calibrate_on: tuple[Example, ...]
     report_on: tuple[Example, ...]
     notes: tuple[str, ...]
+
+    def marks(self) -> dict[str, list[str]]:
+        """Return what the clips of each part are known by; see :func:`marks_of`."""
+        parts = {"calibrate": self.calibrate_on, "report": self.report_on}
+        return {name: sorted({mark for example in part for mark in marks_of(example)}) for name, part in parts.items()}
 
     def identity(self) -> dict[str, Any]:
         """Return what tells these clips from others, wherever they lie: names, sizes and labels, as one hash."""
@@ -68,7 +74,9 @@ def read_inputs(
     Raises ``DataError`` for too few clips, unknown classes or bad files, ``UsageError`` if a clip or scene is in both.
     """
     split, labelled = _read_split(data, bundle, frames)
-    notes = [] if labelled else [f"{data}: no labels, so accuracy here is agreement with the float model"]
+    notes = list(split.notes)
+    if not labelled:
+        notes.append(f"{data}: no labels, so accuracy here is agreement with the float model")
     if report_on is None:
         chosen = choose_clips(split, int(most / max(share, 1 - share)), seed)
         parts = halve(chosen, share, seed)
@@ -77,7 +85,9 @@ def read_inputs(
         if other_labelled != labelled:
             raise UsageError("--report-on: one of the two data sets has labels, the other has none")
         _check_apart(split.examples, other.examples)
+        notes += other.notes
         parts = choose_clips(split, most, seed), choose_clips(other, most, seed)
+        _check_contents(*parts)
     for part, what in zip(parts, ("calibrate on", "report on"), strict=True):
         if len(part) < FEWEST_CLIPS:
             raise DataError(
@@ -101,12 +111,23 @@ def _check_apart(examples: Sequence[Example], others: Sequence[Example]) -> None
         raise UsageError(f"--report-on: {len(scenes)} of its sources are in --data, too: {sorted(scenes)[0]}")
 
 
+def _check_contents(examples: Sequence[Example], others: Sequence[Example]) -> None:
+    """Raise ``UsageError`` for copies of one clip in both parts, whatever they are called."""
+    names = {content: example.name for example in examples if (content := content_of(example.path)) is not None}
+    for example in others:
+        if (content := content_of(example.path)) in names:
+            raise UsageError(f"--report-on: {example.name} is a copy of {names[content]} in --data")
+
+
 def _read_split(path: Path, bundle: Bundle, frames: Path | None) -> tuple[Split, bool]:
     """Read labelled clips, or plain videos: a video, or a folder without a sub-folder per class."""
     plain = frames is None and path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()
+    left_out: list[str] = []
     if path.is_dir():
-        plain = not any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir())
+        plain = not any(entry.is_dir() for entry in entries_in(path, []))
     if not plain:
         return read_data(path, bundle.classes, frames), True
-    examples = tuple(Example(source.name, Path(source.address), (0,)) for source in find_sources([str(path)]))
-    return Split(examples, bundle.classes, str(path)), False
+    sources = find_sources([str(path)], left_out)
+    examples = tuple(Example(source.name, Path(source.address), (0,)) for source in sources)
+    notes = (left_out_note(left_out),) if left_out else ()
+    return Split(examples, bundle.classes, str(path), notes=notes), False

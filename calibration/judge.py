@@ -15,6 +15,7 @@ from adafocus_edge.evaluate import exit_figures
 from adafocus_edge.exits import ExitThresholds, Order
 from calibration.compare import Run, compare, run
 from calibration.samples import Clips, read_windows
+from calibration.thresholds import Goal
 
 Key = tuple[Order, float | None]
 """An order of frames, and for live windows the glimpses per second."""
@@ -98,6 +99,9 @@ class Viewer:
                 "top1_all_steps": round(float(runs[key].right(seen.clips.labels)[:, -1].mean() * 100), 4),
                 "clips": len(seen.clips),
             }
+            if (goal := Goal.said(name, thresholds.goal)) is not None:
+                verdict = goal.verdict(runs[key].logits, seen.clips.labels, thresholds, gflops)
+                exits[name][thresholds.order]["verdict"] = verdict.to_json()
         found = runs["clip", None]
         per_step = found.right(plain.clips.labels).mean(axis=0) * 100
         return {

@@ -17,6 +17,8 @@ from adafocus_edge.addresses import shown_failure
 from adafocus_edge.backends.base import LoadedModel, Session
 from adafocus_edge.data import Example, Split
 from adafocus_edge.errors import DataError, SourceError
+from adafocus_edge.evidence import content_of
+from adafocus_edge.frames import ModelFrame
 from adafocus_edge.glimpse import see_clip
 from adafocus_edge.preprocess import model_frames, sampled_frames
 from adafocus_edge.types import GRAPHS, ModelSpec, TensorSpec
@@ -150,7 +152,8 @@ def halve(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
     """
     groups: dict[str, list[Example]] = {}
     for example in examples:
-        groups.setdefault(example.source or f"\0{example.name}", []).append(example)
+        # Copies of one file are one source, too.
+        groups.setdefault(example.source or f"\0{content_of(example.path) or example.name}", []).append(example)
     names = list(groups)
     np.random.default_rng(seed).shuffle(names)
     names.sort(key=lambda name: -len(groups[name]))  # the large ones first; chance orders equals
@@ -175,7 +178,8 @@ def read_clips(
     frames, labels, names = [], [], []
     for done, example in enumerate(examples, start=1):
         try:
-            frames.append(np.stack([pixels for _, pixels in sampled_frames(example.open_clip(), spec)]))
+            stacked = np.stack([pixels for _, pixels in sampled_frames(example.open_clip(), spec)])
+            frames.append(ModelFrame.of(stacked, spec))
             labels.append(example.labels[0])
             names.append(example.name)
         except SourceError as error:
@@ -195,7 +199,7 @@ def read_windows(examples: Sequence[Example], spec: ModelSpec, glimpse_fps: floa
 
     Raises ``DataError`` if no clip lasts as long as a window.
     """
-    frames: list[NDArray[np.uint8]] = []
+    frames: list[ModelFrame] = []
     labels: list[int] = []
     names: list[str] = []
     longest_s = 0.0
@@ -211,7 +215,8 @@ def read_windows(examples: Sequence[Example], spec: ModelSpec, glimpse_fps: floa
             for window in range(min(count, most - len(frames))):
                 indices = [round((window * spec.segments + number) * step) for number in range(spec.segments)]
                 indices = [min(index, clip.frame_count - 1) for index in indices]
-                frames.append(np.stack([pixels for _, pixels in model_frames(clip, indices, spec)]))
+                stacked = np.stack([pixels for _, pixels in model_frames(clip, indices, spec)])
+                frames.append(ModelFrame.of(stacked, spec))
                 labels.append(example.labels[0])
                 names.append(f"{example.name}, window {window}")
         except SourceError:

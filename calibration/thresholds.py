@@ -10,10 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.evidence import Verdict, mean_interval, share_interval
 from adafocus_edge.exits import Confidence, ExitThresholds, Order, confidence_of, exit_steps
 
 Kind = Literal["steps", "gflops", "drop", "accuracy"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+WORDS: dict[Kind, tuple[str, str]] = {
+    "steps": ("at most ", " steps"),
+    "gflops": ("at most ", " GFLOPs per clip"),
+    "drop": ("at most ", " points lost"),
+    "accuracy": ("at least ", " % right"),
+}
+"""How each kind of goal is said: before and after its number."""
 CONSTANTS = 200
 """Thresholds tried that are the same at each step."""
 SPENT = 0.85
@@ -39,12 +47,33 @@ class Goal:
     value: float
 
     def __str__(self) -> str:
-        return {
-            "steps": f"at most {self.value:g} steps",
-            "gflops": f"at most {self.value:g} GFLOPs per clip",
-            "drop": f"at most {self.value:g} points lost",
-            "accuracy": f"at least {self.value:g} % right",
-        }[self.kind]
+        before, after = WORDS[self.kind]
+        return f"{before}{self.value:g}{after}"
+
+    @classmethod
+    def said(cls, name: str, words: str) -> Goal | None:
+        """Return the goal that :meth:`__str__` gave these words for, or None."""
+        for kind, (before, after) in WORDS.items():
+            if words.startswith(before) and words.endswith(after):
+                try:
+                    return cls(name, kind, float(words[len(before) : -len(after)]))
+                except ValueError:
+                    continue
+        return None
+
+    def verdict(
+        self, logits: NDArray[np.float32], labels: NDArray[np.int64], exits: ExitThresholds, gflops_per_step: float
+    ) -> Verdict:
+        """Say whether thresholds meet it on clips, and whether those are enough to tell; arguments as :func:`solve`."""
+        right = logits.argmax(axis=2) == labels[:, None]
+        steps = exit_steps(logits, exits)
+        now, count = right[np.arange(len(steps)), steps], len(steps)
+        if self.kind in ("steps", "gflops"):
+            cost = (steps + 1.0) * (1.0 if self.kind == "steps" else gflops_per_step)
+            return Verdict(str(self), self.value, float(cost.mean()), mean_interval(cost.tolist()), count)
+        hits = int((right[:, -1] & ~now).sum() if self.kind == "drop" else now.sum())
+        interval = share_interval(hits, count)
+        return Verdict(str(self), self.value, hits / count * 100, interval, count, at_most=self.kind == "drop")
 
     def check(self, steps: int, gflops_per_step: float) -> None:
         """Raise ``UsageError`` if not even one step fits the budget, or the budget is more than all steps take."""

@@ -25,14 +25,19 @@ from adafocus_edge.bundle import (
     Manifest,
     Preprocessing,
     Provenance,
+    check_class_order,
     check_classes,
+    check_distinct,
     encode_manifest,
+    first_difference,
     new_bundle,
     read_bundle,
     read_classes,
+    same_classes,
     sha256_of,
 )
 from adafocus_edge.errors import SourceError
+from adafocus_edge.frames import ModelFrame
 from adafocus_edge.glimpse import see_clip
 from adafocus_edge.preprocess import model_frames, sample_indices
 from adafocus_edge.sources import Clip, FrameFolder, Source
@@ -44,9 +49,13 @@ from export.parity import BATCHES, TOLERANCE, Comparison, compare
 from training.checkpoint import Checkpoint, ModelOptions, read_checkpoint
 from training.checkpoint import load_model as load_checkpoint_model
 from training.graphs import count_gflops, torch_model
+from training.lineage import untrained_notes
 from training.model import AdaFocus
+from training.settings import setting_warnings, settings_of
 
 VARIANT = "fp32"
+FINISHED = 3
+"""The last training stage."""
 SAMPLE_FRAMES = Path(__file__).with_name("frames")
 """16 frames of one Kinetics-400 clip, on which graphs are compared unless others are given."""
 
@@ -79,10 +88,12 @@ class Exported:
     Attributes:
         bundle: the new bundle, read back.
         notes: what the user should know, a line each.
+        warnings: the same of what may be wrong with it.
     """
 
     bundle: Bundle
     notes: list[str]
+    warnings: list[str]
 
 
 def export(
@@ -103,8 +114,21 @@ def export(
         progress("reading the checkpoint")
         checkpoint = read_checkpoint(checkpoint_path)
         model = load_checkpoint_model(checkpoint, options.model)
-        notes = []
+        settings = settings_of(checkpoint, options.model, model.spec)
+        warnings = [*setting_warnings(settings, model.spec), *untrained_notes(checkpoint)]
+        notes = [*checkpoint.notes]
+        if checkpoint.stage is not None and checkpoint.stage < FINISHED:
+            notes.append(
+                f"a stage-{checkpoint.stage} checkpoint: its classifier was trained on random patches; stage "
+                f"{FINISHED} trains it on the policy's (train_stage={FINISHED} resume=...)"
+            )
         classes = _class_names(checkpoint, options.classes, model.spec.classes)
+        check_class_order(checkpoint.classes, classes, str(options.classes))
+        if checkpoint.classes and not same_classes(checkpoint.classes, classes):
+            warnings.append(
+                f"{options.classes}: other class names than the checkpoint's "
+                f"({first_difference(checkpoint.classes, classes)})"
+            )
         if not classes:
             classes = tuple(f"class {number}" for number in range(model.spec.classes))
             notes.append("no class names: labels are 'class 0', 'class 1', ...; give them with --classes FILE")
@@ -151,6 +175,7 @@ def export(
                     **{name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")},
                     "onnxruntime": onnxruntime.__version__,
                 },
+                settings=settings,
             ),
         )
 
@@ -170,7 +195,7 @@ def export(
             )
         (draft / MANIFEST).write_bytes(encode_manifest(replace(manifest, reports={"parity": report})))
         bundle = read_bundle(draft)
-    return Exported(replace(bundle, path=output), notes)
+    return Exported(replace(bundle, path=output), notes, warnings)
 
 
 def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple[str, ...]:
@@ -178,6 +203,7 @@ def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple
     names = _without_numbers(read_classes(file)) if file is not None else checkpoint.classes or ()
     if names:
         check_classes(names, count, str(file or checkpoint.path))
+        check_distinct(names, str(file or checkpoint.path))
     return names
 
 
@@ -229,11 +255,11 @@ def _rounding(model: AdaFocus, half: AdaFocus, frames: NDArray[np.uint8]) -> dic
     }
 
 
-def _real_frames(source: str | None, spec: ModelSpec) -> NDArray[np.uint8]:
+def _real_frames(source: str | None, spec: ModelSpec) -> ModelFrame:
     clip: Clip = FrameFolder(str(SAMPLE_FRAMES)) if source is None else Source(source, source).open_clip()
     # At least as many as the largest batch that is compared.
     indices = sample_indices(clip.frame_count, max(spec.segments, *BATCHES))
     pixels = [pixels for _, pixels in model_frames(clip, indices, spec)]
     if not pixels:
         raise SourceError(f"{source}: no frames in it")
-    return np.stack(pixels)
+    return ModelFrame.of(np.stack(pixels), spec)

@@ -7,10 +7,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from adafocus_edge.errors import CheckpointError, UsageError
 from tests.conftest import SMALL, weights_of, write_checkpoint
-from training.checkpoint import ModelOptions, infer_spec, load_model, read_checkpoint
+from training.checkpoint import ModelOptions, backbone_weights, infer_spec, load_model, read_checkpoint
+from training.model import AdaFocus
 
 PATCH = ModelOptions(patch_size=SMALL.patch_size, num_segments=SMALL.segments)
 
@@ -74,6 +76,121 @@ def test_patch_size_is_asked_for_by_its_option(small_checkpoint):
 def test_impossible_options(options, words, small_checkpoint):
     with pytest.raises(UsageError, match=words):
         infer_spec(read_checkpoint(small_checkpoint), options)
+
+
+def small_model(weights):
+    model = AdaFocus(SMALL).eval()
+    model.load_state_dict(weights)  # PyTorch's own strict loading
+    return model
+
+
+def logits_of(model):
+    """One frame through PyTorch's own modules, without the step-by-step code that graphs are made of."""
+    frames = torch.linspace(0, 255, 2 * 224 * 224 * 3).view(2, 224, 224, 3).to(torch.uint8)
+    with torch.inference_mode():
+        maps, _ = model.glance(frames)
+        scores = model.policy.actor(model.policy.state_encoder(maps.flatten(1)))
+        seen = model.focus(frames, torch.tensor([[0.25, 0.5], [1.0, 0.0]]))
+        return torch.cat([scores, model.classifier(seen[None])[0]], dim=1)
+
+
+def ddp(model):
+    """DataParallel and DistributedDataParallel give the same names; this one needs no processes."""
+    return torch.nn.DataParallel(model)
+
+
+def with_compiled_parts(model):
+    model.glancer.net = torch.compile(model.glancer.net)
+    model.focuser.policy.policy_old = torch.compile(model.focuser.policy.policy_old)
+    model.classifier = torch.compile(model.classifier)
+    model.focuser.net.layer1 = ddp(model.focuser.net.layer1)
+    return model
+
+
+WRAPPED = {
+    "compiled": torch.compile,
+    "parallel of compiled": lambda model: ddp(torch.compile(model)),
+    "compiled of parallel": lambda model: torch.compile(ddp(model)),
+    "parallel twice": lambda model: ddp(ddp(model)),
+    "parts compiled and parallel": with_compiled_parts,
+    "all of it": lambda model: ddp(torch.compile(ddp(with_compiled_parts(model)))),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "parallel of averaged of compiled": lambda model: ddp(torch.optim.swa_utils.AveragedModel(torch.compile(model))),
+}
+
+
+@pytest.mark.parametrize("how", WRAPPED)
+def test_wrappers_of_a_model_do_not_change_its_logits(how, small_weights, tmp_path):
+    state = WRAPPED[how](small_model(small_weights)).state_dict()
+    assert not set(small_weights) <= set(state), "PyTorch gave other names"
+    torch.save({"model_state_dict": state, "epoch": torch.tensor(3)}, tmp_path / "c.pth")
+    found = load_model(read_checkpoint(tmp_path / "c.pth"), PATCH)
+    assert torch.equal(logits_of(found), logits_of(small_model(small_weights)))
+    assert same(found, small_weights)
+
+
+def test_sections_of_wrapped_parts_are_read(small_weights, tmp_path):
+    model = with_compiled_parts(small_model(small_weights))
+    parts = {"glancer": ddp(model.glancer), "focuser": torch.compile(model.focuser), "fc": ddp(model.classifier)}
+    torch.save({name: part.state_dict() for name, part in parts.items()} | {"policy": None}, tmp_path / "c.pth")
+    assert same(load_model(read_checkpoint(tmp_path / "c.pth"), PATCH), small_weights)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "net", "ema", "state_dict_ema", "module"])
+def test_a_state_dict_is_found_under_the_usual_keys(key, small_weights, tmp_path):
+    torch.save({key: small_weights, "epoch": 3, "config": {}}, tmp_path / "c.pth")
+    assert same(load_model(read_checkpoint(tmp_path / "c.pth"), PATCH), small_weights)
+    torch.save({"checkpoint": 1, "model": {key: small_weights}}, tmp_path / "c.pth")
+    assert same(load_model(read_checkpoint(tmp_path / "c.pth"), PATCH), small_weights)
+
+
+def test_a_lightning_modules_own_prefix_is_taken_off(small_weights, tmp_path):
+    state = {f"model._orig_mod.{name}": value for name, value in small_weights.items()}
+    torch.save({"state_dict": state, "pytorch-lightning_version": "2.5"}, tmp_path / "c.pth")
+    assert same(load_model(read_checkpoint(tmp_path / "c.pth"), PATCH), small_weights)
+
+
+def test_averaged_weights_beside_others_are_not_used_and_that_is_noted(small_weights, tmp_path):
+    averaged = {name: torch.zeros_like(value) for name, value in small_weights.items()}
+    torch.save({"ema": averaged, "model": small_weights}, tmp_path / "c.pth")
+    checkpoint = read_checkpoint(tmp_path / "c.pth")
+    assert same(load_model(checkpoint, PATCH), small_weights)
+    assert "averaged weights ('ema') are not used" in checkpoint.notes[0]
+
+
+def test_batch_norms_without_counters_load_as_in_pytorch(small_weights, tmp_path):
+    old = {name: value for name, value in small_weights.items() if not name.endswith("num_batches_tracked")}
+    torch.save({"model_state_dict": {f"module.{name}": value for name, value in old.items()}}, tmp_path / "c.pth")
+    found = load_model(read_checkpoint(tmp_path / "c.pth"), PATCH)
+    assert torch.equal(logits_of(found), logits_of(small_model(old)))
+
+
+def test_two_parameters_with_one_plain_name_are_refused_and_both_named(small_weights, tmp_path):
+    twice = {**small_weights, "module._orig_mod.glancer.net.features.0.0.weight": torch.zeros(32, 3, 3, 3)}
+    torch.save({"model_state_dict": twice}, tmp_path / "c.pth")
+    names = "'glancer.net.features.0.0.weight' and 'module._orig_mod.glancer.net.features.0.0.weight' both stand for"
+    with pytest.raises(CheckpointError, match=names):
+        read_checkpoint(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("counters", [True, False])
+def test_backbone_weights_of_wrapped_networks_load_into_torchvisions_own(counters, tmp_path):
+    torch.manual_seed(3)
+    net = torchvision.models.resnet18(num_classes=5)
+    state = ddp(torch.compile(net)).state_dict()
+    state = {name: value for name, value in state.items() if counters or not name.endswith("num_batches_tracked")}
+    torch.save({"net": state}, tmp_path / "w.pth")
+    found = torchvision.models.resnet18(num_classes=9)
+    backbone_weights(found, "resnet18", str(tmp_path / "w.pth"), "focuser_weights")
+    for name, value in net.state_dict().items():
+        assert name.startswith("fc.") or torch.equal(found.state_dict()[name], value)
+
+
+def test_the_first_blocks_of_a_deeper_network_are_not_taken_for_a_smaller_one(tmp_path):
+    torch.save(torchvision.models.resnet34(num_classes=2).state_dict(), tmp_path / "w.pth")
+    net = torchvision.models.resnet18(num_classes=2)
+    with pytest.raises(CheckpointError, match="holds a resnet34, but the options say resnet18"):
+        backbone_weights(net, "resnet18", str(tmp_path / "w.pth"), "focuser_weights")
 
 
 def without(weights, *prefixes):

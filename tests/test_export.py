@@ -1,5 +1,6 @@
 """The exported graphs: the contract's shapes, nothing that TensorRT cannot parse, and PyTorch's numbers."""
 
+import json
 import os
 import platform
 import shutil
@@ -20,8 +21,10 @@ from export.parity import compare, largest_error
 from tests.conftest import GOLDEN, ROOT, SMALL, edge, official_spec, one_line_error, write_checkpoint
 from tests.test_checkpoint import Runs
 from tests.test_model import frames_of
+from training.checkpoint import ModelOptions, infer_spec, read_checkpoint
 from training.graphs import count_gflops, torch_model
 from training.model import AdaFocus
+from training.settings import setting_warnings, settings_of
 
 
 def test_graphs_keep_the_contract(small_bundle):
@@ -145,6 +148,62 @@ def test_the_manifest_tells_where_it_comes_from(small_bundle, small_checkpoint):
     assert provenance.tools["torch"] == torch.__version__.partition("+")[0]
     assert provenance.tools["onnxruntime"] == onnxruntime.__version__
     assert str(ROOT) not in (small_bundle / "bundle.json").read_text()
+
+
+def test_a_patch_size_that_no_weights_tell_is_warned_of_and_recorded(small_checkpoint, tmp_path):
+    """Parity is green at any size: the graphs are the same model as in PyTorch, and not the one that was trained."""
+    done = edge("export", small_checkpoint, "-o", tmp_path / "b", "--patch-size", 129, "--segments", 8, "--json")
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert [line.partition(":")[2].split(":")[0].strip() for line in warnings] == ["--patch-size 129", "--segments 8"]
+    assert "96, 128, 160, 192" in warnings[0]
+    assert [f"warning: {text}" for text in json.loads(done.stdout)["warnings"]] == warnings
+    manifest = json.loads((tmp_path / "b" / "bundle.json").read_text())
+    settings = manifest["provenance"]["settings"]
+    assert settings["patch_size"] == {"value": 129, "origin": "option", "trained": None}
+    assert settings["segments"] == {"value": 8, "origin": "option", "trained": None}
+    assert settings["glance_size"]["origin"] == "weights"
+    assert settings["fit"] == {"value": "crop", "origin": "default", "trained": None}
+    shown = edge("inspect", tmp_path / "b").stdout
+    assert "patch_size 129 (asked for)" in shown
+    assert json.loads(edge("inspect", tmp_path / "b", "--json").stdout)["provenance"]["settings"] == settings
+
+
+def test_an_option_that_contradicts_the_checkpoint_is_warned_of(small_weights, tmp_path):
+    config = {"patch_size": 128, "num_segments": 8, "input_size": 224, "glance_size": 96, "fit": "crop"}
+    path = write_checkpoint(small_weights, tmp_path / "own.pth.tar", config=config | {"motion_gap_s": 0.0})
+
+    def settings(**options):
+        checkpoint, asked = read_checkpoint(path), ModelOptions(**options)
+        spec = infer_spec(checkpoint, asked)
+        found = settings_of(checkpoint, asked, spec)
+        return found, setting_warnings(found, spec)
+
+    found, warnings = settings()
+    assert {setting.origin for setting in found.values()} == {"checkpoint"}
+    assert warnings == []
+    assert settings(patch_size=128, num_segments=8) == (found, [])
+    for options, words in (
+        ({"patch_size": 96}, "--patch-size 96: the checkpoint was trained with patch_size=128"),
+        ({"num_segments": 16}, "--segments 16: the checkpoint was trained with num_segments=8"),
+        ({"glance_size": 80}, "--glance-size 80: the checkpoint was trained with glance_size=96"),
+        ({"input_size": 256}, "--input-size 256: the checkpoint was trained with input_size=224"),
+    ):
+        found, warnings = settings(**options)
+        assert len(warnings) == 1
+        assert words in warnings[0]
+    done = edge("export", path, "-o", tmp_path / "b", "--patch-size", 96)
+    assert "warning: --patch-size 96: the checkpoint was trained with patch_size=128" in done.stderr
+    assert "patch_size 96 (asked for; trained with 128)" in edge("inspect", tmp_path / "b").stdout
+
+
+def test_class_names_in_another_order_are_refused(small_weights, tmp_path):
+    names = list("abcdefg")
+    path = write_checkpoint(small_weights, tmp_path / "own.pth.tar", class_names=names)
+    (tmp_path / "classes.txt").write_text("\n".join(names[::-1]))
+    done = edge("export", path, "-o", tmp_path / "b", "--patch-size", 96, "--classes", tmp_path / "classes.txt")
+    one_line_error(done, 2, "classes.txt", "in another order", "class 0 was 'a', and is now 'g'")
+    assert not (tmp_path / "b").exists()
 
 
 def test_class_names_must_fit(small_checkpoint, tmp_path):

@@ -432,7 +432,7 @@ def test_what_nobody_foresaw_is_a_source_that_is_lost(
     error: Exception, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pictures(source: Source, stop: threading.Event, *_: Any) -> Iterator[Any]:
-        yield (lambda: np.zeros((48, 64, 3), np.uint8)), 64, 48
+        yield capturing.Picture(lambda: np.zeros((48, 64, 3), np.uint8), 64, 48)
         raise error
 
     monkeypatch.setattr(capturing, "_camera_pictures", pictures)
@@ -455,7 +455,7 @@ def test_what_was_under_way_is_told_when_a_source_is_lost_and_not_when_it_is_bac
     def pictures(source: Source, *_: Any) -> Iterator[Any]:
         opened.append(source)
         for _ in range(13 if len(opened) == 1 else 0):  # the first is before its time
-            yield (lambda: np.zeros((48, 64, 3), np.uint8)), 64, 48
+            yield capturing.Picture(lambda: np.zeros((48, 64, 3), np.uint8), 64, 48)
             time.sleep(0.005)
         back.wait(60 if len(opened) > 1 else 0)
         raise SourceError(f"{source.name}: gone")

@@ -3,16 +3,19 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
 
+from adafocus_edge.capture import _clip_pictures
 from adafocus_edge.errors import SourceError
 from adafocus_edge.preprocess import sample_indices
 from adafocus_edge.video import VideoFile
 from tests.conftest import CLIPS, GOLDEN
-from tests.videos import all_frames, encode, rotate_clockwise
+from tests.streams import need
+from tests.videos import all_frames, encode, ffmpeg_frames, rotate_clockwise, set_matrix
 
 KINDS = {
     "closed.mp4": {"options": {"g": "48"}},
@@ -103,6 +106,50 @@ def test_rotation_is_applied(tmp_path):
     for index, pixels in video.select(range(20), lambda rgb: rgb):
         assert np.array_equal(pixels, np.rot90(upright[index], -1))
     assert all(np.array_equal(pixels, np.rot90(upright[index], -1)) for index, pixels in video.frames())
+
+
+MATRICES = {
+    "as stored": (1, 0, 0, 1),
+    "mirrored": (-1, 0, 0, 1),
+    "upside down in a mirror": (1, 0, 0, -1),
+    "half turned": (-1, 0, 0, -1),
+    "turned right": (0, 1, -1, 0),
+    "turned left": (0, -1, 1, 0),
+    "mirrored and turned left": (0, 1, 1, 0),
+    "mirrored and turned right": (0, -1, -1, 0),
+}
+
+
+@pytest.mark.parametrize("kind", MATRICES)
+def test_a_display_matrix_turns_and_mirrors_as_ffmpeg_does(kind, tmp_path):
+    need("ffmpeg")
+    path = encode(tmp_path / "phone.mp4", frames=6)
+    set_matrix(path, *MATRICES[kind])
+    sideways = MATRICES[kind][0] == 0
+    size = (240, 320) if sideways else (320, 240)
+    expected = ffmpeg_frames(path, size=size)
+    video = VideoFile(str(path))
+    assert all(np.array_equal(pixels, expected[index]) for index, pixels in video.frames())
+    assert all(np.array_equal(pixels, expected[index]) for index, pixels in video.select([1, 4], lambda rgb: rgb))
+    live = [picture for _, picture in _clip_pictures(video)]
+    assert all(np.array_equal(picture.to_rgb(), expected[index]) for index, picture in enumerate(live))
+    assert {(picture.width, picture.height) for picture in live} == {size}
+    if kind == "as stored":
+        video.nv12()
+    else:
+        with pytest.raises(SourceError, match="turned or mirrored"):
+            video.nv12()
+
+
+def test_broken_recordings_whose_frames_can_be_decoded_are_not_called_damaged(tmp_path):
+    """Packets promise frames that decoding gives at other times: here each second one lacks what it builds on."""
+    path = encode(tmp_path / "late.ts", frames=60, options={"g": "30", "bf": "0"})
+    video = VideoFile(str(path))
+    moved = [time + (900 if number % 2 else 0) for number, time in enumerate(video._timeline.times)]
+    video._timeline = replace(video._timeline, times=moved)
+    expected = all_frames(path)
+    found = dict(video.select(range(60), lambda rgb: rgb))
+    assert all(np.array_equal(found[number], expected[number]) for number in range(60))
 
 
 def broken(kind, tmp_path):

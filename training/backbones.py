@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-import torchvision
-from torch import Tensor, nn
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
+
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,8 @@ class Backbone:
 
 
 def _mobilenet_v2(classes: int) -> nn.Module:
+    import torchvision  # not above: options are checked before PyTorch is loaded, which takes seconds
+
     # The head's dropout is 0.2, as in the official glancer.
     return cast("nn.Module", torchvision.models.mobilenet_v2(weights=None, num_classes=classes, dropout=0.2))
 
@@ -38,6 +39,8 @@ def _mobilenet_features(net: nn.Module, image: Tensor) -> Tensor:
 
 def _resnet(name: str) -> Callable[[int], nn.Module]:
     def build(classes: int) -> nn.Module:
+        import torchvision
+
         return cast("nn.Module", getattr(torchvision.models, name)(weights=None, num_classes=classes))
 
     return build
@@ -63,3 +66,14 @@ def backbone(name: str) -> Backbone:
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
     return BACKBONES[name]
+
+
+def recognised_backbone(names: Collection[str]) -> str | None:
+    """Recognise a backbone by its parameters' names, torchvision's."""
+    if "features.0.0.weight" in names:
+        return "mobilenet_v2"
+    blocks = [len({n.split(".")[1] for n in names if n.startswith(f"layer{k}.")}) for k in (1, 2, 3, 4)]
+    bottleneck = "layer1.0.conv3.weight" in names
+    known: dict[tuple[int | bool, ...], str] = {(2, 2, 2, 2, False): "resnet18", (3, 4, 6, 3, False): "resnet34"}
+    known |= {(3, 4, 6, 3, True): "resnet50", (3, 4, 23, 3, True): "resnet101"}
+    return known.get((*blocks, bottleneck)) if "layer1.0.conv1.weight" in names else None

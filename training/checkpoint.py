@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import shlex
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -19,19 +20,12 @@ from torch import Tensor
 
 from adafocus_edge.errors import CheckpointError, UsageError
 from adafocus_edge.files import whole_file
-from adafocus_edge.types import ModelSpec
-from training.backbones import BACKBONES
+from adafocus_edge.types import ModelSpec, class_name
+from training.backbones import BACKBONES, recognised_backbone
+from training.lineage import possible_stages
 from training.model import AdaFocus
+from training.weights import HOLDERS, POLICIES, SECTIONS, gather, unused_averages
 
-SECTIONS = {
-    "glancer": "glancer.",
-    "focuser": "focuser.",
-    "fc": "classifier.",
-    "policy": "focuser.policy.policy.",
-}
-"""The official checkpoint's sections, and the prefix that each drops from its parameters' names."""
-POLICIES = ("focuser.policy.policy.", "focuser.policy.policy_old.")
-"""Prefixes of the two copies of the policy: the one that learns, and the one that acts."""
 HEADS = re.compile(r"^glancer\.net\.classifier\.|^focuser\.net\.fc\.|^focuser\.net\.classifier\.|\.critic\.")
 """Parameters that only training uses; a checkpoint may lack them or have them for other classes."""
 SAFE_GLOBALS: list[Any] = [
@@ -69,6 +63,7 @@ class Checkpoint:
         config: options stored by ``adafocus-edge train``; empty for official checkpoints.
         classes: class names stored by ``adafocus-edge train``, or None.
         state: everything else in it: ``epoch``, ``best_acc``, ``optimizer``, ``scaler``, ``rng`` ...
+        notes: what the user should know of how it was read.
     """
 
     path: Path
@@ -76,6 +71,7 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     state: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def stage(self) -> int | None:
@@ -88,7 +84,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     """Read a checkpoint without executing anything from it.
 
     The official layout has sections (``glancer``, ``focuser``, ``fc``, ``policy``) and the whole ``model_state_dict``;
-    a bare state dict is taken too, and so are names behind ``module.`` (from distributed training).
+    a bare state dict is taken too, and so are the names that wrappers give; see :func:`training.weights.gather`.
 
     Raises ``CheckpointError``: missing, no checkpoint, asks to run code, or of a stage that cannot be used alone.
     """
@@ -96,7 +92,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     content = _load(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
-    weights = _gather(content)
+    weights = gather(content, path)
     if not weights:
         raise CheckpointError(f"{path}: no model weights in it (found: {_some(content)})")
     for name, value in weights.items():
@@ -104,12 +100,14 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
             raise CheckpointError(f"{path}: {name!r} is no plain tensor that holds its own numbers")
     config = content.get("config")
     classes = content.get("class_names")
+    averages = unused_averages(content)
     return Checkpoint(
         path,
         weights,
         dict(config) if isinstance(config, Mapping) else {},
-        tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else None,
-        {str(name): value for name, value in content.items() if name not in (*SECTIONS, "model_state_dict")},
+        tuple(class_name(str(name)) for name in classes) if isinstance(classes, (list, tuple)) else None,
+        {str(name): value for name, value in content.items() if name not in (*SECTIONS, *HOLDERS)},
+        () if averages is None else (f"{path}: its averaged weights ({averages!r}) are not used, but the others",),
     )
 
 
@@ -154,7 +152,7 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, *, without_policy:
 def infer_spec(checkpoint: Checkpoint, options: ModelOptions, *, without_policy: bool = False) -> ModelSpec:
     """Work out the model's shapes from its weights, and take from the options what they cannot say."""
     path, weights = checkpoint.path, checkpoint.weights
-    _check_stage(checkpoint, without_policy)
+    _check_stage(checkpoint, options, without_policy)
     glancer = _backbone(path, weights, "glancer.net.")
     focuser = _backbone(path, weights, "focuser.net.")
     glance_dim, focus_dim = BACKBONES[glancer].dim, BACKBONES[focuser].dim
@@ -277,26 +275,6 @@ def _load(path: Path) -> Any:
         raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged ({first[:120]})") from None
 
 
-def _gather(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Collect a checkpoint's parameters under their full names."""
-    weights: dict[str, Tensor] = {}
-    for source in (content, content.get("state_dict"), content.get("model_state_dict")):
-        if isinstance(source, Mapping):
-            weights |= {_plain(name): value for name, value in source.items() if isinstance(value, Tensor)}
-    for section, prefix in SECTIONS.items():
-        if isinstance(content.get(section), Mapping):
-            for name, value in content[section].items():
-                if isinstance(value, Tensor):
-                    weights[prefix + _plain(name)] = value
-                    if section == "policy":
-                        weights[f"focuser.policy.policy_old.{_plain(name)}"] = value
-    # One copy of the policy may stand for both: after an update they are equal.
-    for one, other in (POLICIES, POLICIES[::-1]):
-        for name in [name for name in weights if name.startswith(one)]:
-            weights.setdefault(name.replace(one, other), weights[name])
-    return weights
-
-
 def _is_plain(value: Tensor) -> bool:
     """Whether a tensor is neither sparse, quantized, complex nor without data, nor larger than what is stored of it."""
     if value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
@@ -304,50 +282,47 @@ def _is_plain(value: Tensor) -> bool:
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
-def _plain(name: Any) -> str:
-    return str(name).removeprefix("module.")
-
-
-def _check_stage(checkpoint: Checkpoint, without_policy: bool) -> None:
+def _check_stage(checkpoint: Checkpoint, options: ModelOptions, without_policy: bool) -> None:
     """Tell apart checkpoints of the stages before the policy is trained."""
 
     def has(prefix: str) -> bool:
         return any(name.startswith(prefix) for name in checkpoint.weights)
 
-    policy = has("focuser.policy.policy")
-    if checkpoint.stage == 0:
+    stages = possible_stages(checkpoint)
+    parts = {"glancer": "glancer.net.", "focuser": "focuser.net.", "classifier": "classifier."}
+    missing = [part for part, prefix in parts.items() if not has(prefix)]
+    if stages == (0,) and (checkpoint.stage == 0 or not missing):
         raise CheckpointError(
-            f"{checkpoint.path}: a stage-0 checkpoint: one backbone alone; train stages 1 to 3 from it "
-            "(pretrained_glancer=... pretrained_focuser=...)"
+            f"{checkpoint.path}: a stage-0 checkpoint{'' if checkpoint.stage == 0 else ' by what it contains'}: one "
+            "backbone alone; train stages 1 to 3 from it (pretrained_glancer=... pretrained_focuser=...)"
         )
-    if has("focuser.net.") and has("classifier.") and not policy and not without_policy:
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.path}: no {missing[0]} in it, so it is not a stage-3 checkpoint of AdaFocus "
+            f"(found: {_some(checkpoint.weights)})"
+        )
+    if not has("focuser.policy.policy") and not without_policy:
         raise CheckpointError(
             f"{checkpoint.path}: a stage-1 checkpoint: glancer, focuser and classifier, but no policy yet; "
-            "train stages 2 and 3 from it (resume=...), then use the stage-3 checkpoint"
+            f"`{_evaluate_command(checkpoint, options)}` evaluates it as it was trained, and a bundle needs stages 2 "
+            "and 3 (train_stage=2 resume=...)"
         )
-    for prefix, part in (("glancer.net.", "glancer"), ("focuser.net.", "focuser"), ("classifier.", "classifier")):
-        if not has(prefix):
-            raise CheckpointError(
-                f"{checkpoint.path}: no {part} in it, so it is not a stage-3 checkpoint of AdaFocus "
-                f"(found: {_some(checkpoint.weights)})"
-            )
 
 
-def _backbone(path: Path, weights: dict[str, Tensor], prefix: str) -> str:
-    """Recognise a backbone by its parameters' names."""
-    names = {name.removeprefix(prefix) for name in weights if name.startswith(prefix)}
-    if "features.0.0.weight" in names:
-        return "mobilenet_v2"
-    if "layer1.0.conv1.weight" in names:
-        blocks = [len({n.split(".")[1] for n in names if n.startswith(f"layer{k}.")}) for k in (1, 2, 3, 4)]
-        bottleneck = "layer1.0.conv3.weight" in names
-        known: dict[tuple[int | bool, ...], str] = {(2, 2, 2, 2, False): "resnet18", (3, 4, 6, 3, False): "resnet34"}
-        known |= {(3, 4, 6, 3, True): "resnet50", (3, 4, 23, 3, True): "resnet101"}
-        if name := known.get((*blocks, bottleneck)):
-            return name
+def _evaluate_command(checkpoint: Checkpoint, options: ModelOptions) -> str:
+    """Return the command that evaluates a checkpoint without a policy."""
+    size = "" if isinstance(checkpoint.config.get("patch_size"), int) else f" --patch-size {options.patch_size or 'N'}"
+    return f"adafocus-edge evaluate {shlex.quote(str(checkpoint.path))} --data DATA --patches random{size}"
+
+
+def _backbone(path: Path, weights: Mapping[str, Tensor], prefix: str) -> str:
+    """Return the name of the backbone under a prefix. Raises ``CheckpointError`` if it is none of the known ones."""
+    inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    if name := recognised_backbone(inside):
+        return name
     raise CheckpointError(
         f"{path}: its {prefix.split('.', maxsplit=1)[0]} is none of the known backbones ({', '.join(BACKBONES)}); "
-        f"found: {_some(names)}"
+        f"found: {_some(inside)}"
     )
 
 
@@ -388,23 +363,37 @@ def backbone_weights(net: torch.nn.Module, name: str, source: str, option: str) 
                 f"torchvision's {name} weights cannot be downloaded ({error}): give {option}=FILE, or {option}=random"
             ) from None
     else:
-        content = _load(Path(source))
-        content = content if isinstance(content, Mapping) else {}
-        config = content.get("config")
-        if isinstance(config, Mapping) and config.get("train_stage") == 0:
-            # Of our own stage 0: the backbone that it trained.
-            content = content["glancer" if config.get("pretrain_glancer") else "focuser"]
-        inner = content.get("state_dict", content)
-        given = {_plain(key).removeprefix("net."): v for key, v in inner.items() if isinstance(v, Tensor)}
+        given = _backbone_in(Path(source), option)
+    if (known := recognised_backbone(given)) not in (None, name):
+        raise CheckpointError(f"{option}={source}: holds a {known}, but the options say {name}")
     own = net.state_dict()
     heads = [key for key in own if key.startswith(("classifier.", "fc."))]
-    counters = [key for key in own if key.endswith("num_batches_tracked")]
     for key, value in own.items():
-        if key in heads or (key in counters and key not in given):
+        if key in heads or (key.endswith("num_batches_tracked") and key not in given):
             given[key] = value
         elif key not in given or given[key].shape != value.shape:
             raise CheckpointError(f"{option}={source}: lacks {key!r} of a {name}, or has another shape of it")
     net.load_state_dict({key: given[key] for key in own})
+
+
+def _backbone_in(path: Path, option: str) -> dict[str, Tensor]:
+    """Return the backbone in a file under torchvision's names.
+
+    Of a checkpoint of AdaFocus: the one that our stage 0 trained, or else the part that the option names.
+    """
+    content = _load(path)
+    content = content if isinstance(content, Mapping) else {}
+    weights = gather(content, path)
+    config = content.get("config")
+    part = option.removesuffix("_weights")
+    if isinstance(config, Mapping) and config.get("train_stage") == 0:
+        part = "glancer" if config.get("pretrain_glancer") else "focuser"
+    other = "focuser" if part == "glancer" else "glancer"
+    for prefix in (f"{part}.net.", f"{other}.net.", "net."):
+        inside = {name.removeprefix(prefix): v for name, v in weights.items() if name.startswith(prefix)}
+        if inside:
+            return inside
+    return weights
 
 
 def load_part(model: torch.nn.Module, checkpoint: Checkpoint, prefix: str, option: str) -> None:
@@ -415,7 +404,15 @@ def load_part(model: torch.nn.Module, checkpoint: Checkpoint, prefix: str, optio
     own = model.state_dict()
     wanted = [name for name in own if name.startswith(prefix)]
     if not any(name in checkpoint.weights for name in wanted):
-        raise CheckpointError(f"{option}={checkpoint.path}: holds no {prefix.rstrip('.')}")
+        raise CheckpointError(
+            f"{option}={checkpoint.path}: holds no {prefix.rstrip('.')} (found: {_some(checkpoint.weights)})"
+        )
+    for name in checkpoint.weights:
+        if name.startswith(prefix) and name not in own and not HEADS.search(name):
+            raise CheckpointError(
+                f"{option}={checkpoint.path}: holds {name!r}, which the model of these options does not have "
+                "(another backbone or classifier)"
+            )
     for name in wanted:
         given = checkpoint.weights.get(name)
         if HEADS.search(name) and (given is None or given.shape != own[name].shape):

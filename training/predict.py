@@ -15,8 +15,10 @@ from adafocus_edge.evaluate import Patches, Predict, graphs_used, predict_with, 
 from adafocus_edge.types import ModelSpec
 from training.checkpoint import Checkpoint, ModelOptions, load_model, load_part, read_checkpoint
 from training.graphs import count_gflops, torch_model
+from training.lineage import untrained_notes
 from training.model import AdaFocus
 from training.options import TrainOptions
+from training.settings import setting_warnings, settings_of
 from training.stages import BackboneStage
 from training.train import model_spec
 
@@ -31,6 +33,7 @@ class Predictor:
         classes: class names, or None where the checkpoint has none.
         gflops_per_step: multiply-adds per frame in units of 1e9.
         what: what was loaded, in words.
+        notes: what the user should know, a line each.
     """
 
     predict: Predict
@@ -38,6 +41,7 @@ class Predictor:
     classes: tuple[str, ...] | None
     gflops_per_step: float
     what: str
+    notes: tuple[str, ...] = ()
 
 
 def load_predictor(
@@ -66,6 +70,11 @@ def load_predictor(
         checkpoint.classes,
         gflops,
         f"checkpoint, {patches} patches",
+        (
+            *checkpoint.notes,
+            *setting_warnings(settings_of(checkpoint, options, model.spec), model.spec),
+            *(note for note in untrained_notes(checkpoint) if patches == "policy" or "its policy" not in note),
+        ),
     )
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,30 @@ from PIL import Image
 from adafocus_edge.addresses import shown_failure
 from adafocus_edge.bundle import read_classes
 from adafocus_edge.cpus import usable_cores
-from adafocus_edge.data import FEWEST_FRAMES, MOST_LABELS, csv_rows, is_number, read_data
+from adafocus_edge.data import (
+    FEWEST_FRAMES,
+    MOST_LABELS,
+    VideoIndex,
+    csv_rows,
+    is_number,
+    list_path,
+    read_data,
+    without_suffix,
+)
 from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
-from adafocus_edge.files import read_whole, write_text
-from adafocus_edge.sources import FPS_FILE, FRAME_NAME, VIDEO_SUFFIXES, natural_path
+from adafocus_edge.files import decode_text, folded, read_own, read_text, reason, write_text
+from adafocus_edge.sources import FPS_FILE, FRAME_NAME, TIMES_FILE, left_out_note, natural_path
+from adafocus_edge.types import class_name
 from adafocus_edge.video import VideoFile
 from training.layouts import LAYOUTS
 
 SETTINGS = "prepare.json"
 """What the frames in a folder were made with, so that a second run does not mix two kinds."""
+ORIGIN_FILE = "source.txt"
+"""Beside a video's frames: its path in the folder of videos."""
 TRAIN, VAL = "train", "val"
+ONE_LABEL = ("custom", "minik")
+"""Data sets whose videos have one line, and one class unless that line names more."""
 SUBSETS = {"training": TRAIN, "train": TRAIN, "validation": VAL, "validate": VAL, "val": VAL, "test": VAL}
 
 
@@ -77,6 +91,16 @@ class Item:
     subset: str
 
 
+@dataclass(frozen=True)
+class Line:
+    """What an annotation says of a video: its possible names, its class names, its side of the split, and where."""
+
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+    subset: str
+    where: str
+
+
 @dataclass
 class Prepared:
     """What was done.
@@ -90,6 +114,7 @@ class Prepared:
         short: videos of too few frames, which training leaves out.
         classes: how many there are.
         labels: all class names that annotations mention, those of missing videos too.
+        notes: what the user should know, a line each.
     """
 
     output: Path
@@ -100,11 +125,12 @@ class Prepared:
     short: int = 0
     classes: int = 0
     labels: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as an object for ``--json``."""
         broken = [{"video": name, "error": error} for name, error in self.broken]
-        entry = {name: value for name, value in asdict(self).items() if name != "labels"}
+        entry = {name: value for name, value in asdict(self).items() if name not in ("labels", "notes")}
         return {**entry, "output": str(self.output), "broken": broken}
 
     def summary(self) -> str:
@@ -132,7 +158,7 @@ def prepare(options: PrepareOptions, progress: Callable[[int, int], None] = lamb
     done = Prepared(options.output)
     if not options.source.is_dir():
         raise UsageError(f"{options.source}: no such folder of videos")
-    items = _annotated(options, done) if options.annotations else _own(options)
+    items = _annotated(options, done) if options.annotations else _own(options, done)
     classes = _classes(options, {*done.labels, *(label for item in items for label in item.labels)})
     done.classes = len(classes)
     _check_names(options, items, classes)
@@ -150,22 +176,28 @@ def prepare(options: PrepareOptions, progress: Callable[[int, int], None] = lamb
 # -- what there is ----------------------------------------------------------------------------------------------------
 
 
-def _own(options: PrepareOptions) -> list[Item]:
+def _own(options: PrepareOptions, done: Prepared) -> list[Item]:
     """A folder per class, split so that each class gives its share and no group lies on both sides."""
     if options.dataset != "custom":
         raise UsageError(f"--dataset {options.dataset} needs --annotations: the file(s) that name the videos' classes")
-    examples = sorted(read_data(options.source).examples, key=lambda example: natural_path(example.path))
+    data = read_data(options.source)
+    done.notes += data.notes
+    examples = sorted(data.examples, key=lambda example: natural_path(example.path))
     videos = [example for example in examples if example.path.is_file()]
     if not videos:
         raise DataError(f"{options.source}: no videos in its sub-folders")
-    group_of = dict(values for _, values in csv_rows(options.groups, "video", "source")) if options.groups else {}
-    labels = [example.path.relative_to(options.source).parts[0] for example in videos]
+    if len(videos) < len(examples):
+        frames = next(example for example in examples if not example.path.is_file())
+        done.notes.append(f"left out: {len(examples) - len(videos)} folders of frames, such as {frames.path}")
+    names = [str(example.path.relative_to(options.source)) for example in videos]
+    _check_stems(options, names)
+    group_of = _groups(options.groups, VideoIndex(options.source, [])) if options.groups else {}
+    labels = [data.classes[example.labels[0]] for example in videos]
     groups: dict[str, list[int]] = {}
     ungrouped = []
-    for number, example in enumerate(videos):
-        name = str(example.path.relative_to(options.source))
-        group = group_of.get(name) or group_of.get(example.path.name)
-        if group is None and options.groups:
+    for number, (name, example) in enumerate(zip(names, videos, strict=True)):
+        group = group_of.get(example.path)
+        if not group and options.groups:
             ungrouped.append(name)
         groups.setdefault(group or name, []).append(number)
     if ungrouped:
@@ -173,11 +205,30 @@ def _own(options: PrepareOptions) -> list[Item]:
     validation = split_groups(list(groups.values()), labels, options.val_share, options.seed)
     if not validation:
         raise DataError(f"{options.source}: too few clips or sources to keep some of each class apart for validation")
-    items = []
-    for number, example in enumerate(videos):
-        name = str(example.path.relative_to(options.source))
-        items.append(Item(name, example.path, (labels[number],), VAL if number in validation else TRAIN))
-    return items
+    return [
+        Item(name, example.path, (labels[number],), VAL if number in validation else TRAIN)
+        for number, (name, example) in enumerate(zip(names, videos, strict=True))
+    ]
+
+
+def _check_stems(options: PrepareOptions, names: Sequence[str]) -> None:
+    """Where no list says which are meant, two videos of one name are a mistake. Raises ``UsageError``."""
+    before: dict[str, str] = {}
+    for name in names:
+        place = frame_folder(name)
+        if (other := before.setdefault(place, name)) != name:
+            raise UsageError(f"{options.source}: two videos are called {place}: {other} and {name}: rename one")
+
+
+def _groups(path: Path, index: VideoIndex) -> dict[Path, str]:
+    """Return the videos' groups, from a CSV ``video,source``. Raises ``DataError`` for a video that is in two."""
+    found: dict[Path, str] = {}
+    for number, (name, group) in csv_rows(path, "video", "source"):
+        where = f"{path}, line {number}"
+        video = index.find(name, where, whole=True) if name else None
+        if video is not None and found.setdefault(video, group) != group:
+            raise DataError(f"{where}: {video} is of source {group!r} here, and of {found[video]!r} above")
+    return found
 
 
 def split_groups(groups: Sequence[Sequence[int]], labels: Sequence[str], share: float, seed: int) -> set[int]:
@@ -217,60 +268,99 @@ def _check_names(options: PrepareOptions, items: Sequence[Item], classes: tuple[
 
 
 def _annotated(options: PrepareOptions, done: Prepared) -> list[Item]:
-    """Videos that annotation files name, found anywhere in the folder by their names without suffix."""
-    found = {
-        path.stem: path for path in sorted(options.source.rglob("*")) if path.suffix.lower() in VIDEO_SUFFIXES
-    }  # fmt: skip
-    named: dict[Path, Item] = {}
-    for names, labels, subset in _annotations(options):
-        done.labels.update(labels)
-        video = next((found[name] for name in names if name in found), None)
+    """Videos that annotation files name: by their paths in the folder, or by names that only one of them has."""
+    left_out: list[str] = []
+    index = VideoIndex(options.source, left_out)
+    if left_out:
+        done.notes.append(left_out_note(left_out))
+    lines = list(_annotations(options))
+    stems = Counter(stem for line in lines for stem in {_stem(name) for name in line.names})
+    elsewhere, joined = [], set()
+    named: dict[Path, Line] = {}
+    for line in lines:
+        done.labels.update(line.labels)
+        video = next((found for name in line.names if (found := index.find(name, line.where))), None)
+        if video is None and len(line.names) == 1 and stems[_stem(line.names[0])] == 1:
+            video = index.stem(line.names[0])
+            if video is not None:
+                elsewhere.append(f"{line.names[0]} is {video}")
         if video is None:
             done.missing += 1
-            continue
-        before = named.get(video)  # there may be one line per label, or per part of a video
-        both = tuple(sorted({*(before.labels if before else ()), *labels}))[:MOST_LABELS]
-        side = before.subset if before else subset
-        named[video] = Item(str(video.relative_to(options.source)), video, both, side)
-    items = list(named.values())
-    if not items:
+        else:
+            before = named.get(video, line)
+            named[video] = _joined(options, video, before, line)
+            if named[video].labels != before.labels:
+                joined.add(video)
+    if not lines:
+        raise DataError(f"{options.annotations[0]}: names no videos")
+    if not named:
         raise DataError(
             f"{options.source}: none of the {done.missing} annotated videos is in it (looked for names such as "
-            f"{next(_annotations(options))[0][0]!r})"
+            f"{lines[0].names[0]!r})"
         )
-    return items
+    if joined:
+        done.notes.append(f"{len(joined)} videos have the classes of several lines each, such as {min(joined)}")
+    if elsewhere:
+        done.notes.append(f"{len(elsewhere)} videos are in other folders than their lists say: {elsewhere[0]}")
+    return [
+        Item(str(video.relative_to(options.source)), video, line.labels[:MOST_LABELS], line.subset)
+        for video, line in named.items()
+    ]
 
 
-def _annotations(options: PrepareOptions) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], str]]:
-    """Yield a video's possible names, its classes, and its side of the split."""
+def _stem(name: str) -> str:
+    return without_suffix(list_path(name)).rpartition("/")[2]
+
+
+def _joined(options: PrepareOptions, video: Path, before: Line, line: Line) -> Line:
+    """Join what two lines say of a video: there may be one per part of it, and where it may have several labels, per
+    label. Raises ``DataError`` where they contradict each other.
+    """
+    if before.subset != line.subset:
+        raise DataError(
+            f"{line.where}: {video} is here for {_side(line)}, and in {before.where} for {_side(before)}: remove one"
+        )
+    if options.dataset in ONE_LABEL and set(line.labels) != set(before.labels):
+        told, now = (", ".join(map(repr, one.labels)) for one in (before, line))
+        raise DataError(f"{line.where}: {video} is {now} here, and {told} in {before.where}: remove one")
+    return before if before is line else replace(before, labels=tuple(sorted({*before.labels, *line.labels})))
+
+
+def _side(line: Line) -> str:
+    return "training" if line.subset == TRAIN else "validation"
+
+
+def _annotations(options: PrepareOptions) -> Iterator[Line]:
+    """Yield what annotation files say of videos."""
     for number, path in enumerate(options.annotations):
         # Two files without a word on the split are the training and the validation part.
         default = VAL if number == 1 else TRAIN
         try:
-            text = read_whole(path).decode("utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: cannot be read ({error})") from None
+            text = read_text(path)
+        except (OSError, UnicodeError) as error:
+            raise DataError(f"{path}: cannot be read ({reason(error)})") from None
         if path.suffix.lower() == ".json":
-            yield from _activitynet(path, text)
+            lines = _activitynet(path, text)
         elif options.dataset == "minik":
-            yield from _kinetics(path, text, default)
+            lines = _kinetics(path, text, default)
         else:
-            yield from _plain(path, text, default)
+            lines = _plain(path, text, default)
+        yield from (replace(line, labels=tuple(map(class_name, line.labels))) for line in lines)
 
 
-def _activitynet(path: Path, text: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], str]]:
+def _activitynet(path: Path, text: str) -> Iterator[Line]:
     """ActivityNet's JSON: ``database`` by video id, with ``subset`` and ``annotations`` that each have a ``label``."""
     try:
         videos = json.loads(text)["database"]
         for name, video in videos.items():
             labels = sorted({str(annotation["label"]) for annotation in video["annotations"]})[:MOST_LABELS]
             if labels and video["subset"] in ("training", "validation"):
-                yield (f"v_{name}", name), tuple(labels), SUBSETS[video["subset"]]
+                yield Line((f"v_{name}", name), tuple(labels), SUBSETS[video["subset"]], f"{path}, video {name}")
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not ActivityNet's annotation JSON ({type(error).__name__}: {error})") from None
 
 
-def _kinetics(path: Path, text: str, default: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], str]]:
+def _kinetics(path: Path, text: str, default: str) -> Iterator[Line]:
     """Kinetics' CSV: ``label,youtube_id,time_start,time_end,split``; files as its downloaders name them."""
     rows = csv.DictReader(text.splitlines())
     try:
@@ -283,23 +373,21 @@ def _kinetics(path: Path, text: str, default: str) -> Iterator[tuple[tuple[str, 
                 start, end = int(float(row["time_start"])), int(float(row["time_end"]))
                 names = [f"{name}_{start:06d}_{end:06d}", f"{name}_{start}_{end}", name]
             subset = SUBSETS.get((row.get("split") or "").lower(), default)
-            yield tuple(names), (label.strip().strip('"'),), subset
+            yield Line(tuple(names), (label.strip().strip('"'),), subset, f"{path}, line {rows.line_num}")
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: not CSV ({error})") from None
 
 
-def _plain(path: Path, text: str, default: str) -> Iterator[tuple[tuple[str, ...], tuple[str, ...], str]]:
+def _plain(path: Path, text: str, default: str) -> Iterator[Line]:
     """A video's name and its classes per line, separated by tabs, commas, or else spaces."""
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         mark = next((mark for mark in ("\t", ",") if mark in line), None)
         name, *labels = (part.strip() for part in line.split(mark))
-        if not labels or not all(labels):
+        if not name or not labels or not all(labels):
             raise DataError(f"{path}, line {number}: {line.strip()!r} is not a video and its classes")
-        stem = Path(name)
-        plain = stem.stem if stem.suffix.lower() in VIDEO_SUFFIXES else stem.name
-        yield (plain,), tuple(sorted(set(labels)))[:MOST_LABELS], default
+        yield Line((name,), tuple(sorted(set(labels)))[:MOST_LABELS], default, f"{path}, line {number}")
 
 
 def _classes(options: PrepareOptions, labels: set[str]) -> tuple[str, ...]:
@@ -327,8 +415,8 @@ def _check_settings(options: PrepareOptions) -> None:
     path = options.output / SETTINGS
     settings = {"size": options.size, "quality": options.quality, "fps": options.fps, "frames": options.frames}
     before = None
-    with suppress(FileNotFoundError, json.JSONDecodeError):
-        before = json.loads(path.read_text())
+    with suppress(FileNotFoundError, json.JSONDecodeError, UnicodeError):
+        before = json.loads(read_text(path))
     if before is not None and before != settings:
         changed = ", ".join(f"{name} {before.get(name)}" for name in settings if before.get(name) != settings[name])
         raise UsageError(f"{options.output}: was prepared with {changed}: use the same, or another folder")
@@ -346,15 +434,10 @@ def _extract_all(
     """Return frames per item; in parallel, and only what is missing."""
     if not options.frames:
         _link_videos(options)
-    places = Counter(frame_folder(item.name) for item in items)
-    if twice := next((place for place, count in places.items() if count > 1), None):
-        raise UsageError(f"{options.source}: two videos are called {twice}: rename one")
-    parents = {str(parent) for place in places for parent in Path(place).parents}
-    if within := next((place for place in places if place in parents), None):
-        raise UsageError(f"{options.source}: {within} is a video and a folder of videos: rename one")
+    places = _places(options, items)
     counts: dict[str, int] = {}
     with ThreadPoolExecutor(options.workers or usable_cores(), thread_name_prefix="prepare") as pool:
-        work = {pool.submit(_extract, options, item): item for item in items}
+        work = {pool.submit(_extract, options, item, places[item.name]): item for item in items}
         try:
             for number, future in enumerate(as_completed(work), start=1):
                 item = work[future]
@@ -371,12 +454,35 @@ def _extract_all(
     return counts
 
 
-def _extract(options: PrepareOptions, item: Item) -> int:
+def _places(options: PrepareOptions, items: Sequence[Item]) -> dict[str, str]:
+    """Return where each video's frames go: its path without suffix, or with it where another's would be there.
+
+    Raises ``UsageError`` where the disk takes the places of two videos for one.
+    """
+    plain = {item.name: frame_folder(item.name) for item in items}
+    counts = Counter(plain.values())
+    above = {str(parent) for place in counts for parent in Path(place).parents}
+    places = dict(plain)
+    for name, place in plain.items():
+        if counts[place] > 1 or place in above:
+            places[name] = name.replace(",", "_")
+    before: dict[str, str] = {}
+    if not options.frames:
+        return places
+    same = folded if (options.output / SETTINGS.upper()).exists() else str  # the disk knows no case
+    for name, place in places.items():
+        if (other := before.setdefault(same(place), name)) != name:
+            raise UsageError(f"{options.source}: the frames of {other} and {name} would go into one folder: rename one")
+    return places
+
+
+def _extract(options: PrepareOptions, item: Item, place: str) -> int:
     """Write one video's frames, and return how many there are."""
     if not options.frames:
         return VideoFile(str(item.video)).frame_count
-    target = options.output / "frames" / frame_folder(item.name)
+    target = options.output / "frames" / place
     if target.is_dir():
+        _check_origin(target, item)
         return sum(1 for _ in target.glob("image_*.jpg"))
     video = VideoFile(str(item.video))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -395,10 +501,25 @@ def _extract(options: PrepareOptions, item: Item) -> int:
             (draft / FRAME_NAME.format(count)).write_bytes(encoded.getvalue())
         if fps := options.fps or video.fps:
             (draft / FPS_FILE).write_text(f"{fps:g}\n")
+        if options.fps is None and not video.is_constant_rate:
+            times = "".join(f"{video.time_s(min(number, video.frame_count - 1)):.6f}\n" for number in range(count))
+            (draft / TIMES_FILE).write_text(times)
+        (draft / ORIGIN_FILE).write_text(f"{item.name}\n", encoding="utf-8")
         draft.rename(target)
         return count
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _check_origin(target: Path, item: Item) -> None:
+    """Frames that are there must be this video's: another may have the same name but for its suffix.
+
+    Raises ``UsageError``.
+    """
+    with suppress(FileNotFoundError, UnicodeError):  # of an earlier version
+        origin = decode_text(read_own(target / ORIGIN_FILE)).strip()
+        if origin != item.name.strip():
+            raise UsageError(f"{target}: holds the frames of {origin}, not of {item.name}: remove it, then run again")
 
 
 def _at_rate(video: VideoFile, fps: float | None) -> Iterator[Any]:
@@ -436,7 +557,7 @@ def _write_lists(
     options: PrepareOptions, items: Sequence[Item], classes: tuple[str, ...], counts: dict[str, int], done: Prepared
 ) -> None:
     layout = LAYOUTS[options.dataset]
-    separator = layout.separator
+    separator, places = layout.separator, _places(options, items)
     if not (options.output / layout.classes).exists():
         write_text(options.output / layout.classes, "\n".join(classes) + "\n")
     for subset, file in ((TRAIN, layout.train_list), (VAL, layout.val_list)):
@@ -444,7 +565,7 @@ def _write_lists(
         for item in items:
             if item.subset == subset and item.name in counts:
                 ids = sorted({classes.index(label) if label in classes else int(label) for label in item.labels})
-                name = frame_folder(item.name) if options.frames else item.name
+                name = places[item.name] if options.frames else item.name
                 if not options.frames and "," in name and separator == ",":
                     raise UsageError(f"{item.video}: a comma in its name would end a list's field: rename it")
                 lines.append(

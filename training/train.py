@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from adafocus_edge.bundle import read_classes
+from adafocus_edge.bundle import first_difference, read_classes, same_classes
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.data import Split, read_data, read_list
 from adafocus_edge.errors import CheckpointError, DataError, ShortageError, TrainingError, UsageError
@@ -43,6 +43,16 @@ from training.checkpoint import (
 )
 from training.datasets import Batch, ClipDataset, EpochSampler, collate
 from training.distributed import Processes, gather, launch
+from training.lineage import (
+    INPUT_OPTIONS,
+    STARTS,
+    UNTOLD_OPTIONS,
+    check_pretrained,
+    check_shapes,
+    check_stage,
+    differences,
+    shape_options,
+)
 from training.model import AdaFocus
 from training.options import Composed, TrainOptions, compose_options
 from training.stages import STAGES, Stage
@@ -58,11 +68,15 @@ CONFIG = "config.yaml"
 
 def run(overrides: list[str], quiet: bool) -> None:
     """Train or evaluate as ``key=value`` options say; what ``adafocus-edge train`` calls."""
-    composed = compose_options(overrides)
+    run_composed(compose_options(overrides), quiet)
+
+
+def run_composed(composed: Composed, quiet: bool, *, as_json: bool = False) -> None:
+    """Train or evaluate as options say that were checked; at the end, print what came of it as JSON if asked."""
     if not quiet:
         for note in composed.notes:
             print(f"note: {printable(note)}", file=sys.stderr)
-    launch(composed.options, _Work(composed, quiet))
+    launch(composed.options, _Work(composed, quiet, as_json))
 
 
 @dataclass(frozen=True)
@@ -71,10 +85,12 @@ class _Work:
 
     composed: Composed
     quiet: bool
+    as_json: bool
 
     def __call__(self, processes: Processes) -> None:
         with _memory_told(self.composed.options):
-            Trainer(self.composed, processes, self.quiet or not processes.first).run()
+            quiet = self.quiet or not processes.first
+            Trainer(self.composed, processes, quiet, as_json=self.as_json and processes.first).run()
 
 
 class Trainer:
@@ -84,14 +100,18 @@ class Trainer:
         composed: the options.
         processes: this process among its like.
         quiet: whether to keep from printing.
+        as_json: whether to print the outcome as JSON.
     """
 
-    def __init__(self, composed: Composed, processes: Processes, quiet: bool) -> None:
+    def __init__(self, composed: Composed, processes: Processes, quiet: bool, *, as_json: bool = False) -> None:
         self.options = options = composed.options
         self.composed = composed
         self.processes = processes
         self.quiet = quiet
+        self.as_json = as_json
         self.train_split, self.val_split = read_splits(options)
+        for note in _split_notes(self.train_split, self.val_split):
+            self._say(f"note: {note}")
         self.spec = model_spec(options, len(self.val_split.classes))
         torch.manual_seed(options.seed + processes.rank)
         self.model = AdaFocus(self.spec, options.dropout)
@@ -135,6 +155,7 @@ class Trainer:
         self._prepare_run_dir()
         if self.epoch >= options.epochs:
             self._say(f"nothing to do: {options.resume} has finished its {self.epoch} epochs (epochs={options.epochs})")
+            self._print_outcome()
             return
         told = self._told_how_to_go_on()
         with told, self._log() as log, progress_bars(self.quiet) as bars, self.interruption:
@@ -148,6 +169,7 @@ class Trainer:
                 self._save(found)
                 log(trained, found, time.monotonic() - started, self._count_failed())
         self._say(f"done: {self.run_dir / LAST}, best {options.best_by} {self.best:.2f}: {self.run_dir / BEST}")
+        self._print_outcome()
 
     def _count_failed(self) -> int:
         """Return how many clips could not be read so far, by any process."""
@@ -318,46 +340,79 @@ class Trainer:
 
     def _load_weights(self) -> Checkpoint | None:
         """Load what this stage begins with; return the checkpoint of this same stage if it goes on with one."""
-        options, model = self.options, self.model
+        options = self.options
         if options.resume:
-            checkpoint = read_checkpoint(options.resume)
-            for prefix in ("glancer.", "focuser.net.", "classifier."):
-                load_part(model, checkpoint, prefix, "resume")
-            self._check_same_model(checkpoint)
-            has_policy = any(".policy." in name for name in checkpoint.weights)
-            needed = _stage(options) == 3 or (_stage(options) == 2 and options.evaluate)
-            if needed and not has_policy:
-                raise UsageError(f"resume={options.resume}: stage 3 needs the checkpoint of stage 2, with a policy")
-            if needed or (has_policy and checkpoint.stage == _stage(options)):
-                load_part(model, checkpoint, "focuser.policy.", "resume")
-            if checkpoint.stage == _stage(options) and "rng" in checkpoint.state and not options.evaluate:
-                return checkpoint
-            return None
+            return self._resume(read_checkpoint(options.resume))
         if _stage(options) >= 2:
-            raise UsageError(f"train_stage={options.train_stage}: needs resume=CHECKPOINT of the stage before")
-        parts = [("glancer", model.glancer.net, options.glancer), ("focuser", model.focuser.net, options.focuser)]
-        for part, net, name in parts:
-            pretrained = getattr(options, f"pretrained_{part}")
-            needed = _stage(options) == 1 or (part == "glancer") == options.pretrain_glancer
-            if pretrained:
-                checkpoint = read_checkpoint(pretrained)
-                if checkpoint.stage == 0 and checkpoint.config.get("pretrain_glancer") != (part == "glancer"):
-                    raise UsageError(
-                        f"pretrained_{part}={pretrained}: stage 0 trained the other part in it; where both have the "
-                        f"same backbone, {part}_weights={pretrained} takes that"
-                    )
-                load_part(model, checkpoint, f"{part}.net.", f"pretrained_{part}")
-            elif needed:
-                backbone_weights(net, name, getattr(options, f"{part}_weights"), f"{part}_weights")
+            raise UsageError(
+                f"train_stage={options.train_stage}: needs resume=CHECKPOINT of the stage before: "
+                f"{STARTS[_stage(options)]}"
+            )
+        for part in ("glancer", "focuser"):
+            self._load_backbone(part)
         return None
+
+    def _resume(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """Load the model of a checkpoint; return the checkpoint if the run goes on with it."""
+        options, stage = self.options, _stage(self.options)
+        notes = [*checkpoint.notes]
+        notes += check_stage(checkpoint, stage, evaluate=options.evaluate, glancer=options.pretrain_glancer)
+        with_policy = stage == 3 or (stage == 2 and (options.evaluate or checkpoint.stage == stage))
+        parts = ["glancer.", "focuser.net.", "classifier.", *(["focuser.policy."] if with_policy else [])]
+        if stage == 0 and checkpoint.stage is None:  # of one backbone alone, if no more is in it
+            parts = ["glancer." if options.pretrain_glancer else "focuser.net."]
+        check_shapes(checkpoint, options, self.spec.classes, parts)
+        for prefix in parts:
+            load_part(self.model, checkpoint, prefix, "resume")
+        self._check_same_model(checkpoint)
+        goes_on = checkpoint.stage == stage and "rng" in checkpoint.state and not options.evaluate
+        if not goes_on:  # else all that changed is reported when its state is restored
+            changed = differences(checkpoint, options, ("dataset", *UNTOLD_OPTIONS))
+            notes += [f"resume={checkpoint.path}: trained with {change}" for change in changed]
+        for note in notes:
+            self._say(f"note: {note}")
+        return checkpoint if goes_on else None
+
+    def _load_backbone(self, part: str) -> None:
+        """Load a backbone from the checkpoint or the weights that its options name, if this stage uses it."""
+        options, stage = self.options, _stage(self.options)
+        name, pretrained = getattr(options, part), getattr(options, f"pretrained_{part}")
+        source = getattr(options, f"{part}_weights")
+        notes: list[str] = []
+        if pretrained:
+            checkpoint = read_checkpoint(pretrained)
+            notes += [*checkpoint.notes, *check_pretrained(checkpoint, part)]
+            changed = differences(checkpoint, options, INPUT_OPTIONS)
+            notes += [f"pretrained_{part}={pretrained}: trained with {change}" for change in changed]
+            found = shape_options(checkpoint.weights).get(part, name)
+            if found != name:
+                raise CheckpointError(
+                    f"pretrained_{part}={pretrained}: its {part} is a {found}, the options say {part}={name}"
+                )
+            load_part(self.model, checkpoint, f"{part}.net.", f"pretrained_{part}")
+        elif stage == 1 or (part == "glancer") == options.pretrain_glancer:
+            backbone_weights(getattr(self.model, part).net, name, source, f"{part}_weights")
+            if stage == 1 and part == "glancer" and source in ("imagenet", "random"):
+                notes.append(
+                    f"stage 1 does not train the glancer: it stays as glancer_weights={source} has it; "
+                    "pretrained_glancer=CKPT takes one that stage 0 trained"
+                )
+        for note in notes:
+            self._say(f"note: {note}")
 
     def _check_same_model(self, checkpoint: Checkpoint) -> None:
         """Refuse a model that its weights cannot tell apart, unless that was asked for in so many words."""
         given = {text.partition("=")[0] for text in self.composed.given}
-        for name in ("patch_size", "glance_size", "input_size", "num_segments", "fit", "motion_gap_s"):
+        for name in UNTOLD_OPTIONS:
             before, now = checkpoint.config.get(name), getattr(self.options, name)
             if before is not None and before != now and name not in given:
                 raise UsageError(f"resume={checkpoint.path}: trained with {name}={before}, now {now}: give {name}=")
+        trained, classes = checkpoint.classes, self.val_split.classes
+        if trained is not None and not same_classes(trained, classes):
+            raise UsageError(
+                f"resume={checkpoint.path}: trained on other classes ({first_difference(trained, classes)}): give the "
+                "class names of that training, in their order"
+            )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Go on exactly where a run of this stage stopped, in its own folder unless another was asked for."""
@@ -479,14 +534,30 @@ class Trainer:
     def _print_evaluation(self, found: dict[str, Any], failed: int) -> None:
         if not self.processes.first:
             return
-        for number, step in enumerate(found["per_step"]):
-            print(f"step {number + 1:3d}: top-1 {step['top1']:.2f}  mAP {step['mAP']:.2f}")
-        print(
-            f"{found['clips']} clips: top-1 {found['top1']:.2f}, top-5 {found['top5']:.2f}, mAP {found['mAP']:.3f}, "
-            f"loss {found['loss']:.4f}" + (f"; {failed} clips left out" if failed else "")
-        )
+        if self.as_json:
+            print(json.dumps({**found, "left_out": failed}))
+        else:
+            for number, step in enumerate(found["per_step"]):
+                print(f"step {number + 1:3d}: top-1 {step['top1']:.2f}  mAP {step['mAP']:.2f}")
+            print(
+                f"{found['clips']} clips: top-1 {found['top1']:.2f}, top-5 {found['top5']:.2f}, "
+                f"mAP {found['mAP']:.3f}, loss {found['loss']:.4f}" + (f"; {failed} clips left out" if failed else "")
+            )
         if failed:
             raise DataError(f"{self.val_split.origin}: {failed} of its clips could not be read")
+
+    def _print_outcome(self) -> None:
+        """Print where the checkpoints of a finished training are."""
+        if self.as_json:
+            outcome = {
+                "run_dir": str(self.run_dir),
+                "checkpoint": str(self.run_dir / LAST),
+                "best_checkpoint": str(self.run_dir / BEST),
+                "best_by": self.options.best_by,
+                "best": self.best,
+                "epochs": self.epoch,
+            }
+            print(json.dumps(outcome))
 
     def _say(self, text: str) -> None:
         if not self.quiet:
@@ -530,6 +601,19 @@ def read_splits(options: TrainOptions) -> tuple[Split, Split]:
         return val, val
     train = _read_split(options, "train_list", classes)
     return train, _read_split(options, "val_list", train.classes)
+
+
+def _split_notes(train: Split, val: Split) -> list[str]:
+    """Return what the user should know of the two splits; an evaluation reads one only."""
+    if train is val:
+        return list(val.notes)
+    notes = list(dict.fromkeys((*train.notes, *val.notes)))
+    shared = {os.path.normpath(e.path) for e in train.examples} & {os.path.normpath(e.path) for e in val.examples}
+    if shared:
+        notes.append(
+            f"{len(shared)} clips to validate are in {train.origin}, too, so they prove nothing: {min(shared)}"
+        )
+    return notes
 
 
 def _read_split(options: TrainOptions, name: str, classes: tuple[str, ...] | None) -> Split:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafocus_edge.backends.base import LoadedModel, Program, Session
-from adafocus_edge.bundle import describe_tensors
+from adafocus_edge.bundle import check_graph_files, check_unchanged, describe_tensors
 from adafocus_edge.engines import ENGINES, PIXELS_FILE, PIXELS_GRAPH, find_engines, variant_hash
 from adafocus_edge.errors import BackendError, BundleError, UsageError
 from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, contract
@@ -64,10 +64,16 @@ def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", thr
     if backend == "onnxruntime-tensorrt":  # it tells engines apart by the names in a graph, not by its weights
         kept = bundle.path / ENGINES / f"onnxruntime-tensorrt-{variant}-{variant_hash(bundle, variant)[:12]}"
     graphs = bundle.manifest.variants[variant]
-    return open_graphs(
-        bundle.model, lambda graph: bundle.graph_path(variant, graph), variant, backend, threads,
-        step=STEP_GRAPH in graphs, kept=kept,
-    )  # fmt: skip
+    with ExitStack() as opened:
+        model = opened.enter_context(
+            open_graphs(
+                bundle.model, lambda graph: bundle.graph_path(variant, graph), variant, backend, threads,
+                step=STEP_GRAPH in graphs, kept=kept,
+            )
+        )  # fmt: skip
+        check_graph_files(bundle, variant)  # what was loaded is what was hashed
+        opened.pop_all()
+    return model
 
 
 def obstacle(backend: str) -> Obstacle | None:
@@ -207,6 +213,11 @@ def _with_engines(bundle: Bundle, variant: str) -> LoadedModel:
     )  # fmt: skip
     assert model.resident is not None
     model.resident.on_close(runtime.close)
+    with ExitStack() as opened:
+        opened.enter_context(model)
+        for graph in graphs:
+            check_unchanged(path_of(graph), engines.engines[graph].sha256)
+        opened.pop_all()
     return model
 
 

@@ -46,7 +46,7 @@ class DeviceSession:
             tensors: dict[str, Buffer] = {}
             for spec in self.inputs:
                 feed = feeds[spec.name]
-                tensors[spec.name] = feed if isinstance(feed, Buffer) else device.store(np.asarray(feed, spec.dtype))
+                tensors[spec.name] = feed if isinstance(feed, Buffer) else device.store(_checked(feed, spec))
             batch = tensors[self.inputs[0].name].shape[0]
             made = {spec.name: device.empty(shape_of(spec, batch), spec.dtype) for spec in self.outputs}
             self._program.bind({**tensors, **made}, fixed=False)()
@@ -339,6 +339,14 @@ def on_device(
     """Make a model of graphs on a device. It owns them all: closing it closes programs and device."""
     sessions = {graph: DeviceSession(programs[graph], device) for graph in GRAPHS}
     return LoadedModel.of(spec, sessions, backend, variant, spec.segments, Resident(spec, programs, device))
+
+
+def _checked(feed: Any, spec: TensorSpec) -> NDArray[Any]:
+    """Return what a graph is fed as an array. Raises ``BackendError`` rather than convert it, which loses values."""
+    array = np.asarray(feed)
+    if array.dtype != spec.dtype:
+        raise BackendError(f"{spec.name}: the graph takes {spec.dtype}, not {array.dtype}")
+    return array
 
 
 def shape_of(spec: TensorSpec, batch: int) -> tuple[int, ...]:

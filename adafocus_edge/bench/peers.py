@@ -12,6 +12,7 @@ import numpy as np
 from adafocus_edge.backends.base import LoadedModel
 from adafocus_edge.backends.load import CPU_BATCH, open_graphs
 from adafocus_edge.bench.rows import CHECKPOINT_PEER, TORCH_PEERS
+from adafocus_edge.bundle import check_graph_files
 from adafocus_edge.cli import reach
 from adafocus_edge.errors import BackendError, MissingExtraError
 from adafocus_edge.evaluate import with_patches
@@ -143,10 +144,11 @@ def load_peer(bundle: Bundle, peer: str, threads: int, checkpoint: Path | None =
         MissingExtraError: what it needs is not installed.
         BackendError: it cannot run here.
     """
-    if peer == "openvino":
-        return Peer(_openvino(bundle, threads), gflops_per_step(bundle, peer))
     if peer not in TORCH_PEERS and not peer.startswith(CHECKPOINT_PEER):
-        return Peer(_of_graphs(bundle, peer, threads, on_gpu=on_gpu), gflops_per_step(bundle, peer))
+        openvino = peer == "openvino"
+        model = _openvino(bundle, threads) if openvino else _of_graphs(bundle, peer, threads, on_gpu=on_gpu)
+        check_graph_files(bundle, "fp32")  # what was loaded is what was hashed
+        return Peer(model, gflops_per_step(bundle, peer))
     made = reach("training.peers", f"benchmark --peers {peer}", "train")
     device = "cuda" if on_gpu else "cpu"
     if peer == "pytorch-compile":

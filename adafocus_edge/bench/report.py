@@ -10,6 +10,7 @@ import numpy as np
 from adafocus_edge.bench.rows import CHECKPOINT_PEER, PEERS, TORCH_PEERS
 from adafocus_edge.bench.stats import front, mcnemar, ratio, summary, told_apart
 from adafocus_edge.evaluate import exit_figures
+from adafocus_edge.evidence import few_clips_note, reuse_note
 from adafocus_edge.exits import exit_steps
 from adafocus_edge.glimpse import softmax
 from adafocus_edge.metrics import accuracy_curve, wilson_interval
@@ -236,6 +237,10 @@ class _Findings:
             sentences += [self._of_exit(row, reference) for row in own if row["exit"] and _alike(row, reference)]
             if "top1" in reference:
                 sentences.append(self._of_fastest(rows, reference))
+                clips = report["data"]["clips"]
+                reused = report["data"].get("reused", {}).get(name, {})
+                notes = (few_clips_note(reference["top1_interval_95"], clips), reuse_note(reused, clips))
+                sentences += [note for note in notes if note is not None]
             yield from (f"{name}: {sentence}." for sentence in sentences)
 
     def _of_peer(self, peer: Report, reference: Report) -> str:

@@ -26,6 +26,7 @@ from adafocus_edge.bench.state import State
 from adafocus_edge.bench.timing import NoiseClip
 from adafocus_edge.bench.worker import Memory, Opening, Ready, Worker
 from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
+from adafocus_edge.evidence import reused_clips
 from adafocus_edge.files import draft_folder
 from adafocus_edge.preprocess import sampled_frames
 
@@ -141,6 +142,11 @@ def run(
             "clips": len(examples) - len(clips.failed),
             "chosen": _hash([(e.name, list(e.labels)) for e in examples]),
             "failed": [{"clip": name, "error": error} for name, error in clips.failed],
+            "reused": {
+                name: reused
+                for name, bundle in request.bundles.items()
+                if (reused := reused_clips(bundle.manifest.reports, examples))
+            },
         },
         "rounds": request.rounds,
         "warm_up": request.warm_up,

@@ -16,8 +16,9 @@ import numpy as np
 from adafocus_edge.bench.peers import OnePiece
 from adafocus_edge.classify import Classifier
 from adafocus_edge.exits import viewing_order
+from adafocus_edge.frames import ModelFrame
 from adafocus_edge.glimpse import GlimpseStream, see_clip
-from adafocus_edge.preprocess import motion_frames, sample_indices, sampled_frames
+from adafocus_edge.preprocess import motion_frame_indices, sample_indices, sampled_frames
 from adafocus_edge.sources import SQUARE
 from adafocus_edge.types import GRAPHS
 
@@ -198,7 +199,7 @@ class Bench:
 
     def logits(self, frames: NDArray[np.uint8], order: Order) -> NDArray[np.float32]:
         """Return the logits after each step of one clip, float32 [T, C]; see :func:`viewing_order`."""
-        seen = frames[viewing_order(order, len(frames))]
+        seen = ModelFrame.of(frames[viewing_order(order, len(frames))], self._model.spec)
         return np.concatenate([glimpse.logits for glimpse in see_clip(self._model, seen)])
 
     def _classifier(self, row: Row) -> Classifier:
@@ -253,7 +254,7 @@ class Bench:
         last = steps[-1].frame_index if in_time and result.exited_early else clip.frame_count
         wanted = [index for index in sample_indices(clip.frame_count, segments) if index <= last]
         if gap_s:
-            wanted = sorted({part for index in wanted for part in motion_frames(clip, index, gap_s)})
+            wanted = sorted({part for index in wanted for part in motion_frame_indices(clip, index, gap_s)})
         for _ in clip.select(wanted, lambda _: None):
             pass
         return (time.perf_counter() - started) * 1e3
@@ -263,7 +264,7 @@ class Bench:
         if row not in self._ready:
             spec = replace(self._model.spec, segments=row.segments)
             model = replace(self._model, spec=spec)
-            frames = np.stack([pixels for _, pixels in sampled_frames(source.open_clip(), spec)])
+            frames = ModelFrame.of(np.stack([pixels for _, pixels in sampled_frames(source.open_clip(), spec)]), spec)
             self._ready[row] = GlimpseStream(model, row.streams), frames
         stream, frames = self._ready[row]
         steps = []

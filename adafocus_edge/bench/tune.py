@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from adafocus_edge.bundle import Profile
 from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.evidence import Verdict, few_clips_note, reuse_note
 
 if TYPE_CHECKING:
     from adafocus_edge.bench.report import Report
@@ -82,6 +83,36 @@ def choose(report: Report, demand: Demand) -> Report:
     )
 
 
+def notes_on(report: Report, row: Report, demand: Demand) -> list[str]:
+    """Return what a chosen row's accuracy is worth, a line each: on few clips, and on clips that were used before.
+
+    Args:
+        report: of the benchmark.
+        row: see :func:`choose`.
+        demand: that it meets.
+    """
+    data = report["data"]
+    clips, (low, high) = data["clips"], row["top1_interval_95"]
+    found = [few_clips_note((low, high), clips)]
+    if demand.min_accuracy is not None:
+        said = f"top-1 at least {demand.min_accuracy:g} %"
+        verdict = Verdict(said, demand.min_accuracy, row["top1"], (low, high), clips, at_most=False)
+        if not verdict.conclusive:
+            found.append(f"too few clips to tell whether {said} holds: {row['top1']:.1f} % ({low:.1f} to {high:.1f})")
+    else:
+        rows = [one for one in report["rows"] if not one["peer"] and one["streams"] == 1 and "top1" in one]
+        faster = [one for one in rows if demand.latency_of(one) < demand.latency_of(row)]
+        near = [one for one in faster if one["top1_interval_95"][1] >= low]
+        if near:
+            best = min(near, key=demand.latency_of)
+            found.append(
+                f"too few clips to tell its accuracy from that of faster settings, such as {best['key']}: "
+                f"{demand.latency_of(best):.1f} ms, {best['top1']:.1f} %"
+            )
+    found.append(reuse_note(data.get("reused", {}).get(row["bundle"], {}), clips))
+    return [note for note in found if note is not None]
+
+
 def profile_of(report: Report, row: Report, demand: Demand) -> Profile:
     """Make a profile of a row."""
     machine = report["machine"]
@@ -98,5 +129,6 @@ def profile_of(report: Report, row: Report, demand: Demand) -> Profile:
         latency_ms=round(demand.latency_of(row), 3),
         top1=row["top1"],
         clips=report["data"]["clips"],
+        notes=tuple(notes_on(report, row, demand)),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

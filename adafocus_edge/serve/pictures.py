@@ -12,6 +12,8 @@ import anyio
 import anyio.to_thread
 from PIL import Image
 
+from adafocus_edge.render import shown_size
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -106,9 +108,11 @@ class Pictures:
 def encode(frame: LiveFrame, widest: int) -> bytes:
     """Return a frame as JPEG, made smaller where it is wider than ``widest`` pixels."""
     image = Image.fromarray(frame.to_rgb())
-    if image.width > widest:
-        height = max(1, round(image.height * widest / image.width))
-        image = image.resize((widest, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    width, height = shown_size(image.width, image.height, frame.sample_aspect)
+    if width > widest:
+        width, height = widest, max(1, round(height * widest / width))
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
     written = io.BytesIO()
     image.save(written, "JPEG", quality=JPEG_QUALITY)
     return written.getvalue()

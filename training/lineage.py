@@ -1,0 +1,241 @@
+"""Which stage a checkpoint comes from, what each stage starts from, and where a checkpoint and the options disagree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from adafocus_edge.errors import CheckpointError, UsageError
+from training.backbones import BACKBONES, recognised_backbone
+from training.weights import POLICIES
+
+if TYPE_CHECKING:
+    from training.checkpoint import Checkpoint
+    from training.options import TrainOptions
+
+STARTS = {
+    0: "stage 0 starts from glancer_weights= or focuser_weights=, and resume= continues a stage-0 run only",
+    1: "stage 1 starts from two stage-0 checkpoints, pretrained_glancer=CKPT pretrained_focuser=CKPT, and resume= "
+    "continues a stage-1 run only",
+    2: "stage 2 needs the checkpoint of stage 1, with a trained glancer, focuser and classifier",
+    3: "stage 3 needs the checkpoint of stage 2, with a trained policy",
+}
+"""What each training stage starts from."""
+EVALUATES = {
+    0: "train_stage=0 evaluates a stage-0 checkpoint",
+    1: "train_stage=1 evaluates a stage-1 checkpoint (random patches)",
+    2: "train_stage=2 evaluates a stage-2 checkpoint, with a trained policy",
+    3: "train_stage=3 evaluates a stage-3 checkpoint, with a trained policy",
+}
+HOLDS = {
+    0: "one backbone alone, its classifier untrained",
+    1: "glancer, focuser and classifier, no policy",
+    2: "a policy, its classifier trained on random patches",
+    3: "the finished model",
+}
+"""What a checkpoint of each stage holds."""
+INPUT_OPTIONS = ("fit", "motion_gap_s", "input_size", "glance_size")
+"""What a backbone was shown; its weights do not tell."""
+UNTOLD_OPTIONS = ("patch_size", "num_segments", *INPUT_OPTIONS)
+"""All that a model's weights do not tell and its figures depend on."""
+PART_OPTIONS = {
+    "glancer.": ("glancer",),
+    "focuser.net.": ("focuser",),
+    "classifier.": ("consensus", "hidden_dim", "with_glancer"),
+    "focuser.policy.": ("action_dim", "hidden_state_dim", "policy_conv"),
+}
+"""The options that describe each part's shapes."""
+
+
+def possible_stages(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Return the stages that a checkpoint may come from: the one it records, or those that fit what it contains."""
+    if checkpoint.stage in HOLDS:
+        return (checkpoint.stage,)
+    weights = checkpoint.weights
+    if not all(_holds(weights, prefix) for prefix in ("glancer.net.", "focuser.net.", "classifier.")):
+        return (0,)
+    if _holds(weights, "focuser.policy."):
+        return (2, 3)
+    # The official code stores all parts at every stage; at stage 0 one backbone and the classifier are as they began.
+    seen = [_batches_seen(weights, part) for part in ("glancer", "focuser")]
+    return (0,) if "classifier" in untrained(weights) and min(seen) == 0 < max(seen) else (1,)
+
+
+def untrained(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Return which of classifier and policy look as PyTorch initialises them: within 1 / sqrt(width) everywhere.
+
+    Training moves some of the many thousand weights beyond that at once.
+    """
+    found = []
+    for part, prefix in (("classifier", "classifier."), ("policy", POLICIES[1])):
+        state = weights.get(f"{prefix}gru.weight_hh_l0")
+        if state is not None:
+            layers = [value for name, value in weights.items() if name.startswith(f"{prefix}gru.")]
+        else:
+            state = weights.get(f"{prefix}fc.weight")
+            layers = [] if state is None else [state]
+        if state is not None and state.ndim == 2 and state.numel():
+            bound = 1 / math.sqrt(state.shape[1])
+            if all(float(layer.abs().max()) <= bound for layer in layers if layer.numel()):
+                found.append(part)
+    return tuple(found)
+
+
+def untrained_notes(checkpoint: Checkpoint) -> list[str]:
+    """Return a note for each part that looks untrained, so that what it gives is chance."""
+    return [
+        f"{checkpoint.path}: its {part} looks untrained (all weights within their initial range): expect chance"
+        for part in untrained(checkpoint.weights)
+    ]
+
+
+def check_stage(checkpoint: Checkpoint, stage: int, *, evaluate: bool, glancer: bool) -> list[str]:
+    """Check that a training stage can start from, continue or evaluate the checkpoint given as ``resume``.
+
+    Args:
+        checkpoint: given as ``resume``.
+        stage: that is to be run.
+        evaluate: whether it is only evaluated.
+        glancer: whether stage 0 trains the glancer, else the focuser.
+
+    Returns:
+        notes for the user. Raises ``UsageError`` that names the checkpoint that is wanted instead.
+    """
+    stages = possible_stages(checkpoint)
+    least = {0: 0, 1: 1, 2: 2 if evaluate else 1, 3: 2}[stage]
+    needs = EVALUATES[stage] if evaluate else STARTS[stage]
+    if max(stages) < least:
+        raise UsageError(f"resume={checkpoint.path}: {_described(checkpoint)}, but {needs}")
+    if stage == 0 and checkpoint.stage == 0 and checkpoint.config.get("pretrain_glancer") is not glancer:
+        part, other = ("glancer", "focuser") if glancer else ("focuser", "glancer")
+        raise UsageError(
+            f"resume={checkpoint.path}: stage 0 trained the {other} in it, but pretrain_glancer={str(glancer).lower()} "
+            f"trains the {part}: give resume= the {part}'s checkpoint"
+        )
+    notes = []
+    if min(stages) > stage:
+        unused = ": its policy is not used" if stage < 2 else ": its policy is not used, a new one is trained"
+        kept = "" if evaluate or min(stages) < 2 else unused
+        notes.append(f"resume={checkpoint.path}: {_described(checkpoint)}{kept}; {needs}")
+    if stage >= 2 or (evaluate and stage == 1):
+        used = ("classifier", "policy") if stage == 3 or evaluate else ("classifier",)
+        notes += [note for note in untrained_notes(checkpoint) if any(f"its {part} " in note for part in used)]
+    return notes
+
+
+def check_pretrained(checkpoint: Checkpoint, part: str) -> list[str]:
+    """Check that a checkpoint given as ``pretrained_glancer`` or ``pretrained_focuser`` trained that part.
+
+    Returns notes for the user. Raises ``UsageError``.
+    """
+    option = f"pretrained_{part}={checkpoint.path}"
+    if checkpoint.stage == 0 and checkpoint.config.get("pretrain_glancer") != (part == "glancer"):
+        raise UsageError(
+            f"{option}: stage 0 trained the other part in it; where both have the same backbone, "
+            f"{part}_weights={checkpoint.path} takes that"
+        )
+    other = "focuser" if part == "glancer" else "glancer"
+    if checkpoint.stage is None and _batches_seen(checkpoint.weights, part) == 0 < _batches_seen(
+        checkpoint.weights, other
+    ):
+        return [f"{option}: its {part} saw no batch of training, its {other} did: is it the other part's checkpoint?"]
+    return []
+
+
+def check_shapes(checkpoint: Checkpoint, options: TrainOptions, classes: int, prefixes: Sequence[str]) -> None:
+    """Refuse a checkpoint whose parts have other shapes than the options say, by the options' names.
+
+    Args:
+        checkpoint: whose parts will be loaded.
+        options: of the model to be.
+        classes: of the data set.
+        prefixes: of the parts, among those of :data:`PART_OPTIONS`.
+
+    Raises ``CheckpointError``.
+    """
+    found = shape_options(checkpoint.weights)
+    wrong = [
+        f"{name}={_text(found[name])}, now {name}={_text(getattr(options, name))}"
+        for prefix in prefixes
+        for name in PART_OPTIONS[prefix]
+        if name in found and found[name] != getattr(options, name)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"resume={checkpoint.path}: holds another model than the options describe: trained with "
+            + "; with ".join(wrong)
+        )
+    known = found.get("classes", classes)
+    if "classifier." in prefixes and known != classes:
+        raise CheckpointError(
+            f"resume={checkpoint.path}: its classifier knows {known} classes, the data set has {classes}: give the "
+            "data set that it was trained on"
+        )
+
+
+def shape_options(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the options that a model's weights tell, and ``classes``; what they do not hold is left out."""
+    found: dict[str, Any] = {}
+    for part in ("glancer", "focuser"):
+        prefix = f"{part}.net."
+        names = {name.removeprefix(prefix) for name in weights if name.startswith(prefix)}
+        if backbone := recognised_backbone(names):
+            found[part] = backbone
+
+    def matrix(name: str) -> tuple[int, int] | None:
+        value = weights.get(name)
+        return (int(value.shape[0]), int(value.shape[1])) if value is not None and value.ndim == 2 else None
+
+    head, state = matrix("classifier.fc.weight"), matrix("classifier.gru.weight_hh_l0")
+    seen = matrix("classifier.gru.weight_ih_l0") or head
+    if head is not None:
+        found["classes"], found["consensus"] = head[0], "fc" if state is None else "gru"
+    if state is not None:
+        found["hidden_dim"] = state[1]
+    if seen is not None and "glancer" in found and "focuser" in found:
+        dims = [BACKBONES[found[part]].dim for part in ("glancer", "focuser")]
+        if seen[1] in (dims[1], sum(dims)):
+            found["with_glancer"] = seen[1] == sum(dims)
+    if (actor := matrix(f"{POLICIES[1]}actor.0.weight")) is not None:
+        found["action_dim"], found["hidden_state_dim"] = actor
+        first = weights.get(f"{POLICIES[1]}state_encoder.0.weight")
+        found["policy_conv"] = first is not None and first.ndim == 4
+    return found
+
+
+def differences(checkpoint: Checkpoint, options: TrainOptions, names: Sequence[str]) -> list[str]:
+    """Return ``NAME=BEFORE, now NAME=NOW`` for each of some options that a checkpoint records otherwise."""
+    return [
+        f"{name}={_text(checkpoint.config[name])}, now {name}={_text(getattr(options, name))}"
+        for name in names
+        if checkpoint.config.get(name) is not None and checkpoint.config[name] != getattr(options, name)
+    ]
+
+
+def _described(checkpoint: Checkpoint) -> str:
+    stages = possible_stages(checkpoint)
+    if checkpoint.stage is not None or len(stages) == 1:
+        recorded = "" if checkpoint.stage is not None else " by what it contains"
+        return f"a stage-{stages[0]} checkpoint{recorded} ({HOLDS[stages[0]]})"
+    return "a checkpoint of stage 2 or 3"
+
+
+def _holds(weights: Mapping[str, Tensor], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in weights)
+
+
+def _batches_seen(weights: Mapping[str, Tensor], part: str) -> int:
+    """Return how many batches a backbone's batch norms have counted in training, at most."""
+    counters = [
+        value
+        for name, value in weights.items()
+        if name.startswith(f"{part}.net.") and name.endswith("num_batches_tracked")
+    ]
+    return max((int(value.max()) for value in counters if value.numel()), default=0)
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
