@@ -1568,9 +1568,9 @@ def video_names(sources: list[Source]) -> list[str]:
         is_address = "://" in source.address
         path = Path((shown_path(source.address) if is_address else source.address).rstrip("/"))
         name = path.name.replace(".", "-")
-        own = (path.stem or "clip", f"{path.parent.name}-{path.stem}", f"{path.parent.name}-{name}")
+        own = [path.stem or "clip", f"{path.parent.name}-{path.stem}", f"{path.parent.name}-{name}"]
         # Addresses may differ in nothing but what is not shown; their names do.
-        forms.append(tuple(map(safe_name, (*own, source.name))) if is_address else (*own, own[1]))
+        forms.append([*map(safe_name, (*own, source.name))] if is_address else [*own, own[1]])
     counts = [Counter(map(folded, names)) for names in zip(*forms, strict=True)]
     names = []
     for own in forms:

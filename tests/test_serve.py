@@ -34,7 +34,7 @@ from adafocus_edge.capture import CaptureOptions
 from adafocus_edge.classify import Classifier
 from adafocus_edge.errors import SourceError, UsageError
 from adafocus_edge.events import EventRule
-from adafocus_edge.messages import LiveFrame, Notice
+from adafocus_edge.messages import Listener, LiveFrame, Notice
 from adafocus_edge.preprocess import CropWindow
 from adafocus_edge.serve import ServeOptions, Server, app, check_exposure, guard, pictures, uploads
 from adafocus_edge.serve import board as boards
@@ -45,7 +45,7 @@ from adafocus_edge.serve.uploads import file_name
 from adafocus_edge.sources import Source, read_image
 from adafocus_edge.stream import LiveOptions, LiveRun
 from tests.conftest import CLIPS, ROOT
-from tests.streams import command, free_port, need
+from tests.streams import HttpStream, command, free_port, need
 
 FIGHT = ROOT / "tests" / "fights" / "fight" / "fi072.mp4"
 CALM = ROOT / "tests" / "fights" / "no_fight" / "nofi018.mp4"
@@ -1499,6 +1499,65 @@ def test_a_source_that_is_lost_is_shown_with_its_text(browser: Any, classifier: 
         assert "trying again in" in page.locator(f"{card('gate')} .trouble").inner_text()
         assert page.locator(f"{card('gate')} .note").inner_text() == "No picture yet"
         page.wait_for_selector("#events li.notice")
+
+
+class _Late(Listener):
+    """An output that takes what it is handed only when it is told to."""
+
+    wants: ClassVar[tuple[type, ...]] = (LiveFrame,)
+    unit = "frames"
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        super().__init__("videos", 2, print)
+
+    def handle(self, message: Any) -> None:
+        self.go.wait()
+
+
+def test_a_verdict_of_a_source_that_is_lost_is_faded_and_dated(browser: Any, classifier: Classifier) -> None:
+    with HttpStream("mjpeg", [(320, 180)]) as stream:
+        sources = [Source("gate", stream.address, live=True), Source("entrance", str(FIGHT))]
+        options = LiveOptions(CaptureOptions(4.0, realtime=True, loop=True, patient=True), most_guests=1)
+        run = LiveRun(classifier, sources, options)
+        with running(run), quick(classifier, run) as server, page_of(browser, server) as page:
+            gate, shown = card("gate"), "s => getComputedStyle(document.querySelector(s + ' .verdict .label')).opacity"
+            standing = f"{gate} .verdict .standing"
+            wait_for(page, "s => ['settled', 'forming'].includes(document.querySelector(s).innerText)", standing)
+            assert page.evaluate(shown, gate) == "1"
+            stream.kill()
+            wait_for(page, "s => document.querySelector(s).classList.contains('stale')", gate)
+            assert float(page.evaluate(shown, gate)) < 0.5
+            wait_for(
+                page,
+                r"s => /^as of \d\d:\d\d:\d\d, \d+(\.\d)? s ago$/.test(document.querySelector(s).innerText)",
+                standing,
+            )
+            assert "as of" in page.locator(f"{gate} .picture").get_attribute("aria-label")
+            until(lambda: has_colour(page, f"{gate} .overlay", 169, 177, 186))
+            assert page.evaluate(shown, card("entrance")) == "1"
+            status = get(server, "/api/status").json["sources"]
+            assert [source["stale"] for source in status] == [True, False]
+            stream.restart()
+            wait_for(page, "s => !document.querySelector(s).classList.contains('stale')", gate)
+            assert page.evaluate(shown, gate) == "1"
+
+
+def test_what_an_output_drops_is_on_the_page(browser: Any, classifier: Classifier) -> None:
+    run, late = new_run(classifier, Source("entrance", str(FIGHT))), _Late()
+    run.listen(late)
+    try:
+        with running(run), quick(classifier, run) as server, page_of(browser, server) as page:
+            wait_for(
+                page, "() => / dropped and more$/.test(document.querySelector('#outputs .alert .what')?.innerText)"
+            )
+            assert page.locator("#outputs .where").all_inner_texts() == ["videos"]
+            page.wait_for_selector("#events li.notice:has-text('frames are dropped')")
+            (told,) = [n for n in get(server, "/api/events").json["notices"] if n["notice"] == "dropping"]
+            assert (told["source"], told["text"].partition(": ")[0]) == ("videos", "videos")
+    finally:
+        late.go.set()
+        late.close()
 
 
 def test_a_page_that_stays_open_keeps_no_more_events_than_it_shows(browser: Any, served: Served) -> None:
