@@ -61,8 +61,18 @@ def _paths(options: ServeOptions) -> Schema:
     source, only, limit, camera = (
         {"$ref": f"#/components/parameters/{n}"} for n in ("source", "only", "limit", "camera")
     )
-    video: Schema = {"video/*": {"schema": {}}, "application/octet-stream": {"schema": {}}}
-    name = {"in": "query", "name": "name", "description": "The file's name; or in the header.", "schema": TEXT}
+    form = {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}, "required": ["file"]}
+    video: Schema = {
+        "video/*": {"schema": {}},
+        "application/octet-stream": {"schema": {}},
+        "multipart/form-data": {"schema": {**form, "description": "One file, in a field of any name."}},
+    }
+    name = {
+        "in": "query",
+        "name": "name",
+        "description": "The file's name; or in the header, or the form.",
+        "schema": TEXT,
+    }
     header = {"in": "header", "name": "X-File-Name", "description": "The same, percent-encoded.", "schema": TEXT}
     number = {"in": "header", "name": "X-Frame-Number", "description": "Puts pictures in order.", "schema": COUNT}
     after = {"in": "query", "name": "after", "description": "The X-Frame-Index that is known already.", "schema": TEXT}
@@ -111,10 +121,10 @@ def _paths(options: ServeOptions) -> Schema:
         },
         "/api/classify": {
             "post": _operation(
-                f"Classify a video of at most {options.max_upload_mb} MB, the body of the request",
+                f"Classify a video of at most {options.max_upload_mb} MB: the body of the request, or a form's file",
                 {200: _json(_ref("Result"))},
                 {
-                    400: "no name, or cut short",
+                    400: "no name, cut short, or a form without exactly one file",
                     408: "nothing came for too long",
                     413: "too large",
                     415: "not a video by its name",
