@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from adafocus_edge.addresses import conceal, encoding_hint
 from adafocus_edge.errors import AdaFocusError, BackendError, HasAnEndError, SourceError, UsageError
 from adafocus_edge.frames import ModelFrame
 from adafocus_edge.messages import LiveFrame, Notice, NoticeKind
@@ -279,12 +280,16 @@ class Capture:
         except AdaFocusError as error:
             self._end("failed", str(error), error)
         except Exception as error:  # whatever a decoder may raise must not end the thread without a word
-            text = f"{self.name}: cannot be read on ({type(error).__name__}: {error})"
+            text = self._unexpected(error)
             self._end("failed", text, SourceError(text))
         finally:
             with self._room:
                 self._waiting.append(((), 0))  # nothing more comes
                 self._room.notify_all()
+
+    def _unexpected(self, error: Exception) -> str:
+        said = conceal(str(error), self._source.address)
+        return f"{self.name}: cannot be read on ({type(error).__name__}: {said})"
 
     def _reading(self) -> None:
         """Read the source until it ends, opening it again whenever it is lost."""
@@ -308,7 +313,7 @@ class Capture:
             except Exception as error:  # whatever a decoder or a driver may raise is no reason to give a source up
                 if self._file or self._feed is not None:
                     raise
-                reason = f"{self.name}: cannot be read on ({type(error).__name__}: {error})"
+                reason = self._unexpected(error)
             if self._stop.is_set():
                 break
             seen = self.counters.frames > before
@@ -651,7 +656,8 @@ def _address_pictures(
                 if time.monotonic() - heard_s > SILENCE_S:
                     raise SourceError(f"{source.name}: no picture for {SILENCE_S:.0f} s")
     except av.error.ExitError:
-        raise SourceError(f"{source.name}: no answer for {SILENCE_S:.0f} s") from None
+        hint = encoding_hint(source.address)
+        raise SourceError(f"{source.name}: no answer for {SILENCE_S:.0f} s{hint}") from None
     except (av.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise SourceError(f"{source.name}: cannot be read ({reason})") from None
+        raise SourceError(f"{source.name}: cannot be read ({reason}){encoding_hint(source.address)}") from None

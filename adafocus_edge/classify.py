@@ -66,10 +66,11 @@ class Result:
         steps: one per glimpse.
         exited_early: whether the model was sure before the last glimpse.
         latency_ms: from opening the clip (for a stream: from its last frame's capture) to the result.
-        model_ms: of that, inside the glimpse loop.
+        model_ms: of that, inside the glimpse loop (for a stream: the last glimpse).
         backend: that ran it.
         variant: that was run.
-        step_ms: ``model_ms`` of each glimpse; on the clip schedule all but the last graph's work is in the first one's.
+        step_ms: time inside the loop of each glimpse; on the clip schedule all but the last graph's work is in the
+            first one's.
     """
 
     source: str

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -36,6 +37,8 @@ from adafocus_edge.live_options import DEFAULT_GLIMPSE_FPS, Config, LiveArgument
 from adafocus_edge.types import MOST_SEGMENTS
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from rich.progress import Progress
     from typing_extensions import Self
 
@@ -1411,7 +1414,9 @@ class _Sink:
 
     def failure(self, source: str, error: AdaFocusError, *, said: bool = False) -> None:
         """A source that gives no result; ``said`` if stderr has it already."""
-        entry = {"source": source, "error": str(error)}
+        from adafocus_edge.addresses import conceal
+
+        entry = {"source": source, "error": conceal(str(error))}
         if self._file is not None:
             self._file.write(entry)
         if self._json:
@@ -1469,6 +1474,7 @@ def _run_files(
     sink: _Sink,
     quiet: bool,
 ) -> None:
+    from adafocus_edge.addresses import conceal
     from adafocus_edge.render import save_annotated
 
     names = dict(zip(sources, video_names(sources), strict=True))
@@ -1488,7 +1494,8 @@ def _run_files(
             except Exception as error:  # whatever a strange file sets off, the others go on
                 if _debug:
                     raise
-                told = SourceError(f"{source.name}: cannot be read (unexpected {type(error).__name__}: {error})")
+                said = conceal(str(error), source.address)
+                told = SourceError(f"{source.name}: cannot be read (unexpected {type(error).__name__}: {said})")
                 sink.failure(source.name, told)
                 bars.advance(clips)
                 continue
@@ -1552,12 +1559,18 @@ def _exits(bundle: Bundle, name: str, *, live: bool) -> ExitThresholds:
 
 def video_names(sources: list[Source]) -> list[str]:
     """Return the annotated videos' names: the source's own, with its folder's and its suffix where two are the same."""
+    from adafocus_edge.addresses import shown_path
     from adafocus_edge.files import folded
+    from adafocus_edge.upkeep import safe_name
 
     forms = []
-    for path in (Path(source.address.rstrip("/")) for source in sources):
+    for source in sources:
+        is_address = "://" in source.address
+        path = Path((shown_path(source.address) if is_address else source.address).rstrip("/"))
         name = path.name.replace(".", "-")
-        forms.append((path.stem or "clip", f"{path.parent.name}-{path.stem}", f"{path.parent.name}-{name}"))
+        own = [path.stem or "clip", f"{path.parent.name}-{path.stem}", f"{path.parent.name}-{name}"]
+        # Addresses may differ in nothing but what is not shown; their names do.
+        forms.append([*map(safe_name, (*own, source.name))] if is_address else [*own, own[1]])
     counts = [Counter(map(folded, names)) for names in zip(*forms, strict=True)]
     names = []
     for own in forms:
@@ -1692,9 +1705,10 @@ def _check_installed(package: str, verb: str, extra: str) -> None:
 
 def _say(text: str, quiet: bool) -> None:
     if not quiet:
+        from adafocus_edge.addresses import conceal
         from adafocus_edge.report import printable
 
-        print(printable(text), file=sys.stderr)
+        print(printable(conceal(text, *sys.argv[1:])), file=sys.stderr)
 
 
 def _say_notes(notes: Iterable[str], quiet: bool) -> None:
@@ -1795,6 +1809,10 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123
         elif type(stream) is io.TextIOWrapper:
             setattr(sys, name, kind.around(stream))
+    sys.excepthook = _print_traceback
+    threading.excepthook = lambda failed: _print_traceback(
+        failed.exc_type, failed.exc_value or failed.exc_type(), failed.exc_traceback
+    )
     status: object = 0
     try:
         status = typer.main.get_command(app).main(prog_name="adafocus-edge", standalone_mode=False)
@@ -1824,6 +1842,13 @@ def main() -> None:
     if status == INTERRUPTED:  # Typer turns Ctrl-C into this status, too
         print("interrupted", file=sys.stderr)
     _leave(status if isinstance(status, int) else 0)
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print what ``--debug`` shows, without the secrets of addresses: messages of other libraries quote them."""
+    from adafocus_edge.addresses import conceal
+
+    print(conceal("".join(traceback.format_exception(kind, error, trace)), *sys.argv[1:]), end="", file=sys.stderr)
 
 
 def _is_here() -> bool:

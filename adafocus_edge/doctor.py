@@ -59,6 +59,7 @@ def examine() -> list[Finding]:
         _cameras(),
         _package("starlette", "serve: Starlette", ("starlette",), "serve"),
         _package("uvicorn", "serve: uvicorn", ("uvicorn",), "serve"),
+        _package("multipart", "serve: multipart", ("multipart",), "serve"),
         _package("prometheus_client", "serve: prometheus-client", ("prometheus-client",), "serve"),
         _package("paho.mqtt", "--mqtt: paho-mqtt", ("paho-mqtt",), "mqtt"),
         _package("pygame", "--show: pygame-ce", ("pygame-ce", "pygame"), "show"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from adafocus_edge.addresses import shown_failure
 from adafocus_edge.errors import DataError, SourceError
 from adafocus_edge.evidence import few_clips_note, reuse_note, share_interval
 from adafocus_edge.exits import exit_steps, random_exit_top1, viewing_order
@@ -259,7 +260,7 @@ def evaluate(
     failed: list[tuple[str, str]] = []
     for done, (example, frames, read_ms) in enumerate(_read(split, spec), start=1):
         if isinstance(frames, SourceError):
-            failed.append((example.name, str(frames)))
+            failed.append(shown_failure(example.name, frames))
         else:
             seen = frames if exits is None else frames[viewing_order(exits.order, len(frames))]
             before = time.perf_counter()

@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from adafocus_edge.addresses import conceal
 from adafocus_edge.capture import CameraOptions, CaptureOptions
 from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
 from adafocus_edge.events import EventRule
 from adafocus_edge.live_options import DEFAULT_GLIMPSE_FPS, FOREVER, LiveArguments
-from adafocus_edge.messages import Event, Listener, Look, Message, Notice, Window, to_line
+from adafocus_edge.messages import Drops, Event, Listener, Look, Message, Notice, Window, to_line
 from adafocus_edge.report import console, print_result, printable
 from adafocus_edge.stream import LiveOptions, LiveRun, RunStatus, few_arenas
 
@@ -147,9 +148,9 @@ def print_line(entry: dict[str, Any]) -> None:
 
 
 class NoticeTeller(Listener):
-    """Says on stderr and in the log what happens to sources."""
+    """Says on stderr and in the log what happens to sources, and what is dropped."""
 
-    wants: ClassVar[tuple[type, ...]] = (Notice,)
+    wants: ClassVar[tuple[type, ...]] = (Notice, Drops)
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
@@ -157,17 +158,19 @@ class NoticeTeller(Listener):
 
     def handle(self, message: Message) -> None:
         """Say one."""
-        assert isinstance(message, Notice)
-        level = {"failed": logging.ERROR, "lost": logging.WARNING}.get(message.kind, logging.INFO)
+        assert isinstance(message, (Notice, Drops))
+        level = {"failed": logging.ERROR, "lost": logging.WARNING, "dropping": logging.WARNING}.get(
+            message.kind, logging.INFO
+        )
         self._log.log(level, message.text)
 
 
 class _Lines(logging.Formatter):
-    """One line a message, whatever it holds; an error begins with the word."""
+    """One line a message, whatever it holds, without the secrets of addresses."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        return printable(super().format(record))
+        return printable(conceal(super().format(record), *sys.argv[1:]))
 
 
 class _ToStderr(logging.Handler):
@@ -289,7 +292,9 @@ def status_line(status: RunStatus) -> str:
         parts.append(
             f"{told}  {source['fps_in']:.1f} fps in, {source['fps_glimpsed']:.1f} glimpsed, "
             f"{source['dropped']} dropped, {source['waiting']} waiting, latency {shown} ms"
+            + (f", last frame {source['last_frame_age_s']:.0f} s ago" if source["stale"] else "")
         )
+    parts += [f"{sink['name']}: {sink['dropped']} dropped" for sink in status.listeners if sink["dropped"]]
     sensors = status.sensors
     parts += [f"{sensors['temperature_c']:.0f} °C"] if sensors.get("temperature_c") is not None else []
     parts += [f"{sensors['power_w']:.1f} W"] if sensors.get("power_w") is not None else []

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from adafocus_edge.addresses import shown_argument
 from adafocus_edge.errors import UsageError
 from adafocus_edge.files import read_text
 
@@ -123,13 +124,13 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
         if key not in known or key in ("config", "help"):
             close = difflib.get_close_matches(key, known, 1)
             hint = f": did you mean {close[0]}?" if close else ""
-            raise UsageError(f"--config {path}: no option {given!r}{hint}")
+            raise UsageError(f"--config {path}: no option {shown_argument(given)!r}{hint}")
         parameter = known[key]
         many = parameter.multiple or parameter.nargs == -1
         if isinstance(value, list) != many:
             raise UsageError(f"--config {path}: {given} takes {'a list' if many else 'one value'}")
         if isinstance(value, dict):
-            raise UsageError(f"--config {path}: no option {given!r}")
+            raise UsageError(f"--config {path}: no option {shown_argument(given)!r}")
         if isinstance(value, bool) and not getattr(parameter, "is_flag", False):
             raise UsageError(f"--config {path}: {given} takes a value, not {str(value).lower()}")
         if many:
@@ -149,7 +150,7 @@ def _entry(path: Path, key: str, entry: Any) -> str:
     needed = "address" if key == "source" else "label"
     wrong = next((name for name in entry if name not in allowed), None)
     if wrong is not None or needed not in entry:
-        what = f"no key {wrong!r} in" if wrong is not None else f"{needed} is missing in"
+        what = f"no key {shown_argument(wrong)!r} in" if wrong is not None else f"{needed} is missing in"
         raise UsageError(f"--config {path}: {what} [[{key}]]; it takes {', '.join(allowed) or 'no table'}")
     if key == "source":
         return f"{entry['name']}={entry['address']}" if "name" in entry else str(entry["address"])

@@ -108,7 +108,12 @@ class Window:
 
     def to_json(self, *, logits: bool = False) -> dict[str, Any]:
         """Return design.md's object for ``--json`` with what live windows add."""
-        entry = {**self.result.to_json(logits=logits), "at": iso(self.wall_s), "cut": self.cut}
+        entry = {
+            **self.result.to_json(logits=logits),
+            "window_model_ms": round(sum(self.result.step_ms), 3),
+            "at": iso(self.wall_s),
+            "cut": self.cut,
+        }
         if self.smoothed is not None:
             entry["smoothed"] = [guess_json(guess) for guess in self.smoothed]
         return entry
@@ -179,7 +184,31 @@ class Notice:
         return {**entry, "error": self.text} if self.kind == "failed" else entry
 
 
-Message = LiveFrame | Look | Window | Event | Notice
+DropKind = Literal["dropping", "recovered"]
+
+
+@dataclass(frozen=True)
+class Drops:
+    """Frames that the model, or messages that an output, is too slow for: when that begins, goes on, and is over.
+
+    Attributes:
+        source: name of the source or of the output.
+        kind: whether it goes on, or is over.
+        text: one line for people, with how many of how many.
+        wall_s: when, in seconds since 1970.
+    """
+
+    source: str
+    kind: DropKind
+    text: str
+    wall_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as the page and its API show it, among the notices."""
+        return {"source": self.source, "notice": self.kind, "text": self.text, "at": iso(self.wall_s)}
+
+
+Message = LiveFrame | Look | Window | Event | Notice | Drops
 
 
 class Hearer(Protocol):
@@ -234,9 +263,12 @@ class Listener:
     """The types of message it is handed."""
     local: ClassVar[bool] = False
     """Whether it is only as slow as this machine, and not as a network."""
+    unit: ClassVar[str] = "messages"
+    """What it is handed, for people."""
 
     def __init__(self, name: str, waiting: int, tell: Callable[[str], None]) -> None:
         self.name = name
+        self.offered = 0
         self.dropped = 0
         self.failed = 0
         self.handled = 0
@@ -251,6 +283,7 @@ class Listener:
         """Take a message, or drop and count it, from any thread; never blocks, unless ``patient_until`` is given."""
         if not isinstance(message, self.wants) or self._stopping.is_set():
             return
+        self.offered += 1
         while True:
             waits = self.patient_until is not None and not self.patient_until.is_set()
             try:

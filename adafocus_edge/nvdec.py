@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adafocus_edge.addresses import conceal
 from adafocus_edge.backends.cuda import CudaDevice
 from adafocus_edge.backends.memory import Buffer, Device
 from adafocus_edge.errors import AdaFocusError, BackendError, SourceError
@@ -144,5 +145,5 @@ def _telling(clip: VideoFile) -> Iterator[None]:
     except AdaFocusError:
         raise
     except Exception as error:  # it raises exceptions of its own kinds
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = conceal((str(error).splitlines() or [type(error).__name__])[0], clip.address)
         raise SourceError(f"{clip.name}: the GPU cannot decode it ({said}): leave out --decoder gpu") from None

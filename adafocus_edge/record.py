@@ -15,7 +15,7 @@ import av
 from av.video.frame import PictureType
 
 from adafocus_edge.errors import UsageError
-from adafocus_edge.messages import Listener, LiveFrame, Look, Message, iso
+from adafocus_edge.messages import Listener, LiveFrame, Look, Message, Notice, iso
 from adafocus_edge.render import TICKS, annotate_live
 from adafocus_edge.upkeep import Newest, Outage, SafeNames, check_folder, stamp
 
@@ -134,6 +134,7 @@ class Recorder(Listener):
 
     wants = (LiveFrame, Look)
     local = True
+    unit = "frames"
 
     def __init__(
         self,
@@ -164,14 +165,22 @@ class Recorder(Listener):
         self._newest: dict[str, Newest] = {}
         self._series: dict[str, _Series] = {}
         self._looks: dict[str, Look] = {}
+        self._lost_s: dict[str, float] = {}  # by time.monotonic
         self._due_s: dict[str, float] = {}
         self._outage = Outage(str(folder), tell)
         super().__init__(str(folder), waiting, tell)
 
     def offer(self, message: Message) -> None:
-        """Take a frame or a look; see :meth:`Listener.offer`. Looks need no room: only the latest is drawn."""
+        """Take a frame or a look; see :meth:`Listener.offer`. Looks need no room: only the latest is drawn.
+
+        What was seen before a source was lost is not drawn on the frames after.
+        """
         if isinstance(message, Look):
-            self._looks[message.source] = message
+            if message.frame.captured_s > self._lost_s.get(message.source, 0.0):
+                self._looks[message.source] = message
+        elif isinstance(message, Notice) and message.kind == "lost":
+            self._lost_s[message.source] = time.monotonic()
+            self._looks.pop(message.source, None)
         elif isinstance(message, LiveFrame) and self._is_due(message):
             super().offer(message)
 

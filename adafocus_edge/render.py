@@ -34,6 +34,8 @@ PATCH_COLOUR = (255, 176, 0)
 CROP_COLOUR = (255, 255, 255)
 PANEL_COLOUR = (12, 14, 18, 190)
 TEXT_COLOUR = (245, 245, 245)
+FADED_COLOUR = (150, 154, 160)
+"""Of what was seen before the source was lost."""
 TEXT_SHARE = 22
 """Text is one 22nd of the frame's short side tall, and at least 10 pixels."""
 TICKS = 60_000
@@ -129,12 +131,14 @@ class Overlay:
         headline: the label and its confidence.
         detail: the smaller line below.
         bar: length of the bar at the bottom, as a share of the width, 0 to 1.
+        faded: whether it says nothing of what is there now.
     """
 
     patch: tuple[int, int, int]
     headline: str
     detail: str
     bar: float
+    faded: bool = False
 
 
 def annotate(frame: NDArray[np.uint8], step: Step, result: Result, spec: ModelSpec) -> NDArray[np.uint8]:
@@ -158,7 +162,9 @@ def annotate(frame: NDArray[np.uint8], step: Step, result: Result, spec: ModelSp
     return draw(frame, Overlay(step.patch, headline, detail, step.guess.confidence), spec)
 
 
-def annotate_live(frame: NDArray[np.uint8], look: Look | None, spec: ModelSpec, note: str = "") -> NDArray[np.uint8]:
+def annotate_live(
+    frame: NDArray[np.uint8], look: Look | None, spec: ModelSpec, note: str = "", lost: str = ""
+) -> NDArray[np.uint8]:
     """Draw the latest look of a live source on a frame.
 
     Args:
@@ -166,6 +172,7 @@ def annotate_live(frame: NDArray[np.uint8], look: Look | None, spec: ModelSpec, 
         look: the latest, or None before the first: then nothing is drawn, and only the size is made to fit.
         spec: of the model.
         note: for the end of the smaller line, such as the time of day.
+        lost: what became of the source since, and when: the look is faded.
 
     Returns:
         uint8 [h, w, 3], as :func:`draw` gives it.
@@ -175,7 +182,8 @@ def annotate_live(frame: NDArray[np.uint8], look: Look | None, spec: ModelSpec, 
     best = look.top[0]
     parts = [f"glimpse {look.step.step + 1}/{spec.segments}", f"{look.latency_ms:.0f} ms", note]
     detail = "   |   ".join(part for part in parts if part)
-    return draw(frame, Overlay(look.step.patch, f"{best.label}  {best.confidence:.0%}", detail, best.confidence), spec)
+    headline = f"{best.label}  {best.confidence:.0%}" + (f", {lost}" if lost else "")
+    return draw(frame, Overlay(look.step.patch, headline, detail, best.confidence, faded=bool(lost)), spec)
 
 
 def draw(frame: NDArray[np.uint8], overlay: Overlay | None, spec: ModelSpec) -> NDArray[np.uint8]:
@@ -207,15 +215,16 @@ def draw(frame: NDArray[np.uint8], overlay: Overlay | None, spec: ModelSpec) -> 
         return left, top, right - 1, bottom - 1
 
     pen.rectangle(box(0, 0, spec.frame_size), outline=(*CROP_COLOUR, 110), width=max(1, line // 2))
-    pen.rectangle(box(*overlay.patch), outline=PATCH_COLOUR, width=line)
+    colour = FADED_COLOUR if overlay.faded else PATCH_COLOUR
+    pen.rectangle(box(*overlay.patch), outline=colour, width=line)
 
     font = _font(text_px)
     panel = int(text_px * 2.9)
     top = image.height - panel
     pen.rectangle((0, top, image.width, image.height), fill=PANEL_COLOUR)
     margin = text_px // 2
-    pen.text((margin, top + text_px * 0.3), overlay.headline, fill=PATCH_COLOUR, font=font)
+    pen.text((margin, top + text_px * 0.3), overlay.headline, fill=colour, font=font)
     small = _font(max(9, text_px * 3 // 4))
     pen.text((margin, top + text_px * 1.6), overlay.detail, fill=TEXT_COLOUR, font=small)
-    pen.rectangle((0, image.height - line, image.width * overlay.bar, image.height), fill=PATCH_COLOUR)
+    pen.rectangle((0, image.height - line, image.width * overlay.bar, image.height), fill=colour)
     return np.asarray(image)

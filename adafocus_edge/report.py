@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from adafocus_edge.addresses import conceal
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.files import append_whole, is_stream, open_stream, write_all
 from adafocus_edge.types import GRAPHS
@@ -92,7 +93,8 @@ LONGEST_ERROR = 1000
 
 
 def one_line(text: str) -> str:
-    """Return an error as one line of bearable length: where it is too long, its middle is left out."""
+    """Return an error as one line of bearable length, without secrets: where it is too long, its middle is left out."""
+    text = conceal(text, *sys.argv[1:])
     if len(text) > LONGEST_ERROR:
         text = f"{text[: LONGEST_ERROR * 2 // 3]} [...] {text[-LONGEST_ERROR // 3 :]}"
     return printable(text)

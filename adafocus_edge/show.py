@@ -13,7 +13,7 @@ import numpy as np
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
 from adafocus_edge.files import write_file
-from adafocus_edge.messages import CLOSE_S, LiveFrame, Look, Message, OnceTeller, iso
+from adafocus_edge.messages import CLOSE_S, LiveFrame, Look, Message, Notice, OnceTeller, iso
 from adafocus_edge.sources import SQUARE
 from adafocus_edge.upkeep import safe_name, stamp
 
@@ -61,7 +61,7 @@ class Screen:
         AdaFocusError: this machine has no screen, or none that this process may use.
     """
 
-    wants: tuple[type, ...] = (LiveFrame, Look)
+    wants: tuple[type, ...] = (LiveFrame, Look, Notice)
 
     def __init__(self, spec: ModelSpec, tell: Callable[[str], None]) -> None:
         self.name = "screen"
@@ -75,6 +75,8 @@ class Screen:
         self._sources: list[str] = []  # in the order in which they came
         self._frames: dict[str, LiveFrame] = {}
         self._looks: dict[str, Look] = {}
+        self._lost: dict[str, Notice] = {}
+        self._lost_s: dict[str, float] = {}  # by time.monotonic
         self._undrawn: set[str] = set()
         self._news = threading.Event()
         self._closed = threading.Event()
@@ -82,12 +84,13 @@ class Screen:
         self._paused = False
         self._shown: LiveFrame | None = None
         self._shown_look: Look | None = None
+        self._shown_lost: Notice | None = None
         self._rgb: NDArray[np.uint8] | None = None  # of the frame that is shown, uint8 [H, W, 3]
         self._note = ""
         self._note_until_s = 0.0
 
     def offer(self, message: Message) -> None:
-        """Take a frame or a look, of which only the newest per source is kept; from any thread, never blocks."""
+        """Take what is shown, of which only the newest per source is kept; from any thread, never blocks."""
         if self._closed.is_set():
             return
         with self._lock:
@@ -100,6 +103,10 @@ class Screen:
                 self._undrawn.add(source)
             elif isinstance(message, Look):
                 self._looks[source] = message
+                if message.frame.captured_s > self._lost_s.get(source, 0.0):
+                    self._lost.pop(source, None)
+            elif isinstance(message, Notice) and message.kind in ("lost", "ended", "failed"):
+                self._lost[source], self._lost_s[source] = message, time.monotonic()
             else:
                 return
         self._news.set()
@@ -193,9 +200,9 @@ class Screen:
             if self._paused or not self._sources:
                 return False
             source = self._sources[self._at]
-            frame, look = self._frames[source], self._looks.get(source)
+            frame, look, lost = self._frames[source], self._looks.get(source), self._lost.get(source)
             self._undrawn.discard(source)
-        if frame is self._shown and look is self._shown_look:
+        if frame is self._shown and look is self._shown_look and lost is self._shown_lost:
             return False
         if frame is not self._shown:
             try:
@@ -205,13 +212,16 @@ class Screen:
                 self._tell_once(error)
                 return False
             self.handled += 1
-        self._shown, self._shown_look = frame, look
+        self._shown, self._shown_look, self._shown_lost = frame, look, lost
         return True
 
     def _annotated(self, rgb: NDArray[np.uint8], shown: LiveFrame) -> NDArray[np.uint8]:
         from adafocus_edge.render import annotate_live
 
-        return annotate_live(rgb, self._shown_look, self._spec, iso(shown.wall_s)[:19].replace("T", " ") + " UTC")
+        notice = self._shown_lost
+        lost = "" if notice is None else f"{notice.kind} at {iso(notice.wall_s)[11:19]} UTC"
+        clock = iso(shown.wall_s)[:19].replace("T", " ") + " UTC"
+        return annotate_live(rgb, self._shown_look, self._spec, clock, lost)
 
     def _paint(self, window: Any) -> None:
         """Draw the frame, scaled to the window, in its middle."""

@@ -19,6 +19,7 @@ from uuid import uuid4
 import numpy as np
 
 from adafocus_edge import __version__
+from adafocus_edge.addresses import encoding_hint, shown_server
 from adafocus_edge.errors import AdaFocusError, MissingExtraError, UsageError
 from adafocus_edge.files import append_whole, is_stream, open_stream, whole_file, write_all
 from adafocus_edge.messages import Event, Listener, Look, Message, Notice, Window, iso, to_line
@@ -371,7 +372,8 @@ class Webhook(Listener):
         self._timeout_s = timeout_s
         self._opener = urllib.request.build_opener(_NoRedirects)
         secret = bool(parts.path.strip("/") or parts.query)
-        name = f"{parts.scheme}://{'***@' if parts.username is not None else ''}{netloc}{'/...' if secret else ''}"
+        name = f"{shown_server(url)}{'/...' if secret else ''}"
+        self._hint = encoding_hint(url)
         self._outage = Outage(name, tell)
         super().__init__(name, waiting, tell)
 
@@ -394,7 +396,7 @@ class Webhook(Listener):
             if why is None:
                 self._outage.worked()
                 return
-            self._outage.failed(f"{why}: tried again until it is taken")
+            self._outage.failed(f"{why}{self._hint}: tried again until it is taken")
             if self._stopping.wait(pause_s):
                 self.dropped += 1
                 return
@@ -437,7 +439,8 @@ def _split(address: str, what: str, schemes: Sequence[str]) -> tuple[Any, str, i
         host.encode("idna")
         host = host if host.isascii() else host.encode("idna").decode()
     except ValueError:  # no message of these: it may hold the password
-        raise UsageError(f"{what} cannot be read: it must look like {wanted}HOST:PORT/PATH") from None
+        hint = encoding_hint(address) or f": it must look like {wanted}HOST:PORT/PATH"
+        raise UsageError(f"{what} cannot be read{hint}") from None
     if parts.scheme not in schemes:
         raise UsageError(f"{what} must begin with {wanted}")
     if not host or BAD_ADDRESS.search(address):
@@ -479,6 +482,8 @@ class Mqtt(Listener):
         if ca_file is not None and not tls:
             raise UsageError("certificates are for mqtts:// only: begin the broker's address so, or leave them out")
         self._prefix = unquote(parts.path).strip("/") or "adafocus"
+        if re.search("[?#]", address) and (hint := encoding_hint(address)):
+            raise UsageError(f"a broker's address cannot be read{hint}")
         if re.search(r"[+#\0]", self._prefix) or re.search("[?#]", address) or self._prefix.startswith("$"):
             raise UsageError("an MQTT topic cannot hold + # ?, nor begin with $: change the path of the address")
         if len(self._prefix.encode(errors="replace")) > 1000:
@@ -499,7 +504,7 @@ class Mqtt(Listener):
         self._names = SafeNames()
         self._status: dict[str, bytes] = {}
         self._was_connected = False
-        name = f"{parts.scheme}://{'***@' if parts.username is not None else ''}{host}{f':{port}' if port else ''}"
+        name = shown_server(address)
         self._outage = Outage(name, tell)
         client.will_set(f"{self._prefix}/online", "0", qos=1, retain=True)
         client.max_queued_messages_set(waiting)

@@ -11,7 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from adafocus_edge.addresses import shown_argument, without_password
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import ShortageError, SourceError, UsageError
 from adafocus_edge.files import decode_text, read_own, read_text, reason
@@ -241,13 +242,13 @@ class Source:
 
     Attributes:
         name: how it is shown, without any password.
-        address: path, URL or camera index as given.
+        address: path, URL or camera index as given; no repr shows it.
         live: whether it has no end: a camera, or a stream address.
         video_track: which of its video tracks is read, from 0; None for the main picture.
     """
 
     name: str
-    address: str
+    address: str = field(repr=False)
     live: bool = False
     video_track: int | None = None
 
@@ -258,7 +259,7 @@ class Source:
         try:
             Path(self.address).stat()
         except (FileNotFoundError, NotADirectoryError):
-            return SourceError(f"{self.address}: no such file")
+            return SourceError(f"{shown_argument(self.address)}: no such file")
         except OSError:  # opening it tells more
             return None
         return None
@@ -271,7 +272,7 @@ class Source:
             return FrameFolder(self.address)
         from adafocus_edge.video import VideoFile
 
-        return VideoFile(self.address, self.video_track)
+        return VideoFile(self.address, self.video_track, self.name if "://" in self.address else None)
 
 
 def find_sources(arguments: Sequence[str], left_out: list[str] | None = None) -> list[Source]:
@@ -306,14 +307,15 @@ def find_sources(arguments: Sequence[str], left_out: list[str] | None = None) ->
         elif not os.path.exists(path) and glob.has_magic(argument):
             matches = sorted(_globbed(argument, left_out), key=natural_path)
             if not matches:
-                found.append(Source(argument, argument))
+                found.append(Source(shown_argument(argument), argument))
             for match in matches:
                 found += _folder(match, left_out) if os.path.isdir(match) else [Source(str(match), str(match))]
         elif argument.isdigit() and not os.path.exists(path):
             found.append(Source(f"camera {argument}", argument, live=True))
         else:
-            found.append(Source(argument, argument, live=argument.startswith("/dev/video")))
-    return found
+            name = argument if os.path.exists(path) else shown_argument(argument)
+            found.append(Source(name, argument, live=argument.startswith("/dev/video")))
+    return _distinct(found)
 
 
 def _listed(arguments: Sequence[str]) -> Iterator[str]:
@@ -331,7 +333,7 @@ def _listed(arguments: Sequence[str]) -> Iterator[str]:
         if not listed:
             raise UsageError(f"{path}: lists no sources: one a line, as ADDRESS or NAME = ADDRESS")
         if nested := next((line for line in listed if line.lower().endswith(STREAM_LIST)), None):
-            raise UsageError(f"{path}: {nested}: a list of sources holds no other lists")
+            raise UsageError(f"{path}: {shown_argument(nested)}: a list of sources holds no other lists")
         yield from listed
 
 
@@ -341,7 +343,7 @@ def _named(argument: str) -> tuple[str | None, str]:
     if not equals or "://" in name or "/" in name or os.path.exists(argument):
         return None, argument
     if not name.strip() or not address.strip():
-        raise UsageError(f"{argument}: NAME=ADDRESS needs both")
+        raise UsageError(f"{shown_argument(argument)}: NAME=ADDRESS needs both")
     return name.strip(), address.strip()
 
 
@@ -474,14 +476,17 @@ def is_stream(address: str) -> bool:
     return scheme.lower() in ("http", "https") and Path(path).suffix.lower() not in VIDEO_SUFFIXES - STREAM_SUFFIXES
 
 
-SECRETS = "pass|passwd|password|pwd|psw|token|key|apikey|api_key|secret|auth|sig|signature|access_token"
-"""Names in an address's query whose values are not shown."""
-
-
-def without_password(address: str) -> str:
-    """Blank out the user name and password of an address, and the secrets in its query.
-
-    All up to the last ``@`` goes, for passwords may hold any character.
-    """
-    shown = re.sub(r"(?<=://)[^?#]*@", "***@", address)
-    return re.sub(rf"(?i)((?:^|[?&;])(?:\w*[_-])?(?:{SECRETS})=)[^&;#]*", r"\1***", shown)
+def _distinct(found: Sequence[Source]) -> list[Source]:
+    """Number addresses that differ in nothing but what is not shown: names tell sources apart everywhere."""
+    distinct: list[Source] = []
+    addresses: dict[str, list[str]] = {}
+    for source in found:
+        if "://" in source.address and source.name == without_password(source.address):
+            same = addresses.setdefault(source.name, [])
+            if source.address not in same:
+                same.append(source.address)
+            if (number := same.index(source.address) + 1) > 1:
+                distinct.append(replace(source, name=f"{source.name} ({number})"))
+                continue
+        distinct.append(source)
+    return distinct

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +18,19 @@ from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
 from adafocus_edge.events import EventDetector, EventRule, Smoother
 from adafocus_edge.glimpse import softmax
 from adafocus_edge.lanes import Lanes, SharedLanes
-from adafocus_edge.messages import Event, Hearer, LiveFrame, Look, Message, Notice, Window
-from adafocus_edge.meters import LatencyMeter, RateMeter
+from adafocus_edge.messages import (
+    Drops,
+    Event,
+    Hearer,
+    Listener,
+    LiveFrame,
+    Look,
+    Message,
+    Notice,
+    Window,
+    iso,
+)
+from adafocus_edge.meters import DropMeter, DropReport, LatencyMeter, RateMeter
 from adafocus_edge.preprocess import sampled_frames
 from adafocus_edge.sensors import SensorReader
 from adafocus_edge.sources import Source
@@ -32,7 +43,12 @@ if TYPE_CHECKING:
 WAIT_S = 0.1
 """How often the model's thread looks around while no frame comes."""
 BEAT_S = 1.0
-"""How often rates are sampled."""
+"""How often rates and drops are sampled."""
+STALE_S = 5.0
+STALE_GLIMPSES = 3
+"""What was seen last is stale after this time, or that of so many glimpses, whichever is longer."""
+FEWEST_DROPS = 3
+"""Frames that a model may miss, as in its first steps, without a word."""
 CLOSE_S = 0.5
 """How long the end waits for sources; those that hang are left to their daemon threads."""
 TRIM_S = 60.0
@@ -97,7 +113,7 @@ class _State:
         self.offset = offset
         self.seen = 0  # glimpses of this window, those left out after an early exit too
         self.steps: list[Step] = []
-        self.model_s = 0.0
+        self.step_ms: list[float] = []
         self.sure = False
 
 
@@ -116,6 +132,9 @@ class _Strand:
         self.since_begun = 0  # glimpses since the states began together
         self.connection = 0
         self.latest: Look | None = None
+        self.seen_s: float | None = None  # of the newest frame that was glimpsed, or passed over after an early exit
+        self.seen_wall_s = 0.0
+        self.drops = DropMeter(FEWEST_DROPS)
         self.smoother = Smoother(options.smooth)
         self.detectors = [EventDetector(rule) for rule in options.rules]
         self.numbers: dict[EventDetector, int] = {}
@@ -217,6 +236,7 @@ class LiveRun:
         model = classifier.model
         self._lanes = SharedLanes(model) if model.resident is None else Lanes(model, max(1, most))
         self._listeners = list(listeners)
+        self._listener_drops: dict[Listener, DropMeter] = {}
         self._arrived = threading.Condition()
         self._strands: dict[str, _Strand] = {}
         self._jobs: list[_ClipJob] = []
@@ -284,9 +304,10 @@ class LiveRun:
             "glimpse_fps": self.glimpse_fps, "overlap": self.options.overlap,
         }  # fmt: skip
         now_s = time.monotonic()
+        dropping = {one for one, meter in list(self._listener_drops.items()) if meter.dropping}
         listeners = [
             {"name": one.name, "waiting": one.waiting, "handled": one.handled, "dropped": one.dropped,
-             "failed": one.failed}
+             "failed": one.failed, "dropping": one in dropping}
             for one in self._listeners
         ]  # fmt: skip
         return RunStatus(
@@ -327,6 +348,7 @@ class LiveRun:
                         strand.glimpses_rate.rate(strand.glimpses)
                         if strand.since_begun and strand.capture.gone:  # it may not come back for long
                             self._cut(strand)
+                    self._watch_drops()
                 if self._beat_s >= next_trim_s:
                     next_trim_s = self._beat_s + TRIM_S
                     _trim()
@@ -419,12 +441,13 @@ class LiveRun:
             if not state.sure:
                 glimpse = glimpses[state.lane]
                 state.steps.append(self._classifier.step(len(state.steps), frame.index, frame.time_s, glimpse))
-                state.model_s += model_s
+                state.step_ms.append(model_s * 1e3)
                 state.sure = self._classifier.is_sure(state.steps[-1])
                 stepped.append(state)
                 if state.sure or state.seen == segments:
                     done.append(state)
         strand.since_begun += 1
+        strand.seen_s, strand.seen_wall_s = frame.captured_s, frame.wall_s
         latency_ms = (time.monotonic() - frame.captured_s) * 1e3
         if stepped:
             strand.latency.add(latency_ms)
@@ -447,9 +470,11 @@ class LiveRun:
     ) -> None:
         steps = state.steps
         name = strand.capture.name
+        # The earlier glimpses were made while the window's frames came: the latency holds the last one alone.
         result = self._classifier.result(
-            name, steps[0].time_s, steps[-1].time_s, steps, state.sure, latency_ms, state.model_s * 1e3
+            name, steps[0].time_s, steps[-1].time_s, steps, state.sure, latency_ms, state.step_ms[-1]
         )
+        result = replace(result, step_ms=tuple(state.step_ms))
         smoothed = None
         if self.options.smooth > 1:
             mean = strand.smoother.add(softmax(steps[-1].logits))
@@ -497,7 +522,7 @@ class LiveRun:
             self._restart(state)
 
     def _restart(self, state: _State) -> None:
-        state.seen, state.steps, state.model_s, state.sure = 0, [], 0.0, False
+        state.seen, state.steps, state.step_ms, state.sure = 0, [], [], False
         self._lanes.restart(state.lane)
 
     def _finish(self, strand: _Strand) -> None:
@@ -555,6 +580,32 @@ class LiveRun:
                 strand.states = [_State(self._lanes.join(), offset) for offset in offsets]
         return strands
 
+    def _watch_drops(self) -> None:
+        """Report what the model and the outputs are too slow for."""
+        now_s = time.monotonic()
+        for strand in self._strands.values():
+            counters, name = strand.capture.counters, strand.capture.name
+            if (report := strand.drops.update(counters.dropped, counters.picked, now_s)) is not None:
+                self._report(report, name, "the model is too slow, frames to look at are dropped", "the model")
+        listeners = [one for one in self._listeners if isinstance(one, Listener)]
+        self._listener_drops = {one: self._listener_drops.get(one) or DropMeter() for one in listeners}
+        for one, meter in self._listener_drops.items():
+            if (report := meter.update(one.dropped, one.offered, now_s)) is not None:
+                self._report(report, one.name, f"too slow, {one.unit} are dropped", "it")
+
+    def _report(self, report: DropReport, name: str, trouble: str, who: str) -> None:
+        text = f"{name}: {trouble}: {report}" if report.lasts else f"{name}: {who} keeps up again; dropped {report}"
+        self._tell(Drops(name, "dropping" if report.lasts else "recovered", text, time.time()))
+
+    def _is_stale(self, strand: _Strand) -> bool:
+        """Whether what was seen last no longer says what is there: the source is gone, was, or has not been seen."""
+        if strand.seen_s is None:
+            return False
+        capture = strand.capture
+        if capture.state != "running" or capture.counters.connections != strand.connection:
+            return True
+        return time.monotonic() - strand.seen_s > max(STALE_S, STALE_GLIMPSES / self.glimpse_fps)
+
     def _tell(self, message: Message) -> None:
         for listener in self._listeners:
             listener.offer(message)
@@ -580,6 +631,9 @@ class LiveRun:
             "fps_in": round(strand.frames_rate.rate(counters.frames), 2),
             "fps_glimpsed": round(strand.glimpses_rate.rate(strand.glimpses), 2),
             "latency_ms": asdict(strand.latency.percentiles()),
+            "stale": self._is_stale(strand),
+            "last_seen_at": None if strand.seen_s is None else iso(strand.seen_wall_s),
+            "dropping": strand.drops.dropping,
             "last_frame_age_s": None if newest is None else round(time.monotonic() - newest.captured_s, 3),
         }
 

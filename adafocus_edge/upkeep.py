@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adafocus_edge.addresses import BLANK, without_password
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.files import folded, is_stream
 
@@ -31,7 +32,7 @@ def safe_name(name: str) -> str:
     Letters, digits, dots, dashes and underscores stay. Of an address, the user and what follows ``?`` go, for these may
     be secret; where something went, or the name is very long, six digits of a hash keep such names apart.
     """
-    kept = re.sub(r"(?<=://)[^?#]*@", "", name)
+    kept = without_password(name).replace(f"{BLANK}@", "")
     if "://" in kept:
         kept = re.split(r"[?#]", kept, maxsplit=1)[0]
         lossy = re.search(r"://.*[?#]", name) is not None

@@ -19,12 +19,13 @@ import numpy as np
 from av.codec.context import ThreadType
 from av.sidedata.sidedata import Type as SideDataType
 
+from adafocus_edge.addresses import conceal, encoding_hint, shown_argument, without_password
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import ShortageError, SourceError
 from adafocus_edge.fields import FieldPairs
 from adafocus_edge.matroska import matroska_end
 from adafocus_edge.pixels import Decoded
-from adafocus_edge.sources import LARGEST_IMAGE, without_password
+from adafocus_edge.sources import LARGEST_IMAGE
 from adafocus_edge.timeline import LONGEST_GAP_S, ROUNDING_TICKS, Timeline, on_one_clock
 from adafocus_edge.tracks import asked_track, describe_track, ranked_tracks, read_only
 
@@ -149,9 +150,10 @@ class VideoFile:
     Args:
         path: of the file, or its address.
         track: the video track to read, from 0; None for the one with the main picture (:mod:`adafocus_edge.tracks`).
+        name: how it is shown; by default as the path was given, an address without its password.
 
     Attributes:
-        name: the path as it was given; an address without its password.
+        name: how it is shown.
         address: the path or address itself.
         frame_count: frames in the file.
         fps: mean frame rate, or 0 where it is unknown.
@@ -160,8 +162,8 @@ class VideoFile:
         track_note: which of several video tracks was taken; empty if there is one.
     """
 
-    def __init__(self, path: str, track: int | None = None) -> None:
-        self.name = without_password(path)
+    def __init__(self, path: str, track: int | None = None, name: str | None = None) -> None:
+        self.name = without_password(path) if name is None else name
         self.address = path
         with self._open() as container:
             tracks = [asked_track(container, self.name, track)] if track is not None else ranked_tracks(container)
@@ -275,7 +277,7 @@ class VideoFile:
             except OSError as error:  # as of a name that is too long
                 raise SourceError(f"{self.name}: {error.strerror}") from None
             if not there:
-                raise SourceError(f"{self.name}: no such file")
+                raise SourceError(f"{shown_argument(self.name)}: no such file")
             if not path.is_file():
                 raise SourceError(f"{self.name}: not a regular file, so it cannot be read at any place: save it first")
             if path.stat().st_size == 0:
@@ -291,18 +293,19 @@ class VideoFile:
                 raise SourceError(f"{self.name}: not a video (frames as images go into a folder, which is then a clip)")
             return cast("InputContainer", container)
         except av.error.PermissionError:
-            raise SourceError(f"{self.name}: no permission to read it") from None
+            raise SourceError(f"{self.name}: no permission to read it{encoding_hint(self.address)}") from None
         except av.error.ArgumentError:
-            raise SourceError(
-                f"{self.name}: not a video that can be read (what lists other files is not followed: name those)"
-            ) from None
+            hint = encoding_hint(self.address) or " (what lists other files is not followed: name those)"
+            raise SourceError(f"{self.name}: not a video that can be read{hint}") from None
         except av.error.ExitError:
-            raise SourceError(f"{self.name}: no answer for {READ_TIMEOUT_S:.0f} s") from None
+            hint = encoding_hint(self.address)
+            raise SourceError(f"{self.name}: no answer for {READ_TIMEOUT_S:.0f} s{hint}") from None
         except (av.error.FFmpegError, ValueError, OSError) as error:
             if "://" not in self.address:
                 ShortageError.check(self.name, error)
-            reason = getattr(error, "strerror", None) or str(error)
-            raise SourceError(f"{self.name}: not a video that can be read, or cut short ({reason})") from None
+            reason = getattr(error, "strerror", None) or conceal(str(error), self.address)
+            hint = encoding_hint(self.address)
+            raise SourceError(f"{self.name}: not a video that can be read, or cut short ({reason}){hint}") from None
 
     def _broken(self, error: av.error.FFmpegError) -> SourceError:
         """Say that reading or decoding failed half way. Raises ``ShortageError`` if that is no fault of the video."""

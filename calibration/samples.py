@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adafocus_edge.addresses import shown_failure
 from adafocus_edge.backends.base import LoadedModel, Session
 from adafocus_edge.data import Example, Split
 from adafocus_edge.errors import DataError, SourceError
@@ -182,7 +183,7 @@ def read_clips(
             labels.append(example.labels[0])
             names.append(example.name)
         except SourceError as error:
-            failed.append((example.name, str(error)))
+            failed.append(shown_failure(example.name, error))
         progress(done)
     return Clips(tuple(frames), np.array(labels, np.int64), tuple(names))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import logging
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ import numpy as np
 import pytest
 
 from adafocus_edge import capture as capturing
+from adafocus_edge import meters
 from adafocus_edge.backends.load import load_model
 from adafocus_edge.bundle import default_bundle, read_bundle
 from adafocus_edge.capture import CameraOptions, Capture, CaptureOptions, Feed, _Due
@@ -31,8 +34,9 @@ from adafocus_edge.events import EventDetector, EventRule, Smoother
 from adafocus_edge.exits import ExitThresholds
 from adafocus_edge.glimpse import GlimpseStream
 from adafocus_edge.lanes import SharedLanes
-from adafocus_edge.live import Printer, Printing, status_shown
-from adafocus_edge.messages import Event, Listener, LiveFrame, Look, Notice, Window
+from adafocus_edge.live import NoticeTeller, Printer, Printing, status_line, status_shown
+from adafocus_edge.messages import Drops, Event, Listener, LiveFrame, Look, Notice, Window, iso
+from adafocus_edge.meters import DropMeter
 from adafocus_edge.preprocess import sample_indices
 from adafocus_edge.sources import Source, find_sources, without_password
 from adafocus_edge.stream import LiveOptions, LiveRun, RunStatus
@@ -515,7 +519,132 @@ def test_sources_that_hang_are_not_waited_for_one_after_the_other(
     until(lambda: not capture_threads())
 
 
+@pytest.mark.usefixtures("soon")
+def test_what_was_seen_of_a_source_that_is_lost_is_stale_until_it_is_seen_again(small_bundle: Path) -> None:
+    with (
+        HttpStream("mjpeg", [SMALL_PICTURE]) as stream,
+        classifier_of(small_bundle, schedule="stream") as classifier,
+        running(classifier, [f"gate={stream.address}"], LiveOptions(CaptureOptions(8.0, patient=True))) as (kept, run),
+    ):
+
+        def now() -> dict[str, Any]:
+            return run.status().sources[0]
+
+        assert (now()["stale"], now()["last_seen_at"]) == (False, None)
+        until(lambda: len(kept.of(Look)) > 3)
+        assert not now()["stale"]
+        stream.kill()
+        until(lambda: now()["state"] == "lost")
+        lost = now()
+        assert lost["stale"]
+        assert lost["last_seen_at"] == iso(kept.of(Look)[-1].frame.wall_s)
+        assert "last frame" in status_line(run.status())
+        stream.restart()
+        until(lambda: "reconnected" in kept.kinds())
+        until(lambda: not now()["stale"])
+        assert now()["last_seen_at"] > lost["last_seen_at"]
+        assert "last frame" not in status_line(run.status())
+
+
+@pytest.mark.parametrize("overlap", [1, 3])
+def test_latency_holds_the_time_in_the_model_that_is_told_beside_it(overlap: int, small_bundle: Path) -> None:
+    with classifier_of(small_bundle, schedule="stream") as classifier:
+        options = LiveOptions(CaptureOptions(7.0, realtime=True), overlap=overlap)
+        kept, _ = run_over(classifier, [str(FIGHT)], options)
+    windows = [window.to_json() for window in kept.of(Window)]
+    assert {window["cut"] for window in windows} == {False, True}
+    for window in windows:
+        assert 0 < window["model_ms"] <= window["latency_ms"]
+        # One glimpse takes a part of what all of them take.
+        assert window["window_model_ms"] >= window["model_ms"]
+        assert (window["window_model_ms"] > window["model_ms"]) == (window["steps_used"] > 1)
+
+
 # -- drops -------------------------------------------------------------------------------------------------------------
+
+
+def test_drops_are_reported_when_they_begin_each_minute_and_when_they_are_over() -> None:
+    meter = DropMeter(fewest=3)
+    dropped = {2: 2, 20: 5, **{second: 5 + 10 * (second - 20) for second in range(21, 100)}}
+    count, reports = 0, {}
+    for second in range(130):
+        count = dropped.get(second, count)
+        if (report := meter.update(count, 100 * second, 1000.0 + second)) is not None:
+            reports[second] = (report.lasts, report.dropped, report.total)
+        assert meter.dropping == (20 <= second < 109)
+    # Two drops at the beginning are not worth a word, and are not counted later.
+    assert reports == {20: (True, 3, 100), 80: (True, 603, 6100), 109: (False, 793, 9000)}
+
+
+def test_an_output_that_is_too_slow_is_logged_at_once_and_when_it_keeps_up_again(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meters, "SETTLED_S", 1.5)
+    release = threading.Event()
+
+    class Slow(Listener):
+        wants = (LiveFrame,)
+        unit = "frames"
+
+        def handle(self, message: Any) -> None:
+            release.wait()
+
+    said: list[logging.LogRecord] = []
+    log = logging.Logger("test")
+    log.addHandler(SimpleNamespace(level=0, handle=said.append))  # type: ignore[arg-type]
+    slow, teller = Slow("videos", 2, print), NoticeTeller(log)
+    options = LiveOptions(CaptureOptions(2.0, realtime=True, loop=True))
+    with (
+        classifier_of(small_bundle, schedule="stream") as classifier,
+        running(classifier, [str(FIGHT)], options) as (
+            _,
+            run,
+        ),
+    ):
+        run.listen(slow)
+        run.listen(teller)
+
+        def lines(word: str) -> list[str]:
+            return [record.getMessage() for record in said if word in record.getMessage()]
+
+        try:
+            until(lambda: lines("videos: too slow, frames are dropped: "))
+            assert next(one for one in run.status().listeners if one["name"] == "videos")["dropping"]
+            assert "videos: " in status_line(run.status())
+            release.set()
+            until(lambda: lines("videos: it keeps up again; dropped "))
+            assert not next(one for one in run.status().listeners if one["name"] == "videos")["dropping"]
+            assert [record.levelname for record in said if "videos" in record.getMessage()] == ["WARNING", "INFO"]
+            dropped, total = map(int, re.findall(r"dropped (\d+) of (\d+)", lines("keeps up")[0])[0])
+            assert dropped == slow.dropped
+            assert dropped < total <= slow.offered
+        finally:
+            release.set()
+            slow.close()
+            teller.close()
+
+
+def test_a_model_that_is_too_slow_for_its_source_is_reported(small_bundle: Path) -> None:
+    class Told(Kept):
+        wants = (Drops,)
+
+    with classifier_of(small_bundle, schedule="stream") as classifier:
+        told, stop = Told(), threading.Event()
+        # A thousand glimpses a second are more than any model makes of this picture.
+        capture = CaptureOptions(1000.0, drop="oldest", loop=True, waiting=1)
+        run = LiveRun(classifier, find_sources([f"film={CLIP}"]), LiveOptions(capture, overlap=8), [told])
+        thread = threading.Thread(target=run.run, args=(stop,))
+        thread.start()
+        try:
+            until(lambda: told.of(Drops))
+            assert run.status().sources[0]["dropping"]
+        finally:
+            stop.set()
+            thread.join(30)
+            told.close()
+    first = told.of(Drops)[0]
+    assert first.to_json()["notice"] == "dropping"
+    assert re.fullmatch(r"film: the model is too slow, frames to look at are dropped: \d+ of \d+ in \d+ s", first.text)
 
 
 @pytest.mark.parametrize("drop", ["oldest", "newest", "never"])
@@ -706,7 +835,7 @@ def test_smoothing_averages_windows_and_events_follow_it() -> None:
     ("address", "shown"),
     [
         ("rtsp://admin:p@ss@10.0.0.1/a", "rtsp://***@10.0.0.1/a"),
-        ("rtsp://h/live?user=admin&password=top&x=1", "rtsp://h/live?user=admin&password=***&x=1"),
+        ("rtsp://h/live?user=admin&password=top&x=1", "rtsp://h/live?user=***&password=***&x=1"),
         ("http://h/a?access_token=abc;b=2#c", "http://h/a?access_token=***;b=2#c"),
         ("rtmp://h/live/key?name=monkey", "rtmp://h/live/key?name=monkey"),
     ],

@@ -21,7 +21,7 @@ from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.record import Recorder
 from adafocus_edge.render import PATCH_COLOUR, save_annotated
 from adafocus_edge.sources import FrameFolder
-from tests.live_parts import SPEC, WALL_S, event, live_frame, look, picture, until, window
+from tests.live_parts import SPEC, WALL_S, event, live_frame, look, notice, picture, until, window
 
 ROOT = Path(__file__).parent.parent
 
@@ -73,6 +73,28 @@ def test_frames_keep_their_times_and_show_the_latest_look(recorder, tmp_path, to
     colours = [np.abs(image.astype(int) - PATCH_COLOUR).sum(axis=2).min() for _, image in found]
     assert min(colours[:30]) > 150, "nothing was drawn before there was a look"
     assert max(colours[30:]) < 90, "the patch is drawn since"
+
+
+def test_what_was_seen_before_a_loss_is_not_drawn_on_the_frames_after_it(recorder, tmp_path):
+    listener = recorder()
+    before = live_frame(index=0)
+    listener.offer(look(before))
+    listener.offer(before)
+    until(lambda: listener.handled == 1)
+    listener.offer(notice("lost"))
+    listener.offer(look(before))  # the model was not done with it
+    listener.offer(live_frame(index=1, time_s=0.5))
+    until(lambda: listener.handled == 2)
+    after = live_frame(index=2, time_s=1.0)
+    listener.offer(look(after))
+    listener.offer(after)
+    listener.close(60)
+    (name,) = recordings(tmp_path)
+    marked = [
+        bool((np.abs(frame.astype(int) - PATCH_COLOUR).max(axis=2) < 60).sum() > 100)
+        for _, frame in decoded(tmp_path / name)
+    ]
+    assert marked == [True, False, True]
 
 
 @pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])

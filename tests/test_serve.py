@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -34,18 +35,19 @@ from adafocus_edge.capture import CaptureOptions
 from adafocus_edge.classify import Classifier
 from adafocus_edge.errors import SourceError, UsageError
 from adafocus_edge.events import EventRule
-from adafocus_edge.messages import LiveFrame, Notice
+from adafocus_edge.messages import Listener, LiveFrame, Notice
 from adafocus_edge.preprocess import CropWindow
 from adafocus_edge.serve import ServeOptions, Server, app, check_exposure, guard, pictures, uploads
 from adafocus_edge.serve import board as boards
 from adafocus_edge.serve import server as servers
 from adafocus_edge.serve.cameras import LARGEST_BYTES, check_jpeg, decode_jpeg
+from adafocus_edge.serve.forms import FormFile
 from adafocus_edge.serve.pictures import encode
 from adafocus_edge.serve.uploads import file_name
 from adafocus_edge.sources import Source, read_image
 from adafocus_edge.stream import LiveOptions, LiveRun
 from tests.conftest import CLIPS, ROOT
-from tests.streams import command, free_port, need
+from tests.streams import HttpStream, command, free_port, need
 
 FIGHT = ROOT / "tests" / "fights" / "fight" / "fi072.mp4"
 CALM = ROOT / "tests" / "fights" / "no_fight" / "nofi018.mp4"
@@ -993,6 +995,126 @@ def test_no_room_beside_the_live_sources_is_told(classifier: Classifier, tempora
     assert list(temporary.iterdir()) == []
 
 
+# -- forms -------------------------------------------------------------------------------------------------------------
+
+
+BOUNDARY = "----boundary 7"
+
+
+def form(*parts: tuple[str, bytes], end: bytes = b"--\r\n", before: bytes = b"") -> bytes:
+    """A form of parts, each with what follows ``form-data;`` in its head."""
+    whole = before
+    for head, content in parts:
+        whole += f"--{BOUNDARY}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + content + b"\r\n"
+    return whole + f"--{BOUNDARY}".encode() + end
+
+
+def send_form(server: Server, body: Any, query: str = "", boundary: str = f'"{BOUNDARY}"') -> Answer:
+    kind = f"multipart/form-data; boundary={boundary}"
+    return ask(server, "POST", f"/api/classify{query}", body, Content_Type=kind)
+
+
+FILE = 'name="file"; filename="{}"'
+
+
+def test_a_file_in_a_form_is_classified_as_by_itself(served: Served, temporary: Path) -> None:
+    content = SHORT.read_bytes()
+    alone = send(served.server, content, "clip.mp4").json
+    field = ('name="note"', b"from the gate")
+    for body in (
+        form((FILE.format("clip.mp4"), content)),
+        form(field, (FILE.format("C:/clips/clip.mp4"), content), field),
+        form((FILE.format("clip.mp4"), content), before=b"a preamble\r\n", end=b"--\r\nand an epilogue"),
+    ):
+        answer = send_form(served.server, body)
+        assert answer.status == 200, answer.body
+        assert (answer.json["source"], answer.json["label"]) == ("clip.mp4", alone["label"])
+        assert answer.json["confidence"] == pytest.approx(alone["confidence"], abs=1e-3)
+    assert send_form(served.server, form((FILE.format(""), content)), "?name=a.mp4").json["source"] == "a.mp4"
+    assert send_form(served.server, form((FILE.format("Übung 1.mp4"), content))).json["source"] == "Übung 1.mp4"
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_a_form_may_come_in_pieces_of_any_size(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looks like the beginning of a boundary is a part of the file as long as it is none."""
+    content = b"\r\n--" + BOUNDARY.encode()[:-1] + b"\r\n\r" + bytes(range(256)) * 2 + b"\r\n--\r\n-"
+    body = form(('name="a"', b"1"), (FILE.format("x.mp4"), content), ('name="b"', b"2"))
+
+    async def read() -> tuple[str, bytes]:
+        async def coming() -> Any:
+            for start in range(0, len(body), size):
+                yield body[start : start + size]
+
+        found = FormFile(f'multipart/form-data; charset=utf-8; boundary="{BOUNDARY}"', coming())
+        return await found.name(), b"".join([piece async for piece in found.content()])
+
+    assert asyncio.run(read()) == ("x.mp4", content)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (form((FILE.format("a.mp4"), b"x"), (FILE.format("b.mp4"), b"y")), 400, "more than one file in the form"),
+        (form(('name="file"', b"no file name")), 400, "no file in the form: send it as `curl -F file=@clip.mp4`"),
+        (form(), 400, "no file in the form"),
+        (form((FILE.format(""), b"x")), 400, "the file has no name"),
+        (form((FILE.format("a.mp4"), b"x"), end=b""), 400, "the form was cut short: its last boundary is missing"),
+        (form((FILE.format("a.mp4"), SHORT.read_bytes()))[:-9], 400, "the form was cut short"),
+        (b"", 400, "the form was cut short"),
+        (b"no form at all", 400, "the form was cut short"),
+        (form((FILE.format("a.mp4"), b"")), 400, "a.mp4: the file is empty"),
+        (form((FILE.format("a.txt"), b"x" * 200_000)), 415, "a.txt: not a video by its name"),
+        (form((FILE.format("a.mp4"), b"just words")), 422, "a.mp4: not a video but text"),
+        (form(('name="a"', b"x" * 1_100_000), (FILE.format("a.mp4"), b"x")), 413, "the form holds too much beside"),
+        (form(*[('name="a"', b"x")] * 40), 400, "the form has too many or too long parts"),
+        (form((FILE.format("a.mp4") + "\r\nContent-Transfer-Encoding: base64", b"eA==")), 400, "a file in an encoding"),
+        (b"--" + BOUNDARY.encode() + b"\r\nwithout a colon\r\n\r\nx", 400, "the form cannot be read"),
+    ],
+)
+def test_a_form_that_cannot_be_taken_is_refused_in_one_line(
+    served: Served, temporary: Path, body: bytes, status: int, message: str
+) -> None:
+    answer = send_form(served.server, body)
+    assert answer.status == status, answer.body
+    assert answer.error.startswith(message)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("boundary", ['""', "x" * 300, '"ü"'])
+def test_a_form_without_a_boundary_is_refused(served: Served, boundary: str) -> None:
+    answer = send_form(served.server, form((FILE.format("a.mp4"), b"x")), boundary=boundary)
+    assert answer.status == 400
+    assert answer.error.startswith("a form without a boundary")
+
+
+def test_a_file_in_a_form_is_limited_as_one_by_itself(classifier: Classifier, temporary: Path) -> None:
+    content = bytes(range(256)) * 8000
+    with quick(classifier, max_upload_mb=1) as server:
+        told = send_form(server, form((FILE.format("long.mp4"), content)))
+        assert (told.status, told.error) == (413, "the file: larger than 1 MB: send a shorter part of it")
+        little = send_form(server, form((FILE.format("long.mp4"), content[:1_000_001])))
+        assert (little.status, little.error) == (413, "long.mp4: larger than 1 MB: send a shorter part of it")
+        untold = send_form(server, iter([form((FILE.format("long.mp4"), content))]))
+        assert (untold.status, untold.error) == (413, "long.mp4: larger than 1 MB: send a shorter part of it")
+    assert list(temporary.iterdir()) == []
+
+
+def test_curl_sends_a_file_in_a_form(served: Served, temporary: Path) -> None:
+    need("curl")
+    url = f"{served.server.url}api/classify"
+    done = subprocess.run(
+        ["curl", "-sS", "-F", f"file=@{SHORT}", url], capture_output=True, text=True, check=True, timeout=60
+    )
+    found = json.loads(done.stdout)
+    assert found["source"] == SHORT.name
+    assert found["label"] in ("fight", "no_fight")
+    many = ["curl", "-sS", "-F", f"a=@{SHORT}", "-F", f"b=@{CALM}", "-w", "%{http_code}", url]
+    done = subprocess.run(many, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == '{"error":"more than one file in the form: send one at a time"}400'
+    assert list(temporary.iterdir()) == []
+
+
 # -- cameras of browsers -----------------------------------------------------------------------------------------------
 
 
@@ -1499,6 +1621,65 @@ def test_a_source_that_is_lost_is_shown_with_its_text(browser: Any, classifier: 
         assert "trying again in" in page.locator(f"{card('gate')} .trouble").inner_text()
         assert page.locator(f"{card('gate')} .note").inner_text() == "No picture yet"
         page.wait_for_selector("#events li.notice")
+
+
+class _Late(Listener):
+    """An output that takes what it is handed only when it is told to."""
+
+    wants: ClassVar[tuple[type, ...]] = (LiveFrame,)
+    unit = "frames"
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        super().__init__("videos", 2, print)
+
+    def handle(self, message: Any) -> None:
+        self.go.wait()
+
+
+def test_a_verdict_of_a_source_that_is_lost_is_faded_and_dated(browser: Any, classifier: Classifier) -> None:
+    with HttpStream("mjpeg", [(320, 180)]) as stream:
+        sources = [Source("gate", stream.address, live=True), Source("entrance", str(FIGHT))]
+        options = LiveOptions(CaptureOptions(4.0, realtime=True, loop=True, patient=True), most_guests=1)
+        run = LiveRun(classifier, sources, options)
+        with running(run), quick(classifier, run) as server, page_of(browser, server) as page:
+            gate, shown = card("gate"), "s => getComputedStyle(document.querySelector(s + ' .verdict .label')).opacity"
+            standing = f"{gate} .verdict .standing"
+            wait_for(page, "s => ['settled', 'forming'].includes(document.querySelector(s).innerText)", standing)
+            assert page.evaluate(shown, gate) == "1"
+            stream.kill()
+            wait_for(page, "s => document.querySelector(s).classList.contains('stale')", gate)
+            assert float(page.evaluate(shown, gate)) < 0.5
+            wait_for(
+                page,
+                r"s => /^as of \d\d:\d\d:\d\d, \d+(\.\d)? s ago$/.test(document.querySelector(s).innerText)",
+                standing,
+            )
+            assert "as of" in page.locator(f"{gate} .picture").get_attribute("aria-label")
+            until(lambda: has_colour(page, f"{gate} .overlay", 169, 177, 186))
+            assert page.evaluate(shown, card("entrance")) == "1"
+            status = get(server, "/api/status").json["sources"]
+            assert [source["stale"] for source in status] == [True, False]
+            stream.restart()
+            wait_for(page, "s => !document.querySelector(s).classList.contains('stale')", gate)
+            assert page.evaluate(shown, gate) == "1"
+
+
+def test_what_an_output_drops_is_on_the_page(browser: Any, classifier: Classifier) -> None:
+    run, late = new_run(classifier, Source("entrance", str(FIGHT))), _Late()
+    run.listen(late)
+    try:
+        with running(run), quick(classifier, run) as server, page_of(browser, server) as page:
+            wait_for(
+                page, "() => / dropped and more$/.test(document.querySelector('#outputs .alert .what')?.innerText)"
+            )
+            assert page.locator("#outputs .where").all_inner_texts() == ["videos"]
+            page.wait_for_selector("#events li.notice:has-text('frames are dropped')")
+            (told,) = [n for n in get(server, "/api/events").json["notices"] if n["notice"] == "dropping"]
+            assert (told["source"], told["text"].partition(": ")[0]) == ("videos", "videos")
+    finally:
+        late.go.set()
+        late.close()
 
 
 def test_a_page_that_stays_open_keeps_no_more_events_than_it_shows(browser: Any, served: Served) -> None:

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
-from adafocus_edge.messages import LiveFrame, Look
+from adafocus_edge.messages import LiveFrame, Look, Notice
 from adafocus_edge.show import Screen
-from tests.live_parts import SPEC, event, live_frame, look, picture, until, window
+from tests.live_parts import SPEC, event, live_frame, look, notice, picture, until, window
 
 ROOT = Path(__file__).parent.parent
 pygame = pytest.importorskip("pygame")
@@ -89,7 +89,7 @@ def caption() -> str:
 
 
 def test_the_newest_frame_is_shown_with_its_look(screen, tmp_path, told):
-    assert screen.wants == (LiveFrame, Look)
+    assert screen.wants == (LiveFrame, Look, Notice)
     seen = {}
 
     def offer():
@@ -117,6 +117,35 @@ def test_the_newest_frame_is_shown_with_its_look(screen, tmp_path, told):
     assert not pygame.display.get_init()
     screen.offer(live_frame())
     assert screen.waiting == 0, "a closed screen takes nothing"
+
+
+def test_what_was_seen_before_a_loss_is_faded(screen, tmp_path):
+    shots = []
+
+    def colours(colour):
+        shown = pygame.surfarray.array3d(pygame.display.get_surface()).astype(int)
+        return int((np.abs(shown - colour).sum(axis=2) < 10).sum())
+
+    def keep():
+        time.sleep(0.3)
+        shots.append((colours((255, 176, 0)), colours((150, 154, 160))))
+
+    frame = live_frame()
+    screen.offer(frame)
+    screen.offer(look(frame))
+
+    def lose():
+        screen.offer(notice("lost"))
+
+    def come_back():
+        again = live_frame(index=1)
+        screen.offer(again)
+        screen.offer(look(again))
+
+    run(screen, tmp_path, drawn(screen, 1), keep, lose, keep, come_back, drawn(screen, 2), keep)
+    assert [bright > 500 and grey < 500 for bright, grey in shots] == [True, False, True]
+    assert shots[1][0] == 0
+    assert shots[1][1] > 500
 
 
 def test_a_large_picture_fits_and_a_resized_window_keeps_its_shape(screen, tmp_path):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from adafocus_edge.addresses import shown_failure
 from adafocus_edge.bundle import read_classes
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.data import (
@@ -443,7 +444,7 @@ def _extract_all(
                 try:
                     counts[item.name] = future.result()
                 except SourceError as error:
-                    done.broken.append((item.name, str(error)))
+                    done.broken.append(shown_failure(item.name, error))
                 progress(number, len(items))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

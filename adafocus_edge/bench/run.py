@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from adafocus_edge import __version__
+from adafocus_edge.addresses import shown_failure
 from adafocus_edge.bench.compare import SCHEMA
 from adafocus_edge.bench.machine import describe
 from adafocus_edge.bench.report import assemble
@@ -242,7 +243,7 @@ class _Clips:
                         usable.append(number)
                     except SourceError as error:
                         if self.usable is None:
-                            self.failed.append((example.name, str(error)))
+                            self.failed.append(shown_failure(example.name, error))
                     file.write(pixels.tobytes())
                     self._progress("reading clips", number + 1, len(self._examples))
         except OSError as error:

@@ -10,7 +10,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adafocus_edge.messages import Event, Listener, Look, Notice, Window
+from adafocus_edge.messages import Drops, Event, Listener, Look, Notice, Window
 from adafocus_edge.preprocess import CropWindow
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Board(Listener):
         loop: the server's event loop.
     """
 
-    wants: ClassVar[tuple[type, ...]] = (Look, Window, Event, Notice)
+    wants: ClassVar[tuple[type, ...]] = (Look, Window, Event, Notice, Drops)
 
     def __init__(self, run: Run, options: ServeOptions, loop: asyncio.AbstractEventLoop) -> None:
         self._run_watched = run
@@ -130,7 +130,7 @@ class Board(Listener):
             began_s = message.wall_s - max(0.0, message.frame.time_s - message.start_s)
             entry = {**message.to_json(), "wall_s": message.wall_s, "start_wall_s": began_s}
             self._publish("event", entry, self._events)
-        elif isinstance(message, Notice):
+        elif isinstance(message, (Notice, Drops)):
             self._publish("notice", {**message.to_json(), "wall_s": message.wall_s}, self._notices)
 
     def recent(self, kind: str, source: str | None, limit: int) -> list[dict[str, Any]]:

@@ -166,6 +166,14 @@ class Guard:
         return refusal(401, "sign in, or send the token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
 
+class RefusedError(Exception):
+    """A body that is answered with an error."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 def refusal(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
     """Return an answer with one line on what is wrong, as JSON."""
     return JSONResponse({"error": text}, status, headers)

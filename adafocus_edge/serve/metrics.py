@@ -27,6 +27,8 @@ GAUGES = {
     "fps_glimpsed": ("glimpsed_fps", "Frames looked at per second."),
     "waiting": ("waiting_frames", "Frames that wait for the model."),
     "last_frame_age_s": ("last_frame_age_seconds", "Time since the newest frame."),
+    "stale": ("source_stale", "1 where the last result no longer says what is there, as of a lost source."),
+    "dropping": ("source_dropping", "1 while the model is too slow for it."),
     "width": ("width_pixels", "Width of the newest frame."),
     "height": ("height_pixels", "Height of the newest frame."),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_args
 
 from adafocus_edge import __version__
-from adafocus_edge.messages import NoticeKind
+from adafocus_edge.messages import DropKind, NoticeKind
 from adafocus_edge.serve.guard import COOKIE
 from adafocus_edge.serve.metrics import STATES
 
@@ -61,8 +61,18 @@ def _paths(options: ServeOptions) -> Schema:
     source, only, limit, camera = (
         {"$ref": f"#/components/parameters/{n}"} for n in ("source", "only", "limit", "camera")
     )
-    video: Schema = {"video/*": {"schema": {}}, "application/octet-stream": {"schema": {}}}
-    name = {"in": "query", "name": "name", "description": "The file's name; or in the header.", "schema": TEXT}
+    form = {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}, "required": ["file"]}
+    video: Schema = {
+        "video/*": {"schema": {}},
+        "application/octet-stream": {"schema": {}},
+        "multipart/form-data": {"schema": {**form, "description": "One file, in a field of any name."}},
+    }
+    name = {
+        "in": "query",
+        "name": "name",
+        "description": "The file's name; or in the header, or the form.",
+        "schema": TEXT,
+    }
     header = {"in": "header", "name": "X-File-Name", "description": "The same, percent-encoded.", "schema": TEXT}
     number = {"in": "header", "name": "X-Frame-Number", "description": "Puts pictures in order.", "schema": COUNT}
     after = {"in": "query", "name": "after", "description": "The X-Frame-Index that is known already.", "schema": TEXT}
@@ -111,10 +121,10 @@ def _paths(options: ServeOptions) -> Schema:
         },
         "/api/classify": {
             "post": _operation(
-                f"Classify a video of at most {options.max_upload_mb} MB, the body of the request",
+                f"Classify a video of at most {options.max_upload_mb} MB: the body of the request, or a form's file",
                 {200: _json(_ref("Result"))},
                 {
-                    400: "no name, or cut short",
+                    400: "no name, cut short, or a form without exactly one file",
                     408: "nothing came for too long",
                     413: "too large",
                     415: "not a video by its name",
@@ -246,7 +256,7 @@ def _schemas() -> Schema:
         "Guess": _object(**guess),
         "Step": _object(step=COUNT, frame_index=COUNT, time_s=_or_null(NUMBER), patch=_list(COUNT, 3), **guess),
         "Result": _object(**result),
-        "Window": _object({"smoothed": _list(_ref("Guess"))}, **result, **moment, cut=FLAG),
+        "Window": _object({"smoothed": _list(_ref("Guess"))}, **result, **moment, window_model_ms=NUMBER, cut=FLAG),
         "Event": _object(
             event={"enum": ["start", "end"]},
             id=COUNT,
@@ -259,7 +269,11 @@ def _schemas() -> Schema:
             **moment,
         ),
         "Notice": _object(
-            {"error": TEXT}, source=TEXT, notice={"enum": list(get_args(NoticeKind))}, text=TEXT, **moment
+            {"error": TEXT},
+            source={"type": "string", "description": "A source, or for what is dropped an output."},
+            notice={"enum": [*get_args(NoticeKind), *get_args(DropKind)]},
+            text=TEXT,
+            **moment,
         ),
         "Source": _object(
             name=TEXT,
@@ -272,9 +286,14 @@ def _schemas() -> Schema:
             fps_glimpsed=NUMBER,
             latency_ms=_object(**{name: _or_null(NUMBER) for name in ("p50", "p95", "p99")}),
             last_frame_age_s=_or_null(NUMBER),
+            stale={**FLAG, "description": "Whether the last result no longer says what is there: as of a lost source."},
+            last_seen_at=_or_null(moment["at"]),
+            dropping={**FLAG, "description": "Whether the model is too slow for it at the moment."},
             crop=box,
         ),
-        "Listener": _object(name=TEXT, **dict.fromkeys(("waiting", "handled", "dropped", "failed"), COUNT)),
+        "Listener": _object(
+            name=TEXT, **dict.fromkeys(("waiting", "handled", "dropped", "failed"), COUNT), dropping=FLAG
+        ),
         "Status": _object(
             uptime_s=NUMBER,
             model={"type": "object"},

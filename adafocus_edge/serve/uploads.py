@@ -9,7 +9,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
 from starlette.concurrency import run_in_threadpool
@@ -18,17 +18,20 @@ from starlette.responses import JSONResponse, Response
 
 from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
 from adafocus_edge.files import write_all
-from adafocus_edge.serve.guard import refusal
+from adafocus_edge.serve.forms import MAX_OTHER_BYTES, FormFile, is_form
+from adafocus_edge.serve.guard import RefusedError, refusal
 from adafocus_edge.sources import VIDEO_SUFFIXES, Source
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable
 
     from starlette.requests import Request
 
     from adafocus_edge.classify import Result
     from adafocus_edge.serve.options import ServeOptions
     from adafocus_edge.serve.run import Run
+
+T = TypeVar("T")
 
 MB = 1_000_000
 CHUNK_BYTES = 1 << 20
@@ -43,14 +46,6 @@ HEAD_BYTES = 64
 TEXT_BYTES = frozenset(range(0x20, 0x7F)) | frozenset(b"\t\r\n\x0c")
 TEXT_VIDEO = b"YUV4MPEG2"
 """The one kind of video file that begins with text."""
-
-
-class RefusedError(Exception):
-    """An upload that is answered with an error."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 class Uploads:
@@ -70,6 +65,8 @@ class Uploads:
     async def classify(self, request: Request) -> Response:
         """Answer ``POST /api/classify``: the body is the file, ``X-File-Name`` (percent-encoded) or ``name`` its name.
 
+        Or it is a form with one file in it, which then has its name with it.
+
         Answers with the result as ``classify --json`` prints it, or with an error that names the sender's file.
         """
         given = request.query_params.get("name") or unquote(request.headers.get("x-file-name", ""))
@@ -81,16 +78,29 @@ class Uploads:
             )  # fmt: skip
         self.under_way += 1
         path: Path | None = None
+        form: FormFile | None = None
         cancel = threading.Event()
+        body = aiter(request.stream())
         try:
-            suffix = _checked_suffix(name)
+            content_type = request.headers.get("content-type", "")
+            if is_form(content_type):
+                await self._check_length(request, body, name, MAX_OTHER_BYTES)
+                form = FormFile(content_type, body)
+                own_name = file_name(await _in_time(form.name(), name))
+                name, content = name or own_name, form.content()
+                suffix = _checked_suffix(name)
+            else:
+                suffix, content = _checked_suffix(name), body
+                await self._check_length(request, body, name, 0)
             handle, made = await run_in_threadpool(tempfile.mkstemp, suffix, "adafocus-upload-")
             path = Path(made)
-            await self._receive(request, handle, name)
+            await self._receive(content, handle, name)
             result = await self._result(request, Source(name, str(path)), cancel)
             self.done += 1
             return JSONResponse({**result.to_json(), "source": name})
         except RefusedError as error:
+            if form is not None and error.status in (400, 415):  # a sender of a form reads no answer before its end
+                await _drain(body)
             return refusal(error.status, str(error))
         except SourceError as error:
             return refusal(422, _shown(str(error), path, name))
@@ -99,7 +109,7 @@ class Uploads:
         except AdaFocusError as error:
             return refusal(503, _shown(str(error), path, name))
         except ClientDisconnect:
-            return refusal(400, f"{name}: the upload was cut short")
+            return refusal(400, f"{name or 'the file'}: the upload was cut short")
         except OSError as error:
             return refusal(507, f"{name}: cannot be kept while it is classified ({error.strerror})")
         finally:
@@ -109,31 +119,34 @@ class Uploads:
                 with suppress(OSError):
                     path.unlink()
 
-    async def _receive(self, request: Request, handle: int, name: str) -> None:
-        """Write the body to an open file and close it. Raises ``RefusedError``."""
+    def _too_large(self, name: str) -> RefusedError:
+        return RefusedError(
+            413, f"{name or 'the file'}: larger than {self._options.max_upload_mb} MB: send a shorter part of it"
+        )
+
+    async def _check_length(self, request: Request, body: AsyncIterator[bytes], name: str, more_bytes: int) -> None:
+        """Raise ``RefusedError`` for a body that says itself to be too large, by more than it holds beside a file."""
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared) > self._options.max_upload_mb * MB + more_bytes:
+            if request.headers.get("expect", "").lower() != "100-continue":  # else it has not begun
+                await _drain(body)
+            raise self._too_large(name)
+
+    async def _receive(self, content: AsyncIterator[bytes], handle: int, name: str) -> None:
+        """Write a file as it comes to an open one, and close that. Raises ``RefusedError``."""
         limit_bytes = self._options.max_upload_mb * MB
-        too_large = f"{name}: larger than {self._options.max_upload_mb} MB: send a shorter part of it"
-        body = aiter(request.stream())
         with open(handle, "wb", buffering=0) as file:
-            declared = request.headers.get("content-length", "")
-            if declared.isdigit() and int(declared) > limit_bytes:
-                if request.headers.get("expect", "").lower() != "100-continue":  # else it has not begun
-                    await _drain(body)
-                raise RefusedError(413, too_large)
             received = 0
             chunk = bytearray()
             checked = False
             while True:
-                try:
-                    part = await asyncio.wait_for(anext(body, None), SILENCE_S)
-                except asyncio.TimeoutError:
-                    raise RefusedError(408, f"{name}: nothing came for {SILENCE_S:.0f} s") from None
+                part = await _in_time(anext(content, None), name)
                 if part is None:
                     break
                 received += len(part)
                 if received > limit_bytes:
-                    await _drain(body)
-                    raise RefusedError(413, too_large)
+                    await _drain(content)
+                    raise self._too_large(name)
                 chunk += part
                 if not checked and len(chunk) >= HEAD_BYTES:
                     _check_head(chunk[:HEAD_BYTES], name)
@@ -200,6 +213,14 @@ async def _drain(body: AsyncIterator[bytes]) -> None:
 
     with suppress(asyncio.TimeoutError, ClientDisconnect):
         await asyncio.wait_for(read(), DRAIN_S)
+
+
+async def _in_time(coming: Awaitable[T], name: str) -> T:
+    """Wait for what a sender sends. Raises ``RefusedError`` where that is nothing for too long."""
+    try:
+        return await asyncio.wait_for(coming, SILENCE_S)
+    except asyncio.TimeoutError:
+        raise RefusedError(408, f"{name or 'the file'}: nothing came for {SILENCE_S:.0f} s") from None
 
 
 def _shown(text: str, path: Path | None, name: str) -> str:

@@ -1,10 +1,11 @@
 // One stream: its picture with the patch moving over it, what is seen, and how it is doing.
 
 import { Curve } from "./curve.js";
-import { count, make, percent, say, showBars, signIn, still, without } from "./dom.js";
+import { clock, count, make, percent, say, seconds, showBars, signIn, still, without } from "./dom.js";
 
 const GLIDE_MS = 180;
 const PATCH_COLOUR = "#ffb000";
+const STALE_COLOUR = "#a9b1ba"; // Of the patch where the source was lost since.
 const SLOW_MS = 2000; // How often a picture is asked for that is not expected to change.
 const NAMES = { connecting: "Connecting", running: "Live", lost: "Reconnecting", ended: "Ended", failed: "Failed" };
 
@@ -31,6 +32,8 @@ export class Card {
     this.asking = false;
     this.index = -1;
     this.state = "connecting";
+    this.stale = false; // Whether what was seen last says nothing of what is there now.
+    this.seenS = null;
     this.box = null;
     this.crop = null;
     this.dirty = false;
@@ -174,7 +177,7 @@ export class Card {
       pen.strokeStyle = "rgba(5, 7, 10, 0.55)";
       pen.lineWidth = 4;
       pen.strokeRect(x, y, w, h);
-      pen.strokeStyle = PATCH_COLOUR;
+      pen.strokeStyle = this.stale ? STALE_COLOUR : PATCH_COLOUR;
       pen.lineWidth = 2;
       pen.strokeRect(x, y, w, h);
     }
@@ -183,6 +186,7 @@ export class Card {
   // -- what is seen ---------------------------------------------------------------------------------------------------
 
   look(entry) {
+    this.setStale(false, null);
     this.curve.add({ t: entry.wall_s, top: entry.top.slice(0, 3).map((guess) => [guess.class_id, guess.confidence]) });
     this.recall(entry);
   }
@@ -207,13 +211,33 @@ export class Card {
     say(this.find(".label"), entry.label);
     this.find(".label").title = entry.label;
     say(this.find(".confidence"), percent(entry.confidence));
-    say(this.find(".standing"), entry.settled ? "settled" : "forming");
+    this.showStanding();
     const progress = this.find(".progress");
     while (progress.children.length < segments) progress.append(make("i"));
     [...progress.children].forEach((tick, step) => tick.classList.toggle("done", step <= entry.step));
     showBars(this.find(".bars"), entry.top.slice(0, 5), this.page.labels.length);
-    this.picture.setAttribute("aria-label", `Picture of ${this.name}: ${entry.label}, ${percent(entry.confidence)}`);
     this.curve.draw(this.page.nowS(), this.page.labels);
+  }
+
+  setStale(stale, seenAt) {
+    const changed = this.stale !== stale;
+    this.stale = stale;
+    this.seenS = seenAt === null ? null : Date.parse(seenAt) / 1000;
+    this.element.classList.toggle("stale", stale);
+    if (changed) this.drawOverlay();
+    if (changed || stale) this.showStanding();
+  }
+
+  /** Say how much the verdict is worth: of a source that was lost, when it was reached. */
+  showStanding() {
+    const entry = this.newest;
+    if (!entry) return;
+    const seenS = this.seenS ?? entry.wall_s;
+    const ago = seconds(Math.max(0, Math.round(this.page.nowS() - seenS)));
+    const standing = this.stale ? `as of ${clock(seenS)}, ${ago} ago` : entry.settled ? "settled" : "forming";
+    say(this.find(".standing"), standing);
+    const told = `${entry.label}, ${percent(entry.confidence)}${this.stale ? `, ${standing}` : ""}`;
+    this.picture.setAttribute("aria-label", `Picture of ${this.name}: ${told}`);
   }
 
   // -- how it is doing ------------------------------------------------------------------------------------------------
@@ -226,6 +250,7 @@ export class Card {
     say(badge, NAMES[source.state] ?? source.state);
     this.trouble(["lost", "failed"].includes(source.state) ? source.text : "");
     this.crop = source.crop;
+    this.setStale(source.stale, source.last_seen_at);
     const number = (value, digits = 0) => (value === null || value === undefined ? "–" : Number(value).toFixed(digits));
     this.counter("p50", number(source.latency_ms?.p50), "ms");
     this.counter("p95", number(source.latency_ms?.p95), "ms");
@@ -233,7 +258,7 @@ export class Card {
     this.counter("waiting", count(source.waiting));
     this.counter("fps_in", number(source.fps_in, 1), "fps");
     this.counter("fps_glimpsed", number(source.fps_glimpsed, 1), "fps");
-    this.counter("dropped", count(source.dropped), "", source.dropped > 0);
+    this.counter("dropped", count(source.dropped), source.dropping ? "too slow" : "", source.dropped > 0);
     this.counter("reconnects", count(source.reconnects), "", source.reconnects > 0);
     const damaged = source.damaged > 0 ? `, ${count(source.damaged)} damaged` : "";
     this.find(".counters").title = `${count(source.frames)} frames, ${count(source.glimpses)} looked at${damaged}`;
@@ -249,8 +274,9 @@ export class Card {
 
   counter(name, value, unit = "", alert = false) {
     const element = this.find(`[data-counter="${name}"]`);
-    if (element.dataset.value === value) return;
-    element.dataset.value = value;
+    const shown = `${value} ${unit}`;
+    if (element.dataset.value === shown) return;
+    element.dataset.value = shown;
     element.textContent = value;
     if (unit && value !== "–") element.append(" ", make("small", "", unit));
     element.classList.toggle("alert", alert);

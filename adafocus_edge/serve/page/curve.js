@@ -123,6 +123,7 @@ export class Curve {
 
     const newest = this.points.at(-1);
     const told = newest ? newest.top.map(([id, share]) => `${labels[id]} ${Math.round(share * 100)} %`).join(", ") : "nothing yet";
-    canvas.setAttribute("aria-label", `Confidence over the last ${this.spanS} seconds; now ${told}`);
+    const when = newest && nowS - newest.t > GAP_S ? "last" : "now";
+    canvas.setAttribute("aria-label", `Confidence over the last ${this.spanS} seconds; ${when} ${told}`);
   }
 }

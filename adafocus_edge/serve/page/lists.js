@@ -1,6 +1,6 @@
 // The lists beside the streams: events and notices, and the results of finished windows, newest first.
 
-import { clock, colourOf, make, percent, say, seconds, without } from "./dom.js";
+import { clock, colourOf, count, make, percent, say, seconds, without } from "./dom.js";
 
 const MOST = 100;
 
@@ -94,5 +94,26 @@ export function showFacts(list, status) {
     const item = list.children[place] ?? list.appendChild(make("li", "", "", make("span"), " ", make("b")));
     say(item.firstElementChild, name);
     say(item.lastElementChild, value);
+  });
+}
+
+const INNER = new Set(["web page", "notices", "stdout", "screen"]);
+
+/** Where results go, and what each output was too slow for. */
+export function showOutputs(panel, list, listeners) {
+  const outputs = listeners.filter(({ name, dropped }) => !INNER.has(name) || (dropped > 0 && name !== "screen"));
+  panel.hidden = outputs.length === 0;
+  while (list.children.length > outputs.length) list.lastElementChild.remove();
+  outputs.forEach(({ name, handled, dropped, failed, dropping }, place) => {
+    const row = list.children[place] ?? list.appendChild(make("li", "", "", make("span", "where"), make("span", "what")));
+    const [where, what] = row.children;
+    say(where, name);
+    where.title = name;
+    const told = [`${count(handled)} done`];
+    if (dropped > 0) told.push(`${count(dropped)} dropped${dropping ? " and more" : ""}`);
+    if (failed > 0) told.push(`${count(failed)} failed`);
+    say(what, told.join(", "));
+    row.classList.toggle("alert", dropped > 0 || failed > 0);
+    row.classList.toggle("dropping", dropping);
   });
 }

@@ -3,7 +3,7 @@
 import { Camera } from "./camera.js";
 import { Card } from "./card.js";
 import { say } from "./dom.js";
-import { Events, Results, showFacts } from "./lists.js";
+import { Events, Results, showFacts, showOutputs } from "./lists.js";
 import { Live } from "./live.js";
 import { Upload } from "./upload.js";
 
@@ -114,6 +114,7 @@ const take = {
     page.model = status.model;
     page.labels = status.model.classes;
     showFacts(document.getElementById("facts"), status);
+    showOutputs(document.getElementById("outputs-panel"), document.getElementById("outputs"), status.listeners);
     const there = new Set(status.sources.map((source) => source.name));
     for (const [name, card] of page.cards) {
       if (there.has(name)) continue;
