@@ -134,6 +134,7 @@ class _Strand:
         self.latest: Look | None = None
         self.seen_s: float | None = None  # of the newest frame that was glimpsed, or passed over after an early exit
         self.seen_wall_s = 0.0
+        self.seen_connection = 0
         self.drops = DropMeter(FEWEST_DROPS)
         self.smoother = Smoother(options.smooth)
         self.detectors = [EventDetector(rule) for rule in options.rules]
@@ -448,6 +449,7 @@ class LiveRun:
                     done.append(state)
         strand.since_begun += 1
         strand.seen_s, strand.seen_wall_s = frame.captured_s, frame.wall_s
+        strand.seen_connection = prepared.connection
         latency_ms = (time.monotonic() - frame.captured_s) * 1e3
         if stepped:
             strand.latency.add(latency_ms)
@@ -602,7 +604,7 @@ class LiveRun:
         if strand.seen_s is None:
             return False
         capture = strand.capture
-        if capture.state != "running" or capture.counters.connections != strand.connection:
+        if capture.state != "running" or capture.counters.connections != strand.seen_connection:
             return True
         return time.monotonic() - strand.seen_s > max(STALE_S, STALE_GLIMPSES / self.glimpse_fps)
 

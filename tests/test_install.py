@@ -45,8 +45,8 @@ SLOW_IN_TYPER = "pydantic"
 """What Typer imports for the options of a verb, but not for the list of verbs."""
 EXTRAS = {
     "torch", "torchvision", "hydra", "tensorboard", "matplotlib", "onnx", "onnxscript", "ml_dtypes", "cuda",
-    "tensorrt", "tensorrt_rtx", "PyNvVideoCodec", "starlette", "uvicorn", "multipart", "prometheus_client", "paho", "pygame",
-    "openvino", "pytest",
+    "tensorrt", "tensorrt_rtx", "PyNvVideoCodec", "starlette", "uvicorn", "multipart", "prometheus_client", "paho",
+    "pygame", "openvino", "pytest",
 }  # fmt: skip
 """What an environment without extras has not."""
 NEEDING_MORE = {

@@ -535,9 +535,9 @@ def test_what_was_seen_of_a_source_that_is_lost_is_stale_until_it_is_seen_again(
         assert not now()["stale"]
         stream.kill()
         until(lambda: now()["state"] == "lost")
+        assert now()["stale"]
+        until(lambda: now()["waiting"] == 0 and now()["last_seen_at"] == iso(kept.of(Look)[-1].frame.wall_s))
         lost = now()
-        assert lost["stale"]
-        assert lost["last_seen_at"] == iso(kept.of(Look)[-1].frame.wall_s)
         assert "last frame" in status_line(run.status())
         stream.restart()
         until(lambda: "reconnected" in kept.kinds())
