@@ -341,13 +341,13 @@ def _read_csv(path: Path, classes: Sequence[str] | None) -> Split:
         if not video or not label:
             raise DataError(f"{where}: a video and its class must be given")
         clip = near.find(video, where) or inside.find(video, where) or path.parent / video
-        seen.add(clip, [class_name(label)], where)
         found.append((video, clip, class_name(label), number, source))
     names = tuple(classes) if classes is not None else tuple(sorted({label for _, _, label, _, _ in found}))
     examples = []
     for video, clip, label, number, source in found:
         if label not in names:
             raise DataError(f"{path}, line {number}: {label!r} is none of the classes ({_some(names)})")
+        seen.add(clip, [label], f"{path}, line {number}")
         examples.append(Example(video, clip, (names.index(label),), source=source))
     return _split(examples, names, str(path), notes=seen.notes(path))
 
