@@ -111,7 +111,7 @@ def main() -> None:
         name = RESULTS / f"front-{model}"
         edge("benchmark", bundle, "--data", reporting, "--checkpoint", checkpoint, "--rounds", options.rounds,
              "--peer-checkpoint", options.out / model / "0" / LAST, "-o", name.with_suffix(".json"),
-             "--markdown", name.with_suffix(".md"), "--plot", name.with_suffix(".png"))  # fmt: skip
+             "-o", name.with_suffix(".md"), "--plot", name.with_suffix(".png"))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ NEEDING_MORE = {
     "build -o built": "tensorrt",
     "build -o built --library tensorrt-rtx": "tensorrt-rtx",
     "benchmark --data FIGHTS --quick --plot front.png": "plot",
-    "benchmark --data FIGHTS --quick --html page.html": "plot",
+    "benchmark --data FIGHTS --quick -o page.html": "plot",
     "serve": "serve",
     "classify CLIP --mqtt mqtt://127.0.0.1/site": "mqtt",
     "classify CLIP --show": "show",
