@@ -11,12 +11,14 @@ BLANK = "***"
 """Stands for what is not shown."""
 LONGEST_ADDRESS = 2048
 """Characters; of a longer one no more than the scheme is shown."""
-SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+LONGEST_TEXT = 65_536
+"""Characters of a message; of a longer one, such as an error that quotes a damaged list, the middle is left out."""
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,31}://")
 IN_TEXT = re.compile(
-    r"(?i)(?:[a-z][a-z0-9+.-]+:/|(?:https?|rtsps?|rtmp\w*|srt|udp|rtp|tcp|ftps?|sftp|mms\w?|wss?|mqtts?):)/[^\s\"<>]*"
+    r"(?i)(?:[a-z][a-z0-9+.-]{1,31}:/|(?:https?|rtsps?|rtmp\w*|srt|udp|rtp|tcp|ftps?|sftp|mms\w?|wss?|mqtts?):)/[^\s\"<>]*"
 )
 """An address within a message; with a single slash too, as ``pathlib`` writes it."""
-AFTER_TEXT = re.compile(r"[:,.;)\]']*$")
+AFTER_TEXT = ":,.;)]'"
 """What stands behind an address in a message, and hardly at the end of one."""
 
 FILE_SUFFIXES = frozenset(
@@ -223,6 +225,8 @@ def without_password(address: str) -> str:
     starts = [match.start() for match in SCHEME.finditer(address)]
     if not starts:
         return address
+    if len(address) > LONGEST_ADDRESS:
+        return f"{address[: address.index('://', starts[0])]}://{BLANK}"
     shown, begin = address[: starts[0]], starts[0]
     for following in starts[1:]:
         if _is_whole(address[begin:following]):  # it holds a second one; else a password holds "://"
@@ -251,8 +255,6 @@ def _one_shown(address: str) -> str:
     scheme, _, rest = address.partition("://")
     if scheme.lower() == "file":
         return address
-    if len(address) > LONGEST_ADDRESS:
-        return f"{scheme}://{BLANK}"
     rest = _without_values(rest)  # first: a password in a query may hold an "@", too
     start = _host_start(rest)
     host = _authority(rest[start:])
@@ -280,6 +282,9 @@ def conceal(text: str, *known: str) -> str:
         known: what may be quoted in it, such as the arguments of the command: addresses may hold spaces, so that where
             they end is not seen in a message.
     """
+    if len(text) > LONGEST_TEXT:
+        # The end goes on behind a space, for what stands there may be the end of an address.
+        text = f"{text[: LONGEST_TEXT // 2]} [...] {text[-LONGEST_TEXT // 2 :].partition(' ')[2]}"
     for given in known:
         if (scheme := SCHEME.search(given)) is not None:
             address = given[scheme.start() :]
@@ -289,8 +294,7 @@ def conceal(text: str, *known: str) -> str:
 
 
 def _shown_in_text(found: str) -> str:
-    after = AFTER_TEXT.search(found)
-    address = found[: after.start()] if after else found
+    address = found.rstrip(AFTER_TEXT)
     scheme, slashes, rest = re.split(r"(:/+)", address, maxsplit=1) if ":/" in address else (address, "", "")
     shown = without_password(f"{scheme}://{rest}").partition("://")[2] if slashes else ""
     return f"{scheme}{slashes}{shown}{found[len(address) :]}"

@@ -406,3 +406,32 @@ def test_errors_of_other_libraries_are_shown_without_secrets(monkeypatch: pytest
         VideoFile(f"http://u:{SECRET}@h/a.mp4")
     assert SECRET not in str(told.value)
     assert "bad port" in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 1_000_000,
+        ":" * 1_000_000,
+        "rtsp://" + ":" * 1_000_000,
+        "a://" * 250_000,
+        "rtsp://u:p@" * 100_000,
+        "x?a=" * 250_000,
+        "http://h/?" + "k=v&" * 250_000,
+        ("http://h/" + "a_b=" * 400 + " ") * 600,
+    ],
+    ids=range(8),
+)
+def test_texts_of_any_length_are_read_in_no_time(text: str) -> None:
+    """Regular expressions that look back took minutes or days for these."""
+    message = f"list.txt, line 1: {text!r} is not `path frames class`"
+    assert conceal(message).endswith("is not `path frames class`")
+    assert len(conceal(message)) <= len(message)
+    without_password(text)
+
+
+def test_a_long_message_shows_no_end_of_an_address() -> None:
+    shown = conceal("cannot open " + "x" * 70_000 + " rtsp://u:" + "secret" * 20_000 + "@host/live in the list")
+    assert "secret" not in shown
+    assert shown.startswith("cannot open x")
+    assert shown.endswith("in the list")
