@@ -33,8 +33,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     (folder / "frames").mkdir()
     (folder / "classInd.txt").write_text("\n".join(CLASSES) + "\n")
-    for name in ("train", "val"):
-        (folder / f"custom_{name}_split.txt").write_text("a,16,0\nb,16,1\n")
+    (folder / "custom_train_split.txt").write_text("a,16,0\nb,16,1\n")
+    (folder / "custom_val_split.txt").write_text("c,16,0\nd,16,1\n")
     return folder
 
 
