@@ -8,6 +8,7 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
@@ -67,7 +68,7 @@ READ_TIMEOUT_S = 20.0
 def orientation(frame: VideoFrame) -> tuple[bool, int, int]:
     """Return how a decoded frame's display matrix turns it: whether rows become columns, then a step per axis.
 
-    A step of -1 turns the rows, or the columns, of what is shown round. So ``pixels.transpose(1, 0, 2)``, if asked for,
+    A step of -1 reverses the rows, or the columns, of what is shown. So ``pixels.transpose(1, 0, 2)``, if asked for,
     and ``[::rows, ::columns]`` give the eight ways of turning and mirroring that cameras write. Any other angle is
     taken for the nearest of them.
 
@@ -188,6 +189,9 @@ class VideoFile:
         rate = stream.average_rate or stream.guessed_rate
         self.fps = float(rate) if rate else 0.0
         self._timeline = self._read_timeline(container, stream)
+        clock = self._timeline.clock
+        if self._timeline.in_fields and clock is not None and len(clock) > 1:  # containers may give the rate of fields
+            self.fps = float((len(clock) - 1) / ((clock[-1] - clock[0]) * self._time_base))
 
     def _last_frame_s(self) -> float:
         """How long the last frame is shown: as the file says, or as at its mean rate."""
@@ -336,7 +340,9 @@ class VideoFile:
             self._check_whole(container, stream)
         fields = FieldPairs(stream.codec_context)
         indexed = None if fields.possible else self._timeline_of_index(stream)
-        return indexed or self._timeline_of_packets(container, stream, fields)
+        timeline = indexed or self._timeline_of_packets(container, stream, fields)
+        # The length of a packet is that of a field then.
+        return replace(timeline, in_fields=True, last_ticks=None) if fields.found else timeline
 
     def _check_whole(self, container: InputContainer, stream: VideoStream) -> None:
         """Refuse a file that ends before the last frame its index lists, or before the end that its head gives."""
@@ -397,8 +403,6 @@ class VideoFile:
                     lasting[time] = packet.duration or 0
         except av.error.FFmpegError as error:
             raise self._broken(error) from None
-        if fields.found and times:
-            self._count_frames_not_fields(times)
         if untimed:  # a bare stream of H.264 or HEVC
             return self._count(has_times=False)
         if not times:
@@ -421,8 +425,7 @@ class VideoFile:
         last = lasting[shown[-1]]
         if stream.frames and stream.duration:  # MP4: its packets last as long as decoding waits, not as they are shown
             last = (stream.start_time or 0) + stream.duration - shown[-1]
-        known = last > 0 and not fields.found
-        return Timeline(shown, keys, one_clock, last_ticks=last if known else None, in_fields=fields.found)
+        return Timeline(shown, keys, one_clock, last_ticks=last if last > 0 else None)
 
     def _check_duration(self, container: InputContainer, times: list[int], lasting: dict[int, int]) -> None:
         """Refuse a Matroska file of a server that ends long before the duration in its head."""
@@ -434,12 +437,6 @@ class VideoFile:
         found_s = float((max(times) + longest) * self._time_base)
         if found_s + 0.25 < promised_s * SHORTEST_SHARE:
             raise SourceError(f"{self.name}: cut short: {found_s:.1f} of its {promised_s:.1f} s are there")
-
-    def _count_frames_not_fields(self, times: list[int]) -> None:
-        """Take the frame rate from the frames: containers may give that of the fields."""
-        gaps = np.diff(np.unique(np.array(times, np.int64)))
-        if len(gaps):
-            self.fps = float(1 / (Fraction(int(gaps.sum()), len(gaps)) * self._time_base))
 
     def _longest_gap(self, container: InputContainer) -> float:
         """How many ticks two frames may be apart on one clock."""

@@ -9,7 +9,7 @@ from adafocus_edge.fields import FieldPairs
 from adafocus_edge.video import VideoFile
 from tests.conftest import edge
 from tests.streams import need
-from tests.videos import encode, ffmpeg_frames, ffprobe, mux_fields
+from tests.videos import encode, ffmpeg, ffmpeg_frames, ffprobe, mux_fields
 
 PATTERNS = {
     "top first": "tb" * 20,
@@ -49,6 +49,20 @@ def test_times_are_those_of_frames(suffix, tmp_path):
     assert [video.time_s(n) for n in range(20)] == pytest.approx([time - times[0] for time in times], abs=2e-3)
     assert video.fps == pytest.approx(25)
     assert video.duration_s == pytest.approx(20 / 25, abs=2e-3)
+
+
+def test_joined_recordings_in_fields(tmp_path):
+    part = mux_fields(tmp_path / "fields.ts", "TB" * 20)
+    later = tmp_path / "later.ts"
+    ffmpeg("-i", part, "-c", "copy", "-output_ts_offset", 500, later)
+    path = tmp_path / "joined.ts"
+    for order in ((later, part), (part, later), (part, part)):
+        path.write_bytes(b"".join(each.read_bytes() for each in order))
+        assert len(ffmpeg_frames(path)) == 40
+        video = VideoFile(str(path))
+        assert video.frame_count == 40
+        assert video.fps == pytest.approx(25, rel=0.01)
+        assert video.duration_s == pytest.approx(1.6, abs=0.05)
 
 
 def test_the_stream_of_a_broadcaster_without_a_container(tmp_path):
