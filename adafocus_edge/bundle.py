@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
-from unicodedata import normalize
 
 import msgspec
 
@@ -363,7 +362,7 @@ def _class_lines(path: Path) -> tuple[str, ...]:
 
 def same_classes(own: Sequence[str], given: Sequence[str]) -> bool:
     """Whether two lists of class names say the same in the same order; ways to encode one letter do not count."""
-    return [normalize("NFC", name) for name in own] == [normalize("NFC", name) for name in given]
+    return [*map(class_name, own)] == [*map(class_name, given)]
 
 
 def first_difference(own: Sequence[str], given: Sequence[str]) -> str:

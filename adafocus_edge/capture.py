@@ -18,7 +18,7 @@ from adafocus_edge.addresses import conceal, encoding_hint
 from adafocus_edge.errors import AdaFocusError, BackendError, HasAnEndError, SourceError, UsageError
 from adafocus_edge.frames import ModelFrame
 from adafocus_edge.messages import LiveFrame, Notice, NoticeKind
-from adafocus_edge.preprocess import luminance, motion_indices, nearest_earlier, preprocess
+from adafocus_edge.preprocess import luminance, motion_indices, nearest_motion, preprocess
 from adafocus_edge.sources import SQUARE
 
 if TYPE_CHECKING:
@@ -394,9 +394,7 @@ class Capture:
         elif gap_s:
             kept = list(self._history)
             moments_s = [self._moment_s(each) for each in kept]
-            one = nearest_earlier(moments_s.__getitem__, len(kept) - 1, moments_s[-1] - gap_s)
-            two = nearest_earlier(moments_s.__getitem__, one, moments_s[-1] - 2 * gap_s)
-            parts = (kept[two], kept[one], frame)
+            parts = tuple(kept[part] for part in nearest_motion(moments_s.__getitem__, len(kept) - 1, gap_s))
         counters, waiting = self.counters, self._waiting
         counters.picked += 1
         with self._room:

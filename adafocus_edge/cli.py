@@ -244,8 +244,7 @@ def export_verb(
         made = exporter.export(checkpoint, output, options, progress)
     for warning in made.warnings:
         _say(f"warning: {warning}", quiet)
-    for note in made.notes:
-        _say(f"note: {note}", quiet)
+    _say_notes(made.notes, quiet)
     if as_json:
         told = {"warnings": made.warnings, "notes": made.notes}
         typer.echo(json.dumps({"bundle": str(output), **made.bundle.manifest.reports["parity"], **told}))
@@ -385,8 +384,7 @@ def evaluate(
     found, what = asked.bundle(model) if model.is_dir() else asked.checkpoint(model)
     for name, error in found.failed:
         _fail(f"left out: {name}: {error}", 1)
-    for note in found.notes:
-        _say(f"note: {note}", quiet)
+    _say_notes(found.notes, quiet)
     entry = {"model": str(model), "ran": what, **found.to_json()}
     with ExitStack() as stack:
         stack.callback(_print_evaluation, entry, as_json=as_json)  # whatever becomes of the files
@@ -471,8 +469,7 @@ class _Evaluating:
         training = reach("training.predict", "evaluate", "train")
         options = training.ModelOptions(patch_size=self.patch_size, num_segments=self.segments)
         loaded = training.load_predictor(path, options, self.patches, self.schedule, self.threads)
-        for note in loaded.notes:
-            _say(f"note: {note}", self.quiet)
+        _say_notes(loaded.notes, self.quiet)
         split = self._split(loaded.spec, loaded.classes)
         found = self._run(loaded.predict, loaded.spec, split, loaded.gflops_per_step, loaded.what)
         return found, loaded.what
@@ -598,8 +595,7 @@ def calibrate(
             options,
             lambda what, count, of: bars.update(task, description=what, completed=count, total=of or None),
         )
-    for note in done.notes:
-        _say(f"note: {note}", quiet)
+    _say_notes(done.notes, quiet)
     with ExitStack() as stack:
         stack.callback(_print_calibration, done, as_json=as_json)  # whatever becomes of the plot
         if plot is not None:
@@ -813,8 +809,7 @@ def benchmark(
         stack.callback(_print_benchmark, made, as_json=as_json)  # whatever becomes of the files
         files.write(made)
     if found is not None:
-        for note in found.notes:
-            _say(f"note: {note}", quiet)
+        _say_notes(found.notes, quiet)
         for sentence in found.worse:
             _fail(f"worse: {sentence}", 1)
         _say(f"compared {found.rows} rows with {compare}: {len(found.worse)} findings", quiet)
@@ -959,8 +954,7 @@ def tune(
     report = asked.run([found.path], grid, rounds, clips, seed)
     row = choose(report, demand)
     profile = profile_of(report, row, demand)
-    for note in profile.notes:
-        _say(f"note: {note}", quiet)
+    _say_notes(profile.notes, quiet)
 
     def store(manifest: Manifest) -> Manifest:
         check_free(manifest)  # as it is now: measuring took a while

@@ -159,21 +159,27 @@ def nearest_earlier(time_s: Callable[[int], float], start: int, target_s: float)
     return index
 
 
+def nearest_motion(time_s: Callable[[int], float], now: int, gap_s: float) -> tuple[int, int, int]:
+    """Return the frames that are nearest in time to two gaps and to one gap before frame ``now``, and it itself.
+
+    Args:
+        time_s: gives a frame's time; rises with its number, from 0.
+        now: the frame's number.
+        gap_s: see :class:`ModelSpec`.
+    """
+    one = nearest_earlier(time_s, now, time_s(now) - gap_s)
+    return nearest_earlier(time_s, one, time_s(now) - 2 * gap_s), one, now
+
+
 def motion_frame_indices(clip: Clip, index: int, gap_s: float) -> tuple[int, int, int]:
     """Return the frames that make up a motion frame of a clip: two gaps before, one gap before, and ``index`` itself.
 
     They are the nearest in time, as with cameras. At a constant rate, and where frames have no times,
     :func:`motion_indices` counts them.
     """
-    now_s = clip.time_s(index)
-    if clip.is_constant_rate or now_s is None:
+    if clip.is_constant_rate or clip.time_s(index) is None:
         return motion_indices(index, clip.fps, gap_s)
-
-    def time_s(number: int) -> float:
-        return clip.time_s(number) or 0.0
-
-    one = nearest_earlier(time_s, index, now_s - gap_s)
-    return nearest_earlier(time_s, one, now_s - 2 * gap_s), one, index
+    return nearest_motion(lambda number: clip.time_s(number) or 0.0, index, gap_s)
 
 
 def glimpse_frames(
@@ -293,10 +299,9 @@ class FrameMaker:
             before = f"the one before has {planes[-1][0]:g}; " if planes else ""
             raise FrameError(f"time_s {time_s:g}: {before}times rise (a new sequence takes a new FrameMaker)")
         planes.append((time_s, _plane(picture, spec)))
-        wanted = [time_s - gaps * spec.motion_gap_s for gaps in (2, 1, 0)]
         # The newest of those that are too old stays: no other may be nearer to the next picture's time.
-        while len(planes) > 1 and planes[1][0] <= wanted[0]:
+        while len(planes) > 1 and planes[1][0] <= time_s - 2 * spec.motion_gap_s:
             planes.pop(0)
         times_s = [kept_s for kept_s, _ in planes]
-        parts = [planes[nearest_earlier(times_s.__getitem__, len(planes) - 1, at)][1] for at in wanted]
-        return ModelFrame.of(np.stack(parts, axis=-1), spec)
+        parts = nearest_motion(times_s.__getitem__, len(planes) - 1, spec.motion_gap_s)
+        return ModelFrame.of(np.stack([planes[part][1] for part in parts], axis=-1), spec)
