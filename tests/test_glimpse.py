@@ -9,6 +9,7 @@ from adafocus_edge.backends.memory import Buffer, HostDevice
 from adafocus_edge.backends.ort import OrtSession
 from adafocus_edge.bundle import read_bundle
 from adafocus_edge.classify import Classifier
+from adafocus_edge.engines import PIXELS_FILE
 from adafocus_edge.errors import BackendError, UsageError
 from adafocus_edge.exits import ExitThresholds
 from adafocus_edge.glimpse import GlimpseStream, see_clip, softmax
@@ -100,6 +101,62 @@ def test_a_gpu_gives_what_the_cpu_gives(model, small_bundle):
                 assert np.abs(seen.logits - expected.logits).max() <= 2e-3
         made = on_gpu.glancer.run({"frame": FRAMES[:2]})["feature_map"]
         assert made.device.kind == "cuda"
+
+
+def test_rows_are_bound_where_kernels_can_read_them(model, small_bundle, monkeypatch):
+    """A row of `origin` is 8 bytes: rows after the first lie where a GPU's kernels fault ("misaligned address")."""
+    with bound_model(read_bundle(small_bundle), monkeypatch) as bound:
+        device = bound.resident.device
+        origins = np.float32([[0, 0], [1, 0.5], [0.25, 0.75]])
+        rows = device.store(origins)[1:]
+        assert rows.address % 256 == 8
+        found = bound.focuser.run({"frame": FRAMES[:2], "origin": rows})["focus"]
+        expected = model.focuser.run({"frame": FRAMES[:2], "origin": origins[1:]})["focus"]
+        assert np.abs(np.asarray(found) - expected).max() <= 1e-4
+        program = bound.resident.programs["focuser"]
+        tensors = {"frame": device.store(FRAMES[:2]), "origin": rows, "focus": found}
+        with pytest.raises(BackendError, match="origin: address .* is not a multiple of 256 bytes: copy the rows"):
+            program.bind(tensors, fixed=False)
+
+
+def test_each_shape_has_a_session_of_its_own(small_bundle, monkeypatch):
+    """ONNX Runtime's convolutions keep one plan: a second shape in a session would take the first one's away."""
+    opened = []
+    make_session = ort.make_session
+
+    def counted(path, *arguments, **more):
+        opened.append(path.stem)
+        return make_session(path, *arguments, **more)
+
+    monkeypatch.setattr(ort, "make_session", counted)
+    with bound_model(read_bundle(small_bundle), monkeypatch) as bound:
+        assert sorted(opened) == sorted([*GRAPHS, "pixels", "step"])
+        list(see_clip(bound, FRAMES[:4]))
+        assert opened.count("glancer") == opened.count("policy") == 1  # the one that told the shapes is used
+        list(see_clip(bound, FRAMES[:6]))
+        assert (opened.count("glancer"), opened.count("policy")) == (2, 1)  # the policy steps with one row always
+        GlimpseStream(bound, 6).see(FRAMES[:6])
+        GlimpseStream(bound, 6).see(FRAMES[:6])
+        assert opened.count("step") == 1
+        GlimpseStream(bound, 2).see(FRAMES[:2])
+        assert opened.count("step") == 2
+        bound.glancer.run({"frame": FRAMES[:4]})
+        assert opened.count("glancer") == 2
+
+
+@pytest.mark.parametrize(("release", "captured"), [("1.30.2", False), ("1.31.1", True), ("2.0.0", True)])
+def test_cuda_graphs_are_captured_where_replays_are_safe(release, captured, monkeypatch):
+    asked = []
+
+    def on_gpu(path, providers, threads):
+        asked.append(providers[0][1])
+        return ort.make_session(path, ["CPUExecutionProvider"], threads), True
+
+    monkeypatch.setattr(ort, "_on_gpu", on_gpu)
+    monkeypatch.setattr(ort.ort, "__version__", release)
+    ort.OrtProgram(PIXELS_FILE, StreamedHost(), conv_search="exhaustive")
+    assert asked[0].get("enable_cuda_graph") == ("1" if captured else None)
+    assert asked[0]["cudnn_conv_algo_search"] == "EXHAUSTIVE"
 
 
 def test_device_tensors_stay_where_they_are(small_bundle, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from adafocus_edge.backends import cuda
 from adafocus_edge.backends.load import load_model, open_programs
-from adafocus_edge.backends.memory import HostDevice
+from adafocus_edge.backends.memory import Buffer, HostDevice
 from adafocus_edge.backends.ort import OrtSession
 from adafocus_edge.backends.resident import AHEAD
 from adafocus_edge.bundle import read_bundle
@@ -290,6 +290,21 @@ def test_what_may_not_be_captured_is_refused():
     assert device.fetch(buffer).tolist() == [7, 7]  # recorded, not done
     replay()
     assert device.fetch(buffer).tolist() == [7, 0]
+
+
+def test_memory_that_nobody_wrote_is_poison_and_what_lies_beside_it_is_fenced():
+    device = HostDevice()
+    one, other = device.empty((2, 3), "f4"), device.empty((5,), "i8")
+    assert np.isnan(device.fetch(one)).all()
+    assert (device.fetch(other) == -1).all()
+    beyond = Buffer(device, one.address, (4, 3), np.dtype("f4"), one.owner)
+    assert np.isnan(device.fetch(beyond)).all()  # reading outside of a tensor gives no plausible number
+    device.finish()
+    device.zero(one)
+    device.finish()
+    device.zero(beyond)
+    with pytest.raises(BackendError, match="something was written outside of a tensor"):
+        device.finish()
 
 
 # -- many streams -----------------------------------------------------------------------------------------------------

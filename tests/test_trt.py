@@ -103,13 +103,13 @@ def test_streams_beyond_what_engines_take_are_told_before_they_come(small_bundle
         assert Lanes(model, 8).join() == 0
 
 
-def test_an_address_that_tensorrt_does_not_take_is_refused(small_bundle, folder, library):
+def test_an_address_that_kernels_do_not_take_is_refused(small_bundle, folder, library):
     with opened(small_bundle, folder, library) as model:
         feature_map = model.glancer.run({"frame": FRAMES[:2]})["feature_map"]
         device, program = model.resident.device, model.resident.programs["policy"]
         state, action = device.empty((2, SMALL.policy_state), "f4"), device.empty((3,), "i8")[1:]
         tensors = {"feature_map": feature_map, "policy_state": state, "action": action}
-        with pytest.raises(BackendError, match="an address that TensorRT does not take"):
+        with pytest.raises(BackendError, match="is not a multiple of 256 bytes"):
             program.bind(tensors, fixed=False)
 
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafocus_edge.backends.base import LoadedModel, Program, Session
+from adafocus_edge.backends.base import CONV_SEARCH, ConvSearch, LoadedModel, Program, Session
 from adafocus_edge.bundle import check_graph_files, check_unchanged, describe_tensors
 from adafocus_edge.engines import ENGINES, PIXELS_FILE, PIXELS_GRAPH, find_engines, variant_hash
 from adafocus_edge.errors import BackendError, BundleError, UsageError
@@ -29,7 +29,14 @@ RUNTIME_CACHE = "runtime.cache"
 """Beside engines: kernels that TensorRT-RTX compiled on this device."""
 
 
-def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", threads: int | None = None) -> LoadedModel:
+def load_model(
+    bundle: Bundle,
+    variant: str = "auto",
+    backend: str = "auto",
+    threads: int | None = None,
+    *,
+    conv_search: ConvSearch = CONV_SEARCH,
+) -> LoadedModel:
     """Load a bundle's variant on a backend.
 
     Args:
@@ -38,6 +45,8 @@ def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", thr
         backend: one of :data:`BACKENDS`, or ``auto``: on a usable NVIDIA GPU TensorRT if engines of the variant were
             built for it, else ONNX Runtime; without one, the CPU.
         threads: for computing on the CPU; None for as many as there are usable cores.
+        conv_search: how ONNX Runtime on a GPU picks convolution algorithms: ``heuristic`` starts fast, ``exhaustive``
+            times every algorithm first.
 
     Raises:
         UsageError: an unknown variant or backend.
@@ -51,7 +60,7 @@ def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", thr
             for name in ON_GPU:
                 # A GPU that looks usable may still refuse, with a driver older than the CUDA libraries, say.
                 with suppress(BackendError, BundleError):
-                    return load_model(bundle, variant, name, threads)
+                    return load_model(bundle, variant, name, threads, conv_search=conv_search)
         backend = "onnxruntime-cpu"
     elif backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r}; known: auto, {', '.join(BACKENDS)}")
@@ -68,7 +77,7 @@ def load_model(bundle: Bundle, variant: str = "auto", backend: str = "auto", thr
         model = opened.enter_context(
             open_graphs(
                 bundle.model, lambda graph: bundle.graph_path(variant, graph), variant, backend, threads,
-                step=STEP_GRAPH in graphs, kept=kept,
+                step=STEP_GRAPH in graphs, kept=kept, conv_search=conv_search,
             )
         )  # fmt: skip
         check_graph_files(bundle, variant)  # what was loaded is what was hashed
@@ -97,6 +106,7 @@ def open_graphs(
     *,
     step: bool = False,
     kept: Path | None = None,
+    conv_search: ConvSearch = CONV_SEARCH,
 ) -> LoadedModel:
     """Open graph files with ONNX Runtime on a backend that can run here, and check them against the contract.
 
@@ -108,6 +118,7 @@ def open_graphs(
         threads: see :func:`load_model`.
         step: whether there is a joined step, which a GPU then runs.
         kept: folder for what ONNX Runtime's TensorRT provider builds.
+        conv_search: see :func:`load_model`.
 
     Raises ``BackendError``.
     """
@@ -131,8 +142,11 @@ def open_graphs(
     device = CudaDevice()
 
     def opener(graph: str) -> Program:
-        path = PIXELS_FILE if graph == PIXELS_GRAPH else path_of(graph)
-        return ort.OrtProgram(path, device, threads, kept if graph in GRAPHS else None)
+        if graph == PIXELS_GRAPH:
+            return ort.OrtProgram(PIXELS_FILE, device, threads, any_shape=True)
+        return ort.OrtProgram(
+            path_of(graph), device, threads, kept if graph in GRAPHS else None, conv_search=conv_search
+        )
 
     graphs = (*GRAPHS, STEP_GRAPH) if step and kept is None else GRAPHS
     return open_programs(spec, (*graphs, PIXELS_GRAPH), opener, path_of, device, backend=backend, variant=variant)

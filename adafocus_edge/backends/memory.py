@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 Work = Callable[[], None]
 ALIGNMENT = 256
-"""Bytes that every tensor's address is a multiple of, as CUDA's allocator gives them and TensorRT wants them."""
+"""Every bound tensor's address is a multiple of this many bytes: CUDA's allocator keeps to it, TensorRT requires it, and
+vectorised kernels fault ("misaligned address") without it."""
+POISON = 0xFF
+"""Value of every byte that nobody wrote: NaN in floating point, -1 in signed integers."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,11 @@ class Buffer:
         """How much memory it covers."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def is_aligned(self) -> bool:
+        """Whether a program may be bound to it: its address is a multiple of :data:`ALIGNMENT`."""
+        return self.address % ALIGNMENT == 0
+
     def __getitem__(self, rows: slice) -> Buffer:
         start, stop, step = rows.indices(self.shape[0])
         if step != 1:
@@ -57,6 +66,25 @@ class Buffer:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         del copy  # bringing it to the host is a copy
         return np.asarray(self.device.fetch(self), dtype=dtype)
+
+
+def check_alignment(tensors: Mapping[str, Buffer]) -> None:
+    """Raise ``BackendError`` if a tensor cannot be bound where it lies. Every backend calls this before it binds."""
+    for name, tensor in tensors.items():
+        if not tensor.is_aligned:
+            raise BackendError(
+                f"{name}: address {tensor.address:#x} is not a multiple of {ALIGNMENT} bytes: copy the rows to a "
+                "tensor of their own before they are bound"
+            )
+
+
+def aligned(tensor: Buffer) -> Buffer:
+    """Return the tensor if a program may be bound to it, else queue a copy of it and return that."""
+    if tensor.is_aligned:
+        return tensor
+    made = tensor.device.empty(tensor.shape, tensor.dtype)
+    tensor.device.copy(made, tensor)
+    return made
 
 
 class Device(Protocol):
@@ -146,7 +174,8 @@ class HostDevice:
     """The CPU as a device: its memory is the host's, and queued work is done at once.
 
     It keeps the rules of a GPU, so that what runs here obeys them there: tensors are reached by address, and what is
-    captured is recorded, not done, and may neither allocate nor wait.
+    captured is recorded, not done, and may neither allocate nor wait. It is stricter in one way: memory that nobody wrote
+    is :data:`POISON`, and so are :data:`ALIGNMENT` bytes on either side of each tensor, which nobody may write.
     """
 
     kind = "cpu"
@@ -155,15 +184,15 @@ class HostDevice:
         self._turn = Turn()
         self._recorded: list[Work] | None = None
         self._closed = False
+        self._allocated: weakref.WeakSet[_Fenced] = weakref.WeakSet()
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
         """Allocate a tensor."""
         self._not_captured("allocating")
         kind = np.dtype(dtype)
-        size = math.prod(shape) * kind.itemsize
-        raw = np.empty(size + ALIGNMENT, np.uint8)
-        address = -(-raw.ctypes.data // ALIGNMENT) * ALIGNMENT
-        return Buffer(self, address, tuple(shape), kind, raw)
+        memory = _Fenced(math.prod(shape) * kind.itemsize)
+        self._allocated.add(memory)
+        return Buffer(self, memory.address, tuple(shape), kind, memory)
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """Allocate an array."""
@@ -237,8 +266,10 @@ class HostDevice:
         return _view(source).copy()
 
     def finish(self) -> None:
-        """Nothing is ever left to do."""
+        """Nothing is left to do; raise ``BackendError`` if something was written outside of a tensor."""
         self._not_captured("waiting")
+        for memory in list(self._allocated):
+            memory.check()
 
     def use(self) -> Any:
         """Refuse a second thread."""
@@ -253,6 +284,27 @@ class HostDevice:
             raise BackendError("the device is closed")
         if self._recorded is not None:
             raise BackendError(f"{what} cannot be captured")
+
+
+class _Fenced:
+    """Memory of one tensor with a fence of poison on either side.
+
+    Args:
+        size: bytes between the fences.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._raw = np.full(size + 3 * ALIGNMENT, POISON, np.uint8)
+        first = -(-self._raw.ctypes.data // ALIGNMENT) * ALIGNMENT + ALIGNMENT
+        self.address = first
+        self._begin = first - self._raw.ctypes.data
+        self._end = self._begin + size
+
+    def check(self) -> None:
+        """Raise ``BackendError`` if a fence was written to."""
+        for fence in (self._raw[self._begin - ALIGNMENT : self._begin], self._raw[self._end : self._end + ALIGNMENT]):
+            if not (fence == POISON).all():
+                raise BackendError(f"something was written outside of a tensor at {self.address:#x}")
 
 
 def _view(buffer: Buffer) -> NDArray[Any]:

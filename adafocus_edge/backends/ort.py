@@ -15,21 +15,29 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
+from adafocus_edge.backends.base import CONV_SEARCH
+from adafocus_edge.backends.memory import check_alignment
 from adafocus_edge.backends.nvinfer import find_library
 from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import BackendError
 from adafocus_edge.types import TensorSpec
 
 if TYPE_CHECKING:
+    from adafocus_edge.backends.base import ConvSearch
     from adafocus_edge.backends.cuda import CudaDevice
     from adafocus_edge.backends.memory import Buffer, Work
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
+Shapes = tuple[tuple[int, ...], ...]
+"""Of a graph's inputs, in their order."""
 NUMPY_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
 """ONNX Runtime's names for the types of the contract."""
-ERROR = 3
-"""Severity from which ONNX Runtime writes to stderr itself; warnings about providers are told by us."""
+FATAL = 4
+"""Severity from which ONNX Runtime writes to stderr itself: whatever is less is raised as well, and reported by us."""
+CAPTURE_SAFE = (1, 31)
+"""First release of ONNX Runtime whose CUDA kernels keep what a captured graph reads: before that, replays of Concat,
+Split and GatherND read host memory that was freed (microsoft/onnxruntime pull requests 32120 and 32121)."""
 
 
 class OrtSession:
@@ -72,59 +80,85 @@ class OrtSession:
 class OrtProgram:
     """One graph on an NVIDIA GPU, on tensors that stay there and in the order of the device's queue.
 
+    Each input shape has an ONNX Runtime session of its own. The provider's convolutions keep one cuDNN plan per node: in
+    a shared session a second shape replaces the plan of the first, whose algorithms are then searched for again at every
+    change of shape, and whose captured CUDA graph would launch kernels of a plan that is gone. The price is one copy of
+    the weights per shape.
+
     Args:
         path: of the graph.
         device: whose stream it computes on.
         threads: for what falls to the CPU.
         tensorrt: folder for the engines that ONNX Runtime's TensorRT provider builds, or None for its CUDA provider.
+        conv_search: how convolution algorithms are chosen.
+        any_shape: run every shape in one session and capture nothing: for a graph without convolutions, whose shapes are
+            many.
     """
 
     capturable = False  # by us: ONNX Runtime captures its own CUDA graphs
     largest_batch = None
 
     def __init__(
-        self, path: Path, device: CudaDevice, threads: int | None = None, tensorrt: Path | None = None
+        self,
+        path: Path,
+        device: CudaDevice,
+        threads: int | None = None,
+        tensorrt: Path | None = None,
+        *,
+        conv_search: ConvSearch = CONV_SEARCH,
+        any_shape: bool = False,
     ) -> None:
-        # TF32 would round FP32 convolutions to 10 bits; a reduced precision is a variant, never a surprise.
-        cuda = {"device_id": "0", "use_tf32": "0", "user_compute_stream": str(device.stream)}
-        providers: list[Any]
-        if tensorrt is not None:
-            # Its builder rounds FP32 to TF32 unless the whole process is told not to.
-            os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-            providers = [
-                (
-                    TENSORRT_PROVIDER,
-                    {"device_id": "0", "user_compute_stream": str(device.stream), **_kept_in(tensorrt)},
-                ),
-                (CUDA_PROVIDER, cuda),
-            ]
-        else:
-            providers = [(CUDA_PROVIDER, {**cuda, "enable_cuda_graph": "1"})]
-        self._session, self._captures = _on_gpu(path, providers, threads)
-        self.inputs = tensor_specs(self._session.get_inputs())
-        self.outputs = tensor_specs(self._session.get_outputs())
+        captures = tensorrt is None and not any_shape and release() >= CAPTURE_SAFE
+        providers = _providers(device, tensorrt, conv_search, captures=captures)
+        self._open = lambda: _on_gpu(path, providers, threads)
+        self._any_shape = any_shape
+        first = self._open()
+        self._unused: tuple[ort.InferenceSession, bool] | None = first
+        self._sessions: dict[Shapes, tuple[ort.InferenceSession, bool]] = {}
+        self.inputs = tensor_specs(first[0].get_inputs())
+        self.outputs = tensor_specs(first[0].get_outputs())
         self._fixed = 0
 
     def bind(self, tensors: Mapping[str, Buffer], *, fixed: bool) -> Work:
         """Return what queues the graph on tensors; see :class:`Program`."""
+        session, captures = self._session(tensors)
         options = ort.RunOptions()
         # The queue keeps the order: nobody waits before results are asked for.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if self._captures:
+        if captures:
             # A CUDA graph of its own for tensors that stay; none for those of one run.
             self._fixed += fixed
             options.add_run_config_entry("gpu_graph_id", str(self._fixed) if fixed else "-1")
-        return bound(self._session, self.inputs, tensors, options)
+        return bound(session, self.inputs, tensors, options)
+
+    def _session(self, tensors: Mapping[str, Buffer]) -> tuple[ort.InferenceSession, bool]:
+        """Return the session of these tensors' shapes, and whether it captures CUDA graphs."""
+        shapes: Shapes = () if self._any_shape else tuple(tensors[spec.name].shape for spec in self.inputs)
+        if shapes not in self._sessions:
+            self._sessions[shapes] = self._unused or self._open()
+            self._unused = None
+        return self._sessions[shapes]
 
     def close(self) -> None:
-        """Drop the session; ONNX Runtime frees it with its last reference."""
-        del self._session
+        """Drop the sessions; ONNX Runtime frees each with its last reference."""
+        self._unused = None
+        self._sessions.clear()
+
+
+def release() -> tuple[int, int]:
+    """Return ONNX Runtime's release as (major, minor)."""
+    major, minor = ort.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 def bound(
     session: ort.InferenceSession, inputs: Sequence[TensorSpec], tensors: Mapping[str, Buffer], options: ort.RunOptions
 ) -> Work:
-    """Bind a session's inputs and outputs to memory, and return what runs it there."""
+    """Bind a session's inputs and outputs to memory, and return what runs it there.
+
+    Raises ``BackendError`` for an address that kernels do not take.
+    """
+    check_alignment(tensors)
     binding = session.io_binding()
     names = {tensor.name for tensor in inputs}
     for name, tensor in tensors.items():
@@ -146,6 +180,26 @@ def failed(error: Exception) -> BackendError:
     return BackendError(f"ONNX Runtime failed while it ran a graph: {first_line(error)}")
 
 
+def _providers(
+    device: CudaDevice, tensorrt: Path | None, conv_search: ConvSearch, *, captures: bool
+) -> list[tuple[str, dict[str, str]]]:
+    """Return the execution providers of a session on a GPU, with their options."""
+    common = {"device_id": "0", "user_compute_stream": str(device.stream)}
+    cuda = {
+        **common,
+        # TF32 would round FP32 convolutions to 10 bits; a reduced precision is a variant, never a surprise.
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": conv_search.upper(),
+        # Sessions are many: growing by powers of two would double what each of them holds.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    if tensorrt is None:
+        return [(CUDA_PROVIDER, {**cuda, "enable_cuda_graph": "1"} if captures else cuda)]
+    # TensorRT's builder rounds FP32 to TF32 unless the whole process is told not to.
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    return [(TENSORRT_PROVIDER, {**common, **_kept_in(tensorrt)}), (CUDA_PROVIDER, cuda)]
+
+
 def _kept_in(folder: Path) -> dict[str, str]:
     """Return the TensorRT provider's options that keep what it builds, so that only the first start is slow."""
     return {
@@ -159,6 +213,7 @@ def _kept_in(folder: Path) -> dict[str, str]:
 def _on_gpu(path: Path, providers: list[Any], threads: int | None) -> tuple[ort.InferenceSession, bool]:
     """Make a session on a GPU, and say whether it captures CUDA graphs: where a node is left to the CPU, it cannot."""
     wanted = providers[0][0]
+    ort.set_default_logger_severity(FATAL)  # else it warns that CUDA is not one of its plugins at every session
     library_obstacle()  # loads CUDA from the pip packages
     if "enable_cuda_graph" in providers[0][1]:
         # ONNX Runtime refuses a graph of which it would run nodes on the CPU: that one runs without being captured.
@@ -166,8 +221,8 @@ def _on_gpu(path: Path, providers: list[Any], threads: int | None) -> tuple[ort.
             session = make_session(path, providers, threads)
             if session.get_providers()[0] == wanted:
                 return session, True
-        name, options = providers[0]
-        providers = [(name, {**options, "enable_cuda_graph": "0"})]
+        name, given = providers[0]
+        providers = [(name, {key: value for key, value in given.items() if key != "enable_cuda_graph"})]
     session = make_session(path, [*providers, "CPUExecutionProvider"], threads)
     if session.get_providers()[0] != wanted:
         raise BackendError(
@@ -199,7 +254,7 @@ def session_options(threads: int | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
     options.inter_op_num_threads = 1
-    options.log_severity_level = ERROR
+    options.log_severity_level = FATAL
     # Each session has threads of its own. Left spinning when a run ends, they would starve the next session's.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return options

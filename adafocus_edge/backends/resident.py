@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adafocus_edge.backends.base import LoadedModel, Program
-from adafocus_edge.backends.memory import Buffer
+from adafocus_edge.backends.memory import Buffer, aligned
 from adafocus_edge.errors import BackendError, BusyError
 from adafocus_edge.glimpse import Glimpse
 from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, TensorSpec, contract
@@ -46,7 +46,7 @@ class DeviceSession:
             tensors: dict[str, Buffer] = {}
             for spec in self.inputs:
                 feed = feeds[spec.name]
-                tensors[spec.name] = feed if isinstance(feed, Buffer) else device.store(_checked(feed, spec))
+                tensors[spec.name] = aligned(feed) if isinstance(feed, Buffer) else device.store(_checked(feed, spec))
             batch = tensors[self.inputs[0].name].shape[0]
             made = {spec.name: device.empty(shape_of(spec, batch), spec.dtype) for spec in self.outputs}
             self._program.bind({**tensors, **made}, fixed=False)()

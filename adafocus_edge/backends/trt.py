@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adafocus_edge.backends.memory import ALIGNMENT
+from adafocus_edge.backends.memory import check_alignment
 from adafocus_edge.backends.nvinfer import Library, complaints, telling
 from adafocus_edge.errors import BackendError
 from adafocus_edge.files import whole_file
@@ -107,10 +107,8 @@ class TrtProgram:
         else:
             context = self._contexts.get(shapes) or self._new_context(shapes)
             self._contexts[shapes] = context
+        check_alignment(tensors)
         addresses = [(name, tensor.address) for name, tensor in tensors.items()]
-        for name, address in addresses:
-            if address % ALIGNMENT:
-                raise BackendError(f"{self._path}: {name} lies at an address that TensorRT does not take")
 
         def run() -> None:
             for name, address in addresses:
