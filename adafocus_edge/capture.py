@@ -185,6 +185,7 @@ class Capture:
         on_frame: is handed each captured frame, in the capture thread.
         on_notice: is told what happens to the source, in the capture thread.
         feed: where frames come from instead, if they are pushed.
+        is_ready: whether the model is ready; frames that come before that are shown and not picked.
     """
 
     def __init__(
@@ -196,6 +197,7 @@ class Capture:
         on_frame: Callable[[LiveFrame], None] = lambda _: None,
         on_notice: Callable[[Notice], None] = lambda _: None,
         feed: Feed | None = None,
+        is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
         self.name = source.name
         self.counters = Counters()
@@ -212,6 +214,7 @@ class Capture:
         fast = self._file and not options.realtime
         self._drop: Drop = options.drop or ("never" if fast else "oldest")
         self._arrived, self._on_frame, self._on_notice = arrived, on_frame, on_notice
+        self._is_ready = is_ready
         self._history: deque[LiveFrame] = deque()
         self._waiting: deque[tuple[tuple[LiveFrame, ...], int]] = deque()
         self._room = threading.Condition()
@@ -265,7 +268,8 @@ class Capture:
         self.stop()
         deadline = time.monotonic() + within_s
         for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.ident is not None:  # it was started
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     # -- the capture thread -------------------------------------------------------------------------------------------
 
@@ -359,7 +363,7 @@ class Capture:
             constant_fps = fps if self._file and self._is_constant_rate else None
             self._remember(frame, constant_fps)
             self._on_frame(frame)
-            if due.is_now(index if self._file else None, fps, shown_s):
+            if due.is_now(index if self._file else None, fps, shown_s) and self._is_ready():
                 self._pick(frame, constant_fps, base_index)
 
     def _remember(self, frame: LiveFrame, fps: float | None) -> None:

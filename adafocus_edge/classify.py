@@ -10,17 +10,20 @@ import numpy as np
 
 from adafocus_edge.errors import SourceError, UsageError
 from adafocus_edge.exits import ExitThresholds, viewing_order
+from adafocus_edge.frames import blank_frame
 from adafocus_edge.glimpse import Glimpse, GlimpseStream, patch_of, see_clip, softmax
 from adafocus_edge.preprocess import sampled_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from adafocus_edge.backends.base import LoadedModel
     from adafocus_edge.sources import Clip, Source
 
+WARM_CLIPS = 2
+"""Blank clips that prepare a device: the first allocates, and the second may be captured."""
 Schedule = Literal["auto", "clip", "stream"]
 
 
@@ -154,6 +157,22 @@ class Classifier:
         self._stream: GlimpseStream | None = None
         self._decode_on_gpu = decode_on_gpu
 
+    def prepare(self, report: Callable[[str], None] = lambda _: None) -> None:
+        """Run blank clips where the model is kept on a device, so that no file waits for what its first run sets up.
+
+        Args:
+            report: is called with a line before that begins.
+
+        Raises ``BackendError`` if the device fails.
+        """
+        if self.model.resident is None:  # a first run on a CPU is no slower than the others
+            return
+        report("preparing the model ...")
+        blank = [blank_frame(self.model.spec)] * self.model.spec.segments
+        for _ in range(WARM_CLIPS):
+            for _ in self._glimpses(enumerate(blank)):
+                pass
+
     def classify(self, source: Source) -> tuple[Result, Clip]:
         """Open and classify a source that ends. Raises ``SourceError``."""
         started = time.perf_counter()
@@ -186,7 +205,7 @@ class Classifier:
             raise SourceError(f"{clip.name}: only video files are decoded on the GPU: leave out --decoder gpu")
         return decoded_frames(clip, self.model.resident)
 
-    def _glimpses(self, frames: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Glimpse, float]]:
+    def _glimpses(self, frames: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Glimpse, float]]:
         """Yield frame number, glimpse, and the seconds that the model took for it."""
         if self.schedule == "stream":
             self._stream = stream = self._stream or GlimpseStream(self.model)

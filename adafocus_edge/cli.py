@@ -24,6 +24,7 @@ import typer
 import typer.core
 
 from adafocus_edge import __version__
+from adafocus_edge.backends.base import CONV_SEARCH, ConvSearch
 from adafocus_edge.errors import (
     AdaFocusError,
     BundleError,
@@ -171,6 +172,13 @@ VideoTrack = Annotated[
     ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: usable cores]")]
+ConvSearchName = Annotated[
+    ConvSearch,
+    typer.Option(
+        "--conv-search",
+        help="Choose convolution algorithms of ONNX Runtime on a GPU by heuristics, or by timing them all at start-up.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
 Exit = Annotated[
@@ -1172,6 +1180,7 @@ def classify(
     ] = DecoderName.CPU,
     video_track: VideoTrack = None,
     threads: Threads = None,
+    conv_search: ConvSearchName = CONV_SEARCH,
     top_k: Annotated[int | None, typer.Option(min=1, help="Classes to list per clip. [default: 5]")] = None,
     exit_confidence: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Stop a clip once its best class is this sure.")
@@ -1230,7 +1239,7 @@ def classify(
     missing = _check_missing(sources, live if streamed else None, output, as_json=as_json, quiet=quiet)
     check_graph_files(found)
     with ExitStack() as stack:
-        model = stack.enter_context(load_model(found, variant, backend.value, threads))
+        model = stack.enter_context(load_model(found, variant, backend.value, threads, conv_search=conv_search))
         model = replace(model, spec=replace(model.spec, segments=asked.segments or model.spec.segments))
         if backend is BackendName.AUTO:
             _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
@@ -1255,7 +1264,9 @@ def classify(
             file = stack.enter_context(ResultFile(output)) if output is not None else None
             sink = _Sink(as_json, logits, file)
             files = [replace(s, live=False) for s in sources]
-            _run_files(files, missing, classifier(live=False), save_video, sink, quiet)
+            prepared = classifier(live=False)
+            prepared.prepare(lambda line: _say(line, quiet))
+            _run_files(files, missing, prepared, save_video, sink, quiet)
             failed = sink.failed
     if failed:
         raise typer.Exit(1)
@@ -1339,6 +1350,7 @@ def serve(
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
     video_track: VideoTrack = None,
     threads: Threads = None,
+    conv_search: ConvSearchName = CONV_SEARCH,
     top_k: Annotated[int | None, typer.Option(min=1, help="Classes to show. [default: 5]")] = None,
     exit_confidence: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Stop looking in a window once its best class is this sure.")
@@ -1379,7 +1391,7 @@ def serve(
     found.choose_variant(variant)
     _exits_asked(found, exit_set, exit_confidence, live=True)
     check_graph_files(found)
-    with load_model(found, variant, backend.value, threads) as model:
+    with load_model(found, variant, backend.value, threads, conv_search=conv_search) as model:
         _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         exits = _exits_asked(found, exit_set, exit_confidence, live=True)
         classifier = Classifier(model, found.classes, top_k=top, schedule="stream", exits=exits)

@@ -77,6 +77,11 @@ class FrameBuffer(Buffer):
         return cls(**values, fit=spec.fit, motion_gap_s=spec.motion_gap_s)
 
 
+def blank_frame(spec: ModelSpec) -> ModelFrame:
+    """Return a black model frame, uint8 [S, S, 3]: what a model is warmed up with."""
+    return ModelFrame.of(np.zeros((spec.frame_size, spec.frame_size, 3), np.uint8), spec)
+
+
 def check_frames(frames: Sequence[Any] | NDArray[np.uint8], spec: ModelSpec) -> None:
     """Check that a model can take frames, before one of them is misread.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from adafocus_edge.backends.memory import HostDevice
 from adafocus_edge.backends.resident import Resident, StepLoop
 from adafocus_edge.errors import BackendError, UsageError
-from adafocus_edge.frames import check_frames
+from adafocus_edge.frames import blank_frame, check_frames
 from adafocus_edge.glimpse import Glimpse
 from adafocus_edge.types import GRAPHS
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from adafocus_edge.backends.base import LoadedModel, Session
     from adafocus_edge.backends.memory import Buffer
+
+
+WARM_STEPS = 2
+"""Steps on each set of tensors that prepare a batch size: the first allocates, and the second may be captured."""
 
 
 class Lanes:
@@ -53,6 +57,23 @@ class Lanes:
     def streams(self) -> tuple[int, ...]:
         """Who is there."""
         return tuple(self._rows)
+
+    def prepare(self) -> Iterator[int]:
+        """Prepare every batch size that may be needed, largest first, so that no step later waits for it.
+
+        A size is prepared when the next one is asked for: report what is yielded, and stop asking to give up.
+
+        Yields:
+            each size, before it is prepared. Raises ``BackendError`` if the device fails or its memory is used up.
+        """
+        blank = blank_frame(self._resident.spec)
+        for size in self._sizes():
+            yield size
+            loop = self._loop_of(size)
+            for _ in range(2 * WARM_STEPS):  # two sets of tensors take turns
+                loop.submit([blank] * size)
+                loop.collect()
+            loop.reset()
 
     def join(self) -> int:
         """Let a stream in, at the beginning of a clip; return its number. Raises ``UsageError`` if there is no room."""
@@ -126,16 +147,24 @@ class Lanes:
         """Use the loop of the smallest batch that holds all streams, and hand their states over to it."""
         if not self._rows:
             return
-        size = min(1 << (len(self._rows) - 1).bit_length(), self._most)
+        size = next(size for size in reversed(self._sizes()) if size >= len(self._rows))
         before = self._loop
         if before is not None and before.clips == size:
             return
-        if size not in self._loops:
-            self._loops[size] = self._resident.steps(size)
-        self._loop = loop = self._loops[size]
+        self._loop = loop = self._loop_of(size)
         if before is not None:
             for row in range(min(len(self._rows), before.clips)):
                 before.move(row, loop, row)
+
+    def _sizes(self) -> list[int]:
+        """Return the batch sizes that there are, largest first."""
+        powers = (1 << power for power in range((self._most - 1).bit_length()))
+        return sorted({*powers, self._most}, reverse=True)
+
+    def _loop_of(self, size: int) -> StepLoop:
+        if size not in self._loops:
+            self._loops[size] = self._resident.steps(size)
+        return self._loops[size]
 
 
 class SharedLanes:
@@ -159,6 +188,15 @@ class SharedLanes:
     def streams(self) -> tuple[int, ...]:
         """Who is there."""
         return tuple(self._states)
+
+    def prepare(self) -> Iterator[int]:
+        """Take one step with a blank frame, so that the first real one does not wait for memory; see :class:`Lanes`."""
+        yield 1
+        stream = self.join()
+        try:
+            self.step({stream: blank_frame(self._model.spec)})
+        finally:
+            self.leave(stream)
 
     def join(self) -> int:
         """Let a stream in, at the beginning of a clip; return its number."""

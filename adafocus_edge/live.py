@@ -20,10 +20,11 @@ from adafocus_edge.addresses import conceal
 from adafocus_edge.capture import CameraOptions, CaptureOptions
 from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
 from adafocus_edge.events import EventRule
+from adafocus_edge.heap import limit_malloc_arenas
 from adafocus_edge.live_options import DEFAULT_GLIMPSE_FPS, FOREVER, LiveArguments
 from adafocus_edge.messages import Drops, Event, Listener, Look, Message, Notice, Window, to_line
 from adafocus_edge.report import console, print_result, printable
-from adafocus_edge.stream import LiveOptions, LiveRun, RunStatus, few_arenas
+from adafocus_edge.stream import LiveOptions, LiveRun, RunStatus
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +40,8 @@ MOST_WAITING = 1000
 """Results that may wait for a slow sink."""
 FRAMES_WAITING = 8
 """Frames of each source that may wait to be drawn on and recorded."""
+WARNED = ("lost", "stalled", "dropping")
+"""Kinds of notices that are warnings."""
 STATUS_S = 1.0
 """How often the status on a terminal is drawn anew."""
 
@@ -159,8 +162,8 @@ class NoticeTeller(Listener):
     def handle(self, message: Message) -> None:
         """Say one."""
         assert isinstance(message, (Notice, Drops))
-        level = {"failed": logging.ERROR, "lost": logging.WARNING, "dropping": logging.WARNING}.get(
-            message.kind, logging.INFO
+        level = (
+            logging.ERROR if message.kind == "failed" else logging.WARNING if message.kind in WARNED else logging.INFO
         )
         self._log.log(level, message.text)
 
@@ -380,12 +383,12 @@ def run_live(
     Raises:
         AdaFocusError: the options contradict each other, a sink cannot be opened, or the model failed.
     """
-    few_arenas()
+    limit_malloc_arenas()
     options = live_options(arguments, _solved_at(classifier), patient=len(sources) > 1)
     with ExitStack() as stack:
         log = stack.enter_context(run_log(arguments.log, printing.quiet, arguments.rotate_mb, arguments.keep))
         stop = stack.enter_context(told_to_stop())
-        run = LiveRun(classifier, sources, options)
+        run = LiveRun(classifier, sources, options, report=log.info)
         screen = None
         if show:
             from adafocus_edge.show import Screen
@@ -456,14 +459,14 @@ def serve_live(
     """
     from adafocus_edge.serve import Server
 
-    few_arenas()
+    limit_malloc_arenas()
     guests = options.most_cameras + options.most_uploads
     arguments = replace(arguments, realtime=True)
     live = live_options(arguments, _solved_at(classifier), patient=True, most_guests=guests)
     with ExitStack() as stack:
         log = stack.enter_context(run_log(arguments.log, quiet, arguments.rotate_mb, arguments.keep))
         stop = stack.enter_context(told_to_stop())
-        run = LiveRun(classifier, sources, live)
+        run = LiveRun(classifier, sources, live, report=log.info)
         sinks = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, Printing(quiet=quiet))
         with _told(run, sinks, log), Server(run, options, tell=log.warning) as server:
             log.info(f"serving {server.url} (Ctrl-C ends)")

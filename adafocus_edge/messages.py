@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from adafocus_edge.classify import Guess, Result, Step
 
-NoticeKind = Literal["connected", "lost", "reconnected", "changed", "ended", "failed"]
+NoticeKind = Literal["connected", "lost", "reconnected", "changed", "stalled", "resumed", "ended", "failed"]
 MOST_TOLD = 100
 PATIENCE_S = 0.2
 """How often one that waits for a full queue looks whether it should still."""
@@ -167,8 +167,8 @@ class Notice:
 
     Attributes:
         source: its name.
-        kind: what: connected, lost (to be tried again), reconnected, changed (its resolution), ended, or failed (given
-            up).
+        kind: connected, lost (to be tried again), reconnected, changed (its resolution), stalled (no glimpse for a
+            while), resumed (glimpsed again), ended, or failed (given up).
         text: one line for people, without any password.
         wall_s: when, in seconds since 1970.
     """

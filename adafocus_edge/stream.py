@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -13,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adafocus_edge.capture import CAPTURE_THREAD, Capture, CaptureOptions, Feed, Prepared
+from adafocus_edge.capture import Capture, CaptureOptions, Feed, Prepared
+from adafocus_edge.clip_job import ClipJob
 from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
 from adafocus_edge.events import EventDetector, EventRule, Smoother
 from adafocus_edge.glimpse import softmax
+from adafocus_edge.heap import trim
 from adafocus_edge.lanes import Lanes, SharedLanes
 from adafocus_edge.messages import (
     Drops,
@@ -31,9 +32,9 @@ from adafocus_edge.messages import (
     iso,
 )
 from adafocus_edge.meters import DropMeter, DropReport, LatencyMeter, RateMeter
-from adafocus_edge.preprocess import sampled_frames
 from adafocus_edge.sensors import SensorReader
 from adafocus_edge.sources import Source
+from adafocus_edge.watchdog import SILENT_S, Silence, Watchdog
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,9 +54,6 @@ CLOSE_S = 0.5
 """How long the end waits for sources; those that hang are left to their daemon threads."""
 TRIM_S = 60.0
 """How often memory that is free goes back to the system."""
-MOST_ARENAS = 2
-M_ARENA_MAX = -8
-"""Of glibc's ``mallopt``."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +92,6 @@ class RunStatus:
         return asdict(self)
 
 
-def few_arenas() -> None:
-    """Let all threads share few heaps: with one for each of a hundred threads, months of frames would fragment them."""
-    with suppress(OSError, AttributeError):  # no glibc
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, MOST_ARENAS)
-
-
-def _trim() -> None:
-    with suppress(OSError, AttributeError):  # no glibc
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 class _State:
     """One recurrent state: a window after another, T glimpses each."""
 
@@ -141,58 +128,6 @@ class _Strand:
         self.numbers: dict[EventDetector, int] = {}
 
 
-class _ClipJob:
-    """A file that is classified beside the live sources: its T frames, one lane, one result."""
-
-    def __init__(self, source: Source, classifier: Classifier, arrived: threading.Condition) -> None:
-        self.source = source
-        self.result: Future[Result] = Future()
-        self.started_s = time.monotonic()
-        self.lane: int | None = None
-        self.steps: list[Step] = []
-        self.model_s = 0.0
-        self.ready: tuple[int, float | None, NDArray[np.uint8]] | None = None
-        self.duration_s: float | None = None
-        self.cancelled = threading.Event()
-        self._classifier, self._arrived = classifier, arrived
-        self._thread = threading.Thread(target=self._read, name=f"{CAPTURE_THREAD} {source.name}", daemon=True)
-        self._thread.start()
-
-    def take(self) -> tuple[int, float | None, NDArray[np.uint8]] | None:
-        """Take the next frame: its number, time and pixels. Call it with ``arrived`` held."""
-        taken, self.ready = self.ready, None
-        if taken is not None:
-            self._arrived.notify_all()
-        return taken
-
-    def fail(self, error: AdaFocusError) -> None:
-        """Give no result but this."""
-        if not self.result.done():
-            with suppress(Exception):  # done meanwhile
-                self.result.set_exception(error)
-
-    def _read(self) -> None:
-        try:
-            clip = self.source.open_clip()
-            self.duration_s = clip.duration_s
-            for index, pixels in sampled_frames(clip, self._classifier.model.spec):
-                with self._arrived:
-                    while self.ready is not None and not self.cancelled.is_set():
-                        self._arrived.wait(WAIT_S)
-                    if self.cancelled.is_set():
-                        break
-                    self.ready = (index, clip.time_s(index), pixels)
-                    self._arrived.notify_all()
-        except AdaFocusError as error:
-            self.fail(error)
-        except Exception as error:  # whatever a strange file sets off
-            self.fail(SourceError(f"{self.source.name}: cannot be read (unexpected {type(error).__name__})"))
-        if self.cancelled.is_set():
-            self.fail(SourceError(f"{self.source.name}: given up"))
-        with self._arrived:
-            self._arrived.notify_all()
-
-
 class LiveRun:
     """Runs live sources through one model, side by side, and tells listeners what is seen.
 
@@ -204,6 +139,7 @@ class LiveRun:
         sources: with names that differ.
         options: how.
         listeners: who is told; closed by whoever made them.
+        report: is called with a line about each batch size that is prepared.
 
     Raises:
         UsageError: the options do not fit the model.
@@ -215,6 +151,7 @@ class LiveRun:
         sources: Sequence[Source],
         options: LiveOptions,
         listeners: Sequence[Hearer] = (),
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
         spec = classifier.model.spec
         if not 1 <= options.overlap <= spec.segments:
@@ -240,9 +177,13 @@ class LiveRun:
         self._listener_drops: dict[Listener, DropMeter] = {}
         self._arrived = threading.Condition()
         self._strands: dict[str, _Strand] = {}
-        self._jobs: list[_ClipJob] = []
+        self._jobs: list[ClipJob] = []
         self._events = 0
         self._sensors = SensorReader()
+        self._on_prepare = report
+        self._ready = threading.Event()
+        self._preparing = ""  # what is prepared at the moment, in words
+        self._step_began_s: float | None = None
         self._began_s = time.monotonic()
         self._beat_s = time.monotonic()
         self._running = False
@@ -289,7 +230,7 @@ class LiveRun:
         """
         with self._arrived:
             self._let_in()
-            job = _ClipJob(source, self._classifier, self._arrived)
+            job = ClipJob(source, self._classifier, self._arrived)
             if cancel is not None:
                 job.cancelled = cancel
             self._jobs.append(job)
@@ -313,7 +254,8 @@ class LiveRun:
         ]  # fmt: skip
         return RunStatus(
             round(now_s - self._began_s, 3), model, [self._source_status(s) for s in self._strands.values()], listeners,
-            asdict(self._sensors.read()), self._running, round(now_s - self._beat_s, 3) if self._running else 0.0,
+            asdict(self._sensors.read()), self._running,
+            round(now_s - self._beat_s, 3) if self._running and self._ready.is_set() else 0.0,
         )  # fmt: skip
 
     # -- the model's thread -------------------------------------------------------------------------------------------
@@ -321,20 +263,25 @@ class LiveRun:
     def run(self, stop: threading.Event, duration_s: float | None = None) -> None:
         """Run until told, until the time is over, or until every source has ended; then end all windows under way.
 
+        Sources are started once every batch size that they can need is prepared.
+
         Args:
             stop: set from elsewhere to end the run.
-            duration_s: how long to run, or None for no end.
+            duration_s: how long to run from then on, or None for no end.
 
         Raises:
             AdaFocusError: the model failed.
         """
-        until_s = float("inf") if duration_s is None else time.monotonic() + duration_s
         self._running, self._beat_s = True, time.monotonic()
-        for strand in self._strands.values():
-            if strand.kept:  # a guest may have come already, and has begun then
-                strand.capture.start()
+        watchdog = Watchdog(self._silent, self._tell)
         next_beat_s, next_trim_s = 0.0, time.monotonic() + TRIM_S
         try:
+            self._prepare(stop)
+            until_s = float("inf") if duration_s is None else time.monotonic() + duration_s
+            watchdog.start()
+            for strand in self._strands.values():
+                if strand.kept and not stop.is_set():  # a guest may have come already, and has begun then
+                    strand.capture.start()
             while not stop.is_set() and time.monotonic() < until_s:
                 seen, clips, over = self._gather(min(WAIT_S, until_s - time.monotonic()))
                 self._beat_s = time.monotonic()
@@ -352,11 +299,12 @@ class LiveRun:
                     self._watch_drops()
                 if self._beat_s >= next_trim_s:
                     next_trim_s = self._beat_s + TRIM_S
-                    _trim()
+                    trim()
                 if not self.options.most_guests and all(s.over for s in self._strands.values()):
                     break
         finally:
             self._running = False
+            watchdog.close()
             strands = list(self._strands.values())
             for strand in strands:
                 strand.capture.stop()
@@ -386,9 +334,32 @@ class LiveRun:
                 found[name] = SourceError(capture.text if capture.state == "lost" else f"{name}: no frame came")
         return found
 
-    def _gather(
-        self, wait_s: float
-    ) -> tuple[list[tuple[_Strand, Prepared]], list[tuple[_ClipJob, Any]], list[_Strand]]:
+    def _prepare(self, stop: threading.Event) -> None:
+        """Prepare all batch sizes, unless told to stop meanwhile."""
+        for size in self._lanes.prepare():
+            if stop.is_set():
+                break
+            self._preparing, self._beat_s = f"preparing batch {size}", time.monotonic()
+            if self._classifier.model.resident is not None:
+                self._on_prepare(f"{self._preparing} ...")
+        else:
+            self._ready.set()
+        self._preparing = ""
+
+    def _silent(self) -> Iterator[Silence]:
+        """Yield what the watchdog must know of each source that should be seen."""
+        began_s, now_s = self._step_began_s, time.monotonic()
+        step_s = 0.0 if began_s is None else now_s - began_s
+        for strand in list(self._strands.values()):
+            capture = strand.capture
+            if strand.kept and not strand.over and capture.state in ("connecting", "running"):
+                newest = capture.newest
+                yield Silence(
+                    capture.name, strand.glimpses, step_s, None if newest is None else now_s - newest.captured_s,
+                    capture.counters.damaged, max(SILENT_S, STALE_GLIMPSES / self.glimpse_fps),
+                )  # fmt: skip
+
+    def _gather(self, wait_s: float) -> tuple[list[tuple[_Strand, Prepared]], list[tuple[ClipJob, Any]], list[_Strand]]:
         """Take what is there, at most one frame of each source; wait for something if there is nothing."""
         deadline = time.monotonic() + wait_s
         with self._arrived:
@@ -403,7 +374,7 @@ class LiveRun:
                     return seen, clips, over
                 self._arrived.wait(left_s)
 
-    def _step(self, seen: list[tuple[_Strand, Prepared]], clips: list[tuple[_ClipJob, Any]]) -> None:
+    def _step(self, seen: list[tuple[_Strand, Prepared]], clips: list[tuple[ClipJob, Any]]) -> None:
         """Take one step with all that came."""
         frames: dict[int, NDArray[np.uint8]] = {}
         for strand, prepared in seen:
@@ -420,7 +391,9 @@ class LiveRun:
                 job.lane = self._lanes.join()
             frames[job.lane] = pixels
         before = time.perf_counter()
+        self._step_began_s = time.monotonic()
         glimpses = self._lanes.step(frames) if frames else {}
+        self._step_began_s = None
         model_s = time.perf_counter() - before
         for strand, prepared in seen:
             self._seen(strand, prepared, glimpses, model_s)
@@ -568,8 +541,9 @@ class LiveRun:
 
     def _strand(self, source: Source, feed: Feed | None, *, kept: bool) -> _Strand:
         capture = Capture(
-            source, self.spec, self.options.capture, self._arrived, on_frame=self._tell, on_notice=self._tell, feed=feed
-        )
+            source, self.spec, self.options.capture, self._arrived,
+            on_frame=self._tell, on_notice=self._tell, feed=feed, is_ready=self._ready.is_set,
+        )  # fmt: skip
         return _Strand(capture, self.options, kept=kept)
 
     def _admit(self) -> list[_Strand]:
@@ -619,7 +593,7 @@ class LiveRun:
             "name": capture.name,
             "kind": capture.kind,
             "state": capture.state,
-            "text": capture.text,
+            "text": capture.text or self._preparing,
             "width": counters.width,
             "height": counters.height,
             "frames": counters.frames,

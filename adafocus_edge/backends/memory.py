@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 Work = Callable[[], None]
 ALIGNMENT = 256
-"""Every bound tensor's address is a multiple of this many bytes: CUDA's allocator keeps to it, TensorRT requires it, and
-vectorised kernels fault ("misaligned address") without it."""
+"""Every bound tensor's address is a multiple of this many bytes: CUDA's allocator keeps to it, TensorRT requires it,
+and vectorised kernels fault ("misaligned address") without it."""
 POISON = 0xFF
 """Value of every byte that nobody wrote: NaN in floating point, -1 in signed integers."""
 
@@ -174,8 +174,8 @@ class HostDevice:
     """The CPU as a device: its memory is the host's, and queued work is done at once.
 
     It keeps the rules of a GPU, so that what runs here obeys them there: tensors are reached by address, and what is
-    captured is recorded, not done, and may neither allocate nor wait. It is stricter in one way: memory that nobody wrote
-    is :data:`POISON`, and so are :data:`ALIGNMENT` bytes on either side of each tensor, which nobody may write.
+    captured is recorded, not done, and may neither allocate nor wait. It is stricter in one way: memory that nobody
+    wrote is :data:`POISON`, and so are :data:`ALIGNMENT` bytes on either side of each tensor, which nobody may write.
     """
 
     kind = "cpu"

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,9 +80,9 @@ class OrtSession:
 class OrtProgram:
     """One graph on an NVIDIA GPU, on tensors that stay there and in the order of the device's queue.
 
-    Each input shape has an ONNX Runtime session of its own. The provider's convolutions keep one cuDNN plan per node: in
-    a shared session a second shape replaces the plan of the first, whose algorithms are then searched for again at every
-    change of shape, and whose captured CUDA graph would launch kernels of a plan that is gone. The price is one copy of
+    Each input shape has an ONNX Runtime session of its own. The provider's convolutions keep one cuDNN plan per node:
+    in a shared session a second shape replaces the plan of the first, so that algorithms are searched for again at
+    every change of shape, and a captured CUDA graph launches kernels of a plan that is gone. The price is one copy of
     the weights per shape.
 
     Args:
@@ -91,8 +91,8 @@ class OrtProgram:
         threads: for what falls to the CPU.
         tensorrt: folder for the engines that ONNX Runtime's TensorRT provider builds, or None for its CUDA provider.
         conv_search: how convolution algorithms are chosen.
-        any_shape: run every shape in one session and capture nothing: for a graph without convolutions, whose shapes are
-            many.
+        any_shape: run every shape in one session and capture nothing: for a graph without convolutions, whose shapes
+            are many.
     """
 
     capturable = False  # by us: ONNX Runtime captures its own CUDA graphs
@@ -110,7 +110,7 @@ class OrtProgram:
     ) -> None:
         captures = tensorrt is None and not any_shape and release() >= CAPTURE_SAFE
         providers = _providers(device, tensorrt, conv_search, captures=captures)
-        self._open = lambda: _on_gpu(path, providers, threads)
+        self._open = partial(_on_gpu, path, providers, threads)
         self._any_shape = any_shape
         first = self._open()
         self._unused: tuple[ort.InferenceSession, bool] | None = first
