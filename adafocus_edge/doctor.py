@@ -163,11 +163,16 @@ def _cuda_provider() -> Finding:
     part = "onnxruntime-cuda"
 
     def look() -> Finding:
-        from adafocus_edge.backends.ort import cuda_obstacle
+        from adafocus_edge.backends.ort import CAPTURE_SAFE, cuda_obstacle, release
 
         obstacle = cuda_obstacle()
         if obstacle is None:
-            return Finding(part, "ok", "driver, GPU and CUDA libraries are there")
+            found = "driver, GPU and CUDA libraries are there"
+            if release() >= CAPTURE_SAFE:
+                return Finding(part, "ok", found)
+            needed = ".".join(map(str, CAPTURE_SAFE))
+            slower = f"{found}; slower than it could be: CUDA graphs need ONNX Runtime {needed} or later"
+            return Finding(part, "ok", slower, f"pip install 'onnxruntime-gpu>={needed}'")
         return Finding(part, "missing" if obstacle.fix else "none", obstacle.why, obstacle.fix)
 
     return _guarded(part, look)

@@ -9,6 +9,7 @@ from adafocus_edge.backends.memory import Buffer, HostDevice
 from adafocus_edge.backends.ort import OrtSession
 from adafocus_edge.bundle import read_bundle
 from adafocus_edge.classify import Classifier
+from adafocus_edge.doctor import examine
 from adafocus_edge.engines import PIXELS_FILE
 from adafocus_edge.errors import BackendError, UsageError
 from adafocus_edge.exits import ExitThresholds
@@ -157,6 +158,14 @@ def test_cuda_graphs_are_captured_where_replays_are_safe(release, captured, monk
     ort.OrtProgram(PIXELS_FILE, StreamedHost(), conv_search="exhaustive")
     assert asked[0].get("enable_cuda_graph") == ("1" if captured else None)
     assert asked[0]["cudnn_conv_algo_search"] == "EXHAUSTIVE"
+
+
+def test_doctor_names_a_release_whose_cuda_graphs_are_not_used(monkeypatch):
+    monkeypatch.setattr(ort, "cuda_obstacle", lambda: None)
+    for release, fix in (("1.31.1", ""), ("1.27.0", "pip install 'onnxruntime-gpu>=1.31'")):
+        monkeypatch.setattr(ort.ort, "__version__", release)
+        found = next(finding for finding in examine() if finding.part == "onnxruntime-cuda")
+        assert (found.status, found.fix) == ("ok", fix)
 
 
 def test_device_tensors_stay_where_they_are(small_bundle, monkeypatch):
