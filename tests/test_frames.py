@@ -97,7 +97,9 @@ def logits_by_onnxruntime(frames: list[np.ndarray]) -> np.ndarray:
 
 
 def examples() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "reference" / "python.md").read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "reference" / "python.md").read_text(), re.MULTILINE | re.DOTALL
+    )
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from enum import Enum
 from pathlib import Path
@@ -18,17 +19,18 @@ DEFAULT_NOTE = re.compile(r"\[default: (.*?)\]")
 KINDS: dict[object, str] = {str: "text", int: "integer", float: "number", Path: "path"}
 
 
+@functools.cache
 def commands() -> dict[str, Any]:
     """Return the verbs by name, as click has them."""
     root: Any = typer.main.get_command(app)
     return {name: command for name, command in root.commands.items() if not command.hidden}
 
 
-def options_of(command: Any) -> set[str]:
-    """Return every spelling of every option of a verb, ``--help`` included."""
+def options_of(command: Any, *, hidden: bool = True) -> set[str]:
+    """Return every spelling of every option of a verb; with ``hidden``, also of those that its help leaves out."""
     spellings = {"--help"}
     for parameter in command.params:
-        if not is_argument(parameter):
+        if not is_argument(parameter) and (hidden or not parameter.hidden):
             spellings |= {*parameter.opts, *parameter.secondary_opts}
     return spellings
 

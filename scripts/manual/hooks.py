@@ -1,7 +1,7 @@
 """MkDocs hooks of the manual: generated parts, included files, and links that leave docs/.
 
-A page is Markdown that reads well in the repository, too. Two comments, each on a line of its own, are replaced when the
-site is built:
+A page is Markdown that reads well in the repository, too. Two comments, each on a line of its own, are replaced when
+the site is built:
 
     <!-- generated: NAME ARGUMENTS -->   what the generator NAME returns (GENERATORS below)
     <!-- include: PATH -->               the file at PATH, relative to the page

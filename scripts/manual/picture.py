@@ -1,8 +1,8 @@
-"""Draw docs/assets/glimpses.png: what the default model looked at in a real clip, and how sure it was after each glimpse.
+"""Draw docs/assets/glimpses.png: where the default model looked in a real clip, and its confidence after each glimpse.
 
     python -m scripts.manual.picture [VIDEO] [-o docs/assets/glimpses.png]
 
-Everything in the picture comes from `adafocus-edge classify VIDEO --json`: frames by their number, patches, confidences.
+Everything in it comes from `adafocus-edge classify VIDEO --json`: frames by their number, patches, confidences.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def _chapter(name: str, module: str, documented: Any) -> str:
     parts.append(_text(documented))
     if inspect.isclass(documented):
         for method, function in _methods(documented):
-            parts += [f"**`{name}.{_signature(method, function)}`**", _text(function)]
+            called = method if isinstance(vars(documented)[method], property) else _signature(method, function)
+            parts += [f"**`{name}.{called}`**", _text(function)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -51,6 +52,8 @@ def _signature(name: str, documented: Any) -> str:
     except (TypeError, ValueError):
         return name
     kept = [one for one in signature.parameters.values() if one.name not in ("self", "cls")]
+    if inspect.isclass(documented):
+        signature = signature.replace(return_annotation=inspect.Signature.empty)
     return f"{name}{signature.replace(parameters=kept)}".replace("'", "")
 
 

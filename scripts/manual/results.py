@@ -54,13 +54,13 @@ def calibration() -> str:
     """Return what each variant costs, by model."""
     rows = []
     for name, model in CALIBRATED.items():
-        for variant, one in report(name)["rows"].items():
+        for number, (variant, one) in enumerate(report(name)["rows"].items()):
             low, high = one["top1_interval_95"]
             elsewhere = variant in MEASURED_ON_OTHERS
             times = (f"{one['ms_per_clip']:.1f}", f"{one['ms_per_step']:.1f}")
             rows.append(
                 (
-                    model,
+                    "" if number else model,
                     variant,
                     f"{one['size_mb']:.1f}",
                     f"{100 * one['share_of_fp32_size']:.0f} %",
@@ -72,7 +72,6 @@ def calibration() -> str:
                     "" if elsewhere else f"{one['times_faster_per_clip']:.2f}",
                 )
             )
-            model = ""
     return table(
         ("", "variant", "MB", "of plain FP32", "top-1 (95 %)", "same labels", "same patches", "logit error",
          "ms per clip", "ms per step", "times faster"),

@@ -59,7 +59,6 @@ def _presets() -> str:
     defaults = {one.name: one.default for one in fields(TrainOptions)}
     keys = sorted({key for one in settings.values() for key in one} - {"preset"})
     rows = [
-        (f"`{key}`", *(f"`{_written(settings[name].get(key, defaults.get(key)))}`" for name in PRESETS))
-        for key in keys
+        (f"`{key}`", *(f"`{_written(settings[name].get(key, defaults.get(key)))}`" for name in PRESETS)) for key in keys
     ]
     return table(("option", *(f"`preset={name}`" for name in PRESETS)), rows)
