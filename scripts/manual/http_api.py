@@ -50,8 +50,10 @@ def _operation(document: dict[str, Any], title: str, operation: dict[str, Any]) 
     parts = [f"### {title}", operation["summary"] + "."]
     parameters = [_resolved(document, one) for one in operation.get("parameters", ())]
     if parameters:
-        rows = ((f"`{one['name']}`", one["in"], _kind(one["schema"]), one.get("description")) for one in parameters)
-        parts.append(table(("parameter", "in", "type", "description"), rows))
+        described = (
+            (f"`{one['name']}`", one["in"], _kind(one["schema"]), one.get("description")) for one in parameters
+        )
+        parts.append(table(("parameter", "in", "type", "description"), described))
     if body := operation.get("requestBody"):
         parts.append("Body: " + ", ".join(f"`{media}`" for media in body["content"]) + ".")
     rows = []

@@ -36,7 +36,7 @@ def classified(video: Path) -> dict[str, Any]:
 def pictures(video: Path, numbers: list[int]) -> list[Image.Image]:
     """Return the frames of a video that have these numbers."""
     with av.open(str(video)) as container:
-        frames = [frame.to_image() for frame in container.decode(video=0)]
+        frames = [frame.to_image() for frame in container.decode(video=0)]  # type: ignore[no-untyped-call]
     return [frames[number] for number in numbers]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import Field, fields
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from scripts.manual.docstrings import attributes, plain
 from scripts.manual.tables import table
