@@ -267,10 +267,9 @@ def test_nothing_is_left_to_fill_in_and_nothing_is_loaded_from_elsewhere(site: P
     ("broken", "said"),
     [
         ("[x](#home)", ""),
-        ("[x](nowhere.md)", "nowhere.md"),
-        ("[x](#nowhere)", "#nowhere"),
-        ("<!-- generated: nothing -->", "no such generator"),
-        ("<!-- include: nowhere.md -->", "no file docs/nowhere.md"),
+        ("[x](nowhere.md) [x](#nowhere)", "nowhere.md #nowhere"),
+        ("<!-- generated: nothing -->", "nothing"),
+        ("<!-- include: nowhere.md -->", "docs/nowhere.md"),
     ],
 )
 def test_a_broken_page_fails_the_build(tmp_path: Path, broken: str, said: str) -> None:
@@ -283,7 +282,7 @@ def test_a_broken_page_fails_the_build(tmp_path: Path, broken: str, said: str) -
                       "nav: [index.md]\n")  # fmt: skip
     done = mkdocs(config=config)
     assert (done.returncode != 0) == bool(said), done.stderr
-    assert said in done.stderr
+    assert all(part in done.stderr for part in said.split())
 
 
 def test_the_json_page_has_the_fields_of_a_real_result() -> None:
