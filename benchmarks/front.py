@@ -1,4 +1,4 @@
-"""Accuracy against latency, from raw clips to the report in the README: train, export, calibrate, benchmark.
+"""Accuracy against latency, from raw clips to docs/results/benchmark.md: train, export, calibrate, benchmark.
 
     python -m benchmarks.front --data CLIPS.csv --weights WEIGHTS [--out runs/front] [--only official default]
 

@@ -63,11 +63,11 @@ GROWTH_LIMIT = 512
 GOALS = {"step_ms": 1.0, "host_share": 0.10, "clips_per_s": 2000.0, "times_eager": 3.0}
 """Of an H200-class GPU with the official model at 128 x 128, FP16 (issue 5)."""
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-README_TABLE = re.compile(r"(<!-- gpu-check -->\n).*?(<!-- /gpu-check -->)", re.DOTALL)
+PAGE_TABLE = re.compile(r"(<!-- gpu-check -->\n).*?(<!-- /gpu-check -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Measure, print, and write ``results/gpu-DEVICE.json`` and the table of the README."""
+    """Measure, print, and write ``results/gpu-DEVICE.json`` and the table of docs/results/gpu.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--steps", type=int, default=10_000, help="of the leak check")
@@ -83,7 +83,7 @@ def main() -> None:
     failed += [row for row in report["leaks"] if not row["ok"]]
     if not options.no_save:
         print(f"written to {save('gpu-' + report['device'], report)}")
-        write_readme(report)
+        write_page(report)
     if failed:
         raise SystemExit(f"failed: {failed}")
 
@@ -513,12 +513,12 @@ def table(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def write_readme(report: dict[str, Any]) -> None:
-    """Put the table into the README."""
-    path = ROOT / "README.md"
+def write_page(report: dict[str, Any]) -> None:
+    """Put the table into the page of results."""
+    path = ROOT / "docs" / "results" / "gpu.md"
     text = path.read_text()
     made = "\n".join(table(report)) + "\n"
-    path.write_text(README_TABLE.sub(lambda found: found[1] + made + found[2], text))
+    path.write_text(PAGE_TABLE.sub(lambda found: found[1] + made + found[2], text))
 
 
 if __name__ == "__main__":

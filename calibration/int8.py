@@ -126,7 +126,7 @@ def stem(model: ModelProto) -> list[str]:
 
     In a network of depthwise convolutions (MobileNetV2) those are the first three: the convolution of three channels
     and the depthwise one are no faster in INT8, and what they and the projection after them round away is missing from
-    all that follows (measured: README, "calibrate"). In others, none.
+    all that follows (measured: docs/results/calibration.md). In others, none.
     """
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     if len(convolutions) < STEM:

@@ -1,4 +1,4 @@
-"""What models are given from Python: the README's examples as they stand there, and frames that must be refused."""
+"""What models are given from Python: the manual's examples as they stand there, and frames that must be refused."""
 
 from __future__ import annotations
 
@@ -97,14 +97,16 @@ def logits_by_onnxruntime(frames: list[np.ndarray]) -> np.ndarray:
 
 
 def examples() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs" / "reference" / "python.md").read_text(), re.MULTILINE | re.DOTALL
+    )
 
 
 @pytest.fixture(scope="module")
-def readme(tmp_path_factory) -> dict[str, Any]:
-    """What the README's first example leaves behind, run as it stands there where ``clip.mp4`` is a clip."""
+def manual(tmp_path_factory) -> dict[str, Any]:
+    """What the manual's first example leaves behind, run as it stands there where ``clip.mp4`` is a clip."""
     (code,) = (one for one in examples() if "clip.mp4" in one)
-    folder = tmp_path_factory.mktemp("readme")
+    folder = tmp_path_factory.mktemp("manual")
     (folder / "clip.mp4").write_bytes(CLIP.read_bytes())
     names: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patched:
@@ -114,14 +116,14 @@ def readme(tmp_path_factory) -> dict[str, Any]:
     return names
 
 
-def test_the_readmes_example_gives_what_classify_gives(readme, capfd):
+def test_the_manuals_example_gives_what_classify_gives(manual, capfd):
     (result,) = map(json.loads, edge("classify", CLIP, "--json", "--logits", "-q").stdout.splitlines())
-    np.testing.assert_allclose(readme["glimpse"].logits[0], result["steps"][-1]["logits"], atol=1e-4)
-    assert readme["bundle"].classes[readme["confidences"].argmax()] == result["label"]
-    assert float(readme["confidences"].max()) == pytest.approx(result["confidence"], abs=1e-4)
+    np.testing.assert_allclose(manual["glimpse"].logits[0], result["steps"][-1]["logits"], atol=1e-4)
+    assert manual["bundle"].classes[manual["confidences"].argmax()] == result["label"]
+    assert float(manual["confidences"].max()) == pytest.approx(result["confidence"], abs=1e-4)
 
 
-def test_the_readmes_example_prints_the_label_and_the_confidence(tmp_path):
+def test_the_manuals_example_prints_the_label_and_the_confidence(tmp_path):
     (code,) = (one for one in examples() if "clip.mp4" in one)
     (tmp_path / "clip.mp4").write_bytes(CLIP.read_bytes())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
@@ -130,24 +132,24 @@ def test_the_readmes_example_prints_the_label_and_the_confidence(tmp_path):
     assert 0.5 <= float(confidence) <= 1
 
 
-def test_the_readmes_frames_are_those_of_ffmpeg_and_pillow(readme):
+def test_the_manuals_frames_are_those_of_ffmpeg_and_pillow(manual):
     pictures, fps = decoded()
     gap = round(fps * 0.1)
     middles = [int(len(pictures) / 8 * (part + 0.5)) for part in range(8)]
     wanted = [motion_by_pillow([pictures[max(0, at - back * gap)] for back in (2, 1, 0)]) for at in middles]
-    assert len(readme["frames"]) == 8
-    for frame, one in zip(readme["frames"], wanted, strict=True):
+    assert len(manual["frames"]) == 8
+    for frame, one in zip(manual["frames"], wanted, strict=True):
         assert np.abs(frame.astype(int) - one).max() <= 1  # two builds of FFmpeg may round colours differently
-    np.testing.assert_allclose(readme["glimpse"].logits[0], logits_by_onnxruntime(wanted), atol=0.05)
+    np.testing.assert_allclose(manual["glimpse"].logits[0], logits_by_onnxruntime(wanted), atol=0.05)
 
 
-def test_the_readmes_pictures_with_time_stamps_are_the_ones_of_their_times(readme):
+def test_the_manuals_pictures_with_time_stamps_are_the_ones_of_their_times(manual):
     (code,) = (one for one in examples() if "FrameMaker" in one)
     pictures, _ = decoded()
     # Uneven times, at which the nearest pictures are found by hand: 0.5 looks at 0.31 and 0.42, 1.0 at 0.8 and 0.88.
     times = [0.0, 0.12, 0.31, 0.42, 0.5, 0.61, 0.8, 0.88, 1.0]
     given = list(zip(pictures, times, strict=False))
-    names = {**readme, "pictures": given}
+    names = {**manual, "pictures": given}
     exec(code, names)
     at = dict(zip(times, pictures, strict=False))
     looks = [(0.0, 0.0, 0.0), (0.31, 0.42, 0.5), (0.8, 0.88, 1.0)]
@@ -156,9 +158,9 @@ def test_the_readmes_pictures_with_time_stamps_are_the_ones_of_their_times(readm
     np.testing.assert_allclose(names["glimpse"].logits[0], logits_by_onnxruntime(wanted), atol=1e-4)
 
 
-def test_the_readmes_lanes_run_on_model_frames(readme, model):
+def test_the_manuals_lanes_run_on_model_frames(manual, model):
     (code,) = (one for one in examples() if "Lanes" in one)
-    first, second, third = readme["frames"][:3]
+    first, second, third = manual["frames"][:3]
     names = {"model": model, "frame": first, "other": second, "another": third}
     exec(code, names)
     assert list(names["seen"]) == [names["yard"]]

@@ -147,7 +147,16 @@ def test_the_sdist_builds_the_same_wheel(wheel, sdist, tmp_path):
             archive.extraction_filter = tarfile.data_filter
         archive.extractall(tmp_path / "source")
     (tree,) = (tmp_path / "source").iterdir()
-    for name in ("README.md", "SECURITY.md", "LICENSE", "scripts/test", "deploy/Containerfile", "tests/conftest.py"):
+    for name in (
+        "README.md",
+        "mkdocs.yml",
+        "docs/index.md",
+        "SECURITY.md",
+        "LICENSE",
+        "scripts/test",
+        "deploy/Containerfile",
+        "tests/conftest.py",
+    ):
         assert (tree / name).is_file(), f"the sdist lacks {name}"
     again = build("wheel", tree, tmp_path / "wheel")
     with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:

@@ -111,8 +111,8 @@ def run(
         opened: loads a model.
 
     Returns:
-        the report, as README's schema describes it. Raises ``UsageError`` for an empty grid, ``DataError`` if no clip
-        can be read.
+        the report, as docs/reference/benchmark-report.md describes it. Raises ``UsageError`` for an empty grid,
+        ``DataError`` if no clip can be read.
     """
     rows, skipped = plan(request.bundles, request.grid)
     if not rows:

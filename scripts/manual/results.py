@@ -1,0 +1,216 @@
+"""Tables of results, from the reports in benchmarks/results: each keeps the machine and the command that made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scripts.manual.tables import table
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+CALIBRATED = {"calibrate-fights": "default recipe, unseen scenes", "calibrate-acts": "official preset, generated clips"}
+LAYERED = {"calibrate-fights": "default recipe", "calibrate-acts": "official"}
+MEASURED_ON_OTHERS = ("int8-trt", "fp16")
+"""Variants whose times on a CPU say nothing about the devices that they are for."""
+OTHER_LAYERS = "crop, resize, normalisation, additions, pooling"
+LIVE_MODELS = {"official": "official (ResNet-50, 128 x 128)"}
+
+
+def report(name: str) -> dict[str, Any]:
+    """Return a report of benchmarks/results."""
+    return dict(json.loads((RESULTS / f"{name}.json").read_text("utf-8")))
+
+
+def machine(name: str) -> str:
+    """Return the machine of a report, the versions of its libraries, and the command where the report has it."""
+    made = report(name)
+    about = made["machine"]
+    versions = ", ".join(f"{library} {version}" for library, version in about["versions"].items())
+    command = f" Command: `{made['command']}`." if "command" in made else ""
+    return f"Machine: {about['processor']}; {about['memory']}; Python {about['python']}; {versions}.{command}"
+
+
+def stages() -> str:
+    """Return accuracy and cost after each stage."""
+    rows = []
+    for one in report("stages")["rows"]:
+        low, high = one["interval_95"]
+        rows.append(
+            (
+                one["row"],
+                f"{one['gflops_per_clip']:.2f}",
+                f"{one['top1']:.1f} %",
+                f"{low:.0f} to {high:.0f}",
+                ", ".join(f"{fold:.1f}" for fold in one["top1_by_fold"]),
+                f"{sum(one['mAP_by_fold']) / len(one['mAP_by_fold']):.1f}",
+            )
+        )
+    return table(("", "GFLOPs per clip", "top-1", "95 %", "per fold", "mAP"), rows)
+
+
+def calibration() -> str:
+    """Return what each variant costs, by model."""
+    rows = []
+    for name, model in CALIBRATED.items():
+        for number, (variant, one) in enumerate(report(name)["rows"].items()):
+            low, high = one["top1_interval_95"]
+            elsewhere = variant in MEASURED_ON_OTHERS
+            times = (f"{one['ms_per_clip']:.1f}", f"{one['ms_per_step']:.1f}")
+            rows.append(
+                (
+                    "" if number else model,
+                    variant,
+                    f"{one['size_mb']:.1f}",
+                    f"{100 * one['share_of_fp32_size']:.0f} %",
+                    f"{one['top1']:.1f} % ({low:.0f} to {high:.0f})",
+                    f"{one['label_agreement']:.1f} %",
+                    f"{one['action_agreement']:.1f} %",
+                    f"{one['logit_error_max']:.2g} of {one['logit_scale']:.1f}",
+                    *((f"({time})" for time in times) if elsewhere else times),
+                    "" if elsewhere else f"{one['times_faster_per_clip']:.2f}",
+                )
+            )
+    return table(
+        ("", "variant", "MB", "of plain FP32", "top-1 (95 %)", "same labels", "same patches", "logit error",
+         "ms per clip", "ms per step", "times faster"),
+        rows,
+    )  # fmt: skip
+
+
+def calibration_layers() -> str:
+    """Return where INT8 gains time and where it does not, by graph and kind of layer."""
+    rows = []
+    for name, model in LAYERED.items():
+        for graph, kinds in report(name)["rows"]["int8-cpu"]["layers"].items():
+            for one in kinds:
+                count = one["layers"]
+                convolutions = f"{count} convolution{'s' * (count != 1)} {one['kind']}"
+                rows.append(
+                    (
+                        f"{model}, {graph}",
+                        OTHER_LAYERS if one["kind"] == "everything else" else convolutions,
+                        f"{one['fp32_ms']:.2f}",
+                        f"{one['int8_ms']:.2f}",
+                        f"{one['fp32_ms'] / one['int8_ms']:.2f}",
+                    )
+                )
+    return table(("graph", "layers", "FP32 ms", "INT8 ms", "times faster"), rows)
+
+
+def exits() -> str:
+    """Return what each set of exit thresholds does on the clips that report."""
+    rows = []
+    of = report("calibrate-fights")["rows"]
+    for name in of["fp32"]["exits"]:
+        for order in of["fp32"]["exits"][name]:
+            for variant in ("fp32", "int8-cpu"):
+                one = of[variant]["exits"][name][order]
+                rows.append(
+                    (
+                        name,
+                        order,
+                        variant,
+                        f"{one['mean_steps']:.2f}",
+                        f"{one['gflops_per_clip']:.2f}",
+                        *(f"{one[key]:.1f} %" for key in ("top1", "top1_random_exit", "top1_all_steps")),
+                    )
+                )
+    return table(("set", "order", "variant", "mean steps of 8", "GFLOPs", "top-1", "at random", "all steps"), rows)
+
+
+def front(name: str) -> str:
+    """Return every row of a benchmark's report; rows on the front are in bold."""
+    made = report(name)
+    return "\n\n".join((table(FRONT_HEADER, _front_rows(made)), f"{machine(name)} Report of {made['created']}."))
+
+
+FRONT_HEADER = (
+    "setting", "top-1 (95 %)", "glimpses", "GFLOPs", "ms per clip in the model", "p95", "ms with decoding",
+    "times eager PyTorch", "MB", "cold start, ms",
+)  # fmt: skip
+
+
+def _front_rows(made: dict[str, Any]) -> Iterator[tuple[object, ...]]:
+    (eager,) = (one["model_ms"]["median"] for one in made["rows"] if one["backend"] == "pytorch-eager")
+    for one in made["rows"]:
+        setting = one["backend"] if one["peer"] else f"`{one['variant']}` {one['schedule']}"
+        if one["exit"]:
+            setting += f", `--exit {one['exit']}`"
+        if setting.startswith("checkpoint:"):
+            setting = "stage 0: the glancer with its own classifier, PyTorch"
+        accuracy = None
+        if one.get("top1") is not None:
+            low, high = one["top1_interval_95"]
+            accuracy = f"{one['top1']:.1f} % ({low:.0f} to {high:.0f})"
+        time = one["model_ms"]
+        yield (
+            f"**{setting}**" if one["on_front"] else setting,
+            accuracy,
+            f"{one['mean_steps']:.1f}",
+            f"{one['gflops_per_clip']:.2f}",
+            f"{time['median']:.1f} ± {time['spread']:.1f}",
+            f"{time['p95']:.0f}",
+            f"{one['whole_ms']['median']:.0f}",
+            f"{eager / time['median']:.1f}",
+            None if one["size_mb"] is None else f"{one['size_mb']:.1f}",
+            None if one["cold_start_ms"] is None else f"{one['cold_start_ms']:,.0f}",
+        )
+
+
+def loop() -> str:
+    """Return the glimpse loop against eager PyTorch."""
+    made = report("loop")
+    rows = [
+        (label, f"{one['eager_median']:,.{digits}f} ms", f"{one['bundle_median']:.{digits}f} ms",
+         f"{one['ratio_median']:.1f}")
+        for label, key, digits in (("16-frame clip", "clip", 0), ("streamed frame", "stream", 1))
+        for one in (made[key],)
+    ]  # fmt: skip
+    return table(("", "eager PyTorch", "bundle, ONNX Runtime", "times faster"), rows) + f"\n\n{machine('loop')}"
+
+
+def long_file() -> str:
+    """Return a long file: decoded whole, and classified."""
+    rows = (
+        (
+            f"{one['key_frame_every']} frames" + (" (x264's maximum by default)" * (one["key_frame_every"] == 250)),
+            f"{one['decode_whole_s']:.1f} s",
+            f"{one['classified_s']:.2f} s",
+            f"{one['ratio_median']:.1f}",
+        )
+        for one in report("long_file")["rows"]
+    )
+    header = ("a key frame every", "decoded whole", "classified", "times faster")
+    return table(header, rows) + f"\n\n{machine('long_file')}"
+
+
+def live() -> str:
+    """Return live runs beside a plain loop."""
+    rows = (
+        (
+            f"{LIVE_MODELS.get(one['model'], one['model'])}, {one['asked_per_s']:.0f}",
+            "live run" if one["way"] == "ours" else "plain loop",
+            f"{one['glimpses_per_s']:.1f}/s",
+            one["dropped"],
+            *(f"{one[key]:.0f} ms" for key in ("p50_ms", "p95_ms", "p99_ms")),
+            f"{one['cpu']:.2f}",
+            f"{one['behind_s']:.1f} s",
+        )
+        for one in report("live")["rows"]
+    )
+    header = ("model, glimpses requested per second", "", "processed", "dropped", "p50", "p95", "p99", "cores",
+              "behind the camera after 20 s")  # fmt: skip
+    return table(header, rows) + f"\n\n{machine('live')}"
+
+
+def fuzz() -> str:
+    """Return the recorded run of hostile inputs, by target."""
+    made = report("fuzz")
+    rows = [
+        (name, one.get("result"), one.get("refused"), one.get("requests"), one.get("slowest_s"))
+        for name, one in made["targets"].items()
+    ]
+    header = ("target", "results", "refusals", "requests", "slowest, s")
+    return f"{table(header, rows)}\n\n{made['inputs']:,} inputs, {len(made['findings'])} findings. {machine('fuzz')}"
