@@ -37,6 +37,7 @@ from adafocus_edge.bundle import (
     sha256_of,
 )
 from adafocus_edge.errors import SourceError
+from adafocus_edge.evidence import CONVERTED
 from adafocus_edge.frames import ModelFrame
 from adafocus_edge.glimpse import see_clip
 from adafocus_edge.preprocess import model_frames, sample_indices
@@ -45,6 +46,7 @@ from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, contract
 from export.fuse import fuse
 from export.graphs import OPSET, export_graph
 from export.half import rounded, store_half
+from export.half_variant import Halve, compare_half, half_report, write_half
 from export.parity import BATCHES, TOLERANCE, Comparison, compare
 from training.checkpoint import Checkpoint, ModelOptions, read_checkpoint
 from training.checkpoint import load_model as load_checkpoint_model
@@ -70,7 +72,7 @@ class ExportOptions:
         fused: whether to add ``step.onnx``.
         frames: video or folder of frames to compare on, or None for the built-in ones.
         replace: whether a bundle that is there already may be replaced.
-        half_weights: whether to store the weights in half precision.
+        half_weights: whether to store the FP32 graphs' weights in half precision.
     """
 
     model: ModelOptions
@@ -97,7 +99,11 @@ class Exported:
 
 
 def export(
-    checkpoint_path: Path, output: Path, options: ExportOptions, progress: Callable[[str], None] = lambda _: None
+    checkpoint_path: Path,
+    output: Path,
+    options: ExportOptions,
+    progress: Callable[[str], None] = lambda _: None,
+    halve: Halve | None = None,
 ) -> Exported:
     """Export a checkpoint.
 
@@ -106,6 +112,7 @@ def export(
         output: the bundle's folder to be.
         options: see :class:`ExportOptions`.
         progress: told what is being done, once per stage.
+        halve: adds the ``fp16`` variant, see :data:`Halve`; None to export FP32 only.
 
     Raises:
         AdaFocusError: of the kind that fits; nothing is left at ``output`` then.
@@ -193,7 +200,15 @@ def export(
                 f"{rounding['largest_value']:.2g} on these frames"
                 + ("" if rounding["same_patches"] else ", and some of the policy's patches")
             )
-        (draft / MANIFEST).write_bytes(encode_manifest(replace(manifest, reports={"parity": report})))
+        reports = {"parity": report}
+        if halve is not None:
+            progress("making the fp16 variant")
+            half_graphs = write_half(draft, model.spec, manifest.variants[VARIANT], halve)
+            manifest = replace(manifest, variants={**manifest.variants, CONVERTED: half_graphs})
+            half_parity = compare_half(Bundle(draft, manifest, classes), VARIANT, frames)
+            reports[CONVERTED] = half_report(half_parity, str(report["frames"]))
+            notes.append(half_parity.note)
+        (draft / MANIFEST).write_bytes(encode_manifest(replace(manifest, reports=reports)))
         bundle = read_bundle(draft)
     return Exported(replace(bundle, path=output), notes, warnings)
 
