@@ -1,4 +1,4 @@
-"""The `fp16` variant beside `fp32`: graphs rewritten in half precision without data, compared on the export's frames."""
+"""The `fp16` variant beside `fp32`: graphs rewritten in half precision without data, and compared on frames."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def compare_half(bundle: Bundle, reference: str, frames: NDArray[np.uint8]) -> H
         largest_error=float(np.abs(single - half).max()),
         largest_value=float(np.abs(single).max()),
         label_agreement=round(float((single.argmax(1) == half.argmax(1)).mean() * 100), 4),
-        same_patches=bool(np.array_equal(*origins)),
+        same_patches=bool(np.array_equal(origins[0], origins[1])),
     )
 
 
