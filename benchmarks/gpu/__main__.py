@@ -13,8 +13,9 @@ Usage: python -m benchmarks.gpu [--prepare [DIR]] [--device cuda] [--parts tests
 - floor: bytes over the measured copy bandwidth, operations over the measured rate of a large matrix product.
 
 Each part runs in a process of its own; what a part leaves of its time goes to the next ones. The report,
-``benchmarks/results/gpu-DEVICE.json``, is written after every part, with what a part that was cut short had found. With
-``--device cpu`` the same code runs on the CPU. ``--prepare`` makes on a CPU what a GPU machine should not spend time on.
+``benchmarks/results/gpu-DEVICE.json``, is written after every part, with what a part that was cut short had found.
+With ``--device cpu`` the same code runs on the CPU. ``--prepare`` makes there what a GPU machine should not spend time
+on.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from adafocus_edge.backends.load import load_model
@@ -103,7 +103,11 @@ def throughput(work: Work) -> None:
         def keep(result: dict[str, Any], name: dict[str, str] = name) -> None:
             found.keep({**name, **result})
 
-        speed.throughput(model, frames, work.rounds, work.streams, keep)
+        try:
+            speed.throughput(model, frames, work.rounds, work.streams, keep)
+        except AdaFocusError as error:
+            found.fail(name, error)
+    found.check()
 
 
 class _Rows:
@@ -115,6 +119,7 @@ class _Rows:
         self.not_run: list[dict[str, str]] = []
 
     def keep(self, row: dict[str, Any]) -> None:
+        """Keep a row, in the place of one of the same backend and variant."""
         self.rows[row["backend"], row["variant"]] = row
         self._write()
 
@@ -127,8 +132,19 @@ class _Rows:
                 with load_model(bundle, variant, backend) as model:
                     yield name, model
             except AdaFocusError as error:
-                self.not_run.append({**name, "why": str(error)})
-                self._write()
+                self.fail(name, error)
+
+    def fail(self, name: dict[str, str], error: Exception) -> None:
+        """Keep why a backend gave no row, or no more of it."""
+        self.not_run.append({**name, "why": str(error)})
+        self._write()
+
+    def check(self) -> None:
+        """Raise ``SystemExit`` where one row is not ok, or none ran."""
+        if not self.rows:
+            raise SystemExit(f"no backend ran: {self.not_run[0]['why']}")
+        if wrong := [row for row in self.rows.values() if not row.get("ok", True)]:
+            raise SystemExit(f"not ok: {wrong[0]}")
 
     def _write(self) -> None:
         self.work.keep(self.part, {"rows": list(self.rows.values()), "not_run": self.not_run})
@@ -141,12 +157,8 @@ def _each(work: Work, part: str, measure: Callable[[Any], dict[str, Any]]) -> No
         try:
             found.keep({**name, **measure(model)})
         except AdaFocusError as error:  # of this backend while it runs
-            found.not_run.append({**name, "why": str(error)})
-            found._write()
-    if not found.rows:
-        raise SystemExit(f"no backend ran: {found.not_run[0]['why']}")
-    if wrong := [row for row in found.rows.values() if not row.get("ok", True)]:
-        raise SystemExit(f"not ok: {wrong[0]}")
+            found.fail(name, error)
+    found.check()
 
 
 def peers(work: Work) -> None:
@@ -215,7 +227,7 @@ def _start(connection: Any, work: Work, backend: str, variant: str, search: str 
         marks.append(time.perf_counter())
         steady = speed.latency(model, frames, work.rounds)
         del loop
-    load_s, first_s, second_s, steps_s = (after - before for before, after in zip(marks, marks[1:], strict=False))
+    load_s, first_s, second_s, steps_s = (after - before for before, after in itertools.pairwise(marks))
     connection.send(
         {
             "load_s": round(load_s, 3),

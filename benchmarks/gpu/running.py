@@ -27,6 +27,11 @@ WARM_UP_S = 15.0
 STATUS_S = 0.5
 REPEATED = 512
 """Clips of an epoch: those of the tests, again and again."""
+REPEATED_ON_CPU = 4
+TIMES_LONGER = 3
+"""Than a live run is measured: training, at least."""
+EPOCHS = 2
+"""At least, the first of which warms up."""
 STAGES = {0: ("train_stage=0",), 1: ("train_stage=1",)}
 
 
@@ -42,7 +47,7 @@ def live(work: Work, limit_s: float) -> None:
         rows.append(live_run(backend, variant, sources, work.seconds, each_s))
         work.keep("live", {"rows": rows, "decoding": f"on the CPU, {usable_cores()} cores", "overlap": OVERLAP})
     if not all(row["glimpses"] for row in rows):
-        raise SystemExit(f"a live run saw nothing: {[row for row in rows if not row['glimpses']][0]}")
+        raise SystemExit(f"a live run saw nothing: {next(row for row in rows if not row['glimpses'])}")
 
 
 def live_run(backend: str, variant: str, sources: int, seconds: float, limit_s: float) -> dict[str, Any]:
@@ -128,13 +133,12 @@ def training(work: Work, limit_s: float) -> None:
     folder = work.folder / "training"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    count = REPEATED if work.on_gpu else 16
+    count = REPEATED if work.on_gpu else REPEATED_ON_CPU
     write_clips(folder / "train.csv", count)
     write_clips(folder / "val.csv", 4)
     rows: list[dict[str, Any]] = []
     for stage, options in STAGES.items():
-        seconds = min(work.seconds * 3, limit_s / len(STAGES))
-        rows.append({"stage": stage, **train(work, folder, stage, options, seconds, count)})
+        rows.append({"stage": stage, **train(work, folder, stage, options, limit_s / len(STAGES), count)})
         work.keep("training", {"rows": rows, "clips_per_epoch": count, "loading": f"{usable_cores()} cores"})
     if wrong := [row for row in rows if not row["epochs"]]:
         raise SystemExit(f"no epoch ended: {wrong[0]}")
@@ -153,7 +157,7 @@ def write_clips(path: Path, count: int) -> None:
 
 
 def train(work: Work, folder: Path, stage: int, options: tuple[str, ...], seconds: float, clips: int) -> dict[str, Any]:
-    """Train a stage for some seconds and return what its epochs took; the first, which warms up, apart."""
+    """Train a stage until its epochs tell enough, at most for some seconds; the first epoch, which warms up, apart."""
     from training.options import TrainOptions
 
     run = folder / f"stage{stage}"
@@ -168,24 +172,27 @@ def train(work: Work, folder: Path, stage: int, options: tuple[str, ...], second
     ]
     command += ["train_list=train.csv", "val_list=val.csv", "epochs=10000", "eval_freq=100000", *options]
     command += ["glancer_weights=random", "focuser_weights=random", f"hydra.run.dir={run}", f"device={work.device}"]
-    command += [f"workers={min(16, usable_cores())}", f"batch_size={64 if work.on_gpu else 4}"]
-    command += [f"amp={'true' if work.on_gpu else 'false'}"]
+    command += [f"workers={min(16, usable_cores())}"]
+    command += ["amp=true", "batch_size=64"] if work.on_gpu else ["amp=false", "batch_size=2", "num_segments=2"]
     cached = "cache" in {field.name for field in fields(TrainOptions)}
     command += ["cache=ram"] if cached else []
     log = folder / f"stage{stage}.log"
     with log.open("wb") as output:
         running = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
-        try:
-            running.wait(seconds)
-        except subprocess.TimeoutExpired:
+        began = time.monotonic()
+        enough_s = TIMES_LONGER * work.seconds
+        while running.poll() is None and (took := time.monotonic() - began) < seconds:
+            if took >= enough_s and len(epoch_seconds(run)) >= EPOCHS:
+                break
+            time.sleep(0.2)
+        with suppress(ProcessLookupError):
             running.send_signal(signal.SIGINT)
-            try:
-                running.wait(10)
-            except subprocess.TimeoutExpired:
-                running.kill()
-                running.wait()
-    metrics = run / "metrics.jsonl"
-    epochs = [json.loads(line)["seconds"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
+        try:
+            running.wait(10)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+    epochs = epoch_seconds(run)
     found: dict[str, Any] = {"epochs": len(epochs), "cache": "ram" if cached else None}
     if epochs:
         steady = epochs[1:] or epochs
@@ -197,6 +204,15 @@ def train(work: Work, folder: Path, stage: int, options: tuple[str, ...], second
     else:
         found["log_tail"] = log.read_text(errors="replace").splitlines()[-5:]
     return found
+
+
+def epoch_seconds(run: Path) -> list[float]:
+    """Return the seconds of a training run's epochs so far."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+    except OSError:
+        return []
+    return [json.loads(line)["seconds"] for line in lines]
 
 
 # -- benchmark --------------------------------------------------------------------------------------------------------

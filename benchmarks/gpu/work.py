@@ -18,6 +18,7 @@ import numpy as np
 from adafocus_edge.bundle import MANIFEST, Bundle, copy_bundle, default_bundle, encode_manifest, read_bundle, sha256_of
 from adafocus_edge.errors import AdaFocusError
 from adafocus_edge.files import draft_folder
+from adafocus_edge.frames import ModelFrame
 from adafocus_edge.glimpse import see_clip
 from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec
 from benchmarks.gpu.runner import write_json
@@ -79,7 +80,7 @@ class Work:
         from benchmarks.loop import real_frames
 
         spec = self.bundle().model
-        return real_frames()[: spec.segments]
+        return ModelFrame.of(real_frames()[: spec.segments], spec)
 
     def reference(self) -> tuple[np.ndarray, np.ndarray]:
         """Return that clip's logits [T, C] and places [T, 2]: of the official code, or else FP32 on the CPU."""
