@@ -11,11 +11,10 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from adafocus_edge.files import locked
+from adafocus_edge.files import draft_folder, locked
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -82,9 +81,7 @@ def cached_export(case: str = OFFICIAL) -> Path:
         if not target.is_dir():
             for old in root.glob(f"{case}-*"):
                 shutil.rmtree(old)
-            with tempfile.TemporaryDirectory(prefix=f".{case}-", dir=root) as scratch:
-                made = Path(scratch, "made")
-                made.mkdir()
+            with draft_folder(root, f".{case}-", ".part") as made:
                 checkpoint = make_checkpoint(made, case).rename(made / CHECKPOINT)
                 make_bundle(checkpoint, made, CASES[case][1])
                 made.rename(target)

@@ -13,6 +13,7 @@ from adafocus_edge.build import BuildRequest, build
 from adafocus_edge.bundle import copy_bundle, default_bundle
 from adafocus_edge.engines import BuildOptions
 from adafocus_edge.errors import BackendError
+from adafocus_edge.frames import ModelFrame
 from adafocus_edge.glimpse import GlimpseStream, see_clip
 from adafocus_edge.lanes import Lanes
 from export.fuse import fuse
@@ -61,7 +62,8 @@ def test_a_gpu_gives_what_the_cpu_gives(backend, variant, bundle):
     ):
         alone, stream, lanes = GlimpseStream(plain), GlimpseStream(on_gpu), Lanes(other, STREAMS)
         streams = [lanes.join() for _ in range(STREAMS)]
-        for frame, seen in zip(FRAMES[:8], see_clip(on_gpu, FRAMES[:8]), strict=True):
+        frames = ModelFrame.of(FRAMES[:8], bundle.model)
+        for frame, seen in zip(frames, see_clip(on_gpu, frames), strict=True):
             wanted = alone.see([frame])
             for found in (seen, stream.see([frame]), lanes.step({streams[2]: frame})[streams[2]]):
                 assert np.abs(found.logits - wanted.logits).max() <= LIMIT[variant]

@@ -239,3 +239,36 @@ def test_what_skips_itself_fails_where_a_gpu_is_required():
     assert required_gpu_failure([cannot], 3) is None
     assert "no backend ran" in required_gpu_failure([cannot], 0)
     assert "tests were skipped: Skipped: no pynvml" in required_gpu_failure([cannot, "Skipped: no pynvml"], 3)
+
+
+# The tests of the GPU themselves, where there is none: on an H200 that is made believe, with the CPU's kernels.
+BELIEVED = """
+import adafocus_edge.backends.cuda as cuda
+import adafocus_edge.backends.load as load
+import adafocus_edge.backends.ort as ort
+
+ort.cuda_obstacle = ort.gpu_obstacle = lambda: None
+cuda.this_gpu = lambda: cuda.Gpu("NVIDIA H200", "9.0")
+real = load.load_model
+load.load_model = lambda bundle, variant, *_, **more: real(bundle, variant, "onnxruntime-cpu", **more)
+"""
+
+
+def test_the_tests_of_a_gpu_stand_by_themselves_for_each_backend(tmp_path):
+    (tmp_path / "believed.py").write_text(BELIEVED)
+    environment = {"PYTHONPATH": f"{ROOT}:{tmp_path}", "ADAFOCUS_EDGE_REQUIRE_GPU": "1"}
+
+    def run(expression):
+        command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "believed", "-p", "no:cacheprovider"]
+        return subprocess.run(
+            [*command, "tests/test_gpu.py", "-k", expression],
+            cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+
+    done = run("gives")
+    assert done.returncode == 0, done.stdout
+    assert "2 passed, 2 skipped" in done.stdout
+    assert BACKEND_SKIP in done.stdout
+    alone = run("gives and tensorrt")
+    assert alone.returncode == 1, alone.stdout
+    assert "a GPU is required, but no backend ran on it" in alone.stdout
