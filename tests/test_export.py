@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -147,6 +148,13 @@ def test_a_half_precision_variant_is_exported_without_data(small_checkpoint, sma
     assert report["same_patches"] is True
     assert "fp16 changes logits by up to" in done.stderr
     assert "fp16" not in read_bundle(small_bundle).manifest.variants  # only where it is asked for
+
+
+def test_half_precision_needs_neither_a_quantizer_nor_pytorch():
+    code = "import sys; import calibration.fp16; print([n for n in sys.modules if n in sys.argv[1:]])"
+    unwanted = ("onnxruntime.quantization", "onnxruntime.transformers", "torch")
+    done = subprocess.run([sys.executable, "-c", code, *unwanted], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
 
 
 def test_a_model_that_overflows_half_precision_is_refused(small_weights, tmp_path):

@@ -262,8 +262,8 @@ PARTS: dict[str, Callable[[Work], None]] = {
 }
 """The most important first."""
 SHARES: dict[str, float] = {
-    "setup": 40, "tests": 80, "engines": 5, "parity": 25, "live": 60, "throughput": 45, "latency": 25, "peers": 35,
-    "training": 80, "benchmark": 35, "leaks": 20, "conv_search": 20, "floor": 10,
+    "setup": 75, "tests": 70, "engines": 10, "parity": 20, "live": 60, "throughput": 40, "latency": 20, "peers": 30,
+    "training": 75, "benchmark": 30, "leaks": 20, "conv_search": 20, "floor": 10,
 }  # fmt: skip
 """Seconds of each, of :data:`BUDGET_S`."""
 BUDGET_S = 480.0

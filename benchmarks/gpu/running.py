@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adafocus_edge.cpus import usable_cores
-from benchmarks.gpu.work import CALIBRATED, FIGHTS, SkipPartError, Work, edge, read_prepared
+from benchmarks.gpu.work import CALIBRATED, FIGHTS, SkipPartError, Work, calibrated_bundle, edge
 from benchmarks.official import ROOT
 
 GLIMPSE_FPS = 8.0
@@ -94,7 +94,7 @@ def live_run(backend: str, variant: str, sources: int, seconds: float, limit_s: 
             reader.join(10)
     if warm_at is None:
         raise SystemExit(f"no status within {limit_s:.0f} s: {''.join(complaints)[-1500:]}")
-    return counted(statuses, warm_at, sources) | {"backend": backend, "variant": variant}
+    return {"model": "default", "backend": backend, "variant": variant, **counted(statuses, warm_at, sources)}
 
 
 def counted(statuses: list[tuple[float, list[dict[str, Any]]]], warm_at: float, sources: int) -> dict[str, Any]:
@@ -222,7 +222,8 @@ def rows(work: Work, limit_s: float) -> None:
     """Run `benchmark` on the default model, with the INT8 variants that were prepared, and keep its rows."""
     report = work.folder / "benchmark-rows.json"
     report.unlink(missing_ok=True)
-    bundles = [str(work.prepared / CALIBRATED)] if read_prepared(work.prepared) else []
+    bundle = calibrated_bundle(work.prepared, work.folder / CALIBRATED)
+    bundles = [] if bundle is None else [str(bundle)]
     backends = "onnxruntime-cuda,onnxruntime-cpu" if work.on_gpu else "onnxruntime-cpu"
     command = ["benchmark", *bundles, "--backends", backends, "--quick", "--data", str(FIGHTS), "--streams", "1,8"]
     failed = ""

@@ -190,6 +190,8 @@ def prepare(folder: Path) -> dict[str, Any]:
             "calibrate", "--data", FIGHTS, "-o", draft / CALIBRATED, "--variants", "int8-cpu,int8-trt",
             "--exit-goal", "none", "--method", "minmax", "--max-accuracy-drop", 100, "--quiet",
         )  # fmt: skip
+        for variant in read_bundle(default_bundle()).manifest.variants:  # travel with the code already
+            shutil.rmtree(draft / CALIBRATED / variant)
         shutil.rmtree(target, ignore_errors=True)
         (draft / CALIBRATED).rename(target)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
@@ -202,7 +204,18 @@ def read_prepared(folder: Path) -> dict[str, Any] | None:
     """Return what was prepared, or None if nothing was."""
     try:
         found: dict[str, Any] = json.loads((folder / PREPARED).read_text())
-        read_bundle(folder / CALIBRATED)
-    except (OSError, ValueError, AdaFocusError):
+    except (OSError, ValueError):
         return None
     return found
+
+
+def calibrated_bundle(prepared: Path, target: Path) -> Path | None:
+    """Join the prepared INT8 variants with the default model's own; None where nothing fits this default model."""
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        shutil.copytree(prepared / CALIBRATED, target)
+        for variant in read_bundle(default_bundle()).manifest.variants:
+            shutil.copytree(default_bundle() / variant, target / variant)
+        return read_bundle(target).path
+    except (OSError, AdaFocusError):
+        return None
