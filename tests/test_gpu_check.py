@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -140,6 +142,27 @@ def test_a_part_that_hangs_is_cut_and_the_others_go_on(tmp_path):
             break
         time.sleep(0.1)
     assert not alive(child)
+
+
+def test_a_run_that_is_ended_keeps_its_report_and_leaves_no_process(tmp_path):
+    script = f"RESULT = {str(tmp_path / 'hangs.json')!r}; FOLDER = {str(tmp_path)!r}\n{SCRIPTS['hangs']}"
+    written, child = [], tmp_path / "child"
+
+    def stop():
+        while not child.exists() or not child.read_text():
+            time.sleep(0.05)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_parts(
+            [Limit("hangs", 1)], lambda *_: [sys.executable, "-c", script], tmp_path, 600.0, {},
+            lambda found: written.append(json.loads(json.dumps(found))),
+        )  # fmt: skip
+    assert written[-1]["parts"]["hangs"] == {
+        "status": TIMED_OUT, "why": "the run was interrupted", "result": {"rows": [1]},
+    }  # fmt: skip
+    assert not alive(int(child.read_text()))
 
 
 def alive(process):

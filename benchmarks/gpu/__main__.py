@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,7 @@ def main() -> None:
         _run_one(options)
         return
     names = _chosen(options.parts)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # ends the part that runs, too
     if options.folder is not None:
         options.folder.mkdir(parents=True, exist_ok=True)
         raise SystemExit(check(options, names, options.folder))

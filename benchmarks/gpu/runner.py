@@ -69,7 +69,12 @@ def run_parts(
         else:
             limit = max(LEAST_S, planned + spare)
             print(f"{part.name}: at most {limit:.0f} s", flush=True)
-            entry = {"limit_s": round(limit, 1), **run_part(part.name, command(part.name, limit), folder, limit)}
+            try:
+                entry = {"limit_s": round(limit, 1), **run_part(part.name, command(part.name, limit), folder, limit)}
+            except (KeyboardInterrupt, SystemExit):
+                found[part.name] = {"status": TIMED_OUT, "why": "the run was interrupted", **kept(part.name, folder)}
+                write(report)
+                raise
         spare += planned - entry["seconds"]
         found[part.name] = entry
         write(report)
@@ -92,13 +97,19 @@ def run_part(name: str, command: list[str], folder: Path, limit_s: float) -> dic
             end(running)
     status = TIMED_OUT if code is None else {0: OK, SKIP_CODE: SKIPPED}.get(code, FAILED)
     entry: dict[str, Any] = {"status": status, "seconds": round(time.monotonic() - started, 2)}
-    with suppress(OSError, ValueError):
-        entry["result"] = json.loads(result.read_text())
+    entry |= kept(name, folder)
     lines = log.read_text(errors="replace").splitlines()
     if status != OK:
         entry["why"] = f"exceeded {limit_s:.0f} s" if code is None else (lines or [f"exit code {code}"])[-1]
         entry["log_tail"] = lines[-LOG_LINES:]
     return entry
+
+
+def kept(name: str, folder: Path) -> dict[str, Any]:
+    """Return what a part has kept so far, as ``result``."""
+    with suppress(OSError, ValueError):
+        return {"result": json.loads((folder / f"{name}.json").read_text())}
+    return {}
 
 
 def end(running: subprocess.Popen[bytes]) -> None:
