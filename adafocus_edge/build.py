@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adafocus_edge.backends.nvinfer import Library, complaints, find_library, telling
+from adafocus_edge.backends.nvinfer import RTX_RUNS_ON, Library, complaints, find_library, telling
 from adafocus_edge.bundle import LOCK, changing, copied_bundle, sha256_of
 from adafocus_edge.engines import (
     AMPERE,
@@ -37,7 +37,6 @@ from adafocus_edge.files import locked, whole_file
 from adafocus_edge.types import GRAPHS, ModelSpec
 
 if TYPE_CHECKING:
-    from adafocus_edge.backends.cuda import Gpu
     from adafocus_edge.bundle import Bundle
 
 Progress = Callable[[str, int, int], None]
@@ -213,7 +212,9 @@ def _check_options(library: Library, options: BuildOptions) -> None:
 
 def _built_for(library: Library, targets: tuple[str, ...]) -> tuple[BuiltFor, str]:
     """Say where the engines will run, and how that is called in the folder's name."""
-    gpu = _gpu()
+    from adafocus_edge.backends.cuda import find_gpu
+
+    gpu = find_gpu()
     if library.name == "tensorrt":
         if targets:
             raise UsageError("--target is TensorRT-RTX's (--library tensorrt-rtx): TensorRT builds for the GPU at hand")
@@ -223,33 +224,31 @@ def _built_for(library: Library, targets: tuple[str, ...]) -> tuple[BuiltFor, st
     known = _targets(library)
     for target in targets:
         if target not in known:
-            raise UsageError(f"--target {target}: {library.title} knows {', '.join(known)}")
+            raise UsageError(
+                f"--target {target}: {library.title} knows {', '.join(known)}; other GPUs take --backend "
+                "onnxruntime-cuda, or TensorRT"
+            )
     if targets:
         chosen = tuple(sorted(set(targets)))
         return BuiltFor(library.name, library.version, "", chosen), "-".join(chosen).replace("_", "")
     if gpu is not None:
+        if (obstacle := library.gpu_obstacle(gpu)) is not None:
+            raise BackendError(f"{obstacle} (--library tensorrt); --target builds for another GPU")
         if gpu.sm not in known:
             raise BackendError(
                 f"{library.title} builds for {', '.join(known)}, and this GPU ({gpu.name}) is {gpu.sm}: "
-                "TensorRT does (--library tensorrt), or name another GPU with --target"
+                "install a newer one, or use --backend onnxruntime-cuda"
             )
         return BuiltFor(library.name, library.version, gpu.name, (gpu.sm,)), gpu.slug
     portable = tuple(target for target in known if int(target.removeprefix("sm_")) >= AMPERE * 10)
     return BuiltFor(library.name, library.version, "", portable), "portable"
 
 
-def _gpu() -> Gpu | None:
-    """Return the GPU, or None where no driver finds one. Raises ``BackendError`` where there is one out of reach."""
-    from adafocus_edge.backends.cuda import this_gpu
-    from adafocus_edge.backends.ort import gpu_obstacle
-
-    return this_gpu() if gpu_obstacle() is None else None
-
-
 def _targets(library: Library) -> dict[str, Any]:
-    """Return the compute capabilities that the library builds for, by our names."""
+    """Return the compute capabilities that TensorRT-RTX builds for and runs on, by our names."""
     members = library.module.ComputeCapability.__members__
-    return {f"sm_{name[2:]}": value for name, value in members.items() if name.startswith("SM")}
+    known = {f"sm_{name[2:]}": value for name, value in members.items() if name.startswith("SM")}
+    return {name: value for name, value in known.items() if name in RTX_RUNS_ON}
 
 
 @contextmanager

@@ -210,7 +210,12 @@ def export_verb(
     input_size: Annotated[int | None, typer.Option(help="Side of the preprocessed frame. [default: 224]")] = None,
     fused: Annotated[bool, typer.Option("--fused", help="Also write step.onnx, the four graphs joined.")] = False,
     half_weights: Annotated[
-        bool, typer.Option("--half-weights", help="Store weights in half precision: half the size, FP32 arithmetic.")
+        bool,
+        typer.Option("--half-weights", help="Store the fp32 graphs' weights as FP16: half the size, FP32 arithmetic."),
+    ] = False,
+    half: Annotated[
+        bool,
+        typer.Option("--half", help="Also write an fp16 variant, which computes in FP16: for GPUs. Needs no data."),
     ] = False,
     frames: Annotated[str | None, typer.Option(help="Video or folder of frames to compare the graphs on.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
@@ -238,6 +243,7 @@ def export_verb(
 
     check_parent(output)
     exporter = reach("export.exporter", "export", "export")
+    halve = reach("calibration.fp16", "export", "export").halve if half else None
     options = exporter.ExportOptions(
         model=exporter.ModelOptions(
             patch_size=patch_size, glance_size=glance_size, input_size=input_size, num_segments=segments
@@ -249,13 +255,15 @@ def export_verb(
         half_weights=half_weights,
     )
     with _stages(quiet) as progress:
-        made = exporter.export(checkpoint, output, options, progress)
+        made = exporter.export(checkpoint, output, options, progress, halve)
     for warning in made.warnings:
         _say(f"warning: {warning}", quiet)
     _say_notes(made.notes, quiet)
     if as_json:
         told = {"warnings": made.warnings, "notes": made.notes}
-        typer.echo(json.dumps({"bundle": str(output), **made.bundle.manifest.reports["parity"], **told}))
+        reports = made.bundle.manifest.reports
+        converted = {"fp16": reports["fp16"]} if half else {}
+        typer.echo(json.dumps({"bundle": str(output), **reports["parity"], **converted, **told}))
         return
     from adafocus_edge.report import console, parity_table, variant_totals
 

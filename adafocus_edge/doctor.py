@@ -192,10 +192,16 @@ def _decoder() -> Finding:
 
 
 def _tensorrt(name: str) -> Finding:
+    from adafocus_edge.backends.cuda import find_gpu
     from adafocus_edge.backends.nvinfer import INSTALL, NAMES, find_library
 
     part = f"build, backend tensorrt: {NAMES[name]}"
     try:
-        return Finding(part, "ok", find_library(name).title)
+        library = find_library(name)
     except BackendError:
         return Finding(part, "missing" if sys.platform == "linux" else "none", "not installed", INSTALL[name])
+    with suppress(BackendError):  # no cuda-bindings: their own line says so
+        gpu = find_gpu()
+        if gpu is not None and (obstacle := library.gpu_obstacle(gpu)) is not None:
+            return Finding(part, "none", obstacle)
+    return Finding(part, "ok", library.title)

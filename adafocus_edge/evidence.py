@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 CALIBRATION = "calibration"
 """Where a manifest's reports hold what a calibration found."""
+CONVERTED = "fp16"
+"""Where a manifest's reports hold what converting to half precision without data changed; name of that variant."""
 WIDE_POINTS = 10.0
 """A 95 % interval of an accuracy that is wider than this is worth a note even where nothing was demanded."""
 Z = 1.959964

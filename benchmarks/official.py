@@ -1,21 +1,39 @@
-"""The model that the benchmarks run when none is given: the official sizes, with deterministic weights."""
+"""The model that the benchmarks run when none is given: the official sizes, with deterministic weights.
+
+Exports of the golden cases are kept in ``.cache/exports`` (or ``$ADAFOCUS_EDGE_EXPORTS``) under a hash of everything
+that decides them, so that tests and benchmarks of one checkout export each only once.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from adafocus_edge.files import draft_folder, locked
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 PATCH_SIZE = 128
+CASES = {"actnet128": (1, PATCH_SIZE), "actnet96": (2, 96)}
+"""Seed and patch size of each golden case."""
+OFFICIAL = "actnet128"
+"""The case that the benchmarks run."""
+CHECKPOINT = "s3_checkpoint.pth.tar"
+DECIDING = ("export", "training", "adafocus_edge/bundle.py", "adafocus_edge/types.py", "tests/golden")
+"""What an export is made by: files, and folders with their Python and JSON files."""
+TOOLS = ("torch", "torchvision", "onnx", "onnxscript")
 
 
-def make_checkpoint(folder: Path) -> Path:
-    """Write the golden checkpoint (ResNet-50 focuser, 200 classes) into a folder."""
+def make_checkpoint(folder: Path, case: str = OFFICIAL) -> Path:
+    """Write a golden checkpoint (ResNet-50 focuser, 200 classes) into a folder."""
     path = folder / "checkpoint.pth.tar"
     script, layout = GOLDEN / "official_checkpoint.py", GOLDEN / "layout.json"
-    subprocess.run([sys.executable, script, layout, "--seed", "1", "--out", path], check=True)
+    subprocess.run([sys.executable, script, layout, "--seed", str(CASES[case][0]), "--out", path], check=True)
     return path
 
 
@@ -23,5 +41,48 @@ def make_bundle(checkpoint: Path, folder: Path, patch_size: int = PATCH_SIZE) ->
     """Export a checkpoint to a bundle in a folder."""
     path = folder / "bundle"
     command = [sys.executable, "-m", "adafocus_edge.cli", "export", checkpoint, "-o", path, "--patch-size"]
-    subprocess.run([*command, str(patch_size)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, str(patch_size)], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
     return path
+
+
+def exports_folder() -> Path:
+    """Return the folder that exports are kept in."""
+    return Path(os.environ.get("ADAFOCUS_EDGE_EXPORTS") or ROOT / ".cache" / "exports")
+
+
+def export_key() -> str:
+    """Return a hash of what decides an export: the code, the golden weights' recipe, and the tools' versions."""
+    digest = hashlib.sha256()
+    for name in DECIDING:
+        place = ROOT / name
+        files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in (".py", ".json"))
+        for file in files:
+            digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
+    for tool in TOOLS:
+        try:
+            digest.update(f"{tool} {version(tool)}\0".encode())
+        except PackageNotFoundError:
+            digest.update(f"{tool} none\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def cached_export(case: str = OFFICIAL) -> Path:
+    """Return a folder with a golden case's checkpoint (:data:`CHECKPOINT`) and its ``bundle``; not to be written to.
+
+    The first call makes it, in half a minute; one that runs meanwhile in another process waits for it. Exports of the
+    same case by older code are removed.
+
+    Raises ``subprocess.CalledProcessError`` if the export fails, ``OSError``.
+    """
+    root = exports_folder()
+    root.mkdir(parents=True, exist_ok=True)
+    target = root / f"{case}-{export_key()}"
+    with locked(root / f".{case}.lock", wait=True):
+        if not target.is_dir():
+            for old in root.glob(f"{case}-*"):
+                shutil.rmtree(old)
+            with draft_folder(root, f".{case}-", ".part") as made:
+                checkpoint = make_checkpoint(made, case).rename(made / CHECKPOINT)
+                make_bundle(checkpoint, made, CASES[case][1])
+                made.rename(target)
+    return target

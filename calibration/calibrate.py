@@ -32,7 +32,7 @@ from adafocus_edge.cpus import processor, usable_cores
 from adafocus_edge.data import Example
 from adafocus_edge.errors import BundleError, DataError, UsageError
 from adafocus_edge.evaluate import Patches, with_patches
-from adafocus_edge.evidence import CALIBRATION, Verdict, warning_of
+from adafocus_edge.evidence import CALIBRATION, CONVERTED, Verdict, warning_of
 from adafocus_edge.exits import Confidence, ExitThresholds, Order
 from adafocus_edge.files import draft_folder, locked
 from adafocus_edge.types import GRAPHS, contract
@@ -208,7 +208,11 @@ class _Calibration:
     def _is_there(self, name: Variant) -> bool:
         if name not in self.bundle.manifest.variants or self.options.force:
             return False
-        if self._report()["rows"].get(name, {}).get("settings") == self._variant_settings(name):
+        settings = self._report()["rows"].get(name, {}).get("settings")
+        if name == CONVERTED and settings is None and CONVERTED in self.bundle.manifest.reports:
+            self.notes.append("fp16: was converted without data; replaced by one made with these clips")
+            return False
+        if settings == self._variant_settings(name):
             self.notes.append(f"{name}: is there already, made with the same clips and options")
             return True
         raise UsageError(
@@ -325,7 +329,10 @@ class _Calibration:
             report = _report_of(manifest)
             report["rows"] = {**report["rows"], name: row}
             variants = {**manifest.variants, name: graphs}
-            return replace(manifest, variants=variants, reports={**manifest.reports, REPORT: report})
+            reports = {**manifest.reports, REPORT: report}
+            if name == CONVERTED:
+                reports.pop(CONVERTED, None)  # of a conversion that this replaces
+            return replace(manifest, variants=variants, reports=reports)
 
         self._update(change, name, made.folder)
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from onnx import ModelProto, NodeProto, TensorProto
-from onnxruntime.transformers.float16 import convert_float_to_float16
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from calibration.graphs import LAYERS, MOVES, copy_of, float_tensors, initializers, producers, tidy
-from calibration.ranges import Range
+from calibration.graphs import (
+    LAYERS,
+    MOVES,
+    consumers,
+    copy_of,
+    float_tensors,
+    initializers,
+    load_graph,
+    producers,
+    save_graph,
+    tidy,
+)
 
 KEPT_OPERATORS = [
     # Sums over many values and quotients of sums.
@@ -24,7 +36,7 @@ NEAR_OVERFLOW = 3e4
 """Half precision ends at 65504; a layer that was seen to come this near stays FP32."""
 
 
-def to_half(model: ModelProto, ranges: Mapping[str, Range] | None = None) -> ModelProto:
+def to_half(model: ModelProto, ranges: Mapping[str, tuple[float, float]] | None = None) -> ModelProto:
     """Return a graph that computes in half precision and keeps its contract.
 
     Types stand in the graph, as a strongly typed TensorRT network wants them; casts are ordinary nodes. What decides
@@ -33,49 +45,110 @@ def to_half(model: ModelProto, ranges: Mapping[str, Range] | None = None) -> Mod
 
     Args:
         model: float graph, from :func:`calibration.graphs.load_graph`.
-        ranges: of its tensors, as recorded.
+        ranges: smallest and largest value of its tensors, as recorded.
     """
     large = {name for name, (low, high) in (ranges or {}).items() if max(-low, high) > NEAR_OVERFLOW}
     kept = _deciding(model) | {n.name for n in model.graph.node if large.intersection((*n.input, *n.output))}
     if any(node.op_type == "Log" for node in model.graph.node):  # probabilities, averaged: layers only are halved
         kept |= {node.name for node in model.graph.node if node.op_type not in LAYERS}
-    made = convert_float_to_float16(
-        copy_of(model),
-        keep_io_types=True,
-        disable_shape_infer=True,
-        op_block_list=KEPT_OPERATORS,
-        node_block_list=sorted(kept),
-    )
-    return tidy(_without_detours(tidy(made)))
+    kept |= {node.name for node in model.graph.node if node.op_type in KEPT_OPERATORS}
+    readers = consumers(model)
+    for node in model.graph.node:  # pixels that only such nodes read need no detour
+        if node.op_type == "Cast" and {reader.name for reader in readers.get(node.output[0], ())} <= kept:
+            kept.add(node.name)
+    return tidy(_Halving(copy_of(model), kept).run())
 
 
-def _without_detours(model: ModelProto) -> ModelProto:
-    """Take out every way of an FP32 tensor through FP16 and back: it would lose what the detour's ends keep."""
-    made = producers(model)
-    singles = set(float_tensors(model)) | {
-        name for name, weight in initializers(model).items() if weight.data_type == 1
-    }
-    outputs = {output.name for output in model.graph.output}
-    renamed: dict[str, str] = {}
-    for back in [node for node in model.graph.node if node.op_type == "Cast" and _to(node) == TensorProto.FLOAT]:
-        there = made.get(back.input[0])
-        if there is None or there.op_type != "Cast" or _to(there) != TensorProto.FLOAT16:
-            continue
-        source = renamed.get(there.input[0], there.input[0])
-        if source not in singles:
-            continue
-        name = back.output[0]
-        model.graph.node.remove(back)
-        if name in outputs:  # an output keeps its name, so its source takes it
-            renamed[source] = name
-            made_by = made[source]
-            made_by.output[list(made_by.output).index(source)] = name
-            source, name = name, source
-        for node in model.graph.node:
-            for place, read in enumerate(node.input):
-                if read == name:
-                    node.input[place] = source
-    return model
+def halve(source: Path, target: Path) -> None:
+    """Write a float graph's half-precision twin, made without any data: no layer is known to come near overflow.
+
+    Args:
+        source: float graph, its weights stored in any precision.
+        target: file to write.
+    """
+    save_graph(to_half(load_graph(source)), target)
+
+
+class _Halving:
+    """Gives every float tensor the type of the node that makes it, and casts it once where others need another type.
+
+    Args:
+        model: float graph with the types of all its tensors; rewritten in place.
+        kept: names of the nodes that stay FP32.
+    """
+
+    def __init__(self, model: ModelProto, kept: set[str]) -> None:
+        self.model, self.kept = model, kept
+        self.weights = {name: one for name, one in initializers(model).items() if one.data_type == TensorProto.FLOAT}
+        self.single = {one.name for one in model.graph.input}  # FP32 tensors; what else is float becomes FP16
+        self.floats = set(float_tensors(model)) | set(self.weights)
+        self.casts: dict[tuple[str, int], str] = {}
+        self.added: list[NodeProto] = []
+
+    def run(self) -> ModelProto:
+        """Rewrite all nodes; graph inputs and outputs keep names and types."""
+        graph = self.model.graph
+        for node in graph.node:
+            if node.name in self.kept:
+                self.single.update(node.output)
+        self._free_outputs()
+        for node in list(graph.node):
+            wanted = TensorProto.FLOAT if node.name in self.kept else TensorProto.FLOAT16
+            for place, name in enumerate(node.input):
+                if name in self.floats and node.op_type != "Shape":
+                    node.input[place] = self._as(name, wanted)
+            if wanted == TensorProto.FLOAT16:
+                _retype(node)
+        graph.node.extend(self.added)
+        return self.model
+
+    def _free_outputs(self) -> None:
+        """Rename each FP32 output that a half-precision node makes, and cast it back under its own name."""
+        made = producers(self.model)
+        for output in self.model.graph.output:
+            name = output.name
+            if name not in self.floats or name in self.single:
+                continue
+            inner = f"{name}_half"
+            made[name].output[list(made[name].output).index(name)] = inner
+            self.added.append(_cast(inner, name, TensorProto.FLOAT))
+            self.casts |= {(name, TensorProto.FLOAT16): inner, (name, TensorProto.FLOAT): name}
+
+    def _as(self, name: str, kind: int) -> str:
+        """Return the name of a tensor in a type: itself, its cast, or a constant's half-precision twin."""
+        single = name in self.weights or name in self.single
+        if (name, kind) not in self.casts and single == (kind == TensorProto.FLOAT):
+            return name
+        if (name, kind) not in self.casts:
+            other = f"{name}_{'single' if kind == TensorProto.FLOAT else 'half'}"
+            if name in self.weights:
+                values = numpy_helper.to_array(self.weights[name])
+                self.model.graph.initializer.append(numpy_helper.from_array(_halved(values), other))
+            else:
+                self.added.append(_cast(name, other, kind))
+            self.casts[name, kind] = other
+        return self.casts[name, kind]
+
+
+def _cast(source: str, target: str, kind: int) -> NodeProto:
+    return helper.make_node("Cast", [source], [target], name=f"{target}_cast", to=kind)
+
+
+def _halved(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Round to half precision; finite values stay finite, and none but zero becomes zero."""
+    limits = np.finfo(np.float16)
+    made = np.where(np.isinf(values), values, np.clip(values, limits.min, limits.max)).astype(np.float16)
+    lost = (made == 0) & (values != 0)
+    return np.asarray(np.where(lost, np.copysign(limits.smallest_subnormal, values), made), np.float16)
+
+
+def _retype(node: NodeProto) -> None:
+    """Let a node whose attributes name FP32 give FP16."""
+    for attribute in node.attribute:
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+            attribute.i = TensorProto.FLOAT16
+        elif attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT:
+            attribute.t.CopyFrom(numpy_helper.from_array(_halved(numpy_helper.to_array(attribute.t))))
 
 
 def _to(cast: NodeProto) -> int:

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from onnxruntime.quantization.onnx_model import ONNXModel
 
 LAYERS = ("Conv", "Gemm", "MatMul")
 """Operators with weights: the layers of a report."""
@@ -42,11 +41,33 @@ def tidy(model: ModelProto) -> ModelProto:
             model.graph.node.remove(node)
     for weight in [weight for weight in model.graph.initializer if weight.name not in used]:
         model.graph.initializer.remove(weight)
-    ONNXModel(model).topological_sort()
+    _sort(model)
     del model.graph.value_info[:]
     model = onnx.shape_inference.infer_shapes(model)
     onnx.checker.check_model(model)
     return model
+
+
+def _sort(model: ModelProto) -> None:
+    """Put the nodes in an order in which each follows what it reads; those that need not move stay in their order."""
+    waiting = list(model.graph.node)
+    made = {name for node in waiting for name in node.output}
+    done: set[str] = set()
+    ordered: list[NodeProto] = []
+    while waiting:
+        later = []
+        for node in waiting:
+            if all(name in done or name not in made for name in node.input):
+                ordered.append(node)
+                done.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):
+            raise ValueError(f"the graph has a circle at node {later[0].name}")
+        waiting = later
+    copies = [_copied(node) for node in ordered]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
 
 
 def save_graph(model: ModelProto, path: Path) -> None:
@@ -65,6 +86,12 @@ def save_graph(model: ModelProto, path: Path) -> None:
             node.input[place] = same.get(name, name)
     onnx.checker.check_model(model)
     onnx.save_model(model, path)
+
+
+def _copied(node: NodeProto) -> NodeProto:
+    made = NodeProto()
+    made.CopyFrom(node)
+    return made
 
 
 def copy_of(model: ModelProto) -> ModelProto:

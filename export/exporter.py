@@ -37,6 +37,7 @@ from adafocus_edge.bundle import (
     sha256_of,
 )
 from adafocus_edge.errors import SourceError
+from adafocus_edge.evidence import CONVERTED
 from adafocus_edge.frames import ModelFrame
 from adafocus_edge.glimpse import see_clip
 from adafocus_edge.preprocess import model_frames, sample_indices
@@ -45,6 +46,7 @@ from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, contract
 from export.fuse import fuse
 from export.graphs import OPSET, export_graph
 from export.half import rounded, store_half
+from export.half_variant import Halve, compare_half, half_report, write_half
 from export.parity import BATCHES, TOLERANCE, Comparison, compare
 from training.checkpoint import Checkpoint, ModelOptions, read_checkpoint
 from training.checkpoint import load_model as load_checkpoint_model
@@ -70,7 +72,7 @@ class ExportOptions:
         fused: whether to add ``step.onnx``.
         frames: video or folder of frames to compare on, or None for the built-in ones.
         replace: whether a bundle that is there already may be replaced.
-        half_weights: whether to store the weights in half precision.
+        half_weights: whether to store the FP32 graphs' weights in half precision.
     """
 
     model: ModelOptions
@@ -97,7 +99,11 @@ class Exported:
 
 
 def export(
-    checkpoint_path: Path, output: Path, options: ExportOptions, progress: Callable[[str], None] = lambda _: None
+    checkpoint_path: Path,
+    output: Path,
+    options: ExportOptions,
+    progress: Callable[[str], None] = lambda _: None,
+    halve: Halve | None = None,
 ) -> Exported:
     """Export a checkpoint.
 
@@ -106,6 +112,7 @@ def export(
         output: the bundle's folder to be.
         options: see :class:`ExportOptions`.
         progress: told what is being done, once per stage.
+        halve: adds the ``fp16`` variant, see :data:`Halve`; None to export FP32 only.
 
     Raises:
         AdaFocusError: of the kind that fits; nothing is left at ``output`` then.
@@ -123,22 +130,11 @@ def export(
                 f"{FINISHED} trains it on the policy's (train_stage={FINISHED} resume=...)"
             )
         classes = _class_names(checkpoint, options.classes, model.spec.classes)
-        check_class_order(checkpoint.classes, classes, str(options.classes))
-        if checkpoint.classes and not same_classes(checkpoint.classes, classes):
-            warnings.append(
-                f"{options.classes}: other class names than the checkpoint's "
-                f"({first_difference(checkpoint.classes, classes)})"
-            )
+        warnings += _class_warnings(checkpoint, options.classes, classes)
         if not classes:
             classes = tuple(f"class {number}" for number in range(model.spec.classes))
             notes.append("no class names: labels are 'class 0', 'class 1', ...; give them with --classes FILE")
-        given = options.model.glance_size or checkpoint.config.get("glance_size")
-        if not given and model.spec.glance_size != model.spec.frame_size:
-            side = model.spec.feature_map_size
-            notes.append(
-                f"the glance size is taken to be {model.spec.glance_size}: --glance-size N says otherwise, and "
-                f"{32 * side - 31} to {32 * side} fit the weights"
-            )
+        notes += _glance_notes(checkpoint, options, model.spec)
         frames = _real_frames(options.frames, model.spec)
         rounding = None
         if options.half_weights:
@@ -193,9 +189,25 @@ def export(
                 f"{rounding['largest_value']:.2g} on these frames"
                 + ("" if rounding["same_patches"] else ", and some of the policy's patches")
             )
-        (draft / MANIFEST).write_bytes(encode_manifest(replace(manifest, reports={"parity": report})))
+        manifest = replace(manifest, reports={"parity": report})
+        if halve is not None:
+            progress("making the fp16 variant")
+            manifest, note = _with_half(Bundle(draft, manifest, classes), halve, frames)
+            notes.append(note)
+        (draft / MANIFEST).write_bytes(encode_manifest(manifest))
         bundle = read_bundle(draft)
     return Exported(replace(bundle, path=output), notes, warnings)
+
+
+def _glance_notes(checkpoint: Checkpoint, options: ExportOptions, spec: ModelSpec) -> list[str]:
+    given = options.model.glance_size or checkpoint.config.get("glance_size")
+    if given or spec.glance_size == spec.frame_size:
+        return []
+    side = spec.feature_map_size
+    return [
+        f"the glance size is taken to be {spec.glance_size}: --glance-size N says otherwise, and "
+        f"{32 * side - 31} to {32 * side} fit the weights"
+    ]
 
 
 def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple[str, ...]:
@@ -205,6 +217,14 @@ def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple
         check_classes(names, count, str(file or checkpoint.path))
         check_distinct(names, str(file or checkpoint.path))
     return names
+
+
+def _class_warnings(checkpoint: Checkpoint, file: Path | None, names: tuple[str, ...]) -> list[str]:
+    """Warn of class names that are not the checkpoint's. Raises ``UsageError`` for its own in another order."""
+    check_class_order(checkpoint.classes, names, str(file))
+    if not checkpoint.classes or same_classes(checkpoint.classes, names):
+        return []
+    return [f"{file}: other class names than the checkpoint's ({first_difference(checkpoint.classes, names)})"]
 
 
 def _without_numbers(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -240,6 +260,16 @@ def _compare(model: AdaFocus, bundle: Bundle, frames: NDArray[np.uint8], *, fuse
     step = OrtSession(bundle.graph_path(VARIANT, STEP_GRAPH)) if fused else None
     with load_model(bundle, VARIANT, "onnxruntime-cpu") as exported:
         return compare(model, exported, step, frames)
+
+
+def _with_half(bundle: Bundle, halve: Halve, frames: NDArray[np.uint8]) -> tuple[Manifest, str]:
+    """Write the fp16 variant; return the manifest that lists it, and what the user should know."""
+    manifest = bundle.manifest
+    graphs = write_half(bundle.path, bundle.model, manifest.variants[VARIANT], halve)
+    manifest = replace(manifest, variants={**manifest.variants, CONVERTED: graphs})
+    parity = compare_half(replace(bundle, manifest=manifest), VARIANT, frames)
+    report = half_report(parity, manifest.reports["parity"]["frames"])
+    return replace(manifest, reports={**manifest.reports, CONVERTED: report}), parity.note
 
 
 def _rounding(model: AdaFocus, half: AdaFocus, frames: NDArray[np.uint8]) -> dict[str, Any]:

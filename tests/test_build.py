@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -21,6 +22,7 @@ from adafocus_edge.backends.cuda import Gpu
 from adafocus_edge.backends.load import load_model
 from adafocus_edge.build import BuildRequest, build, in_words
 from adafocus_edge.bundle import copy_bundle, default_bundle, read_bundle, sha256_of, update_bundle
+from adafocus_edge.doctor import examine
 from adafocus_edge.engines import BUILT, BuildOptions, BuiltFor, Engines, find_engines, read_engines, refusal
 from adafocus_edge.errors import BackendError, BuildError, UsageError
 from adafocus_edge.types import GRAPHS
@@ -345,10 +347,41 @@ def test_a_step_that_no_longer_fits_is_left_out(bundle):
 def test_a_gpu_that_the_library_cannot_build_for_is_told(bundle, monkeypatch):
     monkeypatch.setattr(ort, "gpu_obstacle", lambda: None)
     monkeypatch.setattr(cuda, "this_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
-    with pytest.raises(BackendError, match=r"this GPU .NVIDIA H200. is sm_90: TensorRT does"):
+    with pytest.raises(BackendError, match=r"does not run on this GPU \(NVIDIA H200, sm_90\), only on sm_75.*-cuda"):
         built(bundle)
+    assert not (bundle.path / "engines").exists()  # told before anything is built
+    with pytest.raises(UsageError, match=r"--target sm_90: .* knows sm_75, .* onnxruntime-cuda"):
+        built(bundle, targets=("sm_90",))
+    with pytest.raises(BackendError, match=r"does not run on this GPU"):
+        load_model(bundle, backend="tensorrt")
+    (line,) = (found for found in examine() if found.part.endswith("TensorRT-RTX"))
+    assert line.status == "none"
+    assert "does not run on this GPU (NVIDIA H200, sm_90)" in line.detail
+    assert "onnxruntime-cuda" in line.detail
     done, _ = built(bundle, targets=("sm_120",))  # for another one it does
     assert done.engines.built_for.device == ""
+
+
+def test_a_release_that_knows_more_gpus_than_it_runs_on_builds_for_those_only(bundle, monkeypatch):
+    """As TensorRT-RTX did on an H200: it built engines there that it then refused to load."""
+    library = nvinfer.find_library("tensorrt-rtx")
+    real = library.module.ComputeCapability
+    more = SimpleNamespace(__members__={**real.__members__, "SM90": real.CURRENT})
+    module = SimpleNamespace(**{**vars(library.module), "ComputeCapability": more})
+    monkeypatch.setattr("adafocus_edge.build.find_library", lambda _: dataclasses.replace(library, module=module))
+    with pytest.raises(UsageError, match="--target sm_90"):
+        built(bundle, targets=("sm_90",))
+    monkeypatch.setattr(ort, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(cuda, "this_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
+    with pytest.raises(BackendError, match="does not run on this GPU"):
+        built(bundle)
+
+
+def test_a_gpu_that_the_library_runs_on_is_no_obstacle(monkeypatch):
+    monkeypatch.setattr(ort, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(cuda, "this_gpu", lambda: ADA)
+    (line,) = (found for found in examine() if found.part.endswith("TensorRT-RTX"))
+    assert (line.status, line.detail) == ("ok", nvinfer.find_library("tensorrt-rtx").title)
 
 
 def test_another_frame_size_needs_another_graph_of_pixels(bundle):

@@ -560,6 +560,10 @@ def test_plain_videos_will_do(tmp_path):
     rows = json.loads(done.stdout)["rows"]
     assert rows["fp32"]["top1"] == 100
     assert rows["fp16"]["settings"]["labelled"] is False
+    # The default model's own, which was converted without data, is replaced, and what was said of it goes with it.
+    assert "fp16: was converted without data" in done.stderr
+    reports = [read_bundle(path).manifest.reports for path in (default_bundle(), tmp_path / "b")]
+    assert ["fp16" in one for one in reports] == [True, False]
 
 
 def test_sensitive_layers_are_kept_until_the_variant_fits(model, fights, samples, tmp_path):

@@ -77,7 +77,7 @@ def bundle(tmp_path) -> Path:
 
 # -- once -----------------------------------------------------------------------------------------------------------
 
-FILES = ("bundle.json", *(f"fp32/{graph}.onnx" for graph in GRAPHS))
+FILES = ("bundle.json", *(f"{variant}/{graph}.onnx" for variant in ("fp32", "fp16") for graph in GRAPHS))
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,15 @@ from tests.conftest import CLIPS, ROOT, edge
 from tests.test_cli import without
 
 FIGHTS = ROOT / "tests" / "fights"
-MOST_BYTES = 20_000_000
+MOST_BYTES = 25_000_000
 
 
 def test_it_is_whole_small_and_described() -> None:
     bundle = read_bundle(default_bundle())
     assert bundle.classes == ("fight", "no_fight")
     assert sum(path.stat().st_size for path in default_bundle().rglob("*") if path.is_file()) < MOST_BYTES
+    assert list(bundle.manifest.variants) == ["fp32", "fp16"]
+    assert bundle.choose_variant() == "fp32"
     card = (default_bundle() / "MODEL_CARD.md").read_text()
     for heading in ("Data", "Licence", "Accuracy", "Must not be used for"):
         assert f"## {heading}" in card
@@ -31,6 +33,18 @@ def test_classify_takes_it_without_a_bundle_and_without_pytorch() -> None:
     assert result["steps_used"] == read_bundle(default_bundle()).model.segments
     assert "MODEL_CARD.md" in done.stderr
     assert edge("classify", clip, "--json", "-q").stderr == ""
+
+
+def test_half_precision_says_the_same() -> None:
+    found = {}
+    for variant in ("fp32", "fp16"):
+        done = edge("classify", FIGHTS / "fight" / "fi013.mp4", "--variant", variant, "--json", "-q", "--logits")
+        assert done.returncode == 0, done.stderr
+        found[variant] = json.loads(done.stdout)
+    pairs = list(zip(found["fp32"]["steps"], found["fp16"]["steps"], strict=True))
+    assert [one["patch"] for one, _ in pairs] == [other["patch"] for _, other in pairs]
+    errors = [abs(a - b) for one, other in pairs for a, b in zip(one["logits"], other["logits"], strict=True)]
+    assert 0 < max(errors) < 2e-2
 
 
 def test_it_knows_clips_that_it_was_trained_on() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -12,9 +13,11 @@ import onnxruntime
 import pytest
 import torch
 
+from adafocus_edge.backends.load import load_model
 from adafocus_edge.backends.ort import OrtSession
 from adafocus_edge.bundle import read_bundle
 from adafocus_edge.errors import ExportError
+from adafocus_edge.glimpse import see_clip
 from adafocus_edge.types import GRAPHS, contract
 from export.graphs import export_graph
 from export.parity import compare, largest_error
@@ -113,6 +116,56 @@ def test_what_is_no_number_is_an_error():
 
 
 @pytest.mark.parametrize(("patch_size", "focuser_gflops"), [(96, 0.751), (128, 1.335), (160, 2.085), (192, 3.003)])
+def small_export(checkpoint, bundle, *options):
+    return edge(
+        "export", checkpoint, "-o", bundle, "--patch-size", SMALL.patch_size, "--segments", SMALL.segments, *options
+    )
+
+
+def test_a_half_precision_variant_is_exported_without_data(small_checkpoint, small_bundle, tmp_path):
+    done = small_export(small_checkpoint, tmp_path / "bundle", "--half", "--fused", "--json")
+    assert done.returncode == 0, done.stderr
+    bundle = read_bundle(tmp_path / "bundle")
+    assert list(bundle.manifest.variants) == ["fp32", "fp16"]
+    single, half = (bundle.manifest.variants[name] for name in ("fp32", "fp16"))
+    assert set(single) == set(half) == {*GRAPHS, "step"}
+    report = bundle.manifest.reports["fp16"]
+    assert json.loads(done.stdout)["fp16"] == report
+    for graph in half:
+        assert half[graph].precision == "fp16"
+        assert half[graph].size_bytes < 0.6 * single[graph].size_bytes
+        stored = {weight.data_type for weight in onnx.load(bundle.graph_path("fp16", graph)).graph.initializer}
+        assert onnx.TensorProto.FLOAT16 in stored
+    # What is told is what is there: the same clip through both, by another way.
+    frames = frames_of(ROOT / "export" / "frames")[: SMALL.segments]
+    logits = []
+    for variant in ("fp32", "fp16"):
+        with load_model(bundle, variant, "onnxruntime-cpu") as model:
+            logits.append(np.concatenate([glimpse.logits for glimpse in see_clip(model, frames)]))
+    assert 0 < np.abs(logits[0] - logits[1]).max() < 2e-2
+    assert report["largest_error"] == pytest.approx(np.abs(logits[0] - logits[1]).max(), rel=0.5)
+    assert report["label_agreement"] == 100
+    assert report["same_patches"] is True
+    assert "fp16 changes logits by up to" in done.stderr
+    assert "fp16" not in read_bundle(small_bundle).manifest.variants  # only where it is asked for
+
+
+def test_half_precision_needs_neither_a_quantizer_nor_pytorch():
+    code = "import sys; import calibration.fp16; print([n for n in sys.modules if n in sys.argv[1:]])"
+    unwanted = ("onnxruntime.quantization", "onnxruntime.transformers", "torch")
+    done = subprocess.run([sys.executable, "-c", code, *unwanted], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
+
+
+def test_a_model_that_overflows_half_precision_is_refused(small_weights, tmp_path):
+    weights = {name: value.clone() for name, value in small_weights.items()}
+    loud = next(name for name in weights if name.startswith("focuser.") and name.endswith("bn1.weight"))
+    weights[loud] *= 1e7
+    done = small_export(write_checkpoint(weights, tmp_path / "loud.pth.tar"), tmp_path / "bundle", "--half")
+    one_line_error(done, 1, "overflow half precision", "calibrate --variants fp16")
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_gflops_are_the_published_ones(patch_size, focuser_gflops):
     model = AdaFocus(official_spec(patch_size=patch_size))
     assert count_gflops(model, "glancer") == pytest.approx(0.2995, abs=1e-4)

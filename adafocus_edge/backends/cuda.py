@@ -78,6 +78,13 @@ def this_gpu() -> Gpu:
     return Gpu(name.rstrip("\0"), f"{properties.major}.{properties.minor}")
 
 
+def find_gpu() -> Gpu | None:
+    """Return the GPU, or None where no driver finds one. Raises ``BackendError`` where there is one out of reach."""
+    from adafocus_edge.backends.ort import gpu_obstacle
+
+    return this_gpu() if gpu_obstacle() is None else None
+
+
 class CudaDevice:
     """The first NVIDIA GPU: a non-blocking stream for work, another one for uploads, and memory.
 

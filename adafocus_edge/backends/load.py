@@ -206,6 +206,9 @@ def _with_engines(bundle: Bundle, variant: str) -> LoadedModel:
         except BackendError as error:
             refused = refused or error
             continue
+        if (obstacle := library.gpu_obstacle(gpu)) is not None:
+            refused = BackendError(obstacle)
+            continue
         try:
             found = find_engines(bundle, variant, library.name, library.version, gpu)
             break

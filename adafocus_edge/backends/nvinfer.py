@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.errors import BackendError, UsageError
+
+if TYPE_CHECKING:
+    from adafocus_edge.backends.cuda import Gpu
 
 MODULES = {
     "tensorrt": ("tensorrt",),
@@ -20,6 +23,8 @@ INSTALL = {
     "tensorrt": "pip install 'adafocus-edge[tensorrt]' (on a Jetson it is part of JetPack)",
     "tensorrt-rtx": "pip install 'adafocus-edge[tensorrt-rtx]'",
 }
+RTX_RUNS_ON = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+"""Compute capabilities that TensorRT-RTX runs on; on others it may build engines, but refuses to load them."""
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 
@@ -44,6 +49,15 @@ class Library:
     def title(self) -> str:
         """Its name and version as people write them."""
         return f"{NAMES[self.name]} {self.version}"
+
+    def gpu_obstacle(self, gpu: Gpu) -> str | None:
+        """Say why this library cannot run on a GPU and what can, or return None if it should."""
+        if self.name != "tensorrt-rtx" or gpu.sm in RTX_RUNS_ON:
+            return None
+        return (
+            f"{self.title} does not run on this GPU ({gpu.name}, {gpu.sm}), only on {', '.join(RTX_RUNS_ON)}: "
+            "use --backend onnxruntime-cuda, or install TensorRT"
+        )
 
     def logger(self) -> Any:
         """Return this library's logger, which keeps what went wrong (:func:`complaints`); there is one per process.

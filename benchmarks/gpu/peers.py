@@ -1,0 +1,188 @@
+"""PyTorch on the same device, and the floor that no step can be faster than."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.shape_inference
+import torch
+
+from adafocus_edge.bundle import Bundle
+from adafocus_edge.types import GRAPHS
+from benchmarks.gpu.speed import percentiles
+from training.eager import OfficialWay
+from training.graphs import GRAPH_MODULES
+from training.model import AdaFocus
+
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+
+
+def peers(
+    model: AdaFocus, weights: dict[str, Any], frames: np.ndarray, rounds: int, on_gpu: bool
+) -> Iterator[dict[str, Any]]:
+    """Time PyTorch on the same device: the official way, compiled, and in a CUDA graph; one stream, step by step."""
+    device = torch.device("cuda" if on_gpu else "cpu")
+    pixels = torch.from_numpy(frames).to(device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    official = OfficialWay(weights, model.spec.focuser, model.spec.patch_size, model.spec.glance_size)
+    for part in vars(official).values():
+        if isinstance(part, torch.nn.Module):
+            part.to(device)
+    edge_model = model.to(device).eval()
+    for precision in ("fp32", "fp16") if on_gpu else ("fp32",):
+        half = precision == "fp16"
+
+        def eager(number: int, half: bool = half) -> None:
+            with torch.autocast("cuda", torch.float16, enabled=half):
+                official.frame(pixels[number : number + 1])
+
+        official.reset()
+        step = TorchStep(edge_model, half)
+        makers: dict[str, Callable[[], Callable[[int], None]]] = {
+            "eager PyTorch, the official way": lambda eager=eager: eager,
+            "torch.compile": lambda step=step: compiled(step, pixels),
+            "PyTorch in a CUDA graph": lambda step=step: graphed(step, pixels),
+        }
+        for name, make in makers.items() if on_gpu else list(makers.items())[:1]:
+            entry = {"peer": name, "precision": f"{precision}{' (autocast)' if half else ''}"}
+            try:
+                with torch.inference_mode():
+                    run = make()
+                yield {**entry, **timed(run, rounds, len(frames), on_gpu)}
+            except Exception as error:  # a compiler may fail in any way; the others go on
+                yield {**entry, "failed": (str(error).splitlines() or [""])[0]}
+
+
+class TorchStep(torch.nn.Module):
+    """One step of our PyTorch model, as a module of tensors only, so that it can be compiled and captured."""
+
+    def __init__(self, model: Any, half: bool) -> None:
+        super().__init__()
+        self.half_precision = half
+        parts = [GRAPH_MODULES[graph](copy.deepcopy(model)).eval() for graph in GRAPHS]
+        self.glancer, self.policy, self.focuser, self.classifier = parts
+
+    def forward(self, frame: Any, policy_state: Any, state: Any) -> tuple[Any, ...]:
+        """Glance, choose, focus, classify."""
+        with torch.autocast("cuda", torch.float16, enabled=self.half_precision):
+            feature_map, glance = self.glancer(frame)
+            origin, _, policy_out = self.policy(feature_map.float(), policy_state)
+            focus = self.focuser(frame, origin.float())
+            logits, state_out = self.classifier(glance.float(), focus.float(), state)
+        return logits.float(), origin, policy_out.float(), state_out.float()
+
+
+def compiled(step: TorchStep, pixels: Any) -> Callable[[int], None]:
+    """Return a step that ``torch.compile`` has seen."""
+    made = torch.compile(step, mode="max-autotune-no-cudagraphs")
+    states = fresh_states(step, pixels)
+
+    def run(number: int) -> None:
+        logits, origin, states[0], states[1] = made(pixels[number : number + 1], *states)
+        logits.cpu(), origin.cpu()
+
+    for number in range(3):
+        run(number)
+    return run
+
+
+def graphed(step: TorchStep, pixels: Any) -> Callable[[int], None]:
+    """Return a step that PyTorch captured in a CUDA graph."""
+    frame, states = pixels[:1].clone(), fresh_states(step, pixels)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(frame, *states)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        made = step(frame, *states)
+
+    def run(number: int) -> None:
+        frame.copy_(pixels[number : number + 1])
+        graph.replay()
+        states[0].copy_(made[2])
+        states[1].copy_(made[3])
+        made[0].cpu(), made[1].cpu()
+
+    return run
+
+
+def fresh_states(step: TorchStep, pixels: Any) -> list[Any]:
+    """Return both states, zero."""
+    spec = step.glancer.model.spec
+    return [torch.zeros(1, length, device=pixels.device) for length in (spec.policy_state, spec.classifier_state)]
+
+
+def timed(run: Callable[[int], None], rounds: int, frames: int, on_gpu: bool) -> dict[str, Any]:
+    """Time a step of a peer."""
+    took = []
+    with torch.inference_mode():
+        for number in range(rounds + 10):
+            started = time.perf_counter()
+            run(number % frames)
+            if on_gpu:
+                torch.cuda.synchronize()
+            took.append((time.perf_counter() - started) * 1e3)
+    return {"step_ms": percentiles(took[10:])}
+
+
+def floor(bundle: Bundle, on_gpu: bool) -> dict[str, Any]:
+    """Measure copy bandwidth and matrix rate, and say what a step of one stream cannot be faster than."""
+    device = torch.device("cuda" if on_gpu else "cpu")
+    size = 1 << (28 if on_gpu else 24)
+    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    copy_s = fastest(lambda: target.copy_(source), on_gpu)
+    bytes_per_s = 2 * size / copy_s
+    found: dict[str, Any] = {"copy_gb_per_s": round(bytes_per_s / 1e9, 1)}
+    for variant, kind in (("fp32", torch.float32), ("fp16", torch.float16)):
+        if variant not in bundle.manifest.variants or (not on_gpu and kind is torch.float16):
+            continue
+        side = 8192 if on_gpu else 1024
+        square = torch.rand(side, side, device=device).to(kind)
+        rate = side**3 / fastest(lambda square=square: torch.mm(square, square), on_gpu)
+        graphs = [bundle.manifest.variants[variant][graph] for graph in GRAPHS]
+        weights, operations = sum(g.size_bytes for g in graphs), sum(g.gflops for g in graphs) * 1e9
+        moved = weights + sum(activation_bytes(bundle.graph_path(variant, graph)) for graph in GRAPHS)
+        found[variant] = {
+            "gmacs_per_s": round(rate / 1e9, 1),
+            "weights_ms": weights / bytes_per_s * 1e3,
+            "bytes_ms": moved / bytes_per_s * 1e3,
+            "operations_ms": operations / rate * 1e3,
+            "step_ms": max(moved / bytes_per_s, operations / rate) * 1e3,
+        }
+    return found
+
+
+def activation_bytes(path: Path) -> int:
+    """Return the bytes of all tensors that layers of weights write, at batch 1: each is written and read once."""
+    model = onnx.shape_inference.infer_shapes(onnx.load_model(path))
+    weighted = {o for node in model.graph.node if node.op_type in WEIGHTED for o in node.output}
+    total = 0
+    for info in (*model.graph.value_info, *model.graph.output):
+        if info.name in weighted:
+            kind = info.type.tensor_type
+            size = np.prod([side.dim_value or 1 for side in kind.shape.dim], dtype=np.int64)
+            total += 2 * int(size) * onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
+    return total
+
+
+def fastest(work: Callable[[], Any], on_gpu: bool) -> float:
+    """Return the fewest seconds of a few runs."""
+    times = []
+    for _ in range(10):
+        if on_gpu:
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        work()
+        if on_gpu:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times)
