@@ -359,16 +359,18 @@ def _configure(library: Library, config: Any, wanted: Engines) -> None:
 def _profiles(graph: str, inputs: list[Any], batches: tuple[int, ...], frame_size: int) -> list[dict[str, Shapes]]:
     """Return the optimization profiles of a graph: least, best and largest shape of each dynamic input."""
     if graph == PIXELS_GRAPH:  # decoded frames of any usual size
-        sides = tuple(zip((LEAST_SIDE, LEAST_SIDE), USUAL_SIDES, (LARGEST_SIDE, LARGEST_SIDE), strict=True))
-        heights, widths = sides
-        count = (1, 1, 3)  # a model that sees motion takes three frames, and one channel of each
+        high, wide = USUAL_SIDES
         return [
-            {
-                "luma": tuple(zip(count, heights, widths, strict=True)),
-                "chroma": tuple((n, high // 2, wide) for n, high, wide in zip(count, heights, widths, strict=True)),
-                "mix": tuple((channels, 3, 1, 1) for channels in (1, 3, 3)),
-                "rows": tuple((frame_size, high) for high in heights),
-                "columns": tuple((wide, frame_size) for wide in widths),
+            {  # a model that sees motion takes three frames, and one channel of each
+                "luma": ((1, LEAST_SIDE, LEAST_SIDE), (1, high, wide), (3, LARGEST_SIDE, LARGEST_SIDE)),
+                "chroma": (
+                    (1, LEAST_SIDE // 2, LEAST_SIDE),
+                    (1, high // 2, wide),
+                    (3, LARGEST_SIDE // 2, LARGEST_SIDE),
+                ),
+                "mix": ((1, 3, 1, 1), (3, 3, 1, 1), (3, 3, 1, 1)),
+                "rows": ((frame_size, LEAST_SIDE), (frame_size, high), (frame_size, LARGEST_SIDE)),
+                "columns": ((LEAST_SIDE, frame_size), (wide, frame_size), (LARGEST_SIDE, frame_size)),
             }
         ]
     sides = {tensor.name: tuple(tensor.shape)[1:] for tensor in inputs}

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from adafocus_edge.errors import SourceError, UsageError
+from adafocus_edge.errors import UsageError
 from adafocus_edge.exits import ExitThresholds, viewing_order
 from adafocus_edge.glimpse import Glimpse, GlimpseStream, patch_of, see_clip, softmax
 from adafocus_edge.preprocess import sampled_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from adafocus_edge.backends.base import LoadedModel
+    from adafocus_edge.nvdec import Choice
     from adafocus_edge.sources import Clip, Source
 
 Schedule = Literal["auto", "clip", "stream"]
@@ -131,7 +132,8 @@ class Classifier:
         top_k: how many classes a result lists; at most all of them.
         schedule: how files are seen; ``auto`` is ``clip``, or ``stream`` where an early exit is asked for.
         exits: stop at the first step that is sure enough; None for never. Their order is the one frames are seen in.
-        decode_on_gpu: whether files are decoded where the model runs (:mod:`adafocus_edge.nvdec`).
+        decoder: what decodes files and live sources (:func:`adafocus_edge.nvdec.usable_decoder`).
+        note: called with one line where ``auto`` has the CPU decode a file.
     """
 
     def __init__(
@@ -142,7 +144,8 @@ class Classifier:
         top_k: int = 1,
         schedule: Schedule = "auto",
         exits: ExitThresholds | None = None,
-        decode_on_gpu: bool = False,
+        decoder: Choice = "cpu",
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         if schedule == "clip" and exits is not None:
             raise UsageError("an early exit saves nothing on the clip schedule: use --schedule stream")
@@ -152,7 +155,8 @@ class Classifier:
         self.exits = exits
         self.schedule = "stream" if schedule == "stream" or exits is not None else "clip"
         self._stream: GlimpseStream | None = None
-        self._decode_on_gpu = decode_on_gpu
+        self.decoder: Choice = decoder
+        self._note = note
 
     def classify(self, source: Source) -> tuple[Result, Clip]:
         """Open and classify a source that ends. Raises ``SourceError``."""
@@ -160,7 +164,7 @@ class Classifier:
         clip = source.open_clip()
         spec = self.model.spec
         frames: Iterator[tuple[int, Any]] = (
-            self._decoded_on_gpu(clip) if self._decode_on_gpu else sampled_frames(clip, spec)
+            sampled_frames(clip, spec) if self.decoder == "cpu" else self._decoded_on_gpu(clip)
         )
         if self.exits is not None and self.exits.order == "coarse-to-fine":
             read = list(frames)
@@ -179,12 +183,12 @@ class Classifier:
         return replace(result, step_ms=tuple(step_ms)), clip
 
     def _decoded_on_gpu(self, clip: Clip) -> Iterator[tuple[int, Any]]:
-        from adafocus_edge.nvdec import decoded_frames
-        from adafocus_edge.video import VideoFile
+        from adafocus_edge.nvdec import sampled_frames_on_gpu
 
-        if self.model.resident is None or not isinstance(clip, VideoFile):
-            raise SourceError(f"{clip.name}: only video files are decoded on the GPU: leave out --decoder gpu")
-        return decoded_frames(clip, self.model.resident)
+        assert self.model.resident is not None
+        return sampled_frames_on_gpu(
+            clip, self.model.resident, self.model.spec.segments, strict=self.decoder == "gpu", note=self._note
+        )
 
     def _glimpses(self, frames: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Glimpse, float]]:
         """Yield frame number, glimpse, and the seconds that the model took for it."""

@@ -89,6 +89,7 @@ class HardwareName(str, Enum):
 class DecoderName(str, Enum):
     """Values of ``--decoder``."""
 
+    AUTO = "auto"
     CPU = "cpu"
     GPU = "gpu"
 
@@ -171,6 +172,10 @@ VideoTrack = Annotated[
     ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: usable cores]")]
+Decoder = Annotated[
+    DecoderName,
+    typer.Option(help="Decode on the CPU, on the NVIDIA GPU that runs the model, or auto: there, where it can."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
 Exit = Annotated[
@@ -1167,9 +1172,7 @@ def classify(
     backend: Annotated[BackendName, typer.Option(help="What runs the graphs.")] = BackendName.AUTO,
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
     schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
-    decoder: Annotated[
-        DecoderName, typer.Option(help="gpu: decode files on the NVIDIA GPU that runs the model.")
-    ] = DecoderName.CPU,
+    decoder: Decoder = DecoderName.CPU,
     video_track: VideoTrack = None,
     threads: Threads = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Classes to list per clip. [default: 5]")] = None,
@@ -1205,6 +1208,7 @@ def classify(
     from adafocus_edge.backends.load import load_model
     from adafocus_edge.bundle import check_graph_files, default_bundle, open_bundle
     from adafocus_edge.classify import Classifier
+    from adafocus_edge.nvdec import usable_decoder
     from adafocus_edge.report import ResultFile
 
     if bundle is None:
@@ -1235,13 +1239,13 @@ def classify(
         if backend is BackendName.AUTO:
             _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
 
-        _check_decoder(decoder, live=streamed, on_gpu=model.resident is not None)
+        decodes = usable_decoder(decoder.value, model, lambda text: _say(text, quiet))
 
         def classifier(*, live: bool) -> Classifier:
             return Classifier(
                 model, found.classes, top_k=top, schedule=schedule.value,
                 exits=_exits_asked(found, exit_set, exit_confidence, live=live),
-                decode_on_gpu=decoder is DecoderName.GPU,
+                decoder=decodes, note=lambda text: _say(text, quiet),
             )  # fmt: skip
 
         failed: int | None = None
@@ -1337,6 +1341,7 @@ def serve(
     most_cameras: Annotated[int, typer.Option(min=0, help="Browsers' cameras at a time.")] = 4,
     backend: Annotated[BackendName, typer.Option(help="What runs the graphs.")] = BackendName.AUTO,
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
+    decoder: Decoder = DecoderName.CPU,
     video_track: VideoTrack = None,
     threads: Threads = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Classes to show. [default: 5]")] = None,
@@ -1364,6 +1369,7 @@ def serve(
     from adafocus_edge.bundle import check_graph_files, default_bundle, open_bundle
     from adafocus_edge.classify import Classifier
     from adafocus_edge.live import serve_live
+    from adafocus_edge.nvdec import usable_decoder
 
     options = ServeOptions(host=host, port=port, token=token, max_upload_mb=max_upload_mb, most_cameras=most_cameras)
     check_exposure(options)
@@ -1382,7 +1388,8 @@ def serve(
     with load_model(found, variant, backend.value, threads) as model:
         _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         exits = _exits_asked(found, exit_set, exit_confidence, live=True)
-        classifier = Classifier(model, found.classes, top_k=top, schedule="stream", exits=exits)
+        decodes = usable_decoder(decoder.value, model, lambda text: _say(text, quiet))
+        classifier = Classifier(model, found.classes, top_k=top, schedule="stream", exits=exits, decoder=decodes)
         serve_live(sources, classifier, live, options, output, as_json=as_json, quiet=quiet)
 
 
@@ -1631,11 +1638,6 @@ def _own_files(sources: list[Source]) -> set[Path]:
 def _real(path: Path) -> Path:
     """Return where a path leads; links in a circle are told by what opens it."""
     return Path(os.path.realpath(path))
-
-
-def _check_decoder(decoder: DecoderName, *, live: bool, on_gpu: bool) -> None:
-    if decoder is DecoderName.GPU and (live or not on_gpu):
-        raise UsageError("--decoder gpu is for files, with a backend on an NVIDIA GPU")
 
 
 def _check_files(*paths: Path | None) -> None:

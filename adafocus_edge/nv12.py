@@ -8,7 +8,9 @@ from adafocus_edge.errors import SourceError
 from adafocus_edge.pixels import Decoded
 
 if TYPE_CHECKING:
+    import numpy as np
     from av.video.frame import VideoFrame
+    from numpy.typing import NDArray
 
 CODECS = {
     "h264": "H264",
@@ -27,8 +29,8 @@ NV12_LIKE = frozenset(("yuv420p", "yuvj420p", "nv12"))
 """Pixel formats that a GPU's decoder returns as NV12."""
 MATRICES = {1: "bt709", 2: "bt601", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}
 """By FFmpeg's number (AVColorSpace), as FFmpeg converts them: untagged video counts as BT.601."""
-FULL_RANGE = 2
-"""FFmpeg's number (AVColorRange)."""
+LIMITED_RANGE, FULL_RANGE = 1, 2
+"""FFmpeg's numbers (AVColorRange)."""
 
 
 class NotOnGpuError(SourceError):
@@ -66,3 +68,14 @@ def layout_of(frame: VideoFrame) -> Decoded:
         raise NotOnGpuError(f"its colour matrix (number {space} of ITU-T H.273) is not converted on the GPU")
     full = int(frame.color_range) == FULL_RANGE or frame.format.name == "yuvj420p"
     return Decoded(frame.height, frame.width, MATRICES[space], full)
+
+
+def frame_of(planes: NDArray[np.uint8], layout: Decoded) -> VideoFrame:
+    """Return NV12 planes, uint8 [3/2 height, width], as a frame that FFmpeg converts like what the CPU decodes."""
+    from av.video.frame import VideoFrame
+
+    # FFmpeg has another conversion for NV12 itself; splitting U from V first changes no sample.
+    frame = VideoFrame.from_ndarray(planes, format="nv12").reformat(format="yuv420p", threads=1)
+    frame.colorspace = next(number for number, name in MATRICES.items() if name == layout.matrix)
+    frame.color_range = FULL_RANGE if layout.full_range else LIMITED_RANGE
+    return frame

@@ -246,6 +246,27 @@ class VideoFile:
             for index, frame in enumerate(self._decode(container, stream)):
                 yield min(index, self.frame_count - 1), frame
 
+    def packets(self) -> Iterator[tuple[VideoStream, Packet[Any]]]:
+        """Read all packets in decoding order; yield each with its track, at the end an empty one."""
+        with self._open() as container:
+            stream = self._stream(container)
+            try:
+                for packet in container.demux(stream):
+                    yield stream, packet
+            except av.error.FFmpegError as error:
+                raise self.broken(error) from None
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether frames are found by counting them, not by their times."""
+        return self._timeline.counted or self._timeline.in_fields
+
+    def index_at(self, time: int) -> int | None:
+        """Return the number of the frame that is shown at a time in the track's ticks, or None if there is none."""
+        near = bisect.bisect_left(self._timeline.times, time)
+        candidates = [index for index in (near - 1, near) if 0 <= index < self.frame_count]
+        return next((index for index in candidates if self._earliest(index) <= time <= self._latest(index)), None)
+
     def nv12(self) -> Decoded:
         """Return the layout in which a GPU decodes this video. Raises ``NotOnGpuError`` where the CPU has to."""
         with self._open() as container:
@@ -300,7 +321,7 @@ class VideoFile:
             hint = encoding_hint(self.address)
             raise SourceError(f"{self.name}: not a video that can be read, or cut short ({reason}){hint}") from None
 
-    def _broken(self, error: av.error.FFmpegError) -> SourceError:
+    def broken(self, error: av.error.FFmpegError) -> SourceError:
         """Say that reading or decoding failed half way. Raises ``ShortageError`` if that is no fault of the video."""
         if "://" in self.address:
             return SourceError(
@@ -391,7 +412,7 @@ class VideoFile:
                     times.append(time)
                     lasting[time] = packet.duration or 0
         except av.error.FFmpegError as error:
-            raise self._broken(error) from None
+            raise self.broken(error) from None
         if untimed:  # a bare stream of H.264 or HEVC
             return self._count(has_times=False)
         if not times:
@@ -453,7 +474,7 @@ class VideoFile:
         try:
             yield from container.decode(stream)
         except av.error.FFmpegError as error:
-            raise self._broken(error) from None
+            raise self.broken(error) from None
 
     def _runs(self, indices: list[int]) -> list[list[int]]:
         """Group frame numbers by the key frame that decoding must begin at."""
@@ -617,4 +638,4 @@ class VideoFile:
                 yield from (frame for frame in context.decode(packet) if frame.pts is not None)
             yield from (frame for frame in context.decode(None) if frame.pts is not None)
         except av.error.FFmpegError as error:
-            raise self._broken(error) from None
+            raise self.broken(error) from None

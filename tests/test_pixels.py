@@ -48,7 +48,7 @@ def test_frames_made_on_the_device_equal_the_cpus(name, changes):
     planes = nv12(video)
     expected = list(sampled_frames(video, where.spec))
     device = where.device
-    made = list(make_frames(lambda n: device.store(planes[n]), video, video.nv12(), where))
+    made = list(make_frames(lambda n: device.store(planes[n]), video, video.nv12(), where, where.spec.segments))
     assert [number for number, _ in made] == [number for number, _ in expected]
     for (_, frame), (_, wanted) in zip(made, expected, strict=True):
         off = np.abs(np.asarray(frame)[0].astype(int) - wanted)
@@ -128,7 +128,7 @@ def test_chroma_counts_for_two_by_two_pixels_wherever_it_was_sampled(siting, tmp
     video = VideoFile(str(encode(tmp_path / "sited.mp4", frames=30, options={"x264-params": f"chromaloc={siting}"})))
     where = resident()
     planes = nv12(video)
-    made = make_frames(lambda n: where.device.store(planes[n]), video, video.nv12(), where)
+    made = make_frames(lambda n: where.device.store(planes[n]), video, video.nv12(), where, where.spec.segments)
     for (_, frame), (_, wanted) in zip(made, sampled_frames(video, where.spec), strict=True):
         assert np.abs(np.asarray(frame)[0].astype(int) - wanted).max() <= 1
 
@@ -144,7 +144,9 @@ def test_the_default_model_sees_the_same_in_both():
         for path in clips:
             video = VideoFile(str(path))
             planes = nv12(video)
-            made = make_frames(lambda n, p=planes: where.device.store(p[n]), video, video.nv12(), where)
+            made = make_frames(
+                lambda n, p=planes: where.device.store(p[n]), video, video.nv12(), where, where.spec.segments
+            )
             by_graph = [ModelFrame.of(np.asarray(frame)[0], model.spec) for _, frame in made]
             seen = [list(see_clip(model, frames)) for frames in (
                 [frame for _, frame in sampled_frames(video, model.spec)], by_graph
@@ -190,11 +192,11 @@ def test_what_is_not_nv12_is_refused(tmp_path):
 def test_only_a_gpu_decodes_and_only_with_its_library():
     video = VideoFile(str(CLIPS / VIDEOS[0]))
     with pytest.raises(BackendError, match="needs a backend on an NVIDIA GPU"):
-        next(decoded_frames(video, resident()))
+        next(decoded_frames(video, resident(), 8))
     where = resident()
     where.device.kind = "cuda"
     with pytest.raises((BackendError, SourceError), match="PyNvVideoCodec cannot be loaded|cannot decode it"):
-        next(decoded_frames(video, where))
+        next(decoded_frames(video, where, 8))
     with pytest.raises(BackendError, match="no graph that makes model frames"):
         PixelMaker(Resident(SMALL, {}, HostDevice()))
 
