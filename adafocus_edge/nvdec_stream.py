@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 STREAMED = frozenset(("h264", "hevc"))
 """Codecs whose packets are handed to NVDEC one by one: those whose changes of size show in every stream."""
-START_CODE = re.compile(rb"\0\0\1")
+START_CODE = re.compile(rb"\x00\x00\x01")
 MOST_FAILURES = 3
 """A stream that the GPU's decoder gave up on so often is left to the CPU."""
 ON_GPU = "decoded on the GPU"

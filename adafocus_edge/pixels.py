@@ -4,7 +4,7 @@ The graph (``pixels.onnx``) takes N decoded frames that make up one model frame 
 motion) as NV12 and computes M channels of each, N M = 3. Step by step, with the CPU path's own roundings:
 
 1. colour, per channel c: ``floor((Y - black) luma_gain) + floor((U - 128) chroma_gain[0, c]) + floor((V - 128)
-   chroma_gain[1, c])``, clipped to a byte; U and V count for 2 x 2 pixels, wherever they were sampled, as FFmpeg does it;
+   chroma_gain[1, c])``, clipped to a byte; U and V count for 2 x 2 pixels, wherever sampled, as FFmpeg does it;
 2. channels: ``mix``, rounded: RGB as it is, or the luminance;
 3. resize and crop: times ``columns``, rounded, then ``rows`` times that, rounded.
 

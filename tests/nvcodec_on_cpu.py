@@ -16,11 +16,11 @@ import numpy as np
 POISON = 0xA5
 
 
-class PyNvVCException(Exception):  # noqa: N818
+class PyNvVCException(Exception):
     """What the library raises."""
 
 
-class cudaVideoCodec(enum.Enum):  # noqa: N801
+class cudaVideoCodec(enum.Enum):
     MPEG1, MPEG2, MPEG4, VC1, H264, JPEG, H264_SVC, H264_MVC, HEVC, VP8, VP9, AV1 = range(12)
 
 
@@ -83,7 +83,7 @@ class PyNvDecoder:
         self.fails = 0
         made.append(self)
 
-    def Decode(self, packet):  # noqa: N802
+    def Decode(self, packet):
         self._surfaces.spoil()
         if self.fails:
             self.fails -= 1
@@ -105,7 +105,7 @@ class PyNvDecoder:
         return found
 
 
-def CreateDecoder(  # noqa: N802
+def CreateDecoder(
     gpuid=0, codec=cudaVideoCodec.H264, cudacontext=0, cudastream=0, usedevicememory=False, maxwidth=0, maxheight=0,
     latency=DisplayDecodeLatencyType.NATIVE,
 ):  # fmt: skip
