@@ -99,9 +99,9 @@ class Decoding:
             except av.error.FFmpegError as error:
                 raise clip.broken(error) from None
             for time, picture in pictures:
-                index = None if time is None else clip.index_at(time)
-                if index is not None:  # an edit list leaves frames out that others need
-                    yield index, picture._replace(sample_aspect=clip.sample_aspect)
+                number = None if time is None else clip.index_at(time)
+                if number is not None:  # an edit list leaves frames out that others need
+                    yield number, picture._replace(sample_aspect=clip.sample_aspect)
 
 
 class StreamDecoder:
