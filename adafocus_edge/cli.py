@@ -42,11 +42,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from typing_extensions import Self
 
+    from adafocus_edge.backends.base import LoadedModel
     from adafocus_edge.bundle import Bundle, Manifest
     from adafocus_edge.classify import Classifier, Result
     from adafocus_edge.data import Split
     from adafocus_edge.evaluate import Evaluation
     from adafocus_edge.exits import ExitThresholds
+    from adafocus_edge.nvdec import Choice
     from adafocus_edge.sources import Source
     from adafocus_edge.types import ModelSpec
 
@@ -1208,7 +1210,6 @@ def classify(
     from adafocus_edge.backends.load import load_model
     from adafocus_edge.bundle import check_graph_files, default_bundle, open_bundle
     from adafocus_edge.classify import Classifier
-    from adafocus_edge.nvdec import usable_decoder
     from adafocus_edge.report import ResultFile
 
     if bundle is None:
@@ -1239,7 +1240,7 @@ def classify(
         if backend is BackendName.AUTO:
             _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
 
-        decodes = usable_decoder(decoder.value, model, lambda text: _say(text, quiet))
+        decodes = _usable_decoder(decoder, model, quiet)
 
         def classifier(*, live: bool) -> Classifier:
             return Classifier(
@@ -1369,7 +1370,6 @@ def serve(
     from adafocus_edge.bundle import check_graph_files, default_bundle, open_bundle
     from adafocus_edge.classify import Classifier
     from adafocus_edge.live import serve_live
-    from adafocus_edge.nvdec import usable_decoder
 
     options = ServeOptions(host=host, port=port, token=token, max_upload_mb=max_upload_mb, most_cameras=most_cameras)
     check_exposure(options)
@@ -1388,7 +1388,7 @@ def serve(
     with load_model(found, variant, backend.value, threads) as model:
         _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         exits = _exits_asked(found, exit_set, exit_confidence, live=True)
-        decodes = usable_decoder(decoder.value, model, lambda text: _say(text, quiet))
+        decodes = _usable_decoder(decoder, model, quiet)
         classifier = Classifier(model, found.classes, top_k=top, schedule="stream", exits=exits, decoder=decodes)
         serve_live(sources, classifier, live, options, output, as_json=as_json, quiet=quiet)
 
@@ -1697,6 +1697,16 @@ def _check_installed(package: str, verb: str, extra: str) -> None:
         found = None
     if found is None:
         raise MissingExtraError(f"`adafocus-edge {verb}`", extra, package)
+
+
+def _usable_decoder(asked: DecoderName, model: LoadedModel, quiet: bool) -> Choice:
+    """Return what decodes. Raises ``AdaFocusError`` where the GPU must and cannot."""
+    from adafocus_edge.nvdec import send_library_output_to_stderr, usable_decoder
+
+    usable = usable_decoder(asked.value, model, lambda text: _say(text, quiet))
+    if usable != "cpu":
+        send_library_output_to_stderr()
+    return usable
 
 
 def _say(text: str, quiet: bool) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 Choice = Literal["auto", "cpu", "gpu"]
 """What decodes: the GPU where it can, the CPU, or the GPU and nothing else."""
 INSTALL = "pip install 'adafocus-edge[nvdec]', or use --decoder cpu"
+STDOUT, STDERR = 1, 2
 UINT8 = (1, 8, 1)
 """DLPack's code, bits and lanes of a byte."""
 
@@ -87,6 +90,22 @@ def library() -> Any:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BackendError(f"PyNvVideoCodec cannot be loaded here ({said}): {INSTALL}") from None
     return codec
+
+
+def send_library_output_to_stderr() -> None:
+    """Let what C libraries print go to stderr: NVDEC's reports of damaged pictures would end up between JSON lines."""
+    try:
+        if sys.stdout.fileno() != STDOUT:
+            return
+    except (OSError, ValueError):  # no file
+        return
+    sys.stdout.flush()
+    ours = os.dup(STDOUT)
+    os.dup2(STDERR, STDOUT)
+    before = sys.stdout
+    sys.stdout = os.fdopen(
+        ours, "w", encoding=before.encoding, errors=before.errors, buffering=1 if before.isatty() else -1
+    )
 
 
 def usable_decoder(choice: Choice, model: LoadedModel, note: Callable[[str], None]) -> Choice:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import subprocess
 import sys
 import threading
 import weakref
@@ -130,6 +132,25 @@ def test_the_command_line_says_which_decoder_it_takes():
         refused = edge("classify", CLIP, "--backend", "onnxruntime-cpu", "--decoder", "gpu", *more)
         assert refused.returncode == 2
         assert refused.stderr.splitlines()[-1] == "error: --decoder gpu needs a backend on an NVIDIA GPU"
+
+
+def test_what_the_library_prints_does_not_get_between_json_lines():
+    code = """
+import ctypes, sys
+from adafocus_edge.nvdec import send_library_output_to_stderr
+print("before")
+send_library_output_to_stderr()
+libc = ctypes.CDLL(None)
+libc.printf(b"Decode Error occurred for picture 3\\n")
+libc.fflush(None)
+print('{"label": "é"}')
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    assert done.stdout == 'before\n{"label": "é"}\n'
+    assert done.stderr == "Decode Error occurred for picture 3\n"
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
