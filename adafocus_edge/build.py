@@ -45,9 +45,9 @@ Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 Join = Callable[[ModelSpec, Mapping[str, Path], Path], None]
 """Joins four graphs into the step: :func:`export.fuse.fuse`."""
 LEAST_SIDE, LARGEST_SIDE = 16, 4096
-"""Of a decoded frame's planes, in samples, that the graph of pixels takes."""
-USUAL_SIDES = (1620, 1920)
-"""What that graph is tuned for: 1080p as NV12."""
+"""Of a decoded frame, in pixels, that the graph of pixels takes."""
+USUAL_SIDES = (1080, 1920)
+"""Height and width that it is tuned for."""
 LEVELS = {"none": "NONE", "same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
 """TensorRT's names of how far engines are hardware-compatible."""
 POLL_S = 0.2
@@ -358,13 +358,18 @@ def _configure(library: Library, config: Any, wanted: Engines) -> None:
 def _profiles(graph: str, inputs: list[Any], batches: tuple[int, ...], frame_size: int) -> list[dict[str, Shapes]]:
     """Return the optimization profiles of a graph: least, best and largest shape of each dynamic input."""
     if graph == PIXELS_GRAPH:  # decoded frames of any usual size
-        rows, columns = USUAL_SIDES
+        high, wide = USUAL_SIDES
         return [
-            {
-                "planes": ((1, LEAST_SIDE, LEAST_SIDE), (1, rows, columns), (3, LARGEST_SIDE, LARGEST_SIDE)),
-                "rows": ((3, frame_size, LEAST_SIDE), (3, frame_size, rows), (3, frame_size, LARGEST_SIDE)),
-                "columns": ((3, LEAST_SIDE, frame_size), (3, columns, frame_size), (3, LARGEST_SIDE, frame_size)),
-                "colour": ((1, 3, 3), (1, 3, 3), (3, 3, 3)),
+            {  # a model that sees motion takes three frames, and one channel of each
+                "luma": ((1, LEAST_SIDE, LEAST_SIDE), (1, high, wide), (3, LARGEST_SIDE, LARGEST_SIDE)),
+                "chroma": (
+                    (1, LEAST_SIDE // 2, LEAST_SIDE),
+                    (1, high // 2, wide),
+                    (3, LARGEST_SIDE // 2, LARGEST_SIDE),
+                ),
+                "mix": ((1, 3, 1, 1), (3, 3, 1, 1), (3, 3, 1, 1)),
+                "rows": ((frame_size, LEAST_SIDE), (frame_size, high), (frame_size, LARGEST_SIDE)),
+                "columns": ((LEAST_SIDE, frame_size), (wide, frame_size), (LARGEST_SIDE, frame_size)),
             }
         ]
     sides = {tensor.name: tuple(tensor.shape)[1:] for tensor in inputs}

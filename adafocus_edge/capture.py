@@ -8,9 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -18,26 +18,20 @@ from adafocus_edge.addresses import conceal, encoding_hint
 from adafocus_edge.errors import AdaFocusError, BackendError, HasAnEndError, SourceError, UsageError
 from adafocus_edge.frames import ModelFrame
 from adafocus_edge.messages import LiveFrame, Notice, NoticeKind
+from adafocus_edge.pictures import Picture, decoded_picture
 from adafocus_edge.preprocess import luminance, motion_indices, nearest_motion, preprocess
-from adafocus_edge.sources import SQUARE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from adafocus_edge.frames import FrameBuffer
+    from adafocus_edge.gpu_frames import LiveFrames, UnmadeFrame
+    from adafocus_edge.nvdec_stream import Decoding
     from adafocus_edge.sources import Clip, Source
     from adafocus_edge.types import ModelSpec
 
 Drop = Literal["oldest", "newest", "never"]
 """What is left out when the model is slower than its sources: the frame that waits longest, the new one, or none."""
-
-
-class Picture(NamedTuple):
-    """A captured frame: what makes RGB uint8 [H, W, 3] of it, its size in pixels, a pixel's width over its height."""
-
-    to_rgb: Callable[[], Any]
-    width: int
-    height: int
-    sample_aspect: Fraction = SQUARE
 
 
 OPEN_TIMEOUT_S = 10.0
@@ -131,10 +125,10 @@ class Counters:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A frame as the model takes it; ``connection`` tells those before a loss from those after."""
+    """A frame as the model takes it, or is to make it; ``connection`` tells those before a loss from those after."""
 
     frame: LiveFrame
-    pixels: ModelFrame
+    pixels: ModelFrame | FrameBuffer | UnmadeFrame
     connection: int
 
 
@@ -186,6 +180,7 @@ class Capture:
         on_notice: is told what happens to the source, in the capture thread.
         feed: where frames come from instead, if they are pushed.
         is_ready: whether the model is ready; frames that come before that are shown and not picked.
+        on_device: brings frames to a model on a GPU, which may decode them, too.
     """
 
     def __init__(
@@ -198,6 +193,7 @@ class Capture:
         on_notice: Callable[[Notice], None] = lambda _: None,
         feed: Feed | None = None,
         is_ready: Callable[[], bool] = lambda: True,
+        on_device: LiveFrames | None = None,
     ) -> None:
         self.name = source.name
         self.counters = Counters()
@@ -210,7 +206,8 @@ class Capture:
         self._source, self._spec, self._options, self._feed = source, spec, options, feed
         self._file = self.kind == "file"
         self._is_constant_rate = True  # of a file
-        self._track_note = ""
+        self._track_note = self._decoder_note = ""
+        self._on_device = on_device
         fast = self._file and not options.realtime
         self._drop: Drop = options.drop or ("never" if fast else "oldest")
         self._arrived, self._on_frame, self._on_notice = arrived, on_frame, on_notice
@@ -334,7 +331,7 @@ class Capture:
         self.state, self.text = "ended", f"{self.name}: stopped"
 
     def _read_once(self) -> None:
-        counters, first = self.counters, True
+        counters, first, decoder_note = self.counters, True, ""
         due = _Due(self._options.glimpse_fps)
         base_index = counters.frames
         for picture, index, time_s, fps in self._pictures():
@@ -348,11 +345,15 @@ class Capture:
                 self._history.clear()
                 kind: NoticeKind = "connected" if counters.connections == 1 else "reconnected"
                 size = f"{width} x {height}" + (f", {fps:.3g} fps" if fps else "")
-                size += f"; {self._track_note}" if self._track_note else ""
+                size += "".join(f"; {note}" for note in (self._track_note, self._decoder_note) if note)
+                decoder_note = self._decoder_note
                 self._tell(kind, f"{self.name}: {size}" if kind == "connected" else f"{self.name}: back, {size}")
                 first = False
             elif (width, height) != (counters.width, counters.height):
                 self._tell("changed", f"{self.name}: now {width} x {height}")
+            if self._decoder_note != decoder_note:
+                decoder_note = self._decoder_note
+                self._tell("changed", f"{self.name}: now {decoder_note}")
             counters.width, counters.height = width, height
             shown_s = now_s - (self._began_s or now_s) if time_s is None else time_s
             frame = LiveFrame(
@@ -421,7 +422,7 @@ class Capture:
         if self._feed is not None:
             live = self._feed.pictures(self._stop)
         elif "://" in self._source.address:
-            live = _address_pictures(self._source, self._stop, self.counters, self._note_track)
+            live = _address_pictures(self._source, self._stop, self.counters, self._note_track, self._decoding())
         else:
             live = _camera_pictures(self._source, self._stop, self._options.camera)
         for index, picture in enumerate(live):
@@ -430,6 +431,21 @@ class Capture:
     def _note_track(self, note: str) -> None:
         self._track_note = note
 
+    def _decoding(self) -> Decoding | None:
+        """Return how this source is decoded on the GPU; None for on the CPU."""
+        if self._on_device is None or self._on_device.decoder == "cpu":
+            return None
+        from adafocus_edge.nvdec_stream import Decoding
+
+        def note(text: str) -> None:
+            self._decoder_note = text
+
+        def damaged() -> None:
+            self.counters.damaged += 1
+
+        strict = self._on_device.decoder == "gpu"
+        return Decoding(self._on_device.store, self._source.address, strict=strict, note=note, damaged=damaged)
+
     def _file_pictures(self) -> Iterator[tuple[Picture, int, float | None, float]]:
         clip = self._source.open_clip()
         self._is_constant_rate, self._track_note = clip.is_constant_rate, clip.track_note
@@ -437,7 +453,7 @@ class Capture:
         begun_s, offset_s, base = time.monotonic(), 0.0, 0
         while True:
             time_s = 0.0
-            for index, picture in _clip_pictures(clip):
+            for index, picture in _clip_pictures(clip, self._decoding()):
                 told_s = clip.time_s(index)
                 time_s = offset_s + (index / clip.fps if told_s is None else told_s)
                 if self._options.realtime and self._stop.wait(begun_s + time_s - time.monotonic()):
@@ -462,7 +478,7 @@ class Capture:
             if not parts or self._stop.is_set():
                 break
             try:
-                pixels = model_pixels(parts, self._spec, made)
+                pixels = self._make(parts, made)
             except Exception:  # a picture that is damaged in a way that only converting it shows
                 self.counters.damaged += 1
                 self._preparing = False
@@ -477,6 +493,22 @@ class Capture:
             self._preparing = False
             self._finished = True
             self._arrived.notify_all()
+
+    def _make(
+        self, parts: tuple[LiveFrame, ...], made: dict[int, NDArray[np.uint8]]
+    ) -> ModelFrame | FrameBuffer | UnmadeFrame:
+        """Make a model frame where it is made best: where it was decoded, or here, and then bring it to the model."""
+        if self._on_device is None:
+            return model_pixels(parts, self._spec, made)
+        from adafocus_edge.gpu_frames import unmade
+
+        on_device = unmade([part.to_rgb for part in parts])
+        if on_device is not None:
+            return on_device
+        pixels = model_pixels(parts, self._spec, made)
+        with suppress(BackendError):  # the model's thread reports a device that failed
+            return self._on_device.bring(pixels)
+        return pixels
 
     # -- what is told -------------------------------------------------------------------------------------------------
 
@@ -548,13 +580,18 @@ def _kind(source: Source) -> str:
     return "stream" if "://" in source.address else "camera"
 
 
-def _clip_pictures(clip: Clip) -> Iterator[tuple[int, Picture]]:
-    from adafocus_edge.video import VideoFile, upright_size
+def _clip_pictures(clip: Clip, decoding: Decoding | None = None) -> Iterator[tuple[int, Picture]]:
+    from adafocus_edge.video import VideoFile
 
     if isinstance(clip, VideoFile):
+        if decoding is not None:
+            yield from decoding.file_pictures(clip)
+            return
         for index, frame in clip.pictures():
-            yield index, Picture(_from_decoded(frame), *upright_size(frame), clip.sample_aspect)
+            yield index, decoded_picture(frame, clip.sample_aspect)
         return
+    if decoding is not None:
+        decoding.refuse("only video is decoded on the GPU")
     for index, rgb in clip.frames():
         yield index, Picture(lambda rgb=rgb: rgb, rgb.shape[1], rgb.shape[0])  # type: ignore[misc]
 
@@ -589,25 +626,16 @@ def _camera_pictures(source: Source, stop: threading.Event, asked: CameraOptions
         camera.release()
 
 
-def _from_decoded(frame: Any) -> Callable[[], NDArray[np.uint8]]:
-    """Several threads may want the same frame, whose converter in PyAV takes one at a time."""
-    from adafocus_edge.video import upright
-
-    lock = threading.Lock()
-
-    def to_rgb() -> NDArray[np.uint8]:
-        with lock:
-            return upright(frame)
-
-    return to_rgb
-
-
 def _from_bgr(bgr: Any) -> Callable[[], NDArray[np.uint8]]:
     return lambda: np.ascontiguousarray(bgr[:, :, ::-1])
 
 
 def _address_pictures(
-    source: Source, stop: threading.Event, counters: Counters, on_track: Callable[[str], None] = lambda _: None
+    source: Source,
+    stop: threading.Event,
+    counters: Counters,
+    on_track: Callable[[str], None] = lambda _: None,
+    decoding: Decoding | None = None,
 ) -> Iterator[Picture]:
     import av
 
@@ -619,7 +647,6 @@ def _address_pictures(
         limit_pictures,
         limits,
         pixel_aspect,
-        upright_size,
     )
 
     options = {**limits(ADDRESS_LISTS), "fflags": "nobuffer", "flags": "low_delay", "analyzeduration": ANALYSE_US}
@@ -643,18 +670,23 @@ def _address_pictures(
             sounds = [] if container.format.name == "hls" else container.streams.audio
             read_only(container, [stream, *sounds])
             heard_s = time.monotonic()
+
+            def decode_on_cpu(packet: Any) -> Iterator[Picture]:
+                for frame in stream.decode(packet):
+                    yield decoded_picture(frame, pixel_aspect(stream.sample_aspect_ratio, is_sideways(frame)))
+
+            decode = decode_on_cpu if decoding is None else decoding.stream_decoder(stream)
             for packet in container.demux():
                 if stop.is_set():
                     return
                 try:
-                    frames = stream.decode(packet) if packet.stream_index == stream.index else []
+                    pictures = list(decode(packet)) if packet.stream_index == stream.index else []
                 except av.error.FFmpegError:  # lost or garbled packets: the next key frame mends it
                     counters.damaged += 1
-                    frames = []
-                for frame in frames:
+                    pictures = []
+                for picture in pictures:
                     heard_s = time.monotonic()
-                    aspect = pixel_aspect(stream.sample_aspect_ratio, is_sideways(frame))
-                    yield Picture(_from_decoded(frame), *upright_size(frame), aspect)
+                    yield picture
                 if time.monotonic() - heard_s > SILENCE_S:
                     raise SourceError(f"{source.name}: no picture for {SILENCE_S:.0f} s")
     except av.error.ExitError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from adafocus_edge.errors import SourceError, UsageError
+from adafocus_edge.errors import UsageError
 from adafocus_edge.exits import ExitThresholds, viewing_order
 from adafocus_edge.frames import blank_frame
 from adafocus_edge.glimpse import Glimpse, GlimpseStream, patch_of, see_clip, softmax
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adafocus_edge.backends.base import LoadedModel
+    from adafocus_edge.nvdec import Choice
     from adafocus_edge.sources import Clip, Source
 
 WARM_CLIPS = 2
@@ -134,7 +135,8 @@ class Classifier:
         top_k: how many classes a result lists; at most all of them.
         schedule: how files are seen; ``auto`` is ``clip``, or ``stream`` where an early exit is asked for.
         exits: stop at the first step that is sure enough; None for never. Their order is the one frames are seen in.
-        decode_on_gpu: whether files are decoded where the model runs (:mod:`adafocus_edge.nvdec`).
+        decoder: what decodes files and live sources (:func:`adafocus_edge.nvdec.usable_decoder`).
+        note: called with one line where ``auto`` has the CPU decode a file.
     """
 
     def __init__(
@@ -145,7 +147,8 @@ class Classifier:
         top_k: int = 1,
         schedule: Schedule = "auto",
         exits: ExitThresholds | None = None,
-        decode_on_gpu: bool = False,
+        decoder: Choice = "cpu",
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         if schedule == "clip" and exits is not None:
             raise UsageError("an early exit saves nothing on the clip schedule: use --schedule stream")
@@ -155,7 +158,8 @@ class Classifier:
         self.exits = exits
         self.schedule = "stream" if schedule == "stream" or exits is not None else "clip"
         self._stream: GlimpseStream | None = None
-        self._decode_on_gpu = decode_on_gpu
+        self.decoder: Choice = decoder
+        self._note = note
 
     def prepare(self, report: Callable[[str], None] = lambda _: None) -> None:
         """Run blank clips where the model is kept on a device, so that no file waits for what its first run sets up.
@@ -179,7 +183,7 @@ class Classifier:
         clip = source.open_clip()
         spec = self.model.spec
         frames: Iterator[tuple[int, Any]] = (
-            self._decoded_on_gpu(clip) if self._decode_on_gpu else sampled_frames(clip, spec)
+            sampled_frames(clip, spec) if self.decoder == "cpu" else self._decoded_on_gpu(clip)
         )
         if self.exits is not None and self.exits.order == "coarse-to-fine":
             read = list(frames)
@@ -198,12 +202,12 @@ class Classifier:
         return replace(result, step_ms=tuple(step_ms)), clip
 
     def _decoded_on_gpu(self, clip: Clip) -> Iterator[tuple[int, Any]]:
-        from adafocus_edge.nvdec import decoded_frames
-        from adafocus_edge.video import VideoFile
+        from adafocus_edge.nvdec import sampled_frames_on_gpu
 
-        if self.model.resident is None or not isinstance(clip, VideoFile):
-            raise SourceError(f"{clip.name}: only video files are decoded on the GPU: leave out --decoder gpu")
-        return decoded_frames(clip, self.model.resident)
+        assert self.model.resident is not None
+        return sampled_frames_on_gpu(
+            clip, self.model.resident, self.model.spec.segments, strict=self.decoder == "gpu", note=self._note
+        )
 
     def _glimpses(self, frames: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Glimpse, float]]:
         """Yield frame number, glimpse, and the seconds that the model took for it."""

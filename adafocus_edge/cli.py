@@ -43,11 +43,13 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from typing_extensions import Self
 
+    from adafocus_edge.backends.base import LoadedModel
     from adafocus_edge.bundle import Bundle, Manifest
     from adafocus_edge.classify import Classifier, Result
     from adafocus_edge.data import Split
     from adafocus_edge.evaluate import Evaluation
     from adafocus_edge.exits import ExitThresholds
+    from adafocus_edge.nvdec import Choice
     from adafocus_edge.sources import Source
     from adafocus_edge.types import ModelSpec
 
@@ -90,6 +92,7 @@ class HardwareName(str, Enum):
 class DecoderName(str, Enum):
     """Values of ``--decoder``."""
 
+    AUTO = "auto"
     CPU = "cpu"
     GPU = "gpu"
 
@@ -178,6 +181,10 @@ ConvSearchName = Annotated[
         "--conv-search",
         help="Choose convolution algorithms of ONNX Runtime on a GPU by heuristics, or by timing them all at start-up.",
     ),
+]
+Decoder = Annotated[
+    DecoderName,
+    typer.Option(help="Decode on the CPU, on the NVIDIA GPU that runs the model, or auto: there, where it can."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
@@ -1183,9 +1190,7 @@ def classify(
     backend: Annotated[BackendName, typer.Option(help="What runs the graphs.")] = BackendName.AUTO,
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
     schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
-    decoder: Annotated[
-        DecoderName, typer.Option(help="gpu: decode files on the NVIDIA GPU that runs the model.")
-    ] = DecoderName.CPU,
+    decoder: Decoder = DecoderName.CPU,
     video_track: VideoTrack = None,
     threads: Threads = None,
     conv_search: ConvSearchName = CONV_SEARCH,
@@ -1252,13 +1257,13 @@ def classify(
         if backend is BackendName.AUTO:
             _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
 
-        _check_decoder(decoder, live=streamed, on_gpu=model.resident is not None)
+        decodes = _usable_decoder(decoder, model, quiet)
 
         def classifier(*, live: bool) -> Classifier:
             return Classifier(
                 model, found.classes, top_k=top, schedule=schedule.value,
                 exits=_exits_asked(found, exit_set, exit_confidence, live=live),
-                decode_on_gpu=decoder is DecoderName.GPU,
+                decoder=decodes, note=lambda text: _say(text, quiet),
             )  # fmt: skip
 
         failed: int | None = None
@@ -1356,6 +1361,7 @@ def serve(
     most_cameras: Annotated[int, typer.Option(min=0, help="Browsers' cameras at a time.")] = 4,
     backend: Annotated[BackendName, typer.Option(help="What runs the graphs.")] = BackendName.AUTO,
     variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
+    decoder: Decoder = DecoderName.CPU,
     video_track: VideoTrack = None,
     threads: Threads = None,
     conv_search: ConvSearchName = CONV_SEARCH,
@@ -1402,7 +1408,8 @@ def serve(
     with load_model(found, variant, backend.value, threads, conv_search=conv_search) as model:
         _say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         exits = _exits_asked(found, exit_set, exit_confidence, live=True)
-        classifier = Classifier(model, found.classes, top_k=top, schedule="stream", exits=exits)
+        decodes = _usable_decoder(decoder, model, quiet)
+        classifier = Classifier(model, found.classes, top_k=top, schedule="stream", exits=exits, decoder=decodes)
         serve_live(sources, classifier, live, options, output, as_json=as_json, quiet=quiet)
 
 
@@ -1653,11 +1660,6 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _check_decoder(decoder: DecoderName, *, live: bool, on_gpu: bool) -> None:
-    if decoder is DecoderName.GPU and (live or not on_gpu):
-        raise UsageError("--decoder gpu is for files, with a backend on an NVIDIA GPU")
-
-
 def _check_files(*paths: Path | None) -> None:
     """Check that files can be written, before anything slow is begun. Raises ``AdaFocusError``."""
     from adafocus_edge.upkeep import check_file
@@ -1715,6 +1717,16 @@ def _check_installed(package: str, verb: str, extra: str) -> None:
         found = None
     if found is None:
         raise MissingExtraError(f"`adafocus-edge {verb}`", extra, package)
+
+
+def _usable_decoder(asked: DecoderName, model: LoadedModel, quiet: bool) -> Choice:
+    """Return what decodes. Raises ``AdaFocusError`` where the GPU must and cannot."""
+    from adafocus_edge.nvdec import send_library_output_to_stderr, usable_decoder
+
+    usable = usable_decoder(asked.value, model, lambda text: _say(text, quiet))
+    if usable != "cpu":
+        send_library_output_to_stderr()
+    return usable
 
 
 def _say(text: str, quiet: bool) -> None:

@@ -73,7 +73,7 @@ def examine() -> list[Finding]:
         _package("openvino", "benchmark: OpenVINO, a peer", ("openvino",), "openvino"),
         _package("cuda.bindings", "CUDA from Python (cuda-bindings)", ("cuda-bindings",), "gpu"),
         *(_tensorrt(name) for name in ("tensorrt", "tensorrt-rtx")),
-        _package("PyNvVideoCodec", "classify --decoder gpu (PyNvVideoCodec)", ("PyNvVideoCodec",), "nvdec"),
+        _package("PyNvVideoCodec", "--decoder gpu (PyNvVideoCodec)", ("PyNvVideoCodec",), "nvdec"),
     ]
 
 

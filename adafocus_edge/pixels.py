@@ -1,18 +1,25 @@
-"""Model frames made on the device: resize, crop and colour as matrices of a graph that every backend runs.
+"""Model frames made on the device: the CPU path's colours and resize as a graph that every backend runs.
 
-The graph (``pixels.onnx``) takes N decoded frames that make up one model frame (one, or three luminances of a model
-that sees motion) and computes, with ``rows`` R, ``columns`` C, ``colour`` M and ``offset`` o:
-``frame[y, x] = floor(sum over n of [R_k planes_n C_k for k in 0..2][y, x] M_n + o)``, clipped to a byte.
+The graph (``pixels.onnx``) takes N decoded frames that make up one model frame (one, or three of a model that sees
+motion) as NV12 and computes M channels of each, N M = 3. Step by step, with the CPU path's own roundings:
 
-=========  =====================  =================================================================================
-input      shape                  meaning
-=========  =====================  =================================================================================
-planes     uint8 [N, A, B]        frames as they come out of a decoder; NV12: A = 3/2 height, B = width
-rows       f32 [3, S, A]          vertical weights of Y, U and V
-columns    f32 [3, B, S]          horizontal weights
-colour     f32 [N, 3, 3]          from (Y, U, V) to the model frame's channels, transposed
-offset     f32 [3]                added at the end, with the half that makes of ``floor`` a rounding
-=========  =====================  =================================================================================
+1. colour, per channel c: ``floor((Y - black) luma_gain) + floor((U - 128) chroma_gain[0, c]) + floor((V - 128)
+   chroma_gain[1, c])``, clipped to a byte; U and V count for 2 x 2 pixels, wherever sampled, as FFmpeg does it;
+2. channels: ``mix``, rounded: RGB as it is, or the luminance;
+3. resize and crop: times ``columns``, rounded, then ``rows`` times that, rounded.
+
+===========  =====================  ===============================================================================
+input        shape                  meaning
+===========  =====================  ===============================================================================
+luma         uint8 [N, H, W]        Y
+chroma       uint8 [N, H / 2, W]    U and V of every 2 x 2 pixels, side by side
+black        f32 [1]                level of black in Y
+luma_gain    f32 [1]                levels of RGB per level of Y
+chroma_gain  f32 [2, 3, 1, 1]       levels of red, green and blue per level of U, and of V
+mix          f32 [M, 3, 1, 1]       weights of red, green and blue in each channel
+rows         f32 [S, H]             vertical weights
+columns      f32 [W, S]             horizontal weights
+===========  =====================  ===============================================================================
 """
 
 from __future__ import annotations
@@ -37,13 +44,20 @@ if TYPE_CHECKING:
     from adafocus_edge.backends.resident import Resident
     from adafocus_edge.types import ModelSpec
 
-LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0.0593)}
-"""Weights of red and blue in Y (ITU-R BT.601, BT.709, BT.2020)."""
-ROUNDED_DOWN = {False: 1.1, True: 0.65}
-"""Grey levels by which FFmpeg's conversion to RGB is darker on average, for limited and full range: it rounds down at
-each step (measured on random colours). Models are trained on its frames."""
-GREY = (0.299, 0.587, 0.114)
-"""Luminance of RGB as :func:`adafocus_edge.preprocess.luminance` takes it (ITU-R BT.601)."""
+LUMA_WEIGHTS = {
+    "bt601": (0.299, 0.114),
+    "bt709": (0.2126, 0.0722),
+    "bt2020": (0.2627, 0.0593),
+    "fcc": (0.30, 0.11),
+    "smpte240m": (0.212, 0.087),
+}
+"""Weights of red and blue in Y (ITU-T H.273, table 4)."""
+GAIN_STEPS = 8192
+"""FFmpeg's gains are multiples of 1 / 8192 (libswscale, ``yuv2rgb``)."""
+WEIGHT_STEPS = 1 << 22
+"""Pillow's weights are multiples of 2^-22 (``Resample.c``)."""
+GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)
+"""Luminance of RGB as :func:`adafocus_edge.preprocess.luminance` takes it (ITU-R BT.601, in Pillow's whole numbers)."""
 
 
 @dataclass(frozen=True)
@@ -95,17 +109,20 @@ class PixelMaker:
             uint8 [1, S, S, 3] on the device, there once the queue has come to it.
         """
         device, side = self._device, self._spec.frame_size
-        rows, columns = decoded.height * 3 // 2, decoded.width
+        height, width = decoded.height, decoded.width
         with device.use():
             if decoded not in self._matrices:
                 made = matrices(decoded, self._spec)
                 self._matrices[decoded] = {name: device.store(value) for name, value in made.items()}
-            together = device.empty((len(planes), rows, columns), np.uint8)
+            luma = device.empty((len(planes), height, width), np.uint8)
+            chroma = device.empty((len(planes), height // 2, width), np.uint8)
             for number, plane in enumerate(planes):
                 source = device.store(plane) if isinstance(plane, np.ndarray) else plane
-                device.copy(together[number : number + 1], source)
+                device.copy(luma[number : number + 1], source[:height])
+                device.copy(chroma[number : number + 1], source[height:])
             frame = device.empty((1, side, side, 3), np.uint8)
-            self._program.bind({"planes": together, **self._matrices[decoded], "frame": frame}, fixed=False)()
+            tensors = {"luma": luma, "chroma": chroma, **self._matrices[decoded], "frame": frame}
+            self._program.bind(tensors, fixed=False)()
             return FrameBuffer.of(frame, self._spec)
 
 
@@ -116,28 +133,18 @@ def matrices(decoded: Decoded, spec: ModelSpec) -> dict[str, NDArray[np.float32]
     size = spec.frame_size
     down = resize_weights(decoded.height, window.resized_height)[window.top : window.top + size]
     across = resize_weights(decoded.width, window.resized_width)[window.left : window.left + size]
-    rows = np.zeros((3, size, decoded.height * 3 // 2), np.float32)
-    rows[0, :, : decoded.height] = down
-    rows[1:, :, decoded.height :] = _of_pairs(down)
-    columns = np.zeros((3, decoded.width, size), np.float32)
-    columns[0] = across.T
-    for place in (0, 1):  # U and V take turns along a row
-        columns[1 + place, place::2] = _of_pairs(across).T
-    to_rgb, offset = rgb_of_yuv(decoded.matrix, full_range=decoded.full_range)
-    if not spec.motion_gap_s:
-        colour = to_rgb.T[None].copy()
-    else:  # frame n of three gives channel n, its luminance
-        grey = np.array(GREY)
-        colour = np.zeros((3, 3, 3))
-        for channel in range(3):
-            colour[channel, :, channel] = grey @ to_rgb
-        offset = np.full(3, grey @ offset)
-    return {
-        "rows": rows,
-        "columns": columns,
-        "colour": colour.astype(np.float32),
-        "offset": (offset - ROUNDED_DOWN[decoded.full_range] + 0.5).astype(np.float32),
+    to_rgb, black = rgb_of_yuv(decoded.matrix, full_range=decoded.full_range)
+    gains = np.round(to_rgb * GAIN_STEPS) / GAIN_STEPS
+    mix = np.array([GREY]) if spec.motion_gap_s else np.eye(3)
+    made = {
+        "rows": down,
+        "columns": across.T,
+        "black": np.array([black]),
+        "luma_gain": gains[:1, 0],
+        "chroma_gain": gains[:, 1:].T[:, :, None, None],
+        "mix": mix[:, :, None, None],
     }
+    return {name: np.ascontiguousarray(value, np.float32) for name, value in made.items()}
 
 
 def resize_weights(source: int, target: int) -> NDArray[np.float64]:
@@ -151,11 +158,11 @@ def resize_weights(source: int, target: int) -> NDArray[np.float64]:
     places = np.arange(source) + 0.5
     weights = np.maximum(0.0, 1.0 - np.abs(places[None, :] - centres[:, None]) / reach)
     normalised: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
-    return normalised
+    return np.round(normalised * WEIGHT_STEPS) / WEIGHT_STEPS
 
 
-def rgb_of_yuv(matrix: str, *, full_range: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return M [3, 3] and o [3] of ``RGB = M (Y, U, V) + o``, all of them bytes (ITU-T H.273, 8.3)."""
+def rgb_of_yuv(matrix: str, *, full_range: bool) -> tuple[NDArray[np.float64], float]:
+    """Return M [3, 3] and black of ``RGB = M (Y - black, U - 128, V - 128)``, all of them bytes (ITU-T H.273, 8.3)."""
     red, blue = LUMA_WEIGHTS[matrix]
     green = 1 - red - blue
     luma, chroma, black = (1.0, 1.0, 0.0) if full_range else (255 / 219, 255 / 224, 16.0)
@@ -166,9 +173,4 @@ def rgb_of_yuv(matrix: str, *, full_range: bool) -> tuple[NDArray[np.float64], N
             [luma, 2 * (1 - blue) * chroma, 0],
         ]
     )
-    return made, -made @ np.array([black, 128.0, 128.0])
-
-
-def _of_pairs(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the weights of chroma samples: each stands for two pixels beside each other."""
-    return weights[:, 0::2] + weights[:, 1::2]
+    return made, black

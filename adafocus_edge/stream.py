@@ -17,6 +17,7 @@ from adafocus_edge.clip_job import ClipJob
 from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
 from adafocus_edge.events import EventDetector, EventRule, Smoother
 from adafocus_edge.glimpse import softmax
+from adafocus_edge.gpu_frames import LiveFrames
 from adafocus_edge.heap import trim
 from adafocus_edge.lanes import Lanes, SharedLanes
 from adafocus_edge.messages import (
@@ -173,6 +174,7 @@ class LiveRun:
         most = len(sources) * options.overlap + options.most_guests
         model = classifier.model
         self._lanes = SharedLanes(model) if model.resident is None else Lanes(model, max(1, most))
+        self._on_device = None if model.resident is None else LiveFrames(model.resident, classifier.decoder)
         self._listeners = list(listeners)
         self._listener_drops: dict[Listener, DropMeter] = {}
         self._arrived = threading.Condition()
@@ -376,16 +378,16 @@ class LiveRun:
 
     def _step(self, seen: list[tuple[_Strand, Prepared]], clips: list[tuple[ClipJob, Any]]) -> None:
         """Take one step with all that came."""
-        frames: dict[int, NDArray[np.uint8]] = {}
+        frames: dict[int, Any] = {}
         for strand, prepared in seen:
             if prepared.connection != strand.connection:
                 if strand.connection:
                     self._cut(strand)
                 strand.connection = prepared.connection
             strand.glimpses += 1
-            for state in self._under_way(strand):
-                if not state.sure:
-                    frames[state.lane] = prepared.pixels
+            lanes = [state.lane for state in self._under_way(strand) if not state.sure]
+            if lanes:
+                frames.update(dict.fromkeys(lanes, self._pixels(prepared)))
         for job, (_, _, pixels) in clips:
             if job.lane is None:
                 job.lane = self._lanes.join()
@@ -401,6 +403,10 @@ class LiveRun:
             assert job.lane is not None
             job.model_s += model_s
             job.steps.append(self._classifier.step(len(job.steps), index, time_s, glimpses[job.lane]))
+
+    def _pixels(self, prepared: Prepared) -> Any:
+        """Return a frame as the model takes it, made on its device if it is not made yet."""
+        return prepared.pixels if self._on_device is None else self._on_device.made(prepared.pixels)
 
     def _under_way(self, strand: _Strand) -> list[_State]:
         return [state for state in strand.states if strand.since_begun >= state.offset]
@@ -541,8 +547,8 @@ class LiveRun:
 
     def _strand(self, source: Source, feed: Feed | None, *, kept: bool) -> _Strand:
         capture = Capture(
-            source, self.spec, self.options.capture, self._arrived,
-            on_frame=self._tell, on_notice=self._tell, feed=feed, is_ready=self._ready.is_set,
+            source, self.spec, self.options.capture, self._arrived, on_frame=self._tell, on_notice=self._tell,
+            feed=feed, is_ready=self._ready.is_set, on_device=self._on_device,
         )  # fmt: skip
         return _Strand(capture, self.options, kept=kept)
 

@@ -25,7 +25,7 @@ from adafocus_edge.cpus import usable_cores
 from adafocus_edge.errors import ShortageError, SourceError
 from adafocus_edge.fields import FieldPairs
 from adafocus_edge.matroska import matroska_end
-from adafocus_edge.pixels import Decoded
+from adafocus_edge.nv12 import NotOnGpuError, codec_of, layout_of
 from adafocus_edge.sources import LARGEST_IMAGE
 from adafocus_edge.timeline import LONGEST_GAP_S, ROUNDING_TICKS, Timeline, on_one_clock
 from adafocus_edge.tracks import asked_track, describe_track, ranked_tracks, read_only
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
     from numpy.typing import NDArray
 
+    from adafocus_edge.pixels import Decoded
+
 T = TypeVar("T")
 
 ADDRESS_LISTS = frozenset(("concat", "vobsub", "webm_dash_manifest", "dash", "imf"))
@@ -50,17 +52,11 @@ SKIPPING_DECODERS = frozenset(("h264", "hevc", "mpeg4", "mpeg2video"))
 """Decoders that leave out frames which no other refers to, and nothing else, when told to (libdav1d does not)."""
 NOT_VIDEO = frozenset(("tty", "image2", "bin", "xbin", "adf", "idf"))
 """Demuxers that take any text, or a single picture, for a video."""
-NV12_LIKE = frozenset(("yuv420p", "yuvj420p", "nv12"))
-"""Formats that a GPU's decoder gives as NV12."""
-COLOUR_MATRICES = {1: "bt709", 9: "bt2020", 10: "bt2020"}
-"""By FFmpeg's number (AVColorSpace); it takes everything else for BT.601."""
 NEAREST_S = 1.0
 NEAREST_FRAMES = 3
 """A frame that cannot be decoded may be stood for by one so near in time: the longer of both."""
 SHORTEST_SHARE = 0.95
 """A served file of less than this share of its declared duration was cut short."""
-FULL_RANGE = 2
-"""FFmpeg's number (AVColorRange)."""
 READ_TIMEOUT_S = 20.0
 """A server of a file must answer within this time."""
 
@@ -250,26 +246,40 @@ class VideoFile:
             for index, frame in enumerate(self._decode(container, stream)):
                 yield min(index, self.frame_count - 1), frame
 
+    def packets(self) -> Iterator[tuple[VideoStream, Packet[Any]]]:
+        """Read all packets in decoding order; yield each with its track, at the end an empty one."""
+        with self._open() as container:
+            stream = self._stream(container)
+            try:
+                for packet in container.demux(stream):
+                    yield stream, packet
+            except av.error.FFmpegError as error:
+                raise self.broken(error) from None
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether frames are found by counting them, not by their times."""
+        return self._timeline.counted or self._timeline.in_fields
+
+    def index_at(self, time: int) -> int | None:
+        """Return the number of the frame that is shown at a time in the track's ticks, or None if there is none."""
+        near = bisect.bisect_left(self._timeline.times, time)
+        candidates = [index for index in (near - 1, near) if 0 <= index < self.frame_count]
+        return next((index for index in candidates if self._earliest(index) <= time <= self._latest(index)), None)
+
     def nv12(self) -> Decoded:
-        """Say what a GPU's decoder makes of this video. Raises ``SourceError`` where that is not plain NV12."""
+        """Return the layout in which a GPU decodes this video. Raises ``NotOnGpuError`` where the CPU has to."""
         with self._open() as container:
             taken = self._stream(container)
+            codec_of(taken.codec_context.name)
+            if FieldPairs(taken.codec_context).possible:
+                raise NotOnGpuError("it may hold fields, which the GPU would deinterlace")
+            if container.streams.best("video") != taken:
+                raise NotOnGpuError("the GPU's decoder would take another of its video tracks")
             frame = next(self._decode(container, taken), None)
-            is_best = container.streams.best("video") == taken
         if frame is None:
             raise SourceError(f"{self.name}: the video holds no frames")
-        fix = "leave out --decoder gpu"
-        if not is_best:
-            raise SourceError(f"{self.name}: the GPU's decoder would take another of its video tracks: {fix}")
-        if frame.format.name not in NV12_LIKE or frame.width % 2 or frame.height % 2:
-            raise SourceError(
-                f"{self.name}: {frame.format.name} of {frame.width} x {frame.height} is not decoded on the GPU: {fix}"
-            )
-        if orientation(frame) != (False, 1, 1):
-            raise SourceError(f"{self.name}: asks to be turned or mirrored, which is not done on the GPU: {fix}")
-        matrix = COLOUR_MATRICES.get(int(frame.colorspace), "bt601")
-        full = int(frame.color_range) == FULL_RANGE or frame.format.name == "yuvj420p"
-        return Decoded(frame.height, frame.width, matrix, full)
+        return layout_of(frame)
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
@@ -311,7 +321,7 @@ class VideoFile:
             hint = encoding_hint(self.address)
             raise SourceError(f"{self.name}: not a video that can be read, or cut short ({reason}){hint}") from None
 
-    def _broken(self, error: av.error.FFmpegError) -> SourceError:
+    def broken(self, error: av.error.FFmpegError) -> SourceError:
         """Say that reading or decoding failed half way. Raises ``ShortageError`` if that is no fault of the video."""
         if "://" in self.address:
             return SourceError(
@@ -402,7 +412,7 @@ class VideoFile:
                     times.append(time)
                     lasting[time] = packet.duration or 0
         except av.error.FFmpegError as error:
-            raise self._broken(error) from None
+            raise self.broken(error) from None
         if untimed:  # a bare stream of H.264 or HEVC
             return self._count(has_times=False)
         if not times:
@@ -464,7 +474,7 @@ class VideoFile:
         try:
             yield from container.decode(stream)
         except av.error.FFmpegError as error:
-            raise self._broken(error) from None
+            raise self.broken(error) from None
 
     def _runs(self, indices: list[int]) -> list[list[int]]:
         """Group frame numbers by the key frame that decoding must begin at."""
@@ -628,4 +638,4 @@ class VideoFile:
                 yield from (frame for frame in context.decode(packet) if frame.pts is not None)
             yield from (frame for frame in context.decode(None) if frame.pts is not None)
         except av.error.FFmpegError as error:
-            raise self._broken(error) from None
+            raise self.broken(error) from None

@@ -1,5 +1,6 @@
 """The loop kept on a device: states, capture, batches of streams, on the CPU by the same code as on a GPU."""
 
+import gc
 import threading
 import weakref
 
@@ -114,6 +115,21 @@ def test_the_steady_state_neither_allocates_nor_captures(model):
     assert (device.captures, device.allocations) == before
     assert model.resident.clip(4) is clip
     assert loop.under_way == 1
+
+
+def test_a_step_keeps_what_it_copies_from_until_it_is_collected(model):
+    """Tensors of another queue are written to again as soon as nobody refers to them."""
+    loop = model.resident.steps(1)
+    other = HostDevice()
+    frame = other.store(FRAMES[0][None])
+    memory = weakref.ref(frame.owner)
+    loop.submit([frame])
+    del frame
+    gc.collect()
+    assert memory() is not None
+    loop.collect()
+    gc.collect()
+    assert memory() is None
 
 
 def test_two_steps_may_be_under_way_and_no_more(model, plain):

@@ -188,7 +188,7 @@ def test_what_the_machine_lacks_is_no_fault_of_a_video(tmp_path):
     with no_more_files(), pytest.raises(ShortageError, match="image.png"):
         read_image(tmp_path / "image.png")
     with pytest.raises(ShortageError, match="Resource temporarily unavailable"):  # for want of a decoder's threads
-        clip._broken(av.error.BlockingIOError(11, "Resource temporarily unavailable"))
+        clip.broken(av.error.BlockingIOError(11, "Resource temporarily unavailable"))
 
 
 class Samples(Dataset[Any]):

@@ -155,7 +155,8 @@ class StepLoop:
         self.clips = clips
         self._device = device = resident.device
         self._next = 0
-        self._under_way: deque[tuple[_Phase, Any]] = deque()
+        # With the tensors that a step still copies from: those of other queues are written to again once they are free.
+        self._under_way: deque[tuple[_Phase, Any, list[Buffer]]] = deque()
         self._fresh: set[int] = set(range(clips))
         with device.use():
             device.finish()  # what comes now may be memory of a loop that was dropped with a step under way
@@ -188,14 +189,14 @@ class StepLoop:
             for first, last in _runs([row for row, frame in enumerate(frames) if frame is None]):
                 for name, out in STATES.items():
                     device.copy(phase.tensors[out][first : last + 1], phase.tensors[name][first : last + 1])
-            self._under_way.append((phase, device.mark()))
+            self._under_way.append((phase, device.mark(), [frame for frame in frames if isinstance(frame, Buffer)]))
         self._fresh.clear()
         self._next = 1 - self._next
 
     def collect(self) -> Glimpse:
         """Wait for the oldest step under way and return what it gave; the rows of waiting clips mean nothing."""
         with self._device.use():
-            phase, mark = self._under_way.popleft()
+            phase, mark, _held = self._under_way.popleft()
             self._device.wait(mark)
             return Glimpse(*(phase.host[name].copy() for name in RESULTS))
 
