@@ -149,6 +149,23 @@ def limit_pictures(stream: VideoStream) -> None:
         stream.codec_context.options = {"max_pixels": str(LARGEST_IMAGE)}
 
 
+def rough_shape(path: str) -> tuple[int, int, int]:
+    """Return about how many frames a video file has, their width and height, from its head; zeros if it cannot be read.
+
+    Nothing is decoded, and few packets are read.
+    """
+    try:
+        with av.open(f"file:{path}", options=limits(FILE_LISTS), **OPEN_OPTIONS) as container:
+            stream = next(iter(ranked_tracks(cast("InputContainer", container))), None)
+            if stream is None or stream.codec_context is None:
+                return 0, 0, 0
+            rate = stream.average_rate or stream.guessed_rate or 0
+            duration_s = (container.duration or 0) / av.time_base
+            return stream.frames or len(stream.index_entries) or round(duration_s * rate), stream.width, stream.height
+    except (av.error.FFmpegError, ValueError, OSError):
+        return 0, 0, 0
+
+
 class _Clock:
     """Notices where the clock of a file's packets, which come in decoding order, is set back."""
 
