@@ -1,7 +1,7 @@
 """What training does to a clip's frames: multi-scale crop, mirror and jitter, by Pillow or by PyTorch on any device.
 
 Official ``ops/transforms.py``. Both ways compute the same filter: bilinear, antialiased, rounded to whole grey levels
-after each axis.
+after each axis. They differ by a grey level in some pixels: Pillow takes the vertical axis first for some sizes.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class UncroppedClips:
         for number, (clip, shape) in enumerate(zip(torch.split(self.pixels, lengths), self.shapes, strict=True)):
             _, high, wide, _ = shape
             planes = clip.view(shape).permute(0, 3, 1, 2).float()
-            # In Pillow's order, and rounded as it does: halves up.
+            # Rounded as Pillow does: halves up.
             planes = (planes @ across[number, :, :wide].T).add_(0.5).floor_()
             planes = (down[number, :, :high] @ planes).add_(0.5).floor_().clamp_(0, 255)
             cropped[number] = self.levels[number][planes.int()].permute(0, 2, 3, 1)

@@ -183,14 +183,13 @@ class FrameStore:
         """
         if self.shortage or len({row.shape for row in clip.pixels}) > 1:
             return
+        checksums = None if self.in_memory else [zlib.crc32(np.ascontiguousarray(row).data) for row in clip.pixels]
         header = {
             "frame_count": clip.frame_count,
             "numbers": [int(number) for number in clip.numbers],
             "rows": [[int(row) for row in parts] for parts in clip.rows],
             "shape": clip.pixels[0].shape,
-            "checksums": [zlib.crc32(np.ascontiguousarray(row).data) for row in clip.pixels]
-            if not self.in_memory
-            else None,
+            "checksums": checksums,
         }
         text = json.dumps(header).encode()
         try:

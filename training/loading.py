@@ -112,14 +112,21 @@ def _open_store(
     except (AdaFocusError, OSError) as error:
         return None, f"note: {error}: clips are decoded at each epoch"
     where = "RAM" if in_memory else f"disk in {folder}"
+    if need == 0:
+        return store, f"cache: the frames of {clips:,} clips are kept already: {where}"
     if need > room:
         other = "cache=disk" if in_memory else "cache_dir= on another disk"
         return None, (
-            f"note: cache={options.cache}: {clips:,} clips need {need / 1e9:.1f} GB, and {room / 1e9:.1f} GB of "
+            f"note: cache={options.cache}: {clips:,} clips need {_size(need)}, and {_size(room)} of "
             f"{where} may be used: clips are decoded at each epoch; give {other}, fewer cache_frames= "
             f"(now {options.cache_frames}), or cache=off"
         )
-    return store, f"cache: {need / 1e9:.1f} GB of {where} for {clips:,} clips"
+    return store, f"cache: {_size(need)} of {where} for {clips:,} clips"
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes in words."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _machine() -> str:
