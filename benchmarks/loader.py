@@ -1,6 +1,6 @@
 """Clips per second and core that the training data loader delivers, against PyAV and torchcodec on the same frames.
 
-Usage: python -m benchmarks.loader [--rounds 7] [--preset official edge] [--name loader]
+Usage: python -m benchmarks.loader [--rounds 7] [--preset official edge] [--data short long frames]
 
 Three kinds of data: short files (``tests/fights``: 2 s, 456 x 256), a long file of 1080p (made of a real clip by
 FFmpeg, 40 s, a key frame every 2 s, as cameras write), and a folder of JPEG frames (``export/frames``, 340 x 256). One
@@ -60,18 +60,18 @@ def make_long_file(folder: Path) -> Path:
     return path
 
 
-def splits(folder: Path) -> dict[str, Split]:
-    """Return the three kinds of data."""
-    short = sorted((ROOT / "tests" / "fights").glob("*/*.mp4"))
-    kinds = {
-        "short files": short,
-        "long 1080p file": [make_long_file(folder)],
-        "folder of frames": [ROOT / "export" / "frames"] * COPIES,
-    }
-    return {
-        kind: Split(tuple(Example(path.name, path, (0,)) for path in paths), ("a",), kind)
-        for kind, paths in kinds.items()
-    }
+KINDS: dict[str, Callable[[Path], list[Path]]] = {
+    "short": lambda _: sorted((ROOT / "tests" / "fights").glob("*/*.mp4")),
+    "long": lambda folder: [make_long_file(folder)],
+    "frames": lambda _: [ROOT / "export" / "frames"] * COPIES,
+}
+"""Of data: what lists the clips, given a folder to make them in."""
+
+
+def split_of(kind: str, folder: Path) -> Split:
+    """Return the clips of a kind."""
+    paths = KINDS[kind](folder)
+    return Split(tuple(Example(path.name, path, (0,)) for path in paths), ("a",), kind)
 
 
 def settings(preset: str) -> tuple[TrainOptions, ModelSpec]:
@@ -208,6 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--preset", nargs="+", default=["official", "edge"])
+    parser.add_argument("--data", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--name", default="loader", help="of the file in benchmarks/results")
     options = parser.parse_args()
     limit_cores(1)  # as in a worker
@@ -215,7 +216,8 @@ def main() -> None:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=memory_folder()) as memory:
-        for kind, split in splits(Path(folder)).items():
+        for kind in options.data:
+            split = split_of(kind, Path(folder))
             for preset in options.preset:
                 name = f"{kind}, {preset}"
                 places = [Path(tempfile.mkdtemp(dir=parent)) for parent in (memory, folder)]
@@ -230,7 +232,8 @@ def main() -> None:
         options.name,
         {
             "what": "training's data loader on one core against PyAV and torchcodec, interleaved rounds, medians",
-            "command": f"python -m benchmarks.loader --rounds {options.rounds} --preset {' '.join(options.preset)}",
+            "command": f"python -m benchmarks.loader --rounds {options.rounds} "
+            f"--preset {' '.join(options.preset)} --data {' '.join(options.data)}",
             "rounds": options.rounds,
             **report,
         },

@@ -230,11 +230,11 @@ class AdaFocus(nn.Module):
         taken = F.interpolate(pixels, spec.glance_size, mode="nearest").flatten().long()
         self.register_buffer("glance_pixels", taken, persistent=False)
 
-    def compile_backbones(self) -> None:
+    def compile_backbones(self, backend: str = "inductor") -> None:
         """Let PyTorch compile the backbones when they first run; their parameters keep their names."""
         for part in (self.glancer, self.focuser):
-            part.compile()
-            part.net.compile()  # stage 0 runs this alone
+            part.compile(backend=backend)
+            part.net.compile(backend=backend)  # stage 0 runs this alone
 
     @property
     def policy(self) -> ActorCritic:
