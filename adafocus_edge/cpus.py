@@ -10,6 +10,8 @@ from pathlib import Path
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_limits: list[int] = []
+"""What :func:`limit_cores` set in this process, the last one counts."""
 
 
 @lru_cache(maxsize=1)
@@ -36,9 +38,19 @@ def physical_cores() -> int:
     return len(cores)
 
 
+def limit_cores(most: int) -> None:
+    """Let :func:`usable_cores` return at most so many in this process: it is one of several that share the machine."""
+    _limits.append(most)
+
+
 def usable_cores() -> int:
-    """Return :func:`physical_cores`, or fewer where a container's CPU quota (cgroup v2) allows fewer; at least 1."""
-    cores = physical_cores()
+    """Return :func:`physical_cores`, or fewer where a container's CPU quota (cgroup v2) or :func:`limit_cores` says so.
+
+    At least 1.
+    """
+    if _limits and _limits[-1] <= 1:
+        return 1
+    cores = min([physical_cores(), *_limits[-1:]])
     if _CGROUP_QUOTA.is_file():
         quota, _, period = _CGROUP_QUOTA.read_text().partition(" ")
         if quota != "max":

@@ -133,13 +133,15 @@ def _is_at(handle: int, path: Path) -> bool:
 
 
 @contextmanager
-def draft_file(path: Path, ending: str = DRAFT) -> Iterator[Path]:
+def draft_file(path: Path, ending: str = DRAFT, *, tidy: bool = True) -> Iterator[Path]:
     """Give a new file beside ``path``, called ``.NAME.*``; unless it was renamed, it is removed at the end.
 
-    It is locked, so that those of killed runs are told from those in use: they are removed here. Raises ``OSError``.
+    It is locked, so that those of killed runs are told from those in use: they are removed here, unless ``tidy`` is
+    false: a folder of many files is searched for them once (:func:`remove_left`). Raises ``OSError``.
     """
     prefix = f".{path.name}."
-    _remove_left(path.parent, prefix, ending)
+    if tidy:
+        remove_left(path.parent, prefix, ending)
     while True:
         handle, name = tempfile.mkstemp(ending, prefix, path.parent)
         draft = Path(name)
@@ -163,7 +165,7 @@ def draft_file(path: Path, ending: str = DRAFT) -> Iterator[Path]:
 @contextmanager
 def draft_folder(parent: Path, prefix: str, ending: str) -> Iterator[Path]:
     """Give a new folder, which is removed at the end if it is still there; see :func:`draft_file`."""
-    _remove_left(parent, prefix, ending)
+    remove_left(parent, prefix, ending)
     while True:
         draft = Path(tempfile.mkdtemp(ending, prefix, parent))
         handle = _opened(draft)
@@ -185,7 +187,7 @@ def _opened(path: str | Path) -> int | None:
     return None
 
 
-def _remove_left(folder: Path, prefix: str, ending: str) -> None:
+def remove_left(folder: Path, prefix: str, ending: str) -> None:
     """Remove drafts that nobody holds any more."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:

@@ -212,6 +212,13 @@ class FrameFolder:
         def read(index: int) -> T:
             return convert(read_image(self._files[index]))
 
+        if workers == 1:
+            last: tuple[int, T] | None = None
+            for index in indices:
+                if last is None or last[0] != index:
+                    last = index, read(index)
+                yield last
+            return
         with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
 
             def refill() -> None:

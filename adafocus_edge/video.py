@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
+import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ import av
 import numpy as np
 from av.codec.context import ThreadType
 from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import VideoReformatter
 
 from adafocus_edge.addresses import conceal, encoding_hint, shown_argument, without_password
 from adafocus_edge.cpus import usable_cores
@@ -59,6 +61,12 @@ SHORTEST_SHARE = 0.95
 """A served file of less than this share of its declared duration was cut short."""
 READ_TIMEOUT_S = 20.0
 """A server of a file must answer within this time."""
+SEEK_FRAMES = 2
+"""Decoding on in a thread costs no more than seeking where so many frames or fewer lie between: a seek costs 1 to 2."""
+HELD_BYTES = 1 << 25
+"""Frames of a file that must be counted are kept for the first reader where they take no more, as the decoder gives
+them: such a file is then decoded once, not twice."""
+_of_thread = threading.local()
 
 
 def orientation(frame: VideoFrame) -> tuple[bool, int, int]:
@@ -90,10 +98,21 @@ def upright_size(frame: VideoFrame) -> tuple[int, int]:
     return (frame.height, frame.width) if is_sideways(frame) else (frame.width, frame.height)
 
 
+def _converter(frame: VideoFrame) -> VideoReformatter:
+    """Return this thread's converter to RGB, a new one for frames of another kind than the last.
+
+    PyAV would keep one with every frame, which costs as much to make as its work does, and by default starts several
+    threads for each: a live run had a hundred.
+    """
+    kind = (frame.format.name, frame.width, frame.height, int(frame.colorspace), int(frame.color_range))
+    if getattr(_of_thread, "kind", None) != kind:
+        _of_thread.kind, _of_thread.converter = kind, VideoReformatter()
+    return cast("VideoReformatter", _of_thread.converter)
+
+
 def upright(frame: VideoFrame) -> NDArray[np.uint8]:
     """Return a decoded frame as RGB, turned and mirrored as its display matrix asks: uint8 [H, W, 3]."""
-    # PyAV keeps a converter with every frame, and by default starts several threads for each: a live run had a hundred.
-    pixels = cast("NDArray[np.uint8]", frame.to_ndarray(format="rgb24", threads=1))
+    pixels = cast("NDArray[np.uint8]", _converter(frame).reformat(frame, format="rgb24", threads=1).to_ndarray())
     sideways, rows, columns = orientation(frame)
     if sideways:
         pixels = pixels.transpose(1, 0, 2)
@@ -113,10 +132,34 @@ def limits(lists: frozenset[str]) -> dict[str, str]:
     return {"format_whitelist": ",".join(allowed), "max_pixels": str(LARGEST_IMAGE)}
 
 
+def use_threads(stream: VideoStream) -> None:
+    """Let a stream's decoder use as many threads as this process may: FFmpeg's own choice is one per core there is."""
+    stream.thread_type = "AUTO"
+    if not stream.codec_context.is_open:
+        stream.codec_context.thread_count = 1 if usable_cores() == 1 else 0
+
+
 def limit_pictures(stream: VideoStream) -> None:
     """Let a stream's decoder refuse pictures that fill memory: a small file may hold them."""
     if not stream.codec_context.is_open:
         stream.codec_context.options = {"max_pixels": str(LARGEST_IMAGE)}
+
+
+def rough_shape(path: str) -> tuple[int, int, int]:
+    """Return about how many frames a video file has, their width and height, from its head; zeros if it cannot be read.
+
+    Nothing is decoded, and few packets are read.
+    """
+    try:
+        with av.open(f"file:{path}", options=limits(FILE_LISTS), **OPEN_OPTIONS) as container:
+            stream = next(iter(ranked_tracks(cast("InputContainer", container))), None)
+            if stream is None or stream.codec_context is None:
+                return 0, 0, 0
+            rate = stream.average_rate or stream.guessed_rate or 0
+            duration_s = (container.duration or 0) / av.time_base
+            return stream.frames or len(stream.index_entries) or round(duration_s * rate), stream.width, stream.height
+    except (av.error.FFmpegError, ValueError, OSError):
+        return 0, 0, 0
 
 
 class _Clock:
@@ -162,6 +205,7 @@ class VideoFile:
     def __init__(self, path: str, track: int | None = None, name: str | None = None) -> None:
         self.name = without_password(path) if name is None else name
         self.address = path
+        self._held: list[VideoFrame] | None = None
         with self._open() as container:
             tracks = [asked_track(container, self.name, track)] if track is not None else ranked_tracks(container)
             if not tracks:
@@ -226,6 +270,8 @@ class VideoFile:
             the number and what was made of the frame, in the order asked for.
         """
         runs = self._runs(sorted(set(indices)))
+        if usable_cores() == 1:
+            runs = self._joined(runs)
         wanted = iter(indices)
         index = next(wanted, None)
         for found, made in self._decode_runs(runs, convert):
@@ -240,9 +286,10 @@ class VideoFile:
 
     def pictures(self) -> Iterator[tuple[int, VideoFrame]]:
         """Decode all frames in order; yield number and the frame, of which :func:`upright` makes RGB."""
+        self._held = None
         with self._open() as container:
             stream = self._stream(container)
-            stream.thread_type = "AUTO"
+            use_threads(stream)
             for index, frame in enumerate(self._decode(container, stream)):
                 yield min(index, self.frame_count - 1), frame
 
@@ -457,9 +504,18 @@ class VideoFile:
         """Decode everything once, from the start, to know how many frames there are, and when."""
         with self._open() as container:
             stream = self._stream(container)
-            stream.thread_type = "AUTO"
-            frames = [(frame.pts, frame.duration) for frame in self._decode(container, stream)]
+            use_threads(stream)
+            frames = []
+            held, size = [], 0
+            for frame in self._decode(container, stream):
+                frames.append((frame.pts, frame.duration))
+                size += sum(plane.buffer_size for plane in frame.planes)
+                if size <= HELD_BYTES:
+                    held.append(frame)
+                else:
+                    held.clear()
             longest = self._longest_gap(container)
+        self._held = held if len(held) == len(frames) else None
         numbers = [*range(len(frames))]
         times = [pts for pts, _ in frames if pts is not None]
         if not has_times or not times or len(times) < len(frames):
@@ -484,12 +540,27 @@ class VideoFile:
             runs.setdefault(key, []).append(index)
         return list(runs.values())
 
+    def _joined(self, runs: list[list[int]]) -> list[list[int]]:
+        """Join runs between which decoding on costs one thread no more than a seek: :data:`SEEK_FRAMES`.
+
+        So what needs about every frame is decoded once and in order, and what needs few is sought.
+        """
+        keys = self._timeline.keys
+        joined = runs[:1]
+        for run in runs[1:]:
+            key = keys[bisect.bisect_right(keys, run[0]) - 1]
+            if key - joined[-1][-1] <= SEEK_FRAMES + 1:
+                joined[-1] = joined[-1] + run
+            else:
+                joined.append(run)
+        return joined
+
     def _decode_runs(self, runs: list[list[int]], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
         workers = min(usable_cores(), len(runs))
         if workers == 1:
             with self._open() as container:
                 for run in runs:
-                    for index, frame in self._decode_run(container, run, threads=0):
+                    for index, frame in self._decode_run(container, run, threads=1 if usable_cores() == 1 else 0):
                         yield index, convert(upright(frame))
             return
         # One container and one single-threaded decoder per worker: a decoder's own threads only pay on long runs.
@@ -563,7 +634,7 @@ class VideoFile:
         wanted, before = deque(run), None
         with self._open() as container:
             stream = self._stream(container)
-            stream.thread_type = "AUTO"
+            use_threads(stream)
             for frame in itertools.chain(self._decode(container, stream), [None]):
                 if frame is not None and frame.pts is None:
                     continue
@@ -581,8 +652,12 @@ class VideoFile:
                     return
 
     def _decode_by_count(self, container: InputContainer, run: list[int]) -> Iterator[tuple[int, VideoFrame]]:
+        held, self._held = self._held, None
+        if held is not None:
+            yield from ((index, held[index]) for index in run)
+            return
         stream = self._stream(container)
-        stream.thread_type = "AUTO"
+        use_threads(stream)
         wanted = set(run)
         for index, frame in enumerate(self._decode(container, stream)):
             if index in wanted:

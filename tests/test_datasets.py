@@ -14,17 +14,9 @@ from adafocus_edge.data import Example, Split
 from adafocus_edge.preprocess import luminance, model_frames, motion_indices, sample_indices
 from adafocus_edge.sources import FrameFolder, Source
 from tests.conftest import CLIPS, GOLDEN, ROOT, official_spec
-from training.datasets import (
-    CROP_SCALES,
-    VALIDATION,
-    ClipDataset,
-    EpochSampler,
-    augment,
-    collate,
-    crop_box,
-    dense_indices,
-    train_indices,
-)
+from training.augment import CROP_SCALES, augment, crop_box
+from training.datasets import VALIDATION, ClipDataset, EpochSampler, collate
+from training.sampling import dense_indices, train_indices
 
 FRAMES = ROOT / "export" / "frames"
 VIDEO = CLIPS / "v_SoccerJuggling_g23_c01.avi"

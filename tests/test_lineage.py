@@ -12,9 +12,9 @@ import torch
 
 from adafocus_edge.errors import AdaFocusError, CheckpointError, UsageError
 from tests.conftest import edge, one_line_error
-from training.checkpoint import official_layout, save_checkpoint
+from training.checkpoint import official_layout, read_checkpoint, save_checkpoint
 from training.distributed import Processes
-from training.lineage import possible_stages, untrained
+from training.lineage import changed_options, possible_stages, untrained
 from training.model import AdaFocus
 from training.options import compose_options
 from training.train import Trainer, model_spec
@@ -240,3 +240,15 @@ def test_a_stage_1_checkpoint_is_evaluated_by_the_command_in_the_message(data: P
     done = edge(*command.replace("DATA", str(clips)).split(), "--json")
     assert done.returncode == 0, done.stderr
     assert '"clips":2' in done.stdout.replace(" ", "")
+
+
+def test_only_options_that_change_samples_or_weights_are_reported_when_a_run_goes_on(
+    data: Path, tmp_path: Path
+) -> None:
+    checkpoint = read_checkpoint(own(data, tmp_path / "last.pth.tar", 1, "cache=ram"))
+    same = options_of(data, "train_stage=1", "cache=disk", "cache_dir=/tmp", "prefetch_factor=4", "workers=3").options
+    assert changed_options(checkpoint, same) == []
+    other = options_of(data, "train_stage=1", "cache=off", "cache_frames=4", "augment_on=workers").options
+    assert changed_options(checkpoint, other) == [
+        "cache ram -> off", "cache_frames 16 -> 4", "augment_on auto -> workers",
+    ]  # fmt: skip

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from adafocus_edge.errors import TrainingError
 from adafocus_edge.glimpse import GlimpseStream, see_clip
 from adafocus_edge.preprocess import preprocess
 from tests.conftest import GOLDEN, GOLDEN_CASES, official_spec, weights_of
@@ -13,6 +14,8 @@ from training.eager import OfficialWay
 from training.geometry import action_grid, crop, patch_corner
 from training.graphs import torch_model
 from training.model import AdaFocus, gru_step
+from training.options import TrainOptions
+from training.train import _memory_told
 
 
 def frames_of(folder, count=16, size=224):
@@ -140,3 +143,33 @@ def test_impossible_shapes_are_refused():
         official_spec(grid=1)
     with pytest.raises(ValueError, match="known: mobilenet_v2"):
         AdaFocus(official_spec(focuser="vgg11"))
+
+
+def test_compiled_backbones_give_the_same_under_the_same_names():
+    spec = official_spec(frame_size=64, glance_size=64, patch_size=32, focuser="resnet18", focus_dim=512, classes=3)
+    model = AdaFocus(spec).eval()
+    frames = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    origin = torch.tensor([[0.0, 0.5], [1.0, 0.2]])
+    names = list(model.state_dict())
+
+    def outputs():
+        with torch.no_grad():
+            whole = model.normalise(frames.float())
+            assert whole.is_contiguous(memory_format=torch.channels_last), "as convolutions want it"
+            return [*model.glance(frames), model.focus(frames, origin), model.focuser.predict(whole)]
+
+    expected = outputs()
+    model.compile_backbones(backend="eager")
+    for found, wanted in zip(outputs(), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert list(model.state_dict()) == names
+
+
+def test_what_cannot_be_compiled_is_told_in_a_line():
+    with (
+        pytest.raises(
+            TrainingError, match="compile=true: the backbones cannot be compiled here .no compiler.: install"
+        ),
+        _memory_told(TrainOptions(compile=True)),
+    ):
+        raise torch._dynamo.exc.TorchDynamoException("no compiler\nand much more")

@@ -29,8 +29,9 @@ from adafocus_edge.sources import read_image
 from adafocus_edge.video import VideoFile
 from tests.conftest import ROOT, edge, one_line_error
 from training.datasets import collate
+from training.loading import fork_server
 from training.prepare import PrepareOptions, prepare
-from training.train import Trainer, _fork_server
+from training.train import Trainer
 
 FIGHTS = ROOT / "tests" / "fights"
 CLIP = FIGHTS / "fight" / "fi013.mp4"
@@ -204,7 +205,7 @@ class Samples(Dataset[Any]):
 def test_a_batch_that_finds_no_shared_memory_ends_a_training():
     """It was lost between a worker and the trainer, which waited for it for ever."""
     batches = DataLoader(Samples(), 2, num_workers=1, collate_fn=collate, multiprocessing_context="fork", timeout=60)
-    trainer = SimpleNamespace(options=SimpleNamespace(workers=1))
+    trainer = SimpleNamespace(options=SimpleNamespace(workers=1), started=[])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
@@ -255,7 +256,7 @@ def test_a_signal_while_something_is_imported_is_told_as_one(code, status, told)
 
 def test_ctrl_c_is_not_for_the_workers_of_a_training():
     """Those that were still importing PyTorch told of it at length."""
-    _fork_server()
+    fork_server()
     status = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read_text()  # type: ignore[attr-defined]
     blocked = next(line for line in status.splitlines() if line.startswith("SigBlk:"))
     assert int(blocked.split()[1], 16) & 1 << (signal.SIGINT - 1)

@@ -1,18 +1,22 @@
 """Video files: the frames that seeking gives are the ones that decoding everything gives, or the file is refused."""
 
+import itertools
 import os
 import re
 import shutil
+import threading
 from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
 
+from adafocus_edge import cpus
+from adafocus_edge import video as video_module
 from adafocus_edge.capture import _clip_pictures
 from adafocus_edge.errors import SourceError
 from adafocus_edge.preprocess import sample_indices
-from adafocus_edge.video import VideoFile
+from adafocus_edge.video import VideoFile, upright
 from tests.conftest import CLIPS, GOLDEN
 from tests.streams import need
 from tests.videos import all_frames, encode, ffmpeg_frames, rotate_clockwise, set_matrix
@@ -63,6 +67,61 @@ def test_seeking_gives_the_frames_that_decoding_everything_gives(kind, tmp_path)
         assert [index for index, _ in found] == list(indices)
         assert all(np.array_equal(pixels, expected[index]) for index, pixels in found)
     assert [index for index, _ in video.frames()] == list(range(len(expected)))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["closed.mp4", "open-gop.mp4", "plain.ts", "b-frames.avi", "motion.avi", "uneven.mp4", "plain.h264", "gaps.avi"],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_process_of_one_core_decodes_in_order_and_gets_the_same_frames(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(cpus, "_limits", [1])
+    path = encode(tmp_path / kind, **KINDS[kind])
+    expected = all_frames(path)
+    threads = threading.active_count()
+    for indices in (range(len(expected)), sample_indices(len(expected), 16), [1, 1, 30, 31, 119], [len(expected) - 1]):
+        wanted = [index for index in indices if index < len(expected)]
+        for index, pixels in VideoFile(str(path)).select(wanted, lambda rgb: rgb):
+            assert np.array_equal(pixels, expected[index])
+            assert threading.active_count() == threads
+
+
+def test_seeking_ends_where_decoding_on_costs_less(tmp_path):
+    video = VideoFile(str(encode(tmp_path / "clip.mp4", frames=60, options={"g": "10", "sc_threshold": "0"})))
+    assert video._timeline.keys == [0, 10, 20, 30, 40, 50]
+    every = list(range(60))
+    assert video._joined(video._runs(every)) == [every]
+    # Two frames lie between frame 7 and the key frame 10; three between 16 and 20.
+    assert video._joined(video._runs([2, 7, 12, 16, 25, 55])) == [[2, 7, 12, 16], [25], [55]]
+
+
+def test_a_file_that_must_be_counted_is_decoded_once(tmp_path, monkeypatch):
+    path = encode(tmp_path / "b-frames.avi", **KINDS["b-frames.avi"])
+    decoded = []
+    decode = VideoFile._decode
+    monkeypatch.setattr(VideoFile, "_decode", lambda *a: (decoded.append(1) or frame for frame in decode(*a)))
+    video = VideoFile(str(path))
+    for _ in range(2):  # the first reader gets what was decoded to count; the second decodes again
+        assert all(np.array_equal(rgb, all_frames(path)[n]) for n, rgb in video.select([3, 60], lambda rgb: rgb))
+    assert len(decoded) == video.frame_count + 61
+    monkeypatch.setattr(video_module, "HELD_BYTES", 320 * 240)
+    decoded.clear()
+    assert len(list(VideoFile(str(path)).select([3, 60], lambda rgb: rgb))) == 2
+    assert len(decoded) == video.frame_count + 61
+
+
+def test_one_converter_serves_pictures_of_many_kinds():
+    with av.open(str(CLIPS / "R6llTwEh07w.mp4")) as container:
+        frames = [frame for frame, _ in zip(container.decode(video=0), range(3), strict=False)]
+    kinds = []
+    for space, colour_range in itertools.product((1, 5, 9, 2), (1, 2)):
+        for frame in frames:
+            kind = av.VideoFrame.from_ndarray(frame.to_ndarray(format="yuv420p"), format="yuv420p")
+            kind.colorspace, kind.color_range = space, colour_range
+            kinds.append(kind)
+    order = np.random.default_rng(0).permutation(len(kinds) * 2) % len(kinds)
+    assert all(np.array_equal(upright(kinds[n]), kinds[n].to_ndarray(format="rgb24", threads=1)) for n in order)
+    assert len({upright(kind).tobytes() for kind in kinds[::3]}) > 3
 
 
 @pytest.mark.parametrize("clip", sorted(p.name for p in CLIPS.iterdir() if p.suffix in (".mp4", ".avi")))

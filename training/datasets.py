@@ -2,13 +2,14 @@
 
 Everything random about a sample comes from one generator seeded with (seed, epoch, clip), so a run gives the same
 samples whatever the number of processes and workers, and one that goes on after a break the same as an unbroken one.
-Official ``ops/dataset.py`` and ``ops/transforms.py``.
+That holds with frames that are kept from epoch to epoch (:class:`Keeping`), too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,23 +21,13 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from adafocus_edge.data import Example, Split
 from adafocus_edge.errors import SourceError
-from adafocus_edge.preprocess import glimpse_frames, preprocess, sample_indices
+from adafocus_edge.preprocess import CropWindow, glimpse_frames, luminance, motion_frame_indices, preprocess
+from adafocus_edge.sources import Clip
 from adafocus_edge.types import ModelSpec
+from training.augment import Augmentation, UncroppedClips
+from training.frame_cache import ClipFrames, DamagedError, FrameStore, estimate, probe_size
+from training.sampling import FramePlan
 
-CROP_SCALES = (1.0, 0.875, 0.75, 0.66)
-"""Sides of the multi-scale crop, as shares of the short side."""
-MOST_DISTORTION = 1
-"""How many steps of :data:`CROP_SCALES` a crop's width and height may lie apart."""
-CROP_OFFSETS = (
-    (0, 0), (4, 0), (0, 4), (4, 4), (2, 2),  # the corners and the centre
-    (0, 2), (4, 2), (2, 4), (2, 0),  # the middles of the sides
-    (1, 1), (3, 1), (1, 3), (3, 3),  # half way between corners and centre
-)  # fmt: skip
-"""The 13 places of a multi-scale crop, (x, y) in quarters of the free range."""
-DENSE_SPAN = 64
-"""Frames that dense sampling spans."""
-SQUARE = 256
-"""Side of the square frame that training crops where frames are squashed: S * 8 / 7 of the usual 224."""
 VALIDATION = 1 << 31
 """Stands for the epoch in the seeds of validation."""
 
@@ -46,12 +37,14 @@ class Batch:
     """Clips of one update.
 
     Attributes:
-        frames: uint8 [B, T, S, S, 3].
+        frames: uint8 [B, T, S, S, 3]; empty while ``uncropped`` holds them.
         target: int64 [B], the class that counts for the loss.
         number: int64 [B], the clip's place in its split.
         origins: float32 [B, T, 2], random patches as fractions of the free range.
         draws: float32 [B, T], uniform 0..1, from which the policy's actions are drawn.
         failed: name and error of each clip that could not be read.
+        uncropped: frames whose augmentation is left to the device.
+        shortages: why a worker keeps no more frames, in words.
     """
 
     frames: Tensor
@@ -60,58 +53,52 @@ class Batch:
     origins: Tensor
     draws: Tensor
     failed: list[tuple[str, str]]
+    uncropped: UncroppedClips | None = None
+    shortages: list[str] = field(default_factory=list)
 
-    def to(self, device: torch.device) -> Batch:
-        """Return the batch on a device."""
+    def to(self, device: torch.device, size: int = 0) -> Batch:
+        """Return the batch on a device, its frames cropped to S (``size``) there if that was left to it."""
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        if moved.uncropped is not None:
+            moved.frames, moved.uncropped = moved.uncropped.crop(size), None
+        return moved
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory that a GPU reads by itself, while the host goes on (PyTorch calls this)."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = (self.frames, self.target, self.number, self.origins, self.draws)
-        frames, target, number, origins, draws = (tensor.to(device, non_blocking=True) for tensor in tensors)
-        return Batch(frames, target, number, origins, draws, self.failed)
+        uncropped = self.uncropped.map(change) if self.uncropped is not None else None
+        frames, target, number, origins, draws = map(change, tensors)
+        return Batch(frames, target, number, origins, draws, self.failed, uncropped, self.shortages)
 
 
-def train_indices(frame_count: int, segments: int, random: np.random.Generator) -> list[int]:
-    """Choose one random frame of each of T segments (official ``_sample_indices``); rising, from 0."""
-    length = frame_count // segments
-    if length > 0:
-        return [i * length + int(offset) for i, offset in enumerate(random.integers(length, size=segments))]
-    return sample_indices(frame_count, segments)
+@dataclass(frozen=True)
+class Keeping:
+    """Keep frames from epoch to epoch.
 
-
-def dense_indices(frame_count: int, segments: int, random: np.random.Generator | None) -> list[int]:
-    """Choose T frames at a steady stride over 64 frames, from a random place, or in evaluation from the middle."""
-    places = max(1, 1 + frame_count - DENSE_SPAN)
-    start = places // 2 if random is None else int(random.integers(places))
-    stride = DENSE_SPAN // segments or 1
-    return sorted((start + i * stride) % frame_count for i in range(segments))
-
-
-def crop_box(width: int, height: int, size: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-    """Choose the multi-scale crop of an image (official ``GroupMultiScaleCrop``).
-
-    Args:
-        width: of the image in pixels.
-        height: of the image in pixels.
-        size: S; a side that comes within 3 pixels of it is S.
-        random: generator.
-
-    Returns:
-        left, top, width and height of the crop.
+    Attributes:
+        most: frames of a segment that training may draw; see :class:`FramePlan`.
+        store: where they are kept; None to decode them anew each time: the samples are the same.
     """
-    base = min(width, height)
-    sides = [size if abs(int(base * scale) - size) < 3 else int(base * scale) for scale in CROP_SCALES]
-    pairs = [
-        (w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= MOST_DISTORTION
-    ]  # fmt: skip
-    crop_width, crop_height = pairs[int(random.integers(len(pairs)))]
-    across, down = CROP_OFFSETS[int(random.integers(len(CROP_OFFSETS)))]
-    step_x, step_y = max(0, width - crop_width) // 4, max(0, height - crop_height) // 4
-    return across * step_x, down * step_y, min(crop_width, width), min(crop_height, height)
+
+    most: int
+    store: FrameStore | None
 
 
-def augment(image: Image.Image, box: tuple[float, ...], size: int, flip: bool) -> Image.Image:
-    """Cut a box (left, top, width, height) out, resize it to S x S (bilinear), and mirror it if asked."""
-    left, top, width, height = box
-    cut = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
-    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else cut
+def shrink(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize a frame, uint8 [H, W, 3] or [H, W], to the short side it is kept at; smaller ones stay as they are.
+
+    That is the short side that evaluation resizes to before it crops S (``size``): 256 for 224, which is also that of
+    the official extracted frames.
+    """
+    height, width = pixels.shape[:2]
+    window = CropWindow.of(height, width, size)
+    if min(height, width) <= min(window.resized_height, window.resized_width):
+        return pixels
+    resized = (window.resized_width, window.resized_height)
+    return np.asarray(Image.fromarray(pixels).resize(resized, Image.Resampling.BILINEAR))
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
@@ -124,17 +111,25 @@ class ClipDataset(Dataset[dict[str, Any]]):
         train: random frames, crops and flips, and a random one of a clip's labels; else as the official evaluation.
         dense: dense sampling.
         colour_jitter: largest relative change of brightness and contrast in training.
+        keeping: whether frames are kept. Training then crops them at the size they are kept at (:func:`shrink`): where
+            that is smaller than the clip's, they are resized once more than without. Validation's are the same.
+        crops: whether to crop frames here, else to leave that to :meth:`Batch.to`.
     """
 
     def __init__(
-        self, split: Split, spec: ModelSpec, *, seed: int, train: bool, dense: bool = False, colour_jitter: float = 0.0
-    ) -> None:
+        self, split: Split, spec: ModelSpec, *, seed: int, train: bool, dense: bool = False,
+        colour_jitter: float = 0.0, keeping: Keeping | None = None, crops: bool = True,
+    ) -> None:  # fmt: skip
         self.examples = split.examples
         self._spec = spec
         self._seed = seed
         self._train = train
-        self._dense = dense
         self._colour_jitter = colour_jitter
+        self._keeping = keeping
+        self._crops = crops
+        self._plan = FramePlan(spec.segments, dense, keeping.most if keeping is not None else None)
+        part = (self._plan, spec.motion_gap_s, spec.frame_size)
+        self._settings = repr(("train", *part) if train else ("validation", *part, spec.fit))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -151,41 +146,119 @@ class ClipDataset(Dataset[dict[str, Any]]):
             "origins": random.random((segments, 2), np.float32),
             "draws": random.random(segments, np.float32),
         }
+        store = self._keeping.store if self._keeping is not None else None
         try:
-            sample["frames"] = self._frames(example, random)
+            sample |= self._training_frames(example, store, random) if self._train else self._frames(example, store)
         except SourceError as error:
             sample["failed"] = (example.name, str(error))
+        if store is not None and store.shortage:
+            sample["shortage"] = store.shortage
         return sample
 
-    def _frames(self, example: Example, random: np.random.Generator) -> NDArray[np.uint8]:
-        spec, clip = self._spec, example.open_clip()
-        if self._dense:
-            indices = dense_indices(clip.frame_count, spec.segments, random if self._train else None)
-        elif self._train:
-            indices = train_indices(clip.frame_count, spec.segments, random)
+    @property
+    def memory_folder(self) -> Path | None:
+        """Return the folder of memory in which frames are kept, if they are."""
+        store = self._keeping.store if self._keeping is not None else None
+        return store.folder if store is not None and store.in_memory else None
+
+    def kept_bytes(self) -> int:
+        """Return about how much all clips of the split take that are not kept yet."""
+        return estimate(self.examples, self._kept_bytes_of)
+
+    def _kept_bytes_of(self, example: Example) -> int:
+        spec, store = self._spec, self._keeping.store if self._keeping is not None else None
+        if store is not None and (name := store.name_of(example, self._settings)) and (store.folder / name).exists():
+            return 0
+        if not self._train:
+            return spec.segments * spec.frame_size**2 * 3
+        frames, width, height = probe_size(example)
+        if not frames or not width or not height:
+            return 0
+        window = CropWindow.of(height, width, spec.frame_size)
+        pixels = min(width * height, window.resized_width * window.resized_height)
+        count = len(self._plan.every(frames))
+        return pixels * min(3 * count, frames) if spec.motion_gap_s else pixels * count * 3
+
+    def _frames(self, example: Example, store: FrameStore | None) -> dict[str, Any]:
+        """Read the frames of validation, which are kept as the model sees them."""
+
+        def read() -> ClipFrames:
+            clip = example.open_clip()
+            indices = self._plan.fixed(clip.frame_count)
+            seen = glimpse_frames(clip, indices, spec.motion_gap_s, lambda p: preprocess(p, spec.frame_size, spec.fit))
+            steps = range(len(indices))
+            return ClipFrames(clip.frame_count, steps, [[step] for step in steps], [frame for _, frame in seen])
+
+        spec = self._spec
+        if store is None:
+            return {"frames": np.stack(read().pixels)}
+        return {"frames": self._kept(example, store, read, lambda _: range(spec.segments))}
+
+    def _training_frames(
+        self, example: Example, store: FrameStore | None, random: np.random.Generator
+    ) -> dict[str, Any]:
+        spec, keeping = self._spec, self._keeping
+        if keeping is None:
+            clip = example.open_clip()
+            indices = self._plan.draw(clip.frame_count, random)
+            augmentation = Augmentation.draw(random, self._colour_jitter)
+
+            def convert(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+                return augmentation.apply(pixels, spec.frame_size, spec.fit)
+
+            seen = glimpse_frames(clip, indices, spec.motion_gap_s, convert)
+            return {"frames": np.stack([frame for _, frame in seen])}
+        if store is None:
+            clip = example.open_clip()
+            indices = self._plan.draw(clip.frame_count, random)
+            frames = self._decode(clip, sorted(set(indices))).glimpses(indices)
         else:
-            indices = sample_indices(clip.frame_count, spec.segments)
-        seed = int(random.integers(1 << 62))
-        flip = bool(random.random() < 0.5)
-        brightness, contrast = 1 + self._colour_jitter * random.uniform(-1, 1, 2)
-        levels = (np.arange(256.0) * brightness - 128) * contrast + 128
-        table = np.clip(levels, 0, 255).astype(np.uint8)
 
-        def convert(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-            if not self._train:
-                return preprocess(Image.fromarray(pixels), spec.frame_size, spec.fit)
-            # The same for all frames of a clip, whichever thread comes first: drawn anew from one seed.
-            height, width = pixels.shape[:2]
-            if spec.fit == "crop":
-                box: tuple[float, ...] = crop_box(width, height, spec.frame_size, np.random.default_rng(seed))
-            else:
-                # As if the frame had been made square before.
-                square = crop_box(SQUARE, SQUARE, SQUARE * 7 // 8, np.random.default_rng(seed))
-                box = tuple(v * side / SQUARE for v, side in zip(square, (width, height) * 2, strict=True))
-            image = augment(Image.fromarray(pixels), box, spec.frame_size, flip)
-            return table[np.asarray(image)] if self._colour_jitter else np.asarray(image)
+            def read() -> ClipFrames:
+                clip = example.open_clip()
+                return self._decode(clip, self._plan.every(clip.frame_count))
 
-        return np.stack([frame for _, frame in glimpse_frames(clip, indices, spec.motion_gap_s, convert)])
+            frames = self._kept(example, store, read, lambda count: self._plan.draw(count, random))
+        augmentation = Augmentation.draw(random, self._colour_jitter)
+        if self._crops:
+            return {"frames": np.stack([augmentation.apply(frame, spec.frame_size, spec.fit) for frame in frames])}
+        height, width = frames.shape[1:3]
+        box = augmentation.box(width, height, spec.frame_size, spec.fit)
+        crop = {"box": np.array(box, np.float64), "flip": augmentation.flip, "levels": augmentation.levels}
+        return {"uncropped": frames, **crop}
+
+    def _decode(self, clip: Clip, numbers: Sequence[int]) -> ClipFrames:
+        """Decode what is glimpsed at some frames, rising and distinct, at the size frames are kept at."""
+        spec = self._spec
+        gap_s = spec.motion_gap_s
+        parts = [motion_frame_indices(clip, n, gap_s) if gap_s else (n,) for n in numbers]
+        needed = sorted({number for part in parts for number in part})
+
+        def convert(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            return shrink(luminance(rgb) if gap_s else rgb, spec.frame_size)
+
+        pixels = [frame for _, frame in clip.select(needed, convert)]
+        rows = np.searchsorted(needed, parts).tolist()
+        return ClipFrames(clip.frame_count, numbers, rows, pixels)
+
+    def _kept(
+        self, example: Example, store: FrameStore, read: Callable[[], ClipFrames],
+        choose: Callable[[int], Sequence[int]],
+    ) -> NDArray[np.uint8]:  # fmt: skip
+        """Return the glimpses at the frames that ``choose`` names by the clip's frame count: kept ones, or new ones."""
+        name = store.name_of(example, self._settings)
+        indices: Sequence[int] | None = None
+        if name is not None and (kept := store.open(name)) is not None:
+            with kept:
+                indices = choose(kept.frame_count)
+                try:
+                    return kept.glimpses(indices)
+                except (DamagedError, OSError):
+                    store.remove(name)
+        clip = read()
+        if name is not None:
+            store.keep(name, clip)
+        return clip.glimpses(choose(clip.frame_count) if indices is None else indices)
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch | list[tuple[str, str]]:
@@ -196,13 +269,33 @@ def collate(samples: list[dict[str, Any]]) -> Batch | list[tuple[str, str]]:
         return failed
 
     def stack(name: str) -> Tensor:
-        made = torch.from_numpy(np.stack([sample[name] for sample in read]))
-        if get_worker_info() is not None:
-            # Here, what goes wrong reaches the trainer; in the thread that hands batches over, it would wait for ever.
-            made.share_memory_()  # type: ignore[no-untyped-call]
+        first = np.asarray(read[0][name])
+        made = _new_tensor((len(read), *first.shape), first.dtype)
+        np.stack([sample[name] for sample in read], out=made.numpy())
         return made
 
-    return Batch(stack("frames"), stack("target"), stack("number"), stack("origins"), stack("draws"), failed)
+    uncropped, frames = None, torch.empty(0, dtype=torch.uint8)
+    if "uncropped" in read[0]:
+        clips = [sample["uncropped"] for sample in read]
+        pixels = _new_tensor((sum(clip.size for clip in clips),), np.dtype(np.uint8))
+        np.concatenate([clip.reshape(-1) for clip in clips], out=pixels.numpy())
+        shapes = [clip.shape for clip in clips]
+        uncropped = UncroppedClips(pixels, shapes, stack("box"), stack("flip"), stack("levels"))
+    else:
+        frames = stack("frames")
+    shortages = sorted({sample["shortage"] for sample in samples if "shortage" in sample})
+    return Batch(
+        frames, stack("target"), stack("number"), stack("origins"), stack("draws"), failed, uncropped, shortages
+    )
+
+
+def _new_tensor(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+    """Return a tensor to fill; in a worker its memory is shared with the trainer."""
+    made = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
+    if get_worker_info() is not None:
+        # Here, what goes wrong reaches the trainer; in the thread that hands batches over, it would wait for ever.
+        made.share_memory_()  # type: ignore[no-untyped-call]
+    return made
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

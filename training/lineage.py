@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -41,6 +42,8 @@ INPUT_OPTIONS = ("fit", "motion_gap_s", "input_size", "glance_size")
 """What a backbone was shown; its weights do not tell."""
 UNTOLD_OPTIONS = ("patch_size", "num_segments", *INPUT_OPTIONS)
 """All that a model's weights do not tell and its figures depend on."""
+WITHOUT_EFFECT = ("resume", "workers", "prefetch_factor", "cache_dir")
+"""Options that change no sample and no weight."""
 PART_OPTIONS = {
     "glancer.": ("glancer",),
     "focuser.net.": ("focuser",),
@@ -213,6 +216,18 @@ def differences(checkpoint: Checkpoint, options: TrainOptions, names: Sequence[s
         for name in names
         if isinstance(checkpoint.config.get(name), (int, float, str))
         and checkpoint.config[name] != getattr(options, name)
+    ]
+
+
+def changed_options(checkpoint: Checkpoint, options: TrainOptions) -> list[str]:
+    """Return ``NAME BEFORE -> NOW`` for each option that a resumed run has changed and that may change its weights."""
+    return [
+        f"{name} {checkpoint.config[name]} -> {value}"
+        for name, value in asdict(options).items()
+        if name in checkpoint.config
+        and checkpoint.config[name] != value
+        and name not in WITHOUT_EFFECT
+        and not (name == "cache" and "off" not in (checkpoint.config[name], value))
     ]
 
 

@@ -230,6 +230,12 @@ class AdaFocus(nn.Module):
         taken = F.interpolate(pixels, spec.glance_size, mode="nearest").flatten().long()
         self.register_buffer("glance_pixels", taken, persistent=False)
 
+    def compile_backbones(self, backend: str = "inductor") -> None:
+        """Let PyTorch compile the backbones when they first run; their parameters keep their names."""
+        for part in (self.glancer, self.focuser):
+            part.compile(backend=backend)
+            part.net.compile(backend=backend)  # stage 0 runs this alone
+
     @property
     def policy(self) -> ActorCritic:
         """The copy of the policy that acts. After an update both are equal."""

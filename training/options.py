@@ -42,6 +42,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "separator": (",", " "),
     "best_by": ("mAP", "top1"),
     "dist_backend": ("nccl", "gloo"),
+    "cache": ("off", "ram", "disk"),
+    "augment_on": ("auto", "workers", "device"),
 }
 EMPTY_MEANS_DEFAULT = frozenset(("train_list", "val_list", "root_path", "classes"))
 """The official defaults of these are empty: the data set says what they are."""
@@ -100,6 +102,17 @@ class TrainOptions:
         optimizer: ``sgd``, as in the official code, or ``adamw``.
         colour_jitter: largest relative change of brightness and contrast in training; the official code has none.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        cache: where decoded frames are kept for later epochs: ``ram``, ``disk`` (for later runs, too), or ``off``, as
+            in the official code. Kept frames have the short side that evaluation resizes to (256 for 224), or their own
+            if it is smaller; training crops those, so larger videos are resized once more than with ``off``. Where
+            frames do not fit, they are decoded at each epoch, which changes no sample.
+        cache_dir: folder of ``cache=disk``; by default ``.frame-cache`` within ``data_dir``. Nothing removes it.
+        cache_frames: frames of each segment that are kept and may be drawn, evenly spaced; all of a clip of no more
+            than ``num_segments`` times as many frames.
+        augment_on: where kept frames are cropped, mirrored and jittered: ``workers``, ``device`` (where the model
+            computes), or ``auto``: on a GPU. With ``cache=off``, always in the workers.
+        prefetch_factor: batches that each worker prepares ahead.
+        compile: compile the backbones by ``torch.compile``, which needs a C++ compiler (CPU) or Triton (GPU).
     """
 
     dataset: str = ""
@@ -183,6 +196,12 @@ class TrainOptions:
     optimizer: str = "sgd"
     colour_jitter: float = 0.0
     device: str = "auto"
+    cache: str = "off"
+    cache_dir: str = ""
+    cache_frames: int = 16
+    augment_on: str = "auto"
+    prefetch_factor: int = 2
+    compile: bool = False
 
     @property
     def root(self) -> Path:
@@ -288,7 +307,10 @@ def _check(options: TrainOptions) -> None:
     for name, allowed in CHOICES.items():
         if getattr(options, name) not in allowed:
             raise UsageError(f"{name}={getattr(options, name)}: must be one of {', '.join(map(str, allowed))}")
-    for name in ("batch_size", "num_segments", "epochs", "eval_freq", "world_size", "hidden_dim", "hidden_state_dim"):
+    for name in (
+        "batch_size", "num_segments", "epochs", "eval_freq", "world_size", "hidden_dim", "hidden_state_dim",
+        "cache_frames", "prefetch_factor",
+    ):  # fmt: skip
         if getattr(options, name) < 1:
             raise UsageError(f"{name}={getattr(options, name)}: must be at least 1")
     for name in (

@@ -7,14 +7,11 @@ import math
 import os
 import signal
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import forkserver, get_context, parent_process, resource_tracker
-from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -25,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from adafocus_edge.bundle import first_difference, read_classes, same_classes
-from adafocus_edge.cpus import usable_cores
 from adafocus_edge.data import Split, read_data, read_list
 from adafocus_edge.errors import CheckpointError, DataError, ShortageError, TrainingError, UsageError
 from adafocus_edge.evidence import few_clips_note, share_interval
@@ -42,18 +38,20 @@ from training.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
-from training.datasets import Batch, ClipDataset, EpochSampler, collate
+from training.datasets import Batch, EpochSampler
 from training.distributed import Processes, gather, launch
 from training.lineage import (
     INPUT_OPTIONS,
     STARTS,
     UNTOLD_OPTIONS,
+    changed_options,
     check_pretrained,
     check_shapes,
     check_stage,
     differences,
     shape_options,
 )
+from training.loading import crops_on_device, make_dataset, make_loader, open_cache, try_queues
 from training.model import AdaFocus
 from training.options import Composed, TrainOptions, compose_options
 from training.stages import STAGES, Stage
@@ -121,6 +119,8 @@ class Trainer:
         if processes.world > 1 and processes.device.type == "cuda":
             # Statistics over the whole batch, as one process would have them.
             self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
+        if options.compile:
+            self.model.compile_backbones()
         self.stage: Stage = STAGES[_stage(options)](self.model, options)
         self.optimizer = self.stage.optimizer()
         amp = options.amp and processes.device.type == "cuda"
@@ -135,18 +135,31 @@ class Trainer:
             devices = [processes.device] if processes.device.type == "cuda" else None
             self.wrapped = DistributedDataParallel(self.stage, devices, find_unused_parameters=True)
         self.failed: set[str] = set()
+        self.shortage = ""
+        self.started: list[DataLoader[Any]] = []
         self.interruption = _Interruption()
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Train to the last epoch, or evaluate once."""
+        options, processes = self.options, self.processes
+        splits = (self.train_split, self.val_split)
+        crops = not crops_on_device(options, processes.device)
+        with open_cache(options, splits, self.spec, processes) as (keeping, lines):
+            for line in lines:
+                self._say(line)
+            seen = make_dataset(self.val_split, self.spec, options, keeping, train=False)
+            validation = make_loader(seen, options, processes, train=False)
+            if options.evaluate:
+                self._print_evaluation(self.validate(validation), self._count_failed())
+                return
+            data = make_dataset(self.train_split, self.spec, options, keeping, train=True, crops=crops)
+            self._train(make_loader(data, options, processes, train=True), validation)
+
+    def _train(self, batches: DataLoader[Any], validation: DataLoader[Any]) -> None:
+        """Train to the last epoch."""
         options = self.options
-        validation = self._loader(self.val_split, train=False)
-        if options.evaluate:
-            self._print_evaluation(self.validate(validation), self._count_failed())
-            return
-        batches = self._loader(self.train_split, train=True)
         if len(batches) == 0:
             share = f" in each of {self.processes.world} processes" if self.processes.world > 1 else ""
             raise UsageError(
@@ -294,26 +307,6 @@ class Trainer:
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
-    def _loader(self, split: Split, *, train: bool) -> DataLoader[Any]:
-        options, processes = self.options, self.processes
-        if options.batch_size % processes.local:
-            raise UsageError(f"batch_size={options.batch_size}: must be a multiple of the {processes.local} processes")
-        batch = options.batch_size // processes.local
-        workers = min(options.workers, usable_cores()) // processes.local
-        data = ClipDataset(
-            split, self.spec, seed=options.seed, train=train, dense=options.dense_sample,
-            colour_jitter=options.colour_jitter,
-        )  # fmt: skip
-        seed = options.seed if train else None
-        sampler = EpochSampler(len(data), batch, seed, processes.rank, processes.world)
-        # A sample's randomness is its own: the base seed that workers draw must not advance what training draws from.
-        generator = torch.Generator().manual_seed(options.seed)
-        return DataLoader(
-            data, batch, sampler=sampler, num_workers=workers, collate_fn=collate, generator=generator,
-            pin_memory=processes.device.type == "cuda", worker_init_fn=_quiet_worker,
-            multiprocessing_context=_fork_server() if workers else None,
-        )  # fmt: skip
-
     def _readable(self, batches: DataLoader[Any]) -> Iterator[Batch | None]:
         """Yield batches on the device, None for one without a readable clip; tell of each broken clip, once."""
         for batch in self._loaded(batches):
@@ -322,12 +315,20 @@ class Trainer:
                 if name not in self.failed:
                     self.failed.add(name)
                     print(f"left out: {printable(text)}", file=sys.stderr)
-            yield None if isinstance(batch, list) else batch.to(self.processes.device)
+            if isinstance(batch, list):
+                yield None
+                continue
+            if batch.shortages and not self.shortage:
+                self.shortage = batch.shortages[0]
+                self._say(f"note: cache: {self.shortage}: what is not kept yet is decoded at each epoch")
+            yield batch.to(self.processes.device, self.spec.frame_size)
 
     def _loaded(self, batches: DataLoader[Any]) -> Iterator[Batch | list[tuple[str, str]]]:
         """Yield what the loader gives. Raises ``TrainingError`` for what its workers lack."""
         try:
-            _try_queues(batches.num_workers)
+            if batches not in self.started:  # their workers live on
+                try_queues(batches.num_workers)
+                self.started.append(batches)
             yield from batches
         except (RuntimeError, OSError, ShortageError) as error:  # what a worker raises has its traceback as text
             lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
@@ -442,11 +443,7 @@ class Trainer:
             ) from None
         if not self.composed.chose_run_dir:
             self.run_dir = checkpoint.path.resolve().parent
-        changed = [
-            f"{name} {checkpoint.config[name]} -> {value}"
-            for name, value in asdict(self.options).items()
-            if name in checkpoint.config and checkpoint.config[name] != value and name not in ("resume", "workers")
-        ]
+        changed = changed_options(checkpoint, self.options)
         self._say(f"going on after epoch {self.epoch} of {checkpoint.path}")
         if changed:
             self._say(f"note: options changed since: {', '.join(changed)}")
@@ -675,43 +672,6 @@ class _Interruption:
         self._received = number
 
 
-def _try_queues(workers: int) -> None:
-    """Make what a data loader of so many workers makes: where it cannot, it complains twice. Raises ``OSError``."""
-    if workers:
-        context = _fork_server()
-        made = [context.Event(), *(context.Queue() for _ in range(workers + 1))]
-        del made
-
-
-def _fork_server() -> BaseContext:
-    """Workers come from a process without threads: one forked here, beside those of Gloo or NCCL, may never wake up."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["training.datasets"])
-    # Ctrl-C reaches every process of a terminal, but is the trainer's: those that begin here never see it.
-    resource_tracker.ensure_running()  # which would unblock it
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
-
-
-def _quiet_worker(_: int) -> None:
-    """A worker leaves Ctrl-C to the main process, uses one thread, and ends when that process is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_trainer, name="watch", daemon=True).start()
-
-
-def _end_with_trainer() -> None:
-    """PyTorch ends workers whose parent is gone; but theirs is the fork server, which lives as long as they do."""
-    if (trainer := parent_process()) is not None:
-        trainer.join()
-        os._exit(1)
-
-
 @contextmanager
 def _memory_told(options: TrainOptions) -> Iterator[None]:
     """Turn running out of memory, on a device or the host, into what to lower."""
@@ -719,6 +679,11 @@ def _memory_told(options: TrainOptions) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         text = str(error).lower()
+        if options.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise TrainingError(
+                f"compile=true: the backbones cannot be compiled here ({next(iter(str(error).splitlines()), error)}): "
+                "install a C++ compiler, or Triton for a GPU, or give compile=false"
+            ) from None
         lost = "worker" in text and any(sign in text for sign in ("signal: killed", "bus error", "exited unexpectedly"))
         out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
         if not (out or lost or "out of memory" in text or "can't allocate memory" in text):
