@@ -728,6 +728,7 @@ def test_durations_are_measured_by_a_clock_that_nobody_sets():
         "adafocus_edge/live.py": 1,  # when a file that is not there was reported
         "adafocus_edge/stream.py": 1,  # when frames began to be dropped
         "adafocus_edge/serve/board.py": 1,  # what time it is here, for the page
+        "adafocus_edge/watchdog.py": 1,  # when a source was found silent
     }
     found = {}
     for package in ("adafocus_edge", "training", "export", "calibration"):

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +157,6 @@ def write_clips(path: Path, count: int) -> None:
 
 def train(work: Work, folder: Path, stage: int, options: tuple[str, ...], seconds: float, clips: int) -> dict[str, Any]:
     """Train a stage until its epochs tell enough, at most for some seconds; the first epoch, which warms up, apart."""
-    from training.options import TrainOptions
-
     run = folder / f"stage{stage}"
     command = [
         sys.executable,
@@ -174,8 +171,7 @@ def train(work: Work, folder: Path, stage: int, options: tuple[str, ...], second
     command += ["glancer_weights=random", "focuser_weights=random", f"hydra.run.dir={run}", f"device={work.device}"]
     command += [f"workers={min(16, usable_cores())}"]
     command += ["amp=true", "batch_size=64"] if work.on_gpu else ["amp=false", "batch_size=2", "num_segments=2"]
-    cached = "cache" in {field.name for field in fields(TrainOptions)}
-    command += ["cache=ram"] if cached else []
+    command += ["cache=ram"]
     log = folder / f"stage{stage}.log"
     with log.open("wb") as output:
         running = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
@@ -193,7 +189,7 @@ def train(work: Work, folder: Path, stage: int, options: tuple[str, ...], second
             running.kill()
             running.wait()
     epochs = epoch_seconds(run)
-    found: dict[str, Any] = {"epochs": len(epochs), "cache": "ram" if cached else None}
+    found: dict[str, Any] = {"epochs": len(epochs), "cache": "ram"}
     if epochs:
         steady = epochs[1:] or epochs
         found |= {
