@@ -50,6 +50,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "calibration-layers": results.calibration_layers,
     "exits": results.exits,
     "front": results.front,
+    "loader": results.loader,
     "loop": results.loop,
     "long-file": results.long_file,
     "live": results.live,

@@ -205,6 +205,35 @@ def live() -> str:
     return table(header, rows) + f"\n\n{machine('live')}"
 
 
+LOADER_ROWS = {
+    "pyav": "bare decoding (PyAV), nothing else",
+    "torchcodec": "torchcodec, decoded to RGB",
+    "off": "an epoch with `cache=off`",
+    "first": "the first epoch with `cache=ram`",
+    "ram": "later epochs with `cache=ram`, cropped by the workers",
+    "ram, device": "later epochs with `cache=ram`, cropped by the GPU",
+    "disk": "later epochs with `cache=disk`, cropped by the workers",
+}
+"""What the rows of ``benchmarks/loader.py`` are."""
+
+
+def loader() -> str:
+    """Return clips per second and core of the training data loader."""
+    made = report("loader")
+    kinds = ("short, official", "short, edge", "long, official", "frames, official")
+    rows = [
+        (label, *(_loaded(made[kind][key]) if key in made[kind] else "" for kind in kinds))
+        for key, label in LOADER_ROWS.items()
+    ]
+    header = ("ms per clip (times bare decoding)", "short clips, `official`", "short clips, `edge`",
+              "40 s of 1080p, `official`", "folder of JPEGs, `official`")  # fmt: skip
+    return table(header, rows) + f"\n\n{machine('loader')}"
+
+
+def _loaded(row: dict[str, float]) -> str:
+    return f"{row['ms_per_clip_median']:,.1f} ({row['times_of_pyav']:.2f})"
+
+
 def fuzz() -> str:
     """Return the recorded run of hostile inputs, by target."""
     made = report("fuzz")
