@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line; Ctrl-C while it is imported is told as it is later."""
     try:
-        from adafocus_edge.cli import main as run
+        from adafocus_edge.cli.app import main as run
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

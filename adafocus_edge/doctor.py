@@ -19,9 +19,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from adafocus_edge import __version__
-from adafocus_edge.cpus import physical_cores, processor, usable_cores
+from adafocus_edge.cli.tables import STYLE
 from adafocus_edge.errors import BackendError
-from adafocus_edge.report import STYLE
+from adafocus_edge.system.cpu import physical_cores, processor, usable_cores
 
 VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 """CPU abilities that decide how fast FP32 and INT8 are."""
@@ -163,7 +163,7 @@ def _cuda_provider() -> Finding:
     part = "onnxruntime-cuda"
 
     def look() -> Finding:
-        from adafocus_edge.backends.ort import CAPTURE_SAFE, cuda_obstacle, release
+        from adafocus_edge.backends.onnxruntime import CAPTURE_SAFE, cuda_obstacle, release
 
         obstacle = cuda_obstacle()
         if obstacle is None:
@@ -192,8 +192,8 @@ def _decoder() -> Finding:
 
 
 def _tensorrt(name: str) -> Finding:
-    from adafocus_edge.backends.cuda import find_gpu
-    from adafocus_edge.backends.nvinfer import INSTALL, NAMES, find_library
+    from adafocus_edge.backends.device.cuda import find_gpu
+    from adafocus_edge.backends.tensorrt.library import INSTALL, NAMES, find_library
 
     part = f"build, backend tensorrt: {NAMES[name]}"
     try:

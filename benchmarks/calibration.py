@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.bundle import read_bundle
-from adafocus_edge.data import read_data
-from adafocus_edge.evaluate import with_patches
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import read_bundle
+from adafocus_edge.evaluation.dataset import read_data
+from adafocus_edge.evaluation.evaluate import with_patches
 from benchmarks.machine import save
 from calibration.compare import compare, run
 from calibration.int8 import needs_reduced_range

@@ -49,13 +49,13 @@ def report(
 
 def ours(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, Any]:
     """Run our live run, with every frame's journey counted by the run itself."""
-    from adafocus_edge.backends.load import load_model
-    from adafocus_edge.bundle import read_bundle
-    from adafocus_edge.capture import CaptureOptions
-    from adafocus_edge.classify import Classifier
-    from adafocus_edge.messages import Listener, Look
-    from adafocus_edge.sources import find_sources
-    from adafocus_edge.stream import LiveOptions, LiveRun
+    from adafocus_edge.backends.registry import load_model
+    from adafocus_edge.bundle.store import read_bundle
+    from adafocus_edge.live.capture import CaptureOptions
+    from adafocus_edge.live.messages import Listener, Look
+    from adafocus_edge.live.run import LiveOptions, LiveRun
+    from adafocus_edge.media.sources import find_sources
+    from adafocus_edge.runtime.classifier import Classifier
 
     class Latencies(Listener):
         wants = (Look,)
@@ -101,7 +101,7 @@ def plain(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, 
     import cv2
     import torch
 
-    from adafocus_edge.bundle import read_bundle
+    from adafocus_edge.bundle.store import read_bundle
     from training.eager import OfficialWay
     from training.model import AdaFocus
 
@@ -176,7 +176,7 @@ def main() -> None:
         print(json.dumps(run(asked.address, asked.bundle, float(asked.rates), asked.seconds)))
         return
 
-    from adafocus_edge.bundle import default_bundle
+    from adafocus_edge.bundle.store import default_bundle
     from benchmarks.machine import save
     from benchmarks.official import make_bundle, make_checkpoint
     from tests.streams import RtspServer

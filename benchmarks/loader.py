@@ -37,9 +37,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from adafocus_edge.cpus import limit_cores
-from adafocus_edge.data import Example, Split
-from adafocus_edge.types import ModelSpec
+from adafocus_edge.evaluation.dataset import Example, Split
+from adafocus_edge.model.spec import ModelSpec
+from adafocus_edge.system.cpu import limit_cores
 from benchmarks.machine import save
 from training.datasets import ClipDataset, Keeping
 from training.frame_cache import FrameStore, memory_folder
@@ -100,7 +100,7 @@ class Bench:
         self.indices = [self._drawn(number) for number in range(len(split.examples))]
 
     def _drawn(self, number: int) -> list[int]:
-        from adafocus_edge.preprocess import motion_frame_indices, sample_indices
+        from adafocus_edge.media.preprocess import motion_frame_indices, sample_indices
 
         clip = self.split.examples[number].open_clip()
         middle = sample_indices(clip.frame_count, self.spec.segments)

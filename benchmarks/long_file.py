@@ -18,10 +18,10 @@ from typing import Any
 
 import av
 
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.bundle import read_bundle
-from adafocus_edge.classify import Classifier
-from adafocus_edge.sources import Source
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import read_bundle
+from adafocus_edge.media.sources import Source
+from adafocus_edge.runtime.classifier import Classifier
 from benchmarks.machine import save
 from benchmarks.official import make_bundle, make_checkpoint
 

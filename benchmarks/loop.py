@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adafocus_edge.bench.timing import TimedSession
-from adafocus_edge.bundle import read_bundle
-from adafocus_edge.preprocess import preprocess
-from adafocus_edge.report import variant_totals
+from adafocus_edge.benchmark.timing import TimedSession
+from adafocus_edge.bundle.store import read_bundle
+from adafocus_edge.cli.tables import variant_totals
+from adafocus_edge.media.preprocess import preprocess
 from benchmarks.machine import save
 from benchmarks.official import PATCH_SIZE, make_bundle, make_checkpoint
 
@@ -48,9 +48,9 @@ def serve_bundle(connection: Connection, options: argparse.Namespace) -> None:
     """Run our loop on request: ``clip`` or ``stream``; answer milliseconds, and milliseconds by part."""
     import dataclasses
 
-    from adafocus_edge.backends.load import load_model
-    from adafocus_edge.glimpse import GlimpseStream, see_clip
-    from adafocus_edge.types import GRAPHS
+    from adafocus_edge.backends.registry import load_model
+    from adafocus_edge.model.spec import GRAPHS
+    from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 
     frames = real_frames()
     with load_model(read_bundle(options.bundle), backend="onnxruntime-cpu", threads=options.threads) as model:

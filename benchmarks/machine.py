@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from adafocus_edge.bench.machine import describe
+from adafocus_edge.benchmark.machine import describe
 
 RESULTS = Path(__file__).with_name("results")
 

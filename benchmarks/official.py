@@ -14,7 +14,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from adafocus_edge.files import draft_folder, locked
+from adafocus_edge.system.files import draft_folder, locked
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -24,7 +24,7 @@ CASES = {"actnet128": (1, PATCH_SIZE), "actnet96": (2, 96)}
 OFFICIAL = "actnet128"
 """The case that the benchmarks run."""
 CHECKPOINT = "s3_checkpoint.pth.tar"
-DECIDING = ("export", "training", "adafocus_edge/bundle.py", "adafocus_edge/types.py", "tests/golden")
+DECIDING = ("export", "training", "adafocus_edge/bundle/store.py", "adafocus_edge/model/spec.py", "tests/golden")
 """What an export is made by: files, and folders with their Python and JSON files."""
 TOOLS = ("torch", "torchvision", "onnx", "onnxscript")
 
@@ -40,7 +40,7 @@ def make_checkpoint(folder: Path, case: str = OFFICIAL) -> Path:
 def make_bundle(checkpoint: Path, folder: Path, patch_size: int = PATCH_SIZE) -> Path:
     """Export a checkpoint to a bundle in a folder."""
     path = folder / "bundle"
-    command = [sys.executable, "-m", "adafocus_edge.cli", "export", checkpoint, "-o", path, "--patch-size"]
+    command = [sys.executable, "-m", "adafocus_edge", "export", checkpoint, "-o", path, "--patch-size"]
     subprocess.run([*command, str(patch_size)], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
     return path
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adafocus_edge.data import read_data
-from adafocus_edge.preprocess import sampled_frames
+from adafocus_edge.evaluation.dataset import read_data
+from adafocus_edge.media.preprocess import sampled_frames
 from benchmarks.machine import save
 from training.checkpoint import ModelOptions, load_model, read_checkpoint
 from training.model import ActorCritic, AdaFocus

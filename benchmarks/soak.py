@@ -29,7 +29,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from adafocus_edge.plot import new_figure, save_png
+from adafocus_edge.evaluation.plot import new_figure, save_png
 from benchmarks.machine import RESULTS, save
 from tests.streams import HttpStream, RtspServer, UdpStream, free_port
 

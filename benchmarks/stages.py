@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from adafocus_edge.metrics import wilson_interval
+from adafocus_edge.evaluation.metrics import wilson_interval
 from benchmarks.machine import save
 
 LAST = "last.pth.tar"

@@ -17,8 +17,8 @@ import onnxruntime
 
 from adafocus_edge import __version__
 from adafocus_edge.backends.base import LoadedModel
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.bundle import (
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import (
     Bundle,
     GraphInfo,
     Manifest,
@@ -28,14 +28,14 @@ from adafocus_edge.bundle import (
     update_bundle,
     writing,
 )
-from adafocus_edge.cpus import processor, usable_cores
-from adafocus_edge.data import Example
 from adafocus_edge.errors import BundleError, DataError, UsageError
-from adafocus_edge.evaluate import Patches, with_patches
-from adafocus_edge.evidence import CALIBRATION, CONVERTED, Verdict, warning_of
-from adafocus_edge.exits import Confidence, ExitThresholds, Order
-from adafocus_edge.files import draft_folder, locked
-from adafocus_edge.types import GRAPHS, contract
+from adafocus_edge.evaluation.dataset import Example
+from adafocus_edge.evaluation.evaluate import Patches, with_patches
+from adafocus_edge.evaluation.evidence import CALIBRATION, CONVERTED, Verdict, warning_of
+from adafocus_edge.model.exits import Confidence, ExitThresholds, Order
+from adafocus_edge.model.spec import GRAPHS, contract
+from adafocus_edge.system.cpu import processor, usable_cores
+from adafocus_edge.system.files import draft_folder, locked
 from calibration.compare import timed
 from calibration.inputs import FEWEST_CLIPS, Inputs, read_inputs
 from calibration.judge import Viewer

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adafocus_edge.backends.base import LoadedModel
-from adafocus_edge.evidence import drop_interval
-from adafocus_edge.exits import Order, viewing_order
-from adafocus_edge.glimpse import GlimpseStream, patch_of, see_clip
-from adafocus_edge.metrics import wilson_interval
+from adafocus_edge.evaluation.evidence import drop_interval
+from adafocus_edge.evaluation.metrics import wilson_interval
+from adafocus_edge.model.exits import Order, viewing_order
+from adafocus_edge.runtime.glimpse import GlimpseStream, patch_of, see_clip
 from calibration.samples import Clips
 
 LARGEST = 1e9

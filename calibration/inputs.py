@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adafocus_edge.bundle import Bundle
-from adafocus_edge.data import Example, Split, read_data
+from adafocus_edge.bundle.store import Bundle
 from adafocus_edge.errors import DataError, UsageError
-from adafocus_edge.evidence import content_of, marks_of
-from adafocus_edge.sources import VIDEO_SUFFIXES, entries_in, find_sources, left_out_note
+from adafocus_edge.evaluation.dataset import Example, Split, read_data
+from adafocus_edge.evaluation.evidence import content_of, marks_of
+from adafocus_edge.media.sources import VIDEO_SUFFIXES, entries_in, find_sources, left_out_note
 from calibration.samples import choose_clips, halve
 
 FEWEST_CLIPS = 4

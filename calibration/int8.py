@@ -19,7 +19,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dyna
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from adafocus_edge.cpus import processor
+from adafocus_edge.system.cpu import processor
 from calibration.graphs import (
     LAYERS,
     MOVES,

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from adafocus_edge.backends.base import LoadedModel
-from adafocus_edge.data import Example
 from adafocus_edge.errors import DataError
-from adafocus_edge.evaluate import exit_figures
-from adafocus_edge.exits import ExitThresholds, Order
+from adafocus_edge.evaluation.dataset import Example
+from adafocus_edge.evaluation.evaluate import exit_figures
+from adafocus_edge.model.exits import ExitThresholds, Order
 from calibration.compare import Run, compare, run
 from calibration.samples import Clips, read_windows
 from calibration.thresholds import Goal

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from adafocus_edge.errors import UsageError
-from adafocus_edge.exits import CONFIDENCES, ORDERS
+from adafocus_edge.model.exits import CONFIDENCES, ORDERS
 from calibration.calibrate import CalibrateOptions
 from calibration.int8 import needs_reduced_range
 from calibration.ranges import METHODS

@@ -13,7 +13,7 @@ from typing import Any
 
 import onnxruntime as ort
 
-from adafocus_edge.backends.ort import session_options
+from adafocus_edge.backends.onnxruntime import session_options
 from calibration.samples import Feeds
 
 CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "QLinearConv")

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from adafocus_edge.backends.ort import session_options
+from adafocus_edge.backends.onnxruntime import session_options
 from calibration.graphs import copy_of, float_tensors
 from calibration.samples import Feeds
 

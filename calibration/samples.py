@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adafocus_edge.addresses import shown_failure
 from adafocus_edge.backends.base import LoadedModel, Session
-from adafocus_edge.data import Example, Split
 from adafocus_edge.errors import DataError, SourceError
-from adafocus_edge.evidence import content_of
-from adafocus_edge.frames import ModelFrame
-from adafocus_edge.glimpse import see_clip
-from adafocus_edge.preprocess import model_frames, sampled_frames
-from adafocus_edge.types import GRAPHS, ModelSpec, TensorSpec
+from adafocus_edge.evaluation.dataset import Example, Split
+from adafocus_edge.evaluation.evidence import content_of
+from adafocus_edge.media.frames import ModelFrame
+from adafocus_edge.media.preprocess import model_frames, sampled_frames
+from adafocus_edge.model.spec import GRAPHS, ModelSpec, TensorSpec
+from adafocus_edge.runtime.glimpse import see_clip
+from adafocus_edge.system.addresses import shown_failure
 
 Feeds = dict[str, NDArray[Any]]
 """Inputs of a graph by name, the batch first."""
@@ -97,7 +97,8 @@ def record(
     """Run the float loop over clips and keep the inputs of some of its steps.
 
     Args:
-        model: the float model, whose policy may have been replaced (:func:`adafocus_edge.evaluate.with_patches`).
+        model: the float model, whose policy may have been replaced
+            (:func:`adafocus_edge.evaluation.evaluate.with_patches`).
         clips: what it looks at.
         count: how many steps to keep: as many of each clip, at random places, and the first of them all.
         seed: of those places.

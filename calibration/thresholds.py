@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adafocus_edge.errors import UsageError
-from adafocus_edge.evidence import Verdict, mean_interval, share_interval
-from adafocus_edge.exits import Confidence, ExitThresholds, Order, confidence_of, exit_steps
+from adafocus_edge.evaluation.evidence import Verdict, mean_interval, share_interval
+from adafocus_edge.model.exits import Confidence, ExitThresholds, Order, confidence_of, exit_steps
 
 Kind = Literal["steps", "gflops", "drop", "accuracy"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from adafocus_edge.backends.base import LoadedModel
-from adafocus_edge.backends.load import EXACT_INT8, open_graphs
-from adafocus_edge.backends.ort import OrtSession
-from adafocus_edge.types import GRAPHS, ModelSpec
+from adafocus_edge.backends.onnxruntime import OrtSession
+from adafocus_edge.backends.registry import EXACT_INT8, open_graphs
+from adafocus_edge.model.spec import GRAPHS, ModelSpec
 from calibration import int8
 from calibration.compare import Run, compare, run
 from calibration.fp16 import to_half

@@ -15,9 +15,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from adafocus_edge import __version__
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.backends.ort import OrtSession
-from adafocus_edge.bundle import (
+from adafocus_edge.backends.onnxruntime import OrtSession
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import (
     CLASSES,
     MANIFEST,
     Bundle,
@@ -37,12 +37,12 @@ from adafocus_edge.bundle import (
     sha256_of,
 )
 from adafocus_edge.errors import SourceError
-from adafocus_edge.evidence import CONVERTED
-from adafocus_edge.frames import ModelFrame
-from adafocus_edge.glimpse import see_clip
-from adafocus_edge.preprocess import model_frames, sample_indices
-from adafocus_edge.sources import Clip, FrameFolder, Source
-from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, contract
+from adafocus_edge.evaluation.evidence import CONVERTED
+from adafocus_edge.media.frames import ModelFrame
+from adafocus_edge.media.preprocess import model_frames, sample_indices
+from adafocus_edge.media.sources import Clip, FrameFolder, Source
+from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec, contract
+from adafocus_edge.runtime.glimpse import see_clip
 from export.fuse import fuse
 from export.graphs import OPSET, export_graph
 from export.half import rounded, store_half

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 from onnx import compose, helper
 
-from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec, contract
+from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec, contract
 
 
 def fuse(spec: ModelSpec, graphs: Mapping[str, Path], path: Path) -> None:

@@ -9,7 +9,7 @@ import onnx
 import torch
 
 from adafocus_edge.errors import ExportError
-from adafocus_edge.types import contract
+from adafocus_edge.model.spec import contract
 from training.graphs import GRAPH_MODULES, example
 from training.model import AdaFocus
 

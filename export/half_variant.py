@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.bundle import Bundle, GraphInfo, sha256_of
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import Bundle, GraphInfo, sha256_of
 from adafocus_edge.errors import ExportError
-from adafocus_edge.evidence import CONVERTED
-from adafocus_edge.glimpse import see_clip
-from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec
+from adafocus_edge.evaluation.evidence import CONVERTED
+from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec
+from adafocus_edge.runtime.glimpse import see_clip
 from export.fuse import fuse
 
 Halve = Callable[[Path, Path], None]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from adafocus_edge.backends.base import LoadedModel, Session
 from adafocus_edge.errors import ExportError
-from adafocus_edge.glimpse import GlimpseStream, see_clip
-from adafocus_edge.types import GRAPHS
+from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 from training.graphs import TorchSession, torch_model
 from training.model import AdaFocus
 

@@ -15,7 +15,7 @@ OPSET = 18
 
 
 def pixels_graph() -> onnx.ModelProto:
-    """Return the graph; :mod:`adafocus_edge.pixels` documents its inputs.
+    """Return the graph; :mod:`adafocus_edge.media.matrices` documents its inputs.
 
     It repeats what FFmpeg and Pillow do on the CPU, with the fractions that they cut off and round, so that both paths
     give a model the same frame: colour at full resolution, then a resize along rows and one along columns, each of them

@@ -9,7 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from adafocus_edge.errors import ExportError
-from adafocus_edge.types import ModelSpec
+from adafocus_edge.model.spec import ModelSpec
 
 
 def on_whole_frames(spec: ModelSpec, focuser: Path, path: Path) -> None:

@@ -15,7 +15,7 @@ import torch
 from official_checkpoint import SECTIONS
 from weights import values
 
-from adafocus_edge.types import ModelSpec
+from adafocus_edge.model.spec import ModelSpec
 from benchmarks.official import CASES, CHECKPOINT, cached_export
 from training.model import AdaFocus
 
@@ -83,7 +83,7 @@ def write_checkpoint(weights: dict[str, torch.Tensor], path: Path, **more: Any) 
 def edge(*arguments: object, cwd: Path | None = None, **environment: object) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does."""
     return subprocess.run(
-        [sys.executable, "-m", "adafocus_edge.cli", *map(str, arguments)],
+        [sys.executable, "-m", "adafocus_edge", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -136,7 +136,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test of the GPU is skipped where there is none, unless a GPU is required."""
-    from adafocus_edge.backends.ort import cuda_obstacle
+    from adafocus_edge.backends.onnxruntime import cuda_obstacle
 
     if item.get_closest_marker("gpu") and (obstacle := cuda_obstacle()):
         if os.environ.get("ADAFOCUS_EDGE_REQUIRE_GPU") == "1":

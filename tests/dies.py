@@ -43,8 +43,9 @@ if __name__ == "__main__":
 
         from export import exporter
 
-        exporter.export_graph = lambda _, graph, path: shutil.copy(Path(graphs) / path.name, path)  # type: ignore[assignment]
+        # type: ignore[assignment]
+        exporter.export_graph = lambda _, graph, path: shutil.copy(Path(graphs) / path.name, path)
         exporter._compare = lambda *_, **__: []
-    from adafocus_edge.cli import main
+    from adafocus_edge.cli.app import main
 
     main()

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from adafocus_edge.bundle import MANIFEST, default_bundle, read_bundle, read_classes
+from adafocus_edge.bundle.store import MANIFEST, default_bundle, read_bundle, read_classes
+from adafocus_edge.cli.tables import one_line
 from adafocus_edge.errors import AdaFocusError
-from adafocus_edge.report import one_line
 
 if str(GOLDEN := Path(__file__).parent / "golden") not in sys.path:  # pytest's settings do this for tests
     sys.path.insert(0, str(GOLDEN))
@@ -155,8 +155,8 @@ def pick(options: list[Any], random: Random) -> Any:
 
 def video(random: Random, folder: Path) -> Callable[[], object]:
     """A clip that is damaged, or called something else, through the path that `classify` takes."""
-    from adafocus_edge.preprocess import sampled_frames
-    from adafocus_edge.sources import Source
+    from adafocus_edge.media.preprocess import sampled_frames
+    from adafocus_edge.media.sources import Source
 
     bases = [*sorted(FIGHTS.glob("*/*.mp4")), *CLIPS.glob("*.avi"), CLIPS / "R6llTwEh07w.mp4", *odd_videos(folder)]
     base = pick(bases, random)
@@ -212,8 +212,8 @@ def _make_odd_videos(folder: Path) -> None:
 
 def frames(random: Random, folder: Path) -> Callable[[], object]:
     """A folder of frames, some of them damaged."""
-    from adafocus_edge.preprocess import sampled_frames
-    from adafocus_edge.sources import Source
+    from adafocus_edge.media.preprocess import sampled_frames
+    from adafocus_edge.media.sources import Source
 
     place = folder / "frames"
     place.mkdir()
@@ -242,8 +242,8 @@ def _rewrite(path: Path, data: bytes) -> None:
 
 def _use(path: Path) -> object:
     """Read a bundle and take a step with it."""
-    from adafocus_edge.backends.load import load_model
-    from adafocus_edge.glimpse import GlimpseStream
+    from adafocus_edge.backends.registry import load_model
+    from adafocus_edge.runtime.glimpse import GlimpseStream
 
     bundle = read_bundle(path)
     with load_model(bundle, "auto", "onnxruntime-cpu", 1) as model:
@@ -392,10 +392,10 @@ def checkpoint(random: Random, folder: Path) -> Callable[[], object]:
 
 def lists(random: Random, folder: Path) -> Callable[[], object]:
     """Split lists, CSVs, class files, lists of sources, configurations, reports."""
-    from adafocus_edge.bench.compare import Limits, compare, read_report
-    from adafocus_edge.bench.tables import markdown
-    from adafocus_edge.data import read_data
-    from adafocus_edge.sources import find_sources
+    from adafocus_edge.benchmark.compare import Limits, compare, read_report
+    from adafocus_edge.benchmark.tables import markdown
+    from adafocus_edge.evaluation.dataset import read_data
+    from adafocus_edge.media.sources import find_sources
 
     classes = ("fight", "no_fight")
     clip = next(FIGHTS.glob("*/*.mp4"))
@@ -430,7 +430,7 @@ def _parse_config(path: Path) -> object:
     """Let the command line read a configuration, without running anything."""
     import typer
 
-    from adafocus_edge.cli import app
+    from adafocus_edge.cli.app import app
 
     command: Any = typer.main.get_command(app)
     try:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from adafocus_edge.classify import Guess, Result, Step
-from adafocus_edge.messages import Event, LiveFrame, Look, Notice, Window
-from adafocus_edge.types import ModelSpec
+from adafocus_edge.live.messages import Event, LiveFrame, Look, Notice, Window
+from adafocus_edge.model.spec import ModelSpec
+from adafocus_edge.runtime.classifier import Guess, Result, Step
 
 SPEC = ModelSpec(
     glancer="mobilenet_v2", focuser="resnet50", glance_dim=1280, focus_dim=2048, frame_size=224, glance_size=224,

@@ -23,12 +23,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from adafocus_edge.addresses import conceal, encoding_hint, is_token, without_password
-from adafocus_edge.cli import video_names
+from adafocus_edge.cli.app import video_names
 from adafocus_edge.errors import AdaFocusError, UsageError
-from adafocus_edge.sinks import Mqtt, Webhook
-from adafocus_edge.sources import find_sources
-from adafocus_edge.upkeep import safe_name
+from adafocus_edge.live.sinks.results_file import Mqtt, Webhook
+from adafocus_edge.media.sources import find_sources
+from adafocus_edge.system.addresses import conceal, encoding_hint, is_token, without_password
+from adafocus_edge.system.retention import safe_name
 from tests.conftest import ROOT, edge, one_line_error
 
 FIGHT = ROOT / "tests" / "fights" / "fight" / "fi013.mp4"
@@ -287,7 +287,7 @@ def check_folder(folder: Path) -> None:
 
 @contextmanager
 def serving(*arguments: object, cwd: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-m", "adafocus_edge.cli", "serve", "--port", "0", *map(str, arguments)]
+    command = [sys.executable, "-m", "adafocus_edge", "serve", "--port", "0", *map(str, arguments)]
     with (cwd / "stdout.txt").open("w") as out, (cwd / "stderr.txt").open("w") as errors:
         process = subprocess.Popen(command, stdout=out, stderr=errors, text=True, cwd=cwd)
         try:
@@ -375,7 +375,8 @@ def test_no_error_repeats_a_secret(tmp_path: Path) -> None:
 def test_a_traceback_shows_no_secret() -> None:
     code = f"""
 import sys
-from adafocus_edge import cli, sources
+from adafocus_edge.cli import app as cli
+from adafocus_edge.media import sources
 sys.argv = ["x", "classify", "http://admin:{SECRET} x@127.0.0.1:9/a.mp4", "--debug"]
 def broken(self):
     raise RuntimeError("[Errno 5] failed: " + repr(self.address))
@@ -396,7 +397,7 @@ def test_the_name_that_was_given_stands_in_errors_instead_of_the_address() -> No
 def test_errors_of_other_libraries_are_shown_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     import av
 
-    from adafocus_edge.video import VideoFile
+    from adafocus_edge.media.video_file import VideoFile
 
     def refuse(address: str, **_: Any) -> None:
         raise ValueError(f"bad port in '{address}'")

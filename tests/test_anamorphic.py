@@ -5,10 +5,10 @@ from fractions import Fraction
 import pytest
 from PIL import Image
 
-from adafocus_edge.messages import LiveFrame
-from adafocus_edge.render import shown_size
+from adafocus_edge.live.messages import LiveFrame
+from adafocus_edge.media.video_file import VideoFile
+from adafocus_edge.runtime.annotate import shown_size
 from adafocus_edge.serve.pictures import encode as encode_picture
-from adafocus_edge.video import VideoFile
 from tests.conftest import edge
 from tests.streams import need
 from tests.videos import ffmpeg, ffprobe, set_matrix

@@ -15,29 +15,29 @@ import pytest
 import torch
 
 from adafocus_edge.backends.base import LoadedModel
-from adafocus_edge.backends.load import BACKENDS, load_model
-from adafocus_edge.bench import rows as row_module
-from adafocus_edge.bench.compare import Limits, compare
-from adafocus_edge.bench.energy import EnergyMeter
-from adafocus_edge.bench.peers import Constant, gflops_per_step, load_peer
-from adafocus_edge.bench.picture import draw, write_page
-from adafocus_edge.bench.rows import PEERS, Grid, Loading, Row, plan
-from adafocus_edge.bench.run import Request, run
-from adafocus_edge.bench.stats import front, mcnemar, ratio, summary, told_apart
-from adafocus_edge.bench.tables import csv_text, markdown
-from adafocus_edge.bench.timing import Bench, NoiseClip
-from adafocus_edge.bench.tune import Demand, choose
-from adafocus_edge.bench.worker import Memory, Opening, Ready, Worker
-from adafocus_edge.bundle import Bundle, copy_bundle, default_bundle, read_bundle, update_bundle
-from adafocus_edge.cli import _print_benchmark
-from adafocus_edge.data import Example, read_data
+from adafocus_edge.backends.registry import BACKENDS, load_model
+from adafocus_edge.benchmark import grid as row_module
+from adafocus_edge.benchmark.compare import Limits, compare
+from adafocus_edge.benchmark.energy import EnergyMeter
+from adafocus_edge.benchmark.grid import PEERS, Grid, Loading, Row, plan
+from adafocus_edge.benchmark.peers import Constant, gflops_per_step, load_peer
+from adafocus_edge.benchmark.plots import draw, write_page
+from adafocus_edge.benchmark.run import Request, run
+from adafocus_edge.benchmark.stats import front, mcnemar, ratio, summary, told_apart
+from adafocus_edge.benchmark.tables import csv_text, markdown
+from adafocus_edge.benchmark.timing import Bench, NoiseClip
+from adafocus_edge.benchmark.tune import Demand, choose
+from adafocus_edge.benchmark.worker import Memory, Opening, Ready, Worker
+from adafocus_edge.bundle.store import Bundle, copy_bundle, default_bundle, read_bundle, update_bundle
+from adafocus_edge.cli.app import _print_benchmark
 from adafocus_edge.errors import AdaFocusError, BackendError, SourceError, UsageError
-from adafocus_edge.evaluate import predict_with
-from adafocus_edge.exits import ExitThresholds
-from adafocus_edge.frames import ModelFrame
-from adafocus_edge.glimpse import see_clip
-from adafocus_edge.preprocess import sampled_frames
-from adafocus_edge.types import GRAPHS, contract
+from adafocus_edge.evaluation.dataset import Example, read_data
+from adafocus_edge.evaluation.evaluate import predict_with
+from adafocus_edge.media.frames import ModelFrame
+from adafocus_edge.media.preprocess import sampled_frames
+from adafocus_edge.model.exits import ExitThresholds
+from adafocus_edge.model.spec import GRAPHS, contract
+from adafocus_edge.runtime.glimpse import see_clip
 from export.whole import on_whole_frames
 from tests.conftest import ROOT, SMALL, edge, one_line_error, weights_of
 from training.model import AdaFocus
@@ -52,7 +52,8 @@ def bundle_with_exits(path: Path) -> Bundle:
     """The default model with two orders of one threshold set."""
     copy_bundle(default_bundle(), path)
     steps = read_bundle(path).model.segments
-    sets = tuple(ExitThresholds(order, "probability", (0.8,) * steps, "test") for order in ("clip", "coarse-to-fine"))  # type: ignore[arg-type]
+    # type: ignore[arg-type]
+    sets = tuple(ExitThresholds(order, "probability", (0.8,) * steps, "test") for order in ("clip", "coarse-to-fine"))
     return update_bundle(path, lambda manifest: replace(manifest, thresholds={"safe": sets}))
 
 
@@ -430,7 +431,7 @@ def test_the_focuser_on_whole_frames_is_its_backbone_on_the_whole_frame(small_bu
     origin = np.array([[0.3, 0.9], [1.0, 0.0]], np.float32)
     with torch.inference_mode():
         expected = model.focus(torch.from_numpy(frames), torch.from_numpy(origin)).numpy()
-    from adafocus_edge.backends.ort import OrtSession
+    from adafocus_edge.backends.onnxruntime import OrtSession
 
     session = OrtSession(tmp_path / "whole.onnx", 2)
     found = session.run({"frame": frames, "origin": origin})["focus"]
@@ -457,7 +458,8 @@ def test_pytorch_peers_compute_the_same_from_the_bundles_checkpoint(small_bundle
         found = np.concatenate([glimpse.logits for glimpse in see_clip(loaded.model, frames)])
         np.testing.assert_allclose(found, expected, atol=2e-3)
         assert loaded.gflops_per_step == pytest.approx(gflops_per_step(bundle, "onnxruntime-cpu"), rel=1e-3)
-    timing = Bench(load_peer(bundle, "pytorch-eager", 2).model, bundle.classes, lambda name: None).time(  # type: ignore[arg-type, return-value]
+    # type: ignore[arg-type, return-value]
+    timing = Bench(load_peer(bundle, "pytorch-eager", 2).model, bundle.classes, lambda name: None).time(
         Row(Loading("small", "pytorch-eager", "fp32", 2), "clip", 8), NoiseClip(), parts=True
     )
     assert timing.parts_ms is not None

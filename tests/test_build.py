@@ -16,16 +16,18 @@ import numpy as np
 import onnx
 import pytest
 
-from adafocus_edge import engines as engine_files
-from adafocus_edge.backends import cuda, nvinfer, ort
-from adafocus_edge.backends.cuda import Gpu
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.build import BuildRequest, build, in_words
-from adafocus_edge.bundle import copy_bundle, default_bundle, read_bundle, sha256_of, update_bundle
+from adafocus_edge.backends import onnxruntime as ort
+from adafocus_edge.backends.device import cuda
+from adafocus_edge.backends.device.cuda import Gpu
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.backends.tensorrt import library as nvinfer
+from adafocus_edge.backends.tensorrt.build import BuildRequest, build, in_words
+from adafocus_edge.bundle import engines as engine_files
+from adafocus_edge.bundle.engines import BUILT, BuildOptions, BuiltFor, Engines, find_engines, read_engines, refusal
+from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, sha256_of, update_bundle
 from adafocus_edge.doctor import examine
-from adafocus_edge.engines import BUILT, BuildOptions, BuiltFor, Engines, find_engines, read_engines, refusal
 from adafocus_edge.errors import BackendError, BuildError, UsageError
-from adafocus_edge.types import GRAPHS
+from adafocus_edge.model.spec import GRAPHS
 from calibration import int8
 from calibration.fp16 import to_half
 from calibration.graphs import load_graph, save_graph
@@ -183,7 +185,7 @@ def test_an_engine_is_built_again_when_and_only_when_something_that_matters_chan
     # The release of the library: in a folder of its own.
     library = nvinfer.find_library("tensorrt-rtx")
     newer = dataclasses.replace(library, version="99.1")
-    monkeypatch.setattr("adafocus_edge.build.find_library", lambda _: newer)
+    monkeypatch.setattr("adafocus_edge.backends.tensorrt.build.find_library", lambda _: newer)
     other, why = built(bundle, options=options)
     assert why == dict.fromkeys(BUILT, "not built yet")
     assert other.folder != done.folder
@@ -194,7 +196,7 @@ def test_an_engine_is_built_again_when_and_only_when_something_that_matters_chan
 
 
 def test_a_killed_build_goes_on_where_it_stopped(bundle):
-    command = [sys.executable, "-m", "adafocus_edge.cli", "build", str(bundle.path), "--target", "sm_89"]
+    command = [sys.executable, "-m", "adafocus_edge", "build", str(bundle.path), "--target", "sm_89"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     manifests = bundle.path / "engines"
     deadline = time.monotonic() + 120
@@ -210,7 +212,7 @@ def test_a_killed_build_goes_on_where_it_stopped(bundle):
 
 
 def test_an_interrupted_build_ends_at_once_and_leaves_what_is_done(bundle):
-    command = [sys.executable, "-m", "adafocus_edge.cli", "build", str(bundle.path), "--target", "sm_89"]
+    command = [sys.executable, "-m", "adafocus_edge", "build", str(bundle.path), "--target", "sm_89"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list((bundle.path / "engines").glob("*/engines.json")) and time.monotonic() < deadline:
@@ -368,7 +370,9 @@ def test_a_release_that_knows_more_gpus_than_it_runs_on_builds_for_those_only(bu
     real = library.module.ComputeCapability
     more = SimpleNamespace(__members__={**real.__members__, "SM90": real.CURRENT})
     module = SimpleNamespace(**{**vars(library.module), "ComputeCapability": more})
-    monkeypatch.setattr("adafocus_edge.build.find_library", lambda _: dataclasses.replace(library, module=module))
+    monkeypatch.setattr(
+        "adafocus_edge.backends.tensorrt.build.find_library", lambda _: dataclasses.replace(library, module=module)
+    )
     with pytest.raises(UsageError, match="--target sm_90"):
         built(bundle, targets=("sm_90",))
     monkeypatch.setattr(ort, "gpu_obstacle", lambda: None)

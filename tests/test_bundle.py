@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from adafocus_edge import bundle as bundle_module
-from adafocus_edge.bundle import new_bundle, read_bundle, read_classes
+from adafocus_edge.bundle import store as bundle_module
+from adafocus_edge.bundle.store import new_bundle, read_bundle, read_classes
 from adafocus_edge.errors import BundleError, UsageError
-from adafocus_edge.types import TensorSpec, contract
+from adafocus_edge.model.spec import TensorSpec, contract
 from tests.conftest import CLIPS, SMALL, edge, official_spec, one_line_error
 
 
@@ -199,7 +199,7 @@ def test_two_writers_do_not_mix(tmp_path):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_export_leaves_nothing(number, status, small_checkpoint, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "adafocus_edge.cli", "export", str(small_checkpoint), "-o", str(tmp_path / "bundle"),
+        [sys.executable, "-m", "adafocus_edge", "export", str(small_checkpoint), "-o", str(tmp_path / "bundle"),
          "--patch-size", "160"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -15,14 +15,14 @@ import onnx
 import onnxruntime
 import pytest
 
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.backends.ort import OrtSession
-from adafocus_edge.bundle import default_bundle, read_bundle, update_bundle
-from adafocus_edge.data import Example, read_data
+from adafocus_edge.backends.onnxruntime import OrtSession
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import default_bundle, read_bundle, update_bundle
 from adafocus_edge.errors import DataError
-from adafocus_edge.evaluate import with_patches
-from adafocus_edge.glimpse import see_clip
-from adafocus_edge.types import GRAPHS, contract
+from adafocus_edge.evaluation.dataset import Example, read_data
+from adafocus_edge.evaluation.evaluate import with_patches
+from adafocus_edge.model.spec import GRAPHS, contract
+from adafocus_edge.runtime.glimpse import see_clip
 from calibration import int8
 from calibration.compare import Run, compare
 from calibration.fp16 import to_half
@@ -374,7 +374,7 @@ def test_half_precision_is_typed_in_the_graph(name, small, tmp_path):
 def test_half_precision_looks_at_the_same_places(model, fights, tmp_path):
     for name in GRAPHS:
         save_graph(to_half(graph_of(default_bundle(), name)), tmp_path / f"{name}.onnx")
-    from adafocus_edge.backends.load import open_graphs
+    from adafocus_edge.backends.registry import open_graphs
 
     with open_graphs(model.spec, lambda name: tmp_path / f"{name}.onnx", "fp16", "onnxruntime-cpu") as half:
         for frames in fights.frames:
@@ -613,7 +613,7 @@ def test_a_killed_run_leaves_the_bundle_whole_and_is_finished_by_the_next(tmp_pa
         "none",
     ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "adafocus_edge.cli", *map(str, command)],
+        [sys.executable, "-m", "adafocus_edge", *map(str, command)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -21,10 +21,10 @@ import pytest
 import torch
 from PIL import Image
 
-from adafocus_edge.bundle import default_bundle, read_bundle
-from adafocus_edge.capture import Capture, CaptureOptions
-from adafocus_edge.preprocess import sample_indices
-from adafocus_edge.sources import Source
+from adafocus_edge.bundle.store import default_bundle, read_bundle
+from adafocus_edge.live.capture import Capture, CaptureOptions
+from adafocus_edge.media.preprocess import sample_indices
+from adafocus_edge.media.sources import Source
 from tests.conftest import CLIPS, GOLDEN, GOLDEN_CASES, ROOT, SMALL, edge, one_line_error
 from tests.test_model import frames_of
 from training.eager import OfficialWay
@@ -242,7 +242,7 @@ def test_cuda_gives_the_golden_outputs(golden, golden_bundle, golden_outputs, go
 
 
 def test_a_backend_that_cannot_run_is_told(small_bundle):
-    from adafocus_edge.backends.ort import cuda_obstacle
+    from adafocus_edge.backends.onnxruntime import cuda_obstacle
 
     if cuda_obstacle() is None:
         pytest.skip("it can run here")
@@ -271,7 +271,7 @@ def test_results_reach_stdout_while_bars_are_on_the_terminal(small_bundle, tmp_p
     output = tmp_path / "out.jsonl"
     with output.open("w") as out:
         done = subprocess.run(
-            [sys.executable, "-m", "adafocus_edge.cli", "classify", str(GOLDEN / "actnet96"), str(GOLDEN / "actnet96"),
+            [sys.executable, "-m", "adafocus_edge", "classify", str(GOLDEN / "actnet96"), str(GOLDEN / "actnet96"),
              "--bundle", str(small_bundle), "--json"],
             stdout=out, stderr=theirs, check=False,
         )  # fmt: skip
@@ -329,7 +329,7 @@ def test_an_interrupted_run_keeps_the_results_of_the_last_one(small_bundle, tmp_
     output = tmp_path / "results.jsonl"
     output.write_text("of yesterday\n")
     process = subprocess.Popen(
-        [sys.executable, "-m", "adafocus_edge.cli", "classify", *[str(GOLDEN / "actnet96")] * 500, "--bundle",
+        [sys.executable, "-m", "adafocus_edge", "classify", *[str(GOLDEN / "actnet96")] * 500, "--bundle",
          str(small_bundle), "--json", "--output", str(output)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -432,7 +432,7 @@ def test_a_model_of_motion_sees_what_came_before_in_a_stream(camera):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stream_runs_until_told(number, small_bundle, camera):
     process = subprocess.Popen(
-        [sys.executable, "-m", "adafocus_edge.cli", "classify", camera + "/live", "--bundle", str(small_bundle),
+        [sys.executable, "-m", "adafocus_edge", "classify", camera + "/live", "--bundle", str(small_bundle),
          "--json", "--quiet", "--glimpse-fps", "8"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -447,7 +447,7 @@ def test_a_stream_runs_until_told(number, small_bundle, camera):
 
 def test_a_stream_that_stalls_still_ends_when_told(small_bundle, camera):
     process = subprocess.Popen(
-        [sys.executable, "-m", "adafocus_edge.cli", "classify", camera + "/stalls", "--bundle", str(small_bundle),
+        [sys.executable, "-m", "adafocus_edge", "classify", camera + "/stalls", "--bundle", str(small_bundle),
          "--json", "--quiet", "--glimpse-fps", "5"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -482,7 +482,7 @@ def test_help_is_instant_and_needs_nothing_heavy():
     heavy = ("torch", "torchvision", "onnxruntime", "tensorrt", "cv2", "av", "onnx", "numpy", "rich")
     code = (
         "import sys, adafocus_edge\n"
-        "import adafocus_edge.cli as cli\n"
+        "import adafocus_edge.cli.app as cli\n"
         "sys.argv = ['adafocus-edge', *sys.argv[1:]]\n"
         "try:\n    cli.main()\nexcept SystemExit as end:\n    assert end.code == 0, end.code\n"
         f"print([name for name in {heavy!r} if name in sys.modules])\n"
@@ -501,8 +501,8 @@ class Blocked(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f'No module named {{name!r}}', name=name.partition('.')[0])
 sys.meta_path.insert(0, Blocked())
 sys.argv = ['adafocus-edge', *sys.argv[1:]]
-import adafocus_edge.cli
-adafocus_edge.cli.main()
+import adafocus_edge.cli.app
+adafocus_edge.cli.app.main()
 """
 
 

@@ -14,18 +14,11 @@ from typing import Any
 
 import pytest
 
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.bundle import (
-    Profile,
-    default_bundle,
-    open_bundle,
-    read_bundle,
-    sha256_of,
-    update_bundle,
-)
-from adafocus_edge.cli import app, old_json_form
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import Profile, default_bundle, open_bundle, read_bundle, sha256_of, update_bundle
+from adafocus_edge.cli.app import app, old_json_form
 from adafocus_edge.errors import BundleError
-from adafocus_edge.types import GRAPHS
+from adafocus_edge.model.spec import GRAPHS
 from tests.conftest import ROOT, edge, one_line_error
 from tests.test_train import TINY
 
@@ -45,7 +38,7 @@ def tell():
 sys.addaudithook(see)
 atexit.register(tell)
 sys.argv = ["adafocus-edge", *sys.argv[1:]]
-from adafocus_edge.cli import main
+from adafocus_edge.cli.app import main
 main()
 """
 """The command line in a process that counts what it opens: all of Python's own reading, whoever asks for it."""

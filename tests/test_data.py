@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adafocus_edge.data import read_data, read_list
 from adafocus_edge.errors import DataError, SourceError
+from adafocus_edge.evaluation.dataset import read_data, read_list
 from tests.conftest import CLIPS, ROOT
 
 CLASSES = ("cartwheel", "juggling", "wave")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adafocus_edge.data import Example, Split
-from adafocus_edge.preprocess import luminance, model_frames, motion_indices, sample_indices
-from adafocus_edge.sources import FrameFolder, Source
+from adafocus_edge.evaluation.dataset import Example, Split
+from adafocus_edge.media.preprocess import luminance, model_frames, motion_indices, sample_indices
+from adafocus_edge.media.sources import FrameFolder, Source
 from tests.conftest import CLIPS, GOLDEN, ROOT, official_spec
 from training.augment import CROP_SCALES, augment, crop_box
 from training.datasets import VALIDATION, ClipDataset, EpochSampler, collate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 
-from adafocus_edge.bundle import default_bundle, read_bundle
+from adafocus_edge.bundle.store import default_bundle, read_bundle
 from tests.conftest import CLIPS, ROOT, edge
 from tests.test_cli import without
 

@@ -20,7 +20,7 @@ import typer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from adafocus_edge.cli import app
+from adafocus_edge.cli.app import app
 from adafocus_edge.errors import UsageError
 from tests.conftest import ROOT
 from tests.streams import need

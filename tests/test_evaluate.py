@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.bundle import read_bundle
-from adafocus_edge.data import Example, Split
-from adafocus_edge.evaluate import Evaluation, Scored, evaluate, predict_with, with_patches
-from adafocus_edge.glimpse import see_clip
-from adafocus_edge.metrics import wilson_interval
-from adafocus_edge.plot import draw_evaluation
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import read_bundle
+from adafocus_edge.evaluation.dataset import Example, Split
+from adafocus_edge.evaluation.evaluate import Evaluation, Scored, evaluate, predict_with, with_patches
+from adafocus_edge.evaluation.metrics import wilson_interval
+from adafocus_edge.evaluation.plot import draw_evaluation
+from adafocus_edge.runtime.glimpse import see_clip
 from tests.conftest import CLIPS, ROOT, SMALL, edge, one_line_error, weights_of, write_checkpoint
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adafocus_edge.bench.tune import Demand, notes_on
-from adafocus_edge.data import Example
-from adafocus_edge.evidence import (
+from adafocus_edge.benchmark.tune import Demand, notes_on
+from adafocus_edge.evaluation.dataset import Example
+from adafocus_edge.evaluation.evidence import (
     Verdict,
     content_of,
     drop_interval,
@@ -22,7 +22,7 @@ from adafocus_edge.evidence import (
     share_interval,
     warning_of,
 )
-from adafocus_edge.exits import ExitThresholds
+from adafocus_edge.model.exits import ExitThresholds
 from calibration.samples import halve
 from calibration.thresholds import Goal
 from tests.conftest import ROOT, edge, one_line_error

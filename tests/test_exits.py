@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from adafocus_edge.errors import UsageError
-from adafocus_edge.evaluate import exit_figures
-from adafocus_edge.exits import (
+from adafocus_edge.evaluation.evaluate import exit_figures
+from adafocus_edge.model.exits import (
     ExitThresholds,
     confidence_of,
     exit_steps,

@@ -13,12 +13,12 @@ import onnxruntime
 import pytest
 import torch
 
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.backends.ort import OrtSession
-from adafocus_edge.bundle import read_bundle
+from adafocus_edge.backends.onnxruntime import OrtSession
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.errors import ExportError
-from adafocus_edge.glimpse import see_clip
-from adafocus_edge.types import GRAPHS, contract
+from adafocus_edge.model.spec import GRAPHS, contract
+from adafocus_edge.runtime.glimpse import see_clip
 from export.graphs import export_graph
 from export.parity import compare, largest_error
 from tests.conftest import GOLDEN, ROOT, SMALL, edge, official_spec, one_line_error, write_checkpoint
@@ -92,7 +92,7 @@ def test_the_report_covers_every_graph_and_both_schedules(small_bundle):
 
 def test_a_graph_that_differs_is_found(small_bundle, small_weights):
     """The comparison must be able to fail: compare the exported graphs with a model whose weights differ a little."""
-    from adafocus_edge.backends.load import load_model
+    from adafocus_edge.backends.registry import load_model
 
     model = AdaFocus(SMALL)
     model.load_state_dict(small_weights)
@@ -193,7 +193,7 @@ def test_mean_consensus_exports(tmp_path):
 
 
 def test_the_manifest_tells_where_it_comes_from(small_bundle, small_checkpoint):
-    from adafocus_edge.bundle import sha256_of
+    from adafocus_edge.bundle.store import sha256_of
 
     provenance = read_bundle(small_bundle).manifest.provenance
     assert provenance.checkpoint == small_checkpoint.name

@@ -20,7 +20,8 @@ from typing import Any
 import av
 import pytest
 
-from adafocus_edge.bundle import (
+from adafocus_edge.bundle.engines import read_engines
+from adafocus_edge.bundle.store import (
     LOCK,
     MANIFEST,
     Bundle,
@@ -32,12 +33,11 @@ from adafocus_edge.bundle import (
     read_bundle,
     update_bundle,
 )
-from adafocus_edge.engines import read_engines
 from adafocus_edge.errors import BundleError
-from adafocus_edge.events import EventDetector, EventRule
-from adafocus_edge.files import draft_file, locked, write_text
-from adafocus_edge.record import Recorder
-from adafocus_edge.sinks import Snapshots
+from adafocus_edge.live.events import EventDetector, EventRule
+from adafocus_edge.live.sinks.recorder import Recorder
+from adafocus_edge.live.sinks.results_file import Snapshots
+from adafocus_edge.system.files import draft_file, locked, write_text
 from tests.conftest import ROOT, SMALL, edge, one_line_error
 from tests.live_parts import SPEC, WALL_S, event, live_frame, until
 
@@ -392,8 +392,8 @@ def test_a_full_folder_of_temporary_files_is_told(disk):
 
 def test_a_full_disk_refuses_an_upload_and_keeps_nothing_of_it(disk, monkeypatch):
     pytest.importorskip("starlette")
-    from adafocus_edge.backends.load import load_model
-    from adafocus_edge.classify import Classifier
+    from adafocus_edge.backends.registry import load_model
+    from adafocus_edge.runtime.classifier import Classifier
     from tests.test_serve import new_run, quick, send
 
     place = disk("1m")
@@ -457,7 +457,7 @@ def test_another_users_folder_is_told_in_a_line(tmp_path, monkeypatch):
             ["calibrate", bundle, "--data", FIGHTS, *CALIBRATE],
             ["build", bundle, "--target", "sm_89"],
         ):
-            words = [*user, sys.executable, "-m", "adafocus_edge.cli", *map(str, command), "-q"]
+            words = [*user, sys.executable, "-m", "adafocus_edge", *map(str, command), "-q"]
             done = subprocess.run(
                 words, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HOME": "/tmp"}, check=False
             )
@@ -552,7 +552,7 @@ def test_a_bundle_is_not_replaced_while_it_is_changed(bundle):
 
 def test_a_lock_does_not_outlive_its_holder(bundle):
     script = (
-        "import sys, time; from pathlib import Path; from adafocus_edge.bundle import changing\n"
+        "import sys, time; from pathlib import Path; from adafocus_edge.bundle.store import changing\n"
         "with changing(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     process = started("-c", script, bundle.path)
@@ -571,10 +571,10 @@ def test_calibrations_and_tunings_at_the_same_time_lose_nothing(bundle):
     """The second calibration is turned away in a line; all else is in the bundle at the end."""
     data = ["--data", FIGHTS]
     begun = [
-        started("-m", "adafocus_edge.cli", "calibrate", bundle.path, *data, *CALIBRATE, "-q"),
-        started("-m", "adafocus_edge.cli", "tune", bundle.path, *data, *TUNE, "--name", "one", "-q"),
-        started("-m", "adafocus_edge.cli", "tune", bundle.path, *data, *TUNE, "--name", "two", "-q"),
-        started("-m", "adafocus_edge.cli", "calibrate", bundle.path, *data, *CALIBRATE, "-q"),
+        started("-m", "adafocus_edge", "calibrate", bundle.path, *data, *CALIBRATE, "-q"),
+        started("-m", "adafocus_edge", "tune", bundle.path, *data, *TUNE, "--name", "one", "-q"),
+        started("-m", "adafocus_edge", "tune", bundle.path, *data, *TUNE, "--name", "two", "-q"),
+        started("-m", "adafocus_edge", "calibrate", bundle.path, *data, *CALIBRATE, "-q"),
     ]
     one, *tunings, other = map(ended, begun)
     assert {done.returncode for done in tunings} == {0}, [done.stderr for done in tunings]
@@ -594,7 +594,7 @@ def test_a_profile_that_came_meanwhile_is_not_replaced(bundle, monkeypatch):
     """The name was free when measuring began."""
     from typer.testing import CliRunner
 
-    from adafocus_edge import cli
+    from adafocus_edge.cli import app as cli
 
     measured = cli._Benchmark.run
     reports: list[Any] = []
@@ -723,12 +723,13 @@ def test_a_clock_that_is_set_back_does_not_make_the_newest_the_oldest(tmp_path):
 def test_durations_are_measured_by_a_clock_that_nobody_sets():
     """The system's time is only reported, never used to measure."""
     allowed = {
-        "adafocus_edge/bundle.py": 1,  # held against the times of files, which are the system's; set back: hashed again
-        "adafocus_edge/capture.py": 3,  # when a frame was seen, when something happened to a source
-        "adafocus_edge/live.py": 1,  # when a file that is not there was reported
-        "adafocus_edge/stream.py": 1,  # when frames began to be dropped
+        # held against the times of files, which are the system's; set back: hashed again
+        "adafocus_edge/bundle/store.py": 1,
+        "adafocus_edge/live/capture.py": 3,  # when a frame was seen, when something happened to a source
+        "adafocus_edge/live/session.py": 1,  # when a file that is not there was reported
+        "adafocus_edge/live/run.py": 1,  # when frames began to be dropped
         "adafocus_edge/serve/board.py": 1,  # what time it is here, for the page
-        "adafocus_edge/watchdog.py": 1,  # when a source was found silent
+        "adafocus_edge/live/watchdog.py": 1,  # when a source was found silent
     }
     found = {}
     for package in ("adafocus_edge", "training", "export", "calibration"):
@@ -740,13 +741,13 @@ def test_durations_are_measured_by_a_clock_that_nobody_sets():
 
 def test_a_live_run_goes_on_when_the_clock_is_set_back(tmp_path, monkeypatch):
     """Events, windows and recordings of a file that is played as if live, while the time of day runs backwards."""
-    from adafocus_edge import capture
+    from adafocus_edge.live import capture
 
     plain = edge("classify", CLIPS[0], "--event", "fight=0.1", "--record", tmp_path / "a", "--drop", "never", "--json")
     assert plain.returncode == 0, plain.stderr
     script = (
         "import time, itertools; n = itertools.count(); time.time = lambda: 1.7e9 - 60.0 * next(n)\n"
-        "from adafocus_edge.cli import main; main()"
+        "from adafocus_edge.cli.app import main; main()"
     )
     more = ["--event", "fight=0.1", "--record", tmp_path / "b", "--drop", "never", "--json"]
     back = ended(started("-c", script, "classify", CLIPS[0], *more))
@@ -792,7 +793,7 @@ def test_a_folder_that_goes_away_under_a_run_is_told_in_a_line(command, once, go
     if "calibrate" in command:
         copy_bundle(default_bundle(), tmp_path / "out" / "b")
     words = [str(part).format(tmp_path) for part in command]
-    process = started("-m", "adafocus_edge.cli", *words, "-q", TMPDIR=tmp_path / "tmp")
+    process = started("-m", "adafocus_edge", *words, "-q", TMPDIR=tmp_path / "tmp")
     while process.poll() is None and not list(tmp_path.glob(once)):
         time.sleep(0.001)
     there = list(tmp_path.glob(gone))

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from adafocus_edge.fields import FieldPairs
-from adafocus_edge.video import VideoFile
+from adafocus_edge.media.fields import FieldPairs
+from adafocus_edge.media.video_file import VideoFile
 from tests.conftest import edge
 from tests.streams import need
 from tests.videos import encode, ffmpeg, ffmpeg_frames, ffprobe, mux_fields

@@ -18,8 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from adafocus_edge.data import Example, Split
 from adafocus_edge.errors import UsageError
+from adafocus_edge.evaluation.dataset import Example, Split
 from tests.conftest import CLIPS, ROOT, edge, official_spec, one_line_error
 from tests.videos import encode
 from training import frame_cache, loading
@@ -385,7 +385,7 @@ class Telling(ClipDataset):
     """Tells in which process a sample was made, and how much it may use, instead of the clip's number."""
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        from adafocus_edge.cpus import usable_cores
+        from adafocus_edge.system.cpu import usable_cores
 
         return {**super().__getitem__(key), "number": os.getpid() * 10 + usable_cores()}
 

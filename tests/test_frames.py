@@ -15,16 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from adafocus_edge.backends.load import load_model, open_programs
-from adafocus_edge.backends.memory import HostDevice
-from adafocus_edge.backends.ort import OrtSession
-from adafocus_edge.bundle import default_bundle, read_bundle
+from adafocus_edge.backends.device.memory import HostDevice
+from adafocus_edge.backends.onnxruntime import OrtSession
+from adafocus_edge.backends.registry import load_model, open_programs
+from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.errors import AdaFocusError, BackendError, FrameError
-from adafocus_edge.frames import FrameBuffer, ModelFrame
-from adafocus_edge.glimpse import GlimpseStream, see_clip
-from adafocus_edge.lanes import Lanes, SharedLanes
-from adafocus_edge.preprocess import FrameMaker, luminance, model_frame, motion_frame, preprocess
-from adafocus_edge.types import GRAPHS
+from adafocus_edge.media.frames import FrameBuffer, ModelFrame
+from adafocus_edge.media.preprocess import FrameMaker, luminance, model_frame, motion_frame, preprocess
+from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
+from adafocus_edge.runtime.lanes import Lanes, SharedLanes
 from tests.conftest import ROOT, edge, official_spec
 from tests.streams import need
 
@@ -231,9 +231,12 @@ def test_a_model_of_rgb_takes_plain_arrays_and_its_own_frames(rgb_model):
         (PIXELS[0].transpose(2, 0, 1), "channels come last"),
         (np.zeros((224, 224, 4), np.uint8), "alpha"),
         (np.zeros((224, 224), np.uint8), r"takes uint8 \[224, 224, 3\]"),
-        (np.zeros((256, 256, 3), np.uint8), r"takes uint8 \[224, 224, 3\]: make it with adafocus_edge.preprocess"),
+        (
+            np.zeros((256, 256, 3), np.uint8),
+            r"takes uint8 \[224, 224, 3\]: make it with adafocus_edge.media.preprocess",
+        ),
         (PIXELS[:1], "one frame of each clip"),
-        (Image.fromarray(PIXELS[0]), "PIL image .* make one with adafocus_edge.preprocess"),
+        (Image.fromarray(PIXELS[0]), "PIL image .* make one with adafocus_edge.media.preprocess"),
         (torch.from_numpy(PIXELS[0]), "torch Tensor"),
         (PIXELS[0].tolist(), "a list: "),
         (None, "NoneType"),

@@ -3,19 +3,20 @@
 import numpy as np
 import pytest
 
-from adafocus_edge.backends import cuda, ort
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.backends.memory import Buffer, HostDevice
-from adafocus_edge.backends.ort import OrtSession
-from adafocus_edge.bundle import read_bundle
-from adafocus_edge.classify import Classifier
+from adafocus_edge.backends import onnxruntime as ort
+from adafocus_edge.backends.device import cuda
+from adafocus_edge.backends.device.memory import Buffer, HostDevice
+from adafocus_edge.backends.onnxruntime import OrtSession
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.engines import PIXELS_FILE
+from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.doctor import examine
-from adafocus_edge.engines import PIXELS_FILE
 from adafocus_edge.errors import BackendError, UsageError
-from adafocus_edge.exits import ExitThresholds
-from adafocus_edge.glimpse import GlimpseStream, see_clip, softmax
-from adafocus_edge.sources import Source
-from adafocus_edge.types import GRAPHS
+from adafocus_edge.media.sources import Source
+from adafocus_edge.model.exits import ExitThresholds
+from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.runtime.classifier import Classifier
+from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip, softmax
 from tests.conftest import CLIPS, GOLDEN, SMALL
 from tests.test_model import frames_of
 

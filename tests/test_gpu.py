@@ -6,16 +6,16 @@ Each backend is tested by itself: one that cannot run on this machine skips its 
 import numpy as np
 import pytest
 
-from adafocus_edge.backends.cuda import this_gpu
-from adafocus_edge.backends.load import load_model, obstacle
-from adafocus_edge.backends.nvinfer import find_library
-from adafocus_edge.build import BuildRequest, build
-from adafocus_edge.bundle import copy_bundle, default_bundle
-from adafocus_edge.engines import BuildOptions
+from adafocus_edge.backends.device.cuda import this_gpu
+from adafocus_edge.backends.registry import load_model, obstacle
+from adafocus_edge.backends.tensorrt.build import BuildRequest, build
+from adafocus_edge.backends.tensorrt.library import find_library
+from adafocus_edge.bundle.engines import BuildOptions
+from adafocus_edge.bundle.store import copy_bundle, default_bundle
 from adafocus_edge.errors import BackendError
-from adafocus_edge.frames import ModelFrame
-from adafocus_edge.glimpse import GlimpseStream, see_clip
-from adafocus_edge.lanes import Lanes
+from adafocus_edge.media.frames import ModelFrame
+from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
+from adafocus_edge.runtime.lanes import Lanes
 from export.fuse import fuse
 from tests.conftest import BACKEND_SKIP, CLIPS, edge
 from tests.test_resident import FRAMES

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from adafocus_edge.bundle import copy_bundle, default_bundle, read_bundle
-from adafocus_edge.types import STEP_GRAPH
+from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle
+from adafocus_edge.model.spec import STEP_GRAPH
 from benchmarks.gpu import parts as all_parts
 from benchmarks.gpu.__main__ import _chosen
 from benchmarks.gpu.parts import BUDGET_S, PARTS, SHARES, WITHOUT_MODEL
@@ -79,7 +79,7 @@ def test_wrong_options_and_a_device_that_is_not_there_are_told(tmp_path):
     done = gpu_check("--parts", "parity,leeks")
     assert done.returncode == 2
     assert done.stderr.strip().startswith("error: --parts leeks: the parts are setup, ")
-    from adafocus_edge.backends.ort import cuda_obstacle
+    from adafocus_edge.backends.onnxruntime import cuda_obstacle
 
     if cuda_obstacle() is None:
         pytest.skip("there is a GPU")
@@ -269,9 +269,9 @@ def test_what_skips_itself_fails_where_a_gpu_is_required():
 
 # The tests of the GPU themselves, where there is none: on an H200 that is made believe, with the CPU's kernels.
 BELIEVED = """
-import adafocus_edge.backends.cuda as cuda
-import adafocus_edge.backends.load as load
-import adafocus_edge.backends.ort as ort
+import adafocus_edge.backends.device.cuda as cuda
+import adafocus_edge.backends.registry as load
+import adafocus_edge.backends.onnxruntime as ort
 
 ort.cuda_obstacle = ort.gpu_obstacle = lambda: None
 cuda.this_gpu = lambda: cuda.Gpu("NVIDIA H200", "9.0")

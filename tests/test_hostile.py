@@ -11,15 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from adafocus_edge import files
-from adafocus_edge import video as reading
-from adafocus_edge.bench.compare import read_report
-from adafocus_edge.bundle import CLASSES, MANIFEST, copy_bundle, default_bundle, read_bundle, read_classes, sha256_of
-from adafocus_edge.capture import Counters, _address_pictures
-from adafocus_edge.data import read_data
+from adafocus_edge.benchmark.compare import read_report
+from adafocus_edge.bundle.store import (
+    CLASSES,
+    MANIFEST,
+    copy_bundle,
+    default_bundle,
+    read_bundle,
+    read_classes,
+    sha256_of,
+)
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
-from adafocus_edge.sources import FOLDER_FPS, FPS_FILE, FrameFolder, Source, find_sources
-from adafocus_edge.video import VideoFile
+from adafocus_edge.evaluation.dataset import read_data
+from adafocus_edge.live.capture import Counters, _address_pictures
+from adafocus_edge.media import video_file as reading
+from adafocus_edge.media.sources import FOLDER_FPS, FPS_FILE, FrameFolder, Source, find_sources
+from adafocus_edge.media.video_file import VideoFile
+from adafocus_edge.system import files
 from tests.conftest import ROOT, edge, one_line_error
 from tests.videos import encode
 from training.prepare import PrepareOptions, prepare

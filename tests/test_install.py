@@ -26,7 +26,7 @@ import pytest
 import typer
 
 from adafocus_edge import __version__
-from adafocus_edge.cli import app
+from adafocus_edge.cli.app import app
 from tests.conftest import ROOT, one_line_error
 
 FILES = ROOT / "tests" / "wheel_files.txt"
@@ -124,7 +124,7 @@ def test_the_wheel_is_whole_and_has_nothing_of_ours_alone(wheel):
     assert {name.partition("/")[0] for name in names} == {
         "adafocus_edge", "training", "export", "calibration", "adafocus_edge-VERSION.dist-info",
     }  # fmt: skip
-    assert not [name for name in names if re.search(r"test|bench(?!/)|conftest|\.pyc$|/\.", name)]
+    assert not [name for name in names if re.search(r"test|bench(?!mark/|mark\.py)|conftest|\.pyc$|/\.", name)]
     model = ROOT / "adafocus_edge" / "default_model"
     for folder in (model, ROOT / "adafocus_edge" / "serve" / "page", ROOT / "training" / "conf"):
         assert {str(path.relative_to(ROOT)) for path in folder.rglob("*") if path.is_file()} <= names

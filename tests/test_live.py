@@ -23,24 +23,24 @@ import av
 import numpy as np
 import pytest
 
-from adafocus_edge import capture as capturing
-from adafocus_edge import meters
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.bundle import default_bundle, read_bundle
-from adafocus_edge.capture import CameraOptions, Capture, CaptureOptions, Feed, _Due
-from adafocus_edge.classify import Classifier
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.errors import HasAnEndError, SourceError, UsageError
-from adafocus_edge.events import EventDetector, EventRule, Smoother
-from adafocus_edge.exits import ExitThresholds
-from adafocus_edge.glimpse import GlimpseStream
-from adafocus_edge.lanes import SharedLanes
-from adafocus_edge.live import NoticeTeller, Printer, Printing, status_line, status_shown
-from adafocus_edge.messages import Drops, Event, Listener, LiveFrame, Look, Notice, Window, iso
-from adafocus_edge.meters import DropMeter
-from adafocus_edge.preprocess import sample_indices
-from adafocus_edge.sources import Source, find_sources, without_password
-from adafocus_edge.stream import LiveOptions, LiveRun, RunStatus
-from adafocus_edge.types import GRAPHS
+from adafocus_edge.live import capture as capturing
+from adafocus_edge.live import meters
+from adafocus_edge.live.capture import CameraOptions, Capture, CaptureOptions, Feed, _Due
+from adafocus_edge.live.events import EventDetector, EventRule, Smoother
+from adafocus_edge.live.messages import Drops, Event, Listener, LiveFrame, Look, Notice, Window, iso
+from adafocus_edge.live.meters import DropMeter
+from adafocus_edge.live.run import LiveOptions, LiveRun, RunStatus
+from adafocus_edge.live.session import NoticeTeller, Printer, Printing, status_line, status_shown
+from adafocus_edge.media.preprocess import sample_indices
+from adafocus_edge.media.sources import Source, find_sources, without_password
+from adafocus_edge.model.exits import ExitThresholds
+from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.runtime.classifier import Classifier
+from adafocus_edge.runtime.glimpse import GlimpseStream
+from adafocus_edge.runtime.lanes import SharedLanes
 from tests.conftest import CLIPS, ROOT, edge, one_line_error
 from tests.streams import Garbage, HttpStream, RtmpStream, RtspServer, UdpStream
 
@@ -998,7 +998,7 @@ def test_garbage_is_a_source_that_is_lost_and_tried_again(
 
 
 def live(*arguments: object, **more: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "adafocus_edge.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "adafocus_edge", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
 

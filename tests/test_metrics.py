@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from adafocus_edge.glimpse import softmax
-from adafocus_edge.metrics import average_precisions, mean_average_precision, top_k_accuracy
+from adafocus_edge.evaluation.metrics import average_precisions, mean_average_precision, top_k_accuracy
+from adafocus_edge.runtime.glimpse import softmax
 from tests.conftest import GOLDEN
 
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from adafocus_edge.errors import TrainingError
-from adafocus_edge.glimpse import GlimpseStream, see_clip
-from adafocus_edge.preprocess import preprocess
+from adafocus_edge.media.preprocess import preprocess
+from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 from tests.conftest import GOLDEN, GOLDEN_CASES, official_spec, weights_of
 from training.checkpoint import ModelOptions, load_model, read_checkpoint
 from training.eager import OfficialWay

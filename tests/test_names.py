@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from adafocus_edge.bundle import default_bundle, read_bundle, read_classes
-from adafocus_edge.cli import video_names
-from adafocus_edge.data import read_data, read_list
+from adafocus_edge.bundle.store import default_bundle, read_bundle, read_classes
+from adafocus_edge.cli.app import video_names
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
-from adafocus_edge.events import EventRule
-from adafocus_edge.sources import FOLDER_FPS, FrameFolder, Source, find_sources
-from adafocus_edge.upkeep import SafeNames
+from adafocus_edge.evaluation.dataset import read_data, read_list
+from adafocus_edge.live.events import EventRule
+from adafocus_edge.media.sources import FOLDER_FPS, FrameFolder, Source, find_sources
+from adafocus_edge.system.retention import SafeNames
 from calibration.inputs import _read_split
 from tests.conftest import edge, one_line_error
 from training.checkpoint import read_checkpoint

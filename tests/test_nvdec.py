@@ -16,24 +16,24 @@ import av
 import numpy as np
 import pytest
 
-import adafocus_edge.capture as capturing
-from adafocus_edge.backends.load import load_model, open_programs
-from adafocus_edge.backends.memory import HostDevice
-from adafocus_edge.backends.ort import OrtSession
-from adafocus_edge.bundle import default_bundle, open_bundle
-from adafocus_edge.capture import CaptureOptions
-from adafocus_edge.classify import Classifier
-from adafocus_edge.engines import PIXELS_FILE, PIXELS_GRAPH
+import adafocus_edge.live.capture as capturing
+from adafocus_edge.backends.device.memory import HostDevice
+from adafocus_edge.backends.gpu_frames import DeviceFrame, FrameStore, UnmadeFrame
+from adafocus_edge.backends.nvdec import usable_decoder
+from adafocus_edge.backends.nvdec_stream import MOST_FAILURES, Decoding, StreamDecoder, sequence_parameters
+from adafocus_edge.backends.onnxruntime import OrtSession
+from adafocus_edge.backends.registry import load_model, open_programs
+from adafocus_edge.bundle.engines import PIXELS_FILE, PIXELS_GRAPH
+from adafocus_edge.bundle.store import default_bundle, open_bundle
 from adafocus_edge.errors import BackendError, SourceError, UsageError
-from adafocus_edge.frames import FrameBuffer
-from adafocus_edge.gpu_frames import DeviceFrame, FrameStore, UnmadeFrame
-from adafocus_edge.messages import LiveFrame, Look, Notice, Window
-from adafocus_edge.nvdec import usable_decoder
-from adafocus_edge.nvdec_stream import MOST_FAILURES, Decoding, StreamDecoder, sequence_parameters
-from adafocus_edge.sources import find_sources
-from adafocus_edge.stream import LiveOptions, LiveRun
-from adafocus_edge.types import GRAPHS
-from adafocus_edge.video import VideoFile
+from adafocus_edge.live.capture import CaptureOptions
+from adafocus_edge.live.messages import LiveFrame, Look, Notice, Window
+from adafocus_edge.live.run import LiveOptions, LiveRun
+from adafocus_edge.media.frames import FrameBuffer
+from adafocus_edge.media.sources import find_sources
+from adafocus_edge.media.video_file import VideoFile
+from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.runtime.classifier import Classifier
 from tests import nvcodec_on_cpu
 from tests.conftest import CLIPS, ROOT, edge
 from tests.streams import RtspServer
@@ -137,7 +137,7 @@ def test_the_command_line_says_which_decoder_it_takes():
 def test_what_the_library_prints_does_not_get_between_json_lines():
     code = """
 import ctypes, sys
-from adafocus_edge.nvdec import send_library_output_to_stderr
+from adafocus_edge.backends.nvdec import send_library_output_to_stderr
 print("before")
 send_library_output_to_stderr()
 libc = ctypes.CDLL(None)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from starlette.routing import Route
 
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.bundle import default_bundle, read_bundle
-from adafocus_edge.classify import Classifier
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import default_bundle, read_bundle
+from adafocus_edge.live.run import LiveOptions, LiveRun
+from adafocus_edge.runtime.classifier import Classifier
 from adafocus_edge.serve import ServeOptions
 from adafocus_edge.serve.app import create_app
 from adafocus_edge.serve.openapi import describe
-from adafocus_edge.stream import LiveOptions, LiveRun
 from tests.fuzzing import api
 
 FOR_PEOPLE = {"/", "/page/{name}", "/login", "/logout"}

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from torchvision import transforms
 
-from adafocus_edge.preprocess import CropWindow, preprocess, sample_indices
+from adafocus_edge.media.preprocess import CropWindow, preprocess, sample_indices
 from tests.conftest import GOLDEN
 
 
@@ -42,7 +42,7 @@ def test_a_very_long_strip_needs_little_memory():
     code = (
         "import resource\n"
         "from PIL import Image\n"
-        "from adafocus_edge.preprocess import preprocess\n"
+        "from adafocus_edge.media.preprocess import preprocess\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
         "assert preprocess(Image.new('RGB', (8000, 3)), 224).shape == (224, 224, 3)\n"

@@ -16,11 +16,11 @@ import av
 import numpy as np
 import pytest
 
-from adafocus_edge import record
 from adafocus_edge.errors import AdaFocusError, UsageError
-from adafocus_edge.record import Recorder
-from adafocus_edge.render import PATCH_COLOUR, save_annotated
-from adafocus_edge.sources import FrameFolder
+from adafocus_edge.live.sinks import recorder as record
+from adafocus_edge.live.sinks.recorder import Recorder
+from adafocus_edge.media.sources import FrameFolder
+from adafocus_edge.runtime.annotate import PATCH_COLOUR, save_annotated
 from tests.live_parts import SPEC, WALL_S, event, live_frame, look, notice, picture, until, window
 
 ROOT = Path(__file__).parent.parent
@@ -117,8 +117,8 @@ def test_every_two_seconds_are_safe(recorder, tmp_path, monkeypatch, encoder):
 def test_without_x264_files_are_annotated_too(tmp_path, monkeypatch):
     from PIL import Image
 
-    from adafocus_edge.classify import Result
-    from adafocus_edge.video import VideoFile
+    from adafocus_edge.media.video_file import VideoFile
+    from adafocus_edge.runtime.classifier import Result
     from tests.live_parts import glimpse
     from tests.videos import CLIP
 
@@ -134,7 +134,7 @@ def test_without_x264_files_are_annotated_too(tmp_path, monkeypatch):
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from adafocus_edge.record import Recorder
+from adafocus_edge.live.sinks.recorder import Recorder
 from tests.live_parts import SPEC, live_frame, look
 listener = Recorder(Path(sys.argv[1]), SPEC, print, waiting=1000)
 for index in range(10_000):

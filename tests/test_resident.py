@@ -7,16 +7,16 @@ import weakref
 import numpy as np
 import pytest
 
-from adafocus_edge.backends import cuda
-from adafocus_edge.backends.load import load_model, open_programs
-from adafocus_edge.backends.memory import Buffer, HostDevice
-from adafocus_edge.backends.ort import OrtSession
-from adafocus_edge.backends.resident import AHEAD
-from adafocus_edge.bundle import read_bundle
+from adafocus_edge.backends.device import cuda
+from adafocus_edge.backends.device.memory import Buffer, HostDevice
+from adafocus_edge.backends.device.runner import AHEAD
+from adafocus_edge.backends.onnxruntime import OrtSession
+from adafocus_edge.backends.registry import load_model, open_programs
+from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.errors import BackendError, UsageError
-from adafocus_edge.glimpse import GlimpseStream, see_clip
-from adafocus_edge.lanes import Lanes
-from adafocus_edge.types import GRAPHS
+from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
+from adafocus_edge.runtime.lanes import Lanes
 from tests.conftest import GOLDEN
 from tests.test_model import frames_of
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from adafocus_edge import sensors
-from adafocus_edge.sensors import SensorReader, Sensors, read_sensors
+from adafocus_edge.system import sensors
+from adafocus_edge.system.sensors import SensorReader, Sensors, read_sensors
 
 NOTHING = Sensors(None, None, None, None, None)
 
@@ -150,7 +150,7 @@ def test_this_machine_is_read_without_an_error():
 WITHOUT_NVML = """
 import sys
 sys.modules["pynvml"] = None
-from adafocus_edge.sensors import read_sensors
+from adafocus_edge.system.sensors import read_sensors
 print(read_sensors().gpu_power_w)
 """
 

@@ -29,14 +29,16 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from adafocus_edge.backends.load import load_model
-from adafocus_edge.bundle import default_bundle, read_bundle
-from adafocus_edge.capture import CaptureOptions
-from adafocus_edge.classify import Classifier
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.errors import SourceError, UsageError
-from adafocus_edge.events import EventRule
-from adafocus_edge.messages import Listener, LiveFrame, Notice
-from adafocus_edge.preprocess import CropWindow
+from adafocus_edge.live.capture import CaptureOptions
+from adafocus_edge.live.events import EventRule
+from adafocus_edge.live.messages import Listener, LiveFrame, Notice
+from adafocus_edge.live.run import LiveOptions, LiveRun
+from adafocus_edge.media.preprocess import CropWindow
+from adafocus_edge.media.sources import Source, read_image
+from adafocus_edge.runtime.classifier import Classifier
 from adafocus_edge.serve import ServeOptions, Server, app, check_exposure, guard, pictures, uploads
 from adafocus_edge.serve import board as boards
 from adafocus_edge.serve import server as servers
@@ -44,8 +46,6 @@ from adafocus_edge.serve.cameras import LARGEST_BYTES, check_jpeg, decode_jpeg
 from adafocus_edge.serve.forms import FormFile
 from adafocus_edge.serve.pictures import encode
 from adafocus_edge.serve.uploads import file_name
-from adafocus_edge.sources import Source, read_image
-from adafocus_edge.stream import LiveOptions, LiveRun
 from tests.conftest import CLIPS, ROOT
 from tests.streams import HttpStream, command, free_port, need
 
@@ -1119,7 +1119,7 @@ def test_curl_sends_a_file_in_a_form(served: Served, temporary: Path) -> None:
 
 
 def clip_jpegs(path: Path, count: int) -> list[bytes]:
-    from adafocus_edge.video import VideoFile
+    from adafocus_edge.media.video_file import VideoFile
 
     made = []
     for index, rgb in VideoFile(str(path)).frames():

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
-from adafocus_edge.messages import LiveFrame, Look, Notice
-from adafocus_edge.show import Screen
+from adafocus_edge.live.messages import LiveFrame, Look, Notice
+from adafocus_edge.live.sinks.window import Screen
 from tests.live_parts import SPEC, event, live_frame, look, notice, picture, until, window
 
 ROOT = Path(__file__).parent.parent
@@ -273,7 +273,7 @@ def test_a_frame_that_cannot_be_decoded_is_told_once(screen, tmp_path, told):
 SCRIPT = """
 import sys, threading, time
 from pathlib import Path
-from adafocus_edge.show import Screen
+from adafocus_edge.live.sinks.window import Screen
 from tests.live_parts import SPEC, live_frame, look
 screen = Screen(SPEC, print)
 stop = threading.Event()
@@ -333,7 +333,7 @@ def test_real_keys_from_the_x_server(display, tmp_path):
 
 
 TRY = """
-from adafocus_edge.show import Screen
+from adafocus_edge.live.sinks.window import Screen
 try:
     Screen(None, print)
 except Exception as error:

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adafocus_edge import sinks
 from adafocus_edge.errors import AdaFocusError, MissingExtraError, UsageError
-from adafocus_edge.sinks import LIVE_CSV_COLUMNS, Mqtt, ResultsFile, Snapshots, Webhook
+from adafocus_edge.live.sinks import results_file as sinks
+from adafocus_edge.live.sinks.results_file import LIVE_CSV_COLUMNS, Mqtt, ResultsFile, Snapshots, Webhook
 from tests.live_parts import SPEC, event, live_frame, look, notice, until, window
 
 ROOT = Path(__file__).parent.parent
@@ -187,7 +187,7 @@ def test_a_pipe_without_a_reader_holds_nobody_up(sink, tmp_path):
 FULL = """
 import resource, sys, time
 from pathlib import Path
-from adafocus_edge import sinks
+from adafocus_edge.live.sinks import results_file as sinks
 from tests.live_parts import event, until, window
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
 sinks.RETRY_S = 0.05
@@ -608,7 +608,7 @@ def test_a_full_queue_loses_neither_its_events_nor_the_state(tmp_path, sink, tol
 @needs_broker
 def test_a_run_that_is_killed_goes_offline(broker):
     script = (
-        "import sys, time; from adafocus_edge.sinks import Mqtt\n"
+        "import sys, time; from adafocus_edge.live.sinks.results_file import Mqtt\n"
         f"Mqtt('mqtt://127.0.0.1:{broker.port}/x', print); time.sleep(600)"
     )
     with Subscriber(broker.port) as subscriber:
@@ -699,7 +699,7 @@ def test_brokers_that_cannot_be_are_refused_without_repeating_them(tmp_path, mon
 
 
 def test_trouble_that_comes_and_goes_is_told_once(told):
-    from adafocus_edge.upkeep import Outage
+    from adafocus_edge.system.retention import Outage
 
     outage = Outage("x", told.append, settled_s=0.2)
     for _ in range(5):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from adafocus_edge.errors import SourceError, UsageError
-from adafocus_edge.sources import FrameFolder, find_sources, is_stream, without_password
+from adafocus_edge.media.sources import FrameFolder, find_sources, is_stream, without_password
 
 
 def put(folder, *names):

@@ -23,10 +23,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from adafocus_edge.errors import DataError, ShortageError, TrainingError
-from adafocus_edge.files import write_text
-from adafocus_edge.live import run_log
-from adafocus_edge.sources import read_image
-from adafocus_edge.video import VideoFile
+from adafocus_edge.live.session import run_log
+from adafocus_edge.media.sources import read_image
+from adafocus_edge.media.video_file import VideoFile
+from adafocus_edge.system.files import write_text
 from tests.conftest import ROOT, edge, one_line_error
 from training.datasets import collate
 from training.loading import fork_server
@@ -159,7 +159,7 @@ def test_names_that_no_list_can_hold_are_told_before_the_work(of, name, words, t
 
 
 def test_plots_need_no_window_toolkit():
-    code = "from adafocus_edge.plot import new_figure; new_figure(1, 1)"
+    code = "from adafocus_edge.evaluation.plot import new_figure; new_figure(1, 1)"
     environment = {**os.environ, "MPLBACKEND": "of_another_world"}
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
 
@@ -231,7 +231,7 @@ main()
 """
 SWALLOWED = """
 import os, signal, sys
-import adafocus_edge.bundle
+import adafocus_edge.bundle.store
 
 def swallows(*_):
     try:
@@ -239,8 +239,8 @@ def swallows(*_):
     except SystemExit:
         raise ImportError("initialization failed") from None
 
-adafocus_edge.bundle.read_bundle = swallows
-from adafocus_edge.cli import main
+adafocus_edge.bundle.store.read_bundle = swallows
+from adafocus_edge.cli.app import main
 sys.argv = ["adafocus-edge", "inspect"]
 main()
 """

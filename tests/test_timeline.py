@@ -7,12 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adafocus_edge.capture import Capture, CaptureOptions
 from adafocus_edge.errors import SourceError
-from adafocus_edge.preprocess import model_frames, motion_frame_indices, motion_indices, preprocess, sample_indices
-from adafocus_edge.sources import FrameFolder, Source
-from adafocus_edge.timeline import on_one_clock
-from adafocus_edge.video import VideoFile
+from adafocus_edge.live.capture import Capture, CaptureOptions
+from adafocus_edge.media.preprocess import (
+    model_frames,
+    motion_frame_indices,
+    motion_indices,
+    preprocess,
+    sample_indices,
+)
+from adafocus_edge.media.sources import FrameFolder, Source
+from adafocus_edge.media.timeline import on_one_clock
+from adafocus_edge.media.video_file import VideoFile
 from tests.conftest import CLIPS, edge
 from tests.streams import need
 from tests.videos import encode, ffmpeg, ffmpeg_frames, ffprobe
@@ -205,7 +211,7 @@ def test_a_model_sees_the_three_frames_that_are_nearest_in_time(tmp_path):
     """Found here with FFmpeg and Pillow."""
     from PIL import Image
 
-    from adafocus_edge.bundle import default_bundle, read_bundle
+    from adafocus_edge.bundle.store import default_bundle, read_bundle
 
     spec = read_bundle(default_bundle()).model
     path = encode(tmp_path / "varying.mp4", pts=VARYING["slow, then fast"], options={"g": "30"})
@@ -221,7 +227,7 @@ def test_a_model_sees_the_three_frames_that_are_nearest_in_time(tmp_path):
 
 @pytest.mark.parametrize("kind", VARYING)
 def test_a_live_run_of_a_file_shows_the_motion_that_a_clip_does(kind, tmp_path):
-    from adafocus_edge.bundle import default_bundle, read_bundle
+    from adafocus_edge.bundle.store import default_bundle, read_bundle
 
     spec = read_bundle(default_bundle()).model
     rate = 300 if kind == "jitter" else 30

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from adafocus_edge.capture import Counters, _address_pictures
 from adafocus_edge.errors import SourceError
-from adafocus_edge.sources import Source
-from adafocus_edge.video import VideoFile
+from adafocus_edge.live.capture import Counters, _address_pictures
+from adafocus_edge.media.sources import Source
+from adafocus_edge.media.video_file import VideoFile
 from tests.conftest import edge
 from tests.streams import need
 from tests.videos import ffmpeg, ffmpeg_frames, ffmpeg_size

@@ -375,7 +375,7 @@ def test_bad_data_and_options_are_told_in_a_line(data: Path, road: Path, tmp_pat
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes}))
-from adafocus_edge.cli import main
+from adafocus_edge.cli.app import main
 sys.argv = ["adafocus-edge", *sys.argv[1:]]
 main()
 """

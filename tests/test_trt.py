@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from adafocus_edge.backends.load import open_programs
-from adafocus_edge.backends.memory import HostDevice
-from adafocus_edge.backends.nvinfer import Library
-from adafocus_edge.backends.trt import TrtProgram, TrtRuntime
-from adafocus_edge.bundle import read_bundle
+from adafocus_edge.backends.device.memory import HostDevice
+from adafocus_edge.backends.registry import open_programs
+from adafocus_edge.backends.tensorrt.library import Library
+from adafocus_edge.backends.tensorrt.program import TrtProgram, TrtRuntime
+from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.errors import BackendError, UsageError
-from adafocus_edge.glimpse import GlimpseStream, see_clip
-from adafocus_edge.lanes import Lanes
-from adafocus_edge.types import GRAPHS
+from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
+from adafocus_edge.runtime.lanes import Lanes
 from tests import engine_on_cpu
 from tests.conftest import GOLDEN, SMALL
 from tests.test_model import frames_of
@@ -55,7 +55,7 @@ def opened(small_bundle, folder, library, graphs=(*GRAPHS, "step")):
 
 @pytest.mark.parametrize("graphs", [GRAPHS, (*GRAPHS, "step")], ids=["four graphs", "joined step"])
 def test_engines_give_what_graphs_give(graphs, small_bundle, folder, library):
-    from adafocus_edge.backends.load import load_model
+    from adafocus_edge.backends.registry import load_model
 
     with (
         load_model(read_bundle(small_bundle), backend="onnxruntime-cpu") as plain,

@@ -11,12 +11,12 @@ import av
 import numpy as np
 import pytest
 
-from adafocus_edge import cpus
-from adafocus_edge import video as video_module
-from adafocus_edge.capture import _clip_pictures
 from adafocus_edge.errors import SourceError
-from adafocus_edge.preprocess import sample_indices
-from adafocus_edge.video import VideoFile, upright
+from adafocus_edge.live.capture import _clip_pictures
+from adafocus_edge.media import video_file as video_module
+from adafocus_edge.media.preprocess import sample_indices
+from adafocus_edge.media.video_file import VideoFile, upright
+from adafocus_edge.system import cpu as cpus
 from tests.conftest import CLIPS, GOLDEN
 from tests.streams import need
 from tests.videos import all_frames, encode, ffmpeg_frames, rotate_clockwise, set_matrix

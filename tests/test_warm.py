@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adafocus_edge.backends.load import open_programs
-from adafocus_edge.backends.memory import HostDevice
-from adafocus_edge.backends.ort import OrtSession
-from adafocus_edge.bundle import read_bundle
-from adafocus_edge.capture import CaptureOptions
-from adafocus_edge.classify import Classifier
+from adafocus_edge.backends.device.memory import HostDevice
+from adafocus_edge.backends.onnxruntime import OrtSession
+from adafocus_edge.backends.registry import open_programs
+from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.errors import BackendError
-from adafocus_edge.glimpse import see_clip
-from adafocus_edge.lanes import Lanes
-from adafocus_edge.messages import Notice
-from adafocus_edge.sources import find_sources
-from adafocus_edge.stream import LiveOptions, LiveRun
-from adafocus_edge.types import GRAPHS
-from adafocus_edge.watchdog import Silence, Watchdog
+from adafocus_edge.live.capture import CaptureOptions
+from adafocus_edge.live.messages import Notice
+from adafocus_edge.live.run import LiveOptions, LiveRun
+from adafocus_edge.live.watchdog import Silence, Watchdog
+from adafocus_edge.media.sources import find_sources
+from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.runtime.classifier import Classifier
+from adafocus_edge.runtime.glimpse import see_clip
+from adafocus_edge.runtime.lanes import Lanes
 from tests.conftest import CLIPS
 from tests.live_parts import until
 from tests.test_resident import FRAMES
@@ -225,7 +225,7 @@ def test_a_source_that_was_lost_has_its_whole_time_again() -> None:
 
 
 def test_a_model_that_hangs_in_a_live_run_is_reported(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adafocus_edge import stream
+    from adafocus_edge.live import run as stream
 
     monkeypatch.setattr(stream, "SILENT_S", 3.0)
     monkeypatch.setattr(stream, "STALE_GLIMPSES", 0)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from adafocus_edge.types import Fit
+from adafocus_edge.model.spec import Fit
 
 TensorChange = Callable[[Tensor], Tensor]
 

@@ -19,8 +19,8 @@ import torchvision
 from torch import Tensor
 
 from adafocus_edge.errors import CheckpointError, UsageError
-from adafocus_edge.files import whole_file
-from adafocus_edge.types import ModelSpec, class_name
+from adafocus_edge.model.spec import ModelSpec, class_name
+from adafocus_edge.system.files import whole_file
 from training.backbones import BACKBONES, recognised_backbone
 from training.lineage import possible_stages
 from training.model import AdaFocus

@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from adafocus_edge.data import Example
 from adafocus_edge.errors import AdaFocusError
-from adafocus_edge.files import DRAFT, draft_file, draft_folder, remove_left, take_place
-from adafocus_edge.sources import images_in
+from adafocus_edge.evaluation.dataset import Example
+from adafocus_edge.media.sources import images_in
+from adafocus_edge.system.files import DRAFT, draft_file, draft_folder, remove_left, take_place
 
 VERSION = 1
 """Of the files and of what is in them: a change of either gives them other names."""
@@ -297,7 +297,7 @@ def probe_size(example: Example) -> tuple[int, int, int]:
             count = example.frames or len(images_in(example.path))
             with Image.open(next(iter(images_in(example.path)))) as image:
                 return count, *image.size
-        from adafocus_edge.video import rough_shape
+        from adafocus_edge.media.video_file import rough_shape
 
         return rough_shape(str(example.path))
     except (OSError, StopIteration, AdaFocusError):

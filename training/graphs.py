@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adafocus_edge.backends.base import LoadedModel
-from adafocus_edge.types import GRAPHS, TensorSpec, contract
+from adafocus_edge.model.spec import GRAPHS, TensorSpec, contract
 from training.model import AdaFocus
 
 TORCH_BATCH = 16

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from adafocus_edge.cpus import limit_cores, usable_cores
-from adafocus_edge.data import Split
 from adafocus_edge.errors import AdaFocusError, UsageError
-from adafocus_edge.types import ModelSpec
+from adafocus_edge.evaluation.dataset import Split
+from adafocus_edge.model.spec import ModelSpec
+from adafocus_edge.system.cpu import limit_cores, usable_cores
 from training.datasets import ClipDataset, EpochSampler, Keeping, collate
 from training.distributed import Processes, gather
 from training.frame_cache import FrameStore, disk_room, disk_store, memory_room, memory_store

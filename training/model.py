@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from adafocus_edge.bundle import MEAN, STD
-from adafocus_edge.types import ModelSpec
+from adafocus_edge.bundle.store import MEAN, STD
+from adafocus_edge.model.spec import ModelSpec
 from training.backbones import backbone
 from training.geometry import action_grid, crop, patch_corner
 

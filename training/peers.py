@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from adafocus_edge.backends.base import LoadedModel
 from adafocus_edge.errors import BackendError, UsageError
-from adafocus_edge.evaluate import Predict
-from adafocus_edge.types import ModelSpec
+from adafocus_edge.evaluation.evaluate import Predict
+from adafocus_edge.model.spec import ModelSpec
 from training.checkpoint import ModelOptions, load_model, read_checkpoint
 from training.eager import OfficialWay
 from training.graphs import torch_model

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from adafocus_edge.errors import CheckpointError, UsageError
-from adafocus_edge.evaluate import Patches, Predict, graphs_used, predict_with, with_patches
-from adafocus_edge.types import ModelSpec
+from adafocus_edge.evaluation.evaluate import Patches, Predict, graphs_used, predict_with, with_patches
+from adafocus_edge.model.spec import ModelSpec
 from training.checkpoint import Checkpoint, ModelOptions, load_model, load_part, read_checkpoint
 from training.graphs import count_gflops, torch_model
 from training.lineage import untrained_notes

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adafocus_edge.addresses import shown_failure
-from adafocus_edge.bundle import read_classes
-from adafocus_edge.cpus import usable_cores
-from adafocus_edge.data import (
+from adafocus_edge.bundle.store import read_classes
+from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
+from adafocus_edge.evaluation.dataset import (
     FEWEST_FRAMES,
     MOST_LABELS,
     VideoIndex,
@@ -31,11 +30,12 @@ from adafocus_edge.data import (
     read_data,
     without_suffix,
 )
-from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
-from adafocus_edge.files import decode_text, folded, read_own, read_text, reason, write_text
-from adafocus_edge.sources import FPS_FILE, FRAME_NAME, TIMES_FILE, left_out_note, natural_path
-from adafocus_edge.types import class_name
-from adafocus_edge.video import VideoFile
+from adafocus_edge.media.sources import FPS_FILE, FRAME_NAME, TIMES_FILE, left_out_note, natural_path
+from adafocus_edge.media.video_file import VideoFile
+from adafocus_edge.model.spec import class_name
+from adafocus_edge.system.addresses import shown_failure
+from adafocus_edge.system.cpu import usable_cores
+from adafocus_edge.system.files import decode_text, folded, read_own, read_text, reason, write_text
 from training.layouts import LAYOUTS
 
 SETTINGS = "prepare.json"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from adafocus_edge.preprocess import sample_indices
+from adafocus_edge.media.preprocess import sample_indices
 
 DENSE_SPAN = 64
 """Frames that dense sampling spans."""

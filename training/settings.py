@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from adafocus_edge.bundle import Setting
-from adafocus_edge.types import ModelSpec
+from adafocus_edge.bundle.store import Setting
+from adafocus_edge.model.spec import ModelSpec
 from training.checkpoint import Checkpoint, ModelOptions
 
 

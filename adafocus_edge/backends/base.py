@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from adafocus_edge.types import GRAPHS, ModelSpec, TensorSpec
+from adafocus_edge.model.spec import GRAPHS, ModelSpec, TensorSpec
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from adafocus_edge.backends.memory import Buffer, Work
-    from adafocus_edge.backends.resident import Resident
+    from adafocus_edge.backends.device.memory import Buffer, Work
+    from adafocus_edge.backends.device.runner import Resident
 
 
 ConvSearch = Literal["heuristic", "exhaustive"]

@@ -10,13 +10,13 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adafocus_edge.messages import Drops, Event, Listener, Look, Notice, Window
-from adafocus_edge.preprocess import CropWindow
+from adafocus_edge.live.messages import Drops, Event, Listener, Look, Notice, Window
+from adafocus_edge.media.preprocess import CropWindow
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from adafocus_edge.messages import Message
+    from adafocus_edge.live.messages import Message
     from adafocus_edge.serve.options import ServeOptions
     from adafocus_edge.serve.run import Run
 

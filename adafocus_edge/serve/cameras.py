@@ -17,8 +17,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.media.sources import has_too_many_scans
 from adafocus_edge.serve.guard import refusal
-from adafocus_edge.sources import has_too_many_scans
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

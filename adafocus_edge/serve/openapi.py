@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, get_args
 
 from adafocus_edge import __version__
-from adafocus_edge.messages import DropKind, NoticeKind
+from adafocus_edge.live.messages import DropKind, NoticeKind
 from adafocus_edge.serve.guard import COOKIE
 from adafocus_edge.serve.metrics import STATES
 

@@ -12,12 +12,12 @@ import anyio
 import anyio.to_thread
 from PIL import Image
 
-from adafocus_edge.render import shown_size
+from adafocus_edge.runtime.annotate import shown_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from adafocus_edge.messages import LiveFrame
+    from adafocus_edge.live.messages import LiveFrame
     from adafocus_edge.serve.options import ServeOptions
     from adafocus_edge.serve.run import Run
 

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.classify import Result
-    from adafocus_edge.messages import Listener, LiveFrame, Look
-    from adafocus_edge.sources import Source
-    from adafocus_edge.types import ModelSpec
+    from adafocus_edge.live.messages import Listener, LiveFrame, Look
+    from adafocus_edge.media.sources import Source
+    from adafocus_edge.model.spec import ModelSpec
+    from adafocus_edge.runtime.classifier import Result
 
 
 class Status(Protocol):

@@ -17,17 +17,17 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
-from adafocus_edge.files import write_all
+from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source
 from adafocus_edge.serve.forms import MAX_OTHER_BYTES, FormFile, is_form
 from adafocus_edge.serve.guard import RefusedError, refusal
-from adafocus_edge.sources import VIDEO_SUFFIXES, Source
+from adafocus_edge.system.files import write_all
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
 
     from starlette.requests import Request
 
-    from adafocus_edge.classify import Result
+    from adafocus_edge.runtime.classifier import Result
     from adafocus_edge.serve.options import ServeOptions
     from adafocus_edge.serve.run import Run
 

@@ -29,7 +29,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from adafocus_edge.bench.machine import describe
+from adafocus_edge.benchmark.machine import describe
 from benchmarks.gpu.parts import BUDGET_S, PARTS, SHARES, WITHOUT_MODEL
 from benchmarks.gpu.runner import FAILED, OK, SKIP_CODE, TIMED_OUT, Limit, run_parts, write_json
 from benchmarks.gpu.table import GOALS, reached, table, write_page

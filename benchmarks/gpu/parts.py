@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 from adafocus_edge.backends.base import ConvSearch
-from adafocus_edge.backends.load import load_model
+from adafocus_edge.backends.registry import load_model
 from adafocus_edge.errors import AdaFocusError
-from adafocus_edge.glimpse import see_clip
+from adafocus_edge.runtime.glimpse import see_clip
 from benchmarks.gpu import speed
 from benchmarks.gpu.running import live, rows, training
 from benchmarks.gpu.work import SkipPartError, Work, set_up
@@ -32,10 +32,10 @@ def setup(work: Work) -> None:
 
 def engines(work: Work) -> None:
     """Build engines of both precisions with every TensorRT that is installed and runs on this GPU."""
-    from adafocus_edge.backends.cuda import find_gpu
-    from adafocus_edge.backends.nvinfer import NAMES, find_library
-    from adafocus_edge.build import BuildRequest, build
-    from adafocus_edge.engines import BuildOptions
+    from adafocus_edge.backends.device.cuda import find_gpu
+    from adafocus_edge.backends.tensorrt.build import BuildRequest, build
+    from adafocus_edge.backends.tensorrt.library import NAMES, find_library
+    from adafocus_edge.bundle.engines import BuildOptions
     from export.fuse import fuse
 
     found: list[dict[str, Any]] = []

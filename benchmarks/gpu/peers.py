@@ -13,8 +13,8 @@ import onnx
 import onnx.shape_inference
 import torch
 
-from adafocus_edge.bundle import Bundle
-from adafocus_edge.types import GRAPHS
+from adafocus_edge.bundle.store import Bundle
+from adafocus_edge.model.spec import GRAPHS
 from benchmarks.gpu.speed import percentiles
 from training.eager import OfficialWay
 from training.graphs import GRAPH_MODULES

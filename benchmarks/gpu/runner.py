@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adafocus_edge.files import whole_file
+from adafocus_edge.system.files import whole_file
 
 OK, FAILED, TIMED_OUT, SKIPPED = "ok", "failed", "timed out", "skipped"
 SKIP_CODE = 77

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from adafocus_edge.cpus import usable_cores
+from adafocus_edge.system.cpu import usable_cores
 from benchmarks.gpu.work import CALIBRATED, FIGHTS, SkipPartError, Work, calibrated_bundle, edge
 from benchmarks.official import ROOT
 
@@ -53,7 +53,7 @@ def live_run(backend: str, variant: str, sources: int, seconds: float, limit_s: 
     """Run a number of sources and return what happened between two of the run's own status reports."""
     clips = sorted(FIGHTS.glob("*/*.mp4"))
     named = [f"s{number}={clips[number % len(clips)]}" for number in range(sources)]
-    command = [sys.executable, "-m", "adafocus_edge.cli", "classify", *named, "--loop", "--realtime"]
+    command = [sys.executable, "-m", "adafocus_edge", "classify", *named, "--loop", "--realtime"]
     command += ["--glimpse-fps", f"{GLIMPSE_FPS:g}", "--overlap", str(OVERLAP), "--backend", backend]
     command += ["--variant", variant, "--json", "--status", str(STATUS_S)]
     began = time.monotonic()
@@ -161,7 +161,7 @@ def train(work: Work, folder: Path, stage: int, options: tuple[str, ...], second
     command = [
         sys.executable,
         "-m",
-        "adafocus_edge.cli",
+        "adafocus_edge",
         "train",
         "dataset=custom",
         "preset=edge",

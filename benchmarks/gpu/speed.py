@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from adafocus_edge.backends.base import LoadedModel
-from adafocus_edge.backends.memory import HostDevice
-from adafocus_edge.backends.resident import Resident
+from adafocus_edge.backends.device.memory import HostDevice
+from adafocus_edge.backends.device.runner import Resident
 from adafocus_edge.errors import AdaFocusError
-from adafocus_edge.glimpse import GlimpseStream, see_clip
-from adafocus_edge.types import GRAPHS
+from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 
 TOLERANCE = {"fp32": 2e-3, "fp16": 2e-2}
 """Largest error of a logit, by variant; INT8 is judged by the accuracy that its calibration reports."""
@@ -149,7 +149,7 @@ def leaks(model: LoadedModel, frames: np.ndarray, steps: int) -> dict[str, Any]:
 
 def free_bytes() -> int:
     """Return the free memory of the GPU."""
-    from adafocus_edge.backends.cuda import checked, runtime
+    from adafocus_edge.backends.device.cuda import checked, runtime
 
     cuda = runtime()
     checked(cuda, cuda.cudaSetDevice(0), "taking the GPU")

@@ -15,12 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from adafocus_edge.bundle import MANIFEST, Bundle, copy_bundle, default_bundle, encode_manifest, read_bundle, sha256_of
+from adafocus_edge.bundle.store import (
+    MANIFEST,
+    Bundle,
+    copy_bundle,
+    default_bundle,
+    encode_manifest,
+    read_bundle,
+    sha256_of,
+)
 from adafocus_edge.errors import AdaFocusError
-from adafocus_edge.files import draft_folder
-from adafocus_edge.frames import ModelFrame
-from adafocus_edge.glimpse import see_clip
-from adafocus_edge.types import GRAPHS, STEP_GRAPH, ModelSpec
+from adafocus_edge.media.frames import ModelFrame
+from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec
+from adafocus_edge.runtime.glimpse import see_clip
+from adafocus_edge.system.files import draft_folder
 from benchmarks.gpu.runner import write_json
 from benchmarks.official import CASES, CHECKPOINT, GOLDEN, OFFICIAL, ROOT, cached_export
 
@@ -90,7 +98,7 @@ class Work:
             with np.load(GOLDEN / f"golden_{OFFICIAL}.npz") as golden:
                 logits, actions = golden["logits"].reshape(len(frames), -1), golden["actions"].reshape(-1)
             return logits, np.stack([actions // grid, actions % grid], axis=-1) / (grid - 1)
-        from adafocus_edge.backends.load import load_model
+        from adafocus_edge.backends.registry import load_model
 
         with load_model(bundle, "fp32", "onnxruntime-cpu") as model:
             glimpses = list(see_clip(model, frames))
@@ -109,7 +117,7 @@ class Work:
 
 def edge(*arguments: object, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line and return what it wrote; raises ``SystemExit`` with its error if it failed."""
-    command = [sys.executable, "-m", "adafocus_edge.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "adafocus_edge", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=ROOT)
     if done.returncode:
         raise SystemExit(f"{' '.join(command[2:])}: {done.stderr.strip()[-2000:]}")
@@ -157,7 +165,7 @@ def complete(path: Path) -> None:
 
 
 def _step_info(spec: ModelSpec, variant: str, graphs: dict[str, Any], file: Path) -> Any:
-    from adafocus_edge.types import contract
+    from adafocus_edge.model.spec import contract
 
     inputs, outputs = contract(spec, STEP_GRAPH)
     return replace(

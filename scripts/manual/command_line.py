@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import typer.main
 
-from adafocus_edge.cli import app
+from adafocus_edge.cli.app import app
 from scripts.manual.tables import table
 
 PROGRAM = "adafocus-edge"

@@ -1,0 +1,161 @@
+"""Frames of live sources in a GPU's memory: kept beside the model's own, by threads that are not the model's."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adafocus_edge.backends.nvdec import from_dlpack
+from adafocus_edge.errors import BackendError
+from adafocus_edge.media.frames import FrameBuffer
+from adafocus_edge.media.matrices import PixelMaker
+from adafocus_edge.media.nv12 import frame_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from adafocus_edge.backends.device.memory import Buffer, Device
+    from adafocus_edge.backends.device.runner import Resident
+    from adafocus_edge.media.frames import ModelFrame
+    from adafocus_edge.media.matrices import Decoded
+
+
+class FrameStore:
+    """Memory and a queue of its own on the GPU of a model, for any thread.
+
+    A model's device belongs to the model's thread. This one takes turns: what is asked of it is done when the call
+    returns, so every tensor that it gave may be read from any queue. It is closed when nothing refers to it any more:
+    a picture that waits to be shown outlives its source.
+
+    Args:
+        resident: the model.
+    """
+
+    def __init__(self, resident: Resident) -> None:
+        self._device: Device = type(resident.device)()
+        self._lock = threading.Lock()
+        weakref.finalize(self, _close, self._device)
+
+    def keep(self, tensor: Any, shape: tuple[int, ...]) -> Buffer:
+        """Copy a decoder's surface, which is written to again soon.
+
+        Args:
+            tensor: uint8 with ``__dlpack__``, in the memory of this device.
+            shape: that it must have.
+
+        Raises:
+            BackendError: the device failed, or the tensor is another than expected.
+        """
+        device = self._device
+        with self._lock, device.use():
+            found = from_dlpack(tensor, device)
+            if found.shape != shape:
+                raise BackendError(f"a decoded frame is {found.shape}, expected NV12 {shape}")
+            kept = device.empty(shape, np.uint8)
+            device.copy(kept, found)
+            device.finish()
+        return kept
+
+    def upload(self, pixels: NDArray[np.uint8]) -> Buffer:
+        """Copy an array of the host into a tensor [1, ...], by way of page-locked memory. Raises ``BackendError``."""
+        device = self._device
+        with self._lock, device.use():
+            pinned = device.pinned((1, *pixels.shape), np.uint8)
+            pinned[0] = pixels
+            made = device.empty(pinned.shape, np.uint8)
+            device.upload(made, pinned)
+            device.finish()
+        return made
+
+    def fetch(self, tensor: Buffer) -> NDArray[Any]:
+        """Copy one of its tensors to the host. Raises ``BackendError``."""
+        with self._lock, self._device.use():
+            return self._device.fetch(tensor)
+
+
+def _close(device: Device) -> None:
+    with suppress(BackendError):
+        device.close()
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceFrame:
+    """A decoded frame on the GPU; calling it makes RGB uint8 [H, W, 3] of it, in any thread.
+
+    Attributes:
+        store: whose memory it lies in.
+        planes: NV12, uint8 [3/2 height, width].
+        layout: what they are.
+    """
+
+    store: FrameStore
+    planes: Buffer
+    layout: Decoded
+
+    def __call__(self) -> NDArray[np.uint8]:
+        """Fetch the planes and convert them as the CPU path does. Raises ``BackendError``."""
+        from adafocus_edge.media.video_file import upright
+
+        return upright(frame_of(self.store.fetch(self.planes), self.layout))
+
+
+@dataclass(frozen=True, eq=False)
+class UnmadeFrame:
+    """Decoded frames of which the model's thread makes one model frame.
+
+    Attributes:
+        parts: one frame, or three of a model that sees motion, of one layout.
+    """
+
+    parts: tuple[DeviceFrame, ...]
+
+    def make(self, maker: PixelMaker) -> FrameBuffer:
+        """Queue the making of the model frame, which keeps the decoded ones alive. Raises ``BackendError``."""
+        planes = [part.planes for part in self.parts]
+        made = maker.make(planes, self.parts[0].layout)
+        return replace(made, owner=(made.owner, planes))
+
+
+def unmade(pictures: Sequence[Any]) -> UnmadeFrame | None:
+    """Return the frame to make of pictures where all of them are on the GPU and alike, else None.
+
+    Args:
+        pictures: what makes RGB of each: ``to_rgb`` of :class:`adafocus_edge.live.messages.LiveFrame`.
+    """
+    parts = tuple(each for each in pictures if isinstance(each, DeviceFrame))
+    if len(parts) < len(pictures) or len({part.layout for part in parts}) != 1:
+        return None
+    return UnmadeFrame(parts)
+
+
+class LiveFrames:
+    """Brings the frames of live sources to a model on a GPU.
+
+    Args:
+        resident: the model.
+        decoder: ``cpu``, ``auto`` or ``gpu``: whether sources are decoded on the GPU, if they can be, or must be.
+    """
+
+    def __init__(self, resident: Resident, decoder: str) -> None:
+        self.store = FrameStore(resident)
+        self.decoder = decoder
+        self._spec = resident.spec
+        self._maker = None if decoder == "cpu" else PixelMaker(resident)
+
+    def bring(self, pixels: ModelFrame) -> FrameBuffer:
+        """Upload a model frame, while the model's thread computes. Raises ``BackendError``."""
+        return FrameBuffer.of(self.store.upload(pixels), self._spec)
+
+    def made(self, pixels: FrameBuffer | UnmadeFrame | ModelFrame) -> FrameBuffer | ModelFrame:
+        """Return what the model takes, in the model's thread. Raises ``BackendError``."""
+        if not isinstance(pixels, UnmadeFrame):
+            return pixels
+        assert self._maker is not None
+        return pixels.make(self._maker)

@@ -1,0 +1,340 @@
+"""ONNX Runtime on the CPU, and on a GPU with tensors that stay there."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime as ort
+
+from adafocus_edge.backends.base import CONV_SEARCH
+from adafocus_edge.backends.device.memory import check_alignment
+from adafocus_edge.backends.tensorrt.library import find_library
+from adafocus_edge.errors import BackendError
+from adafocus_edge.model.spec import TensorSpec
+from adafocus_edge.system.cpu import usable_cores
+
+if TYPE_CHECKING:
+    from adafocus_edge.backends.base import ConvSearch
+    from adafocus_edge.backends.device.cuda import CudaDevice
+    from adafocus_edge.backends.device.memory import Buffer, Work
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
+Shapes = tuple[tuple[int, ...], ...]
+"""Of a graph's inputs, in their order."""
+NUMPY_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
+"""ONNX Runtime's names for the types of the contract."""
+FATAL = 4
+"""Severity from which ONNX Runtime writes to stderr itself: whatever is less is raised as well, and reported by us."""
+CAPTURE_SAFE = (1, 31)
+"""First release of ONNX Runtime whose CUDA kernels keep what a captured graph reads: before that, replays of Concat,
+Split and GatherND read host memory that was freed (microsoft/onnxruntime pull requests 32120 and 32121)."""
+
+
+class OrtSession:
+    """One graph on the CPU; tensors are NumPy arrays.
+
+    Args:
+        path: of the graph.
+        threads: for computing; None for as many as there are usable cores.
+        exact_int8: compute what is quantized in floats of the same values. Without VNNI the CPU's kernels add products
+            of two signed bytes in 16 bits, which overflow; a TensorRT device does not.
+    """
+
+    capturable = True
+    largest_batch = None
+
+    def __init__(self, path: Path, threads: int | None = None, *, exact_int8: bool = False) -> None:
+        self._session = make_session(path, ["CPUExecutionProvider"], threads, exact_int8=exact_int8)
+        self.inputs = tensor_specs(self._session.get_inputs())
+        self.outputs = tensor_specs(self._session.get_outputs())
+        self._names = [output.name for output in self.outputs]
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the graph once."""
+        try:
+            made = self._session.run(self._names, feeds)
+        except Exception as error:  # ONNX Runtime raises a family of types with no useful common base
+            raise failed(error) from None
+        return dict(zip(self._names, made, strict=True))
+
+    def bind(self, tensors: Mapping[str, Buffer], *, fixed: bool) -> Work:
+        """Return what runs the graph on tensors of a :class:`HostDevice`; see :class:`Program`."""
+        del fixed
+        return bound(self._session, self.inputs, tensors, ort.RunOptions())
+
+    def close(self) -> None:
+        """Drop the session; ONNX Runtime frees it with its last reference."""
+        del self._session
+
+
+class OrtProgram:
+    """One graph on an NVIDIA GPU, on tensors that stay there and in the order of the device's queue.
+
+    Each input shape has an ONNX Runtime session of its own. The provider's convolutions keep one cuDNN plan per node:
+    in a shared session a second shape replaces the plan of the first, so that algorithms are searched for again at
+    every change of shape, and a captured CUDA graph launches kernels of a plan that is gone. The price is one copy of
+    the weights per shape.
+
+    Args:
+        path: of the graph.
+        device: whose stream it computes on.
+        threads: for what falls to the CPU.
+        tensorrt: folder for the engines that ONNX Runtime's TensorRT provider builds, or None for its CUDA provider.
+        conv_search: how convolution algorithms are chosen.
+        any_shape: run every shape in one session and capture nothing: for a graph without convolutions, whose shapes
+            are many.
+    """
+
+    capturable = False  # by us: ONNX Runtime captures its own CUDA graphs
+    largest_batch = None
+
+    def __init__(
+        self,
+        path: Path,
+        device: CudaDevice,
+        threads: int | None = None,
+        tensorrt: Path | None = None,
+        *,
+        conv_search: ConvSearch = CONV_SEARCH,
+        any_shape: bool = False,
+    ) -> None:
+        captures = tensorrt is None and not any_shape and release() >= CAPTURE_SAFE
+        providers = _providers(device, tensorrt, conv_search, captures=captures)
+        self._open = partial(_on_gpu, path, providers, threads)
+        self._any_shape = any_shape
+        first = self._open()
+        self._unused: tuple[ort.InferenceSession, bool] | None = first
+        self._sessions: dict[Shapes, tuple[ort.InferenceSession, bool]] = {}
+        self.inputs = tensor_specs(first[0].get_inputs())
+        self.outputs = tensor_specs(first[0].get_outputs())
+        self._fixed = 0
+
+    def bind(self, tensors: Mapping[str, Buffer], *, fixed: bool) -> Work:
+        """Return what queues the graph on tensors; see :class:`Program`."""
+        session, captures = self._session(tensors)
+        options = ort.RunOptions()
+        # The queue keeps the order: nobody waits before results are asked for.
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if captures:
+            # A CUDA graph of its own for tensors that stay; none for those of one run.
+            self._fixed += fixed
+            options.add_run_config_entry("gpu_graph_id", str(self._fixed) if fixed else "-1")
+        return bound(session, self.inputs, tensors, options)
+
+    def _session(self, tensors: Mapping[str, Buffer]) -> tuple[ort.InferenceSession, bool]:
+        """Return the session of these tensors' shapes, and whether it captures CUDA graphs."""
+        shapes: Shapes = () if self._any_shape else tuple(tensors[spec.name].shape for spec in self.inputs)
+        if shapes not in self._sessions:
+            self._sessions[shapes] = self._unused or self._open()
+            self._unused = None
+        return self._sessions[shapes]
+
+    def close(self) -> None:
+        """Drop the sessions; ONNX Runtime frees each with its last reference."""
+        self._unused = None
+        self._sessions.clear()
+
+
+def release() -> tuple[int, int]:
+    """Return ONNX Runtime's release as (major, minor)."""
+    major, minor = ort.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
+def bound(
+    session: ort.InferenceSession, inputs: Sequence[TensorSpec], tensors: Mapping[str, Buffer], options: ort.RunOptions
+) -> Work:
+    """Bind a session's inputs and outputs to memory, and return what runs it there.
+
+    Raises ``BackendError`` for an address that kernels do not take.
+    """
+    check_alignment(tensors)
+    binding = session.io_binding()
+    names = {tensor.name for tensor in inputs}
+    for name, tensor in tensors.items():
+        bind = binding.bind_input if name in names else binding.bind_output
+        bind(name, tensor.device.kind, 0, tensor.dtype, tensor.shape, tensor.address)
+
+    def run() -> None:
+        try:
+            session.run_with_iobinding(binding, options)
+        except Exception as error:
+            raise failed(error) from None
+
+    device = next(iter(tensors.values())).device
+    return lambda: device.launch(run)
+
+
+def failed(error: Exception) -> BackendError:
+    """Tell what ONNX Runtime said while it ran a graph."""
+    return BackendError(f"ONNX Runtime failed while it ran a graph: {first_line(error)}")
+
+
+def _providers(
+    device: CudaDevice, tensorrt: Path | None, conv_search: ConvSearch, *, captures: bool
+) -> list[tuple[str, dict[str, str]]]:
+    """Return the execution providers of a session on a GPU, with their options."""
+    common = {"device_id": "0", "user_compute_stream": str(device.stream)}
+    cuda = {
+        **common,
+        # TF32 would round FP32 convolutions to 10 bits; a reduced precision is a variant, never a surprise.
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": conv_search.upper(),
+        # Sessions are many: growing by powers of two would double what each of them holds.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    if tensorrt is None:
+        return [(CUDA_PROVIDER, {**cuda, "enable_cuda_graph": "1"} if captures else cuda)]
+    # TensorRT's builder rounds FP32 to TF32 unless the whole process is told not to.
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
+    return [(TENSORRT_PROVIDER, {**common, **_kept_in(tensorrt)}), (CUDA_PROVIDER, cuda)]
+
+
+def _kept_in(folder: Path) -> dict[str, str]:
+    """Return the TensorRT provider's options that keep what it builds, so that only the first start is slow."""
+    return {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": str(folder),
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": str(folder),
+    }
+
+
+def _on_gpu(path: Path, providers: list[Any], threads: int | None) -> tuple[ort.InferenceSession, bool]:
+    """Make a session on a GPU, and say whether it captures CUDA graphs: where a node is left to the CPU, it cannot."""
+    wanted = providers[0][0]
+    ort.set_default_logger_severity(FATAL)  # else it warns that CUDA is not one of its plugins at every session
+    library_obstacle()  # loads CUDA from the pip packages
+    if "enable_cuda_graph" in providers[0][1]:
+        # ONNX Runtime refuses a graph of which it would run nodes on the CPU: that one runs without being captured.
+        with contextlib.suppress(BackendError):
+            session = make_session(path, providers, threads)
+            if session.get_providers()[0] == wanted:
+                return session, True
+        name, given = providers[0]
+        providers = [(name, {key: value for key, value in given.items() if key != "enable_cuda_graph"})]
+    session = make_session(path, [*providers, "CPUExecutionProvider"], threads)
+    if session.get_providers()[0] != wanted:
+        raise BackendError(
+            f"{wanted} cannot run here: ONNX Runtime could not load its libraries; "
+            + (
+                "install TensorRT 10"
+                if wanted == TENSORRT_PROVIDER
+                else "install them: pip install 'adafocus-edge[gpu]'"
+            )
+        )
+    return session, False
+
+
+def make_session(
+    path: Path, providers: list[Any], threads: int | None, *, exact_int8: bool = False
+) -> ort.InferenceSession:
+    """Make a session with the options that four sessions taking turns need. Raises ``BackendError``."""
+    options = session_options(threads)
+    if exact_int8:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    try:
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    except Exception as error:  # ONNX Runtime raises a family of types with no useful common base
+        raise BackendError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({first_line(error)})") from None
+
+
+def session_options(threads: int | None) -> ort.SessionOptions:
+    """Return the options of every session of ours; None for as many threads as there are usable cores."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = FATAL
+    # Each session has threads of its own. Left spinning when a run ends, they would starve the next session's.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def tensor_specs(arguments: list[Any]) -> tuple[TensorSpec, ...]:
+    """Turn ONNX Runtime's description of inputs or outputs into ours; a dynamic batch is ``"N"``."""
+    return tuple(
+        TensorSpec(a.name, NUMPY_TYPES.get(a.type, a.type), tuple(d if isinstance(d, int) else "N" for d in a.shape))
+        for a in arguments
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Return an exception's first line of text."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why something cannot run here.
+
+    Attributes:
+        why: in words.
+        fix: the command or step that changes that; empty where this machine just has no such thing.
+    """
+
+    why: str
+    fix: str = ""
+
+
+@lru_cache(maxsize=1)
+def cuda_obstacle() -> Obstacle | None:
+    """Say why ONNX Runtime cannot use an NVIDIA GPU here, or return None if it should: driver, GPU and libraries."""
+    if CUDA_PROVIDER not in ort.get_available_providers():
+        return Obstacle(
+            "this build of ONNX Runtime has no CUDA provider", "pip uninstall onnxruntime; pip install onnxruntime-gpu"
+        )
+    return gpu_obstacle() or library_obstacle()
+
+
+def tensorrt_obstacle() -> Obstacle | None:
+    """Say why ONNX Runtime's TensorRT provider cannot run, where its CUDA provider can; or None if it should."""
+    if TENSORRT_PROVIDER not in ort.get_available_providers():
+        return Obstacle("this build of ONNX Runtime has no TensorRT provider")
+    with contextlib.suppress(BackendError):
+        find_library("tensorrt")  # importing it loads its libraries, where the provider then finds them
+    try:
+        ctypes.CDLL("nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10")
+    except OSError:
+        return Obstacle("it needs TensorRT 10, which is not installed", "pip install 'tensorrt<11'")
+    return None
+
+
+def gpu_obstacle() -> Obstacle | None:
+    """Ask the driver for a GPU."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return Obstacle(f"no NVIDIA driver was found ({name})")
+    if status := driver.cuInit(0):
+        return Obstacle(f"the NVIDIA driver finds no usable GPU (cuInit returned {status})")
+    count = ctypes.c_int()
+    if driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
+        return Obstacle("the NVIDIA driver finds no GPU")
+    return None
+
+
+def library_obstacle() -> Obstacle | None:
+    """Load what ONNX Runtime's CUDA provider needs: CUDA and cuDNN, from pip packages or the system."""
+    folder = Path(ort.__file__).parent / "capi"
+    shared, provider = (folder / f"libonnxruntime_providers_{name}.so" for name in ("shared", "cuda"))
+    if not provider.is_file():
+        return None  # another platform's naming: the session itself will tell
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find, which is told below
+        ort.preload_dlls()
+    try:
+        ctypes.CDLL(str(shared), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(provider))
+    except OSError as error:
+        return Obstacle(f"a CUDA library is missing ({first_line(error)})", "pip install 'adafocus-edge[gpu]'")
+    return None

@@ -1,0 +1,1 @@
+"""TensorRT: the library, its engines, and building them."""

@@ -1,0 +1,215 @@
+"""What a model is compared with, as models that the same loop runs: parts of it left out, or other runtimes."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.backends.registry import CPU_BATCH, open_graphs
+from adafocus_edge.benchmark.grid import CHECKPOINT_PEER, TORCH_PEERS
+from adafocus_edge.bundle.store import check_graph_files
+from adafocus_edge.cli.app import reach
+from adafocus_edge.errors import BackendError, MissingExtraError
+from adafocus_edge.evaluation.evaluate import with_patches
+from adafocus_edge.model.spec import GRAPHS, contract
+from adafocus_edge.runtime.glimpse import Glimpse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from adafocus_edge.backends.base import Session
+    from adafocus_edge.bundle.store import Bundle
+    from adafocus_edge.evaluation.evaluate import Predict
+    from adafocus_edge.model.spec import TensorSpec
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer that was loaded.
+
+    Attributes:
+        model: what the loop runs.
+        gflops_per_step: multiply-adds in units of 1e9.
+    """
+
+    model: LoadedModel
+    gflops_per_step: float
+
+
+class OnePiece:
+    """Something that turns a clip into logits in one call, behind the contract of a resident model's clip loop.
+
+    Args:
+        predict: uint8 [T, S, S, 3] to logits float32 [T, C].
+    """
+
+    def __init__(self, predict: Predict) -> None:
+        self._predict = predict
+
+    def clip(self, frames: int) -> OnePiece:
+        """Be its own loop."""
+        del frames
+        return self
+
+    def see(self, frames: list[NDArray[np.uint8]]) -> Glimpse:
+        """Predict one clip; where it looked is not known."""
+        logits = self._predict(np.stack(frames))
+        return Glimpse(np.zeros((len(frames), 2), np.float32), logits)
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class Constant:
+    """Stands in for a graph that is left out: gives zeros of the right shapes at no cost.
+
+    Args:
+        inputs: of the graph.
+        outputs: of the graph.
+    """
+
+    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._made: dict[int, dict[str, Any]] = {}
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Return zeros."""
+        rows = len(next(iter(feeds.values())))
+        if rows not in self._made:
+            self._made[rows] = {
+                spec.name: np.zeros([rows if side == "N" else int(side) for side in spec.shape], spec.dtype)
+                for spec in self.outputs
+            }
+        return self._made[rows]
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class OpenVinoSession:
+    """One graph by OpenVINO on the CPU, set to answer one request as fast as it can.
+
+    Args:
+        path: of the graph.
+        threads: for computing.
+        inputs: what it takes.
+        outputs: what it gives.
+    """
+
+    def __init__(
+        self, path: Path, threads: int, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> None:
+        import openvino
+
+        self.inputs, self.outputs = inputs, outputs
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        try:
+            self._compiled = openvino.Core().compile_model(path, "CPU", settings)
+        except RuntimeError as error:
+            raise BackendError(f"{path}: OpenVINO cannot take it: {str(error).strip().splitlines()[-1]}") from None
+        self._request = self._compiled.create_infer_request()
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the graph once."""
+        made = self._request.infer({name: np.ascontiguousarray(value) for name, value in feeds.items()})
+        # Its output tensors are used again by the next call.
+        return {spec.name: np.array(made[spec.name]) for spec in self.outputs}
+
+    def close(self) -> None:
+        """Drop it."""
+        del self._request, self._compiled
+
+
+def load_peer(bundle: Bundle, peer: str, threads: int, checkpoint: Path | None = None, *, on_gpu: bool = False) -> Peer:
+    """Load what a bundle's model is compared with.
+
+    Args:
+        bundle: the model.
+        peer: one of :data:`adafocus_edge.benchmark.grid.PEERS`, or ``checkpoint:NAME``.
+        threads: for computing.
+        checkpoint: for ``pytorch-*``: whose weights to take, None for random ones; for ``checkpoint:``: what to run.
+        on_gpu: run it on the NVIDIA GPU, if it can; else on the CPU.
+
+    Raises:
+        MissingExtraError: what it needs is not installed.
+        BackendError: it cannot run here.
+    """
+    if peer not in TORCH_PEERS and not peer.startswith(CHECKPOINT_PEER):
+        openvino = peer == "openvino"
+        model = _openvino(bundle, threads) if openvino else _of_graphs(bundle, peer, threads, on_gpu=on_gpu)
+        check_graph_files(bundle, "fp32")  # what was loaded is what was hashed
+        return Peer(model, gflops_per_step(bundle, peer))
+    made = reach("training.peers", f"benchmark --peers {peer}", "train")
+    device = "cuda" if on_gpu else "cpu"
+    if peer == "pytorch-compile":
+        compiled: LoadedModel = made.compiled(bundle.model, checkpoint, threads, device)
+        return Peer(replace(compiled, backend=peer), gflops_per_step(bundle, peer))
+    if peer == "pytorch-eager":
+        predict = made.eager(bundle.model, checkpoint, threads, device)
+        return Peer(_one_piece(bundle, peer, predict), gflops_per_step(bundle, peer))
+    predict, gflops = made.whole(bundle.model, checkpoint, threads)
+    return Peer(_one_piece(bundle, peer, predict), gflops)
+
+
+def _one_piece(bundle: Bundle, peer: str, predict: Predict) -> LoadedModel:
+    sessions = {graph: Constant(*contract(bundle.model, graph)) for graph in GRAPHS}
+    piece: Any = OnePiece(predict)
+    return LoadedModel.of(bundle.model, sessions, peer, "fp32", bundle.model.segments, piece)
+
+
+def _of_graphs(bundle: Bundle, peer: str, threads: int, *, on_gpu: bool) -> LoadedModel:
+    """Load the bundle's own FP32 graphs, some of them replaced."""
+    spec = bundle.model
+    paths = {graph: bundle.graph_path("fp32", graph) for graph in GRAPHS}
+    with tempfile.TemporaryDirectory() as folder:
+        if peer == "whole-frames":
+            edited = reach("export.whole", f"benchmark --peers {peer}", "calibrate")
+            whole = Path(folder) / "focuser.onnx"
+            edited.on_whole_frames(spec, paths["focuser"], whole)
+            paths["focuser"] = whole
+        backend = "onnxruntime-cuda" if on_gpu else "onnxruntime-cpu"
+        model = open_graphs(spec, paths.__getitem__, "fp32", backend, threads)
+    made = with_patches(model, "random" if peer == "random-patches" else "centre")
+    if peer == "glancer-alone":
+        made = replace(made, focuser=Constant(*contract(spec, "focuser")))
+    elif not spec.with_glancer:  # nothing reads what it gives
+        made = replace(made, glancer=Constant(*contract(spec, "glancer")))
+    return replace(made, backend=peer)
+
+
+def _openvino(bundle: Bundle, threads: int) -> LoadedModel:
+    try:
+        import openvino  # noqa: F401
+    except ModuleNotFoundError:
+        raise MissingExtraError("`adafocus-edge benchmark --peers openvino`", "openvino", "openvino") from None
+    sessions: dict[str, Session] = {
+        graph: OpenVinoSession(bundle.graph_path("fp32", graph), threads, *contract(bundle.model, graph))
+        for graph in GRAPHS
+    }
+    return LoadedModel.of(bundle.model, sessions, "openvino", "fp32", CPU_BATCH)
+
+
+def gflops_per_step(bundle: Bundle, backend: str, variant: str = "fp32") -> float:
+    """Return the multiply-adds of one step of a bundle's model, or of a peer made of its parts, in units of 1e9."""
+    spec = bundle.model
+    graphs = {name: bundle.manifest.variants[variant][name].gflops for name in GRAPHS}
+    if backend in ("centre-patches", "random-patches", "whole-frames"):
+        graphs.pop("policy")
+        if not spec.with_glancer:
+            graphs.pop("glancer")
+    if backend == "glancer-alone":
+        graphs.pop("policy")
+        graphs.pop("focuser")
+    if backend == "whole-frames":  # convolutions everywhere: what they cost grows with the pixels
+        graphs["focuser"] *= (spec.frame_size / spec.patch_size) ** 2
+    return sum(graphs.values())

@@ -1,0 +1,114 @@
+"""What a benchmark has measured so far, on disk, so that a run that was broken off goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adafocus_edge.benchmark.timing import Timing
+from adafocus_edge.errors import AdaFocusError
+from adafocus_edge.system.files import write_file, write_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FINGERPRINT = "what.json"
+LINES = "rounds.jsonl"
+
+
+class State:
+    """Measurements by row and round, logits by what gave them, and what processes said.
+
+    Args:
+        folder: where they are kept; None for in memory only. What lies there of another run is removed.
+        fingerprint: of everything that the measurements depend on.
+    """
+
+    def __init__(self, folder: Path | None, fingerprint: str) -> None:
+        self._folder = folder
+        self.whole: dict[str, dict[int, Timing]] = {}
+        """Timings of whole runs, by row and round."""
+        self.parts: dict[str, dict[int, Timing]] = {}
+        """Timings of runs in parts."""
+        self.yardstick: dict[str, float] = {}
+        """Milliseconds of the same work in each round, by block and round."""
+        self.told: dict[str, dict[str, Any]] = {}
+        """What each process said of itself."""
+        self._logits: dict[str, NDArray[np.float32]] = {}
+        if folder is None:
+            return
+        try:
+            before = (folder / FINGERPRINT).read_text(encoding="utf-8")
+        except OSError:
+            before = ""
+        if before != fingerprint:
+            shutil.rmtree(folder, ignore_errors=True)
+            write_text(folder / FINGERPRINT, fingerprint)
+        self._read()
+
+    @property
+    def resumed(self) -> bool:
+        """Whether there is something of an earlier run."""
+        return bool(self.whole or self._logits)
+
+    def logits(self, name: str) -> NDArray[np.float32] | None:
+        """Return what was kept under a name, or None."""
+        return self._logits.get(name)
+
+    def keep_logits(self, name: str, logits: NDArray[np.float32]) -> None:
+        """Keep logits [N, T, C]."""
+        self._logits[name] = logits
+        if self._folder is not None:
+            import io
+
+            content = io.BytesIO()
+            np.savez(content, name=np.array(name), logits=logits)
+            file = hashlib.sha256(name.encode()).hexdigest()[:16]
+            write_file(self._folder / f"{file}.npz", content.getvalue())
+
+    def keep(self, kind: str, name: str, round_: int, value: Any) -> None:
+        """Keep one measurement: ``whole`` or ``parts`` of a row, ``yardstick`` of a block, ``told`` of a process."""
+        self._take(kind, name, round_, value)
+        if self._folder is None:
+            return
+        plain = asdict(value) if isinstance(value, Timing) else value
+        try:
+            with (self._folder / LINES).open("a", encoding="utf-8") as file:
+                file.write(json.dumps([kind, name, round_, plain]) + "\n")
+        except OSError as error:
+            raise AdaFocusError(f"{self._folder / LINES}: cannot be written ({error.strerror})") from None
+
+    def _take(self, kind: str, name: str, round_: int, value: Any) -> None:
+        if kind == "told":
+            self.told[name] = value
+        elif kind == "yardstick":
+            self.yardstick[f"{name} {round_}"] = value
+        else:
+            timing = value if isinstance(value, Timing) else Timing(**{**value, "step_ms": tuple(value["step_ms"])})
+            (self.whole if kind == "whole" else self.parts).setdefault(name, {})[round_] = timing
+
+    def _read(self) -> None:
+        assert self._folder is not None
+        for path in self._folder.glob("*.npz"):
+            try:
+                with np.load(path) as found:
+                    self._logits[str(found["name"])] = found["logits"]
+            except (OSError, ValueError, KeyError):
+                path.unlink(missing_ok=True)
+        lines = self._folder / LINES
+        if not lines.is_file():
+            return
+        whole = []
+        for line in lines.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+            try:
+                self._take(*json.loads(line))
+            except (ValueError, TypeError, KeyError):
+                break  # the last line of a run that was killed
+            whole.append(line)
+        write_text(lines, "".join(whole))

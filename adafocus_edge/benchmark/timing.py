@@ -1,0 +1,277 @@
+"""Timing one setting: the product's own path from a file to its result, and each part of it apart.
+
+The whole is timed with nothing in between; the parts in another run of the same clip, so that their sum can be held
+against the whole.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adafocus_edge.benchmark.peers import OnePiece
+from adafocus_edge.media.frames import ModelFrame
+from adafocus_edge.media.preprocess import motion_frame_indices, sample_indices, sampled_frames
+from adafocus_edge.media.sources import SQUARE
+from adafocus_edge.model.exits import viewing_order
+from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.runtime.classifier import Classifier
+from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from adafocus_edge.backends.base import LoadedModel, Session
+    from adafocus_edge.benchmark.energy import EnergyMeter
+    from adafocus_edge.benchmark.grid import Row
+    from adafocus_edge.media.sources import Clip
+    from adafocus_edge.model.exits import ExitThresholds, Order
+    from adafocus_edge.runtime.classifier import Result
+
+PARTS = {"glancer": "glance", "policy": "policy", "focuser": "focus", "classifier": "classify"}
+"""What each graph's share of the time is called."""
+NOISE_SIZE = (256, 340)
+"""Rows and columns of synthetic frames."""
+NOISE_FPS = 25.0
+NOISE_FRAMES = 64
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One run of one row.
+
+    Attributes:
+        model_ms: in the glimpse loop; for several streams: until all of their clips are seen.
+        step_ms: of each glimpse (stream schedule).
+        steps: how many glimpses it took.
+        whole_ms: from opening the clip to the result; None for several streams, whose frames lie in memory.
+        parts_ms: of that, by part, where the parts were timed.
+        joules: that the device drew meanwhile, all of it; None where the system does not tell.
+    """
+
+    model_ms: float
+    step_ms: tuple[float, ...]
+    steps: int
+    whole_ms: float | None = None
+    parts_ms: dict[str, float] | None = None
+    joules: float | None = None
+
+
+class TimedSession:
+    """A session that adds up the time spent inside its calls, in ``inside_s``."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.inside_s = 0.0
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the session. What comes back is computed: sessions wait for their device."""
+        started = time.perf_counter()
+        made = self._session.run(feeds)
+        self.inside_s += time.perf_counter() - started
+        return made
+
+    def close(self) -> None:
+        """Close the session."""
+        self._session.close()
+
+
+class _TimedClip:
+    """A clip that notes how long its reader waits for frames."""
+
+    def __init__(self, clip: Clip) -> None:
+        self._clip = clip
+        self.waited_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._clip, name)
+
+    def select(self, indices: Sequence[int], convert: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
+        """Read frames."""
+        reading = self._clip.select(indices, convert)
+        while True:
+            started = time.perf_counter()
+            found = next(reading, None)
+            self.waited_s += time.perf_counter() - started
+            if found is None:
+                return
+            yield found
+
+
+class _TimedSource:
+    """A source whose clip notes how long its reader waits."""
+
+    def __init__(self, source: Any) -> None:
+        self.name = source.name
+        self._source = source
+        self.clip: Any = None
+        self.opened_s = 0.0
+
+    def open_clip(self) -> Any:
+        """Open it."""
+        started = time.perf_counter()
+        self.clip = _TimedClip(self._source.open_clip())
+        self.opened_s = time.perf_counter() - started
+        return self.clip
+
+
+class NoiseClip:
+    """A clip of noise, for timing where there are no clips: the same frames for the same seed."""
+
+    is_constant_rate = True
+    sample_aspect = SQUARE
+    track_note = ""
+
+    def __init__(self, name: str = "synthetic frames", seed: int = 0) -> None:
+        self.name = name
+        self.frame_count = NOISE_FRAMES
+        self.fps = NOISE_FPS
+        self.duration_s: float | None = NOISE_FRAMES / NOISE_FPS
+        self._seed = seed
+
+    def open_clip(self) -> NoiseClip:
+        """Be its own source."""
+        return self
+
+    def time_s(self, index: int) -> float:
+        """Return when a frame is shown."""
+        return index / self.fps
+
+    def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], Any]) -> Iterator[tuple[int, Any]]:
+        """Make frames; see :class:`adafocus_edge.media.sources.Clip`."""
+        for index in indices:
+            random = np.random.default_rng((self._seed, index))
+            yield index, convert(random.integers(0, 256, (*NOISE_SIZE, 3), np.uint8))
+
+    def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Make all frames."""
+        yield from self.select(range(self.frame_count), lambda frame: frame)
+
+
+class Bench:
+    """A loaded model, ready to be timed.
+
+    Args:
+        model: what runs.
+        classes: class names.
+        exits_of: gives a row's thresholds, by ``SET/ORDER``.
+        meter: of energy, if there is one.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        classes: Sequence[str],
+        exits_of: Callable[[str], ExitThresholds],
+        meter: EnergyMeter | None = None,
+    ) -> None:
+        self._model = model
+        self._classes = classes
+        self._exits_of = exits_of
+        self._meter = meter
+        self._ready: dict[Row, Any] = {}
+
+    def time(self, row: Row, source: Any, *, parts: bool = False) -> Timing:
+        """Run a row once on a clip. Raises ``SourceError`` if it cannot be read.
+
+        Args:
+            row: the setting.
+            source: of the clip: has a ``name`` and an ``open_clip``.
+            parts: time each part apart, too.
+        """
+        before = self._meter.joules() if self._meter is not None else None
+        if row.streams > 1:
+            timing = self._many(row, source)
+        elif parts:
+            timing = self._in_parts(row, source)
+        else:
+            result, _ = self._classifier(row).classify(source)
+            timing = Timing(result.model_ms, result.step_ms, len(result.steps), result.latency_ms)
+        after = self._meter.joules() if self._meter is not None else None
+        return replace(timing, joules=None if before is None or after is None else after - before)
+
+    def logits(self, frames: NDArray[np.uint8], order: Order) -> NDArray[np.float32]:
+        """Return the logits after each step of one clip, float32 [T, C]; see :func:`viewing_order`."""
+        seen = ModelFrame.of(frames[viewing_order(order, len(frames))], self._model.spec)
+        return np.concatenate([glimpse.logits for glimpse in see_clip(self._model, seen)])
+
+    def _classifier(self, row: Row) -> Classifier:
+        if row not in self._ready:
+            self._ready[row] = self._make(self._model, row)
+        made: Classifier = self._ready[row]
+        return made
+
+    def _make(self, model: LoadedModel, row: Row) -> Classifier:
+        model = replace(model, spec=replace(model.spec, segments=row.segments))
+        exits = self._exits_of(row.exit) if row.exit else None
+        return Classifier(model, self._classes, schedule=row.schedule, exits=exits)
+
+    def _in_parts(self, row: Row, source: Any) -> Timing:
+        """Run the graphs one by one, each timed, then read the same frames once more without preprocessing them.
+
+        Decoders hand each frame to the preprocessing in their own threads, so what the preprocessing takes is what
+        reading takes longer with it.
+        """
+        piece: object = self._model.resident
+        if isinstance(piece, OnePiece):
+            return self._as_one(row, source)
+        timed: dict[str, Any] = {graph: TimedSession(getattr(self._model, graph)) for graph in GRAPHS}
+        watched = _TimedSource(source)
+        classifier = self._make(replace(self._model, **timed, resident=None), row)
+        result, _ = classifier.classify(watched)  # type: ignore[arg-type]
+        graphs = {PARTS[graph]: session.inside_s * 1e3 for graph, session in timed.items()}
+        return self._with_reading(result, watched, source, row.segments, graphs)
+
+    def _as_one(self, row: Row, source: Any) -> Timing:
+        watched = _TimedSource(source)
+        result, _ = self._classifier(row).classify(watched)  # type: ignore[arg-type]
+        return self._with_reading(result, watched, source, row.segments, {"model": result.model_ms})
+
+    def _with_reading(
+        self, result: Result, watched: _TimedSource, source: Any, segments: int, graphs: dict[str, float]
+    ) -> Timing:
+        reading_ms = (watched.opened_s + watched.clip.waited_s) * 1e3
+        decoding_ms = min(reading_ms, self._decode(source, result, segments))
+        parts = {"decode": decoding_ms, "preprocess": reading_ms - decoding_ms, **graphs}
+        parts["host"] = result.latency_ms - sum(parts.values())
+        return Timing(result.model_ms, result.step_ms, len(result.steps), result.latency_ms, parts)
+
+    def _decode(self, source: Any, result: Result, segments: int) -> float:
+        """Open and decode what a run saw, and nothing else; in milliseconds."""
+        started = time.perf_counter()
+        clip = source.open_clip()
+        gap_s = self._model.spec.motion_gap_s
+        steps = result.steps
+        # A run that stops early in time order has not read the rest; in any other order it has read all.
+        in_time = all(one.frame_index <= other.frame_index for one, other in pairwise(steps))
+        last = steps[-1].frame_index if in_time and result.exited_early else clip.frame_count
+        wanted = [index for index in sample_indices(clip.frame_count, segments) if index <= last]
+        if gap_s:
+            wanted = sorted({part for index in wanted for part in motion_frame_indices(clip, index, gap_s)})
+        for _ in clip.select(wanted, lambda _: None):
+            pass
+        return (time.perf_counter() - started) * 1e3
+
+    def _many(self, row: Row, source: Any) -> Timing:
+        """Step several clips together; each begins at another frame of the same clip."""
+        if row not in self._ready:
+            spec = replace(self._model.spec, segments=row.segments)
+            model = replace(self._model, spec=spec)
+            frames = ModelFrame.of(np.stack([pixels for _, pixels in sampled_frames(source.open_clip(), spec)]), spec)
+            self._ready[row] = GlimpseStream(model, row.streams), frames
+        stream, frames = self._ready[row]
+        steps = []
+        stream.reset()
+        for step in range(row.segments):
+            batch = [frames[(step + shift) % len(frames)] for shift in range(row.streams)]
+            started = time.perf_counter()
+            stream.see(batch)
+            steps.append((time.perf_counter() - started) * 1e3)
+        return Timing(sum(steps), tuple(steps), row.segments)

@@ -1,0 +1,475 @@
+"""Results and reports as people read them (tables on a terminal) and as programs do (JSON lines, CSV)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.system.addresses import conceal
+from adafocus_edge.system.files import append_whole, is_stream, open_stream, write_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from rich.console import ConsoleOptions, RenderableType
+    from rich.segment import Segment
+    from typing_extensions import Self
+
+    from adafocus_edge.backends.tensorrt.build import Built
+    from adafocus_edge.bundle.engines import Engines
+    from adafocus_edge.bundle.store import Bundle, Preprocessing, Setting
+    from adafocus_edge.runtime.classifier import Guess, Result
+
+BAR_WIDTH = 24
+ON_CPU = ("fp32", "int8-cpu")
+"""Variants that are made for a CPU; a calibration times all of them on one."""
+MOST_SHOWN_CLASSES = 12
+"""With more classes, the confusion matrix is left to JSON and PNG."""
+STYLE: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD}
+"""How every table looks."""
+CSV_COLUMNS = (
+    "source start_s end_s label class_id confidence steps_used exited_early latency_ms model_ms backend variant error"
+).split()
+
+
+class SafeConsole(Console):
+    """A console that shows codes which a terminal obeys, rather than to send them: names may hold some."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Yield what is printed, piece by piece."""
+        for piece in super().render(renderable, options):
+            text = piece.text
+            if piece.control or text == "\n" or text.isprintable():
+                yield piece
+            else:
+                yield piece._replace(text="\n".join(map(printable, text.split("\n"))))
+
+
+def console(width: int = 160, *, stderr: bool = False) -> Console:
+    """Return a console; in a pipe it neither colours nor wraps, but at a width."""
+    plain = SafeConsole(highlight=False, stderr=stderr)
+    return plain if plain.is_terminal else SafeConsole(highlight=False, stderr=stderr, width=width)
+
+
+@contextmanager
+def progress_bars(quiet: bool) -> Iterator[Progress]:
+    """Give progress bars on stderr: seen on a terminal, and not if quiet."""
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console(stderr=True),
+        transient=True,
+        disable=quiet or not sys.stderr.isatty(),
+        # Results that share the terminal go above the bars; into a file or a pipe they go as they are.
+        redirect_stdout=sys.stdout.isatty(),
+    ) as bars:
+        yield bars
+
+
+def printable(text: str) -> str:
+    """Return a text as one line: a file's name may hold line breaks and codes that a terminal obeys."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+LONGEST_ERROR = 1000
+"""Characters of an error: a line of a damaged list that it quotes may hold megabytes."""
+
+
+def one_line(text: str) -> str:
+    """Return an error as one line of bearable length, without secrets: where it is too long, its middle is left out."""
+    text = conceal(text, *sys.argv[1:])
+    if len(text) > LONGEST_ERROR:
+        text = f"{text[: LONGEST_ERROR * 2 // 3]} [...] {text[-LONGEST_ERROR // 3 :]}"
+    return printable(text)
+
+
+def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None = None) -> None:
+    """Print a clip's best classes, and under them what the last windows of a live source come to."""
+    timed = result.start_s is not None and result.end_s is not None
+    span = f"   {result.start_s:.1f} - {result.end_s:.1f} s" if timed else ""
+    to.print(f"[bold]{escape(result.source)}[/]{span}", soft_wrap=True)
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for guess in result.top:
+        bar = "█" * max(1, round(guess.confidence * BAR_WIDTH))
+        table.add_row(escape(guess.label), f"{guess.confidence:.1%}", bar)
+    table.columns[1].justify = "right"
+    to.print(table)
+    if smoothed is not None:
+        to.print(f"  smoothed: {escape(smoothed[0].label)} {smoothed[0].confidence:.1%}", soft_wrap=True)
+    exited = ", exited early" if result.exited_early else ""
+    to.print(
+        f"  [dim]{len(result.steps)} glimpses{exited}, {result.latency_ms:.0f} ms (model {result.model_ms:.0f} ms), "
+        f"{result.backend}, {result.variant}[/]",
+        soft_wrap=True,
+    )
+
+
+def build_table(built: Built) -> Table:
+    """Return what became of each graph's engine."""
+    table = Table(**STYLE)
+    for column, justify in (("graph", "left"), ("MB", "right"), ("built in", "right"), ("", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for row in built.rows:
+        what = "kept" if row.built is None else f"built: {row.built}"
+        table.add_row(row.graph, f"{row.engine.size_bytes / 1e6:.1f}", f"{row.engine.build_s:.1f} s", what)
+    return table
+
+
+def engines_table(bundle: Bundle) -> Table | None:
+    """Return the TensorRT engines that lie in a bundle, or None if there are none."""
+    from adafocus_edge.bundle.engines import engine_folders
+
+    found = engine_folders(bundle)
+    if not found:
+        return None
+    table = Table("engines", "variant", "for", "graphs", "MB", title="TensorRT", **STYLE)
+    for folder, engines in found:
+        size = sum(info.size_bytes for info in engines.engines.values()) / 1e6
+        graphs = " ".join(engines.engines)
+        table.add_row(escape(folder.name), engines.variant, escape(where_built(engines)), graphs, f"{size:.1f}")
+    return table
+
+
+def where_built(engines: Engines) -> str:
+    """Say where engines run, and at which batches."""
+    built = engines.built_for
+    place = built.device or ", ".join(built.targets)
+    return f"{built.library} {built.version}, {place}, batches up to {max(engines.batches)}"
+
+
+def bundle_tables(bundle: Bundle) -> Iterable[Table]:
+    """Yield what is in a bundle as tables: the model, the graphs, the engines, the parity report, the provenance."""
+    spec, manifest = bundle.model, bundle.manifest
+    model = Table("model", "", title=escape(str(bundle.path)), **STYLE)
+    glance = "" if spec.glance_size == spec.frame_size else f", resized to {spec.glance_size} (nearest)"
+    rows = {
+        "glancer": f"{spec.glancer}: {spec.glance_dim} features of {spec.frame_size} x {spec.frame_size}{glance}",
+        "focuser": f"{spec.focuser}: {spec.focus_dim} features of {spec.patch_size} x {spec.patch_size}",
+        "policy": f"{spec.grid} x {spec.grid} = {spec.actions} patches, state {spec.policy_state}",
+        "classifier": f"{spec.consensus}, state {spec.classifier_state}"
+        + ("" if spec.with_glancer else ", without the glancer's features"),
+        "clip": f"{spec.segments} frames",
+        "classes": f"{spec.classes}: {', '.join(bundle.classes[:4])}{', ...' if spec.classes > 4 else ''}",
+        "preprocessing": _preprocessing(manifest.preprocessing),
+        "checkpoint": f"{manifest.provenance.checkpoint} (sha256 {manifest.provenance.checkpoint_sha256[:16]}...)",
+        "not from the checkpoint": _assumed(manifest.provenance.settings),
+        "made": f"{manifest.provenance.created} with "
+        + ", ".join(f"{tool} {version}" for tool, version in manifest.provenance.tools.items()),
+        "exit thresholds": "; ".join(
+            f"{name}: {one.goal}, {one.order}, {one.mean_steps:.2f} steps"
+            for name, sets in manifest.thresholds.items()
+            for one in sets
+        )
+        or "none",
+        "profiles": "; ".join(
+            f"{name}: {one.demand} ({one.backend}, {one.variant}: {one.top1:.1f} %, {one.latency_ms:.1f} ms)"
+            for name, one in manifest.profiles.items()
+        )
+        or "none",
+    }
+    for name, value in rows.items():
+        if value:
+            model.add_row(name, escape(value))
+    yield model
+
+    for variant, graphs in manifest.variants.items():
+        table = Table(title=f"variant {variant}", **STYLE)
+        for column in ("graph", "precision", "opset", "inputs", "outputs"):
+            table.add_column(column)
+        table.add_column("MB", justify="right")
+        table.add_column("GFLOPs/step", justify="right")
+        table.add_column(f"GFLOPs/clip ({spec.segments})", justify="right")
+
+        def shapes(tensors: Any) -> str:
+            return "\n".join(f"{t.name} {t.dtype} [{', '.join(map(str, t.shape))}]" for t in tensors)
+
+        for name, info in graphs.items():
+            table.add_row(
+                name, info.precision, str(info.opset), shapes(info.inputs), shapes(info.outputs),
+                f"{info.size_bytes / 1e6:.1f}", f"{info.gflops:.3f}", f"{info.gflops * spec.segments:.2f}",
+            )  # fmt: skip
+        mb, step = variant_totals(bundle, variant)
+        table.add_section()
+        table.add_row("all four", "", "", "", "", f"{mb:.1f}", f"{step:.3f}", f"{step * spec.segments:.2f}")
+        yield table
+    if (engines := engines_table(bundle)) is not None:
+        yield engines
+    if parity := manifest.reports.get("parity"):
+        yield parity_table(parity["rows"])
+
+
+def _assumed(settings: Mapping[str, Setting]) -> str:
+    """List the settings that were asked for or assumed rather than read from the checkpoint."""
+    said = {"option": "asked for", "default": "assumed"}
+    return ", ".join(
+        f"{name} {one.value} ({said[one.origin]}"
+        + (f"; trained with {one.trained})" if one.trained is not None else ")")
+        for name, one in settings.items()
+        if one.origin in said
+    )
+
+
+def _preprocessing(steps: Preprocessing) -> str:
+    if steps.fit == "squash":
+        text = f"whole frame to {steps.crop} x {steps.crop} ({steps.interpolation})"
+    else:
+        text = f"short side {steps.short_side} ({steps.interpolation}), centre {steps.crop}"
+    gap = steps.motion_gap_s
+    return text + (f"; channels: luminance {2 * gap:g} s and {gap:g} s before, and now" if gap else "")
+
+
+def variant_totals(bundle: Bundle, variant: str) -> tuple[float, float]:
+    """Return the megabytes and the GFLOPs per step of a variant's four graphs."""
+    graphs = [bundle.manifest.variants[variant][name] for name in GRAPHS]
+    return sum(graph.size_bytes for graph in graphs) / 1e6, sum(graph.gflops for graph in graphs)
+
+
+def parity_table(rows: Iterable[dict[str, Any]]) -> Table:
+    """Return the export's parity report as a table."""
+    table = Table(title="parity with PyTorch", **STYLE)
+    for column in ("compared", "batch", "worst output", "largest error", "largest value", "same patches"):
+        table.add_column(column, justify="left" if column in ("compared", "worst output") else "right")
+    for row in rows:
+        same = {True: "yes", False: "NO", None: ""}[row["same_actions"]]
+        table.add_row(
+            row["what"], str(row["batch"]), row["output"], f"{row['max_error']:.1e}", f"{row['scale']:.3g}", same
+        )
+    return table
+
+
+def evaluation_tables(entry: dict[str, Any]) -> Iterable[Table]:
+    """Yield an evaluation's JSON object as tables: the figures, the curve, the confusion matrix."""
+    figures = Table(title=escape(f"{entry['model']} on {entry['data']}"), show_header=False, **STYLE)
+    low, high = entry["top1_interval_95"]
+    rows = {
+        **({"read with care": "\n".join(entry["notes"])} if entry.get("notes") else {}),
+        "clips": f"{entry['clips']}" + (f", {len(entry['failed'])} left out" if entry["failed"] else ""),
+        "ran": entry["ran"],
+        "top-1": f"{entry['top1']:.2f} %   (95 %: {low:.1f} to {high:.1f})",
+        "top-5": f"{entry['top5']:.2f} %",
+        "mAP": f"{entry['mAP']:.3f} %",
+        "GFLOPs per clip": f"{entry['gflops_per_clip']:.2f}",
+        "ms per clip": f"{entry['model_ms_per_clip']:.1f} model, {entry['read_ms_per_clip']:.1f} reading (medians)",
+    }
+    if early := entry.get("exit"):
+        rows["early exit"] = (
+            f"{early['mean_steps']:.2f} glimpses, {early['gflops_per_clip']:.2f} GFLOPs, top-1 {early['top1']:.2f} % "
+            f"(as many exits at random: {early['top1_random_exit']:.2f} %)"
+        )
+    for name, value in rows.items():
+        figures.add_row(name, escape(value))
+    yield figures
+    curve = Table(title="after each glimpse", **STYLE)
+    for column in ("glimpses", "top-1", "mAP"):
+        curve.add_column(column, justify="right")
+    for step in entry["per_step"]:
+        curve.add_row(str(step["step"] + 1), f"{step['top1']:.2f}", f"{step['mAP']:.2f}")
+    yield curve
+    if len(entry["classes"]) > MOST_SHOWN_CLASSES:
+        return
+    confusion = Table(title="true class (rows), predicted (columns)", **STYLE)
+    confusion.add_column("")
+    for name in entry["classes"]:
+        confusion.add_column(escape(name), justify="right")
+    for name, counts in zip(entry["classes"], entry["confusion"], strict=True):
+        confusion.add_row(escape(name), *map(str, counts))
+    yield confusion
+
+
+def calibration_tables(bundle: Bundle) -> Iterable[Table]:
+    """Yield a calibration's report as tables: what each variant costs, each graph alone, and the exit thresholds."""
+    report = bundle.manifest.reports["calibration"]
+    rows = report["rows"]
+    table = Table(title=escape(f"{bundle.path}: variants"), **STYLE)
+    for column in (
+        "variant", "for", "MB", "of FP32", "top-1 (95 %)", "same labels", "same patches", "logit error", "ms/clip",
+        "ms/step", "times faster",
+    ):  # fmt: skip
+        table.add_column(column, justify="left" if column in ("variant", "for") else "right")
+    for name, row in rows.items():
+        low, high = row["top1_interval_95"]
+        own = name in ON_CPU
+        times = [f"{row[key]:.1f}" if own else f"({row[key]:.1f})" for key in ("ms_per_clip", "ms_per_step")]
+        table.add_row(
+            name, row["purpose"], f"{row['size_mb']:.1f}", f"{row['share_of_fp32_size']:.0%}",
+            f"{row['top1']:.1f} % ({low:.0f} to {high:.0f})", f"{row['label_agreement']:.1f} %",
+            f"{row['action_agreement']:.1f} %", f"{row['logit_error_max']:.2g} of {row['logit_scale']:.3g}",
+            *times, f"{row['times_faster_per_clip']:.2f}" if own else "",
+        )  # fmt: skip
+    measured = report["measured"]
+    table.caption = escape(
+        f"{measured['clips']} clips; on {measured['on']}; in brackets: times of variants that are not made for that"
+    )
+    table.caption_justify = "left"
+    yield table
+
+    graphs = Table(title="each graph alone, before layers were kept (calibration clips)", **STYLE)
+    for column in ("variant", "graph", "precision", "points lost (95 %)", "same labels", "same patches", "kept higher"):
+        graphs.add_column(column, justify="left" if column in ("variant", "graph", "precision") else "right")
+    for name, row in rows.items():
+        for graph, found in row.get("graphs_alone", {}).items():
+            higher = [entry["layer"] for entry in row["kept"] if entry["graph"] == graph]
+            graphs.add_row(
+                name, graph, bundle.manifest.variants[name][graph].precision, _points_lost(found),
+                f"{found['label_agreement']:.1f} %", f"{found['action_agreement']:.1f} %",
+                "all" if "all" in higher else str(len(higher)),
+            )  # fmt: skip
+    if graphs.row_count:
+        yield graphs
+    if layers := rows.get("int8-cpu", {}).get("layers"):
+        yield _layer_table(layers)
+    kept = Table(title="layers kept in higher precision", **STYLE)
+    for column in ("variant", "graph", "layer", "why", "error alone", "error saved"):
+        kept.add_column(column)
+    for name, row in rows.items():
+        # A stem is kept always, and counted in the table above.
+        for entry in (entry for entry in row.get("kept", ()) if entry["error_alone"] or entry["layer"] == "all"):
+            errors = [f"{entry[key]:.1%}" if entry[key] else "" for key in ("error_alone", "error_saved")]
+            kept.add_row(name, entry["graph"], escape(entry["layer"]), entry["why"], *errors)
+    if kept.row_count:
+        yield kept
+    if bundle.manifest.thresholds:
+        yield _exit_table(bundle, rows)
+    if warnings := report.get("warnings"):
+        table = Table("read with care", **STYLE)
+        for text in warnings:
+            table.add_row(escape(text))
+        yield table
+
+
+def _points_lost(found: dict[str, Any]) -> str:
+    """Show lost accuracy with its interval, which reports of before 0.2 do not have."""
+    text = f"{found['top1_drop']:.1f}"
+    if interval := found.get("top1_drop_interval_95"):
+        text += f" ({interval[0]:.0f} to {interval[1]:.0f})"
+    return text
+
+
+def _layer_table(layers: dict[str, list[dict[str, Any]]]) -> Table:
+    table = Table(title="int8-cpu: where the time of a call goes", **STYLE)
+    for column in ("graph", "layers", "fp32 ms", "int8 ms", "times faster"):
+        table.add_column(column, justify="left" if column in ("graph", "layers") else "right")
+    for graph, kinds in layers.items():
+        for entry in kinds:
+            kind = f"{entry['layers']} convolutions {entry['kind']}" if entry["layers"] else entry["kind"]
+            faster = entry["fp32_ms"] / entry["int8_ms"] if entry["int8_ms"] else 1.0
+            table.add_row(graph, kind, f"{entry['fp32_ms']:.2f}", f"{entry['int8_ms']:.2f}", f"{faster:.2f}")
+        table.add_section()
+    return table
+
+
+def _exit_table(bundle: Bundle, rows: dict[str, Any]) -> Table:
+    table = Table(title=f"early exit (all steps: {bundle.model.segments})", **STYLE)
+    for column in ("set", "solved for", "order", "variant", "mean steps", "GFLOPs", "top-1", "at random", "all steps"):
+        table.add_column(column, justify="left" if column in ("set", "solved for", "order", "variant") else "right")
+    for name, sets in bundle.manifest.thresholds.items():
+        for one in sets:
+            for variant, row in rows.items():
+                if found := row["exits"].get(name, {}).get(one.order):
+                    table.add_row(
+                        name, one.goal, one.order, variant, f"{found['mean_steps']:.2f}",
+                        f"{found['gflops_per_clip']:.2f}", f"{found['top1']:.1f} %",
+                        f"{found['top1_random_exit']:.1f} %", f"{found['top1_all_steps']:.1f} %",
+                    )  # fmt: skip
+    return table
+
+
+class ResultFile:
+    """A file of results: CSV if it is called so, else a JSON object per line. A context manager.
+
+    It is ``.NAME.*.part`` until the run ends, so that a file of that name from before is lost only to a finished one,
+    and two runs do not mix. A run that is broken off, as by a full disk, leaves that file with the results it has, if
+    any, and says so on stderr. A device or a pipe is written to as it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder, not a file to write")
+        self._path = path
+        self._draft: Path | None = None
+        self._is_csv = path.suffix.lower() == ".csv"
+        with self._told():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if is_stream(path):
+                self._file: IO[bytes] = open_stream(path)
+            else:
+                self._path = path.resolve()  # a link stays, and what it leads to is written
+                handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=self._path.parent)
+                self._draft = Path(name)
+                self._draft.chmod(0o644)
+                self._file = os.fdopen(handle, "wb", buffering=0)
+        self._held = 0  # results
+        self._size = 0  # bytes
+        if self._is_csv:
+            try:
+                self._append(dict(zip(CSV_COLUMNS, CSV_COLUMNS, strict=True)))
+            except BaseException:
+                self._leave()
+                raise
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Add one result, or one failed source, as its JSON object; whole or not at all. Raises ``AdaFocusError``."""
+        self._append(entry)
+        self._held += 1
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self._is_csv:
+            text = io.StringIO()
+            csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore").writerow(entry)
+            line = text.getvalue()
+        else:
+            line = json.dumps(entry, ensure_ascii=False) + "\n"
+        # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
+        content = line.encode(errors="backslashreplace")
+        with self._told():
+            if self._draft is None:
+                write_all(self._file, content)
+            else:
+                append_whole(self._file, content, self._size)
+        self._size += len(content)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._leave()
+            return
+        with self._told():
+            self._file.close()
+            if self._draft is not None:
+                os.replace(self._draft, self._path)
+
+    def _leave(self) -> None:
+        """End a run that was broken off: what there is of results stays."""
+        with suppress(OSError):
+            self._file.close()
+        if self._draft is not None and self._held:
+            print(f"results so far are in {printable(str(self._draft))}", file=sys.stderr)
+        elif self._draft is not None:
+            with suppress(OSError):
+                self._draft.unlink()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise AdaFocusError(f"{self._path}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,1 @@
+"""Labelled clips, and how good a model is on them."""

@@ -1,0 +1,388 @@
+"""Labelled clips: a folder per class, a CSV, or an official split list; read once, checked line by line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adafocus_edge.errors import DataError
+from adafocus_edge.media.sources import (
+    VIDEO_SUFFIXES,
+    FrameFolder,
+    Source,
+    clips_in,
+    entries_in,
+    left_out_note,
+    videos_in,
+)
+from adafocus_edge.model.spec import class_name
+from adafocus_edge.system.files import read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from adafocus_edge.media.sources import Clip
+
+FEWEST_FRAMES = 3
+"""Clips that a list says are shorter are left out, as in the official code."""
+MOST_DIGITS = 9
+"""Of a number in a list."""
+MOST_LABELS = 3
+"""Class ids that one line of an official list may hold."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One labelled clip, not opened yet.
+
+    Attributes:
+        name: how it is shown.
+        path: a video file, or a folder of frames.
+        labels: its class ids, distinct and rising, at least one; the first is the one that counts where one is wanted.
+        frames: how many frames its list promises (``image_00001.jpg`` ...), or None to take what is there.
+        source: what a CSV's column ``source`` says: clips of one source show the same scene; empty if it does not.
+    """
+
+    name: str
+    path: Path
+    labels: tuple[int, ...]
+    frames: int | None = None
+    source: str = ""
+
+    def open_clip(self) -> Clip:
+        """Open it. Raises ``SourceError``."""
+        if self.frames is not None and os.path.isdir(self.path):
+            return FrameFolder(str(self.path), self.frames)
+        return Source(self.name, str(self.path)).open_clip()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled clips and their classes.
+
+    Attributes:
+        examples: the clips.
+        classes: class names, in the order of the class ids.
+        origin: where they were read from.
+        left_out: clips of the list that are too short to be used.
+        notes: what the user should know, a line each.
+    """
+
+    examples: tuple[Example, ...]
+    classes: tuple[str, ...]
+    origin: str
+    left_out: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def read_data(path: Path, classes: Sequence[str] | None = None, frames: Path | None = None) -> Split:
+    """Read labelled clips in any of the forms that ``--data`` takes.
+
+    Args:
+        path: a folder with a sub-folder per class, a CSV with the columns ``video,class``, or an official split list.
+        classes: names that the classes must be among; None to take them from the data.
+        frames: for a split list: the folder in which its paths lie.
+
+    Raises ``DataError`` that names the file, the line and what is wrong with it.
+    """
+    if classes is not None:
+        classes = class_names(classes)
+    check_data(path, frames)
+    if os.path.isdir(path):
+        return _read_folders(path, classes)
+    if path.suffix.lower() == ".csv":
+        return _read_csv(path, classes)
+    assert frames is not None
+    if classes is None:
+        raise DataError(f"{path}: a split list names no classes")
+    return read_list(path, frames, classes)
+
+
+def class_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return class names in the form that is compared. Raises ``DataError`` if two are the same: no label fits both."""
+    found = tuple(map(class_name, names))
+    if len(set(found)) < len(found):
+        number, name = next((number, name) for number, name in enumerate(found) if name in found[:number])
+        raise DataError(
+            f"classes {found.index(name)} and {number} are both named {name!r}: labels need names that differ"
+        )
+    return found
+
+
+def check_data(path: Path, frames: Path | None = None) -> None:
+    """Check that there is something that :func:`read_data` can read, without reading it. Raises ``DataError``."""
+    if not os.path.exists(path):
+        raise DataError(f"{path}: no such folder, CSV or split list")
+    if os.path.isdir(path) or path.suffix.lower() == ".csv":
+        return
+    if frames is None:
+        raise DataError(f"{path}: a split list needs the folder that its paths lie in: give --frames DIR")
+
+
+def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | None = None) -> Split:
+    """Read an official split list: path, frame count, one to three class ids per line.
+
+    Args:
+        path: of the list.
+        root: the folder in which its paths lie.
+        classes: class names; an id must be below their number. A single class may also stand by its name.
+        separator: ``,`` or a space; None to tell from the first line.
+
+    A path is a folder of frames, or a video, with or without its suffix. Raises ``DataError``, also where a path may be
+    two videos, or a clip stands there twice with different classes.
+    """
+    classes = class_names(classes)
+    examples: list[Example] = []
+    left_out = 0
+    finder, seen = _Finder(root), Seen()
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        separator = separator or ("," if "," in line else " ")
+        # A path may hold spaces: with a space as the separator, the last two fields count.
+        parts = [part.strip() for part in (line.split(",") if separator == "," else line.rsplit(maxsplit=2))]
+        if len(parts) < 3 or not parts[0]:
+            raise DataError(f"{where}: {line!r} is not `path{separator}frames{separator}class`")
+        if not is_number(parts[1]):
+            raise DataError(f"{where}: {parts[1]!r} is no number of frames")
+        if len(parts) > 2 + MOST_LABELS:
+            raise DataError(f"{where}: more than {MOST_LABELS} classes")
+        labels = tuple(sorted({_label(part, classes, where) for part in parts[2:]}))
+        clip = finder.find(parts[0], where) or root / parts[0]
+        seen.add(clip, [classes[label] for label in labels], where)
+        count = int(parts[1])
+        if count < FEWEST_FRAMES:
+            left_out += 1
+            continue
+        examples.append(Example(parts[0], clip, labels, count))
+    return _split(examples, classes, str(path), left_out, seen.notes(path))
+
+
+def is_number(text: str) -> bool:
+    """Whether a list's text is a whole number: Python takes ever longer for those of thousands of digits."""
+    return text.isdecimal() and len(text) <= MOST_DIGITS
+
+
+def _label(text: str, classes: Sequence[str], where: str) -> int:
+    if text.isdecimal():
+        if not is_number(text) or int(text) >= len(classes):
+            raise DataError(f"{where}: class id {text} is out of range: there are {len(classes)} classes, from 0")
+        return int(text)
+    if class_name(text) in classes:
+        return list(classes).index(class_name(text))
+    raise DataError(f"{where}: {text!r} is neither a class id nor one of the {len(classes)} class names")
+
+
+def list_path(name: str) -> str:
+    """Return a list's path as it is compared: with forward slashes, without ``.`` parts, in one Unicode form."""
+    return unicodedata.normalize("NFC", "/".join(Path(name.replace("\\", "/")).parts))
+
+
+def without_suffix(name: str) -> str:
+    """Return a clip's path without the suffix of a video: ``a.b.mp4`` and ``a.b`` are both ``a.b``."""
+    return str(Path(name).with_suffix("")) if Path(name).suffix.lower() in VIDEO_SUFFIXES else name
+
+
+class Seen:
+    """The clips that a list has named so far, each with its classes and its line."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[set[str], str]] = {}
+        self._twice: list[str] = []
+
+    def add(self, clip: Path, labels: Iterable[str], where: str) -> None:
+        """Add a line's clip. Raises ``DataError`` if another line gives it other classes."""
+        key, own = os.path.normpath(clip), set(labels)
+        before, line = self._found.setdefault(key, (own, where))
+        if before != own:
+            told, now = (", ".join(map(repr, sorted(names))) for names in (before, own))
+            raise DataError(f"{where}: {clip} is {now} here, and {told} in {line}: a clip has one line")
+        if line != where:
+            self._twice.append(f"{clip} ({where})")
+
+    def notes(self, path: Path) -> tuple[str, ...]:
+        """Return what is to be said of clips that are there twice."""
+        if not self._twice:
+            return ()
+        return (f"{path}: names {len(self._twice)} clips again, which then count again: {self._twice[0]}",)
+
+
+class _Finder:
+    """Finds the clips that a list names in a folder; each folder is listed once, and only where that is needed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._videos: dict[Path, dict[str, list[Path]]] = {}
+
+    def find(self, name: str, where: str) -> Path | None:
+        """Return a folder of frames or a video, which may be named without its suffix; None if nothing is there.
+
+        Raises ``DataError`` if two videos have that name.
+        """
+        plain = list_path(name)
+        spellings = list(dict.fromkeys((name, plain, unicodedata.normalize("NFD", plain))))
+        for path in (self._root / spelling for spelling in spellings):
+            if os.path.isdir(path) or (path.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(path)):
+                return path
+        for path in (self._root / spelling for spelling in spellings):
+            found = self._named(path.parent).get(path.name, [])
+            if len(found) > 1:
+                raise DataError(f"{where}: {name!r} may be {found[0]} or {found[1]}: give its suffix")
+            if found:
+                return found[0]
+        return next((self._root / spelling for spelling in spellings if os.path.exists(self._root / spelling)), None)
+
+    def _named(self, folder: Path) -> dict[str, list[Path]]:
+        """Return a folder's videos by their names without suffix."""
+        if folder not in self._videos:
+            named = self._videos[folder] = {}
+            try:
+                entries = entries_in(folder, [])
+            except OSError:  # opening the clip tells
+                entries = []
+            for entry in entries:
+                if entry.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(entry):
+                    named.setdefault(entry.stem, []).append(entry)
+        return self._videos[folder]
+
+
+class VideoIndex:
+    """The videos in a folder, at any depth, by all that a list may call them.
+
+    Args:
+        folder: to search.
+        left_out: gets what is there and was not taken.
+    """
+
+    def __init__(self, folder: Path, left_out: list[str]) -> None:
+        self._folder = folder
+        self._raw: dict[str, Path] = {}
+        self._whole: dict[str, list[Path]] = {}
+        """By path within the folder, with and without suffix."""
+        self._tails: dict[str, list[Path]] = {}
+        """By the last parts of that path."""
+        for video in videos_in(folder, left_out):
+            inner = str(video.relative_to(folder))
+            self._raw[inner] = video
+            for name in dict.fromkeys((list_path(inner), without_suffix(list_path(inner)))):
+                self._whole.setdefault(name, []).append(video)
+                parts = name.split("/")
+                for start in range(1, len(parts)):
+                    self._tails.setdefault("/".join(parts[start:]), []).append(video)
+
+    def find(self, name: str, where: str, *, whole: bool = False) -> Path | None:
+        """Return the video that a list calls so, None if there is none. Raises ``DataError`` where it may be two.
+
+        First by its path within the folder, with or without suffix; then by the last parts of one of the two paths,
+        unless paths must be ``whole``: then by a bare name only.
+        """
+        if name in self._raw:
+            return self._raw[name]
+        plain = list_path(name)
+        bare, parts = without_suffix(plain), plain.split("/")
+        below = [] if whole else ["/".join(parts[start:]) for start in range(1, len(parts))]
+        tails = {} if whole and len(parts) > 1 else self._tails
+        known = [(plain, self._whole), (plain, tails), (bare, self._whole), (bare, tails)]
+        known += [(one, self._whole) for one in (*below, *map(without_suffix, below))]
+        found = next((videos[one] for one, videos in known if one in videos), [])
+        if len(found) > 1:
+            raise DataError(
+                f"{where}: {name!r} may be {found[0]} or {found[1]}: give its path in the folder, with its suffix"
+            )
+        return found[0] if found else None
+
+    def stem(self, name: str) -> Path | None:
+        """Return the only video, in whatever folder, whose name without suffix is that of a path's last part."""
+        stem = without_suffix(list_path(name)).rpartition("/")[2]
+        found = self._whole.get(stem, []) + self._tails.get(stem, [])
+        return found[0] if len(found) == 1 else None
+
+
+def _read_folders(folder: Path, classes: Sequence[str] | None) -> Split:
+    left_out: list[str] = []
+    entries = entries_in(folder, left_out)
+    groups = [path for path in entries if os.path.isdir(path)]
+    strays = [path for path in entries if path.suffix.lower() in VIDEO_SUFFIXES and path not in groups]
+    left_out += [f"{path} (in no class's folder)" for path in strays]
+    if not groups:
+        raise DataError(f"{folder}: no sub-folders in it; there must be one for each class")
+    names = tuple(classes) if classes is not None else tuple(dict.fromkeys(class_name(group.name) for group in groups))
+    examples = []
+    for group in groups:
+        name = class_name(group.name)
+        if name not in names:
+            raise DataError(f"{group}: {group.name!r} is none of the classes ({_some(names)})")
+        for source in clips_in(group, left_out):
+            path = Path(source.address)
+            examples.append(Example(str(path.relative_to(folder)), path, (names.index(name),)))
+    return _split(examples, names, str(folder), notes=(left_out_note(left_out),) if left_out else ())
+
+
+def csv_rows(path: Path, *columns: str, also: str = "") -> Iterator[tuple[int, list[str]]]:
+    """Yield line number and the stripped values of some columns of each row. Raises ``DataError`` if one is missing.
+
+    The values of column ``also`` come last, empty where there is no such column.
+    """
+    try:
+        with io.StringIO(read_text(path), newline="") as file:
+            rows = csv.DictReader(file)
+            if not set(columns) <= set(rows.fieldnames or ()):
+                wanted = " and ".join(f"`{column}`" for column in columns)
+                raise DataError(f"{path}: needs the columns {wanted}, and has {_some(rows.fieldnames or ())}")
+            for row in rows:
+                wanted_of = (*columns, also) if also else columns
+                yield rows.line_num, [(row.get(column) or "").strip() for column in wanted_of]
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV in UTF-8 ({error})") from None
+
+
+def _read_csv(path: Path, classes: Sequence[str] | None) -> Split:
+    found: list[tuple[str, Path, str, int, str]] = []
+    near, inside = _Finder(path.parent), _Finder(path.parent / "videos")
+    seen = Seen()
+    for number, (video, label, source) in csv_rows(path, "video", "class", also="source"):
+        where = f"{path}, line {number}"
+        if not video or not label:
+            raise DataError(f"{where}: a video and its class must be given")
+        clip = near.find(video, where) or inside.find(video, where) or path.parent / video
+        found.append((video, clip, class_name(label), number, source))
+    names = tuple(classes) if classes is not None else tuple(sorted({label for _, _, label, _, _ in found}))
+    examples = []
+    for video, clip, label, number, source in found:
+        if label not in names:
+            raise DataError(f"{path}, line {number}: {label!r} is none of the classes ({_some(names)})")
+        seen.add(clip, [label], f"{path}, line {number}")
+        examples.append(Example(video, clip, (names.index(label),), source=source))
+    return _split(examples, names, str(path), notes=seen.notes(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line that is not empty."""
+    try:
+        text = read_text(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such split list") from None
+    except (OSError, UnicodeError) as error:
+        raise DataError(f"{path}: not a split list in UTF-8 ({error})") from None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def _split(
+    examples: list[Example], classes: Sequence[str], origin: str, left_out: int = 0, notes: tuple[str, ...] = ()
+) -> Split:
+    if not examples:
+        short = (
+            f" ({left_out} have fewer than {FEWEST_FRAMES} frames)" if left_out else "".join(f" ({n})" for n in notes)
+        )
+        raise DataError(f"{origin}: no clips in it{short}")
+    return Split(tuple(examples), tuple(classes), origin, left_out, notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") or "none"

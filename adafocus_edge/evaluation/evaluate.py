@@ -1,0 +1,283 @@
+"""Running a model over labelled clips, and saying how good it is: mAP, top-1, top-5, per step and per class."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from adafocus_edge.errors import DataError, SourceError
+from adafocus_edge.evaluation.evidence import few_clips_note, reuse_note, share_interval
+from adafocus_edge.evaluation.metrics import accuracy_curve, top_k_accuracy, wilson_interval
+from adafocus_edge.media.frames import ModelFrame
+from adafocus_edge.media.preprocess import sampled_frames
+from adafocus_edge.model.exits import exit_steps, random_exit_top1, viewing_order
+from adafocus_edge.model.spec import GRAPHS, TensorSpec
+from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip, softmax
+from adafocus_edge.system.addresses import shown_failure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from adafocus_edge.backends.base import LoadedModel
+    from adafocus_edge.evaluation.dataset import Example, Split
+    from adafocus_edge.model.exits import ExitThresholds
+    from adafocus_edge.model.spec import ModelSpec
+
+Patches = Literal["policy", "centre", "random"]
+
+
+class Predict(Protocol):
+    """Whatever turns a clip's model frames, uint8 [T, S, S, 3], into logits after each of them, float32 [T, C]."""
+
+    def __call__(self, frames: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """Predict one clip."""
+
+
+def graphs_used(spec: ModelSpec, patches: Patches) -> tuple[str, ...]:
+    """Return the graphs whose work counts: fixed patches need no policy, nor a glancer that serves it alone."""
+    unused = set() if patches == "policy" else {"policy"} if spec.with_glancer else {"policy", "glancer"}
+    return tuple(graph for graph in GRAPHS if graph not in unused)
+
+
+class FixedPolicy:
+    """Stands in for a policy's session: centre or random patches, to see what the policy is worth.
+
+    Args:
+        policy: contract of the session it replaces: its inputs and outputs.
+        seed: of random patches; None for the centre.
+    """
+
+    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], seed: int | None) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._random = None if seed is None else np.random.default_rng(seed)
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Return origins without looking at the feature map."""
+        state = feeds["policy_state"]
+        shape = (state.shape[0], 2)
+        origin = np.full(shape, 0.5) if self._random is None else self._random.random(shape)
+        action = np.full(shape[0], -1, np.int64)
+        return {"origin": origin.astype(np.float32), "action": action, "policy_state_out": state}
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def with_patches(model: LoadedModel, patches: Patches, seed: int = 0) -> LoadedModel:
+    """Return the same model with its policy replaced, unless ``patches`` is ``policy``."""
+    if patches == "policy":
+        return model
+    fixed = FixedPolicy(model.policy.inputs, model.policy.outputs, seed if patches == "random" else None)
+    return replace(model, policy=fixed, resident=None)  # its loops know the model's own policy only
+
+
+def predict_with(model: LoadedModel, schedule: str = "clip") -> Predict:
+    """Return the glimpse loop over one clip, on either schedule."""
+    live = GlimpseStream(model) if schedule == "stream" else None
+
+    def clip(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.concatenate([glimpse.logits for glimpse in see_clip(model, frames)])
+
+    def stream(frames: NDArray[np.uint8], live: GlimpseStream) -> NDArray[np.float32]:
+        live.reset()
+        return np.concatenate([live.see(frames[step : step + 1]).logits for step in range(len(frames))])
+
+    return clip if live is None else lambda frames: stream(frames, live)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One clip that was seen.
+
+    Attributes:
+        example: the clip.
+        logits: float32 [T, C], after each step.
+        read_ms: to open, decode and preprocess it.
+        model_ms: in the model.
+    """
+
+    example: Example
+    logits: NDArray[np.float32]
+    read_ms: float
+    model_ms: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run over a split gave.
+
+    Attributes:
+        origin: of the split.
+        classes: class names.
+        scored: the clips that were seen, at least one.
+        failed: name and error of each clip that could not be read.
+        multi_label: whether mAP counts all labels of a clip (FCVID) or its first only (ActivityNet).
+        gflops_per_clip: multiply-adds in units of 1e9.
+        exits: thresholds at which clips stop early, or None; the other figures are those of all steps.
+        reused: how many of the clips the bundle's calibration has used; see :func:`reused_clips`.
+    """
+
+    origin: str
+    classes: tuple[str, ...]
+    scored: tuple[Scored, ...]
+    failed: tuple[tuple[str, str], ...]
+    multi_label: bool
+    gflops_per_clip: float
+    exits: ExitThresholds | None = None
+    reused: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits the worth of these figures, a line each."""
+        right, count = int((self.probabilities[:, -1].argmax(axis=1) == self.labels).sum()), len(self.labels)
+        missing = len(self.classes) - len({label for s in self.scored for label in self._counted(s)})
+        empty = f"no clip shows {missing} of the {len(self.classes)} classes: mAP counts 0 for each of them"
+        found = (
+            few_clips_note(share_interval(right, count), count),
+            empty if missing else None,
+            reuse_note(self.reused, count),
+        )
+        return [note for note in found if note is not None]
+
+    def _counted(self, scored: Scored) -> tuple[int, ...]:
+        return scored.example.labels if self.multi_label else scored.example.labels[:1]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """The label of each clip, int64 [N]."""
+        return np.array([s.example.labels[0] for s in self.scored], np.int64)
+
+    @cached_property
+    def probabilities(self) -> NDArray[np.float32]:
+        """Of each class after each step, float32 [N, T, C]."""
+        return softmax(np.stack([s.logits for s in self.scored]))
+
+    @property
+    def confusion(self) -> NDArray[np.int64]:
+        """How many clips of each class (rows) were taken for each class (columns), by first labels; int64 [C, C]."""
+        found = np.zeros((len(self.classes),) * 2, np.int64)
+        np.add.at(found, (self.labels, self.probabilities[:, -1].argmax(axis=1)), 1)
+        return found
+
+    def curve(self) -> list[dict[str, float]]:
+        """Return top-1 and mAP in percent after each step."""
+        labels = [s.example.labels for s in self.scored]
+        steps = accuracy_curve(self.probabilities, labels, multi_label=self.multi_label)
+        return [{"step": n, **{name: round(v, 4) for name, v in values.items()}} for n, values in enumerate(steps)]
+
+    def early(self) -> dict[str, float]:
+        """Return mean steps, top-1 and GFLOPs with early exit, and top-1 of as many exits at random clips."""
+        assert self.exits is not None
+        logits = np.stack([s.logits for s in self.scored])
+        return exit_figures(logits, self.labels, self.exits, self.gflops_per_clip / logits.shape[1])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as an object for ``--json``."""
+        curve, probabilities, labels = self.curve(), self.probabilities[:, -1], self.labels
+        right = int((probabilities.argmax(axis=1) == labels).sum())
+        low, high = wilson_interval(right, len(labels))
+        clips = [
+            {
+                "clip": s.example.name,
+                "class": self.classes[s.example.labels[0]],
+                "label": self.classes[int(p.argmax())],
+                "confidence": round(float(p.max()), 6),
+            }
+            for s, p in zip(self.scored, probabilities, strict=True)
+        ]
+        return {
+            "data": self.origin,
+            "notes": self.notes,
+            "clips": len(labels),
+            "failed": [{"clip": name, "error": error} for name, error in self.failed],
+            "top1": curve[-1]["top1"],
+            "top1_interval_95": [round(low * 100, 2), round(high * 100, 2)],
+            "top5": round(top_k_accuracy(probabilities, labels, min(5, len(self.classes))), 4),
+            "mAP": curve[-1]["mAP"],
+            "model_ms_per_clip": round(float(np.median([s.model_ms for s in self.scored])), 3),
+            "read_ms_per_clip": round(float(np.median([s.read_ms for s in self.scored])), 3),
+            "gflops_per_clip": round(self.gflops_per_clip, 4),
+            "per_step": curve,
+            **({} if self.exits is None else {"exit": self.early()}),
+            "classes": list(self.classes),
+            "confusion": self.confusion.tolist(),
+            "predictions": clips,
+        }
+
+
+def exit_figures(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], exits: ExitThresholds, gflops_per_step: float
+) -> dict[str, float]:
+    """Return what early exit gives on clips: mean steps, GFLOPs, top-1, and top-1 of as many exits at random clips.
+
+    Args:
+        logits: [N, T, C], in the thresholds' order.
+        labels: [N].
+        exits: the thresholds.
+        gflops_per_step: multiply-adds in units of 1e9.
+    """
+    right = logits.argmax(axis=2) == labels[:, None]
+    steps = exit_steps(logits, exits)
+    mean_steps = float(steps.mean() + 1)
+    return {
+        "mean_steps": round(mean_steps, 4),
+        "gflops_per_clip": round(mean_steps * gflops_per_step, 4),
+        "top1": round(float(right[np.arange(len(steps)), steps].mean() * 100), 4),
+        "top1_random_exit": round(random_exit_top1(right, steps), 4),
+    }
+
+
+def evaluate(
+    predict: Predict,
+    spec: ModelSpec,
+    split: Split,
+    *,
+    gflops_per_clip: float,
+    multi_label: bool = False,
+    exits: ExitThresholds | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Evaluation:
+    """Run a model over every clip of a split, sampled as the official evaluation does.
+
+    Args:
+        predict: the model.
+        spec: its shapes.
+        split: the clips.
+        gflops_per_clip: what one clip costs.
+        multi_label: see :class:`Evaluation`.
+        exits: see :class:`Evaluation`; their order is the one that frames are seen in.
+        progress: told how many clips are done.
+
+    A clip that cannot be read is listed, and the others go on. Raises ``DataError`` if none can.
+    """
+    scored: list[Scored] = []
+    failed: list[tuple[str, str]] = []
+    for done, (example, frames, read_ms) in enumerate(_read(split, spec), start=1):
+        if isinstance(frames, SourceError):
+            failed.append(shown_failure(example.name, frames))
+        else:
+            seen = frames if exits is None else frames[viewing_order(exits.order, len(frames))]
+            before = time.perf_counter()
+            logits = predict(seen)
+            scored.append(Scored(example, logits, read_ms, (time.perf_counter() - before) * 1e3))
+        progress(done)
+    if not scored:
+        raise DataError(f"{split.origin}: none of its {len(failed)} clips can be read; the first: {failed[0][1]}")
+    return Evaluation(split.origin, split.classes, tuple(scored), tuple(failed), multi_label, gflops_per_clip, exits)
+
+
+def _read(split: Split, spec: ModelSpec) -> Iterator[tuple[Example, ModelFrame | SourceError, float]]:
+    for example in split.examples:
+        before = time.perf_counter()
+        try:
+            sampled = sampled_frames(example.open_clip(), spec)
+            frames: ModelFrame | SourceError = ModelFrame.of(np.stack([pixels for _, pixels in sampled]), spec)
+        except SourceError as error:
+            frames = error
+        yield example, frames, (time.perf_counter() - before) * 1e3

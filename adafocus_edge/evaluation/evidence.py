@@ -1,0 +1,206 @@
+"""What figures on some clips are worth: intervals, demands that few clips cannot settle, clips used before."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from adafocus_edge.evaluation.metrics import wilson_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from adafocus_edge.evaluation.dataset import Example
+
+CALIBRATION = "calibration"
+"""Where a manifest's reports hold what a calibration found."""
+CONVERTED = "fp16"
+"""Where a manifest's reports hold what converting to half precision without data changed; name of that variant."""
+WIDE_POINTS = 10.0
+"""A 95 % interval of an accuracy that is wider than this is worth a note even where nothing was demanded."""
+Z = 1.959964
+"""Standard deviations to either side that hold 95 %."""
+SAMPLED_BYTES = 1 << 20
+"""Read of a large file's beginning, middle and end, to know its content again."""
+Interval = tuple[float, float]
+Part = Literal["calibrate", "report"]
+"""Clips that ranges and thresholds come from, and clips that the report is about."""
+
+
+# -- intervals and demands ---------------------------------------------------------------------------------------------
+
+
+def share_interval(hits: int, count: int) -> Interval:
+    """Return the 95 % interval of a share, in percent, inclusive of 0 and 100 where it touches them."""
+    low, high = wilson_interval(hits, count)
+    return round(low * 100, 2) + 0.0, round(high * 100, 2)
+
+
+def drop_interval(before: Sequence[bool], after: Sequence[bool]) -> Interval:
+    """Return the 95 % interval of the points lost from one set of answers to another on the same clips.
+
+    The shares of clips lost and won have a Wilson interval each; those are joined as MOVER does (Zou and Donner 2008),
+    as if they were independent: honest where no clip changed at all, which proves little of few clips.
+
+    Args:
+        before: whether each clip was right.
+        after: whether the same clip is right now.
+    """
+    count = len(before)
+    lost = sum(b and not a for b, a in zip(before, after, strict=True))
+    won = sum(a and not b for b, a in zip(before, after, strict=True))
+    (lost_low, lost_high), (won_low, won_high) = share_interval(lost, count), share_interval(won, count)
+    lost_share, won_share = lost / count * 100, won / count * 100
+    drop = lost_share - won_share
+    low = drop - math.hypot(lost_share - lost_low, won_high - won_share)
+    high = drop + math.hypot(lost_high - lost_share, won_share - won_low)
+    return round(max(low, -100.0), 2), round(min(high, 100.0), 2)
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Return the 95 % interval of a mean, by its standard error."""
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+    spread = Z * math.sqrt(variance / len(values))
+    return round(mean - spread, 4), round(mean + spread, 4)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether clips meet a demand, and whether they are enough to tell.
+
+    Attributes:
+        demand: in words, such as ``at most 0.5 points lost``.
+        limit: its number.
+        found: the same on these clips.
+        interval: that holds its true value, 95 % sure.
+        clips: how many there were.
+        at_most: whether ``limit`` is the most, else the least.
+    """
+
+    demand: str
+    limit: float
+    found: float
+    interval: Interval
+    clips: int
+    at_most: bool = True
+
+    @property
+    def met(self) -> bool:
+        """Whether these clips meet it."""
+        return self.found <= self.limit + 1e-9 if self.at_most else self.found >= self.limit - 1e-9
+
+    @property
+    def conclusive(self) -> bool:
+        """Whether the whole interval lies on one side of the limit."""
+        low, high = self.interval
+        return (high <= self.limit or low > self.limit) if self.at_most else (low >= self.limit or high < self.limit)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it for a report."""
+        return {
+            "demand": self.demand,
+            "limit": self.limit,
+            "found": round(self.found, 4),
+            "interval_95": list(self.interval),
+            "clips": self.clips,
+            "met": self.met,
+            "conclusive": self.conclusive,
+        }
+
+
+def warning_of(what: str, verdict: Mapping[str, Any]) -> str | None:
+    """Return what a verdict's JSON object gives reason to say, or None where the demand is met for sure.
+
+    Args:
+        what: that had to meet it.
+        verdict: see :meth:`Verdict.to_json`.
+    """
+    low, high = verdict["interval_95"]
+    known = f"{verdict['found']:.4g} ({low:.3g} to {high:.3g}, 95 %) on {verdict['clips']} held-out clips"
+    if not verdict["met"]:
+        chance = "" if verdict["conclusive"] else "; chance alone may explain that on so few clips"
+        return f"{what}: {verdict['demand']} was demanded, and is missed: {known}{chance}"
+    if not verdict["conclusive"]:
+        return f"{what}: too few clips to tell whether {verdict['demand']} holds: {known}"
+    return None
+
+
+def few_clips_note(interval: Sequence[float], clips: int) -> str | None:
+    """Return a note where clips are too few to know a top-1 accuracy well."""
+    low, high = interval
+    if high - low <= WIDE_POINTS:
+        return None
+    return f"few clips: on {clips}, top-1 is known to lie between {low:.0f} and {high:.0f} % only (95 %)"
+
+
+# -- clips that were used before ---------------------------------------------------------------------------------------
+
+
+def marks_of(example: Example) -> frozenset[str]:
+    """Return what a clip is known by: hashes of its path, its content and its source; no name is given away."""
+    told = {f"path {example.path.resolve()}"}
+    if example.source:
+        told.add(f"source {example.source}")
+    content = content_of(example.path)
+    if content is not None:
+        told.add(f"content {content}")
+    return frozenset(hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16] for text in told)
+
+
+def content_of(path: Path) -> str | None:
+    """Return a hash of a file's content, or of a folder of frames: names, sizes and some content; None if unreadable.
+
+    Of a large file, size, beginning, middle and end are taken.
+    """
+    try:
+        if not path.is_dir():
+            return _file_hash(path)
+        files = sorted((entry for entry in os.scandir(path) if entry.is_file()), key=lambda entry: entry.name)
+        digest = hashlib.sha256(repr([(entry.name, entry.stat().st_size) for entry in files]).encode())
+        for place in sorted({0, len(files) // 2, len(files) - 1} if files else ()):
+            digest.update(_file_hash(path / files[place].name).encode())
+        return digest.hexdigest() if files else None
+    except OSError:
+        return None
+
+
+def _file_hash(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= 3 * SAMPLED_BYTES:
+            digest.update(file.read())
+        else:
+            for start in (0, (size - SAMPLED_BYTES) // 2, size - SAMPLED_BYTES):
+                file.seek(start)
+                digest.update(file.read(SAMPLED_BYTES))
+    return digest.hexdigest()
+
+
+def reused_clips(reports: Mapping[str, Any], examples: Iterable[Example]) -> dict[str, int]:
+    """Return how many clips a bundle's calibration has used, by :data:`Part`; empty where none.
+
+    Args:
+        reports: of the bundle's manifest.
+        examples: the clips.
+    """
+    seen = reports.get(CALIBRATION, {}).get("clips_seen", {})
+    if not seen:
+        return {}
+    marks = [marks_of(example) for example in examples]
+    counts = {part: sum(not own.isdisjoint(known) for own in marks) for part, known in seen.items()}
+    return {part: count for part, count in counts.items() if count}
+
+
+def reuse_note(reused: Mapping[str, int], clips: int) -> str | None:
+    """Return a note for clips that a calibration has used, or None."""
+    uses = {"calibrate": "ranges and exit thresholds were made on", "report": "the calibration's report is about"}
+    parts = [f"{count} of the {clips} clips are among those that {uses[part]}" for part, count in reused.items()]
+    if not parts:
+        return None
+    return f"{' and '.join(parts)} (same path, content or source): figures may look better than on new clips"

@@ -1,0 +1,126 @@
+"""Plots as PNG files, by matplotlib, which is needed for nothing else."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import TYPE_CHECKING, Any
+
+from adafocus_edge.cli.tables import ON_CPU
+from adafocus_edge.errors import AdaFocusError, MissingExtraError
+from adafocus_edge.system.files import write_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from adafocus_edge.bundle.store import Bundle
+    from adafocus_edge.evaluation.evaluate import Evaluation
+
+MOST_NAMED_CLASSES = 20
+"""With more classes, a confusion matrix shows no names."""
+EXIT_MARKERS = {"clip": "*", "coarse-to-fine": "P", "live": "D"}
+"""How each order of frames is drawn."""
+
+
+def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
+    """Draw accuracy after each step and the confusion matrix.
+
+    Raises ``MissingExtraError`` without matplotlib, ``AdaFocusError`` if the file cannot be written.
+    """
+    figure = new_figure(11, 4.6)
+    left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
+    curve = found.curve()
+    steps = [int(entry["step"]) + 1 for entry in curve]
+    for name in ("top1", "mAP"):
+        left.plot(
+            steps, [entry[name] for entry in curve], marker="o", markersize=4, label=name.replace("top1", "top-1")
+        )
+    left.set_xlabel("glimpses seen")
+    left.set_ylabel("percent")
+    left.set_title(title)
+    left.grid(alpha=0.3)
+    left.legend(loc="best")
+
+    confusion = found.confusion
+    shares = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)
+    right.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    right.set_xlabel("predicted")
+    right.set_ylabel("true")
+    right.set_title(f"{len(found.scored)} clips")
+    count = len(found.classes)
+    if count <= MOST_NAMED_CLASSES:
+        right.set_xticks(range(count), found.classes, rotation=45, ha="right")
+        right.set_yticks(range(count), found.classes)
+        for row in range(count):
+            for column in range(count):
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                right.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour)
+    save_png(figure, path)
+
+
+def draw_calibration(bundle: Bundle, path: Path) -> None:
+    """Draw a calibration's report: accuracy against size, against milliseconds, and against steps with early exit.
+
+    Raises what :func:`draw_evaluation` does.
+    """
+    report = bundle.manifest.reports["calibration"]
+    rows, measured = report["rows"], report["measured"]
+    figure = new_figure(15, 4.6)
+    size, time, steps = figure.subplots(1, 3, sharey=True)
+    for number, (name, row) in enumerate(rows.items()):
+        low, high = row["top1_interval_95"]
+        spread = [[row["top1"] - low], [high - row["top1"]]]
+        style = {"fmt": "o", "color": f"C{number}", "capsize": 3, "elinewidth": 1}
+        size.errorbar(row["size_mb"], row["top1"], yerr=spread, label=f"{name} ({row['purpose']})", **style)
+        if name in ON_CPU:
+            time.errorbar(row["ms_per_clip"], row["top1"], yerr=spread, label=name, **style)
+    size.set_xlabel("megabytes")
+    size.set_ylabel("top-1, percent")
+    reference = rows["fp32"]
+    time.set_xlabel(f"ms per clip\n{measured['on']}")
+    curve = reference["per_step_top1"]
+    steps.plot(range(1, len(curve) + 1), curve, color="C0", marker="o", markersize=4, label="fp32, fixed steps")
+    for number, (name, orders) in enumerate(reference["exits"].items(), start=1):
+        for order, found in orders.items():
+            text = name if order == "clip" else f"{name}, {order}"
+            marker = EXIT_MARKERS[order]
+            steps.plot(
+                found["mean_steps"], found["top1"], marker, color=f"C{number}", markersize=9, label=f"exit {text}"
+            )
+            steps.plot(found["mean_steps"], found["top1_random_exit"], "x", color=f"C{number}")
+    steps.plot([], [], "x", color="grey", label="as many exits at random")
+    steps.set_xlabel("mean glimpses per clip")
+    for axes in (size, time, steps):
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize=8)
+    size.set_xlim(left=0)
+    time.set_xlim(left=0)
+    figure.suptitle(f"{bundle.path.name}: {measured['clips']} clips, bars: 95 % intervals")
+    save_png(figure, path)
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure of so many inches. Raises ``MissingExtraError`` without matplotlib."""
+    os.environ["MPLBACKEND"] = "agg"  # whatever is set there, which may not be installed: nothing is shown
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("drawing a plot", "plot", error.name or "matplotlib") from None
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def check_plot(path: Path) -> None:
+    """Tell before a long run that a plot could not be drawn after it. Raises what :func:`draw_evaluation` would."""
+    new_figure(1, 1)
+    if path.is_dir():
+        raise AdaFocusError(f"{path}: is a folder, not a file to write")
+
+
+def save_png(figure: Any, path: Path) -> None:
+    """Write a figure as PNG. Raises ``AdaFocusError``."""
+    encoded = io.BytesIO()
+    figure.savefig(encoded, format="png")
+    write_file(path, encoded.getvalue())

@@ -1,0 +1,81 @@
+"""A file that is classified beside live sources: its frames are read in a thread of their own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from adafocus_edge.errors import AdaFocusError, SourceError
+from adafocus_edge.live.capture import CAPTURE_THREAD
+from adafocus_edge.media.preprocess import sampled_frames
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from adafocus_edge.media.sources import Source
+    from adafocus_edge.runtime.classifier import Classifier, Result, Step
+
+WAIT_S = 0.1
+"""How often its thread looks whether it should stop."""
+
+
+class ClipJob:
+    """A file that is classified beside the live sources: its T frames, one lane, one result.
+
+    Args:
+        source: the file.
+        classifier: the model and its choices.
+        arrived: is notified when a frame is ready, or the end.
+    """
+
+    def __init__(self, source: Source, classifier: Classifier, arrived: threading.Condition) -> None:
+        self.source = source
+        self.result: Future[Result] = Future()
+        self.started_s = time.monotonic()
+        self.lane: int | None = None
+        self.steps: list[Step] = []
+        self.model_s = 0.0
+        self.ready: tuple[int, float | None, NDArray[np.uint8]] | None = None
+        self.duration_s: float | None = None
+        self.cancelled = threading.Event()
+        self._classifier, self._arrived = classifier, arrived
+        self._thread = threading.Thread(target=self._read, name=f"{CAPTURE_THREAD} {source.name}", daemon=True)
+        self._thread.start()
+
+    def take(self) -> tuple[int, float | None, NDArray[np.uint8]] | None:
+        """Take the next frame: its number, time and pixels. Call it with ``arrived`` held."""
+        taken, self.ready = self.ready, None
+        if taken is not None:
+            self._arrived.notify_all()
+        return taken
+
+    def fail(self, error: AdaFocusError) -> None:
+        """Give no result but this."""
+        if not self.result.done():
+            with suppress(Exception):  # done meanwhile
+                self.result.set_exception(error)
+
+    def _read(self) -> None:
+        try:
+            clip = self.source.open_clip()
+            self.duration_s = clip.duration_s
+            for index, pixels in sampled_frames(clip, self._classifier.model.spec):
+                with self._arrived:
+                    while self.ready is not None and not self.cancelled.is_set():
+                        self._arrived.wait(WAIT_S)
+                    if self.cancelled.is_set():
+                        break
+                    self.ready = (index, clip.time_s(index), pixels)
+                    self._arrived.notify_all()
+        except AdaFocusError as error:
+            self.fail(error)
+        except Exception as error:  # whatever a strange file sets off
+            self.fail(SourceError(f"{self.source.name}: cannot be read (unexpected {type(error).__name__})"))
+        if self.cancelled.is_set():
+            self.fail(SourceError(f"{self.source.name}: given up"))
+        with self._arrived:
+            self._arrived.notify_all()

@@ -1,0 +1,1 @@
+"""Where a live run's results go; each sink stands alone."""

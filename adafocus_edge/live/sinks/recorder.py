@@ -1,0 +1,328 @@
+"""Recording a live run: every frame, with what was seen drawn on it, in MP4 files that are whole after a power cut."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import count
+from typing import TYPE_CHECKING, cast
+
+import av
+from av.video.frame import PictureType
+
+from adafocus_edge.errors import UsageError
+from adafocus_edge.live.messages import Listener, LiveFrame, Look, Message, Notice, iso
+from adafocus_edge.runtime.annotate import TICKS, annotate_live
+from adafocus_edge.system.retention import Newest, Outage, SafeNames, check_folder, stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import numpy as np
+    from av.container import OutputContainer
+    from av.video.stream import VideoStream
+    from numpy.typing import NDArray
+
+    from adafocus_edge.model.spec import ModelSpec
+
+ENCODERS = {
+    "libx264": {"preset": "veryfast", "tune": "zerolatency", "sc_threshold": "0"},
+    "mpeg4": {"flags": "+qscale", "global_quality": "472"},  # 4 times 118, the unit of its quantiser: visually good
+}
+"""In the order in which they are preferred, with their options."""
+FRAGMENTED = {"movflags": "empty_moov+frag_keyframe+default_base_moof", "flush_packets": "1"}
+KEY_S = 2.0
+"""Each key frame puts what came before it on the disk: what a crash may cost."""
+MOST_BETWEEN_KEYS = 600
+"""Frames; the longest that MPEG-4 Part 2 allows. Key frames are asked for by time."""
+ENCODER_THREADS = 2
+"""More would take cores from the model."""
+RETRY_S = 5.0
+"""Pause before a file is opened again after one could not be written."""
+GAP_S = 10.0
+"""A source that gave nothing for so long goes on in a new file, rather than with a still picture in the old one."""
+USUAL_GAPS = 5
+"""Unless it has always been slow: a gap must also be this many times the time between its last two frames."""
+JUMP_BACK_S = 0.5
+"""A clock that goes back by less is taken for jitter: the frame is shown at once after the one before."""
+JITTER = 0.1
+"""Of the time between two frames: how much too early a frame may be for the frame rate that was asked for."""
+
+
+class _Output:
+    """A new file as PyAV writes to it. One that PyAV opens itself stays open where its disk is full when it is closed.
+
+    Args:
+        path: of the file. Raises ``FileExistsError`` if there is one, and other kinds of ``OSError``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size_bytes = 0
+        self._file = path.open("xb", buffering=0)
+
+    def write(self, data: bytes) -> int:
+        """Write all of the data, at once. Raises ``OSError``."""
+        left = memoryview(data)
+        while left:
+            left = left[self._file.write(left) :]
+        self.size_bytes += len(data)
+        return len(data)
+
+    def is_deleted(self) -> bool:
+        """Whether what is written here will be lost."""
+        return os.fstat(self._file.fileno()).st_nlink == 0
+
+    def close(self) -> None:
+        """Close the file; may be done again."""
+        self._file.close()
+
+
+@dataclass
+class _File:
+    output: _Output
+    container: OutputContainer
+    stream: VideoStream
+    shape: tuple[object, ...]  # of the frames before they are drawn on, and of their pixels
+    first_s: float
+    last_tick: int = -1
+    key_s: float = 0.0
+    fragments: int = 0  # that are on the disk
+
+
+@dataclass
+class _Series:
+    source: str
+    name: str  # in the names of files
+    file: _File | None = None
+    last_s: float | None = None  # of the source's clock
+    interval_s: float = 0.0
+    given_s: float = field(default_factory=time.monotonic)
+    retry_s: float = 0.0  # by time.monotonic
+
+    @property
+    def gap_s(self) -> float:
+        return max(GAP_S, USUAL_GAPS * self.interval_s)
+
+
+class Recorder(Listener):
+    """Writes what a live run sees as annotated MP4 files, a series per source: ``SOURCE-YYYYmmdd-HHMMSS.mp4``, UTC.
+
+    A file can be played while it grows, and but for its last two seconds after a crash. A new one begins when the
+    picture's size changes, after a gap, and when the source's clock goes back. A disk that is full or a folder that is
+    gone is told once, and tried again every few seconds; frames until then are dropped and counted.
+
+    Args:
+        folder: to write into; made if need be.
+        spec: of the model, for where a patch lies in the frame.
+        tell: takes one line about something that went wrong.
+        rotate_mb: size after which a new file begins, in megabytes; exceeded by up to two seconds of video.
+        rotate_s: length after which one begins, in seconds of the source.
+        keep: how many files per source stay, the newest, with the one that is being written; None for all.
+        fps: frames per second that are recorded at most; None for all.
+        waiting: frames that may wait, of all sources.
+
+    Raises:
+        UsageError: a number makes no sense, or ``folder`` is a file.
+        AdaFocusError: ``folder`` cannot be written.
+    """
+
+    wants = (LiveFrame, Look)
+    local = True
+    unit = "frames"
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        tell: Callable[[str], None],
+        *,
+        rotate_mb: float | None = None,
+        rotate_s: float | None = 3600.0,
+        keep: int | None = None,
+        fps: float | None = None,
+        waiting: int = 8,
+    ) -> None:
+        for what, value in (("megabytes", rotate_mb), ("seconds", rotate_s), ("frames per second", fps)):
+            if value is not None and not value > 0:
+                raise UsageError(f"a recording of {value:g} {what} cannot be: give more than 0")
+        if keep is not None and keep < 1:
+            raise UsageError(f"keeping {keep} recordings cannot be: give at least 1, the one that is being written")
+        check_folder(folder, "recordings")
+        self._folder = folder
+        self._spec = spec
+        self._rotate_bytes = None if rotate_mb is None else rotate_mb * 1e6
+        self._rotate_s = rotate_s
+        self._keep = keep
+        self._interval_s = None if fps is None else 1 / fps
+        self._encoder = next(codec for codec in ENCODERS if codec in av.codecs_available)
+        self._names = SafeNames()
+        self._newest: dict[str, Newest] = {}
+        self._series: dict[str, _Series] = {}
+        self._looks: dict[str, Look] = {}
+        self._lost_s: dict[str, float] = {}  # by time.monotonic
+        self._due_s: dict[str, float] = {}
+        self._outage = Outage(str(folder), tell)
+        super().__init__(str(folder), waiting, tell)
+
+    def offer(self, message: Message) -> None:
+        """Take a frame or a look; see :meth:`Listener.offer`. Looks need no room: only the latest is drawn.
+
+        What was seen before a source was lost is not drawn on the frames after.
+        """
+        if isinstance(message, Look):
+            if message.frame.captured_s > self._lost_s.get(message.source, 0.0):
+                self._looks[message.source] = message
+        elif isinstance(message, Notice) and message.kind == "lost":
+            self._lost_s[message.source] = time.monotonic()
+            self._looks.pop(message.source, None)
+        elif isinstance(message, LiveFrame) and self._is_due(message):
+            super().offer(message)
+
+    def _is_due(self, frame: LiveFrame) -> bool:
+        if self._interval_s is None:
+            return True
+        due_s = self._due_s.get(frame.source, frame.time_s)
+        late_s = frame.time_s - due_s
+        if -self._interval_s < late_s < -JITTER * self._interval_s:
+            return False
+        # In step with the rate that was asked for, unless the source has jumped.
+        start_s = due_s if abs(late_s) < self._interval_s else frame.time_s
+        self._due_s[frame.source] = start_s + self._interval_s
+        return True
+
+    def handle(self, message: Message) -> None:
+        """Draw and write one frame."""
+        if not isinstance(message, LiveFrame):
+            return
+        self.idle()
+        now_s = time.monotonic()
+        series = self._series.setdefault(message.source, _Series(message.source, self._names.of(message.source)))
+        series.given_s = now_s
+        if now_s < series.retry_s:
+            self.dropped += 1
+            return
+        clock = iso(message.wall_s)[:19].replace("T", " ") + " UTC"
+        rgb = message.to_rgb()
+        picture = annotate_live(rgb, self._looks.get(message.source), self._spec, clock)
+        try:
+            self._write(series, message, (*rgb.shape, message.sample_aspect), picture)
+        except (OSError, av.error.FFmpegError) as error:
+            self.dropped += 1
+            self._give_up(series, error)
+
+    def idle(self) -> None:
+        """Finish the files of sources that have given nothing for a while."""
+        now_s = time.monotonic()
+        for series in self._series.values():
+            if now_s - series.given_s > series.gap_s:
+                self._end_file(series)
+                self._looks.pop(series.source, None)  # it holds a frame, and guests never come back
+
+    def finish(self) -> None:
+        """Finish all files."""
+        for series in self._series.values():
+            self._end_file(series)
+
+    def _write(self, series: _Series, frame: LiveFrame, shape: tuple[object, ...], picture: NDArray[np.uint8]) -> None:
+        file = series.file
+        step_s = 0.0 if series.last_s is None else frame.time_s - series.last_s
+        if file is not None:
+            rotate = self._rotate_s is not None and frame.time_s - file.first_s >= self._rotate_s
+            if rotate or shape != file.shape or not -JUMP_BACK_S < step_s < series.gap_s:
+                self._end_file(series)
+        series.last_s, series.interval_s = frame.time_s, max(0.0, step_s)
+        is_key = series.file is not None and frame.time_s - series.file.key_s >= KEY_S
+        if is_key and series.file is not None:
+            output = series.file.output
+            if output.is_deleted() or (self._rotate_bytes is not None and output.size_bytes >= self._rotate_bytes):
+                self._end_file(series)
+        if series.file is None:
+            series.file = self._new_file(series.name, frame, shape, picture)
+            series.retry_s = 0.0
+        file = series.file
+        shown = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        shown.time_base = Fraction(1, TICKS)
+        shown.pts = file.last_tick = max(file.last_tick + 1, round((frame.time_s - file.first_s) * TICKS))
+        if is_key:
+            shown.pict_type = PictureType.I
+            file.key_s = frame.time_s
+        self._mux(file, shown)
+
+    def _mux(self, file: _File, shown: av.VideoFrame | None) -> None:
+        for packet in file.stream.encode(shown):
+            ends_fragment = packet.is_keyframe and bool(packet.pts)
+            file.container.mux(packet)
+            if ends_fragment:
+                file.fragments += 1
+                self._outage.worked()
+
+    def _new_file(self, name: str, frame: LiveFrame, shape: tuple[object, ...], picture: NDArray[np.uint8]) -> _File:
+        output = self._new_output(f"{name}-{stamp(frame.wall_s)}")
+        try:
+            if self._keep is not None:
+                self._newest.setdefault(name, Newest(self._keep)).wrote(output.path)
+                self._newest[name].delete_older(self._files(name))
+            container = av.open(output, "w", format="mp4", options=FRAGMENTED)
+            stream = cast("VideoStream", container.add_stream(self._encoder, options=ENCODERS[self._encoder]))
+            stream.height, stream.width = picture.shape[:2]
+            stream.pix_fmt = "yuv420p"
+            stream.codec_context.sample_aspect_ratio = frame.sample_aspect
+            stream.codec_context.time_base = Fraction(1, TICKS)
+            stream.codec_context.gop_size = MOST_BETWEEN_KEYS
+            stream.codec_context.thread_count = ENCODER_THREADS
+        except BaseException:
+            output.close()
+            with suppress(OSError):
+                output.path.unlink()  # or there would be an empty one every few seconds
+            raise
+        return _File(output, container, stream, shape, frame.time_s, key_s=frame.time_s)
+
+    def _new_output(self, base: str) -> _Output:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            with suppress(FileExistsError):
+                return _Output(self._folder / (f"{base}.mp4" if number == 1 else f"{base}-{number}.mp4"))
+        raise AssertionError("numbers do not end")
+
+    def _files(self, name: str) -> list[Path]:
+        """Return a source's recordings in the folder, oldest first."""
+        pattern = re.compile(re.escape(name) + r"-(\d{8}-\d{6})(?:-(\d+))?\.mp4")
+        found = []
+        for path in self._folder.iterdir():
+            if match := pattern.fullmatch(path.name):
+                found.append((match[1], int(match[2] or 1), path))
+        return [path for _, _, path in sorted(found)]
+
+    def _end_file(self, series: _Series) -> None:
+        file = series.file
+        if file is None:
+            return
+        try:
+            self._mux(file, None)
+            file.container.close()
+            file.output.close()
+        except (OSError, av.error.FFmpegError) as error:
+            self._give_up(series, error)
+        series.file = None
+
+    def _give_up(self, series: _Series, error: Exception) -> None:
+        """Leave a file that cannot be written as it is, or delete it where nothing can be played of it."""
+        self.failed += 1
+        series.retry_s = time.monotonic() + RETRY_S
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        self._outage.failed(f"recordings cannot be written ({why}): tried again every {RETRY_S:g} s")
+        file, series.file = series.file, None
+        if file is None:
+            return
+        with suppress(OSError, av.error.FFmpegError):
+            file.container.close()
+        file.output.close()
+        if not file.fragments:
+            with suppress(OSError):
+                file.output.path.unlink()

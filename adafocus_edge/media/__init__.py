@@ -1,0 +1,1 @@
+"""From files, folders and addresses to the model's pixels."""

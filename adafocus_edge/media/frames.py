@@ -1,0 +1,210 @@
+"""Model frames: pixels that know what they show, and the checks that refuse what a model would misread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from adafocus_edge.backends.device.memory import Buffer
+from adafocus_edge.errors import FrameError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from adafocus_edge.model.spec import Fit, ModelSpec
+
+Kind = Literal["rgb", "motion"]
+MAKERS = "adafocus_edge.media.preprocess"
+"""Where model frames are made; error messages name it."""
+PICTURE_MODES = ("RGB", "L")
+"""Pillow's modes of the pictures that frames are made of."""
+
+
+class ModelFrame(np.ndarray[Any, np.dtype[np.uint8]]):
+    """A frame as a model takes it, or a clip of them: uint8 [S, S, 3] or [T, S, S, 3] that knows how it was made.
+
+    It is a NumPy array in every way. Its parts are model frames, too; what is computed or stacked from it is a plain
+    array again, for which :meth:`of` then vouches. ``adafocus_edge.media.preprocess`` makes them.
+
+    Attributes:
+        fit: how the source frame became square (:class:`ModelSpec`).
+        motion_gap_s: 0 for RGB, else the gap between the three luminances that are its channels, in seconds.
+    """
+
+    fit: Fit
+    motion_gap_s: float
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.uint8], spec: ModelSpec) -> Self:
+        """Mark pixels that were made as a model's specification says, without a copy. Raises ``FrameError``."""
+        _check_pixels(pixels, spec.frame_size, clip=np.ndim(pixels) == 4)
+        made = pixels.view(cls)
+        made.fit, made.motion_gap_s = spec.fit, spec.motion_gap_s
+        return made
+
+    @property
+    def kind(self) -> Kind:
+        """What the three channels are."""
+        return "motion" if self.motion_gap_s else "rgb"
+
+    def __array_finalize__(self, parent: Any) -> None:
+        # A view of a plain array knows nothing, and no model takes it.
+        self.fit = getattr(parent, "fit", None)  # type: ignore[assignment]
+        self.motion_gap_s = getattr(parent, "motion_gap_s", None)  # type: ignore[assignment]
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        del context, return_scalar  # NumPy 1 does not pass the latter
+        plain = array.view(np.ndarray)
+        return plain if plain.ndim else plain[()]
+
+
+@dataclass(frozen=True)
+class FrameBuffer(Buffer):
+    """A model frame in a device's memory, uint8 [1, S, S, 3]; see :class:`ModelFrame` for what it knows."""
+
+    fit: Fit
+    motion_gap_s: float
+
+    @classmethod
+    def of(cls, buffer: Buffer, spec: ModelSpec) -> FrameBuffer:
+        """Mark a tensor that was made as a model's specification says."""
+        values = {field.name: getattr(buffer, field.name) for field in fields(Buffer)}
+        return cls(**values, fit=spec.fit, motion_gap_s=spec.motion_gap_s)
+
+
+def blank_frame(spec: ModelSpec) -> ModelFrame:
+    """Return a black model frame, uint8 [S, S, 3]: what a model is warmed up with."""
+    return ModelFrame.of(np.zeros((spec.frame_size, spec.frame_size, 3), np.uint8), spec)
+
+
+def check_frames(frames: Sequence[Any] | NDArray[np.uint8], spec: ModelSpec) -> None:
+    """Check that a model can take frames, before one of them is misread.
+
+    Args:
+        frames: a sequence of uint8 [S, S, 3], or uint8 [N, S, S, 3] as one array: model frames, tensors on a device, or
+            where the model sees RGB plain arrays.
+        spec: of the model.
+
+    Raises ``FrameError`` that names what was given and the fix.
+    """
+    if isinstance(frames, np.ndarray):
+        _check_frame(frames, spec, clip=True)
+        return
+    if not isinstance(frames, Sequence) or isinstance(frames, str):
+        raise FrameError(f"frames: {_described(frames)}: pass a list of frames, or one array [N, S, S, 3]")
+    for frame in frames:
+        _check_frame(frame, spec, clip=False)
+
+
+def check_frame(frame: Any, spec: ModelSpec) -> None:
+    """Check that a model can take one frame, uint8 [S, S, 3]; see :func:`check_frames`."""
+    _check_frame(frame, spec, clip=False)
+
+
+def _check_frame(frame: Any, spec: ModelSpec, *, clip: bool) -> None:
+    _check_pixels(frame, spec.frame_size, clip=clip)
+    if isinstance(frame, (ModelFrame, FrameBuffer)):
+        if (frame.motion_gap_s, frame.fit) != (spec.motion_gap_s, spec.fit):
+            raise FrameError(
+                f"frame: made for {_purpose(frame.motion_gap_s, frame.fit)}, and this model takes "
+                f"{_purpose(spec.motion_gap_s, spec.fit)}: make it for this model's spec with {MAKERS}"
+            )
+    elif spec.motion_gap_s:
+        raise FrameError(
+            f"frame: {_described(frame)} may be RGB, and this model takes {_purpose(spec.motion_gap_s, spec.fit)}: "
+            f"make it with FrameMaker, motion_frame or sampled_frames of {MAKERS}; stacked or stored frames are marked "
+            "by adafocus_edge.media.frames.ModelFrame.of(pixels, spec)"
+        )
+
+
+def _purpose(motion_gap_s: float | None, fit: Fit | None) -> str:
+    if motion_gap_s is None:
+        return "no known model"
+    if not motion_gap_s:
+        return f"RGB frames (fit {fit})"
+    return f"motion frames (luminance {2 * motion_gap_s:g} s before, {motion_gap_s:g} s before and now; fit {fit})"
+
+
+def _check_pixels(frame: Any, size: int, *, clip: bool) -> None:
+    """Check type, values' range by it, and shape of a frame (or of a clip's, in one array)."""
+    wanted = f"uint8 [{'N, ' * clip}{size}, {size}, 3]"
+    if not isinstance(frame, (np.ndarray, Buffer)):
+        raise FrameError(f"frame: {_described(frame)}: a model takes {wanted}: make one with {MAKERS}")
+    shape = frame.shape
+    if isinstance(frame, Buffer) and len(shape) == 4 and shape[0] == 1 and not clip:
+        shape = shape[1:]  # a row of a batch on the device
+    if frame.dtype != np.uint8:
+        raise FrameError(f"frame: {_described(frame)}: a model takes {wanted}: {_fix_of_type(frame.dtype)}")
+    if shape[-3:] != (size, size, 3) or len(shape) != 3 + clip:
+        raise FrameError(f"frame: {_described(frame)}: a model takes {wanted}: {_fix_of_shape(shape, size)}")
+
+
+def _fix_of_type(kind: np.dtype[Any]) -> str:
+    if np.issubdtype(kind, np.floating):
+        return "multiply 0..1 by 255, round, and convert to uint8 (normalisation is inside the model)"
+    return "convert it to uint8, 0..255"
+
+
+def _fix_of_shape(shape: tuple[int, ...], size: int) -> str:
+    if shape[-3:] == (3, size, size):
+        return "the channels come last: transpose it"
+    if shape[-1:] == (4,):
+        return "leave out the alpha channel"
+    if len(shape) in (3, 4) and shape[-3:] == (size, size, 3):
+        return "pass one frame of each clip, as a list or as one array"
+    return f"make it with {MAKERS}"
+
+
+def _described(thing: Any) -> str:
+    """Return a type, and for arrays the type of their elements and their shape."""
+    if isinstance(thing, Image.Image):
+        return f"a PIL image ({thing.mode}, {thing.width} x {thing.height})"
+    if isinstance(thing, (np.ndarray, Buffer)):
+        what = "a plain array" if type(thing) is np.ndarray else type(thing).__name__
+        return f"{what} {thing.dtype} {list(thing.shape)}"
+    module = type(thing).__module__.partition(".")[0]
+    return f"a {type(thing).__name__}" if module == "builtins" else f"a {module} {type(thing).__name__}"
+
+
+def as_picture(picture: Any) -> Image.Image:
+    """Return a picture of any size as a PIL image in mode RGB or L.
+
+    Args:
+        picture: a PIL image in one of these modes, or uint8 [H, W, 3] in the order red, green, blue (OpenCV's is the
+            reverse, which no check can see: pass ``bgr[..., ::-1]``), or grey uint8 [H, W].
+
+    Raises ``FrameError`` for anything else.
+    """
+    if isinstance(picture, Image.Image):
+        if picture.mode not in PICTURE_MODES:
+            raise FrameError(f"picture: {_described(picture)}: use image.convert('RGB')")
+        if not picture.width or not picture.height:
+            raise FrameError(f"picture: {_described(picture)}: it is empty")
+        return picture
+    if not isinstance(picture, np.ndarray):
+        raise FrameError(f"picture: {_described(picture)}: give a PIL image, or uint8 [H, W, 3] RGB")
+    wrong = f"picture: {_described(picture)}: give a PIL image, or uint8 [H, W, 3] RGB"
+    if isinstance(picture, ModelFrame):
+        raise FrameError(f"{wrong}: this is a model frame already")
+    if picture.dtype != np.uint8:
+        raise FrameError(f"{wrong}: {_fix_of_type(picture.dtype)}")
+    if 0 in picture.shape:
+        raise FrameError(f"{wrong}: it is empty")
+    if picture.ndim != 2 and (picture.ndim != 3 or picture.shape[2] != 3):
+        raise FrameError(f"{wrong}: {_fix_of_picture(picture.shape)}")
+    return Image.fromarray(picture)
+
+
+def _fix_of_picture(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3 and shape[2] == 4:
+        return "leave out the alpha channel: picture[..., :3]"
+    if len(shape) == 3 and shape[2] == 1:
+        return "a grey one is [H, W]: picture[..., 0]"
+    if len(shape) == 3 and shape[0] in (1, 3, 4):
+        return "the channels come last: picture.transpose(1, 2, 0)"
+    return "one picture at a time" if len(shape) == 4 else "those are the dimensions of no picture"

@@ -1,0 +1,1 @@
+"""The model's shapes and names, its logits, and its exit thresholds."""

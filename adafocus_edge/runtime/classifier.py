@@ -1,0 +1,269 @@
+"""Classifying one clip: sample it, run the glimpse loop over it, and say what was seen where."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from adafocus_edge.errors import UsageError
+from adafocus_edge.media.frames import blank_frame
+from adafocus_edge.media.preprocess import sampled_frames
+from adafocus_edge.model.exits import ExitThresholds, viewing_order
+from adafocus_edge.runtime.glimpse import Glimpse, GlimpseStream, patch_of, see_clip, softmax
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from adafocus_edge.backends.base import LoadedModel
+    from adafocus_edge.backends.nvdec import Choice
+    from adafocus_edge.media.sources import Clip, Source
+
+WARM_CLIPS = 2
+"""Blank clips that prepare a device: the first allocates, and the second may be captured."""
+Schedule = Literal["auto", "clip", "stream"]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class and how sure the model is: its softmax probability."""
+
+    label: str
+    class_id: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One glimpse.
+
+    Attributes:
+        step: from 0.
+        frame_index: number of the frame in the source, from 0.
+        time_s: when that frame is shown, or None where frames have no times.
+        patch: (y, x, size) in pixels of the preprocessed S x S frame.
+        guess: the best class after this step.
+        logits: float32 [C] after this step.
+    """
+
+    step: int
+    frame_index: int
+    time_s: float | None
+    patch: tuple[int, int, int]
+    guess: Guess
+    logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found in one clip, or in one window of a stream.
+
+    Attributes:
+        source: its name.
+        start_s: where the clip begins, in seconds of the source, or None where frames have no times.
+        end_s: where it ends.
+        top: the best classes, best first.
+        steps: one per glimpse.
+        exited_early: whether the model was sure before the last glimpse.
+        latency_ms: from opening the clip (for a stream: from its last frame's capture) to the result.
+        model_ms: of that, inside the glimpse loop (for a stream: the last glimpse).
+        backend: that ran it.
+        variant: that was run.
+        step_ms: time inside the loop of each glimpse; on the clip schedule all but the last graph's work is in the
+            first one's.
+    """
+
+    source: str
+    start_s: float | None
+    end_s: float | None
+    top: tuple[Guess, ...]
+    steps: tuple[Step, ...]
+    exited_early: bool
+    latency_ms: float
+    model_ms: float
+    backend: str
+    variant: str
+    step_ms: tuple[float, ...] = ()
+
+    def to_json(self, *, logits: bool = False) -> dict[str, Any]:
+        """Return the result as design.md's object for ``--json``."""
+
+        def guess(g: Guess) -> dict[str, Any]:
+            return {"label": g.label, "class_id": g.class_id, "confidence": round(g.confidence, 6)}
+
+        def seconds(value: float | None) -> float | None:
+            return None if value is None else round(value, 4)
+
+        steps = []
+        for step in self.steps:
+            entry = {
+                "step": step.step,
+                "frame_index": step.frame_index,
+                "time_s": seconds(step.time_s),
+                "patch": list(step.patch),
+                **guess(step.guess),
+            }
+            if logits:
+                entry["logits"] = [float(value) for value in step.logits]
+            steps.append(entry)
+        return {
+            "source": self.source,
+            "start_s": seconds(self.start_s),
+            "end_s": seconds(self.end_s),
+            **guess(self.top[0]),
+            "top": [guess(g) for g in self.top],
+            "steps": steps,
+            "steps_used": len(self.steps),
+            "exited_early": self.exited_early,
+            "latency_ms": round(self.latency_ms, 3),
+            "model_ms": round(self.model_ms, 3),
+            "backend": self.backend,
+            "variant": self.variant,
+        }
+
+
+class Classifier:
+    """A loaded model with its class names and the choices of one run.
+
+    Args:
+        model: the four sessions.
+        classes: names in the order of the logits.
+        top_k: how many classes a result lists; at most all of them.
+        schedule: how files are seen; ``auto`` is ``clip``, or ``stream`` where an early exit is asked for.
+        exits: stop at the first step that is sure enough; None for never. Their order is the one frames are seen in.
+        decoder: what decodes files and live sources (:func:`adafocus_edge.backends.nvdec.usable_decoder`).
+        note: called with one line where ``auto`` has the CPU decode a file.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        classes: Sequence[str],
+        *,
+        top_k: int = 1,
+        schedule: Schedule = "auto",
+        exits: ExitThresholds | None = None,
+        decoder: Choice = "cpu",
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        if schedule == "clip" and exits is not None:
+            raise UsageError("an early exit saves nothing on the clip schedule: use --schedule stream")
+        self.model = model
+        self.classes = classes
+        self.top_k = top_k
+        self.exits = exits
+        self.schedule = "stream" if schedule == "stream" or exits is not None else "clip"
+        self._stream: GlimpseStream | None = None
+        self.decoder: Choice = decoder
+        self._note = note
+
+    def prepare(self, report: Callable[[str], None] = lambda _: None) -> None:
+        """Run blank clips where the model is kept on a device, so that no file waits for what its first run sets up.
+
+        Args:
+            report: is called with a line before that begins.
+
+        Raises ``BackendError`` if the device fails.
+        """
+        if self.model.resident is None:  # a first run on a CPU is no slower than the others
+            return
+        report("preparing the model ...")
+        blank = [blank_frame(self.model.spec)] * self.model.spec.segments
+        for _ in range(WARM_CLIPS):
+            for _ in self._glimpses(enumerate(blank)):
+                pass
+
+    def classify(self, source: Source) -> tuple[Result, Clip]:
+        """Open and classify a source that ends. Raises ``SourceError``."""
+        started = time.perf_counter()
+        clip = source.open_clip()
+        spec = self.model.spec
+        frames: Iterator[tuple[int, Any]] = (
+            sampled_frames(clip, spec) if self.decoder == "cpu" else self._decoded_on_gpu(clip)
+        )
+        if self.exits is not None and self.exits.order == "coarse-to-fine":
+            read = list(frames)
+            frames = iter([read[position] for position in viewing_order(self.exits.order, len(read))])
+        steps: list[Step] = []
+        step_ms: list[float] = []
+        for index, glimpse, seconds in self._glimpses(frames):
+            step_ms.append(seconds * 1e3)
+            steps.append(self.step(len(steps), index, clip.time_s(index), glimpse))
+            if self.is_sure(steps[-1]):
+                break
+        latency_ms = (time.perf_counter() - started) * 1e3
+        start_s = None if clip.duration_s is None else 0.0
+        exited = len(steps) < spec.segments
+        result = self.result(source.name, start_s, clip.duration_s, steps, exited, latency_ms, sum(step_ms))
+        return replace(result, step_ms=tuple(step_ms)), clip
+
+    def _decoded_on_gpu(self, clip: Clip) -> Iterator[tuple[int, Any]]:
+        from adafocus_edge.backends.nvdec import sampled_frames_on_gpu
+
+        assert self.model.resident is not None
+        return sampled_frames_on_gpu(
+            clip, self.model.resident, self.model.spec.segments, strict=self.decoder == "gpu", note=self._note
+        )
+
+    def _glimpses(self, frames: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Glimpse, float]]:
+        """Yield frame number, glimpse, and the seconds that the model took for it."""
+        if self.schedule == "stream":
+            self._stream = stream = self._stream or GlimpseStream(self.model)
+            stream.reset()
+            for index, pixels in frames:
+                before = time.perf_counter()
+                glimpse = stream.see([pixels])
+                yield index, glimpse, time.perf_counter() - before
+            return
+        indices, pixels_of = zip(*frames, strict=True)
+        before = time.perf_counter()
+        for index, glimpse in zip(indices, see_clip(self.model, pixels_of), strict=True):
+            now = time.perf_counter()
+            yield index, glimpse, now - before
+            before = now
+
+    def step(self, number: int, frame_index: int, time_s: float | None, glimpse: Glimpse) -> Step:
+        """Describe a glimpse of one clip."""
+        logits = glimpse.logits[0]
+        patch = patch_of(self.model.spec, glimpse.origins[0])
+        return Step(number, frame_index, time_s, patch, self._guesses(logits, 1)[0], logits)
+
+    def is_sure(self, step: Step) -> bool:
+        """Whether the run may stop after this step."""
+        last = step.step == self.model.spec.segments - 1
+        return not last and self.exits is not None and self.exits.passes(step.step, step.logits)
+
+    def result(
+        self,
+        source: str,
+        start_s: float | None,
+        end_s: float | None,
+        steps: Sequence[Step],
+        exited_early: bool,
+        latency_ms: float,
+        model_ms: float,
+    ) -> Result:
+        """Sum up the steps of one clip; there must be at least one."""
+        return Result(
+            source, start_s, end_s, self.top(steps[-1]), tuple(steps), exited_early, latency_ms, model_ms,
+            self.model.backend, self.model.variant,
+        )  # fmt: skip
+
+    def top(self, step: Step) -> tuple[Guess, ...]:
+        """Return the best classes after a step, best first."""
+        return self._guesses(step.logits, self.top_k)
+
+    def guesses(self, probabilities: NDArray[np.float32]) -> tuple[Guess, ...]:
+        """Return the best classes of probabilities [C], best first."""
+        return self._best(probabilities, probabilities, self.top_k)
+
+    def _guesses(self, logits: NDArray[np.float32], count: int) -> tuple[Guess, ...]:
+        return self._best(logits, softmax(logits), count)
+
+    def _best(self, scores: NDArray[Any], probabilities: NDArray[Any], count: int) -> tuple[Guess, ...]:
+        best = np.argsort(-scores, kind="stable")[:count]
+        return tuple(Guess(self.classes[i], int(i), float(probabilities[i])) for i in best)

@@ -1,0 +1,134 @@
+"""The glimpse loop: glance, pick a patch, focus on it, add it up, and stop as soon as that is enough.
+
+Paper: arXiv 2105.03245, section 3.1. One model runs on two schedules that give the same result. The policy never needs
+the focuser, so a clip's frames can be glanced at together and its patches focused on together (``see_clip``); a live
+stream goes one frame at a time (``GlimpseStream``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adafocus_edge.errors import FrameError
+from adafocus_edge.media.frames import check_frames
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from adafocus_edge.backends.base import LoadedModel
+    from adafocus_edge.model.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What one step gave, for each of N clips.
+
+    Attributes:
+        origins: float32 [N, 2], the patch's corner (y, x) as a fraction of the free range.
+        logits: float32 [N, C], of everything seen so far.
+    """
+
+    origins: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+
+def see_clip(model: LoadedModel, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
+    """Run a whole clip on the clip schedule.
+
+    Args:
+        model: the four sessions.
+        frames: T model frames, as ``adafocus_edge.media.preprocess`` makes them; where the model sees RGB, plain arrays
+            uint8 [S, S, 3] or [T, S, S, 3], too; where it keeps its tensors on a device, frames may lie there.
+
+    Yields:
+        one glimpse per frame, for a batch of one. Raises ``FrameError`` for frames that the model would misread.
+    """
+    check_frames(frames, model.spec)
+    if model.resident is not None:
+        seen = model.resident.clip(len(frames)).see(list(frames))
+        for step in range(len(frames)):
+            yield Glimpse(seen.origins[step : step + 1], seen.logits[step : step + 1])
+        return
+    frames = np.asarray(frames)
+    steps = range(len(frames))
+    pieces = [slice(start, start + model.batch) for start in range(0, len(frames), model.batch)]
+
+    glances = [model.glancer.run({"frame": frames[piece]}) for piece in pieces]
+
+    policy_state: Any = np.zeros((1, model.spec.policy_state), np.float32)
+    origins = np.empty((len(frames), 2), np.float32)
+    for step in steps:
+        glance, row = glances[step // model.batch], step % model.batch
+        choice = model.policy.run({"feature_map": glance["feature_map"][row : row + 1], "policy_state": policy_state})
+        policy_state = choice["policy_state_out"]
+        origins[step] = np.asarray(choice["origin"])[0]
+
+    focuses = [model.focuser.run({"frame": frames[piece], "origin": origins[piece]}) for piece in pieces]
+
+    state: Any = np.zeros((1, model.spec.classifier_state), np.float32)
+    for step in steps:
+        piece, row = divmod(step, model.batch)
+        feeds = {"focus": focuses[piece]["focus"][row : row + 1], "state": state}
+        if model.spec.with_glancer:
+            feeds["glance"] = glances[piece]["glance"][row : row + 1]
+        verdict = model.classifier.run(feeds)
+        state = verdict["state_out"]
+        yield Glimpse(origins[step : step + 1], np.asarray(verdict["logits"]))
+
+
+class GlimpseStream:
+    """The stream schedule: N clips, one frame of each at a time."""
+
+    def __init__(self, model: LoadedModel, clips: int = 1) -> None:
+        self._model = model
+        self._clips = clips
+        self._loop = None if model.resident is None else model.resident.steps(clips)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin new clips: both states are zero again."""
+        if self._loop is not None:
+            self._loop.reset()
+            return
+        self._policy_state: Any = np.zeros((self._clips, self._model.spec.policy_state), np.float32)
+        self._state: Any = np.zeros((self._clips, self._model.spec.classifier_state), np.float32)
+
+    def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Glimpse:
+        """Take one step with one frame of each clip: N frames, as :func:`see_clip` takes them.
+
+        Raises ``FrameError`` for frames that the model would misread, or another number of them.
+        """
+        check_frames(frames, self._model.spec)
+        if len(frames) != self._clips:
+            raise FrameError(f"frames: {len(frames)} for {self._clips} clips: pass one frame of each")
+        if self._loop is not None:
+            self._loop.submit(list(frames))
+            return self._loop.collect()
+        model, frames = self._model, np.asarray(frames)
+        glance = model.glancer.run({"frame": frames})
+        choice = model.policy.run({"feature_map": glance["feature_map"], "policy_state": self._policy_state})
+        focus = model.focuser.run({"frame": frames, "origin": choice["origin"]})
+        feeds = {"focus": focus["focus"], "state": self._state}
+        if model.spec.with_glancer:
+            feeds["glance"] = glance["glance"]
+        verdict = model.classifier.run(feeds)
+        self._policy_state, self._state = choice["policy_state_out"], verdict["state_out"]
+        return Glimpse(np.asarray(choice["origin"]), np.asarray(verdict["logits"]))
+
+
+def patch_of(spec: ModelSpec, origin: NDArray[np.float32]) -> tuple[int, int, int]:
+    """Return a patch as (y, x, size) in pixels of the S x S frame: the floor is taken in float32, as in the graph."""
+    y, x = np.floor(origin * np.float32(spec.frame_size - spec.patch_size)).astype(int).tolist()
+    return y, x, spec.patch_size
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn logits [..., C] into probabilities."""
+    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities: NDArray[np.float32] = raised / raised.sum(axis=-1, keepdims=True)
+    return probabilities

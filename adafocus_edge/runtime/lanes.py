@@ -1,0 +1,263 @@
+"""Many streams that step together as one batch, each with a state of its own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adafocus_edge.backends.device.memory import HostDevice
+from adafocus_edge.backends.device.runner import Resident, StepLoop
+from adafocus_edge.errors import BackendError, UsageError
+from adafocus_edge.media.frames import blank_frame, check_frames
+from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.runtime.glimpse import Glimpse
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from adafocus_edge.backends.base import LoadedModel, Session
+    from adafocus_edge.backends.device.memory import Buffer
+
+
+WARM_STEPS = 2
+"""Steps on each set of tensors that prepare a batch size: the first allocates, and the second may be captured."""
+
+
+class Lanes:
+    """Streams as rows of a batch.
+
+    A stream joins and leaves at any time. The batch is the smallest of 1, 2, 4 ... that holds all that are there; each
+    size is captured once, when it is first needed, and kept. A stream without a frame is left out of a step: it keeps
+    its state and its row, and nobody waits for it. When one leaves, the last row takes its place.
+
+    Args:
+        model: on any backend of a bundle.
+        most: how many streams there may be.
+    """
+
+    def __init__(self, model: LoadedModel, most: int) -> None:
+        if most < 1:
+            raise UsageError(f"streams must be at least 1, not {most}")
+        self._most = most
+        self._resident = model.resident or _on_host(model)
+        largest = self._resident.largest_batch
+        if largest is not None and most > largest:
+            raise UsageError(f"{most} streams: the engines take {largest} at most: build them with --streams {most}")
+        self._loops: dict[int, StepLoop] = {}
+        self._rows: list[int] = []  # the stream of each row
+        self._fresh: set[int] = set()
+        self._steps: deque[tuple[StepLoop, list[tuple[int, int]]]] = deque()
+        self._count = 0
+        self._loop: StepLoop | None = None
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Who is there."""
+        return tuple(self._rows)
+
+    def prepare(self) -> Iterator[int]:
+        """Prepare every batch size that may be needed, largest first, so that no step later waits for it.
+
+        A size is prepared when the next one is asked for: report what is yielded, and stop asking to give up.
+
+        Yields:
+            each size, before it is prepared. Raises ``BackendError`` if the device fails or its memory is used up.
+        """
+        blank = blank_frame(self._resident.spec)
+        for size in self._sizes():
+            yield size
+            loop = self._loop_of(size)
+            for _ in range(2 * WARM_STEPS):  # two sets of tensors take turns
+                loop.submit([blank] * size)
+                loop.collect()
+            loop.reset()
+
+    def join(self) -> int:
+        """Let a stream in, at the beginning of a clip; return its number. Raises ``UsageError`` if there is no room."""
+        if len(self._rows) == self._most:
+            raise UsageError(f"{self._most} streams are there already")
+        stream, self._count = self._count, self._count + 1
+        self._rows.append(stream)
+        self._fresh.add(stream)
+        try:
+            self._fit()
+        except BaseException:  # no memory for a larger batch: those who are there go on
+            self._rows.remove(stream)
+            self._fresh.discard(stream)
+            raise
+        return stream
+
+    def leave(self, stream: int) -> None:
+        """Take a stream out of the batch. What it has under way is still given by :meth:`collect`."""
+        row, last = self._rows.index(stream), len(self._rows) - 1
+        loop = self._loop
+        if row != last and loop is not None:
+            loop.move(last, loop, row)
+        self._rows[row] = self._rows[last]
+        self._rows.pop()
+        self._fresh.discard(stream)
+        self._fit()
+
+    def restart(self, stream: int) -> None:
+        """Let a stream begin a new clip with its next frame."""
+        if stream not in self._rows:
+            raise ValueError(f"no such stream: {stream}")
+        self._fresh.add(stream)
+
+    def submit(self, frames: Mapping[int, NDArray[Any] | Buffer]) -> None:
+        """Queue a step with a frame of some streams; up to two steps may be under way.
+
+        Args:
+            frames: by stream, as :func:`adafocus_edge.runtime.glimpse.see_clip` takes them, on the host or on the
+                device.
+
+        Raises:
+            BackendError: the device failed, or two steps are under way.
+            FrameError: the model would misread a frame.
+        """
+        check_frames(list(frames.values()), self._resident.spec)
+        unknown = [stream for stream in frames if stream not in self._rows]
+        if unknown or not frames:
+            raise ValueError(f"no such stream: {unknown[0]}" if unknown else "a step needs a frame")
+        assert self._loop is not None
+        rows = {stream: row for row, stream in enumerate(self._rows)}
+        batch: list[Any] = [None] * len(rows)
+        for stream, frame in frames.items():
+            batch[rows[stream]] = frame
+        self._loop.submit(batch, [rows[stream] for stream in self._fresh.intersection(frames)])
+        self._fresh.difference_update(frames)
+        self._steps.append((self._loop, [(stream, rows[stream]) for stream in frames]))
+
+    def collect(self) -> dict[int, Glimpse]:
+        """Wait for the oldest step under way; return the glimpse of each stream that had a frame in it."""
+        loop, seen = self._steps.popleft()
+        made = loop.collect()
+        return {stream: Glimpse(made.origins[row : row + 1], made.logits[row : row + 1]) for stream, row in seen}
+
+    def step(self, frames: Mapping[int, NDArray[Any] | Buffer]) -> dict[int, Glimpse]:
+        """Take a step and wait for it; steps that are under way must have been collected."""
+        if self._steps:
+            raise BackendError("steps are under way: collect them first")
+        self.submit(frames)
+        return self.collect()
+
+    def _fit(self) -> None:
+        """Use the loop of the smallest batch that holds all streams, and hand their states over to it."""
+        if not self._rows:
+            return
+        size = next(size for size in reversed(self._sizes()) if size >= len(self._rows))
+        before = self._loop
+        if before is not None and before.clips == size:
+            return
+        self._loop = loop = self._loop_of(size)
+        if before is not None:
+            for row in range(min(len(self._rows), before.clips)):
+                before.move(row, loop, row)
+
+    def _sizes(self) -> list[int]:
+        """Return the batch sizes that there are, largest first."""
+        powers = (1 << power for power in range((self._most - 1).bit_length()))
+        return sorted({*powers, self._most}, reverse=True)
+
+    def _loop_of(self, size: int) -> StepLoop:
+        if size not in self._loops:
+            self._loops[size] = self._resident.steps(size)
+        return self._loops[size]
+
+
+class SharedLanes:
+    """The same for a model of plain sessions, which on a CPU gain nothing from a batch of many.
+
+    Streams that are given the very same frame share its glance, and those that look at the same patch of it share the
+    focus: staggered states over one source cost little more than one. No graph is given more than ``model.batch`` rows
+    at once: ONNX Runtime keeps for ever what its largest batch needed, with the default model about 9 MB a frame, and
+    the step in which all sources have a frame may come after hours. The interface is that of :class:`Lanes`.
+
+    Args:
+        model: on a backend that keeps nothing on a device.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._states: dict[int, tuple[Any, Any]] = {}
+        self._count = 0
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Who is there."""
+        return tuple(self._states)
+
+    def prepare(self) -> Iterator[int]:
+        """Take one step with a blank frame, so that the first real one does not wait for memory; see :class:`Lanes`."""
+        yield 1
+        stream = self.join()
+        try:
+            self.step({stream: blank_frame(self._model.spec)})
+        finally:
+            self.leave(stream)
+
+    def join(self) -> int:
+        """Let a stream in, at the beginning of a clip; return its number."""
+        stream, self._count = self._count, self._count + 1
+        self.restart(stream)
+        return stream
+
+    def leave(self, stream: int) -> None:
+        """Let a stream go."""
+        del self._states[stream]
+
+    def restart(self, stream: int) -> None:
+        """Let a stream begin a new clip with its next frame."""
+        spec = self._model.spec
+        zeros = (np.zeros((1, length), np.float32) for length in (spec.policy_state, spec.classifier_state))
+        self._states[stream] = (next(zeros), next(zeros))
+
+    def step(self, frames: Mapping[int, NDArray[Any]]) -> dict[int, Glimpse]:
+        """Take a step with a frame of some streams; return the glimpse of each. Raises ``FrameError``."""
+        model, streams = self._model, list(frames)
+        check_frames(list(frames.values()), model.spec)
+        distinct = {id(frame): frame for frame in frames.values()}
+        numbers = {key: number for number, key in enumerate(distinct)}
+        rows = [numbers[id(frames[stream])] for stream in streams]
+        stacked = np.stack(list(distinct.values()))
+        policy_state, state = (np.concatenate(kept) for kept in zip(*map(self._states.get, streams), strict=True))
+
+        glance = self._run(model.glancer, {"frame": stacked})
+        choice = self._run(model.policy, {"feature_map": glance["feature_map"][rows], "policy_state": policy_state})
+        origin = choice["origin"]
+        places = {(row, *place.tolist()): lane for lane, (row, place) in enumerate(zip(rows, origin, strict=True))}
+        looked = {key: number for number, key in enumerate(places)}
+        lanes = list(places.values())
+        focus = self._run(model.focuser, {"frame": stacked[[rows[lane] for lane in lanes]], "origin": origin[lanes]})
+        shared = [looked[(row, *place.tolist())] for row, place in zip(rows, origin, strict=True)]
+        feeds = {"focus": focus["focus"][shared], "state": state}
+        if model.spec.with_glancer:
+            feeds["glance"] = glance["glance"][rows]
+        verdict = self._run(model.classifier, feeds)
+
+        made: dict[int, Glimpse] = {}
+        for lane, stream in enumerate(streams):
+            row = slice(lane, lane + 1)
+            self._states[stream] = (choice["policy_state_out"][row], verdict["state_out"][row])
+            made[stream] = Glimpse(origin[row], verdict["logits"][row])
+        return made
+
+    def _run(self, session: Session, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run a graph in pieces, and join what they give."""
+        count, most = len(next(iter(feeds.values()))), self._model.batch
+        pieces = [
+            session.run({name: rows[start : start + most] for name, rows in feeds.items()})
+            for start in range(0, count, most)
+        ]
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _on_host(model: LoadedModel) -> Resident:
+    """Run a model of the CPU's sessions as if the CPU were a device; the sessions stay the model's."""
+    programs: dict[str, Any] = {graph: getattr(model, graph) for graph in GRAPHS}
+    if not all(hasattr(program, "bind") for program in programs.values()):
+        raise BackendError(f"{model.backend} runs one clip at a time")
+    return Resident(model.spec, programs, HostDevice())
