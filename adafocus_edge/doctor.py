@@ -19,8 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from adafocus_edge import __version__
-from adafocus_edge.cli.tables import STYLE
 from adafocus_edge.errors import BackendError
+from adafocus_edge.system.console import STYLE
 from adafocus_edge.system.cpu import physical_cores, processor, usable_cores
 
 VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm")

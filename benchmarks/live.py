@@ -51,9 +51,9 @@ def ours(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, A
     """Run our live run, with every frame's journey counted by the run itself."""
     from adafocus_edge.backends.registry import load_model
     from adafocus_edge.bundle.store import read_bundle
-    from adafocus_edge.live.capture import CaptureOptions
     from adafocus_edge.live.messages import Listener, Look
     from adafocus_edge.live.run import LiveOptions, LiveRun
+    from adafocus_edge.live.settings import CaptureOptions
     from adafocus_edge.media.sources import find_sources
     from adafocus_edge.runtime.classifier import Classifier
 

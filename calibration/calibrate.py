@@ -16,18 +16,10 @@ import onnx
 import onnxruntime
 
 from adafocus_edge import __version__
-from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.backends.registry import load_model
-from adafocus_edge.bundle.store import (
-    Bundle,
-    GraphInfo,
-    Manifest,
-    copy_bundle,
-    read_bundle,
-    sha256_of,
-    update_bundle,
-    writing,
-)
+from adafocus_edge.bundle.manifest import Bundle, GraphInfo, Manifest
+from adafocus_edge.bundle.store import copy_bundle, read_bundle, sha256_of, update_bundle, writing
 from adafocus_edge.errors import BundleError, DataError, UsageError
 from adafocus_edge.evaluation.dataset import Example
 from adafocus_edge.evaluation.evaluate import Patches, with_patches

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.evaluation.evidence import drop_interval
 from adafocus_edge.evaluation.metrics import wilson_interval
 from adafocus_edge.model.exits import Order, viewing_order

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adafocus_edge.bundle.store import Bundle
+from adafocus_edge.bundle.manifest import Bundle
 from adafocus_edge.errors import DataError, UsageError
 from adafocus_edge.evaluation.dataset import Example, Split, read_data
 from adafocus_edge.evaluation.evidence import content_of, marks_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.errors import DataError
 from adafocus_edge.evaluation.dataset import Example
 from adafocus_edge.evaluation.evaluate import exit_figures

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adafocus_edge.backends.base import LoadedModel, Session
+from adafocus_edge.backends.base import Session
+from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.errors import DataError, SourceError
 from adafocus_edge.evaluation.dataset import Example, Split
 from adafocus_edge.evaluation.evidence import content_of

@@ -12,9 +12,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.backends.onnxruntime import OrtSession
-from adafocus_edge.backends.registry import EXACT_INT8, open_graphs
+from adafocus_edge.backends.registry import open_graphs
+from adafocus_edge.bundle.variants import EXACT_INT8
 from adafocus_edge.model.spec import GRAPHS, ModelSpec
 from calibration import int8
 from calibration.compare import Run, compare, run

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from adafocus_edge import __version__
 from adafocus_edge.backends.onnxruntime import OrtSession
 from adafocus_edge.backends.registry import load_model
-from adafocus_edge.bundle.store import (
+from adafocus_edge.bundle.manifest import (
     CLASSES,
     MANIFEST,
     Bundle,
@@ -25,10 +25,12 @@ from adafocus_edge.bundle.store import (
     Manifest,
     Preprocessing,
     Provenance,
+    encode_manifest,
+)
+from adafocus_edge.bundle.store import (
     check_class_order,
     check_classes,
     check_distinct,
-    encode_manifest,
     first_difference,
     new_bundle,
     read_bundle,
@@ -38,9 +40,11 @@ from adafocus_edge.bundle.store import (
 )
 from adafocus_edge.errors import SourceError
 from adafocus_edge.evaluation.evidence import CONVERTED
+from adafocus_edge.media.clip import Clip
+from adafocus_edge.media.frame_folder import FrameFolder
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.preprocess import model_frames, sample_indices
-from adafocus_edge.media.sources import Clip, FrameFolder, Source
+from adafocus_edge.media.sources import Source
 from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec, contract
 from adafocus_edge.runtime.glimpse import see_clip
 from export.fuse import fuse

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adafocus_edge.backends.registry import load_model
-from adafocus_edge.bundle.store import Bundle, GraphInfo, sha256_of
+from adafocus_edge.bundle.manifest import Bundle, GraphInfo
+from adafocus_edge.bundle.store import sha256_of
 from adafocus_edge.errors import ExportError
 from adafocus_edge.evaluation.evidence import CONVERTED
 from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adafocus_edge.backends.base import LoadedModel, Session
+from adafocus_edge.backends.base import Session
+from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.errors import ExportError
 from adafocus_edge.model.spec import GRAPHS
 from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip

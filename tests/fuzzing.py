@@ -26,9 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from adafocus_edge.bundle.store import MANIFEST, default_bundle, read_bundle, read_classes
-from adafocus_edge.cli.tables import one_line
+from adafocus_edge.bundle.manifest import MANIFEST
+from adafocus_edge.bundle.store import default_bundle, read_bundle, read_classes
 from adafocus_edge.errors import AdaFocusError
+from adafocus_edge.system.console import one_line
 
 if str(GOLDEN := Path(__file__).parent / "golden") not in sys.path:  # pytest's settings do this for tests
     sys.path.insert(0, str(GOLDEN))

@@ -25,7 +25,8 @@ from PIL import Image
 
 from adafocus_edge.cli.app import video_names
 from adafocus_edge.errors import AdaFocusError, UsageError
-from adafocus_edge.live.sinks.results_file import Mqtt, Webhook
+from adafocus_edge.live.sinks.mqtt import Mqtt
+from adafocus_edge.live.sinks.webhook import Webhook
 from adafocus_edge.media.sources import find_sources
 from adafocus_edge.system.addresses import conceal, encoding_hint, is_token, without_password
 from adafocus_edge.system.retention import safe_name

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.backends.registry import BACKENDS, load_model
 from adafocus_edge.benchmark import grid as row_module
 from adafocus_edge.benchmark.compare import Limits, compare
@@ -28,7 +28,8 @@ from adafocus_edge.benchmark.tables import csv_text, markdown
 from adafocus_edge.benchmark.timing import Bench, NoiseClip
 from adafocus_edge.benchmark.tune import Demand, choose
 from adafocus_edge.benchmark.worker import Memory, Opening, Ready, Worker
-from adafocus_edge.bundle.store import Bundle, copy_bundle, default_bundle, read_bundle, update_bundle
+from adafocus_edge.bundle.manifest import Bundle
+from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, update_bundle
 from adafocus_edge.cli.app import _print_benchmark
 from adafocus_edge.errors import AdaFocusError, BackendError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import Example, read_data

@@ -16,9 +16,8 @@ import numpy as np
 import onnx
 import pytest
 
-from adafocus_edge.backends import onnxruntime as ort
+from adafocus_edge.backends import probe
 from adafocus_edge.backends.device import cuda
-from adafocus_edge.backends.device.cuda import Gpu
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.backends.tensorrt import library as nvinfer
 from adafocus_edge.backends.tensorrt.build import BuildRequest, build, in_words
@@ -27,7 +26,7 @@ from adafocus_edge.bundle.engines import BUILT, BuildOptions, BuiltFor, Engines,
 from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, sha256_of, update_bundle
 from adafocus_edge.doctor import examine
 from adafocus_edge.errors import BackendError, BuildError, UsageError
-from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.model.spec import GRAPHS, Gpu
 from calibration import int8
 from calibration.fp16 import to_half
 from calibration.graphs import load_graph, save_graph
@@ -320,7 +319,7 @@ def test_engines_are_refused_with_a_reason_on_the_wrong_device(bundle, monkeypat
     with pytest.raises(BackendError, match=r"built with tensorrt-rtx .*, and 9\.9 is installed"):
         find_engines(bundle, "fp32", library.name, "9.9", ADA)
     # As a user meets it: the backend that was asked for by name, on another GPU and then without one.
-    monkeypatch.setattr(ort, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(probe, "gpu_obstacle", lambda: None)
     monkeypatch.setattr(cuda, "this_gpu", lambda: wrong)
     with pytest.raises(BackendError, match="no engines of fp32 for NVIDIA GeForce RTX 5090"):
         load_model(bundle, backend="tensorrt")
@@ -330,7 +329,7 @@ def test_engines_are_refused_with_a_reason_on_the_wrong_device(bundle, monkeypat
     with pytest.raises(BackendError, match="policy: its file is damaged"):
         load_model(bundle, backend="tensorrt")
     monkeypatch.undo()
-    if ort.gpu_obstacle() is not None:
+    if probe.gpu_obstacle() is not None:
         done = edge("classify", "tests/clips/R6llTwEh07w.mp4", "--bundle", bundle.path, "--backend", "tensorrt")
         one_line_error(done, 1, "tensorrt cannot run here", "--backend onnxruntime-cpu")
 
@@ -347,7 +346,7 @@ def test_a_step_that_no_longer_fits_is_left_out(bundle):
 
 
 def test_a_gpu_that_the_library_cannot_build_for_is_told(bundle, monkeypatch):
-    monkeypatch.setattr(ort, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(probe, "gpu_obstacle", lambda: None)
     monkeypatch.setattr(cuda, "this_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
     with pytest.raises(BackendError, match=r"does not run on this GPU \(NVIDIA H200, sm_90\), only on sm_75.*-cuda"):
         built(bundle)
@@ -375,14 +374,14 @@ def test_a_release_that_knows_more_gpus_than_it_runs_on_builds_for_those_only(bu
     )
     with pytest.raises(UsageError, match="--target sm_90"):
         built(bundle, targets=("sm_90",))
-    monkeypatch.setattr(ort, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(probe, "gpu_obstacle", lambda: None)
     monkeypatch.setattr(cuda, "this_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
     with pytest.raises(BackendError, match="does not run on this GPU"):
         built(bundle)
 
 
 def test_a_gpu_that_the_library_runs_on_is_no_obstacle(monkeypatch):
-    monkeypatch.setattr(ort, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(probe, "gpu_obstacle", lambda: None)
     monkeypatch.setattr(cuda, "this_gpu", lambda: ADA)
     (line,) = (found for found in examine() if found.part.endswith("TensorRT-RTX"))
     assert (line.status, line.detail) == ("ok", nvinfer.find_library("tensorrt-rtx").title)
@@ -399,7 +398,7 @@ def test_another_frame_size_needs_another_graph_of_pixels(bundle):
 
 
 def test_a_gpu_without_engines_is_told_to_build(bundle, monkeypatch):
-    monkeypatch.setattr(ort, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(probe, "gpu_obstacle", lambda: None)
     monkeypatch.setattr(cuda, "this_gpu", lambda: ADA)
     with pytest.raises(
         BackendError, match=r"no engines of fp32 have been built; run: adafocus-edge build \S+ --variant"

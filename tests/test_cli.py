@@ -22,7 +22,8 @@ import torch
 from PIL import Image
 
 from adafocus_edge.bundle.store import default_bundle, read_bundle
-from adafocus_edge.live.capture import Capture, CaptureOptions
+from adafocus_edge.live.capture import Capture
+from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.media.preprocess import sample_indices
 from adafocus_edge.media.sources import Source
 from tests.conftest import CLIPS, GOLDEN, GOLDEN_CASES, ROOT, SMALL, edge, one_line_error

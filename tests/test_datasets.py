@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from adafocus_edge.evaluation.dataset import Example, Split
+from adafocus_edge.media.frame_folder import FrameFolder
 from adafocus_edge.media.preprocess import luminance, model_frames, motion_indices, sample_indices
-from adafocus_edge.media.sources import FrameFolder, Source
+from adafocus_edge.media.sources import Source
 from tests.conftest import CLIPS, GOLDEN, ROOT, official_spec
 from training.augment import CROP_SCALES, augment, crop_box
 from training.datasets import VALIDATION, ClipDataset, EpochSampler, collate

@@ -21,14 +21,12 @@ import av
 import pytest
 
 from adafocus_edge.bundle.engines import read_engines
+from adafocus_edge.bundle.manifest import MANIFEST, Bundle, encode_manifest
 from adafocus_edge.bundle.store import (
     LOCK,
-    MANIFEST,
-    Bundle,
     copied_bundle,
     copy_bundle,
     default_bundle,
-    encode_manifest,
     new_bundle,
     read_bundle,
     update_bundle,
@@ -36,7 +34,7 @@ from adafocus_edge.bundle.store import (
 from adafocus_edge.errors import BundleError
 from adafocus_edge.live.events import EventDetector, EventRule
 from adafocus_edge.live.sinks.recorder import Recorder
-from adafocus_edge.live.sinks.results_file import Snapshots
+from adafocus_edge.live.sinks.snapshots import Snapshots
 from adafocus_edge.system.files import draft_file, locked, write_text
 from tests.conftest import ROOT, SMALL, edge, one_line_error
 from tests.live_parts import SPEC, WALL_S, event, live_frame, until

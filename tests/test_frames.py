@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 
 from adafocus_edge.backends.device.memory import HostDevice
+from adafocus_edge.backends.device.pixels import FrameBuffer
 from adafocus_edge.backends.onnxruntime import OrtSession
 from adafocus_edge.backends.registry import load_model, open_programs
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.errors import AdaFocusError, BackendError, FrameError
-from adafocus_edge.media.frames import FrameBuffer, ModelFrame
+from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.preprocess import FrameMaker, luminance, model_frame, motion_frame, preprocess
 from adafocus_edge.model.spec import GRAPHS
 from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip

@@ -4,19 +4,23 @@ import numpy as np
 import pytest
 
 from adafocus_edge.backends import onnxruntime as ort
+from adafocus_edge.backends import probe
 from adafocus_edge.backends.device import cuda
-from adafocus_edge.backends.device.memory import Buffer, HostDevice
+from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.onnxruntime import OrtSession
+from adafocus_edge.backends.probe import Obstacle
 from adafocus_edge.backends.registry import load_model
+from adafocus_edge.backends.tensors import Buffer
 from adafocus_edge.bundle.engines import PIXELS_FILE
 from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.doctor import examine
 from adafocus_edge.errors import BackendError, UsageError
 from adafocus_edge.media.sources import Source
 from adafocus_edge.model.exits import ExitThresholds
+from adafocus_edge.model.logits import softmax
 from adafocus_edge.model.spec import GRAPHS
 from adafocus_edge.runtime.classifier import Classifier
-from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip, softmax
+from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 from tests.conftest import CLIPS, GOLDEN, SMALL
 from tests.test_model import frames_of
 
@@ -206,7 +210,7 @@ def test_early_exit_stops_at_the_first_sure_step(model):
 
 def test_a_backend_that_cannot_run_says_why(small_bundle, monkeypatch):
     bundle = read_bundle(small_bundle)
-    monkeypatch.setattr(ort, "cuda_obstacle", lambda: ort.Obstacle("no NVIDIA driver was found"))
+    monkeypatch.setattr(ort, "cuda_obstacle", lambda: Obstacle("no NVIDIA driver was found"))
     with pytest.raises(BackendError, match="onnxruntime-cuda cannot run here: no NVIDIA driver .* --backend"):
         load_model(bundle, backend="onnxruntime-cuda")
     with pytest.raises(UsageError, match="known: auto, onnxruntime-cpu"):
@@ -214,7 +218,7 @@ def test_a_backend_that_cannot_run_says_why(small_bundle, monkeypatch):
     with load_model(bundle, backend="auto") as loaded:
         assert loaded.backend == "onnxruntime-cpu"
 
-    if ort.gpu_obstacle() is not None:  # a GPU in words, and then no TensorRT either
+    if probe.gpu_obstacle() is not None:  # a GPU in words, and then no TensorRT either
         with monkeypatch.context() as with_gpu:
             with_gpu.setattr(ort, "cuda_obstacle", lambda: None)
             with pytest.raises(BackendError, match="onnxruntime-tensorrt cannot run here: it needs TensorRT 10"):
@@ -224,7 +228,7 @@ def test_a_backend_that_cannot_run_says_why(small_bundle, monkeypatch):
         raise BackendError("the driver is too old")
 
     monkeypatch.setattr(ort, "cuda_obstacle", lambda: None)
-    monkeypatch.setattr(ort, "gpu_obstacle", lambda: None)
+    monkeypatch.setattr(probe, "gpu_obstacle", lambda: None)
     monkeypatch.setattr(cuda, "CudaDevice", refuse)
     with load_model(bundle, backend="auto") as loaded:
         assert loaded.backend == "onnxruntime-cpu"

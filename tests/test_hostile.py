@@ -12,20 +12,14 @@ from pathlib import Path
 import pytest
 
 from adafocus_edge.benchmark.compare import read_report
-from adafocus_edge.bundle.store import (
-    CLASSES,
-    MANIFEST,
-    copy_bundle,
-    default_bundle,
-    read_bundle,
-    read_classes,
-    sha256_of,
-)
+from adafocus_edge.bundle.manifest import CLASSES, MANIFEST
+from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, read_classes, sha256_of
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import read_data
 from adafocus_edge.live.capture import Counters, _address_pictures
 from adafocus_edge.media import video_file as reading
-from adafocus_edge.media.sources import FOLDER_FPS, FPS_FILE, FrameFolder, Source, find_sources
+from adafocus_edge.media.frame_folder import FOLDER_FPS, FPS_FILE, FrameFolder
+from adafocus_edge.media.sources import Source, find_sources
 from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.system import files
 from tests.conftest import ROOT, edge, one_line_error

@@ -28,12 +28,13 @@ from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.errors import HasAnEndError, SourceError, UsageError
 from adafocus_edge.live import capture as capturing
 from adafocus_edge.live import meters
-from adafocus_edge.live.capture import CameraOptions, Capture, CaptureOptions, Feed, _Due
+from adafocus_edge.live.capture import Capture, Feed, _Due
 from adafocus_edge.live.events import EventDetector, EventRule, Smoother
 from adafocus_edge.live.messages import Drops, Event, Listener, LiveFrame, Look, Notice, Window, iso
 from adafocus_edge.live.meters import DropMeter
 from adafocus_edge.live.run import LiveOptions, LiveRun, RunStatus
 from adafocus_edge.live.session import NoticeTeller, Printer, Printing, status_line, status_shown
+from adafocus_edge.live.settings import CameraOptions, CaptureOptions
 from adafocus_edge.media.preprocess import sample_indices
 from adafocus_edge.media.sources import Source, find_sources, without_password
 from adafocus_edge.model.exits import ExitThresholds

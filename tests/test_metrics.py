@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adafocus_edge.evaluation.metrics import average_precisions, mean_average_precision, top_k_accuracy
-from adafocus_edge.runtime.glimpse import softmax
+from adafocus_edge.model.logits import softmax
 from tests.conftest import GOLDEN
 
 

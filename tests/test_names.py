@@ -18,7 +18,8 @@ from adafocus_edge.cli.app import video_names
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import read_data, read_list
 from adafocus_edge.live.events import EventRule
-from adafocus_edge.media.sources import FOLDER_FPS, FrameFolder, Source, find_sources
+from adafocus_edge.media.frame_folder import FOLDER_FPS, FrameFolder
+from adafocus_edge.media.sources import Source, find_sources
 from adafocus_edge.system.retention import SafeNames
 from calibration.inputs import _read_split
 from tests.conftest import edge, one_line_error

@@ -18,6 +18,7 @@ import pytest
 
 import adafocus_edge.live.capture as capturing
 from adafocus_edge.backends.device.memory import HostDevice
+from adafocus_edge.backends.device.pixels import FrameBuffer
 from adafocus_edge.backends.gpu_frames import DeviceFrame, FrameStore, UnmadeFrame
 from adafocus_edge.backends.nvdec import usable_decoder
 from adafocus_edge.backends.nvdec_stream import MOST_FAILURES, Decoding, StreamDecoder, sequence_parameters
@@ -26,10 +27,9 @@ from adafocus_edge.backends.registry import load_model, open_programs
 from adafocus_edge.bundle.engines import PIXELS_FILE, PIXELS_GRAPH
 from adafocus_edge.bundle.store import default_bundle, open_bundle
 from adafocus_edge.errors import BackendError, SourceError, UsageError
-from adafocus_edge.live.capture import CaptureOptions
 from adafocus_edge.live.messages import LiveFrame, Look, Notice, Window
 from adafocus_edge.live.run import LiveOptions, LiveRun
-from adafocus_edge.media.frames import FrameBuffer
+from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.media.sources import find_sources
 from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.model.spec import GRAPHS

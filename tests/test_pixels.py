@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from adafocus_edge.backends.device.memory import HostDevice
+from adafocus_edge.backends.device.pixels import PixelMaker
 from adafocus_edge.backends.device.runner import Resident
 from adafocus_edge.backends.nvdec import decoded_frames, from_dlpack, make_frames
 from adafocus_edge.backends.onnxruntime import OrtSession
@@ -19,11 +20,13 @@ from adafocus_edge.bundle.engines import PIXELS_FILE, PIXELS_GRAPH
 from adafocus_edge.bundle.store import default_bundle, open_bundle
 from adafocus_edge.errors import BackendError, SourceError
 from adafocus_edge.media.frames import ModelFrame
-from adafocus_edge.media.matrices import Decoded, PixelMaker, matrices, resize_weights, rgb_of_yuv
+from adafocus_edge.media.matrices import Decoded, matrices, resize_weights, rgb_of_yuv
 from adafocus_edge.media.nv12 import layout_of
+from adafocus_edge.media.orientation import upright
 from adafocus_edge.media.preprocess import model_frame, motion_frame, sampled_frames
-from adafocus_edge.media.video_file import VideoFile, upright
-from adafocus_edge.runtime.glimpse import see_clip, softmax
+from adafocus_edge.media.video_file import VideoFile
+from adafocus_edge.model.logits import softmax
+from adafocus_edge.runtime.glimpse import see_clip
 from export.pixels import pixels_graph
 from tests.conftest import CLIPS, ROOT, SMALL
 from tests.videos import encode

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from adafocus_edge.errors import DataError, UsageError
-from adafocus_edge.media.sources import FrameFolder
+from adafocus_edge.media.frame_folder import FrameFolder
 from adafocus_edge.media.video_file import VideoFile
 from tests.conftest import CLIPS, ROOT, edge
 from training.prepare import PrepareOptions, prepare, split_groups

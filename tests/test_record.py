@@ -19,7 +19,7 @@ import pytest
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.live.sinks import recorder as record
 from adafocus_edge.live.sinks.recorder import Recorder
-from adafocus_edge.media.sources import FrameFolder
+from adafocus_edge.media.frame_folder import FrameFolder
 from adafocus_edge.runtime.annotate import PATCH_COLOUR, save_annotated
 from tests.live_parts import SPEC, WALL_S, event, live_frame, look, notice, picture, until, window
 

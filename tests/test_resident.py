@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from adafocus_edge.backends.device import cuda
-from adafocus_edge.backends.device.memory import Buffer, HostDevice
+from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.device.runner import AHEAD
 from adafocus_edge.backends.onnxruntime import OrtSession
 from adafocus_edge.backends.registry import load_model, open_programs
+from adafocus_edge.backends.tensors import Buffer
 from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.errors import BackendError, UsageError
-from adafocus_edge.model.spec import GRAPHS
+from adafocus_edge.model.spec import GRAPHS, Gpu
 from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 from adafocus_edge.runtime.lanes import Lanes
 from tests.conftest import GOLDEN
@@ -516,7 +517,7 @@ def test_what_cuda_refuses_is_told_in_words(monkeypatch):
     runtime = pytest.importorskip("cuda.bindings.runtime")
     with pytest.raises(BackendError, match="CUDA failed while computing: out of memory"):
         cuda.checked(runtime, (runtime.cudaError_t.cudaErrorMemoryAllocation,), "computing")
-    assert cuda.Gpu("NVIDIA GeForce RTX 4090", "8.9").slug == "nvidia-geforce-rtx-4090"
+    assert Gpu("NVIDIA GeForce RTX 4090", "8.9").slug == "nvidia-geforce-rtx-4090"
 
 
 @pytest.mark.gpu

@@ -32,12 +32,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.errors import SourceError, UsageError
-from adafocus_edge.live.capture import CaptureOptions
 from adafocus_edge.live.events import EventRule
 from adafocus_edge.live.messages import Listener, LiveFrame, Notice
 from adafocus_edge.live.run import LiveOptions, LiveRun
+from adafocus_edge.live.settings import CaptureOptions
+from adafocus_edge.media.images import read_image
 from adafocus_edge.media.preprocess import CropWindow
-from adafocus_edge.media.sources import Source, read_image
+from adafocus_edge.media.sources import Source
 from adafocus_edge.runtime.classifier import Classifier
 from adafocus_edge.serve import ServeOptions, Server, app, check_exposure, guard, pictures, uploads
 from adafocus_edge.serve import board as boards

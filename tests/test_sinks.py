@@ -21,7 +21,10 @@ from PIL import Image
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError, UsageError
 from adafocus_edge.live.sinks import results_file as sinks
-from adafocus_edge.live.sinks.results_file import LIVE_CSV_COLUMNS, Mqtt, ResultsFile, Snapshots, Webhook
+from adafocus_edge.live.sinks.mqtt import Mqtt
+from adafocus_edge.live.sinks.results_file import LIVE_CSV_COLUMNS, ResultsFile
+from adafocus_edge.live.sinks.snapshots import Snapshots
+from adafocus_edge.live.sinks.webhook import Webhook
 from tests.live_parts import SPEC, event, live_frame, look, notice, until, window
 
 ROOT = Path(__file__).parent.parent
@@ -608,7 +611,7 @@ def test_a_full_queue_loses_neither_its_events_nor_the_state(tmp_path, sink, tol
 @needs_broker
 def test_a_run_that_is_killed_goes_offline(broker):
     script = (
-        "import sys, time; from adafocus_edge.live.sinks.results_file import Mqtt\n"
+        "import sys, time; from adafocus_edge.live.sinks.mqtt import Mqtt\n"
         f"Mqtt('mqtt://127.0.0.1:{broker.port}/x', print); time.sleep(600)"
     )
     with Subscriber(broker.port) as subscriber:

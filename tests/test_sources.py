@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from adafocus_edge.errors import SourceError, UsageError
-from adafocus_edge.media.sources import FrameFolder, find_sources, is_stream, without_password
+from adafocus_edge.media.frame_folder import FrameFolder
+from adafocus_edge.media.sources import find_sources, is_stream, without_password
 
 
 def put(folder, *names):

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from adafocus_edge.errors import DataError, ShortageError, TrainingError
 from adafocus_edge.live.session import run_log
-from adafocus_edge.media.sources import read_image
+from adafocus_edge.media.images import read_image
 from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.system.files import write_text
 from tests.conftest import ROOT, edge, one_line_error

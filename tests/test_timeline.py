@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from adafocus_edge.errors import SourceError
-from adafocus_edge.live.capture import Capture, CaptureOptions
+from adafocus_edge.live.capture import Capture
+from adafocus_edge.live.settings import CaptureOptions
+from adafocus_edge.media.frame_folder import FrameFolder
 from adafocus_edge.media.preprocess import (
     model_frames,
     motion_frame_indices,
@@ -16,7 +18,7 @@ from adafocus_edge.media.preprocess import (
     preprocess,
     sample_indices,
 )
-from adafocus_edge.media.sources import FrameFolder, Source
+from adafocus_edge.media.sources import Source
 from adafocus_edge.media.timeline import on_one_clock
 from adafocus_edge.media.video_file import VideoFile
 from tests.conftest import CLIPS, edge

@@ -14,8 +14,9 @@ import pytest
 from adafocus_edge.errors import SourceError
 from adafocus_edge.live.capture import _clip_pictures
 from adafocus_edge.media import video_file as video_module
+from adafocus_edge.media.orientation import upright
 from adafocus_edge.media.preprocess import sample_indices
-from adafocus_edge.media.video_file import VideoFile, upright
+from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.system import cpu as cpus
 from tests.conftest import CLIPS, GOLDEN
 from tests.streams import need

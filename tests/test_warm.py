@@ -17,9 +17,9 @@ from adafocus_edge.backends.onnxruntime import OrtSession
 from adafocus_edge.backends.registry import open_programs
 from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.errors import BackendError
-from adafocus_edge.live.capture import CaptureOptions
 from adafocus_edge.live.messages import Notice
 from adafocus_edge.live.run import LiveOptions, LiveRun
+from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.live.watchdog import Silence, Watchdog
 from adafocus_edge.media.sources import find_sources
 from adafocus_edge.model.spec import GRAPHS

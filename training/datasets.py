@@ -21,8 +21,8 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 
 from adafocus_edge.errors import SourceError
 from adafocus_edge.evaluation.dataset import Example, Split
+from adafocus_edge.media.clip import Clip
 from adafocus_edge.media.preprocess import CropWindow, glimpse_frames, luminance, motion_frame_indices, preprocess
-from adafocus_edge.media.sources import Clip
 from adafocus_edge.model.spec import ModelSpec
 from training.augment import Augmentation, UncroppedClips
 from training.frame_cache import ClipFrames, DamagedError, FrameStore, estimate, probe_size

@@ -25,7 +25,7 @@ from PIL import Image
 
 from adafocus_edge.errors import AdaFocusError
 from adafocus_edge.evaluation.dataset import Example
-from adafocus_edge.media.sources import images_in
+from adafocus_edge.media.frame_folder import images_in
 from adafocus_edge.system.files import DRAFT, draft_file, draft_folder, remove_left, take_place
 
 VERSION = 1

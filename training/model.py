@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from adafocus_edge.bundle.store import MEAN, STD
+from adafocus_edge.bundle.manifest import MEAN, STD
 from adafocus_edge.model.spec import ModelSpec
 from training.backbones import backbone
 from training.geometry import action_grid, crop, patch_corner

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.errors import BackendError, UsageError
 from adafocus_edge.evaluation.evaluate import Predict
 from adafocus_edge.model.spec import ModelSpec

@@ -30,7 +30,8 @@ from adafocus_edge.evaluation.dataset import (
     read_data,
     without_suffix,
 )
-from adafocus_edge.media.sources import FPS_FILE, FRAME_NAME, TIMES_FILE, left_out_note, natural_path
+from adafocus_edge.media.frame_folder import FPS_FILE, FRAME_NAME, TIMES_FILE
+from adafocus_edge.media.sources import left_out_note, natural_path
 from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.model.spec import class_name
 from adafocus_edge.system.addresses import shown_failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from adafocus_edge.bundle.store import Setting
+from adafocus_edge.bundle.manifest import Setting
 from adafocus_edge.model.spec import ModelSpec
 from training.checkpoint import Checkpoint, ModelOptions
 

@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from adafocus_edge.bundle.store import first_difference, read_classes, same_classes
-from adafocus_edge.cli.tables import printable, progress_bars
 from adafocus_edge.errors import CheckpointError, DataError, ShortageError, TrainingError, UsageError
 from adafocus_edge.evaluation.dataset import Split, read_data, read_list
 from adafocus_edge.evaluation.evidence import few_clips_note, share_interval
 from adafocus_edge.evaluation.metrics import accuracy_curve, top_k_accuracy
+from adafocus_edge.model.logits import softmax
 from adafocus_edge.model.spec import ModelSpec
-from adafocus_edge.runtime.glimpse import softmax
+from adafocus_edge.system.console import printable, progress_bars
 from training.backbones import BACKBONES
 from training.checkpoint import (
     Checkpoint,

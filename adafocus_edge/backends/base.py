@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from adafocus_edge.model.spec import GRAPHS, ModelSpec, TensorSpec
+from adafocus_edge.model.spec import TensorSpec
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import numpy as np
     from numpy.typing import NDArray
-    from typing_extensions import Self
 
-    from adafocus_edge.backends.device.memory import Buffer, Work
-    from adafocus_edge.backends.device.runner import Resident
+    from adafocus_edge.backends.tensors import Buffer, Work
 
 
 ConvSearch = Literal["heuristic", "exhaustive"]
@@ -106,61 +100,3 @@ class Program(Protocol):
 
     def close(self) -> None:
         """Give its memory back; it cannot run after that."""
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """The four sessions of one variant on one backend; a context manager that closes them.
-
-    Attributes:
-        spec: the model's shapes and names.
-        glancer: ``frame`` to ``feature_map`` and ``glance``.
-        policy: ``feature_map`` and ``policy_state`` to ``origin``, ``action`` and ``policy_state_out``.
-        focuser: ``frame`` and ``origin`` to ``focus``.
-        classifier: ``glance``, ``focus`` and ``state`` to ``logits`` and ``state_out``.
-        backend: its name, such as ``onnxruntime-cpu``.
-        variant: its name, such as ``fp32``.
-        batch: how many frames of a clip are best given to the glancer and the focuser at once.
-        resident: the same graphs with everything kept on a device; None where the four sessions are all there is.
-    """
-
-    spec: ModelSpec
-    glancer: Session
-    policy: Session
-    focuser: Session
-    classifier: Session
-    backend: str
-    variant: str
-    batch: int
-    resident: Resident | None = None
-
-    @classmethod
-    def of(
-        cls,
-        spec: ModelSpec,
-        sessions: Mapping[str, Session],
-        backend: str,
-        variant: str,
-        batch: int,
-        resident: Resident | None = None,
-    ) -> LoadedModel:
-        """Make a model of sessions by the names of their graphs."""
-        glancer, policy, focuser, classifier = (sessions[graph] for graph in GRAPHS)
-        return cls(spec, glancer, policy, focuser, classifier, backend, variant, batch, resident)
-
-    def close(self) -> None:
-        """Close all four sessions and what is on a device, even if closing one of them fails."""
-        with ExitStack() as stack:
-            if self.resident is not None:
-                self.resident.release()
-                stack.callback(self.resident.close)
-            for graph in GRAPHS:
-                stack.callback(getattr(self, graph).close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

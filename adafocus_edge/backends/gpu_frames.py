@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adafocus_edge.backends.device.pixels import FrameBuffer, PixelMaker
 from adafocus_edge.backends.nvdec import from_dlpack
 from adafocus_edge.errors import BackendError
-from adafocus_edge.media.frames import FrameBuffer
-from adafocus_edge.media.matrices import PixelMaker
 from adafocus_edge.media.nv12 import frame_of
 
 if TYPE_CHECKING:
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.device.memory import Buffer, Device
     from adafocus_edge.backends.device.runner import Resident
+    from adafocus_edge.backends.tensors import Buffer, Device
     from adafocus_edge.media.frames import ModelFrame
     from adafocus_edge.media.matrices import Decoded
 
@@ -101,7 +100,7 @@ class DeviceFrame:
 
     def __call__(self) -> NDArray[np.uint8]:
         """Fetch the planes and convert them as the CPU path does. Raises ``BackendError``."""
-        from adafocus_edge.media.video_file import upright
+        from adafocus_edge.media.orientation import upright
 
         return upright(frame_of(self.store.fetch(self.planes), self.layout))
 

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from adafocus_edge.backends.device.cuda import CudaDevice
-from adafocus_edge.backends.device.memory import Buffer, Device
+from adafocus_edge.backends.device.pixels import PixelMaker
+from adafocus_edge.backends.tensors import Buffer, Device
 from adafocus_edge.errors import AdaFocusError, BackendError, SourceError, UsageError
-from adafocus_edge.media.matrices import Decoded, PixelMaker
+from adafocus_edge.media.matrices import Decoded
 from adafocus_edge.media.nv12 import NotOnGpuError
 from adafocus_edge.media.preprocess import model_frames, motion_frame_indices, sample_indices
 from adafocus_edge.system.addresses import conceal
 
 if TYPE_CHECKING:
-    from adafocus_edge.backends.base import LoadedModel
     from adafocus_edge.backends.device.runner import Resident
+    from adafocus_edge.backends.loaded import LoadedModel
+    from adafocus_edge.media.clip import Clip
     from adafocus_edge.media.frames import ModelFrame
-    from adafocus_edge.media.sources import Clip
     from adafocus_edge.media.video_file import VideoFile
 
 Choice = Literal["auto", "cpu", "gpu"]

@@ -164,7 +164,8 @@ class StreamDecoder:
             yield frame.pts, decoded_picture(frame, self._aspect(frame))
 
     def _aspect(self, frame: VideoFrame | None) -> Fraction:
-        from adafocus_edge.media.video_file import is_sideways, pixel_aspect
+        from adafocus_edge.media.orientation import is_sideways
+        from adafocus_edge.media.video_file import pixel_aspect
 
         return pixel_aspect(self._stream.sample_aspect_ratio, frame is not None and is_sideways(frame))
 

@@ -8,7 +8,6 @@ import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import onnxruntime as ort
 
 from adafocus_edge.backends.base import CONV_SEARCH
 from adafocus_edge.backends.device.memory import check_alignment
+from adafocus_edge.backends.probe import Obstacle, gpu_obstacle
 from adafocus_edge.backends.tensorrt.library import find_library
 from adafocus_edge.errors import BackendError
 from adafocus_edge.model.spec import TensorSpec
@@ -25,7 +25,7 @@ from adafocus_edge.system.cpu import usable_cores
 if TYPE_CHECKING:
     from adafocus_edge.backends.base import ConvSearch
     from adafocus_edge.backends.device.cuda import CudaDevice
-    from adafocus_edge.backends.device.memory import Buffer, Work
+    from adafocus_edge.backends.tensors import Buffer, Work
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 TENSORRT_PROVIDER = "TensorrtExecutionProvider"
@@ -273,19 +273,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-@dataclass(frozen=True)
-class Obstacle:
-    """Why something cannot run here.
-
-    Attributes:
-        why: in words.
-        fix: the command or step that changes that; empty where this machine just has no such thing.
-    """
-
-    why: str
-    fix: str = ""
-
-
 @lru_cache(maxsize=1)
 def cuda_obstacle() -> Obstacle | None:
     """Say why ONNX Runtime cannot use an NVIDIA GPU here, or return None if it should: driver, GPU and libraries."""
@@ -306,21 +293,6 @@ def tensorrt_obstacle() -> Obstacle | None:
         ctypes.CDLL("nvinfer_10.dll" if sys.platform == "win32" else "libnvinfer.so.10")
     except OSError:
         return Obstacle("it needs TensorRT 10, which is not installed", "pip install 'tensorrt<11'")
-    return None
-
-
-def gpu_obstacle() -> Obstacle | None:
-    """Ask the driver for a GPU."""
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(name)
-    except OSError:
-        return Obstacle(f"no NVIDIA driver was found ({name})")
-    if status := driver.cuInit(0):
-        return Obstacle(f"the NVIDIA driver finds no usable GPU (cuInit returned {status})")
-    count = ctypes.c_int()
-    if driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
-        return Obstacle("the NVIDIA driver finds no GPU")
     return None
 
 

@@ -7,22 +7,22 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafocus_edge.backends.base import CONV_SEARCH, ConvSearch, LoadedModel, Program, Session
+from adafocus_edge.backends.base import CONV_SEARCH, ConvSearch, Program, Session
+from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.bundle.engines import ENGINES, PIXELS_FILE, PIXELS_GRAPH, find_engines, variant_hash
 from adafocus_edge.bundle.store import check_graph_files, check_unchanged, describe_tensors
+from adafocus_edge.bundle.variants import EXACT_INT8
 from adafocus_edge.errors import BackendError, BundleError, UsageError
 from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec, contract
 
 if TYPE_CHECKING:
-    from adafocus_edge.backends.device.memory import Device
-    from adafocus_edge.backends.onnxruntime import Obstacle
-    from adafocus_edge.bundle.store import Bundle
+    from adafocus_edge.backends.probe import Obstacle
+    from adafocus_edge.backends.tensors import Device
+    from adafocus_edge.bundle.manifest import Bundle
 
 BACKENDS = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
 ON_GPU = ("tensorrt", "onnxruntime-cuda")
 """What ``auto`` tries before the CPU, best first."""
-EXACT_INT8 = frozenset({"int8-trt"})
-"""Variants for devices that add 8-bit products exactly: a CPU that may not do so runs them in floats, slower."""
 CPU_BATCH = 4
 """Frames per call on a CPU: as fast as the whole clip at once (measured), and its activations stay in the caches."""
 RUNTIME_CACHE = "runtime.cache"
@@ -52,11 +52,11 @@ def load_model(
         UsageError: an unknown variant or backend.
         BackendError: the backend cannot run here, with the reason and what to install.
     """
-    from adafocus_edge.backends import onnxruntime as ort
+    from adafocus_edge.backends import probe
 
     variant = bundle.choose_variant(variant)
     if backend == "auto":
-        if ort.gpu_obstacle() is None:
+        if probe.gpu_obstacle() is None:
             for name in ON_GPU:
                 # A GPU that looks usable may still refuse, with a driver older than the CUDA libraries, say.
                 with suppress(BackendError, BundleError):
@@ -88,10 +88,11 @@ def load_model(
 def obstacle(backend: str) -> Obstacle | None:
     """Say why a backend of :data:`BACKENDS` cannot run on this machine, or return None if it should."""
     from adafocus_edge.backends import onnxruntime as ort
+    from adafocus_edge.backends import probe
 
     if backend == "onnxruntime-cpu":
         return None
-    found = ort.gpu_obstacle() if backend == "tensorrt" else ort.cuda_obstacle()
+    found = probe.gpu_obstacle() if backend == "tensorrt" else ort.cuda_obstacle()
     if found is None and backend == "onnxruntime-tensorrt":
         found = ort.tensorrt_obstacle()
     return found
@@ -175,7 +176,7 @@ def open_programs(
 
     Raises ``BackendError``.
     """
-    from adafocus_edge.backends.device.runner import on_device
+    from adafocus_edge.backends.loaded import on_device
 
     with ExitStack() as opened:
         opened.callback(device.close)

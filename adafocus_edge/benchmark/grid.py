@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from adafocus_edge.backends.registry import BACKENDS, obstacle
-from adafocus_edge.cli.tables import ON_CPU
+from adafocus_edge.bundle.variants import ON_CPU
 from adafocus_edge.errors import UsageError
 from adafocus_edge.system.cpu import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from adafocus_edge.bundle.store import Bundle
+    from adafocus_edge.bundle.manifest import Bundle
 
 PEERS = {
     "pytorch-eager": "eager PyTorch, the official way",

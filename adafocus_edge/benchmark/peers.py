@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adafocus_edge.backends.base import LoadedModel
+from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.backends.registry import CPU_BATCH, open_graphs
 from adafocus_edge.benchmark.grid import CHECKPOINT_PEER, TORCH_PEERS
 from adafocus_edge.bundle.store import check_graph_files
-from adafocus_edge.cli.app import reach
 from adafocus_edge.errors import BackendError, MissingExtraError
 from adafocus_edge.evaluation.evaluate import with_patches
-from adafocus_edge.model.spec import GRAPHS, contract
-from adafocus_edge.runtime.glimpse import Glimpse
+from adafocus_edge.model.spec import GRAPHS, Glimpse, contract
+from adafocus_edge.system.companions import reach
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adafocus_edge.backends.base import Session
-    from adafocus_edge.bundle.store import Bundle
+    from adafocus_edge.bundle.manifest import Bundle
     from adafocus_edge.evaluation.evaluate import Predict
     from adafocus_edge.model.spec import TensorSpec
 

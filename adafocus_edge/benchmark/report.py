@@ -9,12 +9,11 @@ import numpy as np
 
 from adafocus_edge.benchmark.grid import CHECKPOINT_PEER, PEERS, TORCH_PEERS
 from adafocus_edge.benchmark.stats import front, mcnemar, ratio, summary, told_apart
-from adafocus_edge.cli.tables import variant_totals
 from adafocus_edge.evaluation.evaluate import exit_figures
 from adafocus_edge.evaluation.evidence import few_clips_note, reuse_note
 from adafocus_edge.evaluation.metrics import accuracy_curve, wilson_interval
 from adafocus_edge.model.exits import exit_steps
-from adafocus_edge.runtime.glimpse import softmax
+from adafocus_edge.model.logits import softmax
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from adafocus_edge.benchmark.grid import Row, Skipped
     from adafocus_edge.benchmark.state import State
     from adafocus_edge.benchmark.timing import Timing
-    from adafocus_edge.bundle.store import Bundle
+    from adafocus_edge.bundle.manifest import Bundle
     from adafocus_edge.model.exits import ExitThresholds
 
 Report = dict[str, Any]
@@ -142,7 +141,7 @@ def _entry(number: int, row: Row, bundle: Bundle, state: State) -> Report:
         else summary([t.whole_ms for t in whole.values() if t.whole_ms is not None]),
         "step_ms": None if row.schedule == "clip" else summary([ms for t in whole.values() for ms in t.step_ms]),
         "clips_per_s": round(row.streams * 1e3 / model_ms["median"], 3),
-        "size_mb": None if loading.peer else round(variant_totals(bundle, loading.variant)[0], 3),
+        "size_mb": None if loading.peer else round(bundle.totals(loading.variant)[0], 3),
         "load_ms": round(told["load_ms"], 1),
         "cold_start_ms": round(told["cold_start_ms"], 1),
         "host_mb": round(told["host_mb"], 1),

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adafocus_edge.benchmark.timing import Timing
-    from adafocus_edge.bundle.store import Bundle
+    from adafocus_edge.bundle.manifest import Bundle
     from adafocus_edge.evaluation.dataset import Example, Split
     from adafocus_edge.model.exits import Order
 

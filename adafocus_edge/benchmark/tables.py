@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from adafocus_edge.benchmark.grid import PEERS
-from adafocus_edge.cli.tables import STYLE
+from adafocus_edge.system.console import STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adafocus_edge.benchmark.peers import OnePiece
+from adafocus_edge.media.clip import SQUARE
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.preprocess import motion_frame_indices, sample_indices, sampled_frames
-from adafocus_edge.media.sources import SQUARE
 from adafocus_edge.model.exits import viewing_order
 from adafocus_edge.model.spec import GRAPHS
 from adafocus_edge.runtime.classifier import Classifier
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.base import LoadedModel, Session
+    from adafocus_edge.backends.base import Session
+    from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.benchmark.energy import EnergyMeter
     from adafocus_edge.benchmark.grid import Row
-    from adafocus_edge.media.sources import Clip
+    from adafocus_edge.media.clip import Clip
     from adafocus_edge.model.exits import ExitThresholds, Order
     from adafocus_edge.runtime.classifier import Result
 
@@ -145,7 +146,7 @@ class NoiseClip:
         return index / self.fps
 
     def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], Any]) -> Iterator[tuple[int, Any]]:
-        """Make frames; see :class:`adafocus_edge.media.sources.Clip`."""
+        """Make frames; see :class:`adafocus_edge.media.clip.Clip`."""
         for index in indices:
             random = np.random.default_rng((self._seed, index))
             yield index, convert(random.integers(0, 256, (*NOISE_SIZE, 3), np.uint8))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal
 
-from adafocus_edge.bundle.store import Profile
+from adafocus_edge.bundle.manifest import Profile
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.evaluation.evidence import Verdict, few_clips_note, reuse_note
 

@@ -15,8 +15,8 @@ from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH
 from adafocus_edge.system.files import read_own, whole_file
 
 if TYPE_CHECKING:
-    from adafocus_edge.backends.device.cuda import Gpu
-    from adafocus_edge.bundle.store import Bundle
+    from adafocus_edge.bundle.manifest import Bundle
+    from adafocus_edge.model.spec import Gpu
 
 ENGINES = "engines"
 """Folder of a bundle that holds them."""

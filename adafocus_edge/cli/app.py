@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import io
 import json
 import os
@@ -25,7 +23,7 @@ import typer.core
 
 from adafocus_edge import __version__
 from adafocus_edge.backends.base import CONV_SEARCH, ConvSearch
-from adafocus_edge.cli.options import DEFAULT_GLIMPSE_FPS, Config, LiveArguments, with_live_options
+from adafocus_edge.cli.options import Config, with_live_options
 from adafocus_edge.errors import (
     AdaFocusError,
     BundleError,
@@ -35,7 +33,9 @@ from adafocus_edge.errors import (
     SourceError,
     UsageError,
 )
+from adafocus_edge.live.settings import DEFAULT_GLIMPSE_FPS, LiveArguments
 from adafocus_edge.model.spec import MOST_SEGMENTS
+from adafocus_edge.system.companions import check_installed, reach
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from typing_extensions import Self
 
-    from adafocus_edge.backends.base import LoadedModel
+    from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.backends.nvdec import Choice
-    from adafocus_edge.bundle.store import Bundle, Manifest
+    from adafocus_edge.bundle.manifest import Bundle, Manifest
     from adafocus_edge.evaluation.dataset import Split
     from adafocus_edge.evaluation.evaluate import Evaluation
     from adafocus_edge.media.sources import Source
@@ -272,9 +272,10 @@ def export_verb(
         converted = {"fp16": reports["fp16"]} if half else {}
         typer.echo(json.dumps({"bundle": str(output), **reports["parity"], **converted, **told}))
         return
-    from adafocus_edge.cli.tables import console, parity_table, variant_totals
+    from adafocus_edge.cli.tables import parity_table
+    from adafocus_edge.system.console import console
 
-    megabytes, gflops = variant_totals(made.bundle, "fp32")
+    megabytes, gflops = made.bundle.totals("fp32")
     clip = gflops * made.bundle.model.segments
     console().print(parity_table(made.bundle.manifest.reports["parity"]["rows"]))
     console().print(f"{output}: {megabytes:.1f} MB, {gflops:.2f} GFLOPs per frame, {clip:.1f} per clip")
@@ -292,7 +293,7 @@ def train(
 ) -> None:
     """Train one of the four stages: `train dataset=custom data_dir=DIR train_stage=1 ...`."""
     del debug
-    _check_installed("torch", "train", "train")
+    check_installed("torch", "train", "train")
     # Before PyTorch is loaded, which takes seconds.
     composed = reach("training.options", "train", "train").compose_options(options)
     reach("training.train", "train", "train").run_composed(composed, quiet, as_json=as_json)
@@ -343,7 +344,7 @@ def prepare(
     if as_json:
         typer.echo(json.dumps(done.to_json()))
     else:
-        from adafocus_edge.cli.tables import printable
+        from adafocus_edge.system.console import printable
 
         typer.echo(printable(done.summary()))
     if done.broken:
@@ -429,7 +430,8 @@ def _print_evaluation(entry: dict[str, Any], *, as_json: bool) -> None:
 
         typer.echo(to_line(entry))
         return
-    from adafocus_edge.cli.tables import console, evaluation_tables
+    from adafocus_edge.cli.tables import evaluation_tables
+    from adafocus_edge.system.console import console
 
     for table in evaluation_tables(entry):
         console().print(table)
@@ -633,7 +635,8 @@ def _print_calibration(done: Any, *, as_json: bool) -> None:
         thresholds = {name: [asdict(one) for one in of_name] for name, of_name in sets.items()}
         typer.echo(json.dumps({"bundle": str(done.bundle.path), **done.report, "exits": thresholds}))
         return
-    from adafocus_edge.cli.tables import calibration_tables, console
+    from adafocus_edge.cli.tables import calibration_tables
+    from adafocus_edge.system.console import console
 
     for table in calibration_tables(done.bundle):
         console().print(table)
@@ -696,7 +699,8 @@ def build(
         about = {**asdict(done.engines.built_for), "variant": done.engines.variant, "batches": done.engines.batches}
         typer.echo(json.dumps({"folder": str(done.folder), **about, "engines": rows}))
         return
-    from adafocus_edge.cli.tables import build_table, console, where_built
+    from adafocus_edge.cli.tables import build_table, where_built
+    from adafocus_edge.system.console import console
 
     console().print(build_table(done))
     console().print(f"{done.folder}: {where_built(done.engines)}", markup=False, soft_wrap=True)
@@ -1125,7 +1129,7 @@ def _print_benchmark(report: dict[str, Any], *, as_json: bool) -> None:
         typer.echo(to_line(report))
         return
     from adafocus_edge.benchmark.tables import tables
-    from adafocus_edge.cli.tables import console
+    from adafocus_edge.system.console import console
 
     to = console(BENCHMARK_WIDTH)
     for part in tables(report):
@@ -1141,15 +1145,17 @@ def inspect(
     """Show what is in a bundle, after checking every hash in it."""
     del debug
     from adafocus_edge.bundle.engines import engine_folders
-    from adafocus_edge.bundle.store import default_bundle, encode_manifest, read_bundle
-    from adafocus_edge.cli.tables import bundle_tables, console, variant_totals
+    from adafocus_edge.bundle.manifest import encode_manifest
+    from adafocus_edge.bundle.store import default_bundle, read_bundle
+    from adafocus_edge.cli.tables import bundle_tables
+    from adafocus_edge.system.console import console
 
     found = read_bundle(bundle or default_bundle())
     if as_json:
         manifest = json.loads(encode_manifest(found.manifest))
         totals = {}
         for variant in found.manifest.variants:
-            megabytes, gflops = variant_totals(found, variant)
+            megabytes, gflops = found.totals(variant)
             totals[variant] = {
                 "size_mb": round(megabytes, 3),
                 "gflops_per_step": round(gflops, 6),
@@ -1167,8 +1173,8 @@ def inspect(
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
     """Say what this machine can run, what is missing, and the command that adds it."""
     del debug
-    from adafocus_edge.cli.tables import console
     from adafocus_edge.doctor import examine, findings_json, findings_table
+    from adafocus_edge.system.console import console
 
     findings = examine()
     if as_json:
@@ -1226,8 +1232,8 @@ def classify(
     del debug, config
     from adafocus_edge.backends.registry import load_model
     from adafocus_edge.bundle.store import check_graph_files, default_bundle, open_bundle
-    from adafocus_edge.cli.tables import ResultFile
     from adafocus_edge.runtime.classifier import Classifier
+    from adafocus_edge.runtime.results import ResultFile
 
     if bundle is None:
         bundle = default_bundle()
@@ -1388,8 +1394,8 @@ def serve(
         raise MissingExtraError("`adafocus-edge serve`", "serve", error.name or "starlette") from None
     from adafocus_edge.backends.registry import load_model
     from adafocus_edge.bundle.store import check_graph_files, default_bundle, open_bundle
-    from adafocus_edge.live.session import serve_live
     from adafocus_edge.runtime.classifier import Classifier
+    from adafocus_edge.serve.session import serve_live
 
     options = ServeOptions(host=host, port=port, token=token, max_upload_mb=max_upload_mb, most_cameras=most_cameras)
     check_exposure(options)
@@ -1429,7 +1435,8 @@ class _Sink:
         if self._json:
             self._print(entry)
         else:
-            from adafocus_edge.cli.tables import console, print_result
+            from adafocus_edge.runtime.results import print_result
+            from adafocus_edge.system.console import console
 
             print_result(console(), result)
 
@@ -1478,7 +1485,7 @@ def _check_missing(
         named = {source.name: error for source, error in missing.items()}
         report_missing(named, live, Printing(as_json, quiet=quiet), output)
         raise typer.Exit(1)
-    from adafocus_edge.cli.tables import ResultFile
+    from adafocus_edge.runtime.results import ResultFile
 
     with ExitStack() as stack:
         sink = _Sink(as_json, logits=False, file=stack.enter_context(ResultFile(output)) if output else None)
@@ -1679,46 +1686,6 @@ def _check_threads(threads: int | None) -> None:
         raise UsageError(f"--threads {threads}: this machine has {os.cpu_count()} processors")
 
 
-def reach(module: str, verb: str, extra: str) -> Any:
-    """Import a module of another of our packages, and make sure that it is ours.
-
-    The packages' names are general (``export``, ``training``), so a folder of that name where the user stands could
-    come first. Raises ``AdaFocusError`` that names what shadows ours, or ``MissingExtraError``.
-    """
-    Path.cwd()  # raises where that was deleted, which PyTorch's libraries would end the process for
-    package = module.partition(".")[0]
-    ours = Path(__file__).resolve().parents[2] / package
-    spec = importlib.util.find_spec(package)
-    where = spec and (spec.origin or next(iter(spec.submodule_search_locations or []), None))
-    found = None
-    if where:
-        found = Path(where).resolve()
-        found = found.parent if found.name == "__init__.py" else found
-    if found != ours:
-        raise AdaFocusError(
-            f"`adafocus-edge {verb}` needs the package {package!r} in {ours.parent}, but "
-            + (
-                f"{found} comes first on Python's path: run from another folder, or rename that"
-                if found
-                else "it is gone"
-            )
-        )
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"`adafocus-edge {verb}`", extra, error.name or module) from None
-
-
-def _check_installed(package: str, verb: str, extra: str) -> None:
-    """Check that a package can be found, without the seconds that importing it takes. Raises ``MissingExtraError``."""
-    try:
-        found = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        found = None
-    if found is None:
-        raise MissingExtraError(f"`adafocus-edge {verb}`", extra, package)
-
-
 def _usable_decoder(asked: DecoderName, model: LoadedModel, quiet: bool) -> Choice:
     """Return what decodes. Raises ``AdaFocusError`` where the GPU must and cannot."""
     from adafocus_edge.backends.nvdec import send_library_output_to_stderr, usable_decoder
@@ -1731,8 +1698,8 @@ def _usable_decoder(asked: DecoderName, model: LoadedModel, quiet: bool) -> Choi
 
 def _say(text: str, quiet: bool) -> None:
     if not quiet:
-        from adafocus_edge.cli.tables import printable
         from adafocus_edge.system.addresses import conceal
+        from adafocus_edge.system.console import printable
 
         print(printable(conceal(text, *sys.argv[1:])), file=sys.stderr)
 
@@ -1754,7 +1721,7 @@ def _sources(arguments: list[str], quiet: bool, video_track: int | None) -> list
 
 
 def _progress(quiet: bool) -> AbstractContextManager[Progress]:
-    from adafocus_edge.cli.tables import progress_bars
+    from adafocus_edge.system.console import progress_bars
 
     return progress_bars(quiet)
 
@@ -1765,7 +1732,7 @@ def _stages(quiet: bool) -> Iterator[Any]:
     if quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return
-    from adafocus_edge.cli.tables import console
+    from adafocus_edge.system.console import console
 
     with console(stderr=True).status("starting") as status:
         yield lambda stage: status.update(stage + " ...")
@@ -1898,7 +1865,7 @@ def _leave(code: int) -> None:
 
 def _fail(text: str, status: int) -> int:
     """Print an error as one line."""
-    from adafocus_edge.cli.tables import one_line
+    from adafocus_edge.system.console import one_line
 
     print(f"error: {one_line(text)}", file=sys.stderr)
     return status

@@ -8,14 +8,13 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.live.settings import LiveArguments
 from adafocus_edge.system.addresses import shown_argument
 from adafocus_edge.system.files import read_text
 
@@ -24,81 +23,38 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FOREVER = "forever"
-DEFAULT_GLIMPSE_FPS = 2.0
 
-
-class DropName(str, Enum):
-    """Values of ``--drop``."""
-
-    OLDEST = "oldest"
-    NEWEST = "newest"
-    NEVER = "never"
-
-
-@dataclass(frozen=True)
-class LiveArguments:
-    """What was given for a live run; the help of each option says what it does."""
-
-    glimpse_fps: Annotated[
-        float | None, typer.Option(min=0.01, max=1000.0, help="Glimpses per second of a live source. [default: 2]")
-    ] = None
-    duration: Annotated[float | None, typer.Option(min=0.0, help="Seconds to run. [default: until told]")] = None
-    overlap: Annotated[
-        int | None, typer.Option(min=1, help="Staggered windows per source: a result every T/K glimpses. [default: 1]")
-    ] = None
-    smooth: Annotated[
-        int | None, typer.Option(min=1, max=1_000_000, help="Windows to average results over. [default: 1]")
-    ] = None
-    event: Annotated[
-        list[str] | None,
-        typer.Option(help="Tell events: LABEL=THRESHOLD,for=SECONDS,cooldown=SECONDS. May be given again."),
-    ] = None
-    drop: Annotated[
-        DropName | None,
-        typer.Option(
-            help="What to leave out when the model is slower. [default: oldest; never for files as fast as possible]"
-        ),
-    ] = None
-    waiting: Annotated[int | None, typer.Option(min=1, help="Frames that may wait per source. [default: 2]")] = None
-    realtime: Annotated[bool, typer.Option("--realtime", help="Play files at their own pace, as live sources.")] = False
-    loop: Annotated[bool, typer.Option("--loop", help="Play files again and again.")] = False
-    retries: Annotated[
-        str | None,
-        typer.Option(
-            help="How often in a row to try a lost source again: a number, or `forever`. [default: forever, but a lone "
-            "source that was never there fails at once]"
-        ),
-    ] = None
-    camera_size: Annotated[str | None, typer.Option(help="Ask cameras for this size, such as 1280x720.")] = None
-    camera_fps: Annotated[float | None, typer.Option(min=0.1, help="Ask cameras for this frame rate.")] = None
-    camera_format: Annotated[str | None, typer.Option(help="Ask cameras for this format, such as MJPG.")] = None
-    record: Annotated[
-        Path | None, typer.Option(help="Folder for MP4s of live sources with the patch drawn on them.")
-    ] = None
-    rotate_mb: Annotated[
-        float | None, typer.Option(min=0.1, help="Begin a new MP4, results or log file at this size. [default: 100]")
-    ] = None
-    rotate_minutes: Annotated[
-        float | None, typer.Option(min=0.05, help="Begin a new MP4 after this time. [default: 60]")
-    ] = None
-    keep: Annotated[
-        int | None, typer.Option(min=1, help="Files to keep of each that rotates. [default: 10; all MP4s]")
-    ] = None
-    snapshots: Annotated[Path | None, typer.Option(help="Folder for a picture of each event.")] = None
-    webhook: Annotated[
-        str | None, typer.Option(help="POST each event, or without --event each result, to this address as JSON.")
-    ] = None
-    webhook_header: Annotated[
-        list[str] | None, typer.Option(help="A header to send with it, such as 'Authorization: Bearer ...'.")
-    ] = None
-    mqtt: Annotated[str | None, typer.Option(help="Publish to a broker: mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC.")] = (
-        None
-    )
-    status: Annotated[
-        float | None, typer.Option(min=0.1, help="Print how it is going every so many seconds, in a pipe, too.")
-    ] = None
-    log: Annotated[Path | None, typer.Option(help="Also write what is said on stderr to this file, with times.")] = None
+LIVE_OPTIONS: dict[str, Any] = {
+    "glimpse_fps": typer.Option(min=0.01, max=1000.0, help="Glimpses per second of a live source. [default: 2]"),
+    "duration": typer.Option(min=0.0, help="Seconds to run. [default: until told]"),
+    "overlap": typer.Option(min=1, help="Staggered windows per source: a result every T/K glimpses. [default: 1]"),
+    "smooth": typer.Option(min=1, max=1_000_000, help="Windows to average results over. [default: 1]"),
+    "event": typer.Option(help="Tell events: LABEL=THRESHOLD,for=SECONDS,cooldown=SECONDS. May be given again."),
+    "drop": typer.Option(
+        help="What to leave out when the model is slower. [default: oldest; never for files as fast as possible]"
+    ),
+    "waiting": typer.Option(min=1, help="Frames that may wait per source. [default: 2]"),
+    "realtime": typer.Option("--realtime", help="Play files at their own pace, as live sources."),
+    "loop": typer.Option("--loop", help="Play files again and again."),
+    "retries": typer.Option(
+        help="How often in a row to try a lost source again: a number, or `forever`. [default: forever, but a lone "
+        "source that was never there fails at once]"
+    ),
+    "camera_size": typer.Option(help="Ask cameras for this size, such as 1280x720."),
+    "camera_fps": typer.Option(min=0.1, help="Ask cameras for this frame rate."),
+    "camera_format": typer.Option(help="Ask cameras for this format, such as MJPG."),
+    "record": typer.Option(help="Folder for MP4s of live sources with the patch drawn on them."),
+    "rotate_mb": typer.Option(min=0.1, help="Begin a new MP4, results or log file at this size. [default: 100]"),
+    "rotate_minutes": typer.Option(min=0.05, help="Begin a new MP4 after this time. [default: 60]"),
+    "keep": typer.Option(min=1, help="Files to keep of each that rotates. [default: 10; all MP4s]"),
+    "snapshots": typer.Option(help="Folder for a picture of each event."),
+    "webhook": typer.Option(help="POST each event, or without --event each result, to this address as JSON."),
+    "webhook_header": typer.Option(help="A header to send with it, such as 'Authorization: Bearer ...'."),
+    "mqtt": typer.Option(help="Publish to a broker: mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC."),
+    "status": typer.Option(min=0.1, help="Print how it is going every so many seconds, in a pipe, too."),
+    "log": typer.Option(help="Also write what is said on stderr to this file, with times."),
+}
+"""Typer's option for each field of :class:`LiveArguments`."""
 
 
 def read_config(context: typer.Context, path: Path | None) -> Path | None:
@@ -173,7 +129,7 @@ def with_live_options(verb: Callable[..., None]) -> Callable[..., None]:
         live = LiveArguments(**{name: given.pop(name) for name in names})
         verb(**given, live=live)
 
-    hints = get_type_hints(LiveArguments, include_extras=True)
+    hints = get_type_hints(LiveArguments)
     fields = dataclasses.fields(LiveArguments)
     names = [field.name for field in fields]
     own_hints = get_type_hints(verb, include_extras=True)
@@ -184,7 +140,10 @@ def with_live_options(verb: Callable[..., None]) -> Callable[..., None]:
     ]
     added = [
         inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[hints[field.name], LIVE_OPTIONS[field.name]],
         )
         for field in fields
     ]

@@ -2,123 +2,23 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import os
-import sys
-import tempfile
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from adafocus_edge.errors import AdaFocusError, UsageError
-from adafocus_edge.model.spec import GRAPHS
-from adafocus_edge.system.addresses import conceal
-from adafocus_edge.system.files import append_whole, is_stream, open_stream, write_all
+from adafocus_edge.bundle.variants import ON_CPU
+from adafocus_edge.system.console import STYLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from rich.console import ConsoleOptions, RenderableType
-    from rich.segment import Segment
-    from typing_extensions import Self
+    from collections.abc import Iterable, Mapping
 
     from adafocus_edge.backends.tensorrt.build import Built
     from adafocus_edge.bundle.engines import Engines
-    from adafocus_edge.bundle.store import Bundle, Preprocessing, Setting
-    from adafocus_edge.runtime.classifier import Guess, Result
+    from adafocus_edge.bundle.manifest import Bundle, Preprocessing, Setting
 
-BAR_WIDTH = 24
-ON_CPU = ("fp32", "int8-cpu")
-"""Variants that are made for a CPU; a calibration times all of them on one."""
 MOST_SHOWN_CLASSES = 12
 """With more classes, the confusion matrix is left to JSON and PNG."""
-STYLE: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD}
-"""How every table looks."""
-CSV_COLUMNS = (
-    "source start_s end_s label class_id confidence steps_used exited_early latency_ms model_ms backend variant error"
-).split()
-
-
-class SafeConsole(Console):
-    """A console that shows codes which a terminal obeys, rather than to send them: names may hold some."""
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Yield what is printed, piece by piece."""
-        for piece in super().render(renderable, options):
-            text = piece.text
-            if piece.control or text == "\n" or text.isprintable():
-                yield piece
-            else:
-                yield piece._replace(text="\n".join(map(printable, text.split("\n"))))
-
-
-def console(width: int = 160, *, stderr: bool = False) -> Console:
-    """Return a console; in a pipe it neither colours nor wraps, but at a width."""
-    plain = SafeConsole(highlight=False, stderr=stderr)
-    return plain if plain.is_terminal else SafeConsole(highlight=False, stderr=stderr, width=width)
-
-
-@contextmanager
-def progress_bars(quiet: bool) -> Iterator[Progress]:
-    """Give progress bars on stderr: seen on a terminal, and not if quiet."""
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console(stderr=True),
-        transient=True,
-        disable=quiet or not sys.stderr.isatty(),
-        # Results that share the terminal go above the bars; into a file or a pipe they go as they are.
-        redirect_stdout=sys.stdout.isatty(),
-    ) as bars:
-        yield bars
-
-
-def printable(text: str) -> str:
-    """Return a text as one line: a file's name may hold line breaks and codes that a terminal obeys."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-LONGEST_ERROR = 1000
-"""Characters of an error: a line of a damaged list that it quotes may hold megabytes."""
-
-
-def one_line(text: str) -> str:
-    """Return an error as one line of bearable length, without secrets: where it is too long, its middle is left out."""
-    text = conceal(text, *sys.argv[1:])
-    if len(text) > LONGEST_ERROR:
-        text = f"{text[: LONGEST_ERROR * 2 // 3]} [...] {text[-LONGEST_ERROR // 3 :]}"
-    return printable(text)
-
-
-def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None = None) -> None:
-    """Print a clip's best classes, and under them what the last windows of a live source come to."""
-    timed = result.start_s is not None and result.end_s is not None
-    span = f"   {result.start_s:.1f} - {result.end_s:.1f} s" if timed else ""
-    to.print(f"[bold]{escape(result.source)}[/]{span}", soft_wrap=True)
-    table = Table(box=None, show_header=False, padding=(0, 2))
-    for guess in result.top:
-        bar = "█" * max(1, round(guess.confidence * BAR_WIDTH))
-        table.add_row(escape(guess.label), f"{guess.confidence:.1%}", bar)
-    table.columns[1].justify = "right"
-    to.print(table)
-    if smoothed is not None:
-        to.print(f"  smoothed: {escape(smoothed[0].label)} {smoothed[0].confidence:.1%}", soft_wrap=True)
-    exited = ", exited early" if result.exited_early else ""
-    to.print(
-        f"  [dim]{len(result.steps)} glimpses{exited}, {result.latency_ms:.0f} ms (model {result.model_ms:.0f} ms), "
-        f"{result.backend}, {result.variant}[/]",
-        soft_wrap=True,
-    )
 
 
 def build_table(built: Built) -> Table:
@@ -205,7 +105,7 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
                 name, info.precision, str(info.opset), shapes(info.inputs), shapes(info.outputs),
                 f"{info.size_bytes / 1e6:.1f}", f"{info.gflops:.3f}", f"{info.gflops * spec.segments:.2f}",
             )  # fmt: skip
-        mb, step = variant_totals(bundle, variant)
+        mb, step = bundle.totals(variant)
         table.add_section()
         table.add_row("all four", "", "", "", "", f"{mb:.1f}", f"{step:.3f}", f"{step * spec.segments:.2f}")
         yield table
@@ -233,12 +133,6 @@ def _preprocessing(steps: Preprocessing) -> str:
         text = f"short side {steps.short_side} ({steps.interpolation}), centre {steps.crop}"
     gap = steps.motion_gap_s
     return text + (f"; channels: luminance {2 * gap:g} s and {gap:g} s before, and now" if gap else "")
-
-
-def variant_totals(bundle: Bundle, variant: str) -> tuple[float, float]:
-    """Return the megabytes and the GFLOPs per step of a variant's four graphs."""
-    graphs = [bundle.manifest.variants[variant][name] for name in GRAPHS]
-    return sum(graph.size_bytes for graph in graphs) / 1e6, sum(graph.gflops for graph in graphs)
 
 
 def parity_table(rows: Iterable[dict[str, Any]]) -> Table:
@@ -389,87 +283,3 @@ def _exit_table(bundle: Bundle, rows: dict[str, Any]) -> Table:
                         f"{found['top1_random_exit']:.1f} %", f"{found['top1_all_steps']:.1f} %",
                     )  # fmt: skip
     return table
-
-
-class ResultFile:
-    """A file of results: CSV if it is called so, else a JSON object per line. A context manager.
-
-    It is ``.NAME.*.part`` until the run ends, so that a file of that name from before is lost only to a finished one,
-    and two runs do not mix. A run that is broken off, as by a full disk, leaves that file with the results it has, if
-    any, and says so on stderr. A device or a pipe is written to as it is.
-    """
-
-    def __init__(self, path: Path) -> None:
-        if path.is_dir():
-            raise UsageError(f"{path}: is a folder, not a file to write")
-        self._path = path
-        self._draft: Path | None = None
-        self._is_csv = path.suffix.lower() == ".csv"
-        with self._told():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if is_stream(path):
-                self._file: IO[bytes] = open_stream(path)
-            else:
-                self._path = path.resolve()  # a link stays, and what it leads to is written
-                handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=self._path.parent)
-                self._draft = Path(name)
-                self._draft.chmod(0o644)
-                self._file = os.fdopen(handle, "wb", buffering=0)
-        self._held = 0  # results
-        self._size = 0  # bytes
-        if self._is_csv:
-            try:
-                self._append(dict(zip(CSV_COLUMNS, CSV_COLUMNS, strict=True)))
-            except BaseException:
-                self._leave()
-                raise
-
-    def write(self, entry: dict[str, Any]) -> None:
-        """Add one result, or one failed source, as its JSON object; whole or not at all. Raises ``AdaFocusError``."""
-        self._append(entry)
-        self._held += 1
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        if self._is_csv:
-            text = io.StringIO()
-            csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore").writerow(entry)
-            line = text.getvalue()
-        else:
-            line = json.dumps(entry, ensure_ascii=False) + "\n"
-        # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
-        content = line.encode(errors="backslashreplace")
-        with self._told():
-            if self._draft is None:
-                write_all(self._file, content)
-            else:
-                append_whole(self._file, content, self._size)
-        self._size += len(content)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._leave()
-            return
-        with self._told():
-            self._file.close()
-            if self._draft is not None:
-                os.replace(self._draft, self._path)
-
-    def _leave(self) -> None:
-        """End a run that was broken off: what there is of results stays."""
-        with suppress(OSError):
-            self._file.close()
-        if self._draft is not None and self._held:
-            print(f"results so far are in {printable(str(self._draft))}", file=sys.stderr)
-        elif self._draft is not None:
-            with suppress(OSError):
-                self._draft.unlink()
-
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise AdaFocusError(f"{self._path}: cannot be written ({error.strerror})") from None

@@ -11,22 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafocus_edge.errors import DataError
-from adafocus_edge.media.sources import (
-    VIDEO_SUFFIXES,
-    FrameFolder,
-    Source,
-    clips_in,
-    entries_in,
-    left_out_note,
-    videos_in,
-)
+from adafocus_edge.media.frame_folder import FrameFolder
+from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source, clips_in, entries_in, left_out_note, videos_in
 from adafocus_edge.model.spec import class_name
 from adafocus_edge.system.files import read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from adafocus_edge.media.sources import Clip
+    from adafocus_edge.media.clip import Clip
 
 FEWEST_FRAMES = 3
 """Clips that a list says are shorter are left out, as in the official code."""

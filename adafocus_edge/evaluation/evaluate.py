@@ -15,8 +15,9 @@ from adafocus_edge.evaluation.metrics import accuracy_curve, top_k_accuracy, wil
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.preprocess import sampled_frames
 from adafocus_edge.model.exits import exit_steps, random_exit_top1, viewing_order
+from adafocus_edge.model.logits import softmax
 from adafocus_edge.model.spec import GRAPHS, TensorSpec
-from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip, softmax
+from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 from adafocus_edge.system.addresses import shown_failure
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.base import LoadedModel
+    from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.evaluation.dataset import Example, Split
     from adafocus_edge.model.exits import ExitThresholds
     from adafocus_edge.model.spec import ModelSpec

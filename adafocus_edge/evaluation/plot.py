@@ -6,14 +6,14 @@ import io
 import os
 from typing import TYPE_CHECKING, Any
 
-from adafocus_edge.cli.tables import ON_CPU
+from adafocus_edge.bundle.variants import ON_CPU
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
 from adafocus_edge.system.files import write_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from adafocus_edge.bundle.store import Bundle
+    from adafocus_edge.bundle.manifest import Bundle
     from adafocus_edge.evaluation.evaluate import Evaluation
 
 MOST_NAMED_CLASSES = 20

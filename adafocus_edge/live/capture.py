@@ -9,13 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from adafocus_edge.errors import AdaFocusError, BackendError, HasAnEndError, SourceError, UsageError
 from adafocus_edge.live.messages import LiveFrame, Notice, NoticeKind
+from adafocus_edge.live.settings import CameraOptions, CaptureOptions, Drop
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.pictures import Picture, decoded_picture
 from adafocus_edge.media.preprocess import luminance, motion_indices, nearest_motion, preprocess
@@ -24,14 +25,12 @@ from adafocus_edge.system.addresses import conceal, encoding_hint
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from adafocus_edge.backends.device.pixels import FrameBuffer
     from adafocus_edge.backends.gpu_frames import LiveFrames, UnmadeFrame
     from adafocus_edge.backends.nvdec_stream import Decoding
-    from adafocus_edge.media.frames import FrameBuffer
-    from adafocus_edge.media.sources import Clip, Source
+    from adafocus_edge.media.clip import Clip
+    from adafocus_edge.media.sources import Source
     from adafocus_edge.model.spec import ModelSpec
-
-Drop = Literal["oldest", "newest", "never"]
-"""What is left out when the model is slower than its sources: the frame that waits longest, the new one, or none."""
 
 
 OPEN_TIMEOUT_S = 10.0
@@ -51,53 +50,6 @@ CAPTURE_THREAD = "capture"
 """What the names of threads begin with that read live sources."""
 POLL_S = 0.1
 """How often a waiting thread looks whether it should stop."""
-
-
-@dataclass(frozen=True)
-class CameraOptions:
-    """What is asked of a camera; None leaves it as it is.
-
-    Attributes:
-        width: pixels.
-        height: pixels.
-        fps: frames per second.
-        fourcc: four letters of the pixel format, such as MJPG or YUYV.
-    """
-
-    width: int | None = None
-    height: int | None = None
-    fps: float | None = None
-    fourcc: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.fourcc is not None and not (len(self.fourcc) == 4 and self.fourcc.isascii()):
-            raise UsageError(f"--camera-format {self.fourcc}: four letters, such as MJPG or YUYV")
-
-
-@dataclass(frozen=True)
-class CaptureOptions:
-    """How sources are read.
-
-    Attributes:
-        glimpse_fps: frames per second that are looked at, in the source's own time.
-        drop: what is left out when the model is slower; None: the oldest of a live source, none of a file that is read
-            as fast as possible.
-        waiting: frames that may wait for the model, at least 1.
-        realtime: whether files are played at their own pace instead of as fast as possible.
-        loop: whether files begin anew at their end.
-        retries: how often in a row a lost source is tried again; None for ever.
-        patient: whether a source that was never there is tried again like one that was lost.
-        camera: what is asked of cameras.
-    """
-
-    glimpse_fps: float = 2.0
-    drop: Drop | None = None
-    waiting: int = 2
-    realtime: bool = False
-    loop: bool = False
-    retries: int | None = None
-    patient: bool = False
-    camera: CameraOptions = field(default_factory=CameraOptions)
 
 
 @dataclass
@@ -639,15 +591,9 @@ def _address_pictures(
 ) -> Iterator[Picture]:
     import av
 
+    from adafocus_edge.media.orientation import is_sideways
     from adafocus_edge.media.tracks import asked_track, describe_track, ranked_tracks, read_only
-    from adafocus_edge.media.video_file import (
-        ADDRESS_LISTS,
-        OPEN_OPTIONS,
-        is_sideways,
-        limit_pictures,
-        limits,
-        pixel_aspect,
-    )
+    from adafocus_edge.media.video_file import ADDRESS_LISTS, OPEN_OPTIONS, limit_pictures, limits, pixel_aspect
 
     options = {**limits(ADDRESS_LISTS), "fflags": "nobuffer", "flags": "low_delay", "analyzeduration": ANALYSE_US}
     if source.address.startswith("rtsp"):

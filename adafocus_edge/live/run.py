@@ -14,14 +14,15 @@ import numpy as np
 
 from adafocus_edge.backends.gpu_frames import LiveFrames
 from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
-from adafocus_edge.live.capture import Capture, CaptureOptions, Feed, Prepared
+from adafocus_edge.live.capture import Capture, Feed, Prepared
 from adafocus_edge.live.clip_job import ClipJob
 from adafocus_edge.live.events import EventDetector, EventRule, Smoother
 from adafocus_edge.live.messages import Drops, Event, Hearer, Listener, LiveFrame, Look, Message, Notice, Window, iso
 from adafocus_edge.live.meters import DropMeter, DropReport, LatencyMeter, RateMeter
+from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.live.watchdog import SILENT_S, Silence, Watchdog
 from adafocus_edge.media.sources import Source
-from adafocus_edge.runtime.glimpse import softmax
+from adafocus_edge.model.logits import softmax
 from adafocus_edge.runtime.lanes import Lanes, SharedLanes
 from adafocus_edge.system.memory import trim
 from adafocus_edge.system.sensors import SensorReader

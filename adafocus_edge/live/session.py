@@ -6,24 +6,24 @@ import logging
 import logging.handlers
 import math
 import re
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adafocus_edge.cli.options import DEFAULT_GLIMPSE_FPS, FOREVER, LiveArguments
-from adafocus_edge.cli.tables import console, print_result, printable
 from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
-from adafocus_edge.live.capture import CameraOptions, CaptureOptions
 from adafocus_edge.live.events import EventRule
 from adafocus_edge.live.messages import Drops, Event, Listener, Look, Message, Notice, Window, to_line
 from adafocus_edge.live.run import LiveOptions, LiveRun, RunStatus
+from adafocus_edge.live.settings import DEFAULT_GLIMPSE_FPS, FOREVER, CameraOptions, CaptureOptions, LiveArguments
+from adafocus_edge.runtime.results import print_result
 from adafocus_edge.system.addresses import conceal
+from adafocus_edge.system.console import console, printable
+from adafocus_edge.system.interrupts import told_to_stop
 from adafocus_edge.system.memory import limit_malloc_arenas
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from adafocus_edge.media.sources import Source
     from adafocus_edge.runtime.classifier import Classifier
-    from adafocus_edge.serve import ServeOptions
 
 DEFAULT_ROTATE_MB = 100.0
 DEFAULT_ROTATE_MINUTES = 60.0
@@ -82,7 +81,7 @@ def live_options(
         retries = int(arguments.retries)
     capture = CaptureOptions(
         glimpse_fps=asked or solved_at or DEFAULT_GLIMPSE_FPS,
-        drop=None if arguments.drop is None else arguments.drop.value,
+        drop=arguments.drop,
         waiting=arguments.waiting or 2,
         realtime=arguments.realtime,
         loop=arguments.loop,
@@ -218,28 +217,6 @@ def run_log(path: Path | None, quiet: bool, rotate_mb: float | None, keep: int |
                 handler.close()
 
 
-@contextmanager
-def told_to_stop() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C, SIGTERM and a terminal that closes set; the second one interrupts at once."""
-    stop = threading.Event()
-    before: dict[int, Any] = {}
-
-    def receive(number: int, frame: Any) -> None:
-        if stop.is_set() and callable(before[number]):
-            before[number](number, frame)
-        stop.set()
-
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            before[int(number)] = signal.signal(number, receive)
-    try:
-        yield stop
-    finally:
-        for number_before, handler in before.items():
-            signal.signal(number_before, handler)
-
-
 def open_sinks(
     stack: ExitStack, arguments: LiveArguments, classifier: Classifier, sources: int, tell: Callable[[str], None],
     output: Path | None, printing: Printing,
@@ -268,18 +245,18 @@ def open_sinks(
         add(Recorder(arguments.record, spec, tell, rotate_mb=rotate_mb, rotate_s=rotate_s, keep=arguments.keep,
                      waiting=waiting))  # fmt: skip
     if arguments.snapshots is not None:
-        from adafocus_edge.live.sinks.results_file import Snapshots
+        from adafocus_edge.live.sinks.snapshots import Snapshots
 
         if not arguments.event:
             raise UsageError("--snapshots: needs --event, which says what is one")
         add(Snapshots(arguments.snapshots, spec, tell))
     if arguments.webhook is not None:
-        from adafocus_edge.live.sinks.results_file import Webhook
+        from adafocus_edge.live.sinks.webhook import Webhook
 
         headers = arguments.webhook_header or []
         add(Webhook(arguments.webhook, tell, windows=not arguments.event, headers=headers))
     if arguments.mqtt is not None:
-        from adafocus_edge.live.sinks.results_file import Mqtt
+        from adafocus_edge.live.sinks.mqtt import Mqtt
 
         add(Mqtt(arguments.mqtt, tell))
     return sinks
@@ -384,7 +361,7 @@ def run_live(
         AdaFocusError: the options contradict each other, a sink cannot be opened, or the model failed.
     """
     limit_malloc_arenas()
-    options = live_options(arguments, _solved_at(classifier), patient=len(sources) > 1)
+    options = live_options(arguments, solved_glimpse_fps(classifier), patient=len(sources) > 1)
     with ExitStack() as stack:
         log = stack.enter_context(run_log(arguments.log, printing.quiet, arguments.rotate_mb, arguments.keep))
         stop = stack.enter_context(told_to_stop())
@@ -403,7 +380,7 @@ def run_live(
             for sink in sinks:
                 if sink.local:
                     sink.patient_until = stop
-        with _told(run, sinks, log), status_shown(run, arguments.status, printing.as_json, printing.quiet):
+        with reported(run, sinks, log), status_shown(run, arguments.status, printing.as_json, printing.quiet):
             if screen is None:
                 run.run(stop, arguments.duration)
             else:
@@ -438,50 +415,13 @@ def report_missing(
                 listener.offer(Notice(name, "failed", str(error), time.time()))
 
 
-def serve_live(
-    sources: list[Source],
-    classifier: Classifier,
-    arguments: LiveArguments,
-    options: ServeOptions,
-    output: Path | None,
-    *,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Serve a page of live sources until told, or for a time.
-
-    Files are played at their own pace, sources that were never there are tried again like lost ones, and one that ends
-    or fails stays on the page.
-
-    Raises:
-        AdaFocusError: the options contradict each other, a sink cannot be opened, the port is taken, or the model
-            failed.
-    """
-    from adafocus_edge.serve import Server
-
-    limit_malloc_arenas()
-    guests = options.most_cameras + options.most_uploads
-    arguments = replace(arguments, realtime=True)
-    live = live_options(arguments, _solved_at(classifier), patient=True, most_guests=guests)
-    with ExitStack() as stack:
-        log = stack.enter_context(run_log(arguments.log, quiet, arguments.rotate_mb, arguments.keep))
-        stop = stack.enter_context(told_to_stop())
-        run = LiveRun(classifier, sources, live, report=log.info)
-        sinks = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, Printing(quiet=quiet))
-        with _told(run, sinks, log), Server(run, options, tell=log.warning) as server:
-            log.info(f"serving {server.url} (Ctrl-C ends)")
-            if as_json:
-                print_line({"url": server.url})
-            with status_shown(run, arguments.status, as_json, quiet):
-                run.run(stop, arguments.duration)
-
-
-def _solved_at(classifier: Classifier) -> float | None:
+def solved_glimpse_fps(classifier: Classifier) -> float | None:
+    """Return the glimpses per second that the exit thresholds are for; None where they are for none."""
     return classifier.exits.glimpse_fps if classifier.exits is not None else None
 
 
 @contextmanager
-def _told(run: LiveRun, sinks: Sequence[Listener], log: logging.Logger) -> Iterator[None]:
+def reported(run: LiveRun, sinks: Sequence[Listener], log: logging.Logger) -> Iterator[None]:
     """Let sinks and the log be told; at the end finish them all, and say what the run comes to."""
     notices = NoticeTeller(log)
     for listener in (*sinks, notices):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from adafocus_edge.backends.device.memory import Buffer
 from adafocus_edge.errors import FrameError
 
 if TYPE_CHECKING:
@@ -63,18 +61,34 @@ class ModelFrame(np.ndarray[Any, np.dtype[np.uint8]]):
         return plain if plain.ndim else plain[()]
 
 
-@dataclass(frozen=True)
-class FrameBuffer(Buffer):
-    """A model frame in a device's memory, uint8 [1, S, S, 3]; see :class:`ModelFrame` for what it knows."""
+@runtime_checkable
+class DeviceTensor(Protocol):
+    """A tensor in a device's memory, as far as checks look at it: a backend's ``Buffer`` is one."""
 
-    fit: Fit
-    motion_gap_s: float
+    @property
+    def address(self) -> int:
+        """Of its first byte."""
 
-    @classmethod
-    def of(cls, buffer: Buffer, spec: ModelSpec) -> FrameBuffer:
-        """Mark a tensor that was made as a model's specification says."""
-        values = {field.name: getattr(buffer, field.name) for field in fields(Buffer)}
-        return cls(**values, fit=spec.fit, motion_gap_s=spec.motion_gap_s)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, the batch first."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its elements."""
+
+
+@runtime_checkable
+class KnownFrame(Protocol):
+    """A frame that knows how it was made: a :class:`ModelFrame`, or one in a device's memory."""
+
+    @property
+    def fit(self) -> Fit:
+        """See :class:`ModelFrame`."""
+
+    @property
+    def motion_gap_s(self) -> float:
+        """See :class:`ModelFrame`."""
 
 
 def blank_frame(spec: ModelSpec) -> ModelFrame:
@@ -108,7 +122,7 @@ def check_frame(frame: Any, spec: ModelSpec) -> None:
 
 def _check_frame(frame: Any, spec: ModelSpec, *, clip: bool) -> None:
     _check_pixels(frame, spec.frame_size, clip=clip)
-    if isinstance(frame, (ModelFrame, FrameBuffer)):
+    if isinstance(frame, (ModelFrame, KnownFrame)):
         if (frame.motion_gap_s, frame.fit) != (spec.motion_gap_s, spec.fit):
             raise FrameError(
                 f"frame: made for {_purpose(frame.motion_gap_s, frame.fit)}, and this model takes "
@@ -133,10 +147,10 @@ def _purpose(motion_gap_s: float | None, fit: Fit | None) -> str:
 def _check_pixels(frame: Any, size: int, *, clip: bool) -> None:
     """Check type, values' range by it, and shape of a frame (or of a clip's, in one array)."""
     wanted = f"uint8 [{'N, ' * clip}{size}, {size}, 3]"
-    if not isinstance(frame, (np.ndarray, Buffer)):
+    if not isinstance(frame, (np.ndarray, DeviceTensor)):
         raise FrameError(f"frame: {_described(frame)}: a model takes {wanted}: make one with {MAKERS}")
     shape = frame.shape
-    if isinstance(frame, Buffer) and len(shape) == 4 and shape[0] == 1 and not clip:
+    if isinstance(frame, DeviceTensor) and len(shape) == 4 and shape[0] == 1 and not clip:
         shape = shape[1:]  # a row of a batch on the device
     if frame.dtype != np.uint8:
         raise FrameError(f"frame: {_described(frame)}: a model takes {wanted}: {_fix_of_type(frame.dtype)}")
@@ -164,7 +178,7 @@ def _described(thing: Any) -> str:
     """Return a type, and for arrays the type of their elements and their shape."""
     if isinstance(thing, Image.Image):
         return f"a PIL image ({thing.mode}, {thing.width} x {thing.height})"
-    if isinstance(thing, (np.ndarray, Buffer)):
+    if isinstance(thing, (np.ndarray, DeviceTensor)):
         what = "a plain array" if type(thing) is np.ndarray else type(thing).__name__
         return f"{what} {thing.dtype} {list(thing.shape)}"
     module = type(thing).__module__.partition(".")[0]

@@ -54,7 +54,7 @@ def layout_of(frame: VideoFrame) -> Decoded:
     Raises:
         NotOnGpuError: the GPU would decode it to something else than the CPU path shows, with the reason.
     """
-    from adafocus_edge.media.video_file import orientation
+    from adafocus_edge.media.orientation import orientation
 
     if frame.format.name not in NV12_LIKE or frame.width % 2 or frame.height % 2:
         size = f"{frame.width} x {frame.height}"

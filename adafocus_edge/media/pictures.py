@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adafocus_edge.media.sources import SQUARE
+from adafocus_edge.media.clip import SQUARE
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -30,7 +30,7 @@ def decoded_picture(frame: VideoFrame, sample_aspect: Fraction) -> Picture:
         frame: the frame.
         sample_aspect: a shown pixel's width over its height.
     """
-    from adafocus_edge.media.video_file import upright, upright_size
+    from adafocus_edge.media.orientation import upright, upright_size
 
     lock = threading.Lock()  # several threads may want the same frame, whose converter in PyAV takes one at a time
 

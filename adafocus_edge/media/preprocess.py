@@ -11,26 +11,18 @@ from PIL import Image
 
 from adafocus_edge.errors import FrameError
 from adafocus_edge.media.frames import ModelFrame, as_picture
+from adafocus_edge.model.spec import short_side
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.media.sources import Clip
+    from adafocus_edge.media.clip import Clip
     from adafocus_edge.model.spec import Fit, ModelSpec
 
-RESIZE_RATIO = (256, 224)
-"""The short side is resized to S * 256 / 224 (official ``scale_size``)."""
-INTERPOLATION = "bilinear, antialiased"
-"""Of that resize, by Pillow."""
 LONGEST_STRIP = 16
 """Beyond this aspect ratio only the part of the source under the crop is resized."""
-
-
-def short_side(size: int) -> int:
-    """Return the pixels to which the short side is resized before the centre S x S is cut out."""
-    return size * RESIZE_RATIO[0] // RESIZE_RATIO[1]
 
 
 @dataclass(frozen=True)

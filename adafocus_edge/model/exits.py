@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from adafocus_edge.runtime.glimpse import softmax
+from adafocus_edge.model.logits import softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 
 Consensus = Literal["gru", "fc"]
 Fit = Literal["crop", "squash"]
@@ -138,3 +144,50 @@ def contract(spec: ModelSpec, graph: str) -> tuple[tuple[TensorSpec, ...], tuple
             (logits, origin, action, policy_state_out, classifier_state_out),
         ),
     }[graph]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Which GPU this is.
+
+    Attributes:
+        name: such as ``NVIDIA H200``.
+        compute_capability: such as ``9.0``.
+    """
+
+    name: str
+    compute_capability: str
+
+    @property
+    def slug(self) -> str:
+        """Its name as part of a file's name."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    @property
+    def sm(self) -> str:
+        """Its compute capability as NVIDIA's tools write it, such as ``sm_90``."""
+        return "sm_" + self.compute_capability.replace(".", "")
+
+
+RESIZE_RATIO = (256, 224)
+"""The short side is resized to S * 256 / 224 (official ``scale_size``)."""
+INTERPOLATION = "bilinear, antialiased"
+"""Of that resize, by Pillow."""
+
+
+def short_side(size: int) -> int:
+    """Return the pixels to which the short side is resized before the centre S x S is cut out."""
+    return size * RESIZE_RATIO[0] // RESIZE_RATIO[1]
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What one step gave, for each of N clips.
+
+    Attributes:
+        origins: float32 [N, 2], the patch's corner (y, x) as a fraction of the free range.
+        logits: float32 [N, C], of everything seen so far.
+    """
+
+    origins: NDArray[np.float32]
+    logits: NDArray[np.float32]

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
     from PIL.ImageFont import ImageFont as BuiltinFont
 
-    from adafocus_edge.live.messages import Look
-    from adafocus_edge.media.sources import Clip
+    from adafocus_edge.media.clip import Clip
     from adafocus_edge.model.spec import ModelSpec
     from adafocus_edge.runtime.classifier import Result, Step
 
@@ -160,30 +159,6 @@ def annotate(frame: NDArray[np.uint8], step: Step, result: Result, spec: ModelSp
     )
     headline = f"{best.label}  {best.confidence:.0%}"
     return draw(frame, Overlay(step.patch, headline, detail, step.guess.confidence), spec)
-
-
-def annotate_live(
-    frame: NDArray[np.uint8], look: Look | None, spec: ModelSpec, note: str = "", lost: str = ""
-) -> NDArray[np.uint8]:
-    """Draw the latest look of a live source on a frame.
-
-    Args:
-        frame: RGB uint8 [H, W, 3].
-        look: the latest, or None before the first: then nothing is drawn, and only the size is made to fit.
-        spec: of the model.
-        note: for the end of the smaller line, such as the time of day.
-        lost: what became of the source since, and when: the look is faded.
-
-    Returns:
-        uint8 [h, w, 3], as :func:`draw` gives it.
-    """
-    if look is None:
-        return draw(frame, None, spec)
-    best = look.top[0]
-    parts = [f"glimpse {look.step.step + 1}/{spec.segments}", f"{look.latency_ms:.0f} ms", note]
-    detail = "   |   ".join(part for part in parts if part)
-    headline = f"{best.label}  {best.confidence:.0%}" + (f", {lost}" if lost else "")
-    return draw(frame, Overlay(look.step.patch, headline, detail, best.confidence, faded=bool(lost)), spec)
 
 
 def draw(frame: NDArray[np.uint8], overlay: Overlay | None, spec: ModelSpec) -> NDArray[np.uint8]:

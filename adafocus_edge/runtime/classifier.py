@@ -12,16 +12,19 @@ from adafocus_edge.errors import UsageError
 from adafocus_edge.media.frames import blank_frame
 from adafocus_edge.media.preprocess import sampled_frames
 from adafocus_edge.model.exits import ExitThresholds, viewing_order
-from adafocus_edge.runtime.glimpse import Glimpse, GlimpseStream, patch_of, see_clip, softmax
+from adafocus_edge.model.logits import softmax
+from adafocus_edge.model.spec import Glimpse
+from adafocus_edge.runtime.glimpse import GlimpseStream, patch_of, see_clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.base import LoadedModel
+    from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.backends.nvdec import Choice
-    from adafocus_edge.media.sources import Clip, Source
+    from adafocus_edge.media.clip import Clip
+    from adafocus_edge.media.sources import Source
 
 WARM_CLIPS = 2
 """Blank clips that prepare a device: the first allocates, and the second may be captured."""

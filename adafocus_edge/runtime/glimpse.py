@@ -7,34 +7,21 @@ stream goes one frame at a time (``GlimpseStream``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adafocus_edge.errors import FrameError
 from adafocus_edge.media.frames import check_frames
+from adafocus_edge.model.spec import Glimpse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.base import LoadedModel
+    from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.model.spec import ModelSpec
-
-
-@dataclass(frozen=True)
-class Glimpse:
-    """What one step gave, for each of N clips.
-
-    Attributes:
-        origins: float32 [N, 2], the patch's corner (y, x) as a fraction of the free range.
-        logits: float32 [N, C], of everything seen so far.
-    """
-
-    origins: NDArray[np.float32]
-    logits: NDArray[np.float32]
 
 
 def see_clip(model: LoadedModel, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
@@ -125,10 +112,3 @@ def patch_of(spec: ModelSpec, origin: NDArray[np.float32]) -> tuple[int, int, in
     """Return a patch as (y, x, size) in pixels of the S x S frame: the floor is taken in float32, as in the graph."""
     y, x = np.floor(origin * np.float32(spec.frame_size - spec.patch_size)).astype(int).tolist()
     return y, x, spec.patch_size
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Turn logits [..., C] into probabilities."""
-    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probabilities: NDArray[np.float32] = raised / raised.sum(axis=-1, keepdims=True)
-    return probabilities

@@ -12,14 +12,14 @@ from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.device.runner import Resident, StepLoop
 from adafocus_edge.errors import BackendError, UsageError
 from adafocus_edge.media.frames import blank_frame, check_frames
-from adafocus_edge.model.spec import GRAPHS
-from adafocus_edge.runtime.glimpse import Glimpse
+from adafocus_edge.model.spec import GRAPHS, Glimpse
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.base import LoadedModel, Session
-    from adafocus_edge.backends.device.memory import Buffer
+    from adafocus_edge.backends.base import Session
+    from adafocus_edge.backends.loaded import LoadedModel
+    from adafocus_edge.backends.tensors import Buffer
 
 
 WARM_STEPS = 2

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from adafocus_edge.errors import AdaFocusError, UsageError
-from adafocus_edge.media.sources import has_too_many_scans
+from adafocus_edge.media.images import has_too_many_scans
 from adafocus_edge.serve.guard import refusal
 
 if TYPE_CHECKING:

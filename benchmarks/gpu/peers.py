@@ -13,7 +13,7 @@ import onnx
 import onnx.shape_inference
 import torch
 
-from adafocus_edge.bundle.store import Bundle
+from adafocus_edge.bundle.manifest import Bundle
 from adafocus_edge.model.spec import GRAPHS
 from benchmarks.gpu.speed import percentiles
 from training.eager import OfficialWay

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from adafocus_edge.backends.base import LoadedModel
 from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.device.runner import Resident
+from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.errors import AdaFocusError
 from adafocus_edge.model.spec import GRAPHS
 from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip

@@ -15,15 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from adafocus_edge.bundle.store import (
-    MANIFEST,
-    Bundle,
-    copy_bundle,
-    default_bundle,
-    encode_manifest,
-    read_bundle,
-    sha256_of,
-)
+from adafocus_edge.bundle.manifest import MANIFEST, Bundle, encode_manifest
+from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, sha256_of
 from adafocus_edge.errors import AdaFocusError
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec

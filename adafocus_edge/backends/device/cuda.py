@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import math
-import re
 import weakref
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adafocus_edge.backends.device.memory import Buffer, Turn, Work
+from adafocus_edge.backends.device.memory import Turn
+from adafocus_edge.backends.tensors import Buffer, Work
 from adafocus_edge.errors import BackendError
+from adafocus_edge.model.spec import Gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,29 +47,6 @@ def checked(cuda: Any, result: tuple[Any, ...], what: str) -> Any:
     return values[0] if values else None
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """Which GPU this is.
-
-    Attributes:
-        name: such as ``NVIDIA H200``.
-        compute_capability: such as ``9.0``.
-    """
-
-    name: str
-    compute_capability: str
-
-    @property
-    def slug(self) -> str:
-        """Its name as part of a file's name."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
-
-    @property
-    def sm(self) -> str:
-        """Its compute capability as NVIDIA's tools write it, such as ``sm_90``."""
-        return "sm_" + self.compute_capability.replace(".", "")
-
-
 def this_gpu() -> Gpu:
     """Say which GPU is used: the first that the driver shows. Raises ``BackendError`` if there is none."""
     cuda = runtime()
@@ -80,7 +57,7 @@ def this_gpu() -> Gpu:
 
 def find_gpu() -> Gpu | None:
     """Return the GPU, or None where no driver finds one. Raises ``BackendError`` where there is one out of reach."""
-    from adafocus_edge.backends.onnxruntime import gpu_obstacle
+    from adafocus_edge.backends.probe import gpu_obstacle
 
     return this_gpu() if gpu_obstacle() is None else None
 
@@ -88,7 +65,7 @@ def find_gpu() -> Gpu | None:
 class CudaDevice:
     """The first NVIDIA GPU: a non-blocking stream for work, another one for uploads, and memory.
 
-    The methods are those of :class:`adafocus_edge.backends.device.memory.Device`.
+    The methods are those of :class:`adafocus_edge.backends.tensors.Device`.
     """
 
     kind = "cuda"

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adafocus_edge.backends.base import LoadedModel, Program
-from adafocus_edge.backends.device.memory import Buffer, aligned
+from adafocus_edge.backends.base import Program
+from adafocus_edge.backends.device.memory import aligned
+from adafocus_edge.backends.tensors import Buffer
 from adafocus_edge.errors import BackendError, BusyError
-from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec, TensorSpec, contract
-from adafocus_edge.runtime.glimpse import Glimpse
+from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, Glimpse, ModelSpec, TensorSpec, contract
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.device.memory import Device, Work
+    from adafocus_edge.backends.tensors import Device, Work
 
 STATES = {"policy_state": "policy_state_out", "state": "state_out"}
 """What a step takes from the step before: input and output."""
@@ -332,14 +332,6 @@ class ClipLoop:
             self._run()
             device.wait(device.mark())
             return Glimpse(*(self._host[name].copy() for name in RESULTS))
-
-
-def on_device(
-    spec: ModelSpec, programs: Mapping[str, Program], device: Device, *, backend: str, variant: str
-) -> LoadedModel:
-    """Make a model of graphs on a device. It owns them all: closing it closes programs and device."""
-    sessions = {graph: DeviceSession(programs[graph], device) for graph in GRAPHS}
-    return LoadedModel.of(spec, sessions, backend, variant, spec.segments, Resident(spec, programs, device))
 
 
 def _checked(feed: Any, spec: TensorSpec) -> NDArray[Any]:

@@ -37,7 +37,7 @@ from adafocus_edge.model.spec import GRAPHS, ModelSpec
 from adafocus_edge.system.files import locked, whole_file
 
 if TYPE_CHECKING:
-    from adafocus_edge.bundle.store import Bundle
+    from adafocus_edge.bundle.manifest import Bundle
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many of its steps are done, and how many there are."""

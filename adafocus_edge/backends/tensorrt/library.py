@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adafocus_edge.errors import BackendError, UsageError
 
 if TYPE_CHECKING:
-    from adafocus_edge.backends.device.cuda import Gpu
+    from adafocus_edge.model.spec import Gpu
 
 MODULES = {
     "tensorrt": ("tensorrt",),

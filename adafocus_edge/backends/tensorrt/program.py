@@ -15,7 +15,7 @@ from adafocus_edge.system.files import whole_file
 
 if TYPE_CHECKING:
     from adafocus_edge.backends.device.cuda import CudaDevice
-    from adafocus_edge.backends.device.memory import Buffer, Work
+    from adafocus_edge.backends.tensors import Buffer, Work
 
 Shapes = tuple[tuple[int, ...], ...]
 WORKSPACE_UNIT = 1 << 20

@@ -16,7 +16,8 @@ from av.video.frame import PictureType
 
 from adafocus_edge.errors import UsageError
 from adafocus_edge.live.messages import Listener, LiveFrame, Look, Message, Notice, iso
-from adafocus_edge.runtime.annotate import TICKS, annotate_live
+from adafocus_edge.live.overlay import annotate_live
+from adafocus_edge.runtime.annotate import TICKS
 from adafocus_edge.system.retention import Newest, Outage, SafeNames, check_folder, stamp
 
 if TYPE_CHECKING:

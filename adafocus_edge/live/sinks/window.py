@@ -13,7 +13,7 @@ import numpy as np
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
 from adafocus_edge.live.messages import CLOSE_S, LiveFrame, Look, Message, Notice, OnceTeller, iso
-from adafocus_edge.media.sources import SQUARE
+from adafocus_edge.media.clip import SQUARE
 from adafocus_edge.system.files import write_file
 from adafocus_edge.system.retention import safe_name, stamp
 
@@ -216,7 +216,7 @@ class Screen:
         return True
 
     def _annotated(self, rgb: NDArray[np.uint8], shown: LiveFrame) -> NDArray[np.uint8]:
-        from adafocus_edge.runtime.annotate import annotate_live
+        from adafocus_edge.live.overlay import annotate_live
 
         notice = self._shown_lost
         lost = "" if notice is None else f"{notice.kind} at {iso(notice.wall_s)[11:19]} UTC"

@@ -1,0 +1,85 @@
+"""A model that is ready to run: four sessions, and what keeps them on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adafocus_edge.backends.base import Program, Session
+from adafocus_edge.backends.device.runner import DeviceSession, Resident
+from adafocus_edge.model.spec import GRAPHS, ModelSpec
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from adafocus_edge.backends.tensors import Device
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The four sessions of one variant on one backend; a context manager that closes them.
+
+    Attributes:
+        spec: the model's shapes and names.
+        glancer: ``frame`` to ``feature_map`` and ``glance``.
+        policy: ``feature_map`` and ``policy_state`` to ``origin``, ``action`` and ``policy_state_out``.
+        focuser: ``frame`` and ``origin`` to ``focus``.
+        classifier: ``glance``, ``focus`` and ``state`` to ``logits`` and ``state_out``.
+        backend: its name, such as ``onnxruntime-cpu``.
+        variant: its name, such as ``fp32``.
+        batch: how many frames of a clip are best given to the glancer and the focuser at once.
+        resident: the same graphs with everything kept on a device; None where the four sessions are all there is.
+    """
+
+    spec: ModelSpec
+    glancer: Session
+    policy: Session
+    focuser: Session
+    classifier: Session
+    backend: str
+    variant: str
+    batch: int
+    resident: Resident | None = None
+
+    @classmethod
+    def of(
+        cls,
+        spec: ModelSpec,
+        sessions: Mapping[str, Session],
+        backend: str,
+        variant: str,
+        batch: int,
+        resident: Resident | None = None,
+    ) -> LoadedModel:
+        """Make a model of sessions by the names of their graphs."""
+        glancer, policy, focuser, classifier = (sessions[graph] for graph in GRAPHS)
+        return cls(spec, glancer, policy, focuser, classifier, backend, variant, batch, resident)
+
+    def close(self) -> None:
+        """Close all four sessions and what is on a device, even if closing one of them fails."""
+        with ExitStack() as stack:
+            if self.resident is not None:
+                self.resident.release()
+                stack.callback(self.resident.close)
+            for graph in GRAPHS:
+                stack.callback(getattr(self, graph).close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def on_device(
+    spec: ModelSpec, programs: Mapping[str, Program], device: Device, *, backend: str, variant: str
+) -> LoadedModel:
+    """Make a model of graphs on a device. It owns them all: closing it closes programs and device."""
+    sessions = {graph: DeviceSession(programs[graph], device) for graph in GRAPHS}
+    return LoadedModel.of(spec, sessions, backend, variant, spec.segments, Resident(spec, programs, device))

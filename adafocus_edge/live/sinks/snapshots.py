@@ -1,0 +1,108 @@
+"""A picture of each event."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adafocus_edge.errors import UsageError
+from adafocus_edge.live.messages import Event, Listener, Message, iso
+from adafocus_edge.system.files import whole_file
+from adafocus_edge.system.retention import Newest, Outage, SafeNames, check_folder, safe_name, stamp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from adafocus_edge.model.spec import ModelSpec
+
+
+class Snapshots(Listener):
+    """Saves a picture when an event starts: ``SOURCE-YYYYmmdd-HHMMSS-LABEL.jpg``, UTC, whole or not at all.
+
+    Args:
+        folder: to write into; made if need be.
+        spec: of the model, for where the patch lies in the frame.
+        tell: takes one line about something that went wrong.
+        keep: how many pictures of the folder stay, the newest; None for all.
+        quality: of the JPEG, 1 to 95.
+        waiting: events that may wait.
+
+    Raises:
+        UsageError: a number makes no sense, or ``folder`` is a file.
+        AdaFocusError: ``folder`` cannot be written.
+    """
+
+    wants = (Event,)
+    _OWN = re.compile(r".+-\d{8}-\d{6}-.+\.jpg")
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        tell: Callable[[str], None],
+        *,
+        keep: int | None = 1000,
+        quality: int = 90,
+        waiting: int = 32,
+    ) -> None:
+        if keep is not None and keep < 1:
+            raise UsageError(f"keeping {keep} snapshots cannot be: give at least 1")
+        if not 1 <= quality <= 95:
+            raise UsageError(f"a JPEG's quality is 1 to 95, not {quality}")
+        check_folder(folder, "snapshots")
+        self._folder = folder
+        self._spec = spec
+        self._newest = None if keep is None else Newest(keep)
+        self._quality = quality
+        self._names = SafeNames()
+        self._outage = Outage(str(folder), tell)
+        super().__init__(str(folder), waiting, tell)
+
+    def offer(self, message: Message) -> None:
+        """Take an event's start; see :meth:`Listener.offer`."""
+        if isinstance(message, Event) and message.kind == "start":
+            super().offer(message)
+
+    def handle(self, message: Message) -> None:
+        """Save one picture; where that fails it is dropped and counted."""
+        if not isinstance(message, Event):
+            return
+        from PIL import Image
+
+        from adafocus_edge.runtime.annotate import Overlay, draw, in_square_pixels
+
+        clock = iso(message.wall_s)[:19].replace("T", " ") + " UTC"
+        headline = f"{message.label}  {message.peak:.0%}"
+        overlay = Overlay(message.patch, headline, f"{message.source}   |   {clock}", message.peak)
+        drawn = Image.fromarray(np.asarray(draw(message.frame.to_rgb(), overlay, self._spec)))
+        picture = in_square_pixels(drawn, message.frame.sample_aspect)
+        base = f"{self._names.of(message.source)}-{stamp(message.wall_s)}-{safe_name(message.label)}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = self._folder / f"{base}.jpg"
+            if path.exists():  # the same label twice within a second
+                path = self._folder / f"{base}-{message.number}.jpg"
+            with whole_file(path) as file:
+                picture.save(file, "JPEG", quality=self._quality)
+            if self._newest is not None:
+                self._newest.wrote(path)
+                self._newest.delete_older(self._saved())
+        except OSError as error:
+            self.failed += 1
+            self.dropped += 1
+            self._outage.failed(f"snapshots cannot be written ({error.strerror or error})")
+        else:
+            self._outage.worked()
+
+    def _saved(self) -> list[Path]:
+        """Return the snapshots in the folder, oldest first."""
+        found = []
+        for path in self._folder.iterdir():
+            if self._OWN.fullmatch(path.name):
+                with suppress(FileNotFoundError):
+                    found.append((path.stat().st_mtime_ns, path))
+        return [path for _, path in sorted(found)]

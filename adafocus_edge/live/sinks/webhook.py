@@ -1,0 +1,145 @@
+"""Events posted to an address."""
+
+from __future__ import annotations
+
+import base64
+import re
+import ssl
+import urllib.request
+from http.client import HTTPException
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+from adafocus_edge import __version__
+from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.live.messages import Event, Listener, Message, Window, to_line
+from adafocus_edge.live.sinks.server import split_server
+from adafocus_edge.system.addresses import encoding_hint, shown_server
+from adafocus_edge.system.retention import Outage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+LONGEST_PAUSE_S = 60.0
+"""Pauses between attempts at a webhook grow from 1 s, doubling, up to this."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect would turn the POST into a GET, and take secret headers to another host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class Webhook(Listener):
+    """Posts each event as JSON to an address, again and again until it is taken.
+
+    What is refused for good (4xx but 408 and 429, and redirects, which are not followed) is counted as failed.
+    Nothing of the address but its host is ever told: user, path and query may be secret.
+
+    Args:
+        url: of the hook, http or https; a user and password in it are sent as basic authorization.
+        tell: takes one line about something that went wrong.
+        windows: whether windows are posted too.
+        headers: more of them, such as ``Authorization: Bearer ...``.
+        timeout_s: for connecting, and for each wait for an answer.
+        waiting: messages that may wait.
+
+    Raises:
+        UsageError: the address or a header cannot be used.
+    """
+
+    wants = (Event, Window)
+
+    def __init__(
+        self,
+        url: str,
+        tell: Callable[[str], None],
+        *,
+        windows: bool = False,
+        headers: Sequence[str] = (),
+        timeout_s: float = 5.0,
+        waiting: int = 1000,
+    ) -> None:
+        parts, host, port = split_server(url, "a webhook's address", ("http", "https"))
+        place = f"[{host}]" if ":" in host else host
+        netloc = place if port is None else f"{place}:{port}"
+        path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~")
+        query = "?" + quote(parts.query, safe="/?%:@!$&'()*+,;=~") if parts.query else ""
+        self._url = f"{parts.scheme}://{netloc}{path}{query}"
+        self._headers = {
+            "Content-Type": "application/json; charset=utf-8",
+            "User-Agent": f"adafocus-edge/{__version__}",
+        }
+        if parts.username is not None:
+            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            self._headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
+        for number, header in enumerate(headers, 1):
+            field, colon, value = header.partition(":")
+            value = value.strip()
+            if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~\w-]+", field, re.ASCII) or not value.isprintable():
+                raise UsageError(f"header {number} of the webhook must look like 'Name: value'")
+            if not value.isascii():
+                raise UsageError(f"header {number} of the webhook, {field}: only ASCII can be sent")
+            self._headers[field] = value
+        self._windows = windows
+        self._timeout_s = timeout_s
+        self._opener = urllib.request.build_opener(_NoRedirects)
+        secret = bool(parts.path.strip("/") or parts.query)
+        name = f"{shown_server(url)}{'/...' if secret else ''}"
+        self._hint = encoding_hint(url)
+        self._outage = Outage(name, tell)
+        super().__init__(name, waiting, tell)
+
+    def offer(self, message: Message) -> None:
+        """Take an event, or a window where these are asked for; see :meth:`Listener.offer`."""
+        if self._windows or not isinstance(message, Window):
+            super().offer(message)
+
+    def handle(self, message: Message) -> None:
+        """Post one message, with growing pauses until it is taken or the run ends. Raises where it is refused."""
+        if not isinstance(message, (Event, Window)):
+            return
+        if self._stopping.is_set() and self._outage.lasts:
+            self.dropped += 1  # there is no time left for an address that does not answer
+            return
+        body = to_line(message.to_json()).encode(errors="backslashreplace")
+        pause_s = 1.0
+        while True:
+            why = self._post(body)
+            if why is None:
+                self._outage.worked()
+                return
+            self._outage.failed(f"{why}{self._hint}: tried again until it is taken")
+            if self._stopping.wait(pause_s):
+                self.dropped += 1
+                return
+            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+
+    def _post(self, body: bytes) -> str | None:
+        """Post once. Returns why it must be tried again, or None. Raises ``AdaFocusError`` where it is refused."""
+        request = urllib.request.Request(self._url, body, self._headers, method="POST")
+        try:
+            with self._opener.open(request, timeout=self._timeout_s):
+                return None
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code < 500 and error.code not in (408, 429):
+                hint = ": give the address that it leads to" if error.code < 400 else ""
+                raise AdaFocusError(f"refused with HTTP {error.code}{hint}") from None
+            return f"answers HTTP {error.code}"
+        except urllib.error.URLError as error:
+            return _reason(error.reason)
+        except (OSError, HTTPException, ValueError) as error:
+            return _reason(error)
+
+
+def _reason(error: object) -> str:
+    """Say why there was no answer, in words that cannot hold the address."""
+    if isinstance(error, TimeoutError):
+        return "does not answer in time"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"has a certificate that is not trusted ({error.verify_message})"
+    known = error.strerror if isinstance(error, OSError) else None
+    return f"cannot be reached ({known or type(error).__name__})"

@@ -1,0 +1,183 @@
+"""A folder of images as a clip."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adafocus_edge.errors import SourceError
+from adafocus_edge.media.clip import SQUARE, T
+from adafocus_edge.media.images import IMAGE_SUFFIXES, read_image
+from adafocus_edge.system.cpu import usable_cores
+from adafocus_edge.system.files import decode_text, read_own
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+FOLDER_FPS = 25.0
+"""A folder of frames says nothing of time; a video made of it is shown at this rate."""
+
+
+def natural_order(path: Path) -> list[tuple[int, str]]:
+    """Sort key that puts ``frame_10`` behind ``frame_9``."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+ONE_DECIMAL = re.compile(r"((?:.*[^\d.,])?)(\d+(?:[.,]\d+)?)")
+"""A frame's name of a time stamp, such as ``1614863201.05`` or ``cam1_1614863201.05``: what is before it, and it."""
+
+
+def frame_order(frames: Sequence[Path]) -> list[Path]:
+    """Return frames in the order of time: by value if the names are one decimal number each, else natural."""
+    matches = [ONE_DECIMAL.fullmatch(path.stem) for path in frames]
+    found = [match.groups() for match in matches if match is not None]
+    values = [Decimal(number.replace(",", ".")) for _, number in found]
+    # Of 1.1 and 1.10, one is no decimal: these are two numbers, as of a shot and of a frame.
+    if len(set(values)) == len(frames) and len({before for before, _ in found}) == 1:
+        return [path for _, path in sorted(zip(values, frames, strict=True))]
+    return sorted(frames, key=natural_order)
+
+
+FRAME_NAME = "image_{:05d}.jpg"
+"""What the official extraction calls frames, counted from 1."""
+FPS_FILE = "fps.txt"
+"""Beside frames that `adafocus-edge prepare` wrote: their rate, for models that see motion."""
+TIMES_FILE = "times.txt"
+"""Beside frames of a video whose rate varies: when each is shown, in seconds, one a line."""
+
+
+def _folder_fps(path: Path) -> float:
+    """Return the frame rate that a folder's file says, if there is one. Raises ``SourceError`` if it says none."""
+    try:
+        text = decode_text(read_own(path)).strip()
+        fps = float(text)
+    except OSError:
+        return FOLDER_FPS
+    except UnicodeError as error:
+        raise SourceError(f"{path}: {error}") from None
+    except ValueError:
+        raise SourceError(f"{path}: {text[:40]!r} is no frame rate: write frames per second, such as 29.97") from None
+    return fps if 0 < fps < 1000 else FOLDER_FPS
+
+
+def _folder_times(path: Path, count: int) -> list[float] | None:
+    """Return when each frame of a folder is shown, if a file says so. Raises ``SourceError`` if it says nonsense."""
+    try:
+        times = [float(line) for line in decode_text(read_own(path)).split()]
+    except OSError:
+        return None
+    except UnicodeError as error:
+        raise SourceError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise SourceError(f"{path}: {error}: write the time of each frame in seconds, one a line") from None
+    if len(times) < count or not all(math.isfinite(time) for time in times):
+        raise SourceError(f"{path}: {len(times)} times for {count} frames: write one a line, in seconds, or remove it")
+    if any(after < before for before, after in itertools.pairwise(times)):
+        raise SourceError(f"{path}: times must rise from frame to frame")
+    return [time - times[0] for time in times[:count]]
+
+
+class FrameFolder:
+    """A folder of images as a clip.
+
+    Args:
+        path: of the folder.
+        count: how many frames are promised, under their official names (a missing one is told when it is read); None
+            to take all images that are there, in the order of :func:`frame_order`.
+    """
+
+    sample_aspect = SQUARE
+    track_note = ""
+
+    def __init__(self, path: str, count: int | None = None) -> None:
+        self.name = path
+        try:
+            if count is None:
+                self._files = frame_order(images_in(Path(path)))
+            else:
+                self._files = [Path(path) / FRAME_NAME.format(number + 1) for number in range(count)]
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
+        self.frame_count = len(self._files)
+        self.fps = _folder_fps(Path(path) / FPS_FILE)
+        if not self._files:
+            raise SourceError(f"{path}: no videos and no frames ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder")
+        self._times = _folder_times(Path(path) / TIMES_FILE, self.frame_count)
+        self.is_constant_rate = self._times is None
+        self.duration_s: float | None = self._times[-1] + 1 / self.fps if self._times else None
+
+    def time_s(self, index: int) -> float | None:
+        """Return when a frame is shown if a file beside it says so; see :class:`Clip`."""
+        return self._times[index] if self._times else None
+
+    def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
+        """Read the frames with these numbers, over the cores and only a little ahead; see :class:`Clip`."""
+        waiting = iter(sorted(set(indices)))
+        pending: deque[tuple[int, Future[T]]] = deque()
+        workers = usable_cores()
+
+        def read(index: int) -> T:
+            return convert(read_image(self._files[index]))
+
+        if workers == 1:
+            last: tuple[int, T] | None = None
+            for index in indices:
+                if last is None or last[0] != index:
+                    last = index, read(index)
+                yield last
+            return
+        with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+
+            def refill() -> None:
+                for index in itertools.islice(waiting, workers + 1 - len(pending)):
+                    pending.append((index, pool.submit(read, index)))
+
+            made: tuple[int, T] | None = None
+            try:
+                for index in indices:
+                    if made is None or made[0] != index:
+                        refill()
+                        number, future = pending.popleft()
+                        made = number, future.result()
+                    yield made
+            finally:
+                for _, future in pending:
+                    future.cancel()
+
+    def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Read all frames in order; see :class:`Clip`."""
+        for index, path in enumerate(self._files):
+            yield index, read_image(path)
+
+
+SERVICE_FOLDERS = frozenset(
+    (
+        "@eadir", "#recycle", "#snapshot", "@sharebin", "@tmp", "@recycle", "@recently-snapshot",  # Synology, QNAP
+        "$recycle.bin", "system volume information",  # Windows
+        "__macosx", "network trash folder", "temporary items",  # macOS
+        "lost+found",
+    )
+)  # fmt: skip
+"""Folders that a NAS or a system puts among people's own: they hold thumbnails, and what was deleted."""
+
+
+def is_service(name: str) -> bool:
+    """Whether a file or folder of that name is left out of searches: hidden, or a NAS's or a system's own."""
+    return name.startswith(".") or name.casefold() in SERVICE_FOLDERS
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the images that lie directly in a folder; hidden files do not count."""
+    found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not is_service(p.name))
+    return [p for p in found if os.path.isfile(p)]

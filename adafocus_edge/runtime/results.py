@@ -1,0 +1,139 @@
+"""Results as people read them on a terminal, and as files: JSON lines, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.system.console import printable
+from adafocus_edge.system.files import append_whole, is_stream, open_stream, write_all
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from typing_extensions import Self
+
+    from adafocus_edge.runtime.classifier import Guess, Result
+
+
+BAR_WIDTH = 24
+CSV_COLUMNS = (
+    "source start_s end_s label class_id confidence steps_used exited_early latency_ms model_ms backend variant error"
+).split()
+
+
+def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None = None) -> None:
+    """Print a clip's best classes, and under them what the last windows of a live source come to."""
+    timed = result.start_s is not None and result.end_s is not None
+    span = f"   {result.start_s:.1f} - {result.end_s:.1f} s" if timed else ""
+    to.print(f"[bold]{escape(result.source)}[/]{span}", soft_wrap=True)
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for guess in result.top:
+        bar = "█" * max(1, round(guess.confidence * BAR_WIDTH))
+        table.add_row(escape(guess.label), f"{guess.confidence:.1%}", bar)
+    table.columns[1].justify = "right"
+    to.print(table)
+    if smoothed is not None:
+        to.print(f"  smoothed: {escape(smoothed[0].label)} {smoothed[0].confidence:.1%}", soft_wrap=True)
+    exited = ", exited early" if result.exited_early else ""
+    to.print(
+        f"  [dim]{len(result.steps)} glimpses{exited}, {result.latency_ms:.0f} ms (model {result.model_ms:.0f} ms), "
+        f"{result.backend}, {result.variant}[/]",
+        soft_wrap=True,
+    )
+
+
+class ResultFile:
+    """A file of results: CSV if it is called so, else a JSON object per line. A context manager.
+
+    It is ``.NAME.*.part`` until the run ends, so that a file of that name from before is lost only to a finished one,
+    and two runs do not mix. A run that is broken off, as by a full disk, leaves that file with the results it has, if
+    any, and says so on stderr. A device or a pipe is written to as it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder, not a file to write")
+        self._path = path
+        self._draft: Path | None = None
+        self._is_csv = path.suffix.lower() == ".csv"
+        with self._told():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if is_stream(path):
+                self._file: IO[bytes] = open_stream(path)
+            else:
+                self._path = path.resolve()  # a link stays, and what it leads to is written
+                handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=self._path.parent)
+                self._draft = Path(name)
+                self._draft.chmod(0o644)
+                self._file = os.fdopen(handle, "wb", buffering=0)
+        self._held = 0  # results
+        self._size = 0  # bytes
+        if self._is_csv:
+            try:
+                self._append(dict(zip(CSV_COLUMNS, CSV_COLUMNS, strict=True)))
+            except BaseException:
+                self._leave()
+                raise
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Add one result, or one failed source, as its JSON object; whole or not at all. Raises ``AdaFocusError``."""
+        self._append(entry)
+        self._held += 1
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self._is_csv:
+            text = io.StringIO()
+            csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore").writerow(entry)
+            line = text.getvalue()
+        else:
+            line = json.dumps(entry, ensure_ascii=False) + "\n"
+        # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
+        content = line.encode(errors="backslashreplace")
+        with self._told():
+            if self._draft is None:
+                write_all(self._file, content)
+            else:
+                append_whole(self._file, content, self._size)
+        self._size += len(content)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._leave()
+            return
+        with self._told():
+            self._file.close()
+            if self._draft is not None:
+                os.replace(self._draft, self._path)
+
+    def _leave(self) -> None:
+        """End a run that was broken off: what there is of results stays."""
+        with suppress(OSError):
+            self._file.close()
+        if self._draft is not None and self._held:
+            print(f"results so far are in {printable(str(self._draft))}", file=sys.stderr)
+        elif self._draft is not None:
+            with suppress(OSError):
+                self._draft.unlink()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise AdaFocusError(f"{self._path}: cannot be written ({error.strerror})") from None

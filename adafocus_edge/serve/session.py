@@ -1,0 +1,65 @@
+"""A run that `serve` makes: live sources behind the page, until it is stopped."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adafocus_edge.live.run import LiveRun
+from adafocus_edge.live.session import (
+    Printing,
+    live_options,
+    open_sinks,
+    print_line,
+    reported,
+    run_log,
+    solved_glimpse_fps,
+    status_shown,
+)
+from adafocus_edge.live.settings import LiveArguments
+from adafocus_edge.serve.server import Server
+from adafocus_edge.system.interrupts import told_to_stop
+from adafocus_edge.system.memory import limit_malloc_arenas
+
+if TYPE_CHECKING:
+    from adafocus_edge.media.sources import Source
+    from adafocus_edge.runtime.classifier import Classifier
+    from adafocus_edge.serve import ServeOptions
+
+
+def serve_live(
+    sources: list[Source],
+    classifier: Classifier,
+    arguments: LiveArguments,
+    options: ServeOptions,
+    output: Path | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Serve a page of live sources until told, or for a time.
+
+    Files are played at their own pace, sources that were never there are tried again like lost ones, and one that ends
+    or fails stays on the page.
+
+    Raises:
+        AdaFocusError: the options contradict each other, a sink cannot be opened, the port is taken, or the model
+            failed.
+    """
+    limit_malloc_arenas()
+    guests = options.most_cameras + options.most_uploads
+    arguments = replace(arguments, realtime=True)
+    live = live_options(arguments, solved_glimpse_fps(classifier), patient=True, most_guests=guests)
+    with ExitStack() as stack:
+        log = stack.enter_context(run_log(arguments.log, quiet, arguments.rotate_mb, arguments.keep))
+        stop = stack.enter_context(told_to_stop())
+        run = LiveRun(classifier, sources, live, report=log.info)
+        sinks = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, Printing(quiet=quiet))
+        with reported(run, sinks, log), Server(run, options, tell=log.warning) as server:
+            log.info(f"serving {server.url} (Ctrl-C ends)")
+            if as_json:
+                print_line({"url": server.url})
+            with status_shown(run, arguments.status, as_json, quiet):
+                run.run(stop, arguments.duration)
