@@ -1,8 +1,41 @@
-"""AdaFocus Edge: take an AdaFocus video model from a checkpoint to a device."""
+"""AdaFocus Edge: take an AdaFocus video model from a checkpoint to a device.
+
+The names in ``__all__`` are imported when they are first used, so that importing the package takes no time.
+"""
 
 import os
+
+TYPE_CHECKING = False  # typing's takes milliseconds to import
+if TYPE_CHECKING:
+    from adafocus_edge.backends.registry import load_model as load_model
+    from adafocus_edge.bundle.store import read_bundle as read_bundle
+    from adafocus_edge.runtime.glimpse import GlimpseStream as GlimpseStream
+    from adafocus_edge.runtime.lanes import Lanes as Lanes
 
 # ONNX Runtime 1.31 collects telemetry unless this is set before it is imported.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
+__all__ = ["GlimpseStream", "Lanes", "load_model", "read_bundle", "__version__"]  # noqa: RUF022
+_HOMES = {
+    "GlimpseStream": "adafocus_edge.runtime.glimpse",
+    "Lanes": "adafocus_edge.runtime.lanes",
+    "load_model": "adafocus_edge.backends.registry",
+    "read_bundle": "adafocus_edge.bundle.store",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return what the module has, with what it imports later."""
+    return sorted({*globals(), *__all__})
