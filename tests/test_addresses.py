@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from adafocus_edge.cli.app import video_names
+from adafocus_edge.cli.outputs import video_names
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.live.sinks.mqtt import Mqtt
 from adafocus_edge.live.sinks.webhook import Webhook

@@ -30,7 +30,7 @@ from adafocus_edge.benchmark.tune import Demand, choose
 from adafocus_edge.benchmark.worker import Memory, Opening, Ready, Worker
 from adafocus_edge.bundle.manifest import Bundle
 from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, update_bundle
-from adafocus_edge.cli.app import _print_benchmark
+from adafocus_edge.cli.benchmark import _print_benchmark
 from adafocus_edge.errors import AdaFocusError, BackendError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import Example, read_data
 from adafocus_edge.evaluation.evaluate import predict_with

@@ -17,7 +17,8 @@ import pytest
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.manifest import Profile
 from adafocus_edge.bundle.store import default_bundle, open_bundle, read_bundle, sha256_of, update_bundle
-from adafocus_edge.cli.app import app, old_json_form
+from adafocus_edge.cli.app import app
+from adafocus_edge.cli.benchmark import old_json_form
 from adafocus_edge.errors import BundleError
 from adafocus_edge.model.spec import GRAPHS
 from tests.conftest import ROOT, edge, one_line_error

@@ -593,8 +593,9 @@ def test_a_profile_that_came_meanwhile_is_not_replaced(bundle, monkeypatch):
     from typer.testing import CliRunner
 
     from adafocus_edge.cli import app as cli
+    from adafocus_edge.cli.measure import Measurement
 
-    measured = cli._Benchmark.run
+    measured = Measurement.run
     reports: list[Any] = []
 
     def run(self, *arguments):
@@ -603,7 +604,7 @@ def test_a_profile_that_came_meanwhile_is_not_replaced(bundle, monkeypatch):
             update_bundle(bundle.path, change)
         return reports[0]
 
-    monkeypatch.setattr(cli._Benchmark, "run", run)
+    monkeypatch.setattr(Measurement, "run", run)
     command = ["tune", *map(str, [bundle.path, "--data", FIGHTS, *TUNE, "-q"])]
     change: Any = None
     assert CliRunner().invoke(cli.app, command).exit_code == 0

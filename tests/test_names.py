@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from adafocus_edge.bundle.store import default_bundle, read_bundle, read_classes
-from adafocus_edge.cli.app import video_names
+from adafocus_edge.cli.outputs import video_names
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import read_data, read_list
 from adafocus_edge.live.events import EventRule

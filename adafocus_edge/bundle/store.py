@@ -27,13 +27,7 @@ from adafocus_edge.bundle.manifest import (
 )
 from adafocus_edge.bundle.variants import VARIANT_PREFERENCE
 from adafocus_edge.errors import BundleError, UsageError
-from adafocus_edge.model.spec import (
-    GRAPHS,
-    STEP_GRAPH,
-    TensorSpec,
-    class_name,
-    contract,
-)
+from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, TensorSpec, class_name, contract
 from adafocus_edge.system.files import decode_text, draft_folder, locked, read_own, read_text, reason, whole_file
 
 if TYPE_CHECKING:

@@ -8,11 +8,14 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from adafocus_edge.backends.base import ConvSearch
+from adafocus_edge.cli.process import set_debug
 from adafocus_edge.errors import UsageError
 from adafocus_edge.live.settings import LiveArguments
 from adafocus_edge.system.addresses import shown_argument
@@ -152,3 +155,82 @@ def with_live_options(verb: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *added]}
     return run
+
+
+class BackendName(str, Enum):
+    """Values of ``--backend``."""
+
+    AUTO = "auto"
+    CPU = "onnxruntime-cpu"
+    CUDA = "onnxruntime-cuda"
+    ORT_TENSORRT = "onnxruntime-tensorrt"
+    TENSORRT = "tensorrt"
+
+
+class DecoderName(str, Enum):
+    """Values of ``--decoder``."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    GPU = "gpu"
+
+
+class PatchesName(str, Enum):
+    """Values of ``--patches``."""
+
+    POLICY = "policy"
+    CENTRE = "centre"
+    RANDOM = "random"
+
+
+class ScheduleName(str, Enum):
+    """Values of ``--schedule``."""
+
+    AUTO = "auto"
+    CLIP = "clip"
+    STREAM = "stream"
+
+
+DEFAULT_MODEL_NOTE = (
+    "the default model: `fight` or `no_fight` in surveillance video (its MODEL_CARD.md says what it is not for)"
+)
+
+
+VideoTrack = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Video track to read, from 0 as in FFmpeg's v:N. [default: the one with the main picture]"
+    ),
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: usable cores]")]
+ConvSearchName = Annotated[
+    ConvSearch,
+    typer.Option(
+        "--conv-search",
+        help="Choose convolution algorithms of ONNX Runtime on a GPU by heuristics, or by timing them all at start-up.",
+    ),
+]
+Decoder = Annotated[
+    DecoderName,
+    typer.Option(help="Decode on the CPU, on the NVIDIA GPU that runs the model, or auto: there, where it can."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing on stderr but errors.")]
+Exit = Annotated[
+    str | None,
+    typer.Option("--exit", help="Stop early by one of the bundle's threshold sets: NAME, or NAME/coarse-to-fine."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", callback=set_debug)]
+
+
+Backends = Annotated[str | None, typer.Option(help="By commas. [default: those that can run here]")]
+Variants = Annotated[str | None, typer.Option(help="By commas. [default: those made for each backend]")]
+Exits = Annotated[str | None, typer.Option(help="Threshold sets by commas, or none. [default: all of the bundle]")]
+ThreadCounts = Annotated[str | None, typer.Option(help="CPU threads, by commas. [default: usable cores]")]
+Rounds = Annotated[int, typer.Option(min=1, help="In each of which every setting has its turn.")]
+ClipCount = Annotated[int, typer.Option(min=1, help="Clips to judge accuracy on, at most.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the choice of clips and of the order in a round.")]
+LabelledData = Annotated[
+    Path | None, typer.Option(help="Folder with a sub-folder per class; CSV `video,class`; or a split list.")
+]
+SplitFrames = Annotated[Path | None, typer.Option(help="For a split list: the folder its paths lie in.")]

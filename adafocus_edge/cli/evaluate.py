@@ -1,0 +1,219 @@
+"""`adafocus-edge evaluate`."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adafocus_edge.cli.inputs import check_threads, exits_of
+from adafocus_edge.cli.options import (
+    DEFAULT_MODEL_NOTE,
+    BackendName,
+    Debug,
+    Exit,
+    Json,
+    PatchesName,
+    Quiet,
+    ScheduleName,
+    Threads,
+)
+from adafocus_edge.cli.outputs import check_files, check_plot_name, progress_for, say, say_notes
+from adafocus_edge.cli.process import print_error
+from adafocus_edge.errors import UsageError
+from adafocus_edge.model.spec import MOST_SEGMENTS
+from adafocus_edge.system.companions import reach
+
+if TYPE_CHECKING:
+    from adafocus_edge.evaluation.dataset import Split
+    from adafocus_edge.evaluation.evaluate import Evaluation
+    from adafocus_edge.model.exits import ExitThresholds
+    from adafocus_edge.model.spec import ModelSpec
+
+
+def evaluate(
+    model: Annotated[
+        Path | None, typer.Argument(help="A bundle, or a checkpoint of any stage. [default: the default model]")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with a sub-folder per class; CSV `video,class`; or a split list.")
+    ] = None,
+    frames: Annotated[Path | None, typer.Option(help="For a split list: the folder its paths lie in.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Class names, one per line, where the model has none of its own.")
+    ] = None,
+    patches: Annotated[
+        PatchesName, typer.Option(help="Where to look: as the policy says, or to compare with it.")
+    ] = PatchesName.POLICY,
+    multi_label: Annotated[bool, typer.Option("--multi-label", help="mAP by all labels of a clip (FCVID).")] = False,
+    patch_size: Annotated[int | None, typer.Option(help="Of an official checkpoint, in pixels.")] = None,
+    segments: Annotated[
+        int | None, typer.Option(min=1, max=MOST_SEGMENTS, help="Frames per clip. [default: the model's]")
+    ] = None,
+    backend: Annotated[BackendName, typer.Option(help="What runs a bundle's graphs.")] = BackendName.AUTO,
+    variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
+    schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
+    threads: Threads = None,
+    exit_set: Exit = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write the JSON here.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write per-step curve and confusion matrix as a PNG.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Say how good a model is on labelled clips: mAP, top-1, top-5, per step and per class."""
+    del debug
+    if data is None:
+        raise UsageError("--data is missing: a folder with a sub-folder per class, a CSV, or a split list")
+    check_plot_name(plot)
+    check_threads(threads)
+    from adafocus_edge.bundle.store import default_bundle
+
+    if model is None:
+        model = default_bundle()
+        say(DEFAULT_MODEL_NOTE, quiet)
+    if plot is not None:
+        from adafocus_edge.evaluation.plot import check_plot
+
+        check_plot(plot)
+    if not model.exists():
+        raise UsageError(f"{model}: neither a bundle nor a checkpoint is there")
+    asked = _Evaluating(
+        data, frames, classes, patches.value, multi_label, patch_size, segments, backend.value, variant,
+        "stream" if schedule is ScheduleName.STREAM else "clip", threads, exit_set, quiet,
+    )  # fmt: skip
+    asked.check_files()
+    check_files(output, plot)
+    found, what = asked.bundle(model) if model.is_dir() else asked.checkpoint(model)
+    for name, error in found.failed:
+        print_error(f"left out: {name}: {error}", 1)
+    say_notes(found.notes, quiet)
+    entry = {"model": str(model), "ran": what, **found.to_json()}
+    with ExitStack() as stack:
+        stack.callback(_print_evaluation, entry, as_json=as_json)  # whatever becomes of the files
+        if output is not None:
+            from adafocus_edge.system.files import write_text
+
+            write_text(output, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
+        if plot is not None:
+            from adafocus_edge.evaluation.plot import draw_evaluation
+
+            draw_evaluation(found, f"{model.name}: {what}", plot)
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def _print_evaluation(entry: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        from adafocus_edge.live.messages import to_line
+
+        typer.echo(to_line(entry))
+        return
+    from adafocus_edge.cli.tables import evaluation_tables
+    from adafocus_edge.system.console import console
+
+    for table in evaluation_tables(entry):
+        console().print(table)
+
+
+@dataclass(frozen=True)
+class _Evaluating:
+    """What ``evaluate`` was asked for."""
+
+    data: Path
+    frames: Path | None
+    classes: Path | None
+    patches: Any
+    multi_label: bool
+    patch_size: int | None
+    segments: int | None
+    backend: str
+    variant: str
+    schedule: str
+    threads: int | None
+    exit_set: str | None
+    quiet: bool
+
+    def check_files(self) -> None:
+        """Check what takes no time, before a model is loaded. Raises ``DataError`` or ``BundleError``."""
+        from adafocus_edge.bundle.store import read_classes
+        from adafocus_edge.evaluation.dataset import check_data
+
+        check_data(self.data, self.frames)
+        if self.classes is not None:
+            read_classes(self.classes)
+
+    def bundle(self, path: Path) -> tuple[Evaluation, str]:
+        """Evaluate a bundle."""
+        from adafocus_edge.backends.registry import load_model
+        from adafocus_edge.bundle.store import check_graph_files, open_bundle
+        from adafocus_edge.evaluation.evaluate import graphs_used, predict_with, with_patches
+        from adafocus_edge.evaluation.evidence import reused_clips
+
+        if self.patch_size is not None:
+            raise UsageError("--patch-size is for official checkpoints: a bundle knows its own")
+        found = open_bundle(path)
+        found.choose_variant(self.variant)
+        exits = None if self.exit_set is None else exits_of(found, self.exit_set, live=False)
+        split = self._split(found.model, found.classes)
+        check_graph_files(found)
+        with load_model(found, self.variant, self.backend, self.threads) as model:
+            graphs = found.manifest.variants[model.variant]
+            gflops = sum(graphs[graph].gflops for graph in graphs_used(found.model, self.patches))
+            predict = predict_with(with_patches(model, self.patches), self.schedule)
+            what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {self.patches} patches"
+            seen = self._run(predict, found.model, split, gflops, what, exits)
+        reports = found.manifest.reports
+        return replace(seen, reused=reused_clips(reports, [one.example for one in seen.scored])), what
+
+    def checkpoint(self, path: Path) -> tuple[Evaluation, str]:
+        """Evaluate a checkpoint with PyTorch."""
+        if self.backend != "auto" or self.variant != "auto" or self.exit_set is not None:
+            raise UsageError("--backend, --variant and --exit are for bundles: PyTorch runs a checkpoint")
+        training = reach("training.predict", "evaluate", "train")
+        options = training.ModelOptions(patch_size=self.patch_size, num_segments=self.segments)
+        loaded = training.load_predictor(path, options, self.patches, self.schedule, self.threads)
+        say_notes(loaded.notes, self.quiet)
+        split = self._split(loaded.spec, loaded.classes)
+        found = self._run(loaded.predict, loaded.spec, split, loaded.gflops_per_step, loaded.what)
+        return found, loaded.what
+
+    def _split(self, spec: ModelSpec, names: tuple[str, ...] | None) -> Split:
+        """Read the clips, of the classes that the model has."""
+        from adafocus_edge.bundle.store import check_class_order, check_classes, read_classes
+        from adafocus_edge.evaluation.dataset import read_data
+
+        if self.classes is not None:
+            own, names = names, read_classes(self.classes)
+            check_classes(names, spec.classes, str(self.classes))
+            check_class_order(own, names, str(self.classes))
+        split = read_data(self.data, names, self.frames)
+        say_notes(split.notes, self.quiet)
+        check_classes(split.classes, spec.classes, str(self.data))
+        return split
+
+    def _run(
+        self,
+        predict: Any,
+        spec: ModelSpec,
+        split: Split,
+        gflops: float,
+        what: str,
+        exits: ExitThresholds | None = None,
+    ) -> Evaluation:
+        from adafocus_edge.evaluation.evaluate import evaluate as run
+
+        spec = replace(spec, segments=self.segments or spec.segments)
+        if exits is not None and len(exits.values) != spec.segments:
+            raise UsageError(f"--segments {spec.segments}: --exit {self.exit_set} is for {len(exits.values)} frames")
+        say(f"evaluating: {what}", self.quiet)
+        with progress_for(self.quiet) as bars:
+            task = bars.add_task("evaluating", total=len(split.examples))
+            return run(
+                predict, spec, split, gflops_per_clip=gflops * spec.segments, multi_label=self.multi_label, exits=exits,
+                progress=lambda count: bars.update(task, completed=count),
+            )  # fmt: skip

@@ -1,0 +1,195 @@
+"""What verbs print and write, and the checks that it can be written."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adafocus_edge.cli.process import print_error
+from adafocus_edge.errors import AdaFocusError, UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from adafocus_edge.media.sources import Source
+    from adafocus_edge.runtime.classifier import Result
+
+
+VIDEO_CONTAINERS = (".mp4", ".mov", ".mkv")
+
+
+class ResultSink:
+    """Where results and failed sources go."""
+
+    def __init__(self, as_json: bool, logits: bool, file: Any) -> None:
+        self.failed = 0
+        self._json = as_json
+        self._logits = logits
+        self._file = file
+
+    def result(self, result: Result) -> None:
+        """Print a result, and write it where it was asked for."""
+        entry = result.to_json(logits=self._logits)
+        if self._file is not None:
+            self._file.write(entry)
+        if self._json:
+            self._print(entry)
+        else:
+            from adafocus_edge.runtime.results import print_result
+            from adafocus_edge.system.console import console
+
+            print_result(console(), result)
+
+    def failure(self, source: str, error: AdaFocusError, *, said: bool = False) -> None:
+        """A source that gives no result; ``said`` if stderr has it already."""
+        from adafocus_edge.system.addresses import conceal
+
+        entry = {"source": source, "error": conceal(str(error))}
+        if self._file is not None:
+            self._file.write(entry)
+        if self._json:
+            self._print(entry)
+        if said:
+            self.failed += 1
+        else:
+            self.complaint(error)
+
+    @staticmethod
+    def _print(entry: dict[str, Any]) -> None:
+        from adafocus_edge.live.messages import to_line
+
+        print(to_line(entry), flush=True)
+
+    def complaint(self, error: AdaFocusError) -> None:
+        """Something that went wrong beside a result."""
+        self.failed += 1
+        print_error(str(error), 1)
+
+
+def video_names(sources: list[Source]) -> list[str]:
+    """Return the annotated videos' names: the source's own, with its folder's and its suffix where two are the same."""
+    from adafocus_edge.system.addresses import shown_path
+    from adafocus_edge.system.files import folded
+    from adafocus_edge.system.retention import safe_name
+
+    forms = []
+    for source in sources:
+        is_address = "://" in source.address
+        path = Path((shown_path(source.address) if is_address else source.address).rstrip("/"))
+        name = path.name.replace(".", "-")
+        own = [path.stem or "clip", f"{path.parent.name}-{path.stem}", f"{path.parent.name}-{name}"]
+        # Addresses may differ in nothing but what is not shown; their names do.
+        forms.append([*map(safe_name, (*own, source.name))] if is_address else [*own, own[1]])
+    counts = [Counter(map(folded, names)) for names in zip(*forms, strict=True)]
+    names = []
+    for own in forms:
+        alone = (form for form, count in zip(own, counts, strict=True) if count[folded(form)] == 1)
+        names.append(next(alone, own[1]) + ".mp4")
+    return names
+
+
+def is_video_file(path: Path) -> bool:
+    """Whether a path names a video file rather than a folder."""
+    return path.suffix.lower() in VIDEO_CONTAINERS and not path.is_dir()
+
+
+def _check_video_target(path: Path, sources: list[Source]) -> None:
+    one = is_video_file(path)
+    if not one and (path.suffix or path.exists()) and not path.is_dir():
+        raise UsageError(f"{path}: annotated videos are written as {', '.join(VIDEO_CONTAINERS)}, or into a folder")
+    if one and len(sources) > 1:
+        raise UsageError(f"--save-video {path}: {len(sources)} sources need a folder, not one file")
+    targets = [_real(path if one else path / name) for name in video_names(sources)]
+    if len(set(targets)) < len(targets):
+        target = next(target for target in targets if targets.count(target) > 1)
+        first, second = [source.name for source, own in zip(sources, targets, strict=True) if own == target][:2]
+        raise UsageError(
+            f"--save-video {path}: {first} and {second} would be written to the same file {target.name}: run them apart"
+        )
+    if set(targets) & _own_files(sources):
+        raise UsageError(f"--save-video {path}: would overwrite a source")
+
+
+def check_targets(
+    output: Path | None, save_video: Path | None, bundle: Path, sources: list[Source], *, logits: bool, as_json: bool
+) -> None:
+    """Check that outputs can be written and overwrite no input. Raises ``UsageError``."""
+    if logits and not as_json and (output is None or output.suffix.lower() == ".csv"):
+        raise UsageError("--logits adds to JSON: give --json, or --output FILE that is no CSV, too")
+    if output is not None:
+        _check_output(output, bundle, sources)
+    if save_video is not None:
+        _check_video_target(save_video, sources)
+
+
+def _check_output(path: Path, bundle: Path, sources: list[Source]) -> None:
+    from adafocus_edge.media.sources import VIDEO_SUFFIXES
+
+    if _real(path) in _own_files(sources) or _real(path).is_relative_to(_real(bundle)):
+        raise UsageError(f"--output {path}: would overwrite a source or a part of the bundle")
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        raise UsageError(f"--output {path}: takes results (JSON lines or CSV); --save-video writes videos")
+    check_files(path)
+
+
+def _own_files(sources: list[Source]) -> set[Path]:
+    return {_real(Path(source.address)) for source in sources}
+
+
+def _real(path: Path) -> Path:
+    """Return where a path leads; links in a circle are told by what opens it."""
+    return Path(os.path.realpath(path))
+
+
+def check_files(*paths: Path | None) -> None:
+    """Check that files can be written, before anything slow is begun. Raises ``AdaFocusError``."""
+    from adafocus_edge.system.retention import check_file
+
+    for path in paths:
+        if path is not None:
+            check_file(path)
+
+
+def check_plot_name(plot: Path | None) -> None:
+    """Check that a plot's file is a PNG. Raises ``UsageError``."""
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise UsageError(f"--plot {plot}: is written as PNG, so name it *.png")
+
+
+def say(text: str, quiet: bool) -> None:
+    """Print a line on stderr, unless quiet."""
+    if not quiet:
+        from adafocus_edge.system.addresses import conceal
+        from adafocus_edge.system.console import printable
+
+        print(printable(conceal(text, *sys.argv[1:])), file=sys.stderr)
+
+
+def say_notes(notes: Iterable[str], quiet: bool) -> None:
+    """Print notes on stderr, unless quiet."""
+    for note in notes:
+        say(f"note: {note}", quiet)
+
+
+def progress_for(quiet: bool) -> AbstractContextManager[Progress]:
+    """Return progress bars on stderr, which are not shown if quiet."""
+    from adafocus_edge.system.console import progress_bars
+
+    return progress_bars(quiet)
+
+
+@contextmanager
+def show_stages(quiet: bool) -> Iterator[Any]:
+    """Give a function that shows what is being done: a spinner on a terminal, nothing in a pipe."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from adafocus_edge.system.console import console
+
+    with console(stderr=True).status("starting") as status:
+        yield lambda stage: status.update(stage + " ...")
