@@ -221,16 +221,16 @@ def loader() -> str:
     """Return clips per second and core of the training data loader."""
     made = report("loader")
     kinds = ("short, official", "short, edge", "long, official", "frames, official")
-    rows = [
-        (label, *(_loaded(made[kind][key]) if key in made[kind] else "" for kind in kinds))
-        for key, label in LOADER_ROWS.items()
-    ]
+    rows = [(label, *(_loaded(made[kind].get(key)) for kind in kinds)) for key, label in LOADER_ROWS.items()]
     header = ("ms per clip (times bare decoding)", "short clips, `official`", "short clips, `edge`",
               "40 s of 1080p, `official`", "folder of JPEGs, `official`")  # fmt: skip
     return table(header, rows) + f"\n\n{machine('loader')}"
 
 
-def _loaded(row: dict[str, float]) -> str:
+def _loaded(row: Any) -> str:
+    """Return a row's figures; a row that was not run is a reason in words, or is not there."""
+    if not isinstance(row, dict):
+        return ""
     return f"{row['ms_per_clip_median']:,.1f} ({row['times_of_pyav']:.2f})"
 
 
