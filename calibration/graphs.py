@@ -49,23 +49,24 @@ def tidy(model: ModelProto) -> ModelProto:
 
 
 def _sort(model: ModelProto) -> None:
-    """Put the nodes in an order in which each follows what it reads; those that need not move stay in their order."""
-    waiting = list(model.graph.node)
-    made = {name for node in waiting for name in node.output}
-    done: set[str] = set()
-    ordered: list[NodeProto] = []
-    while waiting:
-        later = []
-        for node in waiting:
-            if all(name in done or name not in made for name in node.input):
-                ordered.append(node)
-                done.update(node.output)
+    """Put the nodes in an order in which each follows what it reads, and move no other: layers keep their order."""
+    nodes = list(model.graph.node)
+    maker = {name: number for number, node in enumerate(nodes) for name in node.output}
+    opened: set[int] = set()
+    done: dict[int, None] = {}
+    for root in range(len(nodes)):
+        stack = [root]
+        while stack:
+            number = stack[-1]
+            needed = [maker[name] for name in nodes[number].input if name in maker and maker[name] not in done]
+            if not needed:
+                done[stack.pop()] = None
+            elif number in opened:
+                raise ValueError(f"the graph has a circle at node {nodes[number].name}")
             else:
-                later.append(node)
-        if len(later) == len(waiting):
-            raise ValueError(f"the graph has a circle at node {later[0].name}")
-        waiting = later
-    copies = [_copied(node) for node in ordered]
+                opened.add(number)
+                stack += reversed(needed)
+    copies = [_copied(nodes[number]) for number in done]
     del model.graph.node[:]
     model.graph.node.extend(copies)
 
