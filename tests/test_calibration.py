@@ -451,7 +451,7 @@ def test_the_report_is_in_the_manifest_and_in_a_picture(calibrated):
     assert (calibrated.parent / "report.png").read_bytes().startswith(b"\x89PNG")
     bundle = read_bundle(calibrated)
     rows = bundle.manifest.reports["calibration"]["rows"]
-    assert list(rows) == ["fp32", "int8-cpu", "int8-trt"]
+    assert sorted(rows) == ["fp16", "fp32", "int8-cpu", "int8-trt"]  # the default model has fp16 already
     assert rows["fp32"]["top1_drop"] == 0
     assert rows["fp32"]["label_agreement"] == rows["fp32"]["action_agreement"] == 100
     row = rows["int8-cpu"]
@@ -489,7 +489,7 @@ def test_what_was_made_is_kept_and_replaced_only_by_force(calibrated, tmp_path):
     assert done.returncode == 0, done.stderr
     after = read_bundle(bundle).manifest
     assert after.reports["calibration"]["rows"]["int8-cpu"]["settings"]["seed"] == 3
-    assert set(after.variants) == {"fp32", "int8-cpu", "int8-trt"}
+    assert set(after.variants) == {"fp16", "fp32", "int8-cpu", "int8-trt"}
     assert set(after.thresholds) == {"half", "safe"}
     goal = ["--variants", "none", "--exit-goal", "half=steps:3"]
     one_line_error(edge("calibrate", bundle, "--data", FIGHTS, *QUICK, *goal), 2, "holds exit thresholds half solved")

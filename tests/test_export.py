@@ -115,7 +115,6 @@ def test_what_is_no_number_is_an_error():
     assert largest_error(np.array([1.0, 1.5]), np.array([1.0, 1.0])) == 0.5
 
 
-@pytest.mark.parametrize(("patch_size", "focuser_gflops"), [(96, 0.751), (128, 1.335), (160, 2.085), (192, 3.003)])
 def small_export(checkpoint, bundle, *options):
     return edge(
         "export", checkpoint, "-o", bundle, "--patch-size", SMALL.patch_size, "--segments", SMALL.segments, *options
@@ -166,6 +165,7 @@ def test_a_model_that_overflows_half_precision_is_refused(small_weights, tmp_pat
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.parametrize(("patch_size", "focuser_gflops"), [(96, 0.751), (128, 1.335), (160, 2.085), (192, 3.003)])
 def test_gflops_are_the_published_ones(patch_size, focuser_gflops):
     model = AdaFocus(official_spec(patch_size=patch_size))
     assert count_gflops(model, "glancer") == pytest.approx(0.2995, abs=1e-4)

@@ -648,9 +648,10 @@ def test_a_calibration_is_not_put_into_another_model(bundle, monkeypatch):
         patches="policy", method="minmax", max_drop=100.0, exit_goals=["none"], confidence="probability", orders="clip",
         glimpse_fps=2.0, reduce_range="auto", threads=2, force=False, segments=bundle.model.segments,
     )  # fmt: skip
+    before = {path.name: path.read_bytes() for path in (bundle.path / "fp16").iterdir()}
     with pytest.raises(BundleError, match="was replaced by another model meanwhile"):
         calibrate.calibrate(bundle.path, options)
-    assert not (bundle.path / "fp16").exists()
+    assert {path.name: path.read_bytes() for path in (bundle.path / "fp16").iterdir()} == before
 
 
 def test_a_copy_of_a_bundle_that_changes_meanwhile_is_no_copy(bundle, tmp_path, monkeypatch):

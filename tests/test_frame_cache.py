@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from training import frame_cache, loading
 from training.augment import Augmentation, UncroppedClips
 from training.datasets import VALIDATION, ClipDataset, Keeping, collate, shrink
 from training.distributed import Processes
-from training.frame_cache import FrameStore, disk_store, memory_store
+from training.frame_cache import ClipFrames, FrameStore, disk_store, estimate, memory_store, probe_size
 from training.loading import crops_on_device, make_dataset, make_loader, open_cache
 from training.options import TrainOptions
 from training.sampling import FramePlan, dense_indices, train_indices
@@ -441,3 +442,53 @@ def test_wrong_options_of_the_loader_are_told_in_a_line(tmp_path: Path) -> None:
     ):
         done = edge("train", "dataset=custom", f"data_dir={tmp_path}", "train_stage=0", given)
         one_line_error(done, 2, words)
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "webm", "flv", "ts", "avi"])
+def test_the_size_is_told_of_containers_that_list_key_frames_only(suffix: str, tmp_path: Path) -> None:
+    codec = "libvpx" if suffix == "webm" else "libx264"
+    path = encode(tmp_path / f"clip.{suffix}", frames=90, codec=codec)
+    count, width, height = probe_size(Example(path.name, path, (0,)))
+    assert 80 <= count <= 100
+    assert width * height > 0
+
+
+def test_clips_of_unknown_length_count_as_the_others() -> None:
+    examples = [Example(str(number), Path(str(number)), (0,)) for number in range(4)]
+    assert estimate(examples, lambda example: 0 if example.name in "01" else 30) == 120
+    assert estimate(examples, lambda _: 0) == 0
+
+
+def test_frames_are_kept_only_as_long_as_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 1 << 30
+    monkeypatch.setattr(frame_cache, "available_memory", lambda: free)
+    store = FrameStore(tmp_path, in_memory=True)
+    clip = ClipFrames(1, [0], [[0]], [np.zeros((64, 64, 3), np.uint8)])
+    store.keep("one.frames", clip)
+    free = (1 << 30) // 10
+    store.keep("two.frames", clip)
+    assert "no room is left for more frames" in store.shortage
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.frames"]
+
+
+def test_workers_that_write_at_the_end_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame_cache, "SHARED_MEMORY", tmp_path)
+    clip = ClipFrames(1, [0], [[0]], [np.zeros((640, 640, 3), np.uint8)])
+    over = threading.Event()
+
+    def write(store: FrameStore) -> None:
+        number = 0
+        while not over.is_set() and not store.shortage:
+            store.keep(f"{threading.get_ident()}-{number}.frames", clip)
+            number += 1
+
+    with frame_cache.memory_store() as store:
+        threads = [threading.Thread(target=write, args=(replace(store),)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while len(list(store.folder.iterdir())) < 20:
+            pass
+    for thread in threads:
+        thread.join(20)  # what is gone ends their writing
+    over.set()
+    assert list(tmp_path.iterdir()) == []

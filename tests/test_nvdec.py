@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -21,7 +23,7 @@ from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.device.pixels import FrameBuffer
 from adafocus_edge.backends.gpu_frames import DeviceFrame, FrameStore, UnmadeFrame
 from adafocus_edge.backends.nvdec import usable_decoder
-from adafocus_edge.backends.nvdec_stream import MOST_FAILURES, Decoding, StreamDecoder, sequence_parameters
+from adafocus_edge.backends.nvdec_stream import MAX_FAILURES, Decoding, StreamDecoder, sequence_parameters
 from adafocus_edge.backends.onnxruntime import OrtSession
 from adafocus_edge.backends.registry import load_model, open_programs
 from adafocus_edge.bundle.engines import PIXELS_FILE, PIXELS_GRAPH
@@ -340,7 +342,7 @@ def test_nothing_of_a_run_is_left_in_the_gpus_memory(model, bundle, codec):
 def test_sources_bring_their_frames_to_the_model_in_their_own_threads(model, bundle, codec, monkeypatch):
     """The uploads of the next step pass while the model computes; what was decoded on the GPU is made by the model."""
     taken: list[Any] = []
-    threads: set[str] = set()
+    threads_of: Counter[str] = Counter()
     take, upload = capturing.Capture.take, FrameStore.upload
 
     def taking(self):
@@ -349,7 +351,7 @@ def test_sources_bring_their_frames_to_the_model_in_their_own_threads(model, bun
         return prepared
 
     def uploading(self, pixels):
-        threads.add(threading.current_thread().name.split()[0])
+        threads_of[threading.current_thread().name.split()[0]] += 1
         return upload(self, pixels)
 
     monkeypatch.setattr(capturing.Capture, "take", taking)
@@ -358,7 +360,8 @@ def test_sources_bring_their_frames_to_the_model_in_their_own_threads(model, bun
         taken.clear()
         live(model, bundle, decoder, FIGHTS[:1])
         assert {type(pixels) for pixels in taken if pixels is not None} == {kind}
-    assert threads == {"capture"}
+    assert set(threads_of) == {"capture", threading.main_thread().name}  # the latter's is a blank frame, beforehand
+    assert threads_of[threading.main_thread().name] == 2
 
 
 @pytest.mark.parametrize(("make", "reason"), [
@@ -402,7 +405,7 @@ def test_a_decoder_that_fails_begins_anew_at_the_next_key_frame_and_not_for_ever
         except av.error.FFmpegError:
             assert number >= 75
     assert [number for number in range(30, 60) if number not in dict(shown)] == [*range(35, 40), *range(55, 60)]
-    assert len(damaged) == MOST_FAILURES
+    assert len(damaged) == MAX_FAILURES
     assert all(on_gpu == (number < 75) for number, on_gpu in shown)
     assert shown[-1][0] >= 119
     assert notes[-1] == "decoded on the CPU: the GPU cannot decode it (cuvidParseVideoData failed)"
@@ -492,3 +495,57 @@ def test_a_camera_that_changes_its_size_and_comes_back_is_decoded_on_the_gpu_all
     assert all("; decoded on the GPU" in text for text in texts)
     assert len(codec.made) >= 3
     assert run.errors == {}
+
+
+def test_what_the_gpu_refuses_at_its_first_packet_is_decoded_on_the_cpu_from_there(model, codec, tmp_path, monkeypatch):
+    """NVDEC checks codec, size and level as it sees the first packet, which the CPU has decoded by then."""
+    decode = codec.PyNvDecoder.Decode
+
+    def refuse(self, packet):
+        self.fails = 1
+        return decode(self, packet)
+
+    monkeypatch.setattr(codec.PyNvDecoder, "Decode", refuse)
+    path = encode(tmp_path / "one group.mp4", frames=60, options={"bf": "0", "x264-params": "keyint=250"})
+    notes: list[str] = []
+    decoder, shown = None, 0
+    for stream, packet in packets_of(path):
+        decoder = decoder or StreamDecoder(stream, decoding(FrameStore(model.resident), notes))
+        shown += len(list(decoder.decode(packet)))
+    assert shown == 60
+    assert notes[-1].startswith("decoded on the CPU: ")
+    with pytest.raises(BackendError, match="leave out --decoder gpu"):
+        strict = None
+        for stream, packet in packets_of(path):
+            strict = strict or StreamDecoder(stream, decoding(FrameStore(model.resident), strict=True))
+            list(strict.decode(packet))
+
+
+def test_a_stream_whose_key_frames_show_nothing_alone_is_decoded_on_the_cpu(model, codec, tmp_path):
+    """Gradual refresh has no key frames but at its beginning, which who joins late has missed."""
+    options = {"bf": "0", "x264-params": "intra-refresh=1:keyint=20"}
+    path = encode(tmp_path / "refresh.ts", frames=120, options=options)
+    notes: list[str] = []
+    decoder, shown = None, 0
+    for number, (stream, packet) in enumerate(packets_of(path)):
+        if number < 30:
+            continue
+        decoder = decoder or StreamDecoder(stream, decoding(FrameStore(model.resident), notes))
+        with suppress(av.error.FFmpegError):
+            shown += len(list(decoder.decode(packet)))
+    assert shown > 20
+    assert notes == ["decoded on the CPU: its key frames cannot be decoded by themselves"]
+    assert codec.made == []
+
+
+def test_failures_that_lie_far_apart_do_not_add_up(model, codec, tmp_path):
+    path = encode(tmp_path / "long.ts", frames=300, options={"bf": "0", "x264-params": "keyint=10:scenecut=0"})
+    notes: list[str] = []
+    decoder = None
+    for number, (stream, packet) in enumerate(packets_of(path)):
+        decoder = decoder or StreamDecoder(stream, decoding(FrameStore(model.resident), notes, strict=True))
+        if number in (25, 145, 265):
+            codec.made[-1].fails = 1
+        list(decoder.decode(packet))
+    assert set(notes) == {"decoded on the GPU"}
+    assert len(codec.made) == 4

@@ -14,7 +14,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +38,8 @@ MEMORY_SHARE = 0.7
 """Of the memory that is free, how much kept frames may take: training and its workers need the rest."""
 DISK_SHARE = 0.9
 """Of the space that is free on a disk, or in the file system of shared memory."""
+FLOOR_SHARE = 0.1
+"""Of what was free when a process began: so much stays free, whatever was estimated."""
 MOST_PROBED = 1000
 """Clips that are looked at to tell beforehand how much all of them will take."""
 
@@ -145,6 +147,15 @@ class FrameStore:
     in_memory: bool
     shortage: str = ""
     _names: dict[tuple[str, str], str] = field(default_factory=dict)
+    _floor: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._floor = FLOOR_SHARE * self._free()
+
+    def _free(self) -> int:
+        """Return how many bytes are free where the files lie."""
+        free = shutil.disk_usage(self.folder).free
+        return min(free, available_memory()) if self.in_memory else free
 
     def name_of(self, example: Example, settings: str) -> str | None:
         """Return the name of a clip's file: by what the clip is now, and what decides its frames; None if unreadable.
@@ -193,6 +204,10 @@ class FrameStore:
         }
         text = json.dumps(header).encode()
         try:
+            # What is told beforehand is an estimate: what the trainer needs is never taken.
+            if self._free() - sum(row.nbytes for row in clip.pixels) < self._floor:
+                self.shortage = f"{self.folder}: no room is left for more frames"
+                return
             with draft_file(self.folder / name, tidy=False) as draft:
                 with draft.open("wb") as file:
                     file.write(MAGIC + struct.pack("<II", len(text), zlib.crc32(text)) + text)
@@ -220,7 +235,14 @@ def memory_store() -> Iterator[FrameStore]:
     Raises ``OSError`` if there is no place for it.
     """
     with draft_folder(memory_folder(), f"adafocus-edge-{getattr(os, 'getuid', int)()}-", SUFFIX) as folder:
-        yield FrameStore(folder, in_memory=True)
+        try:
+            yield FrameStore(folder, in_memory=True)
+        finally:
+            # Workers may write still: under another name the folder is gone for them, and can be emptied.
+            gone = folder.with_name(folder.name.removesuffix(SUFFIX) + ".gone" + SUFFIX)
+            with suppress(OSError):
+                folder.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextmanager
@@ -307,5 +329,5 @@ def probe_size(example: Example) -> tuple[int, int, int]:
 def estimate(examples: Sequence[Example], size_of: Callable[[Example], int]) -> int:
     """Return about how many bytes all clips take, by some of them if they are many."""
     step = max(1, len(examples) // MOST_PROBED)
-    probed = examples[::step]
-    return int(sum(map(size_of, probed)) * len(examples) / len(probed)) if probed else 0
+    known = [size for size in map(size_of, examples[::step]) if size]  # a live recording does not say how long it is
+    return int(sum(known) * len(examples) / len(known)) if known else 0

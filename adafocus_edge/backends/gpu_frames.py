@@ -13,6 +13,8 @@ import numpy as np
 from adafocus_edge.backends.device.pixels import FrameBuffer, PixelMaker
 from adafocus_edge.backends.nvdec import from_dlpack
 from adafocus_edge.errors import BackendError
+from adafocus_edge.media.frames import blank_frame
+from adafocus_edge.media.matrices import Decoded
 from adafocus_edge.media.nv12 import frame_of
 
 if TYPE_CHECKING:
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
     from adafocus_edge.backends.device.runner import Resident
     from adafocus_edge.backends.tensors import Buffer, Device
     from adafocus_edge.media.frames import ModelFrame
-    from adafocus_edge.media.matrices import Decoded
+
+
+BLANK_SIDE = 64
+BLANK = Decoded(BLANK_SIDE, BLANK_SIDE)
+"""What a blank frame is made of."""
 
 
 class FrameStore:
@@ -147,6 +153,13 @@ class LiveFrames:
         self.decoder = decoder
         self._spec = resident.spec
         self._maker = None if decoder == "cpu" else PixelMaker(resident)
+
+    def prepare(self) -> None:
+        """Make and upload a blank frame, so that the first real one does not wait. Raises ``BackendError``."""
+        self.bring(blank_frame(self._spec))
+        if self._maker is not None:
+            count = 3 if self._spec.motion_gap_s else 1
+            self._maker.make([np.zeros((BLANK_SIDE * 3 // 2, BLANK_SIDE), np.uint8)] * count, BLANK)
 
     def bring(self, pixels: ModelFrame) -> FrameBuffer:
         """Upload a model frame, while the model's thread computes. Raises ``BackendError``."""

@@ -20,7 +20,7 @@ from av.bitstream import BitStreamFilterContext
 
 from adafocus_edge.backends.gpu_frames import DeviceFrame, FrameStore
 from adafocus_edge.backends.nvdec import library, wrap_errors
-from adafocus_edge.errors import BackendError
+from adafocus_edge.errors import BackendError, SourceError
 from adafocus_edge.media.fields import FieldPairs
 from adafocus_edge.media.nv12 import NotOnGpuError, codec_of, layout_of
 from adafocus_edge.media.pictures import Picture, decoded_picture
@@ -38,8 +38,12 @@ if TYPE_CHECKING:
 STREAMED = frozenset(("h264", "hevc"))
 """Codecs whose packets are handed to NVDEC one by one: those whose changes of size show in every stream."""
 START_CODE = re.compile(rb"\x00\x00\x01")
-MOST_FAILURES = 3
-"""A stream that the GPU's decoder gave up on so often is left to the CPU."""
+MAX_FAILURES = 3
+"""After so many failures, each less than :data:`HEALTHY_PICTURES` after the one before, a stream is left to the CPU."""
+HEALTHY_PICTURES = 100
+"""So many pictures after a failure, it is forgotten."""
+MAX_BLIND = 2
+"""Key frames in a row that show nothing by themselves: streams of gradual refresh have no others."""
 ON_GPU = "decoded on the GPU"
 
 
@@ -126,6 +130,8 @@ class StreamDecoder:
         self._reorders = bool(stream.codec_context.has_b_frames)
         self._low_latency = False
         self._failures = 0
+        self._blind = 0
+        self._pictures = 0  # of the present decoder
         self._newest: int | None = None
         try:
             self._codec = library()
@@ -176,14 +182,22 @@ class StreamDecoder:
             self._give_up("its parameters change in mid-stream")
             return
         units = self._annex_b(packet) if packet.size else b""
-        if units and not self._is_ready(packet, units):
+        parameters = sequence_parameters(units, self._name)
+        if self._decoder is not None and parameters not in (b"", self._parameters):
+            yield from self._pictures_of(b"", None)  # those it still holds
+            self._decoder = None  # another size would be scaled to the first one's
+        if units and not self._is_ready(packet, parameters):
             return
+        yield from self._pictures_of(units, packet.pts)
+
+    def _pictures_of(self, units: bytes, pts: int | None) -> Iterator[tuple[int | None, Picture]]:
+        """Decode a packet's units; without any, what is left."""
         if self._decoder is None or self._layout is None:
             return
         layout, shape = self._layout, (self._layout.height * 3 // 2, self._layout.width)
         try:
             with wrap_errors(self._how.address):
-                surfaces = self._decoder.Decode(self._packet(units, packet.pts))
+                surfaces = self._decoder.Decode(self._packet(units, pts))
                 frames = [(int(each.timestamp), self._how.store.keep(each, shape)) for each in surfaces]
         except (BackendError, NotOnGpuError) as error:
             self._fail(str(error))
@@ -194,16 +208,15 @@ class StreamDecoder:
                 self._reorders, self._decoder = True, None
                 return
             self._newest = time
+            self._pictures += 1
+            if self._pictures >= HEALTHY_PICTURES:
+                self._failures = 0
             made = DeviceFrame(self._how.store, planes, layout)
             yield time, Picture(made, layout.width, layout.height, self._aspect(None))
 
-    def _is_ready(self, packet: Packet[Any], units: bytes) -> bool:
+    def _is_ready(self, packet: Packet[Any], parameters: bytes) -> bool:
         """Open a decoder where one is needed and a packet allows it; say whether the packet can be decoded."""
-        parameters = sequence_parameters(units, self._name)
-        if self._decoder is not None and parameters in (b"", self._parameters):
-            return True
-        self._decoder = None  # another size would be scaled to the first one's
-        if packet.is_keyframe:
+        if self._decoder is None and packet.is_keyframe:
             try:
                 self._open(packet, parameters)
             except NotOnGpuError as error:
@@ -218,7 +231,11 @@ class StreamDecoder:
         finally:
             context.flush_buffers()
         if not frames:
+            self._blind += 1
+            if self._blind >= MAX_BLIND:
+                raise NotOnGpuError("its key frames cannot be decoded by themselves")
             return
+        self._blind = 0
         self._layout = layout_of(frames[0])
         known = SimpleNamespace(name=self._name, extradata=parameters)
         if FieldPairs(cast("Any", known)).possible:
@@ -231,7 +248,7 @@ class StreamDecoder:
                 gpuid=0, codec=self._kind, cudacontext=0, cudastream=0, usedevicememory=True,
                 latency=latency.LOW if self._low_latency else latency.NATIVE,
             )  # fmt: skip
-        self._parameters, self._newest = parameters, None
+        self._parameters, self._newest, self._pictures = parameters, None, 0
         self._how.note(ON_GPU)
 
     def _annex_b(self, packet: Packet[Any]) -> bytes:
@@ -256,11 +273,21 @@ class StreamDecoder:
         return made
 
     def _fail(self, reason: str) -> None:
-        self._decoder = None  # a new one begins at the next key frame
+        """Begin anew at the next key frame, or leave the stream to the CPU.
+
+        Raises:
+            BackendError: the GPU must decode it, and never did.
+            SourceError: the GPU must decode it, and did before: the source is opened again.
+        """
+        worked, self._decoder = self._pictures > 0, None
         self._failures += 1
         self._how.damaged()
-        if self._failures >= MOST_FAILURES:
-            self._give_up(reason)
+        # What NVDEC does not support it refuses at the first packet, which the CPU has decoded.
+        if worked and self._failures < MAX_FAILURES:
+            return
+        if worked and self._how.strict:
+            raise SourceError(f"{self._how.address}: {reason}")
+        self._give_up(reason)
 
 
 def sequence_parameters(units: bytes, name: str) -> bytes:

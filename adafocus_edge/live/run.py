@@ -36,6 +36,8 @@ WAIT_S = 0.1
 """How often the model's thread looks around while no frame comes."""
 BEAT_S = 1.0
 """How often rates and drops are sampled."""
+PREPARE_S = 120.0
+"""One batch size may take so long to prepare before the run counts as stalled."""
 STALE_S = 5.0
 STALE_GLIMPSES = 3
 """What was seen last is stale after this time, or that of so many glimpses, whichever is longer."""
@@ -247,7 +249,9 @@ class LiveRun:
         return RunStatus(
             round(now_s - self._began_s, 3), model, [self._source_status(s) for s in self._strands.values()], listeners,
             asdict(self._sensors.read()), self._running,
-            round(now_s - self._beat_s, 3) if self._running and self._ready.is_set() else 0.0,
+            round(max(0.0, now_s - self._beat_s - (0 if self._ready.is_set() else PREPARE_S)), 3)
+            if self._running
+            else 0.0,
         )  # fmt: skip
 
     # -- the model's thread -------------------------------------------------------------------------------------------
@@ -320,6 +324,8 @@ class LiveRun:
     def unseen(self) -> dict[str, AdaFocusError]:
         """Why sources never gave a frame so far, though they have not failed."""
         found: dict[str, AdaFocusError] = {}
+        if not self._ready.is_set():  # none was started
+            return found
         for name, strand in self._strands.items():
             capture = strand.capture
             if capture.error is None and not capture.counters.frames:
@@ -335,6 +341,8 @@ class LiveRun:
             if self._classifier.model.resident is not None:
                 self._on_prepare(f"{self._preparing} ...")
         else:
+            if self._on_device is not None:
+                self._on_device.prepare()
             self._ready.set()
         self._preparing = ""
 

@@ -104,7 +104,9 @@ def rough_shape(path: str) -> tuple[int, int, int]:
                 return 0, 0, 0
             rate = stream.average_rate or stream.guessed_rate or 0
             duration_s = (container.duration or 0) / av.time_base
-            return stream.frames or len(stream.index_entries) or round(duration_s * rate), stream.width, stream.height
+            # Some containers list key frames only, and few say how many frames there are.
+            count = stream.frames or max(len(stream.index_entries), round(duration_s * rate))
+            return count, stream.width, stream.height
     except (av.error.FFmpegError, ValueError, OSError):
         return 0, 0, 0
 

@@ -129,9 +129,23 @@ class CudaDevice:
         spare = pool.setdefault(size, [])
         if spare:
             return spare.pop(), spare
-        address = int(self._check(allocate(), "allocating"))
+        try:
+            address = int(self._check(allocate(), "allocating"))
+        except BackendError:
+            self._free_spares()
+            address = int(self._check(allocate(), "allocating"))
         self._allocated[address] = free
         return address, spare
+
+    def _free_spares(self) -> None:
+        """Give back memory that is kept for tensors of other sizes."""
+        self._runtime.cudaGetLastError()  # else the next check may report the allocation that failed
+        self.finish()
+        for pool in (self._spare, self._spare_pinned):
+            for spare in pool.values():
+                while spare:
+                    address = spare.pop()
+                    self._allocated.pop(address)(address)
 
     def upload(self, target: Buffer, source: NDArray[Any]) -> None:
         """Copy from page-locked memory, on the stream of uploads."""
