@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.system.cpu import usable_cores
 from benchmarks.gpu.work import CALIBRATED, FIGHTS, SkipPartError, Work, calibrated_bundle, edge
 from benchmarks.official import ROOT
@@ -222,9 +223,10 @@ def rows(work: Work, limit_s: float) -> None:
     began = time.monotonic()
     bundle = calibrated_bundle(work.prepared, work.folder / CALIBRATED)
     bundles = [] if bundle is None else [str(bundle)]
+    known = read_bundle(bundle or default_bundle()).manifest.variants
     settings = [("onnxruntime-cuda", "fp16"), ("onnxruntime-cuda", "fp32")] if work.on_gpu else []
-    settings += [("onnxruntime-cpu", "fp32")]
-    settings += [("onnxruntime-cpu", "int8-cpu")] if bundles else []
+    settings += [("onnxruntime-cpu", "fp32"), ("onnxruntime-cpu", "int8-cpu")]
+    settings = [(backend, variant) for backend, variant in settings if variant in known]
     found: dict[str, Any] = {"prepared": bool(bundles), "commands": [], "rows": [], "skipped": [], "failed": []}
     failed = []
     for backend, variant in settings:
