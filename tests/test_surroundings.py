@@ -26,6 +26,7 @@ from adafocus_edge.errors import DataError, ShortageError, TrainingError
 from adafocus_edge.live.session import run_log
 from adafocus_edge.media.images import read_image
 from adafocus_edge.media.video_file import VideoFile
+from adafocus_edge.system import files
 from adafocus_edge.system.files import write_text
 from tests.conftest import ROOT, edge, one_line_error
 from training.datasets import collate
@@ -303,3 +304,24 @@ def test_numbers_beyond_all_bounds_are_wrong_use(command):
 def test_a_status_that_never_comes_is_no_error():
     done = edge("classify", CLIP, "--duration", 0.3, "--realtime", "--status", "inf")
     assert "Traceback" not in done.stderr
+
+
+def test_a_draft_that_is_taken_away_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes that start at once: the one tidies up while the other has made its folder, and not yet locked it."""
+    made: list[Path] = []
+    mkdtemp = files.tempfile.mkdtemp
+
+    def taken_away(*arguments: Any) -> str:
+        folder = mkdtemp(*arguments)
+        made.append(Path(folder))
+        if len(made) == 1:
+            files.remove_left(tmp_path, "work-", "")
+        return folder
+
+    monkeypatch.setattr(files.tempfile, "mkdtemp", taken_away)
+    with files.draft_folder(tmp_path, "work-", "") as folder:
+        (folder / "clips").write_text("there")
+    assert len(made) == 2
+    assert list(tmp_path.iterdir()) == []

@@ -169,7 +169,11 @@ def draft_folder(parent: Path, prefix: str, ending: str) -> Iterator[Path]:
     while True:
         draft = Path(tempfile.mkdtemp(ending, prefix, parent))
         handle = _opened(draft)
-        if handle is None or not _hold(handle, wait=True) or _is_at(handle, draft):
+        if handle is None:
+            if draft.is_dir():  # a system on which folders cannot be locked
+                break
+            continue  # another process took it for one that was left, before it could be locked
+        if not _hold(handle, wait=True) or _is_at(handle, draft):
             break
         os.close(handle)
     try:
