@@ -309,7 +309,7 @@ def test_a_status_that_never_comes_is_no_error():
 def test_a_draft_that_is_taken_away_before_it_is_locked_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes that start at once: the one tidies up while the other has made its folder, and not yet locked it."""
+    """Of two processes that start at once, one tidies up before the other has locked its new folder."""
     made: list[Path] = []
     mkdtemp = files.tempfile.mkdtemp
 
