@@ -23,6 +23,7 @@ from adafocus_edge.cli.inputs import (
 )
 from adafocus_edge.cli.options import (
     DEFAULT_MODEL_NOTE,
+    Backend,
     BackendName,
     Config,
     ConvSearchName,
@@ -32,8 +33,11 @@ from adafocus_edge.cli.options import (
     Exit,
     Json,
     Quiet,
+    ResultsOutput,
+    RunBundle,
     ScheduleName,
     Threads,
+    Variant,
     VideoTrack,
     with_live_options,
 )
@@ -54,11 +58,9 @@ def classify(
         list[str],
         typer.Argument(help="Videos, folders of videos or of frames, globs, a camera index, or stream addresses."),
     ],
-    bundle: Annotated[
-        Path | None, typer.Option(help="Folder of the bundle to run. [default: the model that ships with the product]")
-    ] = None,
-    backend: Annotated[BackendName, typer.Option(help="What runs the graphs.")] = BackendName.AUTO,
-    variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
+    bundle: RunBundle = None,
+    backend: Backend = BackendName.AUTO,
+    variant: Variant = "auto",
     schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
     decoder: Decoder = DecoderName.CPU,
     video_track: VideoTrack = None,
@@ -73,9 +75,7 @@ def classify(
         str | None, typer.Option(help="A setting that `tune` stored in the bundle: backend, variant, schedule, exit.")
     ] = None,
     logits: Annotated[bool, typer.Option("--logits", help="Add every step's logits to JSON.")] = False,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write results here: JSON lines, or CSV if so named.")
-    ] = None,
+    output: ResultsOutput = None,
     save_video: Annotated[
         Path | None, typer.Option(help="Write the video with the patch drawn on it; with several sources, a folder.")
     ] = None,

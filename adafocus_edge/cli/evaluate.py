@@ -21,6 +21,7 @@ from adafocus_edge.cli.options import (
     Quiet,
     ScheduleName,
     Threads,
+    Variant,
 )
 from adafocus_edge.cli.outputs import check_files, check_plot_name, progress_for, say, say_notes
 from adafocus_edge.cli.process import print_error
@@ -55,7 +56,7 @@ def evaluate(
         int | None, typer.Option(min=1, max=MOST_SEGMENTS, help="Frames per clip. [default: the model's]")
     ] = None,
     backend: Annotated[BackendName, typer.Option(help="What runs a bundle's graphs.")] = BackendName.AUTO,
-    variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
+    variant: Variant = "auto",
     schedule: Annotated[ScheduleName, typer.Option(help="Whole clip at once, or frame by frame.")] = ScheduleName.AUTO,
     threads: Threads = None,
     exit_set: Exit = None,

@@ -210,6 +210,14 @@ ConvSearchName = Annotated[
         help="Choose convolution algorithms of ONNX Runtime on a GPU by heuristics, or by timing them all at start-up.",
     ),
 ]
+RunBundle = Annotated[
+    Path | None, typer.Option(help="Folder of the bundle to run. [default: the model that ships with the product]")
+]
+Backend = Annotated[BackendName, typer.Option(help="What runs the graphs.")]
+Variant = Annotated[str, typer.Option(help="Which of the bundle's variants.")]
+ResultsOutput = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Also write results here: JSON lines, or CSV if so named.")
+]
 Decoder = Annotated[
     DecoderName,
     typer.Option(help="Decode on the CPU, on the NVIDIA GPU that runs the model, or auto: there, where it can."),

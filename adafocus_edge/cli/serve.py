@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,6 +10,7 @@ from adafocus_edge.backends.base import CONV_SEARCH
 from adafocus_edge.cli.inputs import check_exit, check_threads, choose_decoder, exits_asked, find_inputs, top_count
 from adafocus_edge.cli.options import (
     DEFAULT_MODEL_NOTE,
+    Backend,
     BackendName,
     Config,
     ConvSearchName,
@@ -19,8 +19,11 @@ from adafocus_edge.cli.options import (
     DecoderName,
     Exit,
     Quiet,
+    ResultsOutput,
+    RunBundle,
     ScheduleName,
     Threads,
+    Variant,
     VideoTrack,
     with_live_options,
 )
@@ -37,9 +40,7 @@ def serve(
         list[str] | None,
         typer.Option(help="A camera, an address, a file, or NAME=ADDRESS; may be given again. [default: none yet]"),
     ] = None,
-    bundle: Annotated[
-        Path | None, typer.Option(help="Folder of the bundle to run. [default: the model that ships with the product]")
-    ] = None,
+    bundle: RunBundle = None,
     host: Annotated[str, typer.Option(help="Where to listen; all but this machine itself needs --token.")] = LOCALHOST,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 for one that is free.")] = 8765,
     token: Annotated[
@@ -50,8 +51,8 @@ def serve(
     ] = None,
     max_upload_mb: Annotated[int, typer.Option(min=1, help="Largest file that may be uploaded.")] = 256,
     most_cameras: Annotated[int, typer.Option(min=0, help="Browsers' cameras at a time.")] = 4,
-    backend: Annotated[BackendName, typer.Option(help="What runs the graphs.")] = BackendName.AUTO,
-    variant: Annotated[str, typer.Option(help="Which of the bundle's variants.")] = "auto",
+    backend: Backend = BackendName.AUTO,
+    variant: Variant = "auto",
     decoder: Decoder = DecoderName.CPU,
     video_track: VideoTrack = None,
     threads: Threads = None,
@@ -61,9 +62,7 @@ def serve(
         float | None, typer.Option(min=0.0, max=1.0, help="Stop looking in a window once its best class is this sure.")
     ] = None,
     exit_set: Exit = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write results here: JSON lines, or CSV if so named.")
-    ] = None,
+    output: ResultsOutput = None,
     config: Config = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the page's address, and --status, as JSON.")] = False,
     quiet: Quiet = False,
