@@ -549,3 +549,19 @@ def test_failures_that_lie_far_apart_do_not_add_up(model, codec, tmp_path):
         list(decoder.decode(packet))
     assert set(notes) == {"decoded on the GPU"}
     assert len(codec.made) == 4
+
+
+def test_a_damaged_packet_before_the_first_picture_is_no_reason_to_leave_the_gpu(model, codec, tmp_path):
+    """With B-frames the decoder gives its first picture some packets later."""
+    path = encode(tmp_path / "b.ts", frames=60, options={"bf": "2", "x264-params": "keyint=10:scenecut=0"})
+    notes: list[str] = []
+    decoder, shown = None, []
+    for number, (stream, packet) in enumerate(packets_of(path)):
+        decoder = decoder or StreamDecoder(stream, decoding(FrameStore(model.resident), notes))
+        if number == 1:
+            assert shown == []
+            codec.made[-1].fails = 1
+        shown += list(decoder.decode(packet))
+    assert set(notes) == {"decoded on the GPU"}
+    assert len(codec.made) == 2
+    assert len(shown) >= 45

@@ -131,7 +131,8 @@ class StreamDecoder:
         self._low_latency = False
         self._failures = 0
         self._blind = 0
-        self._pictures = 0  # of the present decoder
+        self._worked = False  # whether the present decoder has taken a packet
+        self._pictures = 0  # of it; with B-frames the first packets give none
         self._newest: int | None = None
         try:
             self._codec = library()
@@ -186,6 +187,8 @@ class StreamDecoder:
         if self._decoder is not None and parameters not in (b"", self._parameters):
             yield from self._pictures_of(b"", None)  # those it still holds
             self._decoder = None  # another size would be scaled to the first one's
+            if self._on_cpu:  # the old decoder failed at that
+                return
         if units and not self._is_ready(packet, parameters):
             return
         yield from self._pictures_of(units, packet.pts)
@@ -202,6 +205,7 @@ class StreamDecoder:
         except (BackendError, NotOnGpuError) as error:
             self._fail(str(error))
             return
+        self._worked = True
         for time, planes in frames:
             if self._low_latency and self._newest is not None and time < self._newest:
                 # Frames are decoded in another order than they are shown in, which the stream did not say.
@@ -248,7 +252,7 @@ class StreamDecoder:
                 gpuid=0, codec=self._kind, cudacontext=0, cudastream=0, usedevicememory=True,
                 latency=latency.LOW if self._low_latency else latency.NATIVE,
             )  # fmt: skip
-        self._parameters, self._newest, self._pictures = parameters, None, 0
+        self._parameters, self._newest, self._pictures, self._worked = parameters, None, 0, False
         self._how.note(ON_GPU)
 
     def _annex_b(self, packet: Packet[Any]) -> bytes:
@@ -279,13 +283,13 @@ class StreamDecoder:
             BackendError: the GPU must decode it, and never did.
             SourceError: the GPU must decode it, and did before: the source is opened again.
         """
-        worked, self._decoder = self._pictures > 0, None
+        self._decoder = None
         self._failures += 1
         self._how.damaged()
         # What NVDEC does not support it refuses at the first packet, which the CPU has decoded.
-        if worked and self._failures < MAX_FAILURES:
+        if self._worked and self._failures < MAX_FAILURES:
             return
-        if worked and self._how.strict:
+        if self._worked and self._how.strict:
             raise SourceError(f"{self._how.address}: {reason}")
         self._give_up(reason)
 
