@@ -72,6 +72,22 @@ def test_crops_are_the_official_sizes_and_places() -> None:
     assert len([box for box in boxes if box[2:] == (168, 192)]) == 13
 
 
+def test_crops_and_mirroring_are_options() -> None:
+    random = np.random.default_rng(0)
+    assert {crop_box(340, 256, 224, random, (1.0,))[1:] for _ in range(50)} == {(0, 256, 256)}
+    spec = official_spec(segments=2, fit="squash")
+    clips = split_of(Example("v", VIDEO, (0,)))
+    whole = ClipDataset(clips, spec, seed=7, train=True, flip=False, crop_scales=(1.0,))
+    either = ClipDataset(clips, spec, seed=7, train=True, crop_scales=(1.0,))
+    mirrored = 0
+    for epoch in range(6):
+        plain, other = whole[epoch, 0]["frames"], either[epoch, 0]["frames"]
+        same, turned = np.array_equal(other, plain), np.array_equal(other, plain[:, :, ::-1])
+        assert same or turned
+        mirrored += turned
+    assert 0 < mirrored < 6
+
+
 def test_a_crop_is_resized_and_mirrored() -> None:
     image = Image.open(FRAMES / "image_00001.jpg").convert("RGB")
     plain = np.asarray(augment(image, (10, 20, 168, 192), 224, flip=False))

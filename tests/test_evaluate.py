@@ -12,11 +12,14 @@ import torch
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.evaluation.dataset import Example, Split
-from adafocus_edge.evaluation.evaluate import Evaluation, Scored, evaluate, predict_with, with_patches
+from adafocus_edge.evaluation.evaluate import Evaluation, Scored, evaluate, gflops_per_step, predict_with, with_patches
 from adafocus_edge.evaluation.metrics import wilson_interval
+from adafocus_edge.evaluation.oracle import Oracle, cell_origins
 from adafocus_edge.evaluation.plot import draw_evaluation
+from adafocus_edge.model.logits import softmax
 from adafocus_edge.runtime.glimpse import see_clip
 from tests.conftest import CLIPS, ROOT, SMALL, edge, one_line_error, weights_of, write_checkpoint
+from training.geometry import action_grid
 
 
 def found(multi_label: bool = False) -> Evaluation:
@@ -79,6 +82,60 @@ def test_fixed_patches_replace_the_policys(small_bundle: Path) -> None:
         assert with_patches(model, "policy") is model
         clip, stream = (predict_with(model, schedule)(frames) for schedule in ("clip", "stream"))
         np.testing.assert_allclose(clip, stream, atol=1e-4)
+
+
+def test_the_oracle_takes_the_cell_after_which_the_right_class_is_surest(small_bundle: Path) -> None:
+    assert np.array_equal(cell_origins(5), action_grid(5).numpy())
+    frames = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
+    with load_model(read_bundle(small_bundle), "fp32", "onnxruntime-cpu") as model:
+        found = Oracle(model)(frames, 2)
+        # By hand: every cell of every frame, one run each.
+        state = np.zeros((1, SMALL.classifier_state), np.float32)
+        for step in range(3):
+            tried = []
+            for origin in cell_origins(5):
+                focus = model.focuser.run({"frame": frames[step : step + 1], "origin": origin[None]})["focus"]
+                verdict = model.classifier.run({"focus": focus, "state": state})
+                tried.append((softmax(verdict["logits"])[0, 2], verdict))
+            best = max(tried, key=lambda one: one[0])[1]
+            np.testing.assert_allclose(found[step], best["logits"][0], atol=1e-4)
+            state = best["state_out"]
+        costs = {"glancer": 1.0, "policy": 2.0, "focuser": 3.0, "classifier": 4.0}
+        assert gflops_per_step(costs, SMALL, "policy") == 10
+        assert gflops_per_step(costs, SMALL, "centre") == 7  # this classifier sees patches only
+        assert gflops_per_step(costs, SMALL, "oracle") == 25 * 7
+
+
+def test_several_kinds_of_patches_are_one_table(small_bundle: Path, small_checkpoint: Path, tmp_path: Path) -> None:
+    videos = sorted(CLIPS.glob("v_*.avi"))
+    rows = "".join(f"{video},activity {number}\n" for number, video in enumerate(videos))
+    (tmp_path / "data.csv").write_text(f"video,class\n{rows}")
+    given = ["--data", tmp_path / "data.csv", "--patches", "policy,centre, oracle", "--segments", 2]
+    done = edge("evaluate", small_bundle, *given, "--json", "-q", "--plot", tmp_path / "p.png")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["patches"]
+    assert list(found) == ["policy", "centre", "oracle"]
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert found["oracle"]["gflops_per_clip"] > 20 * found["centre"]["gflops_per_clip"]
+    sure = {name: [p["confidence"] for p in one["predictions"]] for name, one in found.items()}
+    assert sure["policy"] != sure["centre"]
+    one = edge("evaluate", small_bundle, *given[:3], "centre", "--segments", 2, "--json", "-q")
+    assert json.loads(one.stdout)["predictions"] == found["centre"]["predictions"]
+    table = edge(
+        "evaluate",
+        small_checkpoint,
+        *given,
+        "--patch-size",
+        160,
+        "--classes",
+        small_checkpoint.with_name("classInd.txt"),
+        "-q",
+    )
+    assert table.returncode == 0, table.stderr
+    assert [line.split()[0] for line in table.stdout.splitlines() if "%" in line and " to " in line] == list(found)
+    one_line_error(
+        edge("evaluate", small_bundle, *given[:3], "best", "-q"), 2, "'best' is none of policy, centre, random"
+    )
 
 
 def test_clips_that_cannot_be_read_are_listed(tmp_path: Path) -> None:

@@ -83,6 +83,34 @@ def test_kept_frames_give_the_samples_of_frames_that_are_decoded_anew(
             path.unlink()
 
 
+@pytest.mark.parametrize("crops", [True, False])
+@pytest.mark.parametrize("kind", ["rgb", "motion"])
+def test_mirroring_and_crop_scales_are_options_of_samples_with_a_cache_too(
+    kind: str, crops: bool, tmp_path: Path
+) -> None:
+    def of(store: FrameStore | None, **more: Any) -> dict[str, Any]:
+        return dataset(kind, Keeping(16, store), split, crops=crops, **more)[epoch, 0]
+
+    split, store, turned, cut = split_of(FIGHT), FrameStore(tmp_path, in_memory=True), 0, 0
+    whole: dict[str, Any] = {"crop_scales": (1.0,)}
+    for epoch in range(6):
+        mirrored, plain = of(store, **whole), of(store, flip=False, **whole)
+        for sample, given in ((mirrored, whole), (plain, {"flip": False, **whole})):
+            assert_same(sample, of(None, **given))
+            if crops:  # this clip needs no resize: as without a cache
+                assert_same(sample, dataset(kind, None, split, **given)[epoch, 0])
+        if crops:
+            turned += not np.array_equal(mirrored["frames"], plain["frames"])
+            cut += not np.array_equal(of(store, flip=False)["frames"], plain["frames"])
+        else:
+            assert not plain["flip"]
+            assert plain["box"][3] == 256  # the whole height, of 456 x 256
+            turned += bool(mirrored["flip"])
+            cut += of(store)["box"][3] < 256
+    assert 0 < turned < 6
+    assert cut > 0
+
+
 @pytest.mark.parametrize("kind", ["rgb", "motion"])
 def test_clips_that_need_no_resize_are_sampled_as_without_a_cache(kind: str, tmp_path: Path) -> None:
     # 456 x 256 and 340 x 256 pixels are kept as they are, and so few frames all may be drawn.
@@ -254,6 +282,15 @@ def test_frames_that_do_not_fit_are_decoded_at_each_epoch(
         assert "and 1.0 MB of" in lines[0]
         assert "decoded at each epoch" in lines[0]
         assert_same(make_dataset(SPLIT, spec, options, keeping, train=True)[0, 2], sample)
+
+
+def test_memory_is_left_to_the_features_of_stage_2(tmp_path: Path) -> None:
+    spec, options = official_spec(segments=4), options_of(tmp_path, train_stage=2, policy_cache="auto")
+    for cache in ("ram", "disk", "off"):
+        with open_cache(replace(options, cache=cache), (SPLIT, SPLIT), spec, ONE) as (keeping, lines):
+            assert (keeping is None) == (cache == "off")
+            assert (keeping is not None and keeping.store is not None) == (cache == "disk")
+            assert any("frames are not kept in RAM" in line for line in lines) == (cache == "ram")
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

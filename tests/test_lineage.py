@@ -252,3 +252,12 @@ def test_only_options_that_change_samples_or_weights_are_reported_when_a_run_goe
     assert changed_options(checkpoint, other) == [
         "cache ram -> off", "cache_frames 16 -> 4", "augment_on auto -> workers",
     ]  # fmt: skip
+    checkpoint = read_checkpoint(own(data, tmp_path / "last.pth.tar", 2, "policy_cache=ram"))
+    assert changed_options(checkpoint, options_of(data, "train_stage=2", "policy_cache=disk").options) == []
+    other = options_of(
+        data, "train_stage=2", "policy_cache=off", "flip=false", "crop_scales=1", "entropy_weight=1"
+    ).options
+    changed = changed_options(checkpoint, other)
+    assert changed[0] == "flip True -> False"
+    assert changed[1].startswith("crop_scales ")
+    assert {"policy_cache ram -> off", "entropy_weight 0.03 -> 1.0"} == set(changed[2:])

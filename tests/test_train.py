@@ -272,7 +272,7 @@ def test_two_processes_give_the_update_of_one_with_both_batches(
     )
     given = [
         "train", *TINY, f"data_dir={data}", f"train_stage={stage}", "epochs=1", "dropout=0", "freeze_bn=true",
-        "optimizer=sgd", *start,
+        "optimizer=sgd", "policy_cache=off", "policy_batch=0", *start,
     ]  # fmt: skip
     one = edge(*given, "batch_size=8", f"hydra.run.dir={tmp_path / 'one'}", **ONE_THREAD)
     assert one.returncode == 0, one.stderr

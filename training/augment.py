@@ -6,7 +6,7 @@ after each axis. They differ by a grey level in some pixels: Pillow takes the ve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ TensorChange = Callable[[Tensor], Tensor]
 CROP_SCALES = (1.0, 0.875, 0.75, 0.66)
 """Sides of the multi-scale crop, as shares of the short side."""
 MOST_DISTORTION = 1
-"""How many steps of :data:`CROP_SCALES` a crop's width and height may lie apart."""
+"""How many of its scales, such as :data:`CROP_SCALES`, a crop's width and height may lie apart."""
 CROP_OFFSETS = (
     (0, 0), (4, 0), (0, 4), (4, 4), (2, 2),  # the corners and the centre
     (0, 2), (4, 2), (2, 4), (2, 0),  # the middles of the sides
@@ -33,7 +33,9 @@ SQUARE = 256
 """Side of the square frame that training crops where frames are squashed: S * 8 / 7 of the usual 224."""
 
 
-def crop_box(width: int, height: int, size: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+def crop_box(
+    width: int, height: int, size: int, random: np.random.Generator, scales: Sequence[float] = CROP_SCALES
+) -> tuple[int, int, int, int]:
     """Choose the multi-scale crop of an image (official ``GroupMultiScaleCrop``).
 
     Args:
@@ -41,12 +43,13 @@ def crop_box(width: int, height: int, size: int, random: np.random.Generator) ->
         height: of the image in pixels.
         size: S; a side that comes within 3 pixels of it is S.
         random: generator.
+        scales: sides that a crop may have, as shares of the short side, falling.
 
     Returns:
         left, top, width and height of the crop.
     """
     base = min(width, height)
-    sides = [size if abs(int(base * scale) - size) < 3 else int(base * scale) for scale in CROP_SCALES]
+    sides = [size if abs(int(base * scale) - size) < 3 else int(base * scale) for scale in scales]
     pairs = [
         (w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= MOST_DISTORTION
     ]  # fmt: skip
@@ -72,29 +75,41 @@ class Augmentation:
         flip: whether to mirror.
         levels: uint8 [256], what each grey level becomes by brightness and contrast.
         jitters: whether that changes any.
+        scales: of the crop; see :func:`crop_box`.
     """
 
     seed: int
     flip: bool
     levels: NDArray[np.uint8]
     jitters: bool
+    scales: Sequence[float] = CROP_SCALES
 
     @classmethod
-    def draw(cls, random: np.random.Generator, colour_jitter: float) -> Augmentation:
-        """Draw one; ``colour_jitter`` is the largest relative change of brightness and contrast."""
+    def draw(
+        cls, random: np.random.Generator, colour_jitter: float, *, flip: bool = True,
+        scales: Sequence[float] = CROP_SCALES,
+    ) -> Augmentation:  # fmt: skip
+        """Draw one.
+
+        Args:
+            random: generator, of which the options below take the same numbers whatever they are.
+            colour_jitter: largest relative change of brightness and contrast.
+            flip: whether to mirror half of the clips.
+            scales: of the crops; see :func:`crop_box`.
+        """
         seed = int(random.integers(1 << 62))
-        flip = bool(random.random() < 0.5)
+        mirrored = bool(random.random() < 0.5) and flip
         brightness, contrast = 1 + colour_jitter * random.uniform(-1, 1, 2)
         levels = (np.arange(256.0) * brightness - 128) * contrast + 128
-        return cls(seed, flip, np.clip(levels, 0, 255).astype(np.uint8), bool(colour_jitter))
+        return cls(seed, mirrored, np.clip(levels, 0, 255).astype(np.uint8), bool(colour_jitter), scales)
 
     def box(self, width: int, height: int, size: int, fit: Fit) -> tuple[float, ...]:
         """Return left, top, width and height of the crop of frames of a size; the same at each call."""
         random = np.random.default_rng(self.seed)
         if fit == "crop":
-            return crop_box(width, height, size, random)
+            return crop_box(width, height, size, random, self.scales)
         # As if the frame had been made square before.
-        square = crop_box(SQUARE, SQUARE, SQUARE * 7 // 8, random)
+        square = crop_box(SQUARE, SQUARE, SQUARE * 7 // 8, random, self.scales)
         return tuple(v * side / SQUARE for v, side in zip(square, (width, height) * 2, strict=True))
 
     def apply(self, pixels: NDArray[np.uint8], size: int, fit: Fit) -> NDArray[np.uint8]:

@@ -24,7 +24,7 @@ from adafocus_edge.evaluation.dataset import Example, Split
 from adafocus_edge.media.clip import Clip
 from adafocus_edge.media.preprocess import CropWindow, glimpse_frames, luminance, motion_frame_indices, preprocess
 from adafocus_edge.model.spec import ModelSpec
-from training.augment import Augmentation, UncroppedClips
+from training.augment import CROP_SCALES, Augmentation, UncroppedClips
 from training.frame_cache import ClipFrames, DamagedError, FrameStore, estimate, probe_size
 from training.sampling import FramePlan
 
@@ -113,18 +113,23 @@ class ClipDataset(Dataset[dict[str, Any]]):
         colour_jitter: largest relative change of brightness and contrast in training.
         keeping: whether frames are kept. Training then crops them at the size they are kept at (:func:`shrink`): where
             that is smaller than the clip's, they are resized once more than without. Validation's are the same.
+        flip: whether training mirrors half of the clips.
+        crop_scales: see :func:`crop_box`.
         crops: whether to crop frames here, else to leave that to :meth:`Batch.to`.
     """
 
     def __init__(
         self, split: Split, spec: ModelSpec, *, seed: int, train: bool, dense: bool = False,
-        colour_jitter: float = 0.0, keeping: Keeping | None = None, crops: bool = True,
+        colour_jitter: float = 0.0, flip: bool = True, crop_scales: Sequence[float] = CROP_SCALES,
+        keeping: Keeping | None = None, crops: bool = True,
     ) -> None:  # fmt: skip
         self.examples = split.examples
         self._spec = spec
         self._seed = seed
         self._train = train
         self._colour_jitter = colour_jitter
+        self._flip = flip
+        self._crop_scales = crop_scales
         self._keeping = keeping
         self._crops = crops
         self._plan = FramePlan(spec.segments, dense, keeping.most if keeping is not None else None)
@@ -136,6 +141,19 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         """Return one sample, or its error: a clip that cannot be read is never replaced by another."""
+        sample, random = self.without_frames(key)
+        example = self.examples[key[1]]
+        store = self._keeping.store if self._keeping is not None else None
+        try:
+            sample |= self._training_frames(example, store, random) if self._train else self._frames(example, store)
+        except SourceError as error:
+            sample["failed"] = (example.name, str(error))
+        if store is not None and store.shortage:
+            sample["shortage"] = store.shortage
+        return sample
+
+    def without_frames(self, key: tuple[int, int]) -> tuple[dict[str, Any], np.random.Generator]:
+        """Return one sample without its frames, and the generator from which they are drawn next."""
         epoch, number = key
         random = np.random.default_rng((self._seed, epoch, number))
         example = self.examples[number]
@@ -146,14 +164,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             "origins": random.random((segments, 2), np.float32),
             "draws": random.random(segments, np.float32),
         }
-        store = self._keeping.store if self._keeping is not None else None
-        try:
-            sample |= self._training_frames(example, store, random) if self._train else self._frames(example, store)
-        except SourceError as error:
-            sample["failed"] = (example.name, str(error))
-        if store is not None and store.shortage:
-            sample["shortage"] = store.shortage
-        return sample
+        return sample, random
 
     @property
     def memory_folder(self) -> Path | None:
@@ -201,7 +212,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         if keeping is None:
             clip = example.open_clip()
             indices = self._plan.draw(clip.frame_count, random)
-            augmentation = Augmentation.draw(random, self._colour_jitter)
+            augmentation = self._augmentation(random)
 
             def convert(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
                 return augmentation.apply(pixels, spec.frame_size, spec.fit)
@@ -219,13 +230,16 @@ class ClipDataset(Dataset[dict[str, Any]]):
                 return self._decode(clip, self._plan.every(clip.frame_count))
 
             frames = self._kept(example, store, read, lambda count: self._plan.draw(count, random))
-        augmentation = Augmentation.draw(random, self._colour_jitter)
+        augmentation = self._augmentation(random)
         if self._crops:
             return {"frames": np.stack([augmentation.apply(frame, spec.frame_size, spec.fit) for frame in frames])}
         height, width = frames.shape[1:3]
         box = augmentation.box(width, height, spec.frame_size, spec.fit)
         crop = {"box": np.array(box, np.float64), "flip": augmentation.flip, "levels": augmentation.levels}
         return {"uncropped": frames, **crop}
+
+    def _augmentation(self, random: np.random.Generator) -> Augmentation:
+        return Augmentation.draw(random, self._colour_jitter, flip=self._flip, scales=self._crop_scales)
 
     def _decode(self, clip: Clip, numbers: Sequence[int]) -> ClipFrames:
         """Decode what is glimpsed at some frames, rising and distinct, at the size frames are kept at."""
@@ -314,6 +328,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __init__(self, count: int, batch: int, seed: int | None, rank: int = 0, world: int = 1) -> None:
         self._count, self._batch, self._seed, self._rank, self._world = count, batch, seed, rank, world
         self.epoch = 0
+        self.only: list[tuple[int, int]] | None = None
+        """Samples to give instead of an epoch's; None for those of the epoch."""
 
     def __len__(self) -> int:
         if self._seed is None:
@@ -321,6 +337,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return self._count // (self._batch * self._world) * self._batch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        if self.only is not None:
+            return iter(self.only)
         order: Sequence[int] = range(self._count)
         epoch = VALIDATION
         if self._seed is not None:

@@ -44,6 +44,8 @@ UNTOLD_OPTIONS = ("patch_size", "num_segments", *INPUT_OPTIONS)
 """All that a model's weights do not tell and its figures depend on."""
 WITHOUT_EFFECT = ("resume", "workers", "prefetch_factor", "cache_dir")
 """Options that change no sample and no weight."""
+CACHES = ("cache", "policy_cache")
+"""Options that change what is trained on by whether they are ``off``, but not by where they keep it."""
 PART_OPTIONS = {
     "glancer.": ("glancer",),
     "focuser.net.": ("focuser",),
@@ -227,7 +229,7 @@ def changed_options(checkpoint: Checkpoint, options: TrainOptions) -> list[str]:
         if name in checkpoint.config
         and checkpoint.config[name] != value
         and name not in WITHOUT_EFFECT
-        and not (name == "cache" and "off" not in (checkpoint.config[name], value))
+        and not (name in CACHES and "off" not in (checkpoint.config[name], value))
     ]
 
 

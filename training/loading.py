@@ -25,6 +25,7 @@ from training.datasets import ClipDataset, EpochSampler, Keeping, collate
 from training.distributed import Processes, gather
 from training.frame_cache import FrameStore, disk_room, disk_store, memory_room, memory_store
 from training.options import TrainOptions
+from training.policy_cache import batch_option, update_clips
 
 DISK_CACHE = ".frame-cache"
 """Folder of ``cache=disk`` within ``data_dir``."""
@@ -36,7 +37,7 @@ def make_dataset(
     """Return a split's clips as the options want them."""
     return ClipDataset(
         split, spec, seed=options.seed, train=train, dense=options.dense_sample, colour_jitter=options.colour_jitter,
-        keeping=keeping, crops=crops,
+        flip=options.flip, crop_scales=options.crop_shares, keeping=keeping, crops=crops,
     )  # fmt: skip
 
 
@@ -45,9 +46,10 @@ def make_loader(data: ClipDataset, options: TrainOptions, processes: Processes, 
 
     Its workers live as long as it does: an epoch is told to them with each clip's number.
     """
-    if options.batch_size % processes.local:
-        raise UsageError(f"batch_size={options.batch_size}: must be a multiple of the {processes.local} processes")
-    batch = options.batch_size // processes.local
+    clips = update_clips(options, len(data))
+    if clips % processes.local:
+        raise UsageError(f"{batch_option(options)}: must be a multiple of the {processes.local} processes")
+    batch = clips // processes.local
     workers = min(options.workers, usable_cores()) // processes.local
     seed = options.seed if train else None
     sampler = EpochSampler(len(data), batch, seed, processes.rank, processes.world)
@@ -85,6 +87,10 @@ def open_cache(
     if options.cache == "off" or options.evaluate:
         keeping = None if options.cache == "off" else Keeping(options.cache_frames, None)
         yield keeping, []
+        return
+    if options.cache == "ram" and options.policy_cache != "off":
+        # Both would count on the same memory, and frames be of no use once the features are there.
+        yield Keeping(options.cache_frames, None), ["cache: frames are not kept in RAM: policy_cache keeps features"]
         return
     machines = gather(_machine())
     leader = machines.index(machines[processes.rank])

@@ -119,13 +119,24 @@ class ActorCritic(nn.Module):
         Returns:
             float32 [T, N] each: log probability of the action, value of the state, entropy of the policy.
         """
-        steps, clips = actions.shape
+        choice, values = self.choices(feature_maps)
+        log_probs, entropy = choice.log_prob(actions), choice.entropy()  # type: ignore[no-untyped-call]
+        return log_probs, values, entropy
+
+    def choices(self, feature_maps: Tensor) -> tuple[Categorical, Tensor]:
+        """Return the distribution over the cells in each step of whole clips, and the value of each state.
+
+        Args:
+            feature_maps: float32 [T, N, dim, h, w].
+
+        Returns:
+            a distribution of batch shape [T, N] over the cells, and float32 [T, N].
+        """
+        steps, clips = feature_maps.shape[:2]
         flat = feature_maps.flatten(0, 1)
         encoded = self.state_encoder(flat if self.policy_conv else flat.flatten(1))
         states, _ = self.gru(encoded.view(steps, clips, -1))
-        choice = Categorical(self.actor(states))
-        log_probs, entropy = choice.log_prob(actions), choice.entropy()  # type: ignore[no-untyped-call]
-        return log_probs, self.critic(states).squeeze(-1), entropy
+        return Categorical(self.actor(states)), self.critic(states).squeeze(-1)
 
 
 class PolicyPair(nn.Module):

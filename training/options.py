@@ -44,6 +44,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "dist_backend": ("nccl", "gloo"),
     "cache": ("off", "ram", "disk"),
     "augment_on": ("auto", "workers", "device"),
+    "policy_cache": ("off", "auto", "ram", "disk"),
+    "policy_estimator": ("ppo", "expected"),
 }
 EMPTY_MEANS_DEFAULT = frozenset(("train_list", "val_list", "root_path", "classes"))
 """The official defaults of these are empty: the data set says what they are."""
@@ -113,6 +115,18 @@ class TrainOptions:
             computes), or ``auto``: on a GPU. With ``cache=off``, always in the workers.
         prefetch_factor: batches that each worker prepares ahead.
         compile: compile the backbones by ``torch.compile``, which needs a C++ compiler (CPU) or Triton (GPU).
+        flip: mirror half of the clips in training, as the official code does.
+        crop_scales: sides of the random crops in training as shares of the short side, as ``1-0.875-0.75-0.66`` or
+            ``[1,0.875]``; ``1`` keeps the whole frame. Crops cut small targets near the border away.
+        policy_cache: at stage 2, where the frozen networks' features of every cell are kept, so that they are computed
+            once: ``ram``, ``disk`` (in the run's folder, removed at its end), ``auto``: memory if they fit, else disk;
+            ``off``, as in the official code, computes them anew for each update. See :mod:`training.policy_cache`.
+        policy_views: with the cache: in how many augmented versions each clip is kept, used in turn.
+        policy_estimator: ``ppo``, as published, or ``expected``: the expected reward over all cells, without sampling
+            noise; it looks one step ahead (``gamma=0``).
+        policy_batch: clips per update at stage 2; 0 for ``batch_size``.
+        ppo_epochs: gradient steps per rollout; 1 in the official code.
+        entropy_weight: how much an even policy is worth beside the reward; 0.01 in the official code.
     """
 
     dataset: str = ""
@@ -202,6 +216,14 @@ class TrainOptions:
     augment_on: str = "auto"
     prefetch_factor: int = 2
     compile: bool = False
+    flip: bool = True
+    crop_scales: Any = "1-0.875-0.75-0.66"
+    policy_cache: str = "off"
+    policy_views: int = 1
+    policy_estimator: str = "ppo"
+    policy_batch: int = 0
+    ppo_epochs: int = 1
+    entropy_weight: float = 0.01
 
     @property
     def root(self) -> Path:
@@ -220,6 +242,19 @@ class TrainOptions:
             return tuple(int(step) for step in steps if str(step))
         except ValueError:
             raise UsageError(f"lr_steps={self.lr_steps}: must be epochs, such as 50-100") from None
+
+    @property
+    def crop_shares(self) -> tuple[float, ...]:
+        """Return ``crop_scales`` as numbers, largest first."""
+        given = self.crop_scales
+        parts = given if isinstance(given, (list, tuple)) else re.split(r"[-,\s]+", str(given))
+        try:
+            shares = sorted((float(part) for part in parts if str(part)), reverse=True)
+        except (TypeError, ValueError):
+            shares = []
+        if not shares or not all(0.05 <= share <= 1 for share in shares):
+            raise UsageError(f"crop_scales={given}: must be shares of 0.05 to 1, such as 1-0.875-0.75")
+        return tuple(shares)
 
 
 @dataclass
@@ -309,13 +344,13 @@ def _check(options: TrainOptions) -> None:
             raise UsageError(f"{name}={getattr(options, name)}: must be one of {', '.join(map(str, allowed))}")
     for name in (
         "batch_size", "num_segments", "epochs", "eval_freq", "world_size", "hidden_dim", "hidden_state_dim",
-        "cache_frames", "prefetch_factor",
+        "cache_frames", "prefetch_factor", "policy_views", "ppo_epochs",
     ):  # fmt: skip
         if getattr(options, name) < 1:
             raise UsageError(f"{name}={getattr(options, name)}: must be at least 1")
     for name in (
         "backbone_lr", "fc_lr", "policy_lr", "momentum", "weight_decay", "clip_grad", "workers", "gamma", "seed",
-        "colour_jitter", "rank",
+        "colour_jitter", "rank", "policy_batch", "entropy_weight",
     ):  # fmt: skip
         if not 0 <= getattr(options, name) < float("inf"):
             raise UsageError(f"{name}={getattr(options, name)}: must be a number that is not negative")
@@ -347,6 +382,8 @@ def _check(options: TrainOptions) -> None:
     if options.evaluate and not options.resume:
         raise UsageError("evaluate=true needs resume=CHECKPOINT")
     options.lr_milestones  # noqa: B018 - told now rather than after an hour
+    options.crop_shares  # noqa: B018 - the same
+    check_policy_options(options)
     for name in ("resume", "pretrained_glancer", "pretrained_focuser"):
         value = str(Path(getattr(options, name)).expanduser()) if getattr(options, name) else ""
         setattr(options, name, value)
@@ -356,3 +393,17 @@ def _check(options: TrainOptions) -> None:
         value = getattr(options, name)
         if value not in ("imagenet", "random") and not Path(value).is_file():
             raise UsageError(f"{name}={value}: neither `imagenet`, `random`, nor a file")
+
+
+def check_policy_options(options: TrainOptions) -> None:
+    """Check what stage 2 is asked for. Raises ``UsageError`` for options that contradict each other."""
+    if options.policy_estimator == "expected":
+        if options.gamma:
+            raise UsageError(
+                f"gamma={options.gamma}: policy_estimator=expected looks one step ahead: give gamma=0, or "
+                "policy_estimator=ppo"
+            )
+        if options.ppo_epochs > 1:
+            raise UsageError(f"ppo_epochs={options.ppo_epochs}: is for policy_estimator=ppo")
+    if options.policy_views > 1 and options.policy_cache == "off":
+        raise UsageError(f"policy_views={options.policy_views}: is for policy_cache=auto, ram or disk")

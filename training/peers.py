@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.errors import BackendError, UsageError
 from adafocus_edge.evaluation.evaluate import Predict
+from adafocus_edge.evaluation.oracle import Oracle
 from adafocus_edge.model.spec import ModelSpec
 from training.checkpoint import ModelOptions, load_model, read_checkpoint
 from training.eager import OfficialWay
@@ -75,6 +76,7 @@ def whole(spec: ModelSpec, checkpoint: Path | None, threads: int) -> tuple[Predi
         ours, theirs = getattr(spec, name), getattr(found.spec, name)
         if ours != theirs:
             raise UsageError(f"{checkpoint}: its {name} is {theirs}, the bundle's is {ours}: they see other clips")
+    assert not isinstance(found.predict, Oracle)  # nobody asked for one
     return found.predict, found.gflops_per_step
 
 

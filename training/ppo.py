@@ -1,4 +1,4 @@
-"""Training the policy: rewards, returns and the clipped surrogate loss of PPO. Official ``models/ppo.py``."""
+"""Training the policy: rewards, returns, and the losses of PPO (official ``models/ppo.py``) and of expected reward."""
 
 from __future__ import annotations
 
@@ -26,11 +26,13 @@ class Rollout:
         feature_maps: what it saw, float32 [T, N, dim, h, w].
         actions: the cells it drew, int64 [T, N].
         log_probs: of them, float32 [T, N].
+        every_log_prob: of every cell, float32 [T, N, cells]; None where nobody asks for it.
     """
 
     feature_maps: Tensor
     actions: Tensor
     log_probs: Tensor
+    every_log_prob: Tensor | None = None
 
 
 @torch.no_grad()
@@ -44,7 +46,7 @@ def act(policy: ActorCritic, feature_maps: Tensor, draws: Tensor | None) -> Roll
             cell, as in evaluation.
     """
     state = feature_maps.new_zeros(feature_maps.shape[1], policy.gru.hidden_size)
-    actions, log_probs = [], []
+    actions, log_probs, every = [], [], []
     for step, feature_map in enumerate(feature_maps):
         scores, state = policy.step(feature_map, state)
         log_prob = F.log_softmax(scores, dim=1)
@@ -55,7 +57,8 @@ def act(policy: ActorCritic, feature_maps: Tensor, draws: Tensor | None) -> Roll
             action = passed.sum(dim=1).clamp(max=scores.shape[1] - 1)
         actions.append(action)
         log_probs.append(log_prob.gather(1, action[:, None])[:, 0])
-    return Rollout(feature_maps, torch.stack(actions), torch.stack(log_probs))
+        every.append(log_prob)
+    return Rollout(feature_maps, torch.stack(actions), torch.stack(log_probs), torch.stack(every))
 
 
 def rewards(kind: str, confidence: Tensor, random_confidence: Tensor) -> Tensor:
@@ -95,16 +98,70 @@ def normalise(returns: Tensor, everything: Tensor | None = None) -> Tensor:
     return (returns - over.mean()) / (over.std() + 1e-5)
 
 
-def ppo_loss(judged: tuple[Tensor, Tensor, Tensor], rollout: Rollout, returns: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class PolicyLoss:
+    """The loss of one update and what it is made of, each a mean over clips and time.
+
+    Attributes:
+        total: what is minimised.
+        entropy: of the policy, in nats; ln(cells) where it looks anywhere, 0 where it always looks at one cell.
+        value_loss: squared error of the critic; None for the expected reward, which has no critic.
+        advantage: mean size of the advantage, how much the actions differ from what was expected of them.
+    """
+
+    total: Tensor
+    entropy: Tensor
+    value_loss: Tensor | None
+    advantage: Tensor
+
+
+def ppo_loss(
+    judged: tuple[Tensor, Tensor, Tensor], rollout: Rollout, returns: Tensor, entropy_weight: float = ENTROPY_WEIGHT
+) -> Tensor:
     """Return the loss of one update.
 
     Args:
         judged: what the new policy's ``evaluate`` says of the rollout.
         rollout: of the old policy.
         returns: normalised, [T, N].
+        entropy_weight: how much an even policy is worth beside the reward.
     """
+    return ppo_parts(judged, rollout, returns, entropy_weight).total
+
+
+def ppo_parts(
+    judged: tuple[Tensor, Tensor, Tensor], rollout: Rollout, returns: Tensor, entropy_weight: float = ENTROPY_WEIGHT
+) -> PolicyLoss:
+    """Return the same as :func:`ppo_loss` with its parts."""
     log_probs, values, entropy = judged
     ratio = torch.exp(log_probs - rollout.log_probs)
     advantage = returns - values.detach()
     surrogate = torch.min(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
-    return (-surrogate + VALUE_WEIGHT * F.mse_loss(values, returns) - ENTROPY_WEIGHT * entropy).mean()
+    value_loss = F.mse_loss(values, returns)
+    total = (-surrogate + VALUE_WEIGHT * value_loss - entropy_weight * entropy).mean()
+    return PolicyLoss(total, entropy.mean(), value_loss, advantage.abs().mean())
+
+
+def expected_parts(
+    probabilities: Tensor, entropy: Tensor, advantage: Tensor, entropy_weight: float = ENTROPY_WEIGHT
+) -> PolicyLoss:
+    """Return minus the expected advantage of the policy, with the weight of its entropy.
+
+    Where every cell's reward is known, the expectation over the policy's choice is a sum, and its gradient has none of
+    the noise that a drawn cell brings (the "all actions" policy gradient, Sutton et al. 2000; Ciosek and Whiteson
+    2018, arXiv 1706.05374).
+
+    Args:
+        probabilities: of the policy that learns, [T, N, cells].
+        entropy: of it, [T, N].
+        advantage: of each cell, normalised, [T, N, cells].
+        entropy_weight: see :func:`ppo_loss`.
+    """
+    gained = (probabilities * advantage).sum(dim=-1)
+    total = (-gained - entropy_weight * entropy).mean()
+    return PolicyLoss(total, entropy.mean(), None, advantage.abs().mean())
+
+
+def divergence(before: Tensor, after: Tensor) -> Tensor:
+    """Return the mean Kullback-Leibler divergence from one policy to the next; log probabilities [T, N, cells]."""
+    return (before.exp() * (before - after)).sum(dim=-1).mean()

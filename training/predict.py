@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from adafocus_edge.errors import CheckpointError, UsageError
-from adafocus_edge.evaluation.evaluate import Patches, Predict, graphs_used, predict_with, with_patches
+from adafocus_edge.evaluation.evaluate import Patches, Predict, gflops_per_step, graphs_used, predict_at
+from adafocus_edge.evaluation.oracle import Oracle
 from adafocus_edge.model.spec import ModelSpec
 from training.checkpoint import Checkpoint, ModelOptions, load_model, load_part, read_checkpoint
 from training.graphs import count_gflops, torch_model
@@ -28,7 +29,7 @@ class Predictor:
     """A checkpoint, ready to predict.
 
     Attributes:
-        predict: one clip's frames to logits after each step.
+        predict: one clip's frames (for the oracle its label, too) to logits after each step.
         spec: the model's shapes.
         classes: class names, or None where the checkpoint has none.
         gflops_per_step: multiply-adds per frame in units of 1e9.
@@ -36,7 +37,7 @@ class Predictor:
         notes: what the user should know, a line each.
     """
 
-    predict: Predict
+    predict: Predict | Oracle
     spec: ModelSpec
     classes: tuple[str, ...] | None
     gflops_per_step: float
@@ -62,10 +63,11 @@ def load_predictor(
             raise UsageError(f"{path}: a stage-0 checkpoint looks at whole frames: --patches is not for it")
         return _backbone_alone(checkpoint, device)
     model = load_model(checkpoint, options, without_policy=patches != "policy").to(device)
-    gflops = sum(count_gflops(model, graph) for graph in graphs_used(model.spec, patches))
+    costs = {graph: count_gflops(model, graph) for graph in graphs_used(model.spec, patches)}
+    gflops = gflops_per_step(costs, model.spec, patches)
     loaded, _ = torch_model(model)
     return Predictor(
-        predict_with(with_patches(loaded, patches), schedule),
+        predict_at(loaded, patches, schedule),
         model.spec,
         checkpoint.classes,
         gflops,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +12,35 @@ from torch import Tensor, nn
 
 from training.datasets import Batch
 from training.distributed import gather
+from training.looks import KeptBatch, KeptLooks, LiveLooks, Looks
 from training.model import AdaFocus
 from training.options import TrainOptions
-from training.ppo import BETAS, Rollout, act, discounted_returns, normalise, ppo_loss, rewards
+from training.policy_watch import PolicyWatch
+from training.ppo import (
+    BETAS,
+    PolicyLoss,
+    Rollout,
+    act,
+    discounted_returns,
+    divergence,
+    expected_parts,
+    normalise,
+    ppo_parts,
+    rewards,
+)
 
 CHUNK = 64
 """Frames that go through a backbone at once where no gradient is wanted."""
 
 
 class Stage(nn.Module):
-    """What the stages have in common. ``forward`` gives a batch's loss, and logits after each step, [B, T, C]."""
+    """What the stages have in common. ``forward`` gives a batch's loss, and logits after each step, [B, T, C].
+
+    Attributes:
+        passes: gradient steps per batch.
+    """
+
+    passes = 1
 
     def __init__(self, model: AdaFocus, options: TrainOptions) -> None:
         super().__init__()
@@ -71,8 +92,12 @@ class Stage(nn.Module):
                             part.eval()
         return self
 
-    def after_update(self) -> None:
-        """Do what follows the optimiser's step."""
+    def after_update(self, clips: int | None = None) -> None:
+        """Do what follows the optimiser's step; ``clips`` of the batch count, all of them unless given."""
+
+    def report(self) -> dict[str, Any]:
+        """Return figures of this stage alone since the last report; every process must call this."""
+        return {}
 
 
 class BackboneStage(Stage):
@@ -120,9 +145,9 @@ class GlimpseStage(Stage):
         with torch.no_grad():
             return in_chunks(lambda f, o: (self.model.focus(f, o),), frames, corners)[0]
 
-    def features(self, batch: Batch, glance: Tensor, focus: Tensor) -> Tensor:
+    def features(self, batch: Batch, glance: Tensor | None, focus: Tensor) -> Tensor:
         """Return what the classifier takes in, [B, T, inputs]."""
-        seen = torch.cat([glance, focus], dim=1) if self.model.spec.with_glancer else focus
+        seen = torch.cat([glance, focus], dim=1) if self.model.spec.with_glancer and glance is not None else focus
         return seen.view(*batch.frames.shape[:2], -1)
 
     def act(self, batch: Batch, feature_maps: Tensor, draws: Tensor | None) -> tuple[Rollout, Tensor]:
@@ -144,7 +169,9 @@ class RandomPatchStage(GlimpseStage):
 
     def logits(self, batch: Batch) -> Tensor:
         """See :meth:`Stage.logits`."""
-        _, glance = self.glances(batch)
+        glance = (
+            self.glances(batch)[1] if self.model.spec.with_glancer else None
+        )  # no policy looks at feature maps here
         features: Tensor = self.model.classifier(self.features(batch, glance, self.focuses(batch, batch.origins)))
         return features
 
@@ -161,7 +188,17 @@ class ChosenPatchStage(GlimpseStage):
 
 
 class PolicyStage(ChosenPatchStage):
-    """Stage 2: the policy alone, by PPO: where it looks must make the classifier surer than a random patch does."""
+    """Stage 2: the policy alone: where it looks must make the classifier surer than a random patch does.
+
+    By PPO, or by the expected reward over all cells, of which each step's is known at once (``policy_estimator``). It
+    takes clips, or what a cache kept of them (:mod:`training.policy_cache`).
+    """
+
+    def __init__(self, model: AdaFocus, options: TrainOptions) -> None:
+        super().__init__(model, options)
+        self.passes = options.ppo_epochs
+        self.watch = PolicyWatch(model.spec.actions)
+        self.update: _Update | None = None
 
     def trained(self) -> list[tuple[nn.Module, float]]:
         """See :meth:`Stage.trained`."""
@@ -172,36 +209,151 @@ class PolicyStage(ChosenPatchStage):
         parameters = list(self.model.focuser.policy.policy.parameters())
         return torch.optim.Adam(parameters, lr=self.options.policy_lr, betas=BETAS)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Let the old policy act, reward it, and judge that by the new one."""
-        model = self.model
+    def looks(self, batch: Batch | KeptBatch) -> Looks:
+        """Return what can be seen of a batch."""
+        if isinstance(batch, KeptBatch):
+            return KeptLooks(batch, with_glancer=self.model.spec.with_glancer)
         feature_maps, glance = self.glances(batch)
-        rollout, origins = self.act(batch, feature_maps, batch.draws.T)
-        with torch.no_grad():
-            chosen = self.features(batch, glance, self.focuses(batch, origins))
-            random = self.features(batch, glance, self.focuses(batch, batch.origins))
-            state = chosen.new_zeros(len(chosen), model.spec.classifier_state)
-            confidence, random_confidence, logits = [], [], []
-            for step in range(chosen.shape[1]):
-                # The random patch is judged from the same recurrent state, which it leaves as it is.
-                compared, _ = model.classifier.step(random[:, step], state)
-                found, state = model.classifier.step(chosen[:, step], state)
-                confidence.append(_confidence(found, batch.target))
-                random_confidence.append(_confidence(compared, batch.target))
-                logits.append(found)
+
+        def features(origins: Tensor) -> Tensor:
+            return self.features(batch, glance, self.focuses(batch, origins))
+
+        return LiveLooks(self.model, batch, feature_maps, features)
+
+    @torch.no_grad()
+    def look_everywhere(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return feature maps [B, T, dim, h, w] and the focuser's features of every cell, [B, T, cells, dim]."""
+        clips = batch.frames.shape[:2]
+        feature_maps, _ = self.glances(batch)
+        cells = [self.focuses(batch, origin.expand_as(batch.origins)) for origin in self.model.grid]
+        return feature_maps.view(*clips, *feature_maps.shape[1:]), torch.stack(cells, dim=1).view(
+            *clips, len(cells), -1
+        )
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return what the classifier says of the best-scoring patches; in evaluation, compare it with random ones."""
+        looks = self.looks(batch)
+        actions = act(self.model.policy, looks.feature_maps, None).actions
+        logits: Tensor = self.model.classifier(looks.at(actions))
+        if not self.training:
+            random = self.model.classifier(looks.at_random())[:, -1]
+            self.watch.add(
+                len(batch.target),
+                actions,
+                confidence=_confidence(logits[:, -1], batch.target).mean(),
+                random_confidence=_confidence(random, batch.target).mean(),
+                random_top1=(random.argmax(dim=1) == batch.target).float().mean() * 100,
+            )
+        return logits
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Let the old policy act, reward it, and judge that by the new one; later passes keep what it did."""
+        if self.update is None:
+            looks = self.looks(batch)
+            rollout = act(self.model.policy, looks.feature_maps, batch.draws.T)
+            by_sampling = self.options.policy_estimator == "ppo"
+            with torch.no_grad():
+                self.update = (self._sampled if by_sampling else self._expected)(looks, rollout, batch.target)
+        update, policy = self.update, self.model.focuser.policy.policy
+        weight, maps = self.options.entropy_weight, update.rollout.feature_maps
+        if update.advantage is None:
+            update.parts = ppo_parts(
+                policy.evaluate(maps, update.rollout.actions), update.rollout, update.returns, weight
+            )
+        else:
+            choice, _ = policy.choices(maps)
+            entropy: Tensor = choice.entropy()  # type: ignore[no-untyped-call]
+            update.parts = expected_parts(choice.probs, entropy, update.advantage, weight)
+        self.reward = update.reward
+        return update.parts.total, update.logits
+
+    def _sampled(self, looks: Looks, rollout: Rollout, target: Tensor) -> _Update:
+        """Reward the patches that the old policy drew."""
+        chosen, random = looks.at(rollout.actions), looks.at_random()
+        state = chosen.new_zeros(len(chosen), self.model.spec.classifier_state)
+        confidence, random_confidence, logits = [], [], []
+        for step in range(chosen.shape[1]):
+            # The random patch is judged from the same recurrent state, which it leaves as it is.
+            compared, _ = self.model.classifier.step(random[:, step], state)
+            found, state = self.model.classifier.step(chosen[:, step], state)
+            confidence.append(_confidence(found, target))
+            random_confidence.append(_confidence(compared, target))
+            logits.append(found)
         reward = rewards(self.options.reward, torch.stack(confidence), torch.stack(random_confidence))
         returns = discounted_returns(reward, self.options.gamma)
         # Normalised together with those of all other processes, [T, all clips].
         everything = torch.cat([part.to(returns.device) for part in gather(returns.cpu())], dim=1)
         returns = normalise(returns, everything)
-        judged = model.focuser.policy.policy.evaluate(rollout.feature_maps, rollout.actions)
-        self.reward = reward.mean()
-        return ppo_loss(judged, rollout, returns), torch.stack(logits, dim=1)
+        return _Update(rollout, torch.stack(logits, dim=1), reward.mean(), returns, None)
 
-    def after_update(self) -> None:
-        """Let the old policy become the new one."""
-        pair = self.model.focuser.policy
+    def _expected(self, looks: Looks, rollout: Rollout, target: Tensor) -> _Update:
+        """Reward every cell from the recurrent state that the old policy's patches led to."""
+        clips, cells = len(target), self.model.spec.actions
+        rows = torch.arange(clips, device=target.device)
+        state = rollout.feature_maps.new_zeros(clips, self.model.spec.classifier_state)
+        everywhere, confidence, logits = [], [], []
+        for step, action in enumerate(rollout.actions):
+            seen = looks.everywhere(step)
+            found, states = self.model.classifier.step(seen.flatten(0, 1), state.repeat_interleave(cells, dim=0))
+            state = states.view(clips, cells, -1)[rows, action]
+            sure = _confidence(found, target.repeat_interleave(cells)).view(clips, cells).float()
+            everywhere.append(sure)
+            confidence.append(sure[rows, action])
+            logits.append(found.view(clips, cells, -1)[rows, action])
+        known = torch.stack(everywhere)
+        # Whatever a reward is compared with is the same for all cells: only their differences count.
+        advantage = known - known.mean(dim=2, keepdim=True)
+        spread = torch.cat([part.to(known.device).flatten() for part in gather(advantage.cpu())]).std()
+        reward = rewards(self.options.reward, torch.stack(confidence), known.mean(dim=2))
+        return _Update(rollout, torch.stack(logits, dim=1), reward.mean(), reward, advantage / (spread + 1e-5))
+
+    def after_update(self, clips: int | None = None) -> None:
+        """Let the old policy become the new one after the last pass over a batch, and note what became of it."""
+        update, pair = self.update, self.model.focuser.policy
+        assert update is not None
+        assert update.parts is not None
+        update.passes += 1
+        if update.passes < self.passes:
+            return
+        with torch.no_grad():
+            choice, _ = pair.policy.choices(update.rollout.feature_maps)
+            assert update.rollout.every_log_prob is not None
+            moved = divergence(update.rollout.every_log_prob.float(), choice.logits.float())
+        parts = update.parts
+        figures = {"entropy": parts.entropy, "reward": update.reward, "advantage": parts.advantage, "kl": moved}
+        if parts.value_loss is not None:
+            figures["value_loss"] = parts.value_loss
+        clips = update.rollout.actions.shape[1] if clips is None else clips
+        self.watch.add(clips, update.rollout.actions, **{name: value.detach() for name, value in figures.items()})
         pair.policy_old.load_state_dict(pair.policy.state_dict())
+        self.update = None
+
+    def report(self) -> dict[str, Any]:
+        """Return what the policy did since the last report, see :class:`PolicyWatch`."""
+        return self.watch.report()
+
+
+@dataclass
+class _Update:
+    """What one batch gave, for one or more gradient steps.
+
+    Attributes:
+        rollout: what the old policy did.
+        logits: of the classifier on its patches, [B, T, C].
+        reward: mean of its patches' rewards.
+        returns: normalised, [T, B].
+        advantage: of every cell, normalised, [T, B, cells]; None where one cell was sampled.
+        parts: of the latest loss.
+        passes: gradient steps taken.
+    """
+
+    rollout: Rollout
+    logits: Tensor
+    reward: Tensor
+    returns: Tensor
+    advantage: Tensor | None
+    parts: PolicyLoss | None = None
+    passes: int = 0
 
 
 class ClassifierStage(ChosenPatchStage):

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -54,10 +54,15 @@ from training.lineage import (
 from training.loading import crops_on_device, make_dataset, make_loader, open_cache, try_queues
 from training.model import AdaFocus
 from training.options import Composed, TrainOptions, compose_options
-from training.stages import STAGES, Stage
+from training.policy_cache import CacheBuilder, KeptBatches, batch_option, remove_cache, resolve_cache
+from training.policy_watch import collapse_warning, places_picture
+from training.stages import STAGES, PolicyStage, Stage
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+Batches: TypeAlias = "DataLoader[Any] | KeptBatches"
+"""What gives the batches of an epoch."""
 
 LAST = "last.pth.tar"
 BEST = "best.pth.tar"
@@ -108,6 +113,8 @@ class Trainer:
         self.processes = processes
         self.quiet = quiet
         self.as_json = as_json
+        if note := resolve_cache(options, processes.world):
+            self._say(f"note: {note}")
         self.train_split, self.val_split = read_splits(options)
         for note in _split_notes(self.train_split, self.val_split):
             self._say(f"note: {note}")
@@ -136,7 +143,7 @@ class Trainer:
             self.wrapped = DistributedDataParallel(self.stage, devices, find_unused_parameters=True)
         self.failed: set[str] = set()
         self.shortage = ""
-        self.started: list[DataLoader[Any]] = []
+        self.started: list[Batches] = []
         self.interruption = _Interruption()
 
     # -- the loop -----------------------------------------------------------------------------------------------------
@@ -150,20 +157,23 @@ class Trainer:
             for line in lines:
                 self._say(line)
             seen = make_dataset(self.val_split, self.spec, options, keeping, train=False)
-            validation = make_loader(seen, options, processes, train=False)
             if options.evaluate:
-                self._print_evaluation(self.validate(validation), self._count_failed())
+                found = self.validate(make_loader(seen, options, processes, train=False))
+                self._print_evaluation(found, self._count_failed())
                 return
             data = make_dataset(self.train_split, self.spec, options, keeping, train=True, crops=crops)
-            self._train(make_loader(data, options, processes, train=True), validation)
+            # Held by nobody here: the policy cache ends their workers once it needs no clip any more.
+            self._train(
+                make_loader(data, options, processes, train=True), make_loader(seen, options, processes, train=False)
+            )
 
-    def _train(self, batches: DataLoader[Any], validation: DataLoader[Any]) -> None:
+    def _train(self, batches: Batches, validation: Batches) -> None:
         """Train to the last epoch."""
         options = self.options
         if len(batches) == 0:
             share = f" in each of {self.processes.world} processes" if self.processes.world > 1 else ""
             raise UsageError(
-                f"batch_size={options.batch_size}: larger than the split: {self.train_split.origin} has "
+                f"{batch_option(options)}: larger than the split: {self.train_split.origin} has "
                 f"{len(self.train_split.examples)} clips{share}"
             )
         self._prepare_run_dir()
@@ -173,6 +183,8 @@ class Trainer:
             return
         told = self._told_how_to_go_on()
         with told, self._log() as log, progress_bars(self.quiet) as bars, self.interruption:
+            if options.policy_cache != "off":
+                batches, validation = self._cached(batches, validation, bars)
             while self.epoch < options.epochs:
                 started = time.monotonic()
                 trained = self._train_epoch(batches, bars)
@@ -180,10 +192,29 @@ class Trainer:
                 found = None
                 if self.epoch % options.eval_freq == 0 or self.epoch == options.epochs:
                     found = self.validate(validation, bars)
+                    if warning := collapse_warning(trained, found, options):
+                        self._say(f"warning: epoch {self.epoch}: {warning}")
                 self._save(found)
                 log(trained, found, time.monotonic() - started, self._count_failed())
+        if self.processes.first:
+            remove_cache(self.run_dir)
         self._say(f"done: {self.run_dir / LAST}, best {options.best_by} {self.best:.2f}: {self.run_dir / BEST}")
         self._print_outcome()
+
+    def _cached(self, batches: Batches, validation: Batches, bars: Progress) -> tuple[KeptBatches, KeptBatches]:
+        """Return the batches of stage 2 from features that are computed once."""
+        assert isinstance(self.stage, PolicyStage)
+        assert isinstance(batches, DataLoader)
+        assert isinstance(validation, DataLoader)
+        task = bars.add_task("policy cache", total=None)
+        builder = CacheBuilder(
+            self.options, self.stage, self.run_dir, self.autocast, self._readable, self._say,
+            lambda done, total: bars.update(task, completed=done, total=total),
+        )  # fmt: skip
+        made = builder.build(batches, validation)
+        bars.remove_task(task)
+        self.started.clear()  # no clip is read any more
+        return made
 
     def _count_failed(self) -> int:
         """Return how many clips could not be read so far, by any process."""
@@ -200,12 +231,12 @@ class Trainer:
                 )
             raise
 
-    def _train_epoch(self, batches: DataLoader[Any], bars: Progress) -> dict[str, float]:
+    def _train_epoch(self, batches: Batches, bars: Progress) -> dict[str, Any]:
         options, epoch = self.options, self.epoch
         lr = self._set_learning_rate()
         cast("EpochSampler", batches.sampler).epoch = epoch
         self.stage.train()
-        losses, hits, seen, rewards = 0.0, 0, 0, 0.0
+        losses, hits, seen = 0.0, 0, 0
         name = f"epoch {epoch + 1}/{options.epochs}"
         task = bars.add_task(name, total=len(batches))
         updates = 0
@@ -217,22 +248,9 @@ class Trainer:
                 continue
             updates += 1
             batch = self._nothing() if read is None else read
-            with self.autocast:
-                loss, logits = self.wrapped(batch)
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"epoch {epoch + 1}: the loss is {loss.item()}: lower backbone_lr, fc_lr or policy_lr, or amp=false"
-                )
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss * (count * self.processes.world / total)).backward()
-            if options.clip_grad:
-                self.scaler.unscale_(self.optimizer)
-                torch.nn.utils.clip_grad_norm_(self._parameters(), options.clip_grad)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.stage.after_update()
+            for _ in range(self.stage.passes):
+                loss, logits = self._update(batch, count, total)
             losses += loss.item() * count
-            rewards += float(getattr(self.stage, "reward", 0.0)) * count
             hits += int((logits[:, -1].argmax(dim=1) == batch.target).sum()) if count else 0
             seen += count
             if seen:
@@ -241,11 +259,28 @@ class Trainer:
         bars.remove_task(task)
         if not updates:
             raise DataError(f"{self.train_split.origin}: not one clip of an epoch can be read")
-        totals = np.array(gather((losses, hits, seen, rewards))).sum(axis=0)
+        totals = np.array(gather((losses, hits, seen))).sum(axis=0)
         trained = {"loss": totals[0] / totals[2], "top1": totals[1] / totals[2] * 100, "lr": lr}
-        if hasattr(self.stage, "reward"):
-            trained["reward"] = totals[3] / totals[2]
-        return trained
+        return {**trained, **self.stage.report()}
+
+    def _update(self, batch: Batch, count: int, total: int) -> tuple[Tensor, Tensor]:
+        """Take one gradient step on a batch, ``count`` of all processes' ``total`` clips; return loss and logits."""
+        with self.autocast:
+            loss, logits = self.wrapped(batch)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"epoch {self.epoch + 1}: the loss is {loss.item()}: lower backbone_lr, fc_lr or policy_lr, or "
+                "amp=false"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss * (count * self.processes.world / total)).backward()
+        if self.options.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self._parameters(), self.options.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.stage.after_update(count)
+        return loss, logits
 
     def _nothing(self) -> Batch:
         """Return a clip of black frames, with which a process that could read none takes part; its weight is 0."""
@@ -269,7 +304,7 @@ class Trainer:
                 group["lr"] = group["base_lr"] * factor
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def validate(self, batches: DataLoader[Any], bars: Progress | None = None) -> dict[str, Any]:
+    def validate(self, batches: Batches, bars: Progress | None = None) -> dict[str, Any]:
         """Return loss, top-1, top-5 and mAP (percent) over the validation split, and the same after each step."""
         self.stage.train(False)
         self.processes.share_buffers(self.model)
@@ -296,7 +331,7 @@ class Trainer:
         order = torch.cat(every).numpy()
         probabilities = softmax(torch.cat([tensor for part in parts for tensor in part[1]]).numpy())
         total, count = sum(part[2] for part in parts), sum(part[3] for part in parts)
-        return {"loss": total / count, **self._metrics(order, probabilities)}
+        return {"loss": total / count, **self._metrics(order, probabilities), **self.stage.report()}
 
     def _metrics(self, order: Any, probabilities: Any) -> dict[str, Any]:
         labels = [self.val_split.examples[number].labels for number in order]
@@ -307,7 +342,7 @@ class Trainer:
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
-    def _readable(self, batches: DataLoader[Any]) -> Iterator[Batch | None]:
+    def _readable(self, batches: Batches) -> Iterator[Batch | None]:
         """Yield batches on the device, None for one without a readable clip; tell of each broken clip, once."""
         for batch in self._loaded(batches):
             self.interruption.check()
@@ -323,7 +358,7 @@ class Trainer:
                 self._say(f"note: cache: {self.shortage}: what is not kept yet is decoded at each epoch")
             yield batch.to(self.processes.device, self.spec.frame_size)
 
-    def _loaded(self, batches: DataLoader[Any]) -> Iterator[Batch | list[tuple[str, str]]]:
+    def _loaded(self, batches: Batches) -> Iterator[Any]:
         """Yield what the loader gives. Raises ``TrainingError`` for what its workers lack."""
         try:
             if batches not in self.started:  # their workers live on
@@ -509,7 +544,7 @@ class Trainer:
 
             writer = SummaryWriter(str(self.run_dir), purge_step=self.epoch + 1)
 
-        def log(trained: dict[str, float], found: dict[str, Any] | None, seconds: float, failed: int) -> None:
+        def log(trained: dict[str, Any], found: dict[str, Any] | None, seconds: float, failed: int) -> None:
             entry = {"epoch": self.epoch, "train": trained, "val": found, "seconds": round(seconds, 3)}
             entry["unreadable_clips"] = failed
             with (self.run_dir / METRICS).open("a", encoding="utf-8") as file:
@@ -518,10 +553,14 @@ class Trainer:
                 for name, value in values.items():
                     if isinstance(value, (int, float)):
                         writer.add_scalar(f"{part}/{name}", value, self.epoch)
+                    elif name == "places":
+                        writer.add_image(f"{part}/places", places_picture(value), self.epoch)
             writer.flush()
             told = f"epoch {self.epoch}/{self.options.epochs}: loss {trained['loss']:.4f}, top-1 {trained['top1']:.1f}"
             if found:
                 told += f"; validation: loss {found['loss']:.4f}, top-1 {found['top1']:.2f}, mAP {found['mAP']:.2f}"
+                if "random_top1" in found:
+                    told += f" (random patches: top-1 {found['random_top1']:.2f}), {found['cells_used']} cells used"
             self._say(f"{told}  ({seconds:.0f} s)")
 
         try:

@@ -6,7 +6,7 @@ import json
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -17,7 +17,6 @@ from adafocus_edge.cli.options import (
     Debug,
     Exit,
     Json,
-    PatchesName,
     Quiet,
     ScheduleName,
     Threads,
@@ -31,7 +30,7 @@ from adafocus_edge.system.companions import reach
 
 if TYPE_CHECKING:
     from adafocus_edge.evaluation.dataset import Split
-    from adafocus_edge.evaluation.evaluate import Evaluation
+    from adafocus_edge.evaluation.evaluate import Evaluation, Patches
     from adafocus_edge.model.exits import ExitThresholds
     from adafocus_edge.model.spec import ModelSpec
 
@@ -48,8 +47,12 @@ def evaluate(
         Path | None, typer.Option(help="Class names, one per line, where the model has none of its own.")
     ] = None,
     patches: Annotated[
-        PatchesName, typer.Option(help="Where to look: as the policy says, or to compare with it.")
-    ] = PatchesName.POLICY,
+        str,
+        typer.Option(
+            help="Where to look: policy, or to compare with it random, centre, or oracle, which knows the label and "
+            "tries every cell. Comma-separated: all of them in one table."
+        ),
+    ] = "policy",
     multi_label: Annotated[bool, typer.Option("--multi-label", help="mAP by all labels of a clip (FCVID).")] = False,
     patch_size: Annotated[int | None, typer.Option(help="Of an official checkpoint, in pixels.")] = None,
     segments: Annotated[
@@ -84,16 +87,21 @@ def evaluate(
     if not model.exists():
         raise UsageError(f"{model}: neither a bundle nor a checkpoint is there")
     asked = _Evaluating(
-        data, frames, classes, patches.value, multi_label, patch_size, segments, backend.value, variant,
+        data, frames, classes, _patches(patches), multi_label, patch_size, segments, backend.value, variant,
         "stream" if schedule is ScheduleName.STREAM else "clip", threads, exit_set, quiet,
     )  # fmt: skip
     asked.check_files()
     check_files(output, plot)
-    found, what = asked.bundle(model) if model.is_dir() else asked.checkpoint(model)
-    for name, error in found.failed:
+    runs = asked.bundle(model) if model.is_dir() else asked.checkpoint(model)
+    failed = {name: error for found, _ in runs for name, error in found.failed}
+    for name, error in failed.items():
         print_error(f"left out: {name}: {error}", 1)
-    say_notes(found.notes, quiet)
-    entry = {"model": str(model), "ran": what, **found.to_json()}
+    say_notes(list(dict.fromkeys(note for found, _ in runs for note in found.notes)), quiet)
+    found, what = runs[0]
+    entry: dict[str, Any] = {"model": str(model), "ran": what, **found.to_json()}
+    if len(runs) > 1:
+        every = {name: {"ran": ran, **one.to_json()} for name, (one, ran) in zip(asked.patches, runs, strict=True)}
+        entry = {"model": str(model), "data": found.origin, "patches": every}
     with ExitStack() as stack:
         stack.callback(_print_evaluation, entry, as_json=as_json)  # whatever becomes of the files
         if output is not None:
@@ -101,11 +109,25 @@ def evaluate(
 
             write_text(output, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
         if plot is not None:
-            from adafocus_edge.evaluation.plot import draw_evaluation
+            from adafocus_edge.evaluation.plot import draw_evaluation, draw_patches
 
-            draw_evaluation(found, f"{model.name}: {what}", plot)
-    if found.failed:
+            if len(runs) > 1:
+                draw_patches(entry["patches"], f"{model.name} on {found.origin}", plot)
+            else:
+                draw_evaluation(found, f"{model.name}: {what}", plot)
+    if failed:
         raise typer.Exit(1)
+
+
+def _patches(text: str) -> tuple[Patches, ...]:
+    """Read ``--patches``. Raises ``UsageError``."""
+    from adafocus_edge.evaluation.evaluate import PATCHES
+
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for name in names:
+        if name not in PATCHES:
+            raise UsageError(f"--patches {text}: {name!r} is none of {', '.join(PATCHES)}")
+    return cast("tuple[Patches, ...]", names)
 
 
 def _print_evaluation(entry: dict[str, Any], *, as_json: bool) -> None:
@@ -114,10 +136,10 @@ def _print_evaluation(entry: dict[str, Any], *, as_json: bool) -> None:
 
         typer.echo(to_line(entry))
         return
-    from adafocus_edge.cli.tables import evaluation_tables
+    from adafocus_edge.cli.tables import evaluation_tables, patches_table
     from adafocus_edge.system.console import console
 
-    for table in evaluation_tables(entry):
+    for table in [patches_table(entry)] if "patches" in entry else evaluation_tables(entry):
         console().print(table)
 
 
@@ -128,7 +150,7 @@ class _Evaluating:
     data: Path
     frames: Path | None
     classes: Path | None
-    patches: Any
+    patches: tuple[Patches, ...]
     multi_label: bool
     patch_size: int | None
     segments: int | None
@@ -148,11 +170,11 @@ class _Evaluating:
         if self.classes is not None:
             read_classes(self.classes)
 
-    def bundle(self, path: Path) -> tuple[Evaluation, str]:
-        """Evaluate a bundle."""
+    def bundle(self, path: Path) -> list[tuple[Evaluation, str]]:
+        """Evaluate a bundle, on each kind of patches; return what was found, and what ran."""
         from adafocus_edge.backends.registry import load_model
         from adafocus_edge.bundle.store import check_graph_files, open_bundle
-        from adafocus_edge.evaluation.evaluate import graphs_used, predict_with, with_patches
+        from adafocus_edge.evaluation.evaluate import gflops_per_step, predict_at
         from adafocus_edge.evaluation.evidence import reused_clips
 
         if self.patch_size is not None:
@@ -162,26 +184,33 @@ class _Evaluating:
         exits = None if self.exit_set is None else exits_of(found, self.exit_set, live=False)
         split = self._split(found.model, found.classes)
         check_graph_files(found)
+        runs = []
         with load_model(found, self.variant, self.backend, self.threads) as model:
-            graphs = found.manifest.variants[model.variant]
-            gflops = sum(graphs[graph].gflops for graph in graphs_used(found.model, self.patches))
-            predict = predict_with(with_patches(model, self.patches), self.schedule)
-            what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {self.patches} patches"
-            seen = self._run(predict, found.model, split, gflops, what, exits)
+            costs = {name: graph.gflops for name, graph in found.manifest.variants[model.variant].items()}
+            for patches in self.patches:
+                gflops = gflops_per_step(costs, found.model, patches)
+                predict = predict_at(model, patches, self.schedule)
+                what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {patches} patches"
+                runs.append((self._run(predict, found.model, split, gflops, what, exits), what))
         reports = found.manifest.reports
-        return replace(seen, reused=reused_clips(reports, [one.example for one in seen.scored])), what
+        return [(replace(s, reused=reused_clips(reports, [one.example for one in s.scored])), w) for s, w in runs]
 
-    def checkpoint(self, path: Path) -> tuple[Evaluation, str]:
-        """Evaluate a checkpoint with PyTorch."""
+    def checkpoint(self, path: Path) -> list[tuple[Evaluation, str]]:
+        """Evaluate a checkpoint with PyTorch, on each kind of patches; return what was found, and what ran."""
         if self.backend != "auto" or self.variant != "auto" or self.exit_set is not None:
             raise UsageError("--backend, --variant and --exit are for bundles: PyTorch runs a checkpoint")
         training = reach("training.predict", "evaluate", "train")
         options = training.ModelOptions(patch_size=self.patch_size, num_segments=self.segments)
-        loaded = training.load_predictor(path, options, self.patches, self.schedule, self.threads)
-        say_notes(loaded.notes, self.quiet)
-        split = self._split(loaded.spec, loaded.classes)
-        found = self._run(loaded.predict, loaded.spec, split, loaded.gflops_per_step, loaded.what)
-        return found, loaded.what
+        runs: list[tuple[Evaluation, str]] = []
+        split, told = None, set()
+        for patches in self.patches:
+            loaded = training.load_predictor(path, options, patches, self.schedule, self.threads)
+            say_notes([note for note in loaded.notes if note not in told], self.quiet)
+            told |= set(loaded.notes)
+            split = split or self._split(loaded.spec, loaded.classes)
+            run = self._run(loaded.predict, loaded.spec, split, loaded.gflops_per_step, loaded.what)
+            runs.append((run, loaded.what))
+        return runs
 
     def _split(self, spec: ModelSpec, names: tuple[str, ...] | None) -> Split:
         """Read the clips, of the classes that the model has."""

@@ -187,6 +187,20 @@ def evaluation_tables(entry: dict[str, Any]) -> Iterable[Table]:
     yield confusion
 
 
+def patches_table(entry: dict[str, Any]) -> Table:
+    """Return evaluations of one model on several kinds of patches as one table."""
+    table = Table(title=escape(f"{entry['model']} on {entry['data']}"), **STYLE)
+    for column in ("patches", "top-1", "95 %", "mAP", "GFLOPs per clip", "clips"):
+        table.add_column(column, justify="left" if column == "patches" else "right")
+    for name, found in entry["patches"].items():
+        low, high = found["top1_interval_95"]
+        table.add_row(
+            name, f"{found['top1']:.2f} %", f"{low:.1f} to {high:.1f}", f"{found['mAP']:.2f} %",
+            f"{found['gflops_per_clip']:.2f}", str(found["clips"]),
+        )  # fmt: skip
+    return table
+
+
 def calibration_tables(bundle: Bundle) -> Iterable[Table]:
     """Yield a calibration's report as tables: what each variant costs, each graph alone, and the exit thresholds."""
     report = bundle.manifest.reports["calibration"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
 from adafocus_edge.errors import DataError, SourceError
 from adafocus_edge.evaluation.evidence import few_clips_note, reuse_note, share_interval
 from adafocus_edge.evaluation.metrics import accuracy_curve, top_k_accuracy, wilson_interval
+from adafocus_edge.evaluation.oracle import Oracle
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.preprocess import sampled_frames
 from adafocus_edge.model.exits import exit_steps, random_exit_top1, viewing_order
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from adafocus_edge.model.exits import ExitThresholds
     from adafocus_edge.model.spec import ModelSpec
 
-Patches = Literal["policy", "centre", "random"]
+Patches = Literal["policy", "centre", "random", "oracle"]
+PATCHES: tuple[Patches, ...] = get_args(Patches)
+"""Where to look: as the policy says, or, to compare with it, at fixed places, or at the best ones for the label."""
 
 
 class Predict(Protocol):
@@ -44,6 +47,18 @@ def graphs_used(spec: ModelSpec, patches: Patches) -> tuple[str, ...]:
     """Return the graphs whose work counts: fixed patches need no policy, nor a glancer that serves it alone."""
     unused = set() if patches == "policy" else {"policy"} if spec.with_glancer else {"policy", "glancer"}
     return tuple(graph for graph in GRAPHS if graph not in unused)
+
+
+def gflops_per_step(costs: Mapping[str, float], spec: ModelSpec, patches: Patches) -> float:
+    """Return a frame's multiply-adds in units of 1e9; the oracle focuses on every cell and classifies each.
+
+    Args:
+        costs: of each graph.
+        spec: the model's shapes.
+        patches: where it looks.
+    """
+    times = {"focuser": spec.actions, "classifier": spec.actions} if patches == "oracle" else {}
+    return sum(costs[graph] * times.get(graph, 1) for graph in graphs_used(spec, patches))
 
 
 class FixedPolicy:
@@ -76,6 +91,11 @@ def with_patches(model: LoadedModel, patches: Patches, seed: int = 0) -> LoadedM
         return model
     fixed = FixedPolicy(model.policy.inputs, model.policy.outputs, seed if patches == "random" else None)
     return replace(model, policy=fixed, resident=None)  # its loops know the model's own policy only
+
+
+def predict_at(model: LoadedModel, patches: Patches, schedule: str = "clip") -> Predict | Oracle:
+    """Return the glimpse loop over one clip, looking at such patches."""
+    return Oracle(model) if patches == "oracle" else predict_with(with_patches(model, patches), schedule)
 
 
 def predict_with(model: LoadedModel, schedule: str = "clip") -> Predict:
@@ -235,7 +255,7 @@ def exit_figures(
 
 
 def evaluate(
-    predict: Predict,
+    predict: Predict | Oracle,
     spec: ModelSpec,
     split: Split,
     *,
@@ -247,7 +267,7 @@ def evaluate(
     """Run a model over every clip of a split, sampled as the official evaluation does.
 
     Args:
-        predict: the model.
+        predict: the model; an oracle is given each clip's first label.
         spec: its shapes.
         split: the clips.
         gflops_per_clip: what one clip costs.
@@ -265,7 +285,7 @@ def evaluate(
         else:
             seen = frames if exits is None else frames[viewing_order(exits.order, len(frames))]
             before = time.perf_counter()
-            logits = predict(seen)
+            logits = predict(seen, example.labels[0]) if isinstance(predict, Oracle) else predict(seen)
             scored.append(Scored(example, logits, read_ms, (time.perf_counter() - before) * 1e3))
         progress(done)
     if not scored:

@@ -58,6 +58,28 @@ def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
     save_png(figure, path)
 
 
+def draw_patches(found: dict[str, dict[str, Any]], title: str, path: Path) -> None:
+    """Draw top-1 with its 95 % interval against multiply-adds, for each kind of patches by its evaluation's JSON.
+
+    Raises what :func:`draw_evaluation` does.
+    """
+    figure = new_figure(6.4, 4.6)
+    axes = figure.subplots()
+    for number, (name, one) in enumerate(found.items()):
+        low, high = one["top1_interval_95"]
+        spread = [[max(0.0, one["top1"] - low)], [max(0.0, high - one["top1"])]]
+        axes.errorbar(
+            one["gflops_per_clip"], one["top1"], yerr=spread, fmt="o", color=f"C{number}", capsize=3, label=name
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("GFLOPs per clip (multiply-adds)")
+    axes.set_ylabel("top-1, percent")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best")
+    save_png(figure, path)
+
+
 def draw_calibration(bundle: Bundle, path: Path) -> None:
     """Draw a calibration's report: accuracy against size, against milliseconds, and against steps with early exit.
 

@@ -1,0 +1,129 @@
+"""Does the policy look where it matters? Makes the clips, trains all stages, and writes the table and a picture.
+
+    python -m benchmarks.haystack --backgrounds CLIPS.csv --weights mobilenet_v2_imagenet.pth --out runs/haystack
+
+Goal: the policy's patches at least 25 points above random and centre ones at the same cost, and within 10 points of
+whole frames at full size at less than a third of their GFLOPs. A run that was broken off goes on where it stopped;
+smaller clips and fewer epochs are options, and the report holds all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from benchmarks.haystack.clips import Task, make
+from benchmarks.haystack.picture import draw_looks
+from benchmarks.haystack.road import Epochs, Road
+from benchmarks.machine import RESULTS, save
+
+ROOT = Path(__file__).parents[2]
+SMALL_BACKGROUNDS = ROOT / "tests" / "fights" / "sources.csv"
+GOAL_ABOVE = 25.0
+"""Points of top-1 above random and centre patches."""
+GOAL_BELOW = 10.0
+"""Points of top-1 below whole frames at full size, at most."""
+GOAL_COST = 1 / 3
+"""Of their GFLOPs, at most."""
+
+
+def table(evaluations: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one entry per row."""
+    return [
+        {
+            "row": name,
+            "top1": found["top1"],
+            "interval_95": found["top1_interval_95"],
+            "clips": found["clips"],
+            "gflops_per_clip": found["gflops_per_clip"],
+            "model_ms_per_clip": found["model_ms_per_clip"],
+        }
+        for name, found in evaluations.items()
+    ]
+
+
+def verdict(rows: list[dict[str, Any]], frame: int) -> dict[str, Any]:
+    """Say how far the policy is from the goal; random and centre patches with the classifier that suits them best."""
+    by_name = {row["row"]: row for row in rows}
+    policy, whole = by_name["bundle, policy patches"], by_name.get(f"whole frames at {frame}")
+    others = [row["top1"] for name, row in by_name.items() if name.endswith(("random patches", "centre patches"))]
+    above = policy["top1"] - max(others)
+    if whole is None:
+        return {"above_random_and_centre": round(above, 2), "goal_met": None}
+    below, cost = whole["top1"] - policy["top1"], policy["gflops_per_clip"] / whole["gflops_per_clip"]
+    return {
+        "above_random_and_centre": round(above, 2),
+        "below_whole_frames": round(below, 2),
+        "share_of_their_gflops": round(cost, 3),
+        "goal_met": bool(above >= GOAL_ABOVE and below <= GOAL_BELOW and cost <= GOAL_COST),
+    }
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type, prefix: str = "") -> None:
+    """Add an option for each number of a dataclass."""
+    for entry in fields(kind):
+        if isinstance(entry.default, (int, float)):
+            name = f"--{prefix}{entry.name}".replace("_", "-")
+            parser.add_argument(name, type=type(entry.default), default=entry.default)
+
+
+def main() -> None:
+    """Make the clips, train, evaluate, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backgrounds", type=Path, default=SMALL_BACKGROUNDS, help="CSV with the columns video,source")
+    parser.add_argument("--weights", default="imagenet", help="of MobileNetV2: imagenet, random, or a file")
+    parser.add_argument("--digits", default="0,1,2,3,4,5,6,7,8,9")
+    add_options(parser, Task)
+    parser.add_argument("--glance", type=int, default=160)
+    parser.add_argument("--patch", type=int, default=96)
+    parser.add_argument("--segments", type=int, default=8)
+    parser.add_argument("--cells", type=int, default=49)
+    parser.add_argument("--batch", type=int, default=16)
+    add_options(parser, Epochs, "epochs-")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--more", nargs="*", default=[], help="further key=value options of every training run")
+    parser.add_argument("--name", default="haystack", help="of the report in benchmarks/results")
+    parser.add_argument("--out", type=Path, default=Path("outputs/haystack"))
+    options = parser.parse_args()
+    numbers = {e.name: getattr(options, e.name) for e in fields(Task) if isinstance(e.default, (int, float))}
+    task = Task(tuple(int(digit) for digit in options.digits.split(",")), **numbers)
+    epochs = Epochs(**{entry.name: getattr(options, f"epochs_{entry.name}") for entry in fields(Epochs)})
+    out = options.out.resolve()
+    make(task, options.backgrounds, out / "clips", options.workers)
+    weights = str(Path(options.weights).resolve()) if Path(options.weights).is_file() else options.weights
+    road = Road(
+        out / "clips", out / "runs", weights, task.size, options.glance, options.patch, options.segments,
+        options.cells, task.near, options.batch, epochs, options.workers, more=tuple(options.more),
+    )  # fmt: skip
+    settings = {
+        "task": asdict(task), "glance": options.glance, "patch": options.patch, "segments": options.segments,
+        "cells": options.cells, "batch": options.batch, "epochs": asdict(epochs),
+        "backgrounds": options.backgrounds.name, "more": options.more,
+    }  # fmt: skip
+    evaluations = road.glimpses()
+    looked = draw_looks(road.bundle, out / "clips", task.size, RESULTS / f"{options.name}.png")
+    for more in (dict, road.whole_frames):  # what is there is written before the longest runs
+        evaluations |= more()
+        rows = table(evaluations)
+        said = verdict(rows, task.size)
+        report = {"settings": settings, "rows": rows, "verdict": said, "places": looked, "seconds": road.seconds()}
+        save(options.name, report)
+    print_table(rows)
+    print(said, looked)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the rows as a table in Markdown."""
+    print("| | top-1 | 95 % | GFLOPs per clip | ms per clip |\n| --- | --- | --- | --- | --- |")
+    for row in rows:
+        low, high = row["interval_95"]
+        print(
+            f"| {row['row']} | {row['top1']:.1f} % | {low:.0f} to {high:.0f} | {row['gflops_per_clip']:.2f} | "
+            f"{row['model_ms_per_clip']:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

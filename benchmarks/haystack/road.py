@@ -1,0 +1,191 @@
+"""Trains and evaluates everything that the table compares, by the command line; what was done before is left alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LAST = "last.pth.tar"
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """How often each run sees every clip.
+
+    Attributes:
+        near: the focuser on close-ups (stage 0).
+        seen: focuser and classifier on whole close-ups (stage 1): a random patch seldom hits a card, so that the
+            classifier would learn the signs from a few percent of them only.
+        whole: each network on whole frames.
+        random: the same on random patches of the clips.
+        policy: the policy (stage 2).
+        last: the classifier on the policy's patches (stage 3).
+    """
+
+    near: int = 40
+    seen: int = 8
+    whole: int = 12
+    random: int = 12
+    policy: int = 50
+    last: int = 6
+
+
+@dataclass(frozen=True)
+class Road:
+    """One model, from clips to a bundle.
+
+    Attributes:
+        data: folder of clips, as :mod:`benchmarks.haystack.clips` writes it.
+        out: folder for runs.
+        weights: file of ImageNet weights of MobileNetV2, or ``imagenet`` for torchvision's, or ``random``.
+        frame: side of the frames that are cut, pixels.
+        glance: side of the glances.
+        patch: side of the patches.
+        segments: glimpses per clip.
+        cells: of the grid that the policy chooses from; so many that some patch holds a whole card.
+        near: side of the close-ups as the focuser sees them.
+        batch: clips per update, except for the policy.
+        epochs: of each run.
+        workers: that read clips.
+        seed: of everything random.
+        more: further options of every training run.
+    """
+
+    data: Path
+    out: Path
+    weights: str
+    frame: int
+    glance: int
+    patch: int
+    segments: int
+    cells: int
+    near: int
+    batch: int = 16
+    epochs: Epochs = Epochs()
+    workers: int = 2
+    seed: int = 1007
+    more: tuple[str, ...] = ()
+
+    def glimpses(self) -> dict[str, Any]:
+        """Train, export and evaluate the model; return the evaluations by name."""
+        glancer = self._whole("glancer", self.frame, self.glance, glancer=True)
+        stages = self._stages(glancer, self._near())
+        if not self.bundle.exists():
+            edge("export", stages[-1], "-o", self.bundle)
+        found = {"glancer alone": self.evaluate(glancer)}
+        for name, model, patches in (
+            ("stage 1", stages[0], "random,centre"),
+            ("stage 2", stages[1], "policy,random,centre"),
+            ("stage 3", stages[2], "policy,random,centre"),
+            ("bundle", self.bundle, "policy,random,centre,oracle"),
+        ):
+            several = self.evaluate(model, patches)
+            found |= {f"{name}, {one} patches": figures for one, figures in several["patches"].items()}
+        return found
+
+    def whole_frames(self) -> dict[str, Any]:
+        """Train and evaluate the focuser on whole frames, at the glance's size and at full size."""
+        found = {}
+        for side in sorted({self.glance, self.frame}):
+            whole = self._whole(f"whole{side}", side, side, glancer=False, start=self._near())
+            found[f"whole frames at {side}"] = self.evaluate(whole)
+        return found
+
+    @property
+    def bundle(self) -> Path:
+        """The exported model."""
+        return self.out / "bundle"
+
+    def seconds(self) -> dict[str, int]:
+        """Return how long each training run took."""
+        return {path.stem: int(path.read_text()) for path in sorted(self.out.glob("*.seconds"))}
+
+    def _near(self) -> Path:
+        """Train the focuser on close-ups (stage 0)."""
+        return self._train(
+            "focuser", "train_stage=0", "pretrain_glancer=false", *self._shape(self.near, self.near, self.near),
+            "train_list=near_train.csv", "val_list=near_val.csv", f"epochs={self.epochs.near}",
+            f"focuser_weights={self.weights}", "num_segments=1",  # as many updates at a quarter of the work
+        )  # fmt: skip
+
+    def _whole(self, name: str, frame: int, glance: int, *, glancer: bool, start: Path | None = None) -> Path:
+        """Train one network on whole frames (stage 0)."""
+        part = "glancer" if glancer else "focuser"
+        begin = f"pretrained_{part}={start}" if start is not None else f"{part}_weights={self.weights}"
+        return self._train(
+            name, "train_stage=0", f"pretrain_glancer={str(glancer).lower()}",
+            *self._shape(frame, glance, min(self.patch, frame)), f"epochs={self.epochs.whole}", begin,
+        )  # fmt: skip
+
+    def _stages(self, glancer: Path, focuser: Path) -> list[Path]:
+        shape = self._shape(self.frame, self.glance, self.patch)
+        rates = ["backbone_lr=0.0001", "fc_lr=0.003"]
+        seen = self._train(
+            "stage1-near", "train_stage=1", *self._shape(self.near, self.near, self.near), f"epochs={self.epochs.seen}",
+            "train_list=near_train.csv", "val_list=near_val.csv", f"pretrained_glancer={glancer}",
+            f"pretrained_focuser={focuser}", *rates,
+        )  # fmt: skip
+        first = self._train(
+            "stage1",
+            "train_stage=1",
+            *shape,
+            f"epochs={self.epochs.seen + self.epochs.random}",
+            f"resume={seen}",
+            *rates,
+        )
+        second = self._train(
+            "stage2", "train_stage=2", *shape, f"epochs={self.epochs.policy}", f"eval_freq={self._every()}",
+            f"resume={first}",
+        )  # fmt: skip
+        third = self._train("stage3", "train_stage=3", *shape, f"epochs={self.epochs.last}", f"resume={second}")
+        return [first, second, third]
+
+    def _every(self) -> int:
+        return max(1, self.epochs.policy // 25)
+
+    def _shape(self, frame: int, glance: int, patch: int) -> list[str]:
+        return [f"input_size={frame}", f"glance_size={glance}", f"patch_size={patch}"]
+
+    def _train(self, name: str, *options: str) -> Path:
+        """Train a run, or go on with it; one that is finished is left as it is. Return its last checkpoint."""
+        run = self.out / name
+        last, mark = run / LAST, self.out / f"{name}.seconds"
+        if mark.exists():
+            return last
+        given = [
+            "dataset=custom", "preset=edge", f"data_dir={self.data}", "train_list=train.csv", "val_list=val.csv",
+            f"num_segments={self.segments}", f"action_dim={self.cells}",
+            "motion_gap_s=0", "crop_scales=1", f"batch_size={self.batch}",
+            f"workers={self.workers}", f"seed={self.seed}", "eval_freq=1000", *self.more, *options,
+        ]  # fmt: skip
+        by_name = {option.partition("=")[0]: option for option in given}
+        if last.exists():
+            by_name["resume"] = f"resume={last}"
+        else:
+            by_name["hydra.run.dir"] = f"hydra.run.dir={run}"
+        before = time.monotonic()
+        edge("train", *by_name.values())
+        mark.write_text(f"{time.monotonic() - before:.0f}\n")
+        return last
+
+    def evaluate(self, model: Path, patches: str | None = None) -> dict[str, Any]:
+        """Evaluate a checkpoint or a bundle on the validation clips, or read what was found before."""
+        name = model.name if model.is_dir() else model.parent.name
+        path = self.out / f"{name}.json"
+        if not path.exists():
+            asked = [] if patches is None else ["--patches", patches]
+            edge("evaluate", model, "--data", self.data / "val.csv", *asked, "-q", "-o", path)
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+
+def edge(*arguments: object) -> None:
+    """Run a verb of the command line; its output goes where this program's goes."""
+    command: Sequence[str] = [sys.executable, "-m", "adafocus_edge", *map(str, arguments)]
+    subprocess.run(command, check=True)
