@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--name", default="calibration")
     options = parser.parse_args()
     bundle = read_bundle(options.bundle)
-    spec, reduced = bundle.model, needs_reduced_range()
+    spec, reduced = bundle.spec, needs_reduced_range()
     failed: list[tuple[str, str]] = []
     reported = choose_clips(read_data(options.report_on, bundle.classes), options.clips, 0)
     judging = read_clips(reported, spec, failed, lambda _: None)

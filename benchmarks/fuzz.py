@@ -2,10 +2,10 @@
 
     python -m benchmarks.fuzz [--inputs 10000] [--first 0] [--targets video graph ...] [--minutes 60]
 
-The inputs are those of ``tests/fuzzing.py``, a seed each, so a finding is repeated by ``--targets T --first SEED
---inputs 1``. They run in a process that is started again when one ends it (a crash of a library) or takes longer than a
-minute; such an input is a finding, as are more than 3 GB of memory and every error that is not one of ours. At the end,
-Schemathesis asks a server of the page what its OpenAPI description allows, and what it does not.
+The inputs are those of ``tests/support/fuzzing.py``, one seed each: ``--targets T --first SEED --inputs 1`` repeats a
+finding. They run in a process that is restarted when an input ends it (a crash of a library) or takes longer than a
+minute; such an input is a finding, as are more than 3 GB of memory and every error that is not one of ours. Finally,
+Schemathesis sends a server of the page requests that its OpenAPI description allows, and requests that it does not.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import save
-from tests.fuzzing import TARGETS, Outcome, api, attack
+from tests.support.fuzzing import TARGETS, Outcome, api, attack
 
-MOST_S = 60.0
-MOST_BYTES = 3 << 30
+MAX_S = 60.0
+MAX_BYTES = 3 << 30
 SHARES = {
     "video": 0.2,
     "frames": 0.1,
@@ -58,10 +58,10 @@ class Victim:
         started = time.monotonic()
         try:
             self._connection.send((target, seed))
-            if self._connection.poll(MOST_S):
+            if self._connection.poll(MAX_S):
                 outcome: Outcome = self._connection.recv()
                 return outcome, time.monotonic() - started
-            text = f"hung for {MOST_S:g} s"
+            text = f"hung for {MAX_S:g} s"
         except (EOFError, OSError):
             self._process.join(5)
             text = f"crashed (exit status {self._process.exitcode})"
@@ -88,7 +88,7 @@ def _serve(connection: Connection, folder: Path) -> None:
 
     with suppress(ValueError):
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + 2 * MOST_BYTES, size + 2 * MOST_BYTES))
+        resource.setrlimit(resource.RLIMIT_AS, (size + 2 * MAX_BYTES, size + 2 * MAX_BYTES))
     while True:
         try:
             target, seed = connection.recv()
@@ -103,7 +103,7 @@ def _serve(connection: Connection, folder: Path) -> None:
         except MemoryError:
             outcome = Outcome("escaped", "out of memory")
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-        if grown > MOST_BYTES:
+        if grown > MAX_BYTES:
             outcome = Outcome("escaped", f"took {grown >> 20} MB ({outcome.kind}: {outcome.text})")
         connection.send(outcome)
 

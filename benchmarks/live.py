@@ -51,20 +51,20 @@ def ours(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, A
     """Run our live run, with every frame's journey counted by the run itself."""
     from adafocus_edge.backends.registry import load_model
     from adafocus_edge.bundle.store import read_bundle
-    from adafocus_edge.live.messages import Listener, Look
+    from adafocus_edge.live.messages import ProvisionalResult, Sink
     from adafocus_edge.live.run import LiveOptions, LiveRun
     from adafocus_edge.live.settings import CaptureOptions
     from adafocus_edge.media.sources import find_sources
     from adafocus_edge.runtime.classifier import Classifier
 
-    class Latencies(Listener):
-        wants = (Look,)
+    class Latencies(Sink):
+        wants = (ProvisionalResult,)
 
         def __init__(self) -> None:
             self.kept: list[tuple[float, float]] = []
             super().__init__("latencies", 10_000, print)
 
-        def handle(self, message: Any) -> None:
+        def process(self, message: Any) -> None:
             self.kept.append((time.monotonic(), message.latency_ms))
 
     found = read_bundle(bundle)
@@ -105,7 +105,7 @@ def plain(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, 
     from training.eager import OfficialWay
     from training.model import AdaFocus
 
-    spec = read_bundle(bundle).model
+    spec = read_bundle(bundle).spec
     torch.manual_seed(1)
     weights = {name.replace(".policy_old.", ".policy."): value for name, value in AdaFocus(spec).state_dict().items()}
     model = OfficialWay(weights, spec.focuser, spec.patch_size, spec.glance_size)
@@ -179,7 +179,7 @@ def main() -> None:
     from adafocus_edge.bundle.store import default_bundle
     from benchmarks.machine import save
     from benchmarks.official import make_bundle, make_checkpoint
-    from tests.streams import RtspServer
+    from tests.support.streams import RtspServer
 
     rows = []
     with tempfile.TemporaryDirectory() as folder, RtspServer(lifetime_s=3600) as server:

@@ -166,7 +166,7 @@ def measure(options: argparse.Namespace) -> None:
         print(f"{label:28}{row['eager_median']:16.1f}{row['bundle_median']:12.1f}{row['ratio_median']:14.2f}")
         print("  of which " + ", ".join(f"{part} {value:.2f}" for part, value in middle.items()))
     model = read_bundle(options.bundle)
-    gmacs = model.totals("fp32")[1] * model.model.segments
+    gmacs = model.totals("fp32")[1] * model.spec.segments
     rate = gmacs / (rows["clip"]["bundle_median"] / 1e3)
     print(f"per clip {gmacs:.1f} G multiply-adds: {rate:.0f} G/s of the {statistics.median(roof):.0f} G/s that a large")
     print(f"matrix product reaches here in the same rounds ({rate / statistics.median(roof):.0%})")

@@ -31,7 +31,7 @@ from typing import Any
 
 from adafocus_edge.evaluation.plot import new_figure, save_png
 from benchmarks.machine import RESULTS, save
-from tests.streams import HttpStream, RtspServer, UdpStream, free_port
+from tests.support.streams import HttpStream, RtspServer, UdpStream, free_port
 
 ROOT = Path(__file__).parent.parent
 WARM_UP_S = 300.0

@@ -29,7 +29,7 @@ from adafocus_edge.model.spec import GRAPHS, contract
 from adafocus_edge.system.cpu import processor, usable_cores
 from adafocus_edge.system.files import draft_folder, locked
 from calibration.compare import timed
-from calibration.inputs import FEWEST_CLIPS, Inputs, read_inputs
+from calibration.inputs import MIN_CLIPS, Inputs, read_inputs
 from calibration.judge import Viewer
 from calibration.profile import layer_times
 from calibration.ranges import Method
@@ -157,7 +157,7 @@ class _Calibration:
     def run(self) -> Calibrated:
         """Do what is not done yet, and judge all of it on the same clips."""
         for goal in self.options.goals:
-            goal.check(self.bundle.model.segments, self.gflops)
+            goal.check(self.bundle.spec.segments, self.gflops)
         wanted = [name for name in self.options.variants if not self._is_there(name)]
         goals = [goal for goal in self.options.goals if not self._is_solved(goal)]
         if not wanted and not goals and self._all_judged():
@@ -250,8 +250,8 @@ class _Calibration:
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def _read(self, examples: tuple[Example, ...], failed: list[tuple[str, str]], what: str) -> Clips:
-        clips = read_clips(examples, self.bundle.model, failed, lambda done: self.progress(what, done, len(examples)))
-        if len(clips) < FEWEST_CLIPS:
+        clips = read_clips(examples, self.bundle.spec, failed, lambda done: self.progress(what, done, len(examples)))
+        if len(clips) < MIN_CLIPS:
             raise DataError(
                 f"{self.inputs.origin}: only {len(clips)} clips can be read of {len(examples)}: "
                 f"{failed[0][1] if failed else 'give more'}"
@@ -294,7 +294,7 @@ class _Calibration:
         samples = self._record(reference, seen.clips)
         choices = Choices(options.method, options.max_drop, options.reduce_range, options.threads)
         return Maker(
-            self.bundle.model, lambda graph: self.bundle.graph_path(REFERENCE, graph), samples, seen.clips, seen.run,
+            self.bundle.spec, lambda graph: self.bundle.graph_path(REFERENCE, graph), samples, seen.clips, seen.run,
             choices, self.work, self.progress,
         )  # fmt: skip
 
@@ -332,7 +332,7 @@ class _Calibration:
         described = {}
         for graph in GRAPHS:
             path = made.folder / f"{graph}.onnx"
-            inputs, outputs = contract(self.bundle.model, graph)
+            inputs, outputs = contract(self.bundle.spec, graph)
             opset = next(o.version for o in onnx.load_model(path).opset_import if o.domain in ("", "ai.onnx"))
             described[graph] = GraphInfo(
                 file=f"{name}/{path.name}",

@@ -16,7 +16,7 @@ from adafocus_edge.evaluation.evidence import content_of, marks_of
 from adafocus_edge.media.sources import VIDEO_SUFFIXES, entries_in, find_sources, left_out_note
 from calibration.samples import choose_clips, halve
 
-FEWEST_CLIPS = 4
+MIN_CLIPS = 4
 """In each of the two parts."""
 
 
@@ -89,9 +89,9 @@ def read_inputs(
         parts = choose_clips(split, most, seed), choose_clips(other, most, seed)
         _check_contents(*parts)
     for part, what in zip(parts, ("calibrate on", "report on"), strict=True):
-        if len(part) < FEWEST_CLIPS:
+        if len(part) < MIN_CLIPS:
             raise DataError(
-                f"{data}: {len(part)} clips to {what}, at least {FEWEST_CLIPS} are needed: give more clips"
+                f"{data}: {len(part)} clips to {what}, at least {MIN_CLIPS} are needed: give more clips"
                 + ("" if report_on else ", or another --share")
             )
         present = {example.labels[0] for example in part}

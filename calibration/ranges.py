@@ -18,7 +18,7 @@ from calibration.samples import Feeds
 Method = Literal["minmax", "entropy", "percentile"]
 METHODS: tuple[Method, ...] = get_args(Method)
 BINS = 2048
-MOST_COUNTED = 20_000
+MAX_COUNTED = 20_000
 """Values of one tensor counted per batch, evenly spread over it; all of them count for smallest and largest."""
 PERCENTILE = 99.99
 """Share of the values kept by ``percentile``, half of the rest cut off at each end, in percent."""
@@ -120,7 +120,7 @@ def histograms(
         for name, values in _run(session, names, batch):
             low, high = limits[name]
             flat = values.reshape(-1)
-            flat = flat[:: flat.size // MOST_COUNTED | 1]  # odd: no column of a picture is passed over
+            flat = flat[:: flat.size // MAX_COUNTED | 1]  # odd: no column of a picture is passed over
             scale = BINS / (high - low) if high > low else 0.0
             places = np.minimum(((flat - low) * scale).astype(np.int64), BINS - 1)
             counts[name] += np.bincount(places, minlength=BINS)

@@ -26,7 +26,7 @@ from adafocus_edge.system.addresses import shown_failure
 
 Feeds = dict[str, NDArray[Any]]
 """Inputs of a graph by name, the batch first."""
-MOST_WINDOWS = 4
+MAX_WINDOWS = 4
 """Live windows taken from one clip at most."""
 
 
@@ -213,7 +213,7 @@ def read_windows(examples: Sequence[Example], spec: ModelSpec, glimpse_fps: floa
                 continue
             step = clip.fps / glimpse_fps
             longest_s = max(longest_s, (clip.frame_count - 1) / clip.fps)
-            count = min(MOST_WINDOWS, int((clip.frame_count - 1 + step) / (step * spec.segments)))
+            count = min(MAX_WINDOWS, int((clip.frame_count - 1 + step) / (step * spec.segments)))
             for window in range(min(count, most - len(frames))):
                 indices = [round((window * spec.segments + number) * step) for number in range(spec.segments)]
                 indices = [min(index, clip.frame_count - 1) for index in indices]

@@ -269,7 +269,7 @@ def _compare(model: AdaFocus, bundle: Bundle, frames: NDArray[np.uint8], *, fuse
 def _with_half(bundle: Bundle, halve: Halve, frames: NDArray[np.uint8]) -> tuple[Manifest, str]:
     """Write the fp16 variant; return the manifest that lists it, and what the user should know."""
     manifest = bundle.manifest
-    graphs = write_half(bundle.path, bundle.model, manifest.variants[VARIANT], halve)
+    graphs = write_half(bundle.path, bundle.spec, manifest.variants[VARIANT], halve)
     manifest = replace(manifest, variants={**manifest.variants, CONVERTED: graphs})
     parity = compare_half(replace(bundle, manifest=manifest), VARIANT, frames)
     report = half_report(parity, manifest.reports["parity"]["frames"])

@@ -91,7 +91,7 @@ def compare_half(bundle: Bundle, reference: str, frames: NDArray[np.uint8]) -> H
 
     Raises ``ExportError`` if half precision overflows.
     """
-    clip = frames[: bundle.model.segments]
+    clip = frames[: bundle.spec.segments]
     logits, origins = [], []
     for variant in (reference, CONVERTED):
         with load_model(bundle, variant, "onnxruntime-cpu") as model:

@@ -21,7 +21,7 @@ TensorChange = Callable[[Tensor], Tensor]
 
 CROP_SCALES = (1.0, 0.875, 0.75, 0.66)
 """Sides of the multi-scale crop, as shares of the short side."""
-MOST_DISTORTION = 1
+MAX_DISTORTION = 1
 """How many of its scales, such as :data:`CROP_SCALES`, a crop's width and height may lie apart."""
 CROP_OFFSETS = (
     (0, 0), (4, 0), (0, 4), (4, 4), (2, 2),  # the corners and the centre
@@ -51,7 +51,7 @@ def crop_box(
     base = min(width, height)
     sides = [size if abs(int(base * scale) - size) < 3 else int(base * scale) for scale in scales]
     pairs = [
-        (w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= MOST_DISTORTION
+        (w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= MAX_DISTORTION
     ]  # fmt: skip
     crop_width, crop_height = pairs[int(random.integers(len(pairs)))]
     across, down = CROP_OFFSETS[int(random.integers(len(CROP_OFFSETS)))]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adafocus_edge.errors import CheckpointError, UsageError
 from adafocus_edge.model.spec import ModelSpec, class_name
-from adafocus_edge.system.files import whole_file
+from adafocus_edge.system.files import atomic_write
 from training.backbones import BACKBONES, recognised_backbone
 from training.lineage import possible_stages
 from training.model import AdaFocus
@@ -445,7 +445,7 @@ def official_layout(model: AdaFocus, *, with_policy: bool) -> dict[str, Any]:
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint whole or not at all. Raises ``CheckpointError`` with what the disk says."""
     try:
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             torch.save(dict(content), file)
     except (OSError, RuntimeError) as error:  # PyTorch's writer turns a full disk into a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

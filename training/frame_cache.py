@@ -40,7 +40,7 @@ DISK_SHARE = 0.9
 """Of the space that is free on a disk, or in the file system of shared memory."""
 FLOOR_SHARE = 0.1
 """Of what was free when a process began: so much stays free, whatever was estimated."""
-MOST_PROBED = 1000
+MAX_PROBED = 1000
 """Clips that are looked at to tell beforehand how much all of them will take."""
 
 
@@ -328,6 +328,6 @@ def probe_size(example: Example) -> tuple[int, int, int]:
 
 def estimate(examples: Sequence[Example], size_of: Callable[[Example], int]) -> int:
     """Return about how many bytes all clips take, by some of them if they are many."""
-    step = max(1, len(examples) // MOST_PROBED)
+    step = max(1, len(examples) // MAX_PROBED)
     known = [size for size in map(size_of, examples[::step]) if size]  # a live recording does not say how long it is
     return int(sum(known) * len(examples) / len(known)) if known else 0

@@ -18,7 +18,7 @@ COLLAPSED_SHARE = 80.0
 """Percent of the patches in one cell above which a policy that is no better than random ones has collapsed."""
 COLLAPSED_ENTROPY = 0.05
 """Share of the largest entropy below which the same is said."""
-LEAST_GAIN = 0.01
+MIN_GAIN = 0.01
 """Confidence beyond that of random patches that counts as better."""
 PLACE_PIXELS = 32
 """Side of a cell in a picture of places."""
@@ -87,7 +87,7 @@ def collapse_warning(trained: dict[str, Any], found: dict[str, Any], options: Tr
     even = math.log(options.action_dim)
     if share <= COLLAPSED_SHARE and entropy >= COLLAPSED_ENTROPY * even:
         return None
-    if found["confidence"] - found["random_confidence"] > LEAST_GAIN:
+    if found["confidence"] - found["random_confidence"] > MIN_GAIN:
         return None
     places = np.array(found["places"])
     row, column = np.unravel_index(int(places.argmax()), places.shape)

@@ -21,8 +21,8 @@ from PIL import Image
 from adafocus_edge.bundle.store import read_classes
 from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import (
-    FEWEST_FRAMES,
-    MOST_LABELS,
+    MAX_LABELS,
+    MIN_FRAMES,
     VideoIndex,
     csv_rows,
     is_number,
@@ -141,7 +141,7 @@ class Prepared:
         for count, what in (
             (len(self.broken), "broken videos left out"),
             (self.missing, "annotated videos are not there"),
-            (self.short, f"videos of fewer than {FEWEST_FRAMES} frames, which training leaves out"),
+            (self.short, f"videos of fewer than {MIN_FRAMES} frames, which training leaves out"),
         ):
             if count:
                 parts.append(f"{count} {what}")
@@ -304,7 +304,7 @@ def _annotated(options: PrepareOptions, done: Prepared) -> list[Item]:
     if elsewhere:
         done.notes.append(f"{len(elsewhere)} videos are in other folders than their lists say: {elsewhere[0]}")
     return [
-        Item(str(video.relative_to(options.source)), video, line.labels[:MOST_LABELS], line.subset)
+        Item(str(video.relative_to(options.source)), video, line.labels[:MAX_LABELS], line.subset)
         for video, line in named.items()
     ]
 
@@ -354,7 +354,7 @@ def _activitynet(path: Path, text: str) -> Iterator[Line]:
     try:
         videos = json.loads(text)["database"]
         for name, video in videos.items():
-            labels = sorted({str(annotation["label"]) for annotation in video["annotations"]})[:MOST_LABELS]
+            labels = sorted({str(annotation["label"]) for annotation in video["annotations"]})[:MAX_LABELS]
             if labels and video["subset"] in ("training", "validation"):
                 yield Line((f"v_{name}", name), tuple(labels), SUBSETS[video["subset"]], f"{path}, video {name}")
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
@@ -388,7 +388,7 @@ def _plain(path: Path, text: str, default: str) -> Iterator[Line]:
         name, *labels = (part.strip() for part in line.split(mark))
         if not name or not labels or not all(labels):
             raise DataError(f"{path}, line {number}: {line.strip()!r} is not a video and its classes")
-        yield Line((name,), tuple(sorted(set(labels)))[:MOST_LABELS], default, f"{path}, line {number}")
+        yield Line((name,), tuple(sorted(set(labels)))[:MAX_LABELS], default, f"{path}, line {number}")
 
 
 def _classes(options: PrepareOptions, labels: set[str]) -> tuple[str, ...]:
@@ -572,6 +572,6 @@ def _write_lists(
                 lines.append(
                     separator.join([name, str(counts[item.name]), *map(str, ids[: 1 if separator == " " else 3])])
                 )
-                done.short += counts[item.name] < FEWEST_FRAMES
+                done.short += counts[item.name] < MIN_FRAMES
         write_text(options.output / file, "".join(f"{line}\n" for line in lines))
         done.lists[file] = len(lines)

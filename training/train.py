@@ -92,7 +92,7 @@ class _Work:
     as_json: bool
 
     def __call__(self, processes: Processes) -> None:
-        with _memory_told(self.composed.options):
+        with _wrap_memory_errors(self.composed.options):
             quiet = self.quiet or not processes.first
             Trainer(self.composed, processes, quiet, as_json=self.as_json and processes.first).run()
 
@@ -181,7 +181,7 @@ class Trainer:
             self._say(f"nothing to do: {options.resume} has finished its {self.epoch} epochs (epochs={options.epochs})")
             self._print_outcome()
             return
-        told = self._told_how_to_go_on()
+        told = self._report_how_to_resume()
         with told, self._log() as log, progress_bars(self.quiet) as bars, self.interruption:
             if options.policy_cache != "off":
                 batches, validation = self._cached(batches, validation, bars)
@@ -221,7 +221,7 @@ class Trainer:
         return len({name for names in gather(sorted(self.failed)) for name in names})
 
     @contextmanager
-    def _told_how_to_go_on(self) -> Iterator[None]:
+    def _report_how_to_resume(self) -> Iterator[None]:
         try:
             yield
         except (KeyboardInterrupt, SystemExit):
@@ -712,7 +712,7 @@ class _Interruption:
 
 
 @contextmanager
-def _memory_told(options: TrainOptions) -> Iterator[None]:
+def _wrap_memory_errors(options: TrainOptions) -> Iterator[None]:
     """Turn running out of memory, on a device or the host, into what to lower."""
     try:
         yield

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.device.runner import Resident
+    from adafocus_edge.backends.device.runner import DeviceRunner
     from adafocus_edge.backends.tensors import Buffer, Device
     from adafocus_edge.media.frames import ModelFrame
 
@@ -43,7 +43,7 @@ class FrameStore:
         resident: the model.
     """
 
-    def __init__(self, resident: Resident) -> None:
+    def __init__(self, resident: DeviceRunner) -> None:
         self._device: Device = type(resident.device)()
         self._lock = threading.Lock()
         weakref.finalize(self, _close, self._device)
@@ -148,7 +148,7 @@ class LiveFrames:
         decoder: ``cpu``, ``auto`` or ``gpu``: whether sources are decoded on the GPU, if they can be, or must be.
     """
 
-    def __init__(self, resident: Resident, decoder: str) -> None:
+    def __init__(self, resident: DeviceRunner, decoder: str) -> None:
         self.store = FrameStore(resident)
         self.decoder = decoder
         self._spec = resident.spec

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adafocus_edge.backends.base import Program, Session
-from adafocus_edge.backends.device.runner import DeviceSession, Resident
+from adafocus_edge.backends.device.runner import DeviceRunner, DeviceSession
 from adafocus_edge.model.spec import GRAPHS, ModelSpec
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class LoadedModel:
     backend: str
     variant: str
     batch: int
-    resident: Resident | None = None
+    resident: DeviceRunner | None = None
 
     @classmethod
     def of(
@@ -53,7 +53,7 @@ class LoadedModel:
         backend: str,
         variant: str,
         batch: int,
-        resident: Resident | None = None,
+        resident: DeviceRunner | None = None,
     ) -> LoadedModel:
         """Make a model of sessions by the names of their graphs."""
         glancer, policy, focuser, classifier = (sessions[graph] for graph in GRAPHS)
@@ -82,4 +82,4 @@ def on_device(
 ) -> LoadedModel:
     """Make a model of graphs on a device. It owns them all: closing it closes programs and device."""
     sessions = {graph: DeviceSession(programs[graph], device) for graph in GRAPHS}
-    return LoadedModel.of(spec, sessions, backend, variant, spec.segments, Resident(spec, programs, device))
+    return LoadedModel.of(spec, sessions, backend, variant, spec.segments, DeviceRunner(spec, programs, device))

@@ -21,7 +21,7 @@ from adafocus_edge.media.preprocess import model_frames, motion_frame_indices, s
 from adafocus_edge.system.addresses import conceal
 
 if TYPE_CHECKING:
-    from adafocus_edge.backends.device.runner import Resident
+    from adafocus_edge.backends.device.runner import DeviceRunner
     from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.media.clip import Clip
     from adafocus_edge.media.frames import ModelFrame
@@ -138,7 +138,7 @@ def usable_decoder(choice: Choice, model: LoadedModel, note: Callable[[str], Non
 
 
 def sampled_frames_on_gpu(
-    clip: Clip, resident: Resident, segments: int, *, strict: bool, note: Callable[[str], None]
+    clip: Clip, resident: DeviceRunner, segments: int, *, strict: bool, note: Callable[[str], None]
 ) -> Iterator[tuple[int, Buffer | ModelFrame]]:
     """Decode the frames that stand for a clip on the model's GPU, or those that it cannot decode on the CPU.
 
@@ -172,7 +172,7 @@ def sampled_frames_on_gpu(
     yield from model_frames(clip, sample_indices(clip.frame_count, segments)[done:], resident.spec)
 
 
-def decoded_frames(clip: VideoFile, resident: Resident, segments: int) -> Iterator[tuple[int, Buffer]]:
+def decoded_frames(clip: VideoFile, resident: DeviceRunner, segments: int) -> Iterator[tuple[int, Buffer]]:
     """Decode the frames that stand for a clip, as the model sees them, on the model's GPU.
 
     Frames have the numbers that the CPU's decoder gives them (:func:`adafocus_edge.media.preprocess.sampled_frames`).
@@ -206,7 +206,7 @@ def decoded_frames(clip: VideoFile, resident: Resident, segments: int) -> Iterat
 
 
 def make_frames(
-    read: Any, clip: Clip, layout: Decoded, resident: Resident, segments: int
+    read: Any, clip: Clip, layout: Decoded, resident: DeviceRunner, segments: int
 ) -> Iterator[tuple[int, Buffer]]:
     """Make a clip's model frames of what ``read`` decodes by number: NV12 planes, uint8 [3/2 height, width]."""
     spec, maker = resident.spec, PixelMaker(resident)

@@ -76,7 +76,7 @@ def load_model(
     with ExitStack() as opened:
         model = opened.enter_context(
             open_graphs(
-                bundle.model, lambda graph: bundle.graph_path(variant, graph), variant, backend, threads,
+                bundle.spec, lambda graph: bundle.graph_path(variant, graph), variant, backend, threads,
                 step=STEP_GRAPH in graphs, kept=kept, conv_search=conv_search,
             )
         )  # fmt: skip
@@ -226,7 +226,7 @@ def _with_engines(bundle: Bundle, variant: str) -> LoadedModel:
 
     graphs = (*GRAPHS, *(graph for graph in (STEP_GRAPH, PIXELS_GRAPH) if graph in engines.engines))
     model = open_programs(
-        bundle.model, graphs, lambda graph: TrtProgram(path_of(graph), runtime, device), path_of, device,
+        bundle.spec, graphs, lambda graph: TrtProgram(path_of(graph), runtime, device), path_of, device,
         backend="tensorrt", variant=variant,
     )  # fmt: skip
     assert model.resident is not None

@@ -165,7 +165,7 @@ def plan(bundles: Mapping[str, Bundle], grid: Grid) -> tuple[list[Row], list[Ski
 
 def _of_model(bundle: Bundle, loading: Loading, grid: Grid, skipped: list[Skipped]) -> list[Row]:
     """Return the rows that one loaded model serves."""
-    own = bundle.model.segments
+    own = bundle.spec.segments
     rows = []
     for segments in grid.segments or (own,):
         for schedule in grid.schedules:
@@ -193,7 +193,7 @@ def _peers(name: str, bundle: Bundle, grid: Grid, skipped: list[Skipped]) -> lis
         if "fp32" not in bundle.manifest.variants and not peer.startswith(("pytorch", CHECKPOINT_PEER)):
             skipped.append(Skipped(f"{name} {peer}", "the bundle has no FP32 graphs"))
             continue
-        rows.append(Row(Loading(name, peer, "fp32", threads), "clip", bundle.model.segments))
+        rows.append(Row(Loading(name, peer, "fp32", threads), "clip", bundle.spec.segments))
     return rows
 
 

@@ -16,7 +16,7 @@ from adafocus_edge.bundle.store import check_graph_files
 from adafocus_edge.errors import BackendError, MissingExtraError
 from adafocus_edge.evaluation.evaluate import with_patches
 from adafocus_edge.model.spec import GRAPHS, Glimpse, contract
-from adafocus_edge.system.companions import reach
+from adafocus_edge.system.companions import import_companion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -148,31 +148,31 @@ def load_peer(bundle: Bundle, peer: str, threads: int, checkpoint: Path | None =
         model = _openvino(bundle, threads) if openvino else _of_graphs(bundle, peer, threads, on_gpu=on_gpu)
         check_graph_files(bundle, "fp32")  # what was loaded is what was hashed
         return Peer(model, gflops_per_step(bundle, peer))
-    made = reach("training.peers", f"benchmark --peers {peer}", "train")
+    made = import_companion("training.peers", f"benchmark --peers {peer}", "train")
     device = "cuda" if on_gpu else "cpu"
     if peer == "pytorch-compile":
-        compiled: LoadedModel = made.compiled(bundle.model, checkpoint, threads, device)
+        compiled: LoadedModel = made.compiled(bundle.spec, checkpoint, threads, device)
         return Peer(replace(compiled, backend=peer), gflops_per_step(bundle, peer))
     if peer == "pytorch-eager":
-        predict = made.eager(bundle.model, checkpoint, threads, device)
+        predict = made.eager(bundle.spec, checkpoint, threads, device)
         return Peer(_one_piece(bundle, peer, predict), gflops_per_step(bundle, peer))
-    predict, gflops = made.whole(bundle.model, checkpoint, threads)
+    predict, gflops = made.whole(bundle.spec, checkpoint, threads)
     return Peer(_one_piece(bundle, peer, predict), gflops)
 
 
 def _one_piece(bundle: Bundle, peer: str, predict: Predict) -> LoadedModel:
-    sessions = {graph: Constant(*contract(bundle.model, graph)) for graph in GRAPHS}
+    sessions = {graph: Constant(*contract(bundle.spec, graph)) for graph in GRAPHS}
     piece: Any = OnePiece(predict)
-    return LoadedModel.of(bundle.model, sessions, peer, "fp32", bundle.model.segments, piece)
+    return LoadedModel.of(bundle.spec, sessions, peer, "fp32", bundle.spec.segments, piece)
 
 
 def _of_graphs(bundle: Bundle, peer: str, threads: int, *, on_gpu: bool) -> LoadedModel:
     """Load the bundle's own FP32 graphs, some of them replaced."""
-    spec = bundle.model
+    spec = bundle.spec
     paths = {graph: bundle.graph_path("fp32", graph) for graph in GRAPHS}
     with tempfile.TemporaryDirectory() as folder:
         if peer == "whole-frames":
-            edited = reach("export.whole", f"benchmark --peers {peer}", "calibrate")
+            edited = import_companion("export.whole", f"benchmark --peers {peer}", "calibrate")
             whole = Path(folder) / "focuser.onnx"
             edited.on_whole_frames(spec, paths["focuser"], whole)
             paths["focuser"] = whole
@@ -192,15 +192,15 @@ def _openvino(bundle: Bundle, threads: int) -> LoadedModel:
     except ModuleNotFoundError:
         raise MissingExtraError("`adafocus-edge benchmark --peers openvino`", "openvino", "openvino") from None
     sessions: dict[str, Session] = {
-        graph: OpenVinoSession(bundle.graph_path("fp32", graph), threads, *contract(bundle.model, graph))
+        graph: OpenVinoSession(bundle.graph_path("fp32", graph), threads, *contract(bundle.spec, graph))
         for graph in GRAPHS
     }
-    return LoadedModel.of(bundle.model, sessions, "openvino", "fp32", CPU_BATCH)
+    return LoadedModel.of(bundle.spec, sessions, "openvino", "fp32", CPU_BATCH)
 
 
 def gflops_per_step(bundle: Bundle, backend: str, variant: str = "fp32") -> float:
     """Return the multiply-adds of one step of a bundle's model, or of a peer made of its parts, in units of 1e9."""
-    spec = bundle.model
+    spec = bundle.spec
     graphs = {name: bundle.manifest.variants[variant][name].gflops for name in GRAPHS}
     if backend in ("centre-patches", "random-patches", "whole-frames"):
         graphs.pop("policy")

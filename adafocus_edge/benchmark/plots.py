@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from adafocus_edge.benchmark.report import Report
 
-MOST_BARS = 30
-MOST_CURVES = 10
+MAX_BARS = 30
+MAX_CURVES = 10
 STYLE_SHEET = """
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; }
 body { margin: 2rem auto; max-width: 100rem; padding: 0 1rem; }
@@ -157,7 +157,7 @@ def _curves(axes: Any, rows: list[Report]) -> None:
     seen: set[tuple[Any, ...]] = set()
     for row in rows:
         kind = (row["bundle"], row["backend"], row["variant"], row["segments"])
-        if "per_step_top1" not in row or row["exit"] or kind in seen or len(seen) >= MOST_CURVES:
+        if "per_step_top1" not in row or row["exit"] or kind in seen or len(seen) >= MAX_CURVES:
             continue
         seen.add(kind)
         curve = row["per_step_top1"]
@@ -170,7 +170,7 @@ def _curves(axes: Any, rows: list[Report]) -> None:
 
 
 def _bars(axes: Any, report: Report) -> None:
-    rows = [row for row in report["rows"] if row["parts_ms"]][:MOST_BARS]
+    rows = [row for row in report["rows"] if row["parts_ms"]][:MAX_BARS]
     places = list(range(len(rows)))
     left = [0.0] * len(rows)
     for number, part in enumerate(part_names(rows)):

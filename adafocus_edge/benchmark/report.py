@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adafocus_edge.benchmark.grid import CHECKPOINT_PEER, PEERS, TORCH_PEERS
-from adafocus_edge.benchmark.stats import front, mcnemar, ratio, summary, told_apart
+from adafocus_edge.benchmark.stats import distinguishable, front, mcnemar, ratio, summary
 from adafocus_edge.evaluation.evaluate import exit_figures
 from adafocus_edge.evaluation.evidence import few_clips_note, reuse_note
 from adafocus_edge.evaluation.metrics import accuracy_curve, wilson_interval
@@ -66,7 +66,7 @@ def assemble(
         entry["same_time_as"] = [
             other["id"]
             for place, (other, theirs) in enumerate(zip(entries, times, strict=True))
-            if place != number and own.keys() & theirs.keys() and not told_apart(own, theirs)
+            if place != number and own.keys() & theirs.keys() and not distinguishable(own, theirs)
         ]
     for name, cost in FRONTS.items():
         for entry, flag in zip(entries, front([_point(e, cost) for e in entries]), strict=True):
@@ -89,11 +89,11 @@ def _judged(row: Row, bundle: Bundle, *, random_weights: bool) -> bool:
     peer = row.loading.backend
     if peer in TORCH_PEERS:
         return not random_weights
-    return peer != "glancer-alone" or bundle.model.with_glancer
+    return peer != "glancer-alone" or bundle.spec.with_glancer
 
 
 def _about(bundle: Bundle) -> Report:
-    spec = bundle.model
+    spec = bundle.spec
     return {
         "path": str(bundle.path),
         "glancer": spec.glancer,
@@ -126,7 +126,7 @@ def _entry(number: int, row: Row, bundle: Bundle, state: State) -> Report:
         "id": number,
         "key": row.key,
         "bundle": loading.bundle,
-        "patch_size": bundle.model.patch_size,
+        "patch_size": bundle.spec.patch_size,
         "backend": loading.backend,
         "variant": loading.variant,
         "schedule": row.schedule,
@@ -300,7 +300,7 @@ class _Findings:
     def _faster(self, row: Report, reference: Report) -> str:
         ours, theirs = self.times[row["id"]], self.times[reference["id"]]
         middle, low, high = ratio(theirs, ours)
-        if not told_apart(ours, theirs):
+        if not distinguishable(ours, theirs):
             return "takes as long as"
         if middle >= 1:
             return f"{middle:.2f} times ({low:.2f} to {high:.2f}) faster than"

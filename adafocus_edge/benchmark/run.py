@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many of its steps are done, and how many there are."""
-MOST_TIMED_CLIPS = 16
+MAX_TIMED_CLIPS = 16
 """Clips that timings go round."""
 YARDSTICK_SIZE = 300_000
 """Numbers that are sorted once per round, on one core: does the machine itself slow down?"""
@@ -216,14 +216,14 @@ class _Clips:
     def timed(self) -> list[Any]:
         """Return the sources that timings go round: spread evenly over the clips that can be read."""
         if not self._examples:
-            return [NoiseClip(seed=seed) for seed in range(MOST_TIMED_CLIPS)]
+            return [NoiseClip(seed=seed) for seed in range(MAX_TIMED_CLIPS)]
         usable = list(range(len(self._examples))) if self.usable is None else self.usable
-        picked = np.linspace(0, len(usable) - 1, min(len(usable), MOST_TIMED_CLIPS)).round().astype(int)
+        picked = np.linspace(0, len(usable) - 1, min(len(usable), MAX_TIMED_CLIPS)).round().astype(int)
         return [self._examples[usable[place]] for place in picked]
 
     def file(self, bundle: Bundle, segments: int) -> Path:
         """Return a file of all clips as a bundle's model sees them: uint8 [N, T, S, S, 3]."""
-        spec = replace(bundle.model, segments=segments)
+        spec = replace(bundle.spec, segments=segments)
         kind = (spec.frame_size, spec.fit, spec.motion_gap_s, segments)
         if kind in self._files:
             return self._files[kind]

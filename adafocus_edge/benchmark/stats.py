@@ -61,7 +61,7 @@ def ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[float
     return found["median"], found["low"], found["high"]
 
 
-def told_apart(ours: Mapping[int, float], theirs: Mapping[int, float]) -> bool:
+def distinguishable(ours: Mapping[int, float], theirs: Mapping[int, float]) -> bool:
     """Whether one of two rows is surely faster, by more than a percent, judged by the rounds that both took part in."""
     middle, low, high = ratio(ours, theirs)
     if len(ours.keys() & theirs.keys()) < FEWEST_TO_TELL:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 IDENTITY = ("bundle", "backend", "variant", "schedule", "exit", "segments", "streams", "threads")
 """What tells rows apart; what is the same in all of them is said once."""
 SETTING = "setting"
-MOST_TIES = 4
+MAX_TIES = 4
 """Rows named in the column of those that take as long."""
 CSV_TIMES = ("model_ms", "whole_ms", "step_ms")
 CSV_COLUMNS = (
@@ -64,7 +64,7 @@ def _accuracy(row: Report) -> str:
 
 def _ties(row: Report) -> str:
     ties = [str(number) for number in row["same_time_as"]]
-    return ", ".join(ties[:MOST_TIES]) + (", ..." if len(ties) > MOST_TIES else "")
+    return ", ".join(ties[:MAX_TIES]) + (", ..." if len(ties) > MAX_TIES else "")
 
 
 def columns(report: Report) -> dict[str, Callable[[Report], str]]:

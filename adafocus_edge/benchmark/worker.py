@@ -157,7 +157,7 @@ def _serve(connection: Connection, opening: Opening) -> None:
     try:
         bench, meter, ready = _open(opening)
     except Exception as error:
-        connection.send(_told(error))
+        connection.send(_as_user_error(error))
         return
     with meter:
         connection.send(ready)
@@ -181,7 +181,7 @@ def _serve(connection: Connection, opening: Opening) -> None:
                 else:
                     connection.send(_memory())
             except Exception as error:
-                connection.send(_told(error))
+                connection.send(_as_user_error(error))
 
 
 def _open(opening: Opening) -> tuple[Bench, EnergyMeter, Ready]:
@@ -211,7 +211,7 @@ def _open(opening: Opening) -> tuple[Bench, EnergyMeter, Ready]:
     return bench, meter, Ready((loaded - started) * 1e3, first_ms, gflops, meter.of)
 
 
-def _told(error: Exception) -> AdaFocusError:
+def _as_user_error(error: Exception) -> AdaFocusError:
     """Return an error that another process can be sent."""
     if isinstance(error, AdaFocusError):
         return type(error)(*error.args) if type(error).__init__ is AdaFocusError.__init__ else AdaFocusError(str(error))

@@ -12,7 +12,7 @@ import msgspec
 from adafocus_edge.bundle.store import sha256_of
 from adafocus_edge.errors import BackendError, BundleError
 from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH
-from adafocus_edge.system.files import read_own, whole_file
+from adafocus_edge.system.files import atomic_write, read_own
 
 if TYPE_CHECKING:
     from adafocus_edge.bundle.manifest import Bundle
@@ -128,7 +128,7 @@ def read_engines(folder: Path) -> Engines:
 
 def write_engines(folder: Path, engines: Engines) -> None:
     """Write a folder's manifest, whole or not at all. Raises ``OSError``."""
-    with whole_file(folder / MANIFEST) as file:
+    with atomic_write(folder / MANIFEST) as file:
         file.write(msgspec.json.format(msgspec.json.encode(engines), indent=2) + b"\n")
 
 
@@ -136,7 +136,7 @@ def graph_hash(bundle: Bundle, variant: str, graph: str) -> str:
     """Return the SHA-256 of what an engine is built from; of a step that must be joined first, of its four parts."""
     if graph == PIXELS_GRAPH:
         # The frame size is not in the graph but in its profile.
-        return _joint([sha256_of(PIXELS_FILE), str(bundle.model.frame_size)])
+        return _joint([sha256_of(PIXELS_FILE), str(bundle.spec.frame_size)])
     graphs = bundle.manifest.variants[variant]
     if graph in graphs:
         return graphs[graph].sha256

@@ -11,7 +11,7 @@ import msgspec
 from adafocus_edge.bundle.variants import VARIANT_PREFERENCE
 from adafocus_edge.errors import UsageError
 from adafocus_edge.model.exits import ExitThresholds
-from adafocus_edge.model.spec import GRAPHS, INTERPOLATION, MOST_SEGMENTS, Fit, ModelSpec, TensorSpec, short_side
+from adafocus_edge.model.spec import GRAPHS, INTERPOLATION, MAX_SEGMENTS, Fit, ModelSpec, TensorSpec, short_side
 
 FORMAT_VERSION = 1
 MEAN = (0.485, 0.456, 0.406)
@@ -187,9 +187,14 @@ class Bundle:
     classes: tuple[str, ...]
 
     @property
-    def model(self) -> ModelSpec:
+    def spec(self) -> ModelSpec:
         """The model's shapes and names."""
         return self.manifest.model
+
+    @property
+    def model(self) -> ModelSpec:
+        """Old name of :attr:`spec`, kept for scripts written for 0.1.0."""
+        return self.spec
 
     def choose_variant(self, name: str = "auto") -> str:
         """Return the variant to use. Raises ``UsageError`` that lists what there is."""
@@ -211,7 +216,7 @@ class Bundle:
         orders = [one.order for one in self.manifest.thresholds.get(kind, ())]
         if found.variant not in self.manifest.variants or (found.exit and order not in orders):
             raise UsageError(f"{self.path}: profile {name!r} uses what the bundle no longer has: tune again")
-        if found.threads < 1 or not 1 <= found.segments <= MOST_SEGMENTS:
+        if found.threads < 1 or not 1 <= found.segments <= MAX_SEGMENTS:
             raise UsageError(f"{self.path}: profile {name!r} asks for what cannot be: tune again")
         return found
 

@@ -28,7 +28,7 @@ from adafocus_edge.bundle.manifest import (
 from adafocus_edge.bundle.variants import VARIANT_PREFERENCE
 from adafocus_edge.errors import BundleError, UsageError
 from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, TensorSpec, class_name, contract
-from adafocus_edge.system.files import decode_text, draft_folder, locked, read_own, read_text, reason, whole_file
+from adafocus_edge.system.files import atomic_write, decode_text, draft_folder, locked, read_own, read_text, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -196,10 +196,10 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         with _draft(path) as draft:
             yield draft
-            with _told(path):
+            with _wrap_errors(path):
                 _sync(draft)
                 if replace and path.exists():
-                    with changing(path):
+                    with bundle_lock(path):
                         _exchange(draft, path)
                 else:
                     draft.rename(path)
@@ -213,7 +213,7 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
 def _draft(path: Path) -> Iterator[Path]:
     """Give a folder beside a bundle that is to be, and tell what the disk refuses of it."""
     with ExitStack() as stack:
-        with _told(path):
+        with _wrap_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = stack.enter_context(draft_folder(path.parent, f".{path.name}.", ".part"))
             draft.chmod(0o755)
@@ -258,7 +258,7 @@ def _reason(error: OSError) -> str:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _wrap_errors(path: Path) -> Iterator[None]:
     """Tell in words what the disk refuses."""
     try:
         yield
@@ -267,9 +267,9 @@ def _told(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def changing(path: Path) -> Iterator[None]:
+def bundle_lock(path: Path) -> Iterator[None]:
     """Wait until no other process changes a bundle, and keep them waiting meanwhile. Raises ``BundleError``."""
-    with _told(path), locked(path / LOCK, wait=True):
+    with _wrap_errors(path), locked(path / LOCK, wait=True):
         yield
 
 
@@ -284,7 +284,7 @@ def copy_bundle(source: Path, target: Path) -> Bundle:
         return {name for name in names if name.startswith(".") or name == "__pycache__"} | ours(folder, names)
 
     with new_bundle(target) as draft:
-        with _told(target):
+        with _wrap_errors(target):
             shutil.copytree(source, draft, dirs_exist_ok=True, ignore=left_out)
         try:
             copied = read_bundle(draft)
@@ -340,7 +340,7 @@ def update_bundle(
     """
     path = path.resolve()
     _read_manifest(path)  # what is no bundle gets no lock file
-    with changing(path):
+    with bundle_lock(path):
         before = _read_manifest(path)
         manifest = change(before)
         if variant is None or folder is None:
@@ -367,7 +367,7 @@ def update_bundle(
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    with whole_file(folder / MANIFEST) as file:
+    with atomic_write(folder / MANIFEST) as file:
         file.write(encode_manifest(manifest))
 
 

@@ -13,7 +13,7 @@ import typer
 from adafocus_edge.cli.options import Debug, Json, Quiet
 from adafocus_edge.cli.outputs import progress_for
 from adafocus_edge.errors import UsageError
-from adafocus_edge.system.companions import reach
+from adafocus_edge.system.companions import import_companion
 
 
 class LibraryName(str, Enum):
@@ -80,7 +80,7 @@ def build(
         done = run(
             found,
             request,
-            lambda: reach("export.fuse", "build", "tensorrt").fuse,
+            lambda: import_companion("export.fuse", "build", "tensorrt").fuse,
             lambda what, count, of: bars.update(task, description=what, completed=count, total=of or None),
         )
     if as_json:

@@ -15,7 +15,7 @@ from adafocus_edge.cli.options import Debug, Json, PatchesName, Quiet, Threads
 from adafocus_edge.cli.outputs import check_files, check_plot_name, progress_for, say_notes
 from adafocus_edge.errors import UsageError
 from adafocus_edge.live.settings import DEFAULT_GLIMPSE_FPS
-from adafocus_edge.system.companions import reach
+from adafocus_edge.system.companions import import_companion
 
 
 def calibrate(
@@ -87,12 +87,12 @@ def calibrate(
 
         check_plot(plot)
         check_files(plot)
-    made = reach("calibration.calibrate", "calibrate", "calibrate")
-    options = reach("calibration.options", "calibrate", "calibrate").read_options(
+    made = import_companion("calibration.calibrate", "calibrate", "calibrate")
+    options = import_companion("calibration.options", "calibrate", "calibrate").read_options(
         data=data, frames=frames, report_on=report_on, variants=variants, output=output, clips=clips, samples=samples,
         share=share, seed=seed, patches=patches.value, method=method, max_drop=max_accuracy_drop, exit_goals=exit_goal,
         confidence=confidence, orders=orders, glimpse_fps=glimpse_fps, reduce_range=reduce_range, threads=threads,
-        force=force, segments=found.model.segments,
+        force=force, segments=found.spec.segments,
     )  # fmt: skip
     with progress_for(quiet) as bars:
         task = bars.add_task("calibrating", total=None)

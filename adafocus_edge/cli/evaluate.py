@@ -25,8 +25,8 @@ from adafocus_edge.cli.options import (
 from adafocus_edge.cli.outputs import check_files, check_plot_name, progress_for, say, say_notes
 from adafocus_edge.cli.process import print_error
 from adafocus_edge.errors import UsageError
-from adafocus_edge.model.spec import MOST_SEGMENTS
-from adafocus_edge.system.companions import reach
+from adafocus_edge.model.spec import MAX_SEGMENTS
+from adafocus_edge.system.companions import import_companion
 
 if TYPE_CHECKING:
     from adafocus_edge.evaluation.dataset import Split
@@ -56,7 +56,7 @@ def evaluate(
     multi_label: Annotated[bool, typer.Option("--multi-label", help="mAP by all labels of a clip (FCVID).")] = False,
     patch_size: Annotated[int | None, typer.Option(help="Of an official checkpoint, in pixels.")] = None,
     segments: Annotated[
-        int | None, typer.Option(min=1, max=MOST_SEGMENTS, help="Frames per clip. [default: the model's]")
+        int | None, typer.Option(min=1, max=MAX_SEGMENTS, help="Frames per clip. [default: the model's]")
     ] = None,
     backend: Annotated[BackendName, typer.Option(help="What runs a bundle's graphs.")] = BackendName.AUTO,
     variant: Variant = "auto",
@@ -182,16 +182,16 @@ class _Evaluating:
         found = open_bundle(path)
         found.choose_variant(self.variant)
         exits = None if self.exit_set is None else exits_of(found, self.exit_set, live=False)
-        split = self._split(found.model, found.classes)
+        split = self._split(found.spec, found.classes)
         check_graph_files(found)
         runs = []
         with load_model(found, self.variant, self.backend, self.threads) as model:
             costs = {name: graph.gflops for name, graph in found.manifest.variants[model.variant].items()}
             for patches in self.patches:
-                gflops = gflops_per_step(costs, found.model, patches)
+                gflops = gflops_per_step(costs, found.spec, patches)
                 predict = predict_at(model, patches, self.schedule)
                 what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {patches} patches"
-                runs.append((self._run(predict, found.model, split, gflops, what, exits), what))
+                runs.append((self._run(predict, found.spec, split, gflops, what, exits), what))
         reports = found.manifest.reports
         return [(replace(s, reused=reused_clips(reports, [one.example for one in s.scored])), w) for s, w in runs]
 
@@ -199,7 +199,7 @@ class _Evaluating:
         """Evaluate a checkpoint with PyTorch, on each kind of patches; return what was found, and what ran."""
         if self.backend != "auto" or self.variant != "auto" or self.exit_set is not None:
             raise UsageError("--backend, --variant and --exit are for bundles: PyTorch runs a checkpoint")
-        training = reach("training.predict", "evaluate", "train")
+        training = import_companion("training.predict", "evaluate", "train")
         options = training.ModelOptions(patch_size=self.patch_size, num_segments=self.segments)
         runs: list[tuple[Evaluation, str]] = []
         split, told = None, set()

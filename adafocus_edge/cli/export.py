@@ -11,7 +11,7 @@ import typer
 from adafocus_edge.cli.options import Debug, Json, Quiet
 from adafocus_edge.cli.outputs import say, say_notes, show_stages
 from adafocus_edge.errors import CheckpointError, UsageError
-from adafocus_edge.system.companions import reach
+from adafocus_edge.system.companions import import_companion
 
 
 def export_verb(
@@ -58,8 +58,8 @@ def export_verb(
     from adafocus_edge.system.retention import check_parent
 
     check_parent(output)
-    exporter = reach("export.exporter", "export", "export")
-    halve = reach("calibration.fp16", "export", "export").halve if half else None
+    exporter = import_companion("export.exporter", "export", "export")
+    halve = import_companion("calibration.fp16", "export", "export").halve if half else None
     options = exporter.ExportOptions(
         model=exporter.ModelOptions(
             patch_size=patch_size, glance_size=glance_size, input_size=input_size, num_segments=segments
@@ -85,6 +85,6 @@ def export_verb(
     from adafocus_edge.system.console import console
 
     megabytes, gflops = made.bundle.totals("fp32")
-    clip = gflops * made.bundle.model.segments
+    clip = gflops * made.bundle.spec.segments
     console().print(parity_table(made.bundle.manifest.reports["parity"]["rows"]))
     console().print(f"{output}: {megabytes:.1f} MB, {gflops:.2f} GFLOPs per frame, {clip:.1f} per clip")

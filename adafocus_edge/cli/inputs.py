@@ -24,9 +24,9 @@ DEFAULT_TOP_K = 5
 
 def top_count(asked: int | None, bundle: Bundle) -> int:
     """Return how many classes to list. Raises ``UsageError`` for more than there are."""
-    if asked is not None and asked > bundle.model.classes:
-        raise UsageError(f"--top-k {asked}: the bundle has {bundle.model.classes} classes")
-    return min(asked or DEFAULT_TOP_K, bundle.model.classes)
+    if asked is not None and asked > bundle.spec.classes:
+        raise UsageError(f"--top-k {asked}: the bundle has {bundle.spec.classes} classes")
+    return min(asked or DEFAULT_TOP_K, bundle.spec.classes)
 
 
 def check_exit(exit_set: str | None, exit_confidence: float | None, schedule: ScheduleName) -> None:
@@ -45,7 +45,7 @@ def exits_asked(
 
     if exit_set is not None:
         return exits_of(bundle, exit_set, live=live)
-    return None if exit_confidence is None else ExitThresholds.at(exit_confidence, bundle.model.segments)
+    return None if exit_confidence is None else ExitThresholds.at(exit_confidence, bundle.spec.segments)
 
 
 def has_live_exits(bundle: Bundle, name: str) -> bool:

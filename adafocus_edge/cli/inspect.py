@@ -34,7 +34,7 @@ def inspect(
             totals[variant] = {
                 "size_mb": round(megabytes, 3),
                 "gflops_per_step": round(gflops, 6),
-                "gflops_per_clip": round(gflops * found.model.segments, 6),
+                "gflops_per_clip": round(gflops * found.spec.segments, 6),
             }
         engines = [{"folder": folder.name, **asdict(holds)} for folder, holds in engine_folders(found)]
         whole = {**manifest, "classes": list(found.classes), "totals": totals, "engines": engines}

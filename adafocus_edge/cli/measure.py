@@ -85,7 +85,7 @@ class Measurement:
             split = read_data(self.data, classes, self.frames)
             say_notes(split.notes, self.quiet)
             for bundle in bundles.values():
-                check_classes(split.classes, bundle.model.classes, str(self.data))
+                check_classes(split.classes, bundle.spec.classes, str(self.data))
                 if bundle.classes != classes:
                     raise UsageError(f"{bundle.path}: names other classes than the first bundle")
         checkpoints: dict[str, Path] = {}

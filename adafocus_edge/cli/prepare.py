@@ -12,7 +12,7 @@ import typer
 from adafocus_edge.cli.options import Debug, Json, Quiet
 from adafocus_edge.cli.outputs import progress_for, say_notes
 from adafocus_edge.cli.process import print_error
-from adafocus_edge.system.companions import reach
+from adafocus_edge.system.companions import import_companion
 
 
 class DatasetName(str, Enum):
@@ -54,7 +54,7 @@ def prepare(
 ) -> None:
     """Turn videos into frames and split lists for `train`. A run that was broken off goes on where it stopped."""
     del debug
-    made = reach("training.prepare", "prepare", "train")
+    made = import_companion("training.prepare", "prepare", "train")
     plan = made.PrepareOptions(
         source=source, output=output, dataset=dataset.value, annotations=tuple(annotations or ()), groups=groups,
         val_share=val_share, seed=seed, size=size, quality=quality, fps=fps, frames=frames, workers=workers,

@@ -63,16 +63,16 @@ class _Stdout(io.TextIOWrapper):
 
     def write(self, text: str) -> int:
         """Write a text."""
-        with self._told():
+        with self._wrap_errors():
             return super().write(text)
 
     def flush(self) -> None:
         """Write what waits."""
-        with self._told():
+        with self._wrap_errors():
             super().flush()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _wrap_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adafocus_edge.bundle.engines import Engines
     from adafocus_edge.bundle.manifest import Bundle, Preprocessing, Setting
 
-MOST_SHOWN_CLASSES = 12
+MAX_SHOWN_CLASSES = 12
 """With more classes, the confusion matrix is left to JSON and PNG."""
 
 
@@ -56,7 +56,7 @@ def where_built(engines: Engines) -> str:
 
 def bundle_tables(bundle: Bundle) -> Iterable[Table]:
     """Yield what is in a bundle as tables: the model, the graphs, the engines, the parity report, the provenance."""
-    spec, manifest = bundle.model, bundle.manifest
+    spec, manifest = bundle.spec, bundle.manifest
     model = Table("model", "", title=escape(str(bundle.path)), **STYLE)
     glance = "" if spec.glance_size == spec.frame_size else f", resized to {spec.glance_size} (nearest)"
     rows = {
@@ -176,7 +176,7 @@ def evaluation_tables(entry: dict[str, Any]) -> Iterable[Table]:
     for step in entry["per_step"]:
         curve.add_row(str(step["step"] + 1), f"{step['top1']:.2f}", f"{step['mAP']:.2f}")
     yield curve
-    if len(entry["classes"]) > MOST_SHOWN_CLASSES:
+    if len(entry["classes"]) > MAX_SHOWN_CLASSES:
         return
     confusion = Table(title="true class (rows), predicted (columns)", **STYLE)
     confusion.add_column("")
@@ -284,7 +284,7 @@ def _layer_table(layers: dict[str, list[dict[str, Any]]]) -> Table:
 
 
 def _exit_table(bundle: Bundle, rows: dict[str, Any]) -> Table:
-    table = Table(title=f"early exit (all steps: {bundle.model.segments})", **STYLE)
+    table = Table(title=f"early exit (all steps: {bundle.spec.segments})", **STYLE)
     for column in ("set", "solved for", "order", "variant", "mean steps", "GFLOPs", "top-1", "at random", "all steps"):
         table.add_column(column, justify="left" if column in ("set", "solved for", "order", "variant") else "right")
     for name, sets in bundle.manifest.thresholds.items():

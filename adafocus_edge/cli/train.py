@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from adafocus_edge.cli.options import Debug, Json, Quiet
-from adafocus_edge.system.companions import check_installed, reach
+from adafocus_edge.system.companions import check_installed, import_companion
 
 
 def train(
@@ -23,5 +23,5 @@ def train(
     del debug
     check_installed("torch", "train", "train")
     # Before PyTorch is loaded, which takes seconds.
-    composed = reach("training.options", "train", "train").compose_options(options)
-    reach("training.train", "train", "train").run_composed(composed, quiet, as_json=as_json)
+    composed = import_companion("training.options", "train", "train").compose_options(options)
+    import_companion("training.train", "train", "train").run_composed(composed, quiet, as_json=as_json)

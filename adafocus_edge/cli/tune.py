@@ -85,7 +85,7 @@ def tune(
     """Find the setting that meets a demand on this device, and store it as a profile for `classify --profile`."""
     del debug
     from adafocus_edge.benchmark.tune import Demand, choose, profile_of
-    from adafocus_edge.bundle.store import changing, copied_bundle, default_bundle, read_bundle, update_bundle
+    from adafocus_edge.bundle.store import bundle_lock, copied_bundle, default_bundle, read_bundle, update_bundle
     from adafocus_edge.evaluation.dataset import check_data
 
     demand = Demand(max_latency_ms, min_accuracy, latency.value, percentile.value)
@@ -105,9 +105,9 @@ def tune(
             raise UsageError(f"{found.path}: has a profile {name!r} already; give another --name, or --force")
 
     check_free(found.manifest)
-    with changing(found.path):  # where it cannot be written, this is told before anything is measured
+    with bundle_lock(found.path):  # where it cannot be written, this is told before anything is measured
         pass
-    own = found.model.segments
+    own = found.spec.segments
     wanted = segments or ",".join(map(str, dict.fromkeys((own, max(1, own // 2), max(1, own // 4)))))
     grid = GridChoice(backends, variants, "clip,stream", exits, wanted, "1", threads, "none")
     asked = Measurement(data, frames, None, (), multi_label=False, json_file=None, quiet=quiet)

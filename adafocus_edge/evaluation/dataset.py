@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from adafocus_edge.media.clip import Clip
 
-FEWEST_FRAMES = 3
+MIN_FRAMES = 3
 """Clips that a list says are shorter are left out, as in the official code."""
-MOST_DIGITS = 9
+MAX_DIGITS = 9
 """Of a number in a list."""
-MOST_LABELS = 3
+MAX_LABELS = 3
 """Class ids that one line of an official list may hold."""
 
 
@@ -142,13 +142,13 @@ def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | N
             raise DataError(f"{where}: {line!r} is not `path{separator}frames{separator}class`")
         if not is_number(parts[1]):
             raise DataError(f"{where}: {parts[1]!r} is no number of frames")
-        if len(parts) > 2 + MOST_LABELS:
-            raise DataError(f"{where}: more than {MOST_LABELS} classes")
+        if len(parts) > 2 + MAX_LABELS:
+            raise DataError(f"{where}: more than {MAX_LABELS} classes")
         labels = tuple(sorted({_label(part, classes, where) for part in parts[2:]}))
         clip = finder.find(parts[0], where) or root / parts[0]
         seen.add(clip, [classes[label] for label in labels], where)
         count = int(parts[1])
-        if count < FEWEST_FRAMES:
+        if count < MIN_FRAMES:
             left_out += 1
             continue
         examples.append(Example(parts[0], clip, labels, count))
@@ -157,7 +157,7 @@ def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | N
 
 def is_number(text: str) -> bool:
     """Whether a list's text is a whole number: Python takes ever longer for those of thousands of digits."""
-    return text.isdecimal() and len(text) <= MOST_DIGITS
+    return text.isdecimal() and len(text) <= MAX_DIGITS
 
 
 def _label(text: str, classes: Sequence[str], where: str) -> int:
@@ -370,9 +370,7 @@ def _split(
     examples: list[Example], classes: Sequence[str], origin: str, left_out: int = 0, notes: tuple[str, ...] = ()
 ) -> Split:
     if not examples:
-        short = (
-            f" ({left_out} have fewer than {FEWEST_FRAMES} frames)" if left_out else "".join(f" ({n})" for n in notes)
-        )
+        short = f" ({left_out} have fewer than {MIN_FRAMES} frames)" if left_out else "".join(f" ({n})" for n in notes)
         raise DataError(f"{origin}: no clips in it{short}")
     return Split(tuple(examples), tuple(classes), origin, left_out, notes)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adafocus_edge.bundle.manifest import Bundle
     from adafocus_edge.evaluation.evaluate import Evaluation
 
-MOST_NAMED_CLASSES = 20
+MAX_NAMED_CLASSES = 20
 """With more classes, a confusion matrix shows no names."""
 EXIT_MARKERS = {"clip": "*", "coarse-to-fine": "P", "live": "D"}
 """How each order of frames is drawn."""
@@ -48,7 +48,7 @@ def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
     right.set_ylabel("true")
     right.set_title(f"{len(found.scored)} clips")
     count = len(found.classes)
-    if count <= MOST_NAMED_CLASSES:
+    if count <= MAX_NAMED_CLASSES:
         right.set_xticks(range(count), found.classes, rotation=45, ha="right")
         right.set_yticks(range(count), found.classes)
         for row in range(count):

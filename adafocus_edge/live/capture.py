@@ -284,7 +284,7 @@ class Capture:
 
     def _read_once(self) -> None:
         counters, first, decoder_note = self.counters, True, ""
-        due = _Due(self._options.glimpse_fps)
+        due = _GlimpseSchedule(self._options.glimpse_fps)
         base_index = counters.frames
         for picture, index, time_s, fps in self._pictures():
             if self._stop.is_set():
@@ -476,7 +476,7 @@ class Capture:
         self.last_word = Notice(self.name, kind, text, time.time())
 
 
-class _Due:
+class _GlimpseSchedule:
     """Says which frames are glimpsed: one for the middle of each period of the rate.
 
     In a file it is the frame that the official sampling takes there, so that a window of T glimpses over the whole

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from adafocus_edge.runtime.classifier import Guess, Result, Step
 
 NoticeKind = Literal["connected", "lost", "reconnected", "changed", "stalled", "resumed", "ended", "failed"]
-MOST_TOLD = 100
+MAX_REPORTED = 100
 PATIENCE_S = 0.2
 """How often one that waits for a full queue looks whether it should still."""
 CLOSE_S = 5.0
@@ -52,7 +52,7 @@ class LiveFrame:
 
 
 @dataclass(frozen=True)
-class Look:
+class ProvisionalResult:
     """A provisional result: what is known of a source after one more glimpse.
 
     Attributes:
@@ -208,10 +208,10 @@ class Drops:
         return {"source": self.source, "notice": self.kind, "text": self.text, "at": iso(self.wall_s)}
 
 
-Message = LiveFrame | Look | Window | Event | Notice | Drops
+Message = LiveFrame | ProvisionalResult | Window | Event | Notice | Drops
 
 
-class Hearer(Protocol):
+class Subscriber(Protocol):
     """What a live run needs of those it tells, and shows of them in its status."""
 
     name: str
@@ -223,12 +223,12 @@ class Hearer(Protocol):
     def waiting(self) -> int:
         """How many messages wait."""
 
-    def offer(self, message: Message) -> None:
+    def enqueue(self, message: Message) -> None:
         """Take a message; must not block."""
 
 
-class OnceTeller:
-    """Tells each trouble of something the first time only, and no more than :data:`MOST_TOLD` of them.
+class OnceReporter:
+    """Tells each trouble of something the first time only, and no more than :data:`MAX_REPORTED` of them.
 
     Args:
         name: of what has the trouble.
@@ -237,20 +237,20 @@ class OnceTeller:
 
     def __init__(self, name: str, tell: Callable[[str], None]) -> None:
         self._name, self._tell = name, tell
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def __call__(self, error: Exception) -> None:
         """Tell an error, unless its text was told before."""
         text = f"{self._name}: {str(error) or type(error).__name__}"
-        if text not in self._told and len(self._told) < MOST_TOLD:
-            self._told.add(text)
+        if text not in self._reported and len(self._reported) < MAX_REPORTED:
+            self._reported.add(text)
             self._tell(text)
 
 
-class Listener:
+class Sink:
     """Receives messages of a live run. A sub-class says which it wants, and does its work in a thread of its own.
 
-    A listener never holds the run up: where its queue is full, the message is dropped and counted. What ``handle``
+    A listener never holds the run up: where its queue is full, the message is dropped and counted. What ``process``
     raises is told once for each kind of error, and counted; the listener goes on.
 
     Args:
@@ -273,13 +273,13 @@ class Listener:
         self.failed = 0
         self.handled = 0
         self.patient_until: threading.Event | None = None  # until then, a full queue is waited for
-        self._tell_once = OnceTeller(name, tell)
+        self._tell_once = OnceReporter(name, tell)
         self._queue: queue.Queue[Message | None] = queue.Queue(waiting)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"listener {name}", daemon=True)
         self._thread.start()
 
-    def offer(self, message: Message) -> None:
+    def enqueue(self, message: Message) -> None:
         """Take a message, or drop and count it, from any thread; never blocks, unless ``patient_until`` is given."""
         if not isinstance(message, self.wants) or self._stopping.is_set():
             return
@@ -299,7 +299,7 @@ class Listener:
         """How many messages wait."""
         return self._queue.qsize()
 
-    def handle(self, message: Message) -> None:
+    def process(self, message: Message) -> None:
         """Do the work for one message, in the listener's thread; may block and may raise."""
         raise NotImplementedError
 
@@ -345,7 +345,7 @@ class Listener:
                 continue
             if message is None:
                 break
-            self._guarded(self.handle, message)
+            self._guarded(self.process, message)
             self.handled += 1
         self._guarded(self.finish)
 

@@ -11,12 +11,12 @@ from adafocus_edge.runtime.annotate import Overlay, draw
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from adafocus_edge.live.messages import Look
+    from adafocus_edge.live.messages import ProvisionalResult
     from adafocus_edge.model.spec import ModelSpec
 
 
 def annotate_live(
-    frame: NDArray[np.uint8], look: Look | None, spec: ModelSpec, note: str = "", lost: str = ""
+    frame: NDArray[np.uint8], look: ProvisionalResult | None, spec: ModelSpec, note: str = "", lost: str = ""
 ) -> NDArray[np.uint8]:
     """Draw the latest look of a live source on a frame.
 

@@ -17,13 +17,24 @@ from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
 from adafocus_edge.live.capture import Capture, Feed, Prepared
 from adafocus_edge.live.clip_job import ClipJob
 from adafocus_edge.live.events import EventDetector, EventRule, Smoother
-from adafocus_edge.live.messages import Drops, Event, Hearer, Listener, LiveFrame, Look, Message, Notice, Window, iso
+from adafocus_edge.live.messages import (
+    Drops,
+    Event,
+    LiveFrame,
+    Message,
+    Notice,
+    ProvisionalResult,
+    Sink,
+    Subscriber,
+    Window,
+    iso,
+)
 from adafocus_edge.live.meters import DropMeter, DropReport, LatencyMeter, RateMeter
 from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.live.watchdog import SILENT_S, Silence, Watchdog
 from adafocus_edge.media.sources import Source
 from adafocus_edge.model.logits import softmax
-from adafocus_edge.runtime.lanes import Lanes, SharedLanes
+from adafocus_edge.runtime.lanes import HostLanes, Lanes
 from adafocus_edge.system.memory import trim
 from adafocus_edge.system.sensors import SensorReader
 
@@ -41,7 +52,7 @@ PREPARE_S = 120.0
 STALE_S = 5.0
 STALE_GLIMPSES = 3
 """What was seen last is stale after this time, or that of so many glimpses, whichever is longer."""
-FEWEST_DROPS = 3
+MIN_DROPS = 3
 """Frames that a model may miss, as in its first steps, without a word."""
 CLOSE_S = 0.5
 """How long the end waits for sources; those that hang are left to their daemon threads."""
@@ -58,14 +69,14 @@ class LiveOptions:
         overlap: K, staggered states per source: a window ends every T / K glimpses.
         smooth: windows whose probabilities are averaged; 1 for none.
         rules: what becomes an event.
-        most_guests: room for feeds and clips beside the sources.
+        max_guests: room for feeds and clips beside the sources.
     """
 
     capture: CaptureOptions = field(default_factory=CaptureOptions)
     overlap: int = 1
     smooth: int = 1
     rules: tuple[EventRule, ...] = ()
-    most_guests: int = 0
+    max_guests: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ class _State:
         self.sure = False
 
 
-class _Strand:
+class _SourceState:
     """One source in the run: its capture, its states, and what is measured."""
 
     def __init__(self, capture: Capture, options: LiveOptions, *, kept: bool) -> None:
@@ -111,11 +122,11 @@ class _Strand:
         self.windows = 0
         self.since_begun = 0  # glimpses since the states began together
         self.connection = 0
-        self.latest: Look | None = None
+        self.latest: ProvisionalResult | None = None
         self.seen_s: float | None = None  # of the newest frame that was glimpsed, or passed over after an early exit
         self.seen_wall_s = 0.0
         self.seen_connection = 0
-        self.drops = DropMeter(FEWEST_DROPS)
+        self.drops = DropMeter(MIN_DROPS)
         self.smoother = Smoother(options.smooth)
         self.detectors = [EventDetector(rule) for rule in options.rules]
         self.numbers: dict[EventDetector, int] = {}
@@ -143,7 +154,7 @@ class LiveRun:
         classifier: Classifier,
         sources: Sequence[Source],
         options: LiveOptions,
-        listeners: Sequence[Hearer] = (),
+        listeners: Sequence[Subscriber] = (),
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
         spec = classifier.model.spec
@@ -163,14 +174,14 @@ class LiveRun:
         self.glimpse_fps = options.capture.glimpse_fps
         self.options = options
         self._classifier = classifier
-        most = len(sources) * options.overlap + options.most_guests
+        most = len(sources) * options.overlap + options.max_guests
         model = classifier.model
-        self._lanes = SharedLanes(model) if model.resident is None else Lanes(model, max(1, most))
+        self._lanes = HostLanes(model) if model.resident is None else Lanes(model, max(1, most))
         self._on_device = None if model.resident is None else LiveFrames(model.resident, classifier.decoder)
         self._listeners = list(listeners)
-        self._listener_drops: dict[Listener, DropMeter] = {}
+        self._listener_drops: dict[Sink, DropMeter] = {}
         self._arrived = threading.Condition()
-        self._strands: dict[str, _Strand] = {}
+        self._strands: dict[str, _SourceState] = {}
         self._jobs: list[ClipJob] = []
         self._events = 0
         self._sensors = SensorReader()
@@ -186,11 +197,11 @@ class LiveRun:
 
     # -- from any thread ----------------------------------------------------------------------------------------------
 
-    def listen(self, listener: Hearer) -> None:
+    def listen(self, listener: Subscriber) -> None:
         """Let a listener be told from now on."""
         self._listeners = [*self._listeners, listener]
 
-    def unlisten(self, listener: Hearer) -> None:
+    def unlisten(self, listener: Subscriber) -> None:
         """Tell a listener no more."""
         self._listeners = [other for other in self._listeners if other is not listener]
 
@@ -199,7 +210,7 @@ class LiveRun:
         strand = self._strands.get(name)
         return None if strand is None else strand.capture.newest
 
-    def latest(self, name: str) -> Look | None:
+    def latest(self, name: str) -> ProvisionalResult | None:
         """Return the latest provisional result of a source."""
         strand = self._strands.get(name)
         return None if strand is None else strand.latest
@@ -296,7 +307,7 @@ class LiveRun:
                 if self._beat_s >= next_trim_s:
                     next_trim_s = self._beat_s + TRIM_S
                     trim()
-                if not self.options.most_guests and all(s.over for s in self._strands.values()):
+                if not self.options.max_guests and all(s.over for s in self._strands.values()):
                     break
         finally:
             self._running = False
@@ -359,7 +370,9 @@ class LiveRun:
                     capture.counters.damaged, max(SILENT_S, STALE_GLIMPSES / self.glimpse_fps),
                 )  # fmt: skip
 
-    def _gather(self, wait_s: float) -> tuple[list[tuple[_Strand, Prepared]], list[tuple[ClipJob, Any]], list[_Strand]]:
+    def _gather(
+        self, wait_s: float
+    ) -> tuple[list[tuple[_SourceState, Prepared]], list[tuple[ClipJob, Any]], list[_SourceState]]:
         """Take what is there, at most one frame of each source; wait for something if there is nothing."""
         deadline = time.monotonic() + wait_s
         with self._arrived:
@@ -374,7 +387,7 @@ class LiveRun:
                     return seen, clips, over
                 self._arrived.wait(left_s)
 
-    def _step(self, seen: list[tuple[_Strand, Prepared]], clips: list[tuple[ClipJob, Any]]) -> None:
+    def _step(self, seen: list[tuple[_SourceState, Prepared]], clips: list[tuple[ClipJob, Any]]) -> None:
         """Take one step with all that came."""
         frames: dict[int, Any] = {}
         for strand, prepared in seen:
@@ -406,10 +419,10 @@ class LiveRun:
         """Return a frame as the model takes it, made on its device if it is not made yet."""
         return prepared.pixels if self._on_device is None else self._on_device.made(prepared.pixels)
 
-    def _under_way(self, strand: _Strand) -> list[_State]:
+    def _under_way(self, strand: _SourceState) -> list[_State]:
         return [state for state in strand.states if strand.since_begun >= state.offset]
 
-    def _seen(self, strand: _Strand, prepared: Prepared, glimpses: dict[int, Any], model_s: float) -> None:
+    def _seen(self, strand: _SourceState, prepared: Prepared, glimpses: dict[int, Any], model_s: float) -> None:
         """Count a glimpse in every state of its source, and tell what it shows."""
         frame, segments = prepared.frame, self.spec.segments
         stepped: list[_State] = []
@@ -433,7 +446,7 @@ class LiveRun:
             oldest = max(stepped, key=lambda state: state.seen)
             step = oldest.steps[-1]
             settled = oldest.sure or 2 * len(oldest.steps) >= segments
-            look = Look(strand.capture.name, frame, step, self._classifier.top(step), settled, latency_ms)
+            look = ProvisionalResult(strand.capture.name, frame, step, self._classifier.top(step), settled, latency_ms)
             strand.latest = look
             self._tell(look)
             if settled and self.options.smooth == 1:
@@ -445,7 +458,14 @@ class LiveRun:
                 self._restart(state)
 
     def _window(
-        self, strand: _Strand, state: _State, wall_s: float, latency_ms: float, *, cut: bool, last: LiveFrame | None
+        self,
+        strand: _SourceState,
+        state: _State,
+        wall_s: float,
+        latency_ms: float,
+        *,
+        cut: bool,
+        last: LiveFrame | None,
     ) -> None:
         steps = state.steps
         name = strand.capture.name
@@ -464,7 +484,7 @@ class LiveRun:
         self._tell(Window(name, result, smoothed, wall_s, cut))
 
     def _detect(
-        self, strand: _Strand, frame: LiveFrame, patch: tuple[int, int, int], probabilities: NDArray[np.float32]
+        self, strand: _SourceState, frame: LiveFrame, patch: tuple[int, int, int], probabilities: NDArray[np.float32]
     ) -> None:
         for detector in strand.detectors:
             confidence = float(probabilities[self.classes.index(detector.rule.label)])
@@ -472,7 +492,7 @@ class LiveRun:
                 self._event(strand, detector, kind, frame, patch)
 
     def _event(
-        self, strand: _Strand, detector: EventDetector, kind: Any, frame: LiveFrame, patch: tuple[int, int, int]
+        self, strand: _SourceState, detector: EventDetector, kind: Any, frame: LiveFrame, patch: tuple[int, int, int]
     ) -> None:
         if kind == "start":
             self._events += 1
@@ -484,7 +504,7 @@ class LiveRun:
                   frame, patch)
         )  # fmt: skip
 
-    def _cut(self, strand: _Strand) -> None:
+    def _cut(self, strand: _SourceState) -> None:
         """End what is under way in a source that was lost or is over, and begin anew."""
         last = strand.latest
         # Only the state that has seen the most is told: the others saw the same in part.
@@ -504,7 +524,7 @@ class LiveRun:
         state.seen, state.steps, state.step_ms, state.sure = 0, [], [], False
         self._lanes.restart(state.lane)
 
-    def _finish(self, strand: _Strand) -> None:
+    def _finish(self, strand: _SourceState) -> None:
         """Let a source that is over go."""
         self._cut(strand)
         if (last_word := strand.capture.last_word) is not None:
@@ -540,17 +560,17 @@ class LiveRun:
         """Refuse a guest where there is no room. ``arrived`` is held."""
         guests = sum(not strand.kept for strand in self._strands.values())
         guests += sum(not job.result.done() for job in self._jobs)
-        if guests >= self.options.most_guests:
+        if guests >= self.options.max_guests:
             raise UsageError(f"{guests} cameras and clips are under way already: try again later")
 
-    def _strand(self, source: Source, feed: Feed | None, *, kept: bool) -> _Strand:
+    def _strand(self, source: Source, feed: Feed | None, *, kept: bool) -> _SourceState:
         capture = Capture(
             source, self.spec, self.options.capture, self._arrived, on_frame=self._tell, on_notice=self._tell,
             feed=feed, is_ready=self._ready.is_set, on_device=self._on_device,
         )  # fmt: skip
-        return _Strand(capture, self.options, kept=kept)
+        return _SourceState(capture, self.options, kept=kept)
 
-    def _admit(self) -> list[_Strand]:
+    def _admit(self) -> list[_SourceState]:
         """Give each source that is new its states; return all that are not over."""
         strands = [strand for strand in self._strands.values() if not strand.over]
         for strand in strands:
@@ -567,7 +587,7 @@ class LiveRun:
             counters, name = strand.capture.counters, strand.capture.name
             if (report := strand.drops.update(counters.dropped, counters.picked, now_s)) is not None:
                 self._report(report, name, "the model is too slow, frames to look at are dropped", "the model")
-        listeners = [one for one in self._listeners if isinstance(one, Listener)]
+        listeners = [one for one in self._listeners if isinstance(one, Sink)]
         self._listener_drops = {one: self._listener_drops.get(one) or DropMeter() for one in listeners}
         for one, meter in self._listener_drops.items():
             if (report := meter.update(one.dropped, one.offered, now_s)) is not None:
@@ -577,7 +597,7 @@ class LiveRun:
         text = f"{name}: {trouble}: {report}" if report.lasts else f"{name}: {who} keeps up again; dropped {report}"
         self._tell(Drops(name, "dropping" if report.lasts else "recovered", text, time.time()))
 
-    def _is_stale(self, strand: _Strand) -> bool:
+    def _is_stale(self, strand: _SourceState) -> bool:
         """Whether what was seen last no longer says what is there: the source is gone, was, or has not been seen."""
         if strand.seen_s is None:
             return False
@@ -588,9 +608,9 @@ class LiveRun:
 
     def _tell(self, message: Message) -> None:
         for listener in self._listeners:
-            listener.offer(message)
+            listener.enqueue(message)
 
-    def _source_status(self, strand: _Strand) -> dict[str, Any]:
+    def _source_status(self, strand: _SourceState) -> dict[str, Any]:
         capture = strand.capture
         counters, newest = capture.counters, capture.newest
         return {

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
 from adafocus_edge.live.events import EventRule
-from adafocus_edge.live.messages import Drops, Event, Listener, Look, Message, Notice, Window, to_line
+from adafocus_edge.live.messages import Drops, Event, Message, Notice, ProvisionalResult, Sink, Window, to_line
 from adafocus_edge.live.run import LiveOptions, LiveRun, RunStatus
 from adafocus_edge.live.settings import DEFAULT_GLIMPSE_FPS, FOREVER, CameraOptions, CaptureOptions, LiveArguments
 from adafocus_edge.runtime.results import print_result
 from adafocus_edge.system.addresses import conceal
 from adafocus_edge.system.console import console, printable
-from adafocus_edge.system.interrupts import told_to_stop
+from adafocus_edge.system.interrupts import stop_on_signals
 from adafocus_edge.system.memory import limit_malloc_arenas
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 DEFAULT_ROTATE_MB = 100.0
 DEFAULT_ROTATE_MINUTES = 60.0
 DEFAULT_KEEP = 10
-MOST_WAITING = 1000
+MAX_WAITING = 1000
 """Results that may wait for a slow sink."""
 FRAMES_WAITING = 8
 """Frames of each source that may wait to be drawn on and recorded."""
@@ -56,7 +56,7 @@ class Printing:
 
 
 def live_options(
-    arguments: LiveArguments, solved_at: float | None, *, patient: bool, most_guests: int = 0
+    arguments: LiveArguments, solved_at: float | None, *, patient: bool, max_guests: int = 0
 ) -> LiveOptions:
     """Turn arguments into options.
 
@@ -64,7 +64,7 @@ def live_options(
         arguments: as given.
         solved_at: glimpses per second that the exit thresholds are for, if they are for live sources.
         patient: whether sources that were never there are tried again.
-        most_guests: see :class:`LiveOptions`.
+        max_guests: see :class:`LiveOptions`.
 
     Raises:
         UsageError: two of them contradict each other, or one cannot be read.
@@ -90,7 +90,7 @@ def live_options(
         camera=_camera(arguments),
     )
     rules = tuple(EventRule.parse(text) for text in arguments.event or ())
-    return LiveOptions(capture, arguments.overlap or 1, arguments.smooth or 1, rules, most_guests)
+    return LiveOptions(capture, arguments.overlap or 1, arguments.smooth or 1, rules, max_guests)
 
 
 def _camera(arguments: LiveArguments) -> CameraOptions:
@@ -103,23 +103,23 @@ def _camera(arguments: LiveArguments) -> CameraOptions:
     return CameraOptions(width, height, arguments.camera_fps, arguments.camera_format)
 
 
-class Printer(Listener):
+class Printer(Sink):
     """Prints results to stdout, as tables or as JSON lines. One that nobody reads any more ends the run."""
 
-    wants: ClassVar[tuple[type, ...]] = (Window, Event, Notice, Look)
+    wants: ClassVar[tuple[type, ...]] = (Window, Event, Notice, ProvisionalResult)
     local = True
 
     def __init__(self, printing: Printing, tell: Callable[[str], None], gone: Callable[[], None]) -> None:
         self._printing, self._gone = printing, gone
         self._console: Console | None = None if printing.as_json else console()
-        super().__init__("stdout", MOST_WAITING, tell)
+        super().__init__("stdout", MAX_WAITING, tell)
 
-    def offer(self, message: Message) -> None:
+    def enqueue(self, message: Message) -> None:
         """Take a message; provisional results only where they were asked for."""
-        if self._printing.provisional or not isinstance(message, Look):
-            super().offer(message)
+        if self._printing.provisional or not isinstance(message, ProvisionalResult):
+            super().enqueue(message)
 
-    def handle(self, message: Message) -> None:
+    def process(self, message: Message) -> None:
         """Print one."""
         if isinstance(message, Notice) and message.kind in ("connected", "ended"):
             return
@@ -129,7 +129,7 @@ class Printer(Listener):
                 print_line(message.to_json(**logits))  # type: ignore[union-attr]
             elif isinstance(message, Window):
                 print_result(self._console, message.result, message.smoothed)
-            elif isinstance(message, Look):
+            elif isinstance(message, ProvisionalResult):
                 best = message.top[0]
                 self._line(f"{message.source}  {message.frame.time_s:.1f} s  {best.label} {best.confidence:.0%}")
             elif isinstance(message, Event):
@@ -149,16 +149,16 @@ def print_line(entry: dict[str, Any]) -> None:
     print(to_line(entry) + "\n", end="", flush=True)
 
 
-class NoticeTeller(Listener):
+class NoticeTeller(Sink):
     """Says on stderr and in the log what happens to sources, and what is dropped."""
 
     wants: ClassVar[tuple[type, ...]] = (Notice, Drops)
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
-        super().__init__("notices", MOST_WAITING, log.warning)
+        super().__init__("notices", MAX_WAITING, log.warning)
 
-    def handle(self, message: Message) -> None:
+    def process(self, message: Message) -> None:
         """Say one."""
         assert isinstance(message, (Notice, Drops))
         level = (
@@ -220,13 +220,13 @@ def run_log(path: Path | None, quiet: bool, rotate_mb: float | None, keep: int |
 def open_sinks(
     stack: ExitStack, arguments: LiveArguments, classifier: Classifier, sources: int, tell: Callable[[str], None],
     output: Path | None, printing: Printing,
-) -> list[Listener]:  # fmt: skip
+) -> list[Sink]:  # fmt: skip
     """Open every sink that was asked for; ``stack`` closes them. Raises ``UsageError`` if one cannot be opened."""
     spec = classifier.model.spec
     rotate_mb, keep = arguments.rotate_mb or DEFAULT_ROTATE_MB, arguments.keep or DEFAULT_KEEP
-    sinks: list[Listener] = []
+    sinks: list[Sink] = []
 
-    def add(sink: Listener) -> None:
+    def add(sink: Sink) -> None:
         stack.callback(sink.close)
         sinks.append(sink)
 
@@ -364,7 +364,7 @@ def run_live(
     options = live_options(arguments, solved_glimpse_fps(classifier), patient=len(sources) > 1)
     with ExitStack() as stack:
         log = stack.enter_context(run_log(arguments.log, printing.quiet, arguments.rotate_mb, arguments.keep))
-        stop = stack.enter_context(told_to_stop())
+        stop = stack.enter_context(stop_on_signals())
         run = LiveRun(classifier, sources, options, report=log.info)
         screen = None
         if show:
@@ -404,7 +404,7 @@ def report_missing(
     """
     with ExitStack() as stack:
         log = stack.enter_context(run_log(arguments.log, printing.quiet, arguments.rotate_mb, arguments.keep))
-        listeners: list[Listener] = [NoticeTeller(log), Printer(printing, log.warning, lambda: None)]
+        listeners: list[Sink] = [NoticeTeller(log), Printer(printing, log.warning, lambda: None)]
         if output is not None:
             from adafocus_edge.live.sinks.results_file import ResultsFile
 
@@ -412,7 +412,7 @@ def report_missing(
         for listener in listeners:
             stack.callback(listener.close)
             for name, error in missing.items():
-                listener.offer(Notice(name, "failed", str(error), time.time()))
+                listener.enqueue(Notice(name, "failed", str(error), time.time()))
 
 
 def solved_glimpse_fps(classifier: Classifier) -> float | None:
@@ -421,7 +421,7 @@ def solved_glimpse_fps(classifier: Classifier) -> float | None:
 
 
 @contextmanager
-def reported(run: LiveRun, sinks: Sequence[Listener], log: logging.Logger) -> Iterator[None]:
+def reported(run: LiveRun, sinks: Sequence[Sink], log: logging.Logger) -> Iterator[None]:
     """Let sinks and the log be told; at the end finish them all, and say what the run comes to."""
     notices = NoticeTeller(log)
     for listener in (*sinks, notices):

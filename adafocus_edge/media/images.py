@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 LARGEST_IMAGE = 80_000_000
 """Pixels of the largest image that is taken for a frame (8K video has 33 million)."""
-MOST_SCANS = 100
+MAX_SCANS = 100
 """A JPEG's passes over its whole picture: progressive ones have about ten. Each costs time, and hardly any bytes."""
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .bmp .webp .tif .tiff .ppm".split())
 
 
 def has_too_many_scans(jpeg: bytes) -> bool:
     """Whether a JPEG is made to take time. Its compressed data holds no such mark by chance."""
-    return jpeg.count(b"\xff\xda") > MOST_SCANS
+    return jpeg.count(b"\xff\xda") > MAX_SCANS
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -36,7 +36,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             if image.width * image.height > LARGEST_IMAGE:
                 raise SourceError(f"{path}: {image.width} x {image.height} pixels are too many for a frame")
             if image.format in ("JPEG", "MPO") and has_too_many_scans(path.read_bytes()):
-                raise SourceError(f"{path}: a JPEG of more than {MOST_SCANS} scans")
+                raise SourceError(f"{path}: a JPEG of more than {MAX_SCANS} scans")
             if image.mode.startswith("I;16"):  # Pillow would clip it at 255
                 grey = (np.asarray(image) >> 8).astype(np.uint8)
                 return np.stack([grey] * 3, axis=2)

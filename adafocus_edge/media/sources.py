@@ -139,7 +139,7 @@ def natural_path(path: Path) -> list[list[tuple[int, str]]]:
     return [natural_order(Path(part)) for part in path.parts]
 
 
-FEWEST_NUMBERED, FEWEST_PICTURES = 2, 3
+MIN_NUMBERED, MIN_PICTURES = 2, 3
 """Pictures beside sub-folders with clips are frames if so many have numbers in their names, or are so many; else they
 are a cover."""
 
@@ -211,7 +211,7 @@ def _in_folder(folder: Path, seen: set[str], left_out: list[str], *, is_clip: bo
 def _are_frames(images: Sequence[Path]) -> bool:
     """Whether pictures are frames even where sub-folders hold clips, rather than a cover."""
     numbered = sum(re.search(r"\d", image.stem) is not None for image in images)
-    return numbered >= FEWEST_NUMBERED or len(images) >= FEWEST_PICTURES
+    return numbered >= MIN_NUMBERED or len(images) >= MIN_PICTURES
 
 
 def _folder(folder: Path, left_out: list[str]) -> list[Source]:

@@ -19,7 +19,7 @@ GRAPHS = ("glancer", "policy", "focuser", "classifier")
 """The four graphs of a model, in the order in which a step runs them."""
 STEP_GRAPH = "step"
 """The optional fifth graph: the whole step, joined from the four."""
-MOST_SEGMENTS = 4096
+MAX_SEGMENTS = 4096
 """Frames of a clip: all of them are in memory at once."""
 
 
@@ -76,7 +76,7 @@ class ModelSpec:
         for name in ("glance_dim", "focus_dim", "segments", "policy_state", "classifier_state", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name, most in (("frame_size", 2048), ("glance_size", 2048), ("segments", MOST_SEGMENTS)):
+        for name, most in (("frame_size", 2048), ("glance_size", 2048), ("segments", MAX_SEGMENTS)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
         if not 0 <= self.motion_gap_s <= 10:

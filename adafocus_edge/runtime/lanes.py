@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adafocus_edge.backends.device.memory import HostDevice
-from adafocus_edge.backends.device.runner import Resident, StepLoop
+from adafocus_edge.backends.device.runner import DeviceRunner, StepLoop
 from adafocus_edge.errors import BackendError, UsageError
 from adafocus_edge.media.frames import blank_frame, check_frames
 from adafocus_edge.model.spec import GRAPHS, Glimpse
@@ -168,7 +168,7 @@ class Lanes:
         return self._loops[size]
 
 
-class SharedLanes:
+class HostLanes:
     """The same for a model of plain sessions, which on a CPU gain nothing from a batch of many.
 
     Streams that are given the very same frame share its glance, and those that look at the same patch of it share the
@@ -255,9 +255,9 @@ class SharedLanes:
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def _on_host(model: LoadedModel) -> Resident:
+def _on_host(model: LoadedModel) -> DeviceRunner:
     """Run a model of the CPU's sessions as if the CPU were a device; the sessions stay the model's."""
     programs: dict[str, Any] = {graph: getattr(model, graph) for graph in GRAPHS}
     if not all(hasattr(program, "bind") for program in programs.values()):
         raise BackendError(f"{model.backend} runs one clip at a time")
-    return Resident(model.spec, programs, HostDevice())
+    return DeviceRunner(model.spec, programs, HostDevice())

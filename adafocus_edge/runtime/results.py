@@ -69,7 +69,7 @@ class ResultFile:
         self._path = path
         self._draft: Path | None = None
         self._is_csv = path.suffix.lower() == ".csv"
-        with self._told():
+        with self._wrap_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             if is_stream(path):
                 self._file: IO[bytes] = open_stream(path)
@@ -102,7 +102,7 @@ class ResultFile:
             line = json.dumps(entry, ensure_ascii=False) + "\n"
         # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
         content = line.encode(errors="backslashreplace")
-        with self._told():
+        with self._wrap_errors():
             if self._draft is None:
                 write_all(self._file, content)
             else:
@@ -116,7 +116,7 @@ class ResultFile:
         if kind is not None:
             self._leave()
             return
-        with self._told():
+        with self._wrap_errors():
             self._file.close()
             if self._draft is not None:
                 os.replace(self._draft, self._path)
@@ -132,7 +132,7 @@ class ResultFile:
                 self._draft.unlink()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _wrap_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

@@ -224,7 +224,7 @@ class Site:
         """Answer ``GET /api/live`` with server-sent events."""
         board = self.service.board
         if board.full:
-            return refusal(503, f"{self._options.most_viewers} people watch already", {"Retry-After": "10"})
+            return refusal(503, f"{self._options.max_viewers} people watch already", {"Retry-After": "10"})
         headers = {"Cache-Control": NO_STORE, "X-Accel-Buffering": "no"}
         if request.method == "HEAD":
             return Response(headers=headers, media_type="text/event-stream")
@@ -274,7 +274,7 @@ class Site:
         if not await self._knows(name):
             return refusal(404, f"{name}: no such source")
         if service.pictures.full:
-            return refusal(503, f"{self._options.most_viewers} videos are watched already", {"Retry-After": "10"})
+            return refusal(503, f"{self._options.max_viewers} videos are watched already", {"Retry-After": "10"})
         headers = {"Cache-Control": NO_STORE}
         media_type = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
         if request.method == "HEAD":

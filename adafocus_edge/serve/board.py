@@ -10,7 +10,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adafocus_edge.live.messages import Drops, Event, Listener, Look, Notice, Window
+from adafocus_edge.live.messages import Drops, Event, Notice, ProvisionalResult, Sink, Window
 from adafocus_edge.media.preprocess import CropWindow
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Watcher:
         self._waiting: deque[bytes] = deque(maxlen=waiting)
         self._there = asyncio.Event()
 
-    def offer(self, number: int, message: bytes) -> None:
+    def enqueue(self, number: int, message: bytes) -> None:
         """Let a message wait; drop the oldest where there is no room."""
         if number <= self._since:
             return
@@ -70,7 +70,7 @@ class Watcher:
         return taken
 
 
-class Board(Listener):
+class Board(Sink):
     """Keeps the newest results of a run and hands on what happens, as server-sent events.
 
     Args:
@@ -79,7 +79,7 @@ class Board(Listener):
         loop: the server's event loop.
     """
 
-    wants: ClassVar[tuple[type, ...]] = (Look, Window, Event, Notice, Drops)
+    wants: ClassVar[tuple[type, ...]] = (ProvisionalResult, Window, Event, Notice, Drops)
 
     def __init__(self, run: Run, options: ServeOptions, loop: asyncio.AbstractEventLoop) -> None:
         self._run_watched = run
@@ -118,9 +118,9 @@ class Board(Listener):
         """Whether there was a source of this name at the last :meth:`refresh`."""
         return any(source["name"] == name for source in self._status.get("sources", ()))
 
-    def handle(self, message: Message) -> None:
+    def process(self, message: Message) -> None:
         """Keep and send on what happened."""
-        if isinstance(message, Look):
+        if isinstance(message, ProvisionalResult):
             self._look(message)
         elif isinstance(message, Window):
             entry = {**message.to_json(), "wall_s": message.wall_s}
@@ -150,7 +150,7 @@ class Board(Listener):
     @property
     def full(self) -> bool:
         """Whether there is no room for one more watcher."""
-        return len(self._watchers) >= self._options.most_viewers
+        return len(self._watchers) >= self._options.max_viewers
 
     async def live(self) -> AsyncIterator[bytes]:
         """Yield server-sent events to one more watcher: what is known, then what happens, until the server closes."""
@@ -202,7 +202,7 @@ class Board(Listener):
             "sign_out": options.token is not None,
         }
 
-    def _look(self, look: Look) -> None:
+    def _look(self, look: ProvisionalResult) -> None:
         if look.source not in self._sizes:
             self.refresh()
         entry = {
@@ -234,7 +234,7 @@ class Board(Listener):
 
     def _send(self, number: int, message: bytes) -> None:
         for watcher in self._watchers:
-            watcher.offer(number, message)
+            watcher.enqueue(number, message)
 
     def _box(self, size: tuple[int, int] | None, y: float, x: float, side: float) -> Fractions | None:
         """Map a square of the S x S frame to where it lies in the source's picture."""

@@ -39,12 +39,12 @@ OPEN_PATHS = frozenset(("/healthz", "/login", "/page/style.css", "/page/theme.js
 """What needs no token: the answer to "is it up", and what the login page consists of."""
 PAGE_PATHS = frozenset(("/", "/login"))
 """What people open from elsewhere, such as a bookmark or another page's link."""
-MOST_SESSIONS = 1000
+MAX_SESSIONS = 1000
 TRIES = 5
 TRIES_OF_ALL = 50
 TRIES_S = 60.0
 """Wrong tokens that one address, and all together, may send within this time; then theirs are refused for a while."""
-MOST_ADDRESSES = 10_000
+MAX_ADDRESSES = 10_000
 
 
 class Tries:
@@ -65,7 +65,7 @@ class Tries:
 
     def failed(self, address: str) -> None:
         """Note a wrong token."""
-        if address not in self._of and len(self._of) >= MOST_ADDRESSES:
+        if address not in self._of and len(self._of) >= MAX_ADDRESSES:
             del self._of[next(iter(self._of))]
         now_s = time.monotonic()
         self._of.setdefault(address, deque(maxlen=TRIES)).append(now_s)
@@ -83,7 +83,7 @@ class Sessions:
         """Begin one; return its name."""
         now_s = time.monotonic()
         self._until = {digest: until_s for digest, until_s in self._until.items() if until_s > now_s}
-        if len(self._until) >= MOST_SESSIONS:
+        if len(self._until) >= MAX_SESSIONS:
             del self._until[next(iter(self._until))]
         name = secrets.token_urlsafe(32)
         self._until[_digest(name)] = now_s + self._lasts_s

@@ -100,7 +100,7 @@ def _paths(options: ServeOptions) -> Schema:
             "get": _operation(
                 "Server-sent events without end: hello (all that is known), look, window, event, notice, status",
                 {200: _content("text/event-stream", TEXT)},
-                {503: f"{options.most_viewers} watch already"},
+                {503: f"{options.max_viewers} watch already"},
             )
         },
         "/api/streams/{name}/picture.jpg": {
@@ -115,7 +115,7 @@ def _paths(options: ServeOptions) -> Schema:
             "get": _operation(
                 "Pictures without end",
                 {200: _content("multipart/x-mixed-replace", {})},
-                {404: "no such source", 503: f"{options.most_viewers} watch already"},
+                {404: "no such source", 503: f"{options.max_viewers} watch already"},
                 [source],
             )
         },

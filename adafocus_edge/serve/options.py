@@ -22,12 +22,12 @@ class ServeOptions:
         port: 0 for any that is free.
         token: what a visitor must know; None lets in everybody who can reach the port.
         max_upload_mb: largest file that is taken for classifying, in millions of bytes.
-        most_uploads: files that are uploaded or classified at the same time.
+        max_uploads: files that are uploaded or classified at the same time.
         most_cameras: browsers' cameras at the same time.
         camera_idle_s: a browser's camera that sends nothing for so long is closed.
         picture_fps: pictures of one stream per second, however many people watch it.
         picture_width: widest picture, in pixels; wider ones are made smaller.
-        most_viewers: connections that get live data, and as many that get video, at the same time.
+        max_viewers: connections that get live data, and as many that get video, at the same time.
         kept: windows, events and notices that are kept for those who come later, of each.
         session_s: how long a login lasts.
         stalled_s: a run that has not moved for so long is told to be unhealthy.
@@ -37,12 +37,12 @@ class ServeOptions:
     port: int = 8765
     token: str | None = None
     max_upload_mb: int = 256
-    most_uploads: int = 2
+    max_uploads: int = 2
     most_cameras: int = 4
     camera_idle_s: float = 10.0
     picture_fps: float = 8.0
     picture_width: int = 960
-    most_viewers: int = 32
+    max_viewers: int = 32
     kept: int = 200
     session_s: float = 12 * 3600.0
     stalled_s: float = 30.0
@@ -58,8 +58,8 @@ class ServeOptions:
             raise UsageError(f"a picture width of {self.picture_width}: must be 16 to 8192 pixels")
         for name, what in (
             ("max_upload_mb", "megabytes of an upload"),
-            ("most_uploads", "uploads at a time"),
-            ("most_viewers", "viewers"),
+            ("max_uploads", "uploads at a time"),
+            ("max_viewers", "viewers"),
             ("kept", "results kept"),
         ):
             if getattr(self, name) < 1:

@@ -63,7 +63,7 @@ class Pictures:
     @property
     def full(self) -> bool:
         """Whether there is no room for one more video."""
-        return self.viewers >= self._options.most_viewers
+        return self.viewers >= self._options.max_viewers
 
     async def newest(self, name: str) -> Picture | None:
         """Return a picture of a stream's newest frame, or the last one while it is fresh; None where there is none."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.live.messages import Listener, LiveFrame, Look
+    from adafocus_edge.live.messages import LiveFrame, ProvisionalResult, Sink
     from adafocus_edge.media.sources import Source
     from adafocus_edge.model.spec import ModelSpec
     from adafocus_edge.runtime.classifier import Result
@@ -63,13 +63,13 @@ class Run(Protocol):
     def newest(self, name: str) -> LiveFrame | None:
         """Return the newest frame of a source."""
 
-    def latest(self, name: str) -> Look | None:
+    def latest(self, name: str) -> ProvisionalResult | None:
         """Return the newest look at a source."""
 
-    def listen(self, listener: Listener) -> None:
+    def listen(self, listener: Sink) -> None:
         """Tell a listener what happens from now on."""
 
-    def unlisten(self, listener: Listener) -> None:
+    def unlisten(self, listener: Sink) -> None:
         """Tell it no more."""
 
     def open_feed(self, name: str) -> Feed:

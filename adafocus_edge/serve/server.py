@@ -29,7 +29,7 @@ START_S = 15.0
 GRACE_S = 2
 """Answers that are under way get this long at the end; then their connections are cut."""
 CLOSE_S = 5.0
-MOST_CONNECTIONS = 256
+MAX_CONNECTIONS = 256
 HEAD_WITHIN_S = 10.0
 """A connection on which no request is under way must bring the head of one within this time."""
 BACKLOG = 128
@@ -86,7 +86,7 @@ class Server:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=MOST_CONNECTIONS,
+            limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=GRACE_S,
         )
         self._server = _Uvicorn(config)

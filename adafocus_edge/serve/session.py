@@ -20,7 +20,7 @@ from adafocus_edge.live.session import (
 )
 from adafocus_edge.live.settings import LiveArguments
 from adafocus_edge.serve.server import Server
-from adafocus_edge.system.interrupts import told_to_stop
+from adafocus_edge.system.interrupts import stop_on_signals
 from adafocus_edge.system.memory import limit_malloc_arenas
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ def serve_live(
             failed.
     """
     limit_malloc_arenas()
-    guests = options.most_cameras + options.most_uploads
+    guests = options.most_cameras + options.max_uploads
     arguments = replace(arguments, realtime=True)
-    live = live_options(arguments, solved_glimpse_fps(classifier), patient=True, most_guests=guests)
+    live = live_options(arguments, solved_glimpse_fps(classifier), patient=True, max_guests=guests)
     with ExitStack() as stack:
         log = stack.enter_context(run_log(arguments.log, quiet, arguments.rotate_mb, arguments.keep))
-        stop = stack.enter_context(told_to_stop())
+        stop = stack.enter_context(stop_on_signals())
         run = LiveRun(classifier, sources, live, report=log.info)
         sinks = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, Printing(quiet=quiet))
         with reported(run, sinks, log), Server(run, options, tell=log.warning) as server:

@@ -71,7 +71,7 @@ class Uploads:
         """
         given = request.query_params.get("name") or unquote(request.headers.get("x-file-name", ""))
         name = file_name(given)
-        if self.under_way >= self._options.most_uploads:
+        if self.under_way >= self._options.max_uploads:
             return refusal(
                 429, f"{name or 'the file'}: {self.under_way} files are being classified already: try again later",
                 {"Retry-After": "5"},

@@ -9,7 +9,7 @@ from typing import Any
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
 
 
-def reach(module: str, verb: str, extra: str) -> Any:
+def import_companion(module: str, verb: str, extra: str) -> Any:
     """Import a module of another of our packages, and make sure that it is ours.
 
     The packages' names are general (``export``, ``training``), so a folder of that name where the user stands could

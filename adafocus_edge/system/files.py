@@ -19,7 +19,7 @@ from adafocus_edge.errors import AdaFocusError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MOST_BYTES = 1 << 28
+MAX_BYTES = 1 << 28
 """Of what is read into memory whole: lists, configurations, reports. A device has no end."""
 DRAFT = ".draft"
 """Ends the name of a file that is being written."""
@@ -28,9 +28,9 @@ DRAFT = ".draft"
 def read_whole(path: Path) -> bytes:
     """Return what is in a file (or comes from a pipe). Raises ``OSError``, also where that is far too much."""
     with path.open("rb") as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise OSError(errno.EFBIG, f"More than {MOST_BYTES >> 20} MB", str(path))
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"More than {MAX_BYTES >> 20} MB", str(path))
     return content
 
 
@@ -213,7 +213,7 @@ def remove_left(folder: Path, prefix: str, ending: str) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Give a file to write into, which takes its name, flushed to the disk, only if nothing is raised.
 
     Whatever was at ``path`` before is lost only then, and nothing else is left. Raises ``OSError``.
@@ -285,7 +285,7 @@ def write_file(path: Path, content: bytes) -> None:
             with open_stream(path) as stream:
                 write_all(stream, content)
             return
-        with whole_file(path.resolve()) as file:
+        with atomic_write(path.resolve()) as file:
             file.write(content)
     except OSError as error:
         raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None

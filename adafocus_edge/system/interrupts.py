@@ -10,7 +10,7 @@ from typing import Any
 
 
 @contextmanager
-def told_to_stop() -> Iterator[threading.Event]:
+def stop_on_signals() -> Iterator[threading.Event]:
     """Give an event that Ctrl-C, SIGTERM and a terminal that closes set; the second one interrupts at once."""
     stop = threading.Event()
     before: dict[int, Any] = {}

@@ -107,7 +107,7 @@ def check_file(path: Path) -> None:
         check_parent(path)
 
 
-class Newest:
+class RetentionPolicy:
     """Keeps only the newest of the files that a run writes and finds.
 
     What this run has written is newer than what was there before, in the order in which it was written: the system's
@@ -139,7 +139,7 @@ class Newest:
                 path.unlink()
 
 
-class Outage:
+class FailureReporter:
     """Tells when something stops working and when it works again, and nothing in between.
 
     Args:
@@ -152,23 +152,23 @@ class Outage:
         self._name = name
         self._tell = tell
         self._settled_s = settled_s
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._failed_at_s = 0.0
 
     @property
     def lasts(self) -> bool:
         """Whether something failed and it has not worked for long enough since."""
-        return bool(self._told)
+        return bool(self._reported)
 
     def failed(self, why: str) -> None:
         """Note a failure; it is told unless it was told since the trouble began."""
         self._failed_at_s = time.monotonic()
-        if why not in self._told and len(self._told) < 5:
-            self._told.add(why)
+        if why not in self._reported and len(self._reported) < 5:
+            self._reported.add(why)
             self._tell(f"{self._name}: {why}")
 
     def worked(self) -> None:
         """Note that it works; this is told once it has done so for a while after trouble."""
-        if self._told and time.monotonic() - self._failed_at_s >= self._settled_s:
-            self._told.clear()
+        if self._reported and time.monotonic() - self._failed_at_s >= self._settled_s:
+            self._reported.clear()
             self._tell(f"{self._name}: works again")

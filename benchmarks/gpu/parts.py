@@ -175,7 +175,7 @@ def peers(work: Work) -> None:
         model, weights = load_checkpoint_model(read, ModelOptions(patch_size=PATCH_SIZE)), read.weights
     else:
         torch.manual_seed(1)
-        model = AdaFocus(work.bundle().model)
+        model = AdaFocus(work.bundle().spec)
         weights = {name.replace(".policy_old.", ".policy."): value for name, value in model.state_dict().items()}
     found = []
     for row in run(model, weights, work.frames(), work.rounds, work.on_gpu):

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adafocus_edge.system.files import whole_file
+from adafocus_edge.system.files import atomic_write
 
 OK, FAILED, TIMED_OUT, SKIPPED = "ok", "failed", "timed out", "skipped"
 SKIP_CODE = 77
 """Exit code of a part that cannot run here, as Automake has it."""
 GRACE_S = 3.0
 """From the signal that asks a part to end to the one that ends it."""
-LEAST_S = 1.0
+MIN_S = 1.0
 LOG_LINES = 25
 
 
@@ -67,7 +67,7 @@ def run_parts(
         if part.needs is not None and found.get(part.needs, {}).get("status", OK) != OK:
             entry: dict[str, Any] = {"status": SKIPPED, "why": f"{part.needs} did not end well", "seconds": 0.0}
         else:
-            limit = max(LEAST_S, planned + spare)
+            limit = max(MIN_S, planned + spare)
             print(f"{part.name}: at most {limit:.0f} s", flush=True)
             try:
                 entry = {"limit_s": round(limit, 1), **run_part(part.name, command(part.name, limit), folder, limit)}
@@ -127,5 +127,5 @@ def end(running: subprocess.Popen[bytes]) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(json.dumps(content, indent=2).encode() + b"\n")

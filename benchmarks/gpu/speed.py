@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from adafocus_edge.backends.device.memory import HostDevice
-from adafocus_edge.backends.device.runner import Resident
+from adafocus_edge.backends.device.runner import DeviceRunner
 from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.errors import AdaFocusError
 from adafocus_edge.model.spec import GRAPHS
@@ -162,6 +162,6 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {f"p{share}": round(float(np.percentile(values, share)), 4) for share in (50, 95, 99)}
 
 
-def resident(model: LoadedModel) -> Resident:
+def resident(model: LoadedModel) -> DeviceRunner:
     """Return the model on its device; of the CPU's sessions, on the CPU as a device."""
-    return model.resident or Resident(model.spec, {g: getattr(model, g) for g in GRAPHS}, HostDevice())
+    return model.resident or DeviceRunner(model.spec, {g: getattr(model, g) for g in GRAPHS}, HostDevice())

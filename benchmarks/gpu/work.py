@@ -80,13 +80,13 @@ class Work:
         """Return a clip, uint8 [T, S, S, 3]: the golden one, or real frames that stand for the default model's."""
         from benchmarks.loop import real_frames
 
-        spec = self.bundle().model
+        spec = self.bundle().spec
         return ModelFrame.of(real_frames()[: spec.segments], spec)
 
     def reference(self) -> tuple[np.ndarray, np.ndarray]:
         """Return that clip's logits [T, C] and places [T, 2]: of the official code, or else FP32 on the CPU."""
         bundle, frames = self.bundle(), self.frames()
-        grid = bundle.model.grid
+        grid = bundle.spec.grid
         if self.model == "official":
             with np.load(GOLDEN / f"golden_{OFFICIAL}.npz") as golden:
                 logits, actions = golden["logits"].reshape(len(frames), -1), golden["actions"].reshape(-1)
@@ -147,12 +147,12 @@ def complete(path: Path) -> None:
     bundle = read_bundle(path)
     variants = {name: dict(graphs) for name, graphs in bundle.manifest.variants.items()}
     if "fp16" not in variants:
-        variants["fp16"] = write_half(path, bundle.model, variants["fp32"], halve)
+        variants["fp16"] = write_half(path, bundle.spec, variants["fp32"], halve)
     for name in ("fp32", "fp16"):
         if STEP_GRAPH not in variants[name]:
             file = path / name / f"{STEP_GRAPH}.onnx"
-            fuse(bundle.model, {graph: path / variants[name][graph].file for graph in GRAPHS}, file)
-            variants[name][STEP_GRAPH] = _step_info(bundle.model, name, variants[name], file)
+            fuse(bundle.spec, {graph: path / variants[name][graph].file for graph in GRAPHS}, file)
+            variants[name][STEP_GRAPH] = _step_info(bundle.spec, name, variants[name], file)
     (path / MANIFEST).write_bytes(encode_manifest(replace(bundle.manifest, variants=variants)))
     read_bundle(path)
 

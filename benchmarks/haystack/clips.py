@@ -28,7 +28,7 @@ YELLOW = (245, 210, 25)
 OTHER_COLOURS = ((230, 230, 235), (70, 180, 230), (95, 195, 100), (220, 115, 205), (125, 120, 230), (240, 120, 60))
 BORDER = 0.12
 """Width of a card's coloured border, as a share of its side."""
-MOST_TILT = 12
+MAX_TILT = 12
 """Of a card, degrees."""
 VALIDATION_SHARE = 1 / 3
 """Of the background's sources and of the persons."""
@@ -198,7 +198,7 @@ def draw_card(photo: Image, colour: tuple[int, int, int], side: int, random: np.
         photo.astype(np.float32), (inner, inner), interpolation=cv2.INTER_LINEAR
     ) * np.float32(random.uniform(0.75, 1.1))
     mask = np.ones((fine, fine), np.float32)
-    tilt = cv2.getRotationMatrix2D((fine / 2, fine / 2), random.uniform(-MOST_TILT, MOST_TILT), 0.88)
+    tilt = cv2.getRotationMatrix2D((fine / 2, fine / 2), random.uniform(-MAX_TILT, MAX_TILT), 0.88)
     canvas, mask = (cv2.warpAffine(layer, tilt, (fine, fine)) for layer in (canvas, mask))
     small = [cv2.resize(layer, (side, side), interpolation=cv2.INTER_AREA) for layer in (canvas, mask)]
     return np.clip(small[0], 0, 255), small[1][..., None]

@@ -35,7 +35,7 @@ def draw_looks(bundle: Path, data: Path, size: int, picture: Path) -> dict[str, 
         same for every cell in turn; ``most_used_cell``: percent; ``cells_used``; ``places``: shares, rows of the grid.
     """
     truth, model_of = read_truth(data / "truth.csv"), read_bundle(bundle)
-    spec, shown = model_of.model, []
+    spec, shown = model_of.spec, []
     counts = np.zeros((spec.grid, spec.grid), np.int64)
     hits, chances = [], []
     corners = np.floor(np.arange(spec.grid) / (spec.grid - 1) * (spec.frame_size - spec.patch_size))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adafocus_edge.backends.device.memory import Turn
+from adafocus_edge.backends.device.memory import ThreadGuard
 from adafocus_edge.backends.tensors import Buffer, Work
 from adafocus_edge.errors import BackendError
 from adafocus_edge.model.spec import Gpu
@@ -72,7 +72,7 @@ class CudaDevice:
 
     def __init__(self) -> None:
         self._runtime = cuda = runtime()
-        self._turn = Turn()
+        self._turn = ThreadGuard()
         self._allocated: dict[int, Any] = {}  # address -> the call that frees it
         # By size, addresses to use again: all work on the device's is in one queue, the host's are waited for.
         self._spare: dict[int, list[int]] = {}

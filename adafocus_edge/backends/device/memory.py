@@ -41,7 +41,7 @@ def aligned(tensor: Buffer) -> Buffer:
     return made
 
 
-class Turn:
+class ThreadGuard:
     """Makes sure that one thread at a time uses a device: a model keeps its state there between two calls."""
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class HostDevice:
     kind = "cpu"
 
     def __init__(self) -> None:
-        self._turn = Turn()
+        self._turn = ThreadGuard()
         self._recorded: list[Work] | None = None
         self._closed = False
         self._allocated: weakref.WeakSet[_Fenced] = weakref.WeakSet()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.device.runner import Resident
+    from adafocus_edge.backends.device.runner import DeviceRunner
     from adafocus_edge.model.spec import Fit, ModelSpec
 
 
@@ -42,7 +42,7 @@ class PixelMaker:
         resident: the device and its graphs, that of pixels among them.
     """
 
-    def __init__(self, resident: Resident) -> None:
+    def __init__(self, resident: DeviceRunner) -> None:
         if PIXELS_GRAPH not in resident.programs:
             raise BackendError("this backend has no graph that makes model frames: decode on the CPU")
         self._program = resident.programs[PIXELS_GRAPH]

@@ -59,7 +59,7 @@ class DeviceSession:
         self._program.close()
 
 
-class Resident:
+class DeviceRunner:
     """A model's graphs on a device, and the loops over them.
 
     Args:
@@ -151,7 +151,7 @@ class StepLoop:
         clips: N.
     """
 
-    def __init__(self, resident: Resident, clips: int) -> None:
+    def __init__(self, resident: DeviceRunner, clips: int) -> None:
         self.clips = clips
         self._device = device = resident.device
         self._next = 0
@@ -257,7 +257,7 @@ class ClipLoop:
         frames: T.
     """
 
-    def __init__(self, resident: Resident, frames: int) -> None:
+    def __init__(self, resident: DeviceRunner, frames: int) -> None:
         self.frames = frames
         self._device = device = resident.device
         programs = resident.programs
@@ -347,13 +347,13 @@ def shape_of(spec: TensorSpec, batch: int) -> tuple[int, ...]:
     return tuple(batch if side == "N" else int(side) for side in spec.shape)
 
 
-def _tensors(resident: Resident, batch: int) -> dict[str, Buffer]:
+def _tensors(resident: DeviceRunner, batch: int) -> dict[str, Buffer]:
     """Allocate every tensor of the contract once."""
     specs = {t.name: t for graph in GRAPHS for side in contract(resident.spec, graph) for t in side}
     return {name: resident.device.empty(shape_of(spec, batch), spec.dtype) for name, spec in specs.items()}
 
 
-def _phases(resident: Resident, clips: int) -> tuple[_Phase, _Phase]:
+def _phases(resident: DeviceRunner, clips: int) -> tuple[_Phase, _Phase]:
     device, programs = resident.device, resident.programs
     chain = [programs[STEP_GRAPH]] if STEP_GRAPH in programs else [programs[graph] for graph in GRAPHS]
     shared = _tensors(resident, clips)

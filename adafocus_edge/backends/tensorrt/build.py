@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adafocus_edge.backends.tensorrt.library import RTX_RUNS_ON, Library, complaints, find_library, telling
+from adafocus_edge.backends.tensorrt.library import RTX_RUNS_ON, Library, find_library, pop_first_error, wrap_errors
 from adafocus_edge.bundle.engines import (
     AMPERE,
     BUILT,
@@ -31,10 +31,10 @@ from adafocus_edge.bundle.engines import (
     why_rebuild,
     write_engines,
 )
-from adafocus_edge.bundle.store import LOCK, changing, copied_bundle, sha256_of
+from adafocus_edge.bundle.store import LOCK, bundle_lock, copied_bundle, sha256_of
 from adafocus_edge.errors import BackendError, BuildError, BundleError, UsageError
 from adafocus_edge.model.spec import GRAPHS, ModelSpec
-from adafocus_edge.system.files import locked, whole_file
+from adafocus_edge.system.files import atomic_write, locked
 
 if TYPE_CHECKING:
     from adafocus_edge.bundle.manifest import Bundle
@@ -44,7 +44,7 @@ Progress = Callable[[str, int, int], None]
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 Join = Callable[[ModelSpec, Mapping[str, Path], Path], None]
 """Joins four graphs into the step: :func:`export.fuse.fuse`."""
-LEAST_SIDE, LARGEST_SIDE = 16, 4096
+MIN_SIDE, LARGEST_SIDE = 16, 4096
 """Of a decoded frame, in pixels, that the graph of pixels takes."""
 USUAL_SIDES = (1080, 1920)
 """Height and width that it is tuned for."""
@@ -135,7 +135,7 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
     if request.output is not None:
         bundle = copied_bundle(bundle, request.output)
     folder = engine_folder(bundle, built_for, device, variant)
-    batches = tuple(sorted({1, bundle.model.segments, request.options.streams}))
+    batches = tuple(sorted({1, bundle.spec.segments, request.options.streams}))
     wanted = Engines(built_for, variant, request.options, batches)
     rows: list[Row] = []
     with (
@@ -160,8 +160,8 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
                 path = _graph_file(bundle, variant, graph, Path(scratch), join)
                 started = time.monotonic()
                 cache = folder.parent / f"timing-{library.name}-{library.version}-{device}.cache"
-                plan = _build_one(library, path, graph, engines, bundle.model.frame_size, cache, progress, check)
-                with changing(bundle.path):  # or what a calibration puts in the bundle's place would lack it
+                plan = _build_one(library, path, graph, engines, bundle.spec.frame_size, cache, progress, check)
+                with bundle_lock(bundle.path):  # or what a calibration puts in the bundle's place would lack it
                     info = _keep(folder, graph, plan, hashes[graph], time.monotonic() - started)
                     engines = replace(engines, engines={**engines.engines, graph: info})
                     write_engines(folder, engines)
@@ -289,13 +289,13 @@ def _graph_file(bundle: Bundle, variant: str, graph: str, scratch: Path, join: C
     if graph in bundle.manifest.variants[variant]:
         return bundle.graph_path(variant, graph)
     path = scratch / f"{graph}.onnx"
-    join()(bundle.model, {part: bundle.graph_path(variant, part) for part in GRAPHS}, path)
+    join()(bundle.spec, {part: bundle.graph_path(variant, part) for part in GRAPHS}, path)
     return path
 
 
 def _keep(folder: Path, graph: str, plan: bytes, graph_sha256: str, seconds: float) -> EngineInfo:
     path = folder / f"{graph}.engine"
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(plan)
     return EngineInfo(path.name, sha256_of(path), len(plan), graph_sha256, round(seconds, 2))
 
@@ -312,7 +312,7 @@ def _build_one(
 ) -> bytes:
     """Build one engine. Raises ``BuildError``, or what interrupted it."""
     trt, logger = library.module, library.logger()
-    with telling(logger, f"{path}: {library.title} failed"):
+    with wrap_errors(logger, f"{path}: {library.title} failed"):
         builder = trt.Builder(logger)
         flags = trt.NetworkDefinitionCreationFlag
         # TensorRT 11 knows no other networks, and may drop the flag that asks for them.
@@ -333,9 +333,9 @@ def _build_one(
         check()
         plan = _run(library, builder, network, config, graph, progress)
         if plan is None:
-            raise BuildError(f"{path}: {library.title} cannot build it: {complaints(logger)}")
+            raise BuildError(f"{path}: {library.title} cannot build it: {pop_first_error(logger)}")
         if timings and (measured := config.get_timing_cache()) is not None:
-            with whole_file(cache) as file:
+            with atomic_write(cache) as file:
                 file.write(bytes(measured.serialize()))
         return bytes(plan)
 
@@ -361,15 +361,15 @@ def _profiles(graph: str, inputs: list[Any], batches: tuple[int, ...], frame_siz
         high, wide = USUAL_SIDES
         return [
             {  # a model that sees motion takes three frames, and one channel of each
-                "luma": ((1, LEAST_SIDE, LEAST_SIDE), (1, high, wide), (3, LARGEST_SIDE, LARGEST_SIDE)),
+                "luma": ((1, MIN_SIDE, MIN_SIDE), (1, high, wide), (3, LARGEST_SIDE, LARGEST_SIDE)),
                 "chroma": (
-                    (1, LEAST_SIDE // 2, LEAST_SIDE),
+                    (1, MIN_SIDE // 2, MIN_SIDE),
                     (1, high // 2, wide),
                     (3, LARGEST_SIDE // 2, LARGEST_SIDE),
                 ),
                 "mix": ((1, 3, 1, 1), (3, 3, 1, 1), (3, 3, 1, 1)),
-                "rows": ((frame_size, LEAST_SIDE), (frame_size, high), (frame_size, LARGEST_SIDE)),
-                "columns": ((LEAST_SIDE, frame_size), (wide, frame_size), (LARGEST_SIDE, frame_size)),
+                "rows": ((frame_size, MIN_SIDE), (frame_size, high), (frame_size, LARGEST_SIDE)),
+                "columns": ((MIN_SIDE, frame_size), (wide, frame_size), (LARGEST_SIDE, frame_size)),
             }
         ]
     sides = {tensor.name: tuple(tensor.shape)[1:] for tensor in inputs}

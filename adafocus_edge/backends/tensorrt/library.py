@@ -60,7 +60,7 @@ class Library:
         )
 
     def logger(self) -> Any:
-        """Return this library's logger, which keeps what went wrong (:func:`complaints`); there is one per process.
+        """Return this library's logger, which keeps errors (:func:`pop_first_error`); one per process.
 
         TensorRT holds on to the first logger that it is given.
         """
@@ -115,18 +115,18 @@ def find_library(name: str = "auto") -> Library:
     raise BackendError(f"{broken or NAMES.get(name, 'TensorRT') + ' is not installed'}: {fixes}")
 
 
-def complaints(logger: Any) -> str:
+def pop_first_error(logger: Any) -> str:
     """Return the first error that a logger kept, and forget them all."""
     errors, logger.errors = logger.errors, []
     return errors[0] if errors else "it does not say why"
 
 
 @contextmanager
-def telling(logger: Any, what: str) -> Iterator[None]:
+def wrap_errors(logger: Any, what: str) -> Iterator[None]:
     """Turn an exception of the library into a ``BackendError`` with what its logger kept."""
     logger.errors.clear()
     try:
         yield
     except (RuntimeError, TypeError, ValueError) as error:
-        said = complaints(logger) if logger.errors else " ".join(str(error).split())
+        said = pop_first_error(logger) if logger.errors else " ".join(str(error).split())
         raise BackendError(f"{what}: {said}") from None

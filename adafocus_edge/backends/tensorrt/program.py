@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.backends.device.memory import check_alignment
-from adafocus_edge.backends.tensorrt.library import Library, complaints, telling
+from adafocus_edge.backends.tensorrt.library import Library, pop_first_error, wrap_errors
 from adafocus_edge.errors import BackendError
 from adafocus_edge.model.spec import TensorSpec
-from adafocus_edge.system.files import whole_file
+from adafocus_edge.system.files import atomic_write
 
 if TYPE_CHECKING:
     from adafocus_edge.backends.device.cuda import CudaDevice
@@ -34,7 +34,7 @@ class TrtRuntime:
     def __init__(self, library: Library, cache: Path, *, host_code: bool = False) -> None:
         self.library = library
         self.logger = library.logger()
-        with telling(self.logger, f"{library.title} cannot start"):
+        with wrap_errors(self.logger, f"{library.title} cannot start"):
             self.runtime = library.module.Runtime(self.logger)
         self.runtime.engine_host_code_allowed = host_code
         self._cache_file = cache
@@ -61,7 +61,7 @@ class TrtRuntime:
         """Keep the compiled kernels for the next start, where the bundle may be written to."""
         if self._cache is not None:
             kernels = self._cache.serialize()
-            with suppress(OSError, TypeError), whole_file(self._cache_file) as file:
+            with suppress(OSError, TypeError), atomic_write(self._cache_file) as file:
                 file.write(bytes(kernels))
         self._cache = self.runtime = None
 
@@ -80,10 +80,10 @@ class TrtProgram:
         self._runtime = runtime
         self._device = device
         self._trt = runtime.library.module
-        with telling(runtime.logger, f"{path}: {runtime.library.title} cannot load it"):
+        with wrap_errors(runtime.logger, f"{path}: {runtime.library.title} cannot load it"):
             self._engine = runtime.runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            raise BackendError(f"{path}: {runtime.library.title} cannot load it: {complaints(runtime.logger)}")
+            raise BackendError(f"{path}: {runtime.library.title} cannot load it: {pop_first_error(runtime.logger)}")
         self._config = runtime.configure(self._engine)
         self._contexts: dict[Shapes, Any] = {}  # for tensors that change
         self.capturable = True
@@ -114,7 +114,7 @@ class TrtProgram:
             for name, address in addresses:
                 context.set_tensor_address(name, address)
             if not context.execute_async_v3(self._device.stream):
-                raise BackendError(f"{self._path}: the engine failed: {complaints(self._runtime.logger)}")
+                raise BackendError(f"{self._path}: the engine failed: {pop_first_error(self._runtime.logger)}")
 
         return lambda: self._device.launch(run)
 
@@ -138,7 +138,7 @@ class TrtProgram:
         )
 
     def _new_context(self, shapes: Shapes) -> Any:
-        with telling(self._runtime.logger, f"{self._path}: cannot run at {shapes}"):
+        with wrap_errors(self._runtime.logger, f"{self._path}: cannot run at {shapes}"):
             return self._made_context(shapes)
 
     def _made_context(self, shapes: Shapes) -> Any:
@@ -149,12 +149,13 @@ class TrtProgram:
             strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
             context = self._engine.create_execution_context(strategy)
         if context is None:
-            raise BackendError(f"{self._path}: no context for it: {complaints(self._runtime.logger)}")
+            raise BackendError(f"{self._path}: no context for it: {pop_first_error(self._runtime.logger)}")
         context.set_optimization_profile_async(profile, self._device.stream)
         self._device.finish()
         for spec, shape in zip(self.inputs, shapes, strict=True):
             if not context.set_input_shape(spec.name, shape):
-                raise BackendError(f"{self._path}: refuses {spec.name} {shape}: {complaints(self._runtime.logger)}")
+                why = pop_first_error(self._runtime.logger)
+                raise BackendError(f"{self._path}: refuses {spec.name} {shape}: {why}")
         # All contexts run one after the other on one stream, so they may share their workspace.
         needed = context.update_device_memory_size_for_shapes()
         if needed:

@@ -9,10 +9,10 @@ from urllib.parse import unquote
 from uuid import uuid4
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError, UsageError
-from adafocus_edge.live.messages import Event, Listener, Message, Notice, Window, to_line
+from adafocus_edge.live.messages import Event, Message, Notice, Sink, Window, to_line
 from adafocus_edge.live.sinks.server import split_server
 from adafocus_edge.system.addresses import encoding_hint, shown_server
-from adafocus_edge.system.retention import Outage, SafeNames
+from adafocus_edge.system.retention import FailureReporter, SafeNames
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from paho.mqtt.client import MQTTMessageInfo
 
 
-class Mqtt(Listener):
+class Mqtt(Sink):
     """Publishes to an MQTT broker, as JSON, below a prefix: ``SOURCE/window``, ``SOURCE/event``, ``SOURCE/status``.
 
     Events and states arrive at least once (QoS 1), if need be after the broker is back; windows arrive at most once.
@@ -78,7 +78,7 @@ class Mqtt(Listener):
         self._status: dict[str, bytes] = {}
         self._was_connected = False
         name = shown_server(address)
-        self._outage = Outage(name, tell)
+        self._outage = FailureReporter(name, tell)
         client.will_set(f"{self._prefix}/online", "0", qos=1, retain=True)
         client.max_queued_messages_set(waiting)
         client.reconnect_delay_set(1, self.LONGEST_PAUSE_S)
@@ -91,7 +91,7 @@ class Mqtt(Listener):
         client.loop_start()
         super().__init__(name, waiting, tell)
 
-    def handle(self, message: Message) -> None:
+    def process(self, message: Message) -> None:
         """Hand one message to the client; drops and counts a window that the broker is not there for."""
         if not isinstance(message, (Window, Event, Notice)):
             return

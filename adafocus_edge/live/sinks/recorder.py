@@ -15,10 +15,10 @@ import av
 from av.video.frame import PictureType
 
 from adafocus_edge.errors import UsageError
-from adafocus_edge.live.messages import Listener, LiveFrame, Look, Message, Notice, iso
+from adafocus_edge.live.messages import LiveFrame, Message, Notice, ProvisionalResult, Sink, iso
 from adafocus_edge.live.overlay import annotate_live
 from adafocus_edge.runtime.annotate import TICKS
-from adafocus_edge.system.retention import Newest, Outage, SafeNames, check_folder, stamp
+from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ ENCODERS = {
 FRAGMENTED = {"movflags": "empty_moov+frag_keyframe+default_base_moof", "flush_packets": "1"}
 KEY_S = 2.0
 """Each key frame puts what came before it on the disk: what a crash may cost."""
-MOST_BETWEEN_KEYS = 600
+MAX_BETWEEN_KEYS = 600
 """Frames; the longest that MPEG-4 Part 2 allows. Key frames are asked for by time."""
 ENCODER_THREADS = 2
 """More would take cores from the model."""
@@ -111,7 +111,7 @@ class _Series:
         return max(GAP_S, USUAL_GAPS * self.interval_s)
 
 
-class Recorder(Listener):
+class Recorder(Sink):
     """Writes what a live run sees as annotated MP4 files, a series per source: ``SOURCE-YYYYmmdd-HHMMSS.mp4``, UTC.
 
     A file can be played while it grows, and but for its last two seconds after a crash. A new one begins when the
@@ -133,7 +133,7 @@ class Recorder(Listener):
         AdaFocusError: ``folder`` cannot be written.
     """
 
-    wants = (LiveFrame, Look)
+    wants = (LiveFrame, ProvisionalResult)
     local = True
     unit = "frames"
 
@@ -163,27 +163,27 @@ class Recorder(Listener):
         self._interval_s = None if fps is None else 1 / fps
         self._encoder = next(codec for codec in ENCODERS if codec in av.codecs_available)
         self._names = SafeNames()
-        self._newest: dict[str, Newest] = {}
+        self._newest: dict[str, RetentionPolicy] = {}
         self._series: dict[str, _Series] = {}
-        self._looks: dict[str, Look] = {}
+        self._looks: dict[str, ProvisionalResult] = {}
         self._lost_s: dict[str, float] = {}  # by time.monotonic
         self._due_s: dict[str, float] = {}
-        self._outage = Outage(str(folder), tell)
+        self._outage = FailureReporter(str(folder), tell)
         super().__init__(str(folder), waiting, tell)
 
-    def offer(self, message: Message) -> None:
-        """Take a frame or a look; see :meth:`Listener.offer`. Looks need no room: only the latest is drawn.
+    def enqueue(self, message: Message) -> None:
+        """Take a frame or a look; see :meth:`Sink.enqueue`. Looks need no room: only the latest is drawn.
 
         What was seen before a source was lost is not drawn on the frames after.
         """
-        if isinstance(message, Look):
+        if isinstance(message, ProvisionalResult):
             if message.frame.captured_s > self._lost_s.get(message.source, 0.0):
                 self._looks[message.source] = message
         elif isinstance(message, Notice) and message.kind == "lost":
             self._lost_s[message.source] = time.monotonic()
             self._looks.pop(message.source, None)
         elif isinstance(message, LiveFrame) and self._is_due(message):
-            super().offer(message)
+            super().enqueue(message)
 
     def _is_due(self, frame: LiveFrame) -> bool:
         if self._interval_s is None:
@@ -197,7 +197,7 @@ class Recorder(Listener):
         self._due_s[frame.source] = start_s + self._interval_s
         return True
 
-    def handle(self, message: Message) -> None:
+    def process(self, message: Message) -> None:
         """Draw and write one frame."""
         if not isinstance(message, LiveFrame):
             return
@@ -267,7 +267,7 @@ class Recorder(Listener):
         output = self._new_output(f"{name}-{stamp(frame.wall_s)}")
         try:
             if self._keep is not None:
-                self._newest.setdefault(name, Newest(self._keep)).wrote(output.path)
+                self._newest.setdefault(name, RetentionPolicy(self._keep)).wrote(output.path)
                 self._newest[name].delete_older(self._files(name))
             container = av.open(output, "w", format="mp4", options=FRAGMENTED)
             stream = cast("VideoStream", container.add_stream(self._encoder, options=ENCODERS[self._encoder]))
@@ -275,7 +275,7 @@ class Recorder(Listener):
             stream.pix_fmt = "yuv420p"
             stream.codec_context.sample_aspect_ratio = frame.sample_aspect
             stream.codec_context.time_base = Fraction(1, TICKS)
-            stream.codec_context.gop_size = MOST_BETWEEN_KEYS
+            stream.codec_context.gop_size = MAX_BETWEEN_KEYS
             stream.codec_context.thread_count = ENCODER_THREADS
         except BaseException:
             output.close()

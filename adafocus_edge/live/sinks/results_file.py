@@ -9,10 +9,10 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from adafocus_edge.errors import AdaFocusError, UsageError
-from adafocus_edge.live.messages import Event, Listener, Look, Message, Notice, Window, to_line
+from adafocus_edge.live.messages import Event, Message, Notice, ProvisionalResult, Sink, Window, to_line
 from adafocus_edge.runtime.results import CSV_COLUMNS
 from adafocus_edge.system.files import append_whole, is_stream, open_stream, write_all
-from adafocus_edge.system.retention import Outage
+from adafocus_edge.system.retention import FailureReporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ RETRY_S = 5.0
 """Pause before a file that could not be written is tried again."""
 
 
-class ResultsFile(Listener):
+class ResultsFile(Sink):
     """Appends results to a file as they come: JSON lines, or CSV where its name ends in ``.csv``; each line is flushed.
 
     Where the disk is full, lines wait until there is room again. A line is written whole or not at all. A file that
@@ -46,7 +46,7 @@ class ResultsFile(Listener):
         AdaFocusError: ``path`` cannot be written.
     """
 
-    wants = (Window, Event, Notice, Look)
+    wants = (Window, Event, Notice, ProvisionalResult)
     local = True
 
     def __init__(
@@ -74,7 +74,7 @@ class ResultsFile(Listener):
         self._rotate_bytes = None if rotate_mb is None else rotate_mb * 1e6
         self._keep = keep
         self._file: IO[bytes] | None = None
-        self._outage = Outage(str(path), tell)
+        self._outage = FailureReporter(str(path), tell)
         try:
             if self._is_regular:  # opening a pipe waits for its reader: that is left to the thread
                 self._open()
@@ -83,12 +83,12 @@ class ResultsFile(Listener):
             raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None
         super().__init__(str(path), waiting, tell)
 
-    def offer(self, message: Message) -> None:
-        """Take a message; see :meth:`Listener.offer`. Looks only if provisional results are asked for."""
-        if self._provisional or not isinstance(message, Look):
-            super().offer(message)
+    def enqueue(self, message: Message) -> None:
+        """Take a message; see :meth:`Sink.enqueue`. Looks only if provisional results are asked for."""
+        if self._provisional or not isinstance(message, ProvisionalResult):
+            super().enqueue(message)
 
-    def handle(self, message: Message) -> None:
+    def process(self, message: Message) -> None:
         """Write one line; waits and tries again where that fails, until the run ends."""
         line = self._line(message)
         while True:
@@ -112,7 +112,7 @@ class ResultsFile(Listener):
         if isinstance(message, Window):
             entry = message.to_json(logits=self._logits)
         else:
-            assert isinstance(message, (Event, Notice, Look))
+            assert isinstance(message, (Event, Notice, ProvisionalResult))
             entry = message.to_json()
         text = _csv_line(_csv_row(entry)) if self._is_csv else to_line(entry) + "\n"
         # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adafocus_edge.errors import UsageError
-from adafocus_edge.live.messages import Event, Listener, Message, iso
-from adafocus_edge.system.files import whole_file
-from adafocus_edge.system.retention import Newest, Outage, SafeNames, check_folder, safe_name, stamp
+from adafocus_edge.live.messages import Event, Message, Sink, iso
+from adafocus_edge.system.files import atomic_write
+from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder, safe_name, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from adafocus_edge.model.spec import ModelSpec
 
 
-class Snapshots(Listener):
+class Snapshots(Sink):
     """Saves a picture when an event starts: ``SOURCE-YYYYmmdd-HHMMSS-LABEL.jpg``, UTC, whole or not at all.
 
     Args:
@@ -56,18 +56,18 @@ class Snapshots(Listener):
         check_folder(folder, "snapshots")
         self._folder = folder
         self._spec = spec
-        self._newest = None if keep is None else Newest(keep)
+        self._newest = None if keep is None else RetentionPolicy(keep)
         self._quality = quality
         self._names = SafeNames()
-        self._outage = Outage(str(folder), tell)
+        self._outage = FailureReporter(str(folder), tell)
         super().__init__(str(folder), waiting, tell)
 
-    def offer(self, message: Message) -> None:
-        """Take an event's start; see :meth:`Listener.offer`."""
+    def enqueue(self, message: Message) -> None:
+        """Take an event's start; see :meth:`Sink.enqueue`."""
         if isinstance(message, Event) and message.kind == "start":
-            super().offer(message)
+            super().enqueue(message)
 
-    def handle(self, message: Message) -> None:
+    def process(self, message: Message) -> None:
         """Save one picture; where that fails it is dropped and counted."""
         if not isinstance(message, Event):
             return
@@ -86,7 +86,7 @@ class Snapshots(Listener):
             path = self._folder / f"{base}.jpg"
             if path.exists():  # the same label twice within a second
                 path = self._folder / f"{base}-{message.number}.jpg"
-            with whole_file(path) as file:
+            with atomic_write(path) as file:
                 picture.save(file, "JPEG", quality=self._quality)
             if self._newest is not None:
                 self._newest.wrote(path)

@@ -12,10 +12,10 @@ from urllib.parse import quote, unquote
 
 from adafocus_edge import __version__
 from adafocus_edge.errors import AdaFocusError, UsageError
-from adafocus_edge.live.messages import Event, Listener, Message, Window, to_line
+from adafocus_edge.live.messages import Event, Message, Sink, Window, to_line
 from adafocus_edge.live.sinks.server import split_server
 from adafocus_edge.system.addresses import encoding_hint, shown_server
-from adafocus_edge.system.retention import Outage
+from adafocus_edge.system.retention import FailureReporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-class Webhook(Listener):
+class Webhook(Sink):
     """Posts each event as JSON to an address, again and again until it is taken.
 
     What is refused for good (4xx but 408 and 429, and redirects, which are not followed) is counted as failed.
@@ -89,15 +89,15 @@ class Webhook(Listener):
         secret = bool(parts.path.strip("/") or parts.query)
         name = f"{shown_server(url)}{'/...' if secret else ''}"
         self._hint = encoding_hint(url)
-        self._outage = Outage(name, tell)
+        self._outage = FailureReporter(name, tell)
         super().__init__(name, waiting, tell)
 
-    def offer(self, message: Message) -> None:
-        """Take an event, or a window where these are asked for; see :meth:`Listener.offer`."""
+    def enqueue(self, message: Message) -> None:
+        """Take an event, or a window where these are asked for; see :meth:`Sink.enqueue`."""
         if self._windows or not isinstance(message, Window):
-            super().offer(message)
+            super().enqueue(message)
 
-    def handle(self, message: Message) -> None:
+    def process(self, message: Message) -> None:
         """Post one message, with growing pauses until it is taken or the run ends. Raises where it is refused."""
         if not isinstance(message, (Event, Window)):
             return

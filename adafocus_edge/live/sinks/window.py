@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
-from adafocus_edge.live.messages import CLOSE_S, LiveFrame, Look, Message, Notice, OnceTeller, iso
+from adafocus_edge.live.messages import CLOSE_S, LiveFrame, Message, Notice, OnceReporter, ProvisionalResult, iso
 from adafocus_edge.media.clip import SQUARE
 from adafocus_edge.system.files import write_file
 from adafocus_edge.system.retention import safe_name, stamp
@@ -43,7 +43,7 @@ class Screen:
     """Shows the newest frame of a source with the latest look, and obeys keys.
 
     Space holds the picture (the run goes on), ``s`` saves it, Tab and 1 to 9 choose the source, ``q`` and Escape end
-    the run, as closing the window does. It listens to a run as :class:`Listener` does, but draws in the thread that
+    the run, as closing the window does. It listens to a run as :class:`Sink` does, but draws in the thread that
     calls :meth:`loop`, which must be the main thread: window systems want that.
 
     Args:
@@ -61,7 +61,7 @@ class Screen:
         AdaFocusError: this machine has no screen, or none that this process may use.
     """
 
-    wants: tuple[type, ...] = (LiveFrame, Look, Notice)
+    wants: tuple[type, ...] = (LiveFrame, ProvisionalResult, Notice)
 
     def __init__(self, spec: ModelSpec, tell: Callable[[str], None]) -> None:
         self.name = "screen"
@@ -69,12 +69,12 @@ class Screen:
         self.failed = 0
         self.handled = 0
         self._spec = spec
-        self._tell_once = OnceTeller(self.name, tell)
+        self._tell_once = OnceReporter(self.name, tell)
         self._pygame = _open_display()
         self._lock = threading.Lock()
         self._sources: list[str] = []  # in the order in which they came
         self._frames: dict[str, LiveFrame] = {}
-        self._looks: dict[str, Look] = {}
+        self._looks: dict[str, ProvisionalResult] = {}
         self._lost: dict[str, Notice] = {}
         self._lost_s: dict[str, float] = {}  # by time.monotonic
         self._undrawn: set[str] = set()
@@ -83,13 +83,13 @@ class Screen:
         self._at = 0  # of the source that is shown
         self._paused = False
         self._shown: LiveFrame | None = None
-        self._shown_look: Look | None = None
+        self._shown_look: ProvisionalResult | None = None
         self._shown_lost: Notice | None = None
         self._rgb: NDArray[np.uint8] | None = None  # of the frame that is shown, uint8 [H, W, 3]
         self._note = ""
         self._note_until_s = 0.0
 
-    def offer(self, message: Message) -> None:
+    def enqueue(self, message: Message) -> None:
         """Take what is shown, of which only the newest per source is kept; from any thread, never blocks."""
         if self._closed.is_set():
             return
@@ -101,7 +101,7 @@ class Screen:
                 self.dropped += source in self._undrawn
                 self._frames[source] = message
                 self._undrawn.add(source)
-            elif isinstance(message, Look):
+            elif isinstance(message, ProvisionalResult):
                 self._looks[source] = message
                 if message.frame.captured_s > self._lost_s.get(source, 0.0):
                     self._lost.pop(source, None)

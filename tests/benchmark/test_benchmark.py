@@ -1,0 +1,702 @@
+"""`benchmark` and `tune`: what is measured, that the parts add up, and that a planted slowdown is found."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adafocus_edge.backends.loaded import LoadedModel
+from adafocus_edge.backends.registry import BACKENDS, load_model
+from adafocus_edge.benchmark import grid as row_module
+from adafocus_edge.benchmark.compare import Limits, compare
+from adafocus_edge.benchmark.energy import EnergyMeter
+from adafocus_edge.benchmark.grid import PEERS, Grid, Loading, Row, plan
+from adafocus_edge.benchmark.peers import Constant, gflops_per_step, load_peer
+from adafocus_edge.benchmark.plots import draw, write_page
+from adafocus_edge.benchmark.run import Request, run
+from adafocus_edge.benchmark.stats import distinguishable, front, mcnemar, ratio, summary
+from adafocus_edge.benchmark.tables import csv_text, markdown
+from adafocus_edge.benchmark.timing import Bench, NoiseClip
+from adafocus_edge.benchmark.tune import Demand, choose
+from adafocus_edge.benchmark.worker import Memory, Opening, Ready, Worker
+from adafocus_edge.bundle.manifest import Bundle
+from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, update_bundle
+from adafocus_edge.cli.benchmark import _print_benchmark
+from adafocus_edge.errors import AdaFocusError, BackendError, SourceError, UsageError
+from adafocus_edge.evaluation.dataset import Example, read_data
+from adafocus_edge.evaluation.evaluate import predict_with
+from adafocus_edge.media.frames import ModelFrame
+from adafocus_edge.media.preprocess import sampled_frames
+from adafocus_edge.model.exits import ExitThresholds
+from adafocus_edge.model.spec import GRAPHS, contract
+from adafocus_edge.runtime.glimpse import see_clip
+from export.whole import on_whole_frames
+from tests.conftest import ROOT, SMALL, edge, one_line_error, weights_of
+from training.model import AdaFocus
+
+FIGHTS = ROOT / "tests" / "fights"
+COSTS_MS = {"glancer": 6.0, "policy": 1.0, "focuser": 8.0, "classifier": 0.5}
+"""What a scripted graph takes for one frame."""
+READING_MS = 10.0
+
+
+def bundle_with_exits(path: Path) -> Bundle:
+    """The default model with two orders of one threshold set."""
+    copy_bundle(default_bundle(), path)
+    steps = read_bundle(path).spec.segments
+    # type: ignore[arg-type]
+    sets = tuple(ExitThresholds(order, "probability", (0.8,) * steps, "test") for order in ("clip", "coarse-to-fine"))
+    return update_bundle(path, lambda manifest: replace(manifest, thresholds={"safe": sets}))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return bundle_with_exits(tmp_path_factory.mktemp("benchmark") / "fights")
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_is_what_is_worked_out_by_hand() -> None:
+    found = summary([float(value) for value in range(1, 102)])
+    assert (found["median"], found["p95"], found["p99"], found["min"], found["rounds"]) == (51, 96, 100, 1, 101)
+    assert found["spread"] == (96 - 6) / 2
+    # 95 % of the medians of 30 lie between the 10th and the 21st of them (binomial table).
+    found = summary([float(value) for value in range(1, 31)])
+    assert (found["low"], found["high"]) == (10, 21)
+    few = summary([3.0, 1.0, 2.0])
+    assert (few["low"], few["high"]) == (1, 3)
+
+
+def test_a_machine_that_slows_down_hurts_both_rows_so_their_ratio_stays() -> None:
+    slowing = {round_: 10.0 * (1 + round_ / 10) for round_ in range(20)}
+    faster = {round_: value * 0.9 for round_, value in slowing.items()}
+    assert ratio(faster, slowing) == (pytest.approx(0.9), pytest.approx(0.9), pytest.approx(0.9))
+    assert distinguishable(faster, slowing)
+    # Their samples overlap widely: only round by round can they be told apart.
+    assert max(faster.values()) > min(slowing.values())
+    noise = np.random.default_rng(0)
+    again = {round_: value * noise.normal(1, 0.05) for round_, value in slowing.items()}
+    assert not distinguishable(again, slowing)
+    assert not distinguishable({0: 1.0, 1: 1.0}, {0: 2.0, 1: 2.0})  # too few rounds to be sure
+    assert not distinguishable({9: 1.0}, {0: 2.0})
+
+
+def test_the_front_is_what_nothing_beats_in_both() -> None:
+    points = [(1.0, 50.0), (2.0, 70.0), (2.0, 60.0), (3.0, 70.0), (4.0, 80.0), (0.5, None)]
+    assert front(points) == [True, True, False, False, True, False]
+
+
+def test_mcnemar_asks_whether_chance_explains_a_difference() -> None:
+    assert mcnemar([True] * 9 + [False], [False] * 9 + [True]) == pytest.approx(22 / 1024)
+    assert mcnemar([True, False], [True, False]) == 1
+
+
+# -- the grid ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_grid_holds_what_can_run_here_and_says_why_not_of_the_rest(bundle: Bundle) -> None:
+    rows, skipped = plan({"fights": bundle}, Grid(backends=("onnxruntime-cpu",), streams=(1, 4), threads=(1, 2)))
+    keys = [row.key for row in rows]
+    assert len(set(keys)) == len(keys)
+    own = [row for row in rows if not row.loading.peer]
+    # clip, stream, stream x 4 and two orders of exits, for each number of threads.
+    assert len(own) == 2 * 5
+    assert {row.exit for row in own} == {"", "safe/clip", "safe/coarse-to-fine"}
+    assert {row.loading.backend for row in rows if row.loading.peer} == set(PEERS)
+    assert [one.what for one in skipped] == ["fights fp16 on onnxruntime-cpu"]  # made for a GPU
+    _, skipped = plan({"fights": bundle}, Grid(labelled=False, peers=()))
+    assert any(entry.what == "exit safe" and "--data" in entry.why for entry in skipped)
+    for asked in (
+        Grid(backends=("cuda",)), Grid(variants=("int4",)), Grid(schedules=("both",)), Grid(exits=("half",)),
+        Grid(peers=("tsn",)), Grid(streams=(0,)), Grid(segments=(5000,)),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="known are|takes 1 to"):
+            plan({"fights": bundle}, asked)
+
+
+def test_variants_are_measured_where_they_are_made_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = bundle.manifest.variants["fp32"]
+    variants = {"fp32": graphs, "int8-cpu": graphs, "int8-trt": graphs, "fp16": graphs}
+    full = replace(bundle, manifest=replace(bundle.manifest, variants=variants))
+    monkeypatch.setattr(row_module, "obstacle", lambda backend: None)  # as with a GPU
+    rows, skipped = plan({"fights": full}, Grid(peers=(), schedules=("clip",)))
+    found = {backend: [row.loading.variant for row in rows if row.loading.backend == backend] for backend in BACKENDS}
+    assert found["onnxruntime-cpu"] == ["fp32", "int8-cpu"]
+    assert found["tensorrt"] == ["fp32", "int8-trt", "fp16"]
+    assert found["onnxruntime-cuda"] == ["fp32", "fp16"]
+    assert len(skipped) == 2 + 1 + 2 + 1  # of each backend, in the order above and with ONNX Runtime's TensorRT
+    rows, _ = plan({"fights": full}, Grid(peers=(), schedules=("clip",), variants=("fp16",)))
+    assert {row.loading.backend for row in rows} == set(BACKENDS)  # asked for by name
+
+
+# -- a scripted model, in a time of its own ----------------------------------------------------------------------------
+
+
+class Clock:
+    """Time that passes only where it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.random = np.random.default_rng(0)
+
+    def __call__(self) -> float:
+        return self.now
+
+    def take(self, ms: float) -> None:
+        """Let time pass, with two percent of noise."""
+        self.now += ms / 1e3 * max(0.5, self.random.normal(1, 0.02))
+
+
+class Scripted(Constant):
+    """A graph that takes a while and gives zeros; the classifier's logits name a class."""
+
+    def __init__(self, spec: Any, graph: str, clock: Clock, ms: float) -> None:
+        super().__init__(*contract(spec, graph))
+        self._graph, self._clock, self._ms = graph, clock, ms
+
+    def run(self, feeds: Any) -> dict[str, Any]:
+        rows = len(next(iter(feeds.values())))
+        self._clock.take(self._ms * rows)
+        made = super().run(feeds)
+        if self._graph == "classifier":
+            made = {**made, "logits": np.array([[3.0, 0.0]] * rows, np.float32)}
+        return made
+
+
+class Reading(NoiseClip):
+    """A clip that takes a while to be read; the frames are black."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def select(self, indices: Any, convert: Any) -> Iterator[tuple[int, Any]]:
+        for index in indices:
+            self._clock.take(READING_MS / 8)
+            yield index, convert(np.zeros((64, 64, 3), np.uint8))
+
+
+def scripted(bundle: Bundle, clock: Clock, costs: dict[str, float]) -> LoadedModel:
+    sessions = {graph: Scripted(bundle.spec, graph, clock, costs[graph]) for graph in GRAPHS}
+    return LoadedModel.of(bundle.spec, sessions, "onnxruntime-cpu", "fp32", 4)
+
+
+class InProcess:
+    """A worker that runs here."""
+
+    def __init__(self, opening: Opening, bundle: Bundle, clock: Clock, costs: dict[str, float]) -> None:
+        def exits_of(name: str) -> ExitThresholds:
+            return bundle.manifest.thresholds[name.partition("/")[0]][0]
+
+        self._clock = clock
+        self._bench = Bench(scripted(bundle, clock, costs), bundle.classes, exits_of)
+        self.ready = Ready(10.0, 20.0, 0.25, "")
+        self.cold_start_ms = 100.0
+        self.asked = 0
+
+    def time(self, row: Row, source: Any, *, parts: bool = False) -> Any:
+        self.asked += 1
+        return self._bench.time(row, Reading(self._clock), parts=parts)
+
+    def logits(self, frames: Path, clip: int, order: Any) -> np.ndarray:
+        return self._bench.logits(np.load(frames, mmap_mode="r")[clip], order)
+
+    def memory(self) -> Memory:
+        return Memory(50.0, None)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(time, "perf_counter", made)
+    return made
+
+
+CPU = Grid(backends=("onnxruntime-cpu",), peers=(), threads=(2,), exits=(), labelled=False)
+
+
+def report_of(bundle: Bundle, clock: Clock, **slower: float) -> dict[str, Any]:
+    """Benchmark the scripted model, some of whose graphs take longer."""
+    costs = {graph: ms * slower.get(graph, 1.0) for graph, ms in COSTS_MS.items()}
+    return run(
+        Request({"fights": bundle}, CPU, rounds=20), opened=lambda opening: InProcess(opening, bundle, clock, costs)
+    )
+
+
+def test_the_parts_are_what_each_graph_takes_and_add_up_to_the_whole(bundle: Bundle, clock: Clock) -> None:
+    report = report_of(bundle, clock)
+    assert len(report["rows"]) == 2
+    for row in report["rows"]:
+        parts = {part: entry["median"] for part, entry in row["parts_ms"].items()}
+        assert parts["glance"] == pytest.approx(8 * COSTS_MS["glancer"], rel=0.03)
+        assert parts["policy"] == pytest.approx(8 * COSTS_MS["policy"], rel=0.03)
+        assert parts["focus"] == pytest.approx(8 * COSTS_MS["focuser"], rel=0.03)
+        assert parts["classify"] == pytest.approx(8 * COSTS_MS["classifier"], rel=0.03)
+        # The default model reads three frames for each glimpse, some of them twice.
+        assert parts["decode"] >= READING_MS
+        assert parts["host"] == pytest.approx(0, abs=0.5)
+        assert row["parts_over_whole"] == pytest.approx(1, abs=0.05)
+        assert row["model_ms"]["median"] == pytest.approx(8 * sum(COSTS_MS.values()), rel=0.03)
+        assert row["gflops_per_clip"] == pytest.approx(8 * 0.25)
+        assert row["clips_per_s"] == pytest.approx(1e3 / row["model_ms"]["median"], rel=1e-3)
+    clip, stream = report["rows"]
+    assert clip["step_ms"] is None
+    assert stream["step_ms"]["rounds"] == 8 * 20
+    # The same graphs run as often on both schedules here: nothing tells their times apart.
+    assert clip["same_time_as"] == [stream["id"]]
+
+
+def test_two_runs_of_a_row_differ_by_less_than_their_own_spread(bundle: Bundle, clock: Clock) -> None:
+    for ours, theirs in zip(report_of(bundle, clock)["rows"], report_of(bundle, clock)["rows"], strict=True):
+        for what in ("model_ms", "whole_ms"):
+            difference = abs(ours[what]["median"] - theirs[what]["median"])
+            assert difference < min(ours[what]["spread"], theirs[what]["spread"])
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_planted_slowdown_of_one_part_is_found_and_a_run_against_itself_is_not(
+    bundle: Bundle, clock: Clock, graph: str
+) -> None:
+    before = report_of(bundle, clock)
+    assert compare(before, before, Limits()).worse == ()
+    assert compare(report_of(bundle, clock), before, Limits()).worse == ()
+    found = compare(report_of(bundle, clock, **{graph: 1.2}), before, Limits()).worse
+    part = {"glancer": "glance", "focuser": "focus", "classifier": "classify"}.get(graph, graph)
+    assert {sentence.partition(": ")[2].partition(" takes")[0] for sentence in found} >= {part}
+    assert not any("classify" in sentence for sentence in found if part != "classify")
+    # A limit above it finds nothing; getting faster is no worsening.
+    assert compare(report_of(bundle, clock, **{graph: 1.2}), before, Limits(slowdown=0.5)).worse == ()
+    assert compare(report_of(bundle, clock, **{graph: 0.8}), before, Limits()).worse == ()
+
+
+def test_a_machine_that_slowed_down_as_a_whole_is_no_worsening(bundle: Bundle, clock: Clock) -> None:
+    before = report_of(bundle, clock)
+    slow = dict.fromkeys(COSTS_MS, 1.2)
+    after = report_of(bundle, clock, **slow)
+    assert compare(after, before, Limits()).worse
+    for report, ms in ((before, 50.0), (after, 60.0)):
+        report["yardstick_ms"] = summary([ms] * 20)
+    found = compare(after, before, Limits())
+    assert found.worse == ()
+    assert any("1.20 times" in note for note in found.notes)
+
+
+def test_lost_accuracy_is_found_on_the_same_clips_only(bundle: Bundle, clock: Clock) -> None:
+    old = report_of(bundle, clock)
+    for row in old["rows"]:
+        row["top1"] = 80.0
+    old["data"] = {"chosen": "these", "clips": 10, "origin": "x", "failed": []}
+    new = json.loads(json.dumps(old))
+    new["rows"][0]["top1"] = 78.0
+    found = compare(new, old, Limits())
+    assert len(found.worse) == 1
+    assert "top-1 fell from 80.00 % to 78.00 %" in found.worse[0]
+    assert compare(new, old, Limits(accuracy_drop=2.0)).worse == ()
+    new["data"]["chosen"] = "others"
+    found = compare(new, old, Limits())
+    assert found.worse == ()
+    assert any("not the same clips" in note for note in found.notes)
+    new["rows"] = [{**row, "key": "another"} for row in new["rows"]]
+    with pytest.raises(UsageError, match="share no row"):
+        compare(new, old, Limits())
+
+
+def test_a_run_that_was_broken_off_goes_on_where_it_stopped(bundle: Bundle, clock: Clock, tmp_path: Path) -> None:
+    split = read_data(FIGHTS, bundle.classes)
+    grid = replace(CPU, labelled=True)
+    request = Request({"fights": bundle}, grid, split, clips=3, rounds=6, parts_every=2, state=tmp_path / "state")
+    workers: list[Any] = []
+
+    def opened(opening: Opening, after: int | None = None) -> Any:
+        worker = InProcess(opening, bundle, clock, COSTS_MS)
+        workers.append(worker)
+        if after is not None:
+            timing = worker.time
+
+            def interrupted(row: Row, source: Any, *, parts: bool = False) -> Any:
+                if worker.asked == after:
+                    raise KeyboardInterrupt
+                return timing(row, source, parts=parts)
+
+            worker.time = interrupted  # type: ignore[method-assign]
+        return worker
+
+    with pytest.raises(KeyboardInterrupt):
+        run(request, opened=lambda opening: opened(opening, 12))
+    with (tmp_path / "state" / "rounds.jsonl").open("a") as file:
+        file.write('["whole", "cut sho')  # as a killed run leaves it
+    report = run(request, opened=opened)
+    # 2 rows: 4 to warm up, then 12 whole runs and 6 in parts; of these, 8 were done.
+    assert workers[1].asked == 4 + 18 - 8
+    assert [row["model_ms"]["rounds"] for row in report["rows"]] == [6, 6]
+    again = run(request, opened=opened)
+    assert len(workers) == 2  # nothing was left to do
+    assert [row["model_ms"] for row in again["rows"]] == [row["model_ms"] for row in report["rows"]]
+    # Another seed is another measurement.
+    run(replace(request, seed=2), opened=opened)
+    assert workers[2].asked == 4 + 18
+    assert report["data"]["clips"] == 3
+    share = [example.labels[0] == 0 for example in (split.examples[i] for i in chosen_by(request, split))]
+    assert report["rows"][0]["top1"] == pytest.approx(100 * np.mean(share), abs=1e-3)  # the script says class 0
+
+
+def chosen_by(request: Request, split: Any) -> list[int]:
+    return sorted(np.random.default_rng(request.seed).permutation(len(split.examples))[: request.clips])
+
+
+def test_a_model_that_fails_is_left_out_with_the_reason_and_the_others_go_on(bundle: Bundle, clock: Clock) -> None:
+    class Broken(InProcess):
+        def time(self, row: Row, source: Any, *, parts: bool = False) -> Any:
+            if self.asked == 9:
+                raise BackendError("the device is gone")
+            return super().time(row, source, parts=parts)
+
+    def opened(opening: Opening) -> Any:
+        if opening.loading.threads == 1:
+            return Broken(opening, bundle, clock, COSTS_MS)
+        return InProcess(opening, bundle, clock, COSTS_MS)
+
+    grid = replace(CPU, threads=(1, 2))
+    report = run(Request({"fights": bundle}, grid, rounds=6), opened=opened)
+    assert {row["threads"] for row in report["rows"]} == {2}
+    assert {entry["why"] for entry in report["skipped"]} >= {"the device is gone"}
+
+    def refused(opening: Opening) -> Any:
+        raise BackendError("no memory")
+
+    report = run(Request({"fights": bundle}, grid, rounds=6), opened=refused)
+    assert report["rows"] == []
+    assert {entry["why"] for entry in report["skipped"]} >= {"no memory"}
+
+
+def test_where_no_clip_can_be_read_it_says_so(bundle: Bundle, clock: Clock, tmp_path: Path) -> None:
+    for name in bundle.classes:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.mp4").write_bytes(b"no video")
+    split = read_data(tmp_path, bundle.classes)
+    with pytest.raises(AdaFocusError, match="none of the 2 clips can be read"):
+        run(
+            Request({"fights": bundle}, replace(CPU, labelled=True), split),
+            opened=lambda opening: InProcess(opening, bundle, clock, COSTS_MS),
+        )
+
+
+# -- peers -------------------------------------------------------------------------------------------------------------
+
+
+def fight_frames(bundle: Bundle) -> ModelFrame:
+    clip = read_data(FIGHTS, bundle.classes).examples[0].open_clip()
+    return ModelFrame.of(np.stack([pixels for _, pixels in sampled_frames(clip, bundle.spec)]), bundle.spec)
+
+
+def test_parts_left_out_cost_what_is_left(bundle: Bundle) -> None:
+    graphs = bundle.manifest.variants["fp32"]
+    cost = {name: graphs[name].gflops for name in GRAPHS}
+    whole = (224 / bundle.spec.patch_size) ** 2 * cost["focuser"]
+    assert gflops_per_step(bundle, "onnxruntime-cpu") == pytest.approx(sum(cost.values()))
+    assert gflops_per_step(bundle, "random-patches") == pytest.approx(cost["focuser"] + cost["classifier"])
+    assert gflops_per_step(bundle, "whole-frames") == pytest.approx(whole + cost["classifier"])
+    assert gflops_per_step(bundle, "glancer-alone") == pytest.approx(cost["glancer"] + cost["classifier"])
+
+
+@pytest.mark.parametrize("peer", ["centre-patches", "random-patches", "glancer-alone", "whole-frames"])
+def test_a_peer_made_of_the_models_own_parts_runs(bundle: Bundle, peer: str) -> None:
+    frames = fight_frames(bundle)
+    with load_model(bundle, "fp32", "onnxruntime-cpu", 2) as model, load_peer(bundle, peer, 2).model as other:
+        ours, theirs = (np.concatenate([g.logits for g in see_clip(m, frames)]) for m in (model, other))
+        assert ours.shape == theirs.shape
+        assert np.isfinite(theirs).all()
+        assert np.abs(ours - theirs).max() > 1e-3
+        assert other.backend == peer
+
+
+def test_the_focuser_on_whole_frames_is_its_backbone_on_the_whole_frame(small_bundle: Path, tmp_path: Path) -> None:
+    bundle = read_bundle(small_bundle)
+    on_whole_frames(bundle.spec, bundle.graph_path("fp32", "focuser"), tmp_path / "whole.onnx")
+    model = AdaFocus(replace(SMALL, patch_size=SMALL.frame_size)).eval()
+    model.load_state_dict(weights_of(SMALL, 5))
+    frames = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
+    origin = np.array([[0.3, 0.9], [1.0, 0.0]], np.float32)
+    with torch.inference_mode():
+        expected = model.focus(torch.from_numpy(frames), torch.from_numpy(origin)).numpy()
+    from adafocus_edge.backends.onnxruntime import OrtSession
+
+    session = OrtSession(tmp_path / "whole.onnx", 2)
+    found = session.run({"frame": frames, "origin": origin})["focus"]
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_openvino_computes_the_same(bundle: Bundle) -> None:
+    pytest.importorskip("openvino")
+    frames = fight_frames(bundle)
+    with load_model(bundle, "fp32", "onnxruntime-cpu", 2) as model, load_peer(bundle, "openvino", 2).model as other:
+        ours, theirs = list(see_clip(model, frames)), list(see_clip(other, frames))
+    for one, two in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one.origins, two.origins)
+        np.testing.assert_allclose(one.logits, two.logits, atol=2e-3)
+
+
+def test_pytorch_peers_compute_the_same_from_the_bundles_checkpoint(small_bundle: Path, small_checkpoint: Path) -> None:
+    bundle = read_bundle(small_bundle)
+    frames = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), np.uint8)
+    with load_model(bundle, "fp32", "onnxruntime-cpu", 2) as model:
+        expected = predict_with(model)(frames)
+    for peer in ("pytorch-eager", f"{row_module.CHECKPOINT_PEER}own"):
+        loaded = load_peer(bundle, peer, 2, small_checkpoint)
+        found = np.concatenate([glimpse.logits for glimpse in see_clip(loaded.model, frames)])
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+        assert loaded.gflops_per_step == pytest.approx(gflops_per_step(bundle, "onnxruntime-cpu"), rel=1e-3)
+    # type: ignore[arg-type, return-value]
+    timing = Bench(load_peer(bundle, "pytorch-eager", 2).model, bundle.classes, lambda name: None).time(
+        Row(Loading("small", "pytorch-eager", "fp32", 2), "clip", 8), NoiseClip(), parts=True
+    )
+    assert timing.parts_ms is not None
+    assert set(timing.parts_ms) == {"decode", "preprocess", "model", "host"}
+
+
+# -- real processes ----------------------------------------------------------------------------------------------------
+
+
+def opening(bundle: Bundle, backend: str = "onnxruntime-cpu") -> Opening:
+    loading = Loading("fights", backend, "fp32", 1)
+    return Opening(loading, bundle.path, None, Row(loading, "clip", 8), NoiseClip())
+
+
+def test_a_process_loads_runs_and_ends(bundle: Bundle) -> None:
+    asked = opening(bundle)
+    worker = Worker(asked)
+    try:
+        assert worker.cold_start_ms > worker.ready.load_ms + worker.ready.first_ms > 0
+        timing = worker.time(asked.row, asked.source, parts=True)
+        assert set(timing.parts_ms or {}) == {"decode", "preprocess", "glance", "policy", "focus", "classify", "host"}
+        many = worker.time(replace(asked.row, schedule="stream", streams=3), asked.source)
+        assert (many.steps, len(many.step_ms), many.whole_ms) == (8, 8, None)
+        early = worker.time(replace(asked.row, schedule="stream", exit="safe/clip"), asked.source)
+        assert 1 <= early.steps <= 8
+        assert worker.memory().host_mb > 20
+        with pytest.raises(SourceError, match="no such file"):
+            worker.time(asked.row, Example("x", Path("/none.mp4"), (0,)))
+        worker._process.kill()
+        with pytest.raises(BackendError, match="ended by itself"):
+            worker.time(asked.row, asked.source)
+    finally:
+        worker.close()
+    assert not worker._process.is_alive()
+
+
+def test_what_cannot_be_loaded_is_told(bundle: Bundle) -> None:
+    with pytest.raises(BackendError, match="cannot run here"):
+        Worker(opening(bundle, "tensorrt"))
+
+
+def test_energy_is_counted_from_the_processors_counters(tmp_path: Path) -> None:
+    zone = tmp_path / "sys" / "class" / "powercap" / "intel-rapl:0"
+    zone.mkdir(parents=True)
+    (zone / "name").write_text("package-0\n")
+    (zone / "max_energy_range_uj").write_text("1000000\n")
+    (zone / "energy_uj").write_text("900000\n")
+    with EnergyMeter(tmp_path) as meter:
+        assert meter.of == "cpu"
+        assert meter.joules() == 0
+        (zone / "energy_uj").write_text("950000\n")
+        assert meter.joules() == pytest.approx(0.05)
+        (zone / "energy_uj").write_text("10000\n")  # it began anew
+        assert meter.joules() == pytest.approx(0.11)
+    with EnergyMeter(tmp_path / "nothing") as meter:
+        assert meter.joules() is None
+
+
+def test_a_jetsons_rails_are_added_up(tmp_path: Path) -> None:
+    chip = tmp_path / "sys" / "class" / "hwmon" / "hwmon0"
+    chip.mkdir(parents=True)
+    for name, value in (("name", "ina3221"), ("in1_label", "VDD_IN"), ("in1_input", "5000"), ("curr1_input", "2000")):
+        (chip / name).write_text(f"{value}\n")
+    with EnergyMeter(tmp_path) as meter:
+        assert meter.of == "module"
+        began, before = time.monotonic(), meter.joules()
+        while (meter.joules() or 0.0) - (before or 0.0) < 0.5:  # at 10 watts
+            assert time.monotonic() - began < 30
+            time.sleep(0.01)
+        assert time.monotonic() - began >= 0.04
+
+
+# -- the command line --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that one quick run writes."""
+    folder = tmp_path_factory.mktemp("made")
+    done = edge(
+        "benchmark", bundle.path, "--data", FIGHTS, "--quick", "--peers", "centre-patches",
+        "-o", folder / "new.json", "-o", folder / "rows.csv", "-o", folder / "report.md", "-o", folder / "page.html",
+        "--plot", folder / "front.png",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "accuracy against latency" in done.stdout
+    return folder
+
+
+def test_a_quick_benchmark_agrees_with_evaluate_and_with_classify(bundle: Bundle, made: Path) -> None:
+    report = json.loads((made / "new.json").read_text())
+    done = edge("evaluate", bundle.path, "--data", FIGHTS, "--exit", "safe", "--json")
+    expected = json.loads(done.stdout)
+    rows = {(row["backend"], row["schedule"], row["exit"]): row for row in report["rows"]}
+    assert len(rows) == 5
+    assert report["data"]["clips"] == expected["clips"]
+    for schedule in ("clip", "stream"):
+        row = rows["onnxruntime-cpu", schedule, None]
+        assert row["top1"] == expected["top1"]
+        assert row["mAP"] == expected["mAP"]
+        assert row["per_step_top1"] == [step["top1"] for step in expected["per_step"]]
+        assert row["gflops_per_clip"] == pytest.approx(expected["gflops_per_clip"], abs=1e-3)
+        assert row["model_ms"]["rounds"] == 3
+    early = rows["onnxruntime-cpu", "stream", "safe/clip"]
+    for name, value in expected["exit"].items():
+        assert early[name] == pytest.approx(value, abs=1e-3)
+    assert report["machine"]["usable_cores"] >= 1
+    assert not (made / ".new.json.parts").exists()
+    assert any("centre" in sentence for sentence in report["findings"])
+    assert {row["backend"] for row in report["rows"] if row["peer"]} == {"centre-patches"}
+    assert rows["onnxruntime-cpu", "clip", None]["parts_over_whole"] > 0
+
+
+def test_every_output_is_there_and_needs_nothing_else(made: Path) -> None:
+    report = json.loads((made / "new.json").read_text())
+    with (made / "rows.csv").open() as file:
+        found = list(csv.DictReader(file))
+    assert [row["id"] for row in found] == [str(row["id"]) for row in report["rows"]]
+    assert float(found[0]["model_ms_median"]) == report["rows"][0]["model_ms"]["median"]
+    assert float(found[0]["focus_ms"]) > 0
+    text = (made / "report.md").read_text()
+    assert text.count("\n|") >= 2 * len(report["rows"])
+    page = (made / "page.html").read_text()
+    assert page.count("<svg") == 5
+    for outside in ("<script", "<link", "src=", "@import"):
+        assert outside not in page
+    assert (made / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_report_without_accuracy_is_drawn_too(bundle: Bundle, clock: Clock, tmp_path: Path) -> None:
+    report = report_of(bundle, clock)
+    draw(report, tmp_path / "bars.png")
+    write_page(report, tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("<svg") == 1
+    assert "latency alone" in markdown(report)
+    assert csv_text(report).startswith("id,bundle,backend")
+
+
+def test_what_is_missing_is_told_as_it_is_typed(
+    bundle: Bundle, clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "pip install 'adafocus-edge[openvino]'"
+    left_out = [{"what": "[odd] openvino", "why": command}]
+    _print_benchmark({**report_of(bundle, clock), "skipped": left_out}, as_json=False)
+    printed = capsys.readouterr().out
+    assert command in printed
+    assert "[odd] openvino" in printed
+
+
+def test_compare_ends_with_1_where_something_got_worse(made: Path, tmp_path: Path) -> None:
+    same = edge("benchmark", "--from", made / "new.json", "--compare", made / "new.json")
+    assert same.returncode == 0, same.stderr
+    assert "0 findings" in same.stderr
+    slow = json.loads((made / "new.json").read_text())
+    for row in slow["rows"]:
+        row["model_ms"] = {name: value * (1 if name == "rounds" else 1.5) for name, value in row["model_ms"].items()}
+        row["model_ms"]["low"] = row["model_ms"]["high"]
+    (tmp_path / "slow.json").write_text(json.dumps(slow))
+    worse = edge(
+        "benchmark", "--from", tmp_path / "slow.json", "--compare", made / "new.json", "--json", tmp_path / "c"
+    )
+    assert worse.returncode == 1
+    assert worse.stderr.count("error: worse: ") >= 1
+    assert json.loads((tmp_path / "c").read_text())["compared"]["worse"]
+
+
+def test_tune_stores_a_profile_that_classify_uses(bundle: Bundle, tmp_path: Path) -> None:
+    target = tmp_path / "tuned"
+    arguments = ["--data", FIGHTS, "--clips", 6, "--rounds", 2, "--threads", 1]
+    done = edge("tune", bundle.path, "-o", target, "--min-accuracy", 1, "--name", "fast", *arguments)
+    assert done.returncode == 0, done.stderr
+    profile = read_bundle(target).profile("fast")
+    assert profile.threads == 1
+    assert profile.clips == 6
+    clip = next(FIGHTS.glob("*/*.mp4"))
+    done = edge("classify", clip, "--bundle", target, "--profile", "fast", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "profile fast: top-1 at least 1 %" in done.stderr
+    result = json.loads(done.stdout)
+    assert (result["backend"], result["variant"]) == (profile.backend, profile.variant)
+    assert result["steps_used"] <= profile.segments
+    assert "fast" in edge("inspect", target).stdout
+    one_line_error(
+        edge("classify", clip, "--bundle", target, "--profile", "fast", "--threads", 1), 2, "leave those out"
+    )
+    one_line_error(edge("classify", clip, "--bundle", target, "--profile", "slow"), 2, "no profile 'slow'", "fast")
+    again = edge("tune", target, "--min-accuracy", 1, "--name", "fast", *arguments)
+    one_line_error(again, 2, "has a profile 'fast' already", "--force")
+    one_line_error(
+        edge("tune", target, "--max-latency-ms", 0.001, "--quiet", *arguments), 1, "no setting meets it", "the fastest",
+    )  # fmt: skip
+    assert set(read_bundle(target).manifest.profiles) == {"fast"}
+
+
+def test_what_tune_chooses() -> None:
+    def row(number: int, ms: float, top1: float, **more: Any) -> dict[str, Any]:
+        times = {"median": ms, "p95": ms * 1.1, "p99": ms * 2}
+        return {
+            "id": number, "key": f"row {number}", "peer": False, "streams": 1, "top1": top1, "model_ms": times,
+            "whole_ms": times, "step_ms": None, **more,
+        }  # fmt: skip
+
+    report = {
+        "skipped": [],
+        "rows": [
+            row(1, 10, 70), row(2, 20, 80), row(3, 30, 80), row(4, 40, 90), row(5, 1, 99, peer=True),
+            row(6, 1, 99, streams=8),
+        ],
+    }  # fmt: skip
+    assert choose(report, Demand(max_latency_ms=35))["id"] == 2  # as accurate as row 3, and faster
+    assert choose(report, Demand(min_accuracy=75))["id"] == 2
+    assert choose(report, Demand(max_latency_ms=50, min_accuracy=85))["id"] == 4
+    assert choose(report, Demand(max_latency_ms=21, percentile="median"))["id"] == 2
+    assert choose(report, Demand(max_latency_ms=21))["id"] == 1  # the 95th percentile of row 2 is 22
+    with pytest.raises(AdaFocusError, match="the most accurate: 44.0 ms, 90.0 %"):
+        choose(report, Demand(min_accuracy=95))
+    with pytest.raises(AdaFocusError, match="no setting was measured"):
+        choose(report, Demand(min_accuracy=95, latency="step"))
+    with pytest.raises(UsageError, match="say what is wanted"):
+        Demand()
+
+
+def test_what_cannot_be_benchmarked_is_told_in_a_line(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text('{"rows": []}')
+    one_line_error(edge("benchmark", bundle.path, "--backends", "cuda"), 2, "--backends cuda", "onnxruntime-cpu")
+    one_line_error(edge("benchmark", bundle.path, "--segments", "8,x"), 2, "--segments 8,x", "whole numbers")
+    one_line_error(
+        edge("benchmark", bundle.path, "--compare", tmp_path / "none.json"), 2, "none.json", "cannot be read"
+    )
+    one_line_error(edge("benchmark", bundle.path, "--compare", tmp_path / "bad.json"), 2, "bad.json", "no report")
+    one_line_error(edge("benchmark", bundle.path, "--from", tmp_path / "bad.json"), 2, "needs no bundle")
+    one_line_error(edge("benchmark", bundle.path, "--plot", tmp_path / "a.svg"), 2, "name it *.png")
+    one_line_error(edge("benchmark", bundle.path, "--checkpoint", tmp_path / "none"), 1, "no such checkpoint file")
+    one_line_error(edge("benchmark", bundle.path, "--data", tmp_path / "none"), 1, "no such folder")
+    one_line_error(edge("benchmark", tmp_path), 1, "bundle.json")
+    one_line_error(edge("tune", bundle.path, "--data", FIGHTS), 2, "--max-latency-ms, --min-accuracy")
+    one_line_error(edge("tune", bundle.path, "--min-accuracy", 50), 2, "--data is missing")
+    one_line_error(edge("tune", "--data", FIGHTS, "--min-accuracy", 50), 2, "--output is missing")

@@ -1,0 +1,747 @@
+"""Calibration: what is recorded, how graphs are quantized for each target, and the verb from end to end."""
+
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from adafocus_edge.backends.onnxruntime import OrtSession
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import default_bundle, read_bundle, update_bundle
+from adafocus_edge.errors import DataError
+from adafocus_edge.evaluation.dataset import Example, read_data
+from adafocus_edge.evaluation.evaluate import with_patches
+from adafocus_edge.model.spec import GRAPHS, contract
+from adafocus_edge.runtime.glimpse import see_clip
+from calibration import int8
+from calibration.compare import Run, compare
+from calibration.fp16 import to_half
+from calibration.graphs import copy_of, float_tensors, layers, load_graph, producers, save_graph
+from calibration.profile import layer_times
+from calibration.ranges import BINS, Histogram, histograms
+from calibration.samples import halve, read_clips, read_windows, record
+from tests.conftest import ROOT, edge, one_line_error
+
+FIGHTS = ROOT / "tests" / "fights"
+RTX = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() != "x86_64", reason="TensorRT-RTX's wheels are for x86-64 Linux"
+)
+
+
+@pytest.fixture(scope="module")
+def small(small_bundle):
+    return read_bundle(small_bundle)
+
+
+@pytest.fixture(scope="module")
+def fights():
+    """Four real clips as the default model sees them."""
+    bundle = read_bundle(default_bundle())
+    examples = read_data(FIGHTS, bundle.classes).examples[::3]
+    return read_clips(examples, bundle.spec, [], lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def model():
+    with load_model(read_bundle(default_bundle()), "fp32", "onnxruntime-cpu") as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def samples(model, fights):
+    return record(model, fights, 12, seed=3)
+
+
+def graph_of(bundle: Path, name: str) -> onnx.ModelProto:
+    return load_graph(bundle / "fp32" / f"{name}.onnx")
+
+
+def run_graph(model: onnx.ModelProto, feeds, path: Path):
+    save_graph(model, path)
+    session = OrtSession(path)
+    return session.run(feeds)
+
+
+def ranges_of(graph, samples, name, method="minmax"):
+    found = histograms(graph, lambda: samples.batches(name))
+    return {tensor: histogram.range_by(method) for tensor, histogram in found.items()}
+
+
+# -- samples ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_recorded_is_what_the_loop_meets(model, fights, samples):
+    """Every recorded input is one of the loop's own: frames with the policy's origins, states and features."""
+    assert {graph: {name: rows.shape[0] for name, rows in feeds.items()} for graph, feeds in samples.of.items()} == {
+        "glancer": {"frame": 12},
+        "policy": {"feature_map": 12, "policy_state": 12},
+        "focuser": {"frame": 12, "origin": 12},
+        "classifier": {"focus": 12, "state": 12},
+    }
+    origins = {}
+    for frames in fights.frames:
+        for frame, glimpse in zip(frames, see_clip(model, frames), strict=True):
+            origins[frame.tobytes()] = glimpse.origins[0]
+    for frame, origin in zip(samples.of["focuser"]["frame"], samples.of["focuser"]["origin"], strict=True):
+        assert np.array_equal(origins[frame.tobytes()], origin)
+    assert np.array_equal(samples.of["glancer"]["frame"], samples.of["focuser"]["frame"])
+    # The recurrent graphs see states that were reached, not only the zeros of a beginning.
+    assert (np.abs(samples.of["classifier"]["state"]).max(axis=1) > 0).any()
+    # What a graph gives for a recorded input is what the next one was recorded with.
+    focus = model.focuser.run(dict(samples.of["focuser"].items()))["focus"]
+    np.testing.assert_allclose(focus, samples.of["classifier"]["focus"], rtol=1e-4, atol=1e-4)
+
+
+def test_recording_is_seeded_and_other_patches_can_be_taken(model, fights, samples):
+    again = record(model, fights, 12, seed=3)
+    for graph in GRAPHS:
+        for name, rows in samples.of[graph].items():
+            assert np.array_equal(rows, again.of[graph][name])
+    other = record(model, fights, 12, seed=4)
+    assert not np.array_equal(other.of["glancer"]["frame"], samples.of["glancer"]["frame"])
+    centre = record(with_patches(model, "centre"), fights, 12, seed=3)
+    assert (centre.of["focuser"]["origin"] == 0.5).all()
+
+
+def test_sources_stay_together_and_classes_are_shared():
+    examples = [
+        Example(f"{source}-{number}", Path("x"), (source % 2,), source=f"s{source}")
+        for source in range(20)
+        for number in range(1 + source % 3)
+    ]
+    one, other = halve(examples, 0.5, seed=0)
+    assert len(one) + len(other) == len(examples)
+    assert not {e.source for e in one} & {e.source for e in other}
+    for label in (0, 1):
+        counts = [sum(e.labels[0] == label for e in side) for side in (one, other)]
+        assert abs(counts[0] - counts[1]) <= 2
+    assert [e.name for e in halve(examples, 0.5, seed=0)[0]] == [e.name for e in one]
+    small_part, _ = halve(examples, 0.2, seed=0)
+    assert len(small_part) == pytest.approx(0.2 * len(examples), abs=4)
+
+
+def test_live_windows_are_taken_at_the_glimpse_rate(fights):
+    spec = read_bundle(default_bundle()).spec
+    examples = read_data(FIGHTS, ("fight", "no_fight")).examples[:2]
+    windows = read_windows(examples, spec, glimpse_fps=10, most=100)
+    clip = examples[0].open_clip()
+    assert len(windows) >= 2
+    per_clip = int((clip.frame_count - 1 + clip.fps / 10) / (clip.fps / 10 * spec.segments))
+    assert sum(name.startswith(examples[0].name) for name in windows.names) == min(per_clip, 4)
+    assert len(read_windows(examples, spec, glimpse_fps=10, most=1)) == 1
+    with pytest.raises(DataError, match=r"clips of 14.0 s \(8 glimpses, 0.5 per second\).* give --glimpse-fps"):
+        read_windows(examples, spec, glimpse_fps=0.5, most=100)
+
+
+# -- ranges -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_tensor_is_measured(samples, tmp_path):
+    graph = graph_of(default_bundle(), "focuser")
+    found = histograms(graph, lambda: samples.batches("focuser", 5))
+    last = run_graph(graph, dict(samples.of["focuser"].items()), tmp_path / "g.onnx")["focus"]
+    assert found["focus"].low == pytest.approx(last.min(), rel=1e-4, abs=1e-5)
+    assert found["focus"].high == pytest.approx(last.max(), rel=1e-4)
+    assert set(float_tensors(graph)) <= set(found)
+    assert found["origin"].counts.sum() == 2 * 12
+    clipped = [node.output[0] for node in graph.graph.node if node.op_type == "Clip"]
+    assert all(found[name].low >= 0 and found[name].high <= 6 for name in clipped)
+
+
+def test_ranges_by_each_method():
+    counts = np.zeros(BINS, np.int64)
+    counts[: BINS // 4] = 1000  # 512 bins of much
+    counts[-1] = 1  # and one value far off
+    histogram = Histogram(0.0, 8.0, counts)
+    assert histogram.range_by("minmax") == (0.0, 8.0)
+    assert histogram.range_by("percentile")[1] == pytest.approx(2.0, abs=0.02)
+    random = np.random.default_rng(0)
+    spread = np.histogram(np.abs(random.normal(0, 0.3, 100_000)), BINS, (0, 8))[0]
+    spread[-1] += 1
+    assert 1.2 <= Histogram(0.0, 8.0, spread).range_by("entropy")[1] <= 3  # four to ten deviations, not 27
+    assert Histogram(2.0, 8.0, counts).range_by("minmax") == (0.0, 8.0)  # zero is always in it
+    assert Histogram(0.0, 0.0, counts).range_by("entropy") == (0.0, 0.0)
+    zeros = np.zeros(BINS, np.int64)
+    zeros[0] = 10**9  # after a ReLU; they are exact in any range and must not draw it together
+    assert Histogram(0.0, 8.0, zeros + np.arange(BINS)[::-1]).range_by("entropy")[1] > 4
+
+
+# -- INT8 on a CPU ----------------------------------------------------------------------------------------------------
+
+
+def test_raw_pixels_give_what_normalised_ones_do(samples, tmp_path):
+    """The folded graph, still in floats, equals the original but for the convolution's padded border."""
+    graph = graph_of(default_bundle(), "glancer")
+    folded = int8._with_raw_pixels(graph)
+    assert folded is not None
+    first = [next(n for n in g.graph.node if n.op_type == "Conv").output[0] for g in (graph, folded)]
+    outputs = []
+    for number, (model, name) in enumerate(zip((graph, folded), first, strict=True)):
+        opened = copy_of(model)
+        opened.graph.output.append(float_tensors(model)[name])
+        made = run_graph(opened, {"frame": samples.of["glancer"]["frame"][:2]}, tmp_path / f"{number}.onnx")
+        outputs.append(made[name])
+    inside = [out[:, :, 1:-1, 1:-1] for out in outputs]
+    np.testing.assert_allclose(*inside, atol=1e-4 * np.abs(outputs[0]).max())
+    border = np.abs(outputs[0] - outputs[1]).max() / np.abs(outputs[0]).max()
+    assert border < 0.25
+
+
+@pytest.mark.parametrize("name", ["glancer", "focuser"])
+def test_every_convolution_becomes_an_integer_one(name, samples, tmp_path):
+    """As ONNX Runtime's CPU provider sees it after its own optimisations; the stem stays float."""
+    graph = graph_of(default_bundle(), name)
+    made = int8.for_cpu(graph, ranges_of(graph, samples, name), reduce_range=True, skip=int8.stem(graph))
+    save_graph(made, tmp_path / "int8.onnx")
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(tmp_path / "int8.onnx"), options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert operators.count("QLinearConv") == len(layers(graph)) - 3
+    assert operators.count("QLinearAdd") == 10
+    assert len(int8.quantized_layers(made)) == len(layers(graph)) - 3
+    session, reference = OrtSession(tmp_path / "int8.onnx"), OrtSession(default_bundle() / "fp32" / f"{name}.onnx")
+    assert (session.inputs, session.outputs) == (reference.inputs, reference.outputs)
+    feeds = dict(samples.of[name].items())
+    found, expected = (s.run(feeds)[reference.outputs[-1].name] for s in (session, reference))
+    assert np.linalg.norm(found - expected) < 0.25 * np.linalg.norm(expected)
+    weights = [onnx.numpy_helper.to_array(w) for w in made.graph.initializer if w.data_type == onnx.TensorProto.INT8]
+    assert max(np.abs(w).max() for w in weights) <= 64  # seven bits
+
+
+def test_a_network_without_depthwise_layers_takes_bytes(small, tmp_path):
+    """ResNet has no stem to keep: its first convolution reads the frame's own bytes."""
+    graph = load_graph(small.graph_path("fp32", "focuser"))
+    assert int8.stem(graph) == []
+    random = np.random.default_rng(0)
+    feeds = {"frame": random.integers(0, 256, (3, 224, 224, 3), np.uint8), "origin": random.random((3, 2), np.float32)}
+    found = histograms(graph, lambda: [feeds])
+    ranges = {name: histogram.range_by("minmax") for name, histogram in found.items()}
+    made = int8.for_cpu(graph, ranges, reduce_range=False)
+    first = next(node for node in made.graph.node if node.op_type == "Conv")
+    dequantize = producers(made)[first.input[0]]
+    assert dequantize.op_type == "DequantizeLinear"
+    assert producers(made)[dequantize.input[0]].op_type == "Transpose"  # of the cropped bytes
+    assert not [node for node in made.graph.node if node.op_type == "Div"]
+    outputs = [run_graph(m, feeds, tmp_path / f"{n}.onnx")["focus"] for n, m in enumerate((graph, made))]
+    assert np.linalg.norm(outputs[0] - outputs[1]) < 0.1 * np.linalg.norm(outputs[0])
+    # One layer alone, and all but one.
+    name = layers(graph)[3]
+    assert int8.quantized_layers(int8.for_cpu(graph, ranges, reduce_range=False, only=[name])) == [name]
+    rest = int8.quantized_layers(int8.for_cpu(graph, ranges, reduce_range=False, skip=[name]))
+    assert rest == [layer for layer in layers(graph) if layer != name]
+
+
+def test_recurrent_weights_are_bytes(small, samples, tmp_path):
+    for name in ("policy", "classifier"):
+        graph = graph_of(default_bundle(), name)
+        made = int8.weights_only(graph, reduce_range=True)
+        feeds = dict(samples.of[name].items())
+        outputs = [run_graph(m, feeds, tmp_path / f"{name}{n}.onnx") for n, m in enumerate((graph, made))]
+        state = "policy_state_out" if name == "policy" else "state_out"
+        np.testing.assert_allclose(outputs[0][state], outputs[1][state], atol=0.1)
+        assert {node.op_type for node in made.graph.node} >= {"MatMulInteger", "DynamicQuantizeLinear"}
+        assert os.path.getsize(tmp_path / f"{name}1.onnx") < 0.5 * os.path.getsize(tmp_path / f"{name}0.onnx")
+
+
+def test_layer_times_cover_every_layer(samples, tmp_path):
+    graph = graph_of(default_bundle(), "glancer")
+    made = int8.for_cpu(graph, ranges_of(graph, samples, "glancer"), reduce_range=True, skip=int8.stem(graph))
+    save_graph(graph, tmp_path / "float.onnx")
+    save_graph(made, tmp_path / "int8.onnx")
+    entries = layer_times(tmp_path / "float.onnx", tmp_path / "int8.onnx", next(samples.batches("glancer")), None)
+    assert {entry["kind"]: entry["layers"] for entry in entries} == {
+        "3 x 3 of 3 channels": 1, "depthwise 3 x 3": 17, "1 x 1": 34, "everything else": 0,
+    }  # fmt: skip
+    assert all(entry["fp32_ms"] > 0 and entry["int8_ms"] > 0 for entry in entries)
+    assert sum(len(entry["each"]) for entry in entries) == 52
+
+
+# -- TensorRT ---------------------------------------------------------------------------------------------------------
+
+
+def parsed(path, spec, name, build=True):
+    """Parse a graph as a strongly typed network with TensorRT-RTX, and build it; its layers."""
+    import tensorrt_rtx_bindings as trt
+
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(path)), [parser.get_error(n).desc() for n in range(parser.num_errors)]
+    if build:
+        config = builder.create_builder_config()
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+        profile = builder.create_optimization_profile()
+        for tensor in contract(spec, name)[0]:
+            shape = tensor.shape[1:]
+            profile.set_shape(tensor.name, (1, *shape), (1, *shape), (16, *shape))
+        config.add_optimization_profile(profile)
+        engine = builder.build_serialized_network(network, config)
+        assert engine is not None
+        assert engine.nbytes > 1000
+    found = [network.get_layer(number) for number in range(network.num_layers)]
+    return trt, parser, network, found
+
+
+def makers_of(layers_found):
+    """The layer that makes each tensor."""
+    return {layer.get_output(n).name: layer for layer in layers_found for n in range(layer.num_outputs)}
+
+
+@RTX
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("which", "name"), [("default", "glancer"), ("default", "focuser"), ("small", "focuser")])
+def test_tensorrt_finds_every_pair_where_it_wants_it(which, name, small, samples, tmp_path):
+    """On the network that TensorRT made of the graph: convolutions, residual additions and pooling read 8 bits."""
+    bundle = read_bundle(default_bundle()) if which == "default" else small
+    graph = load_graph(bundle.graph_path("fp32", name))
+    if which == "default":
+        ranges = ranges_of(graph, samples, name)
+    else:
+        feeds = {"frame": np.full((2, 224, 224, 3), 90, np.uint8), "origin": np.zeros((2, 2), np.float32)}
+        ranges = {tensor: h.range_by("minmax") for tensor, h in histograms(graph, lambda: [feeds]).items()}
+    made = int8.for_tensorrt(graph, ranges, skip=int8.stem(graph))
+    save_graph(made, tmp_path / "int8.onnx")
+    trt, _parser, _network, found = parsed(tmp_path / "int8.onnx", bundle.spec, name)
+    makers = makers_of(found)
+
+    def reads_bytes(layer, place):
+        maker = makers.get(layer.get_input(place).name)
+        return maker is not None and maker.type == trt.LayerType.DEQUANTIZE
+
+    def source(tensor):
+        """The layer behind activations."""
+        maker = makers.get(tensor.name)
+        while maker is not None and maker.type == trt.LayerType.ACTIVATION:
+            maker = makers.get(maker.get_input(0).name)
+        return maker
+
+    convolutions = [layer for layer in found if layer.type == trt.LayerType.CONVOLUTION]
+    assert len(convolutions) == len(layers(graph))
+    for layer in convolutions[len(int8.stem(graph)) :]:
+        assert reads_bytes(layer, 0), layer.name
+        assert reads_bytes(layer, 1), layer.name  # its weights, 8-bit constants
+    additions = [
+        layer for layer in found
+        if layer.type == trt.LayerType.ELEMENTWISE and len(layer.get_output(0).shape) == 4
+        and layer.get_output(0).dtype == trt.float32 and source(layer.get_input(0)) is not None
+        and any((s := source(layer.get_input(p))) is not None and s.type == trt.LayerType.CONVOLUTION for p in (0, 1))
+        and any(reads_bytes(layer, p) for p in (0, 1))
+    ]  # fmt: skip
+    residual = sum(node.op_type == "Add" and node.output[0] in ranges for node in graph.graph.node)
+    assert len(additions) == residual
+    for layer in additions:  # the branch that skips in 8 bits, the convolution's own straight into the addition
+        assert sorted([reads_bytes(layer, 0), reads_bytes(layer, 1)]) == [False, True], layer.name
+    pools = [layer for layer in found if layer.type in (trt.LayerType.REDUCE, trt.LayerType.POOLING)]
+    assert pools
+    assert all(reads_bytes(layer, 0) for layer in pools)
+    zero_points = [onnx.numpy_helper.to_array(w) for w in made.graph.initializer if w.name.endswith("zero_point")]
+    assert all((zero == 0).all() for zero in zero_points)
+    biases = {node.input[2] for node in made.graph.node if node.op_type == "Conv"}
+    assert biases <= {w.name for w in made.graph.initializer if w.data_type == onnx.TensorProto.FLOAT}
+
+
+@RTX
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", GRAPHS)
+def test_half_precision_is_typed_in_the_graph(name, small, tmp_path):
+    graph = load_graph(small.graph_path("fp32", name))
+    save_graph(to_half(graph), tmp_path / "half.onnx")
+    trt, _parser, _network, found = parsed(tmp_path / "half.onnx", small.spec, name)
+    session = OrtSession(tmp_path / "half.onnx")
+    assert (session.inputs, session.outputs) == contract(small.spec, name)
+    heavy = [n for n in found if n.type in (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)]
+    kept = 1 if name == "policy" else 0  # the layer that decides on the patch
+    assert len(heavy) == len(layers(graph))
+    assert sum(layer.get_output(0).dtype == trt.float32 for layer in heavy) == kept
+    assert sum(layer.get_output(0).dtype == trt.float16 for layer in heavy) == len(heavy) - kept
+    assert os.path.getsize(tmp_path / "half.onnx") < 0.6 * os.path.getsize(small.graph_path("fp32", name))
+
+
+def test_half_precision_looks_at_the_same_places(model, fights, tmp_path):
+    for name in GRAPHS:
+        save_graph(to_half(graph_of(default_bundle(), name)), tmp_path / f"{name}.onnx")
+    from adafocus_edge.backends.registry import open_graphs
+
+    with open_graphs(model.spec, lambda name: tmp_path / f"{name}.onnx", "fp16", "onnxruntime-cpu") as half:
+        for frames in fights.frames:
+            for one, other in zip(see_clip(model, frames), see_clip(half, frames), strict=True):
+                assert np.array_equal(one.origins, other.origins)
+                np.testing.assert_allclose(one.logits, other.logits, atol=0.1)
+
+
+# -- comparing --------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_variant_costs_is_counted():
+    logits = np.zeros((4, 2, 3), np.float32)
+    logits[:, :, 0] = 1
+    changed = logits.copy()
+    changed[1, 1] = [0, 3, 0]
+    patches = np.zeros((4, 2, 2), np.int64)
+    moved = patches.copy()
+    moved[2, 0] = [5, 0]
+    found = compare(Run(changed, moved), Run(logits, patches), np.array([0, 0, 0, 1]))
+    assert found["top1"] == 50
+    assert found["top1_drop"] == 25
+    assert found["label_agreement"] == 75
+    assert found["action_agreement"] == 87.5
+    assert found["clips_with_other_patches"] == 1
+    assert (found["logit_error_max"], found["logit_scale"]) == (3, 1)
+
+
+# -- the bundle -------------------------------------------------------------------------------------------------------
+
+
+def test_a_variant_is_replaced_in_one_step(small_bundle, tmp_path):
+    bundle = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+    before = read_bundle(bundle)
+    for content in ("first", "second"):
+        folder = tmp_path / content
+        shutil.copytree(bundle / "fp32", folder)
+
+        def change(manifest, content=content):
+            from dataclasses import replace
+
+            graphs = {
+                n: replace(g, file=f"copy/{n}.onnx", precision=content) for n, g in manifest.variants["fp32"].items()
+            }
+            return replace(manifest, variants={**manifest.variants, "copy": graphs})
+
+        after = update_bundle(bundle, change, "copy", folder)
+        assert after.manifest.variants["copy"]["policy"].precision == content
+        assert not folder.exists()
+    assert after.manifest.variants["fp32"] == before.manifest.variants["fp32"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle"]
+
+
+# -- the verb ---------------------------------------------------------------------------------------------------------
+
+QUICK = ["--clips", "6", "--samples", "16", "--method", "minmax", "--threads", "2", "--max-accuracy-drop", "100"]
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    """The default model, calibrated on its own clips by the command line."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    done = edge(
+        "calibrate", "--data", FIGHTS, "-o", folder / "bundle", *QUICK, "--orders", "clip,coarse-to-fine,live",
+        "--glimpse-fps", "4", "--plot", folder / "report.png", "--variants", "int8-cpu,int8-trt",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "early exit" in done.stdout
+    assert "in brackets: times of variants that are not made for that" in done.stdout
+    return folder / "bundle"
+
+
+def test_the_report_is_in_the_manifest_and_in_a_picture(calibrated):
+    assert (calibrated.parent / "report.png").read_bytes().startswith(b"\x89PNG")
+    bundle = read_bundle(calibrated)
+    rows = bundle.manifest.reports["calibration"]["rows"]
+    assert sorted(rows) == ["fp16", "fp32", "int8-cpu", "int8-trt"]  # the default model has fp16 already
+    assert rows["fp32"]["top1_drop"] == 0
+    assert rows["fp32"]["label_agreement"] == rows["fp32"]["action_agreement"] == 100
+    row = rows["int8-cpu"]
+    assert row["share_of_fp32_size"] <= 0.30
+    assert row["settings"]["seed"] == 1007
+    assert row["settings"]["samples"] == 16
+    assert set(row["graphs_alone"]) == set(GRAPHS)
+    assert {entry["graph"] for entry in row["kept"]} == {"glancer", "focuser"}
+    assert all(rows[name]["ms_per_clip"] > 0 and rows[name]["ms_per_step"] > 0 for name in rows)
+    assert set(row["layers"]) == {"glancer", "focuser"}
+    sets = bundle.manifest.thresholds
+    assert set(sets) == {"half", "safe"}
+    assert [one.order for one in sets["half"]] == ["clip", "coarse-to-fine", "live"]
+    assert sets["half"][2].glimpse_fps == 4
+    assert set(row["exits"]["half"]) == {"clip", "coarse-to-fine", "live"}
+    precisions = {graph: info.precision for graph, info in bundle.manifest.variants["int8-cpu"].items()}
+    assert precisions == {
+        "glancer": "int8 U8S8, 49 of 52 layers", "policy": "int8 dynamic, 4 of 5 layers",
+        "focuser": "int8 U8S8, 49 of 52 layers", "classifier": "int8 dynamic",
+    }  # fmt: skip
+    assert bundle.choose_variant() == "fp32"  # a variant is chosen with open eyes
+
+
+def test_what_was_made_is_kept_and_replaced_only_by_force(calibrated, tmp_path):
+    bundle = Path(shutil.copytree(calibrated, tmp_path / "bundle"))
+    again = ["calibrate", bundle, "--data", FIGHTS, *QUICK, "--exit-goal", "none", "--variants", "int8-cpu"]
+    before = (bundle / "bundle.json").read_bytes()
+    done = edge(*again)
+    assert done.returncode == 0, done.stderr
+    assert "int8-cpu: is there already" in done.stderr
+    assert (bundle / "bundle.json").read_bytes() == before
+    one_line_error(edge(*again, "--seed", 3), 2, "holds a variant int8-cpu made with other clips or options: --force")
+    assert (bundle / "bundle.json").read_bytes() == before
+    done = edge(*again, "--seed", 3, "--force")
+    assert done.returncode == 0, done.stderr
+    after = read_bundle(bundle).manifest
+    assert after.reports["calibration"]["rows"]["int8-cpu"]["settings"]["seed"] == 3
+    assert set(after.variants) == {"fp16", "fp32", "int8-cpu", "int8-trt"}
+    assert set(after.thresholds) == {"half", "safe"}
+    goal = ["--variants", "none", "--exit-goal", "half=steps:3"]
+    one_line_error(edge("calibrate", bundle, "--data", FIGHTS, *QUICK, *goal), 2, "holds exit thresholds half solved")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_clips_stop_early_by_the_bundles_thresholds(calibrated):
+    video = FIGHTS / "fight" / "fi013.mp4"
+    sets = read_bundle(calibrated).manifest.thresholds["half"]
+    for name, thresholds in (("half", sets[0]), ("half/coarse-to-fine", sets[1])):
+        done = edge(
+            "classify",
+            video,
+            "--bundle",
+            calibrated,
+            "--variant",
+            "int8-cpu",
+            "--exit",
+            name,
+            "--json",
+            "--logits",
+            "-q",
+        )
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        passed = [thresholds.passes(n, np.array(step["logits"], np.float32)) for n, step in enumerate(result["steps"])]
+        assert not any(passed[:-1])
+        assert result["steps_used"] == 8 or passed[-1]
+        frames = [step["frame_index"] for step in result["steps"]]
+        if thresholds.order == "clip":
+            assert frames == sorted(frames)
+        elif len(frames) > 1:
+            assert frames[0] > frames[1]  # the middle, then the first
+    one_line_error(
+        edge("classify", video, "--bundle", calibrated, "--exit", "none", "-q"), 2, "no exit thresholds 'none'"
+    )
+    one_line_error(edge("classify", video, "--bundle", calibrated, "--exit", "half/live", "-q"), 2, "files are seen in")
+    one_line_error(edge("classify", video, "--exit", "half", "-q"), 2, "`adafocus-edge calibrate` solves them")
+
+
+def test_evaluation_counts_early_exits(calibrated):
+    done = edge("evaluate", calibrated, "--data", FIGHTS, "--exit", "half", "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    early = json.loads(done.stdout)["exit"]
+    assert 1 <= early["mean_steps"] <= 8
+    assert early["gflops_per_clip"] == pytest.approx(
+        json.loads(done.stdout)["gflops_per_clip"] * early["mean_steps"] / 8, rel=1e-3
+    )
+    table = edge("evaluate", calibrated, "--data", FIGHTS, "--exit", "half/coarse-to-fine", "-q")
+    assert "as many exits at random" in table.stdout
+
+
+def test_inspect_shows_variants_and_thresholds(calibrated):
+    shown = edge("inspect", calibrated).stdout
+    assert "variant int8-cpu" in shown
+    assert "half: at most 4 steps, clip" in shown
+
+
+def test_plain_videos_will_do(tmp_path):
+    """Without labels, accuracy is agreement with the float model."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for clip in sorted(FIGHTS.glob("*/*.mp4"))[:8]:
+        shutil.copy(clip, videos)
+    done = edge("calibrate", "--data", videos, "-o", tmp_path / "b", *QUICK, "--variants", "fp16", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "no labels, so accuracy here is agreement" in done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert rows["fp32"]["top1"] == 100
+    assert rows["fp16"]["settings"]["labelled"] is False
+    # The default model's own, which was converted without data, is replaced, and what was said of it goes with it.
+    assert "fp16: was converted without data" in done.stderr
+    reports = [read_bundle(path).manifest.reports for path in (default_bundle(), tmp_path / "b")]
+    assert ["fp16" in one for one in reports] == [True, False]
+
+
+def test_sensitive_layers_are_kept_until_the_variant_fits(model, fights, samples, tmp_path):
+    """With labels that only the float model gives, whatever quantization changes counts as lost."""
+    from calibration.compare import run
+    from calibration.variants import Choices, Maker
+
+    bundle = read_bundle(default_bundle())
+    reference = run(model, fights)
+    from dataclasses import replace
+
+    told = []
+    clips = replace(fights, labels=reference.logits[:, -1].argmax(axis=1))
+    maker = Maker(
+        bundle.spec, lambda graph: bundle.graph_path("fp32", graph), samples, clips, reference,
+        Choices("minmax", -1.0, True, 2), tmp_path, lambda what, *_: told.append(what),
+    )  # fmt: skip
+    # Not even a perfect variant gains a point, so every graph ends up whole: the search runs to its end.
+    made = maker.make("int8-cpu")
+    assert any("each layer of the focuser alone" in what for what in told)
+    assert any("without each of its worst layers" in what for what in told)
+    assert made.facts["on_calibration_clips"]["logit_error_max"] <= 1e-3
+    assert "more than --max-accuracy-drop" in made.notes[0]
+    whole = {entry["graph"] for entry in made.facts["kept"] if entry["layer"] == "all"}
+    costly = {graph for graph, cost in made.facts["graphs_alone"].items() if cost["logit_error_max"] > 0}
+    assert whole == costly >= {"focuser", "classifier"}  # graphs that cost nothing stay as they are
+    assert all(entry["why"] for entry in made.facts["kept"])
+    assert made.precision["focuser"] == "fp32"
+    ranked = maker._ranked("int8-cpu", "focuser", "minmax")
+    scores = [layer.error_alone + layer.error_saved for layer in ranked]
+    assert scores == sorted(scores, reverse=True)
+    assert len(ranked) == len(layers(maker.float["focuser"])) - 3
+
+
+def test_a_killed_run_leaves_the_bundle_whole_and_is_finished_by_the_next(tmp_path):
+    bundle = tmp_path / "bundle"
+    command = [
+        "calibrate",
+        "--data",
+        FIGHTS,
+        "-o",
+        bundle,
+        *QUICK,
+        "--variants",
+        "fp16,int8-cpu",
+        "--exit-goal",
+        "none",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adafocus_edge", *map(str, command)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    while not (bundle / "fp16").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = read_bundle(bundle).manifest  # whole
+    assert "int8-cpu" not in there.variants
+    done = edge(*command)
+    assert done.returncode == 0, done.stderr
+    after = read_bundle(bundle).manifest
+    assert set(after.variants) == {"fp32", "fp16", "int8-cpu"}
+    rows = after.reports["calibration"]["rows"]
+    assert set(rows) == {"fp32", "fp16", "int8-cpu"}
+    assert all(row["ms_per_clip"] and row["clips"] for row in rows.values())
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_bad_data_and_options_are_told_in_a_line(small_bundle, tmp_path):
+    videos = sorted(FIGHTS.glob("*/*.mp4"))
+    rows = [f"{video},{video.parent.name}" for video in videos]
+
+    def csv(name, lines):
+        path = tmp_path / name
+        path.write_text("video,class\n" + "\n".join(lines) + "\n")
+        return path
+
+    out = ["-o", tmp_path / "out"]
+    few = edge("calibrate", "--data", csv("few.csv", rows[:4]), *out, "-q")
+    one_line_error(few, 1, "few.csv: ", "at least 4 are needed")
+    strange = edge("calibrate", "--data", csv("strange.csv", [*rows, f"{videos[0]},dancing"]), *out, "-q")
+    one_line_error(strange, 1, "strange.csv, line 14: 'dancing' is none of the classes (fight, no_fight)")
+    gone = edge("calibrate", "--data", csv("gone.csv", [f"gone{n}.mp4,fight" for n in range(9)]), *out, "-q")
+    one_line_error(gone, 1, "only 0 clips can be read")
+    one_line_error(edge("calibrate", "--data", FIGHTS, "-q"), 2, "--output is missing")
+    one_line_error(edge("calibrate", small_bundle, "-q"), 2, "--data is missing")
+    one_line_error(
+        edge("calibrate", "--data", FIGHTS, *out, "--variants", "int4", "-q"), 2, "--variants int4: is none of"
+    )
+    one_line_error(edge("calibrate", "--data", FIGHTS, *out, "--exit-goal", "fast", "-q"), 2, "NAME=KIND:VALUE")
+    one_line_error(edge("calibrate", "--data", FIGHTS, *out, "--method", "best", "-q"), 2, "--method best")
+    other = edge("calibrate", small_bundle, "--data", FIGHTS, "-q")
+    one_line_error(other, 1, "is none of the classes")
+    shutil.copytree(small_bundle, tmp_path / "other")
+    one_line_error(edge("calibrate", "--data", FIGHTS, "-o", tmp_path / "other", "-q"), 2, "a bundle of another model")
+    same = edge("calibrate", "--data", FIGHTS, "--report-on", FIGHTS, *out, "-q")
+    one_line_error(same, 2, "of its clips are in --data, too")
+    slow = ["--variants", "none", "--orders", "live", "--glimpse-fps", "0.5"]
+    one_line_error(edge("calibrate", "--data", FIGHTS, *out, *QUICK, *slow, "-q"), 1, "give --glimpse-fps")
+    one_class = csv("one.csv", [*(row for row in rows if row.endswith(",fight")), *(row for row in rows[-1:])])
+    done = edge("calibrate", "--data", one_class, *out, *QUICK, "--variants", "none", "--exit-goal", "a=accuracy:101")
+    one_line_error(done, 1, "at least 4 are needed")
+
+
+def test_a_class_that_no_clip_shows_is_told(tmp_path):
+    videos = sorted(FIGHTS.glob("fight/*.mp4")) + sorted(FIGHTS.glob("no_fight/*.mp4"))[:1]
+    rows = "".join(f"{video},{video.parent.name}\n" for video in [*videos, *videos[:2]])
+    (tmp_path / "data.csv").write_text(f"video,class\n{rows}")
+    goal = ["--variants", "none", "--exit-goal", "a=steps:4"]
+    done = edge("calibrate", "--data", tmp_path / "data.csv", "-o", tmp_path / "b", *QUICK, *goal)
+    assert done.returncode == 0, done.stderr
+    assert "shows 1 of the 2 classes: no_fight" in done.stderr
+    for bad, words in (("a=steps:9", "a clip has 8 steps only"), ("a=gflops:0.01", "one step takes 0.252 GFLOPs")):
+        done = edge("calibrate", tmp_path / "b", "--data", tmp_path / "data.csv", *QUICK, "--exit-goal", bad, "-q")
+        one_line_error(done, 2, words)
+
+
+def test_ties_go_to_the_emptier_side():
+    examples = [Example(f"{n}", Path("x"), (n,)) for n in range(200)]
+    one, other = halve(examples, 0.5, seed=0)
+    assert len(one) == len(other) == 100
+
+
+def test_half_precision_chooses_the_same_places_in_any_grid(golden_bundle, tmp_path):
+    """Origins equal to the last bit: a table of sevenths has no exact half-precision numbers."""
+    path = golden_bundle / "fp32" / "policy.onnx"
+    graph = load_graph(path)
+    random = np.random.default_rng(0)
+    feeds = {
+        "feature_map": np.abs(random.normal(size=(64, *OrtSession(path).inputs[0].shape[1:]))).astype(np.float32),
+        "policy_state": np.tanh(random.normal(size=(64, 1024))).astype(np.float32),
+    }
+    made = run_graph(to_half(graph), feeds, tmp_path / "half.onnx")
+    expected = OrtSession(path).run(feeds)
+    same = made["action"] == expected["action"]
+    assert same.mean() > 0.9
+    assert np.array_equal(made["origin"][same], expected["origin"][same])
+    half = load_graph(tmp_path / "half.onnx")
+    makers = producers(half)
+    for node in half.graph.node:  # no way through half precision and back
+        if node.op_type == "Cast" and node.attribute[0].i == onnx.TensorProto.FLOAT and node.input[0] in makers:
+            before = makers[node.input[0]]
+            assert before.op_type != "Cast" or before.attribute[0].i != onnx.TensorProto.FLOAT16
+
+
+def test_layers_near_overflow_stay_single(samples):
+    graph = graph_of(default_bundle(), "focuser")
+    name = next(node for node in graph.graph.node if node.name == layers(graph)[10])
+    half = to_half(graph, {name.output[0]: (-4e4, 10.0)})
+    weights = {w.name: w.data_type for w in half.graph.initializer}
+    kinds = [weights[node.input[1]] for node in half.graph.node if node.op_type == "Conv"]
+    assert kinds.count(onnx.TensorProto.FLOAT) == 1
+    assert kinds[10] == onnx.TensorProto.FLOAT
+
+
+def test_signed_bytes_are_added_exactly_where_a_device_would(tmp_path):
+    """On a CPU without VNNI the kernels overflow; the int8-trt variant is judged as a TensorRT device computes it."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    constants = {
+        "scale": np.array(1.0, np.float32), "zero": np.array(0, np.int8),
+        "weight": np.full((1, 64, 1, 1), 127, np.int8), "weight_scale": np.ones(1, np.float32),
+        "out_scale": np.array(2.0**14, np.float32),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "scale", "zero"], ["xd"]),
+        helper.make_node("DequantizeLinear", ["weight", "weight_scale"], ["w"], axis=0),
+        helper.make_node("Conv", ["xd", "w"], ["c"]),
+        helper.make_node("QuantizeLinear", ["c", "out_scale", "zero"], ["cq"]),
+        helper.make_node("DequantizeLinear", ["cq", "out_scale", "zero"], ["y"]),
+    ]
+    shapes = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", c, 4, 4]) for n, c in (("x", 64), ("y", 1))]
+    weights = [numpy_helper.from_array(values, name) for name, values in constants.items()]
+    graph = helper.make_graph(nodes, "g", shapes[:1], shapes[1:], initializer=weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), tmp_path / "g.onnx")
+    session = OrtSession(tmp_path / "g.onnx", exact_int8=True)
+    made = session.run({"x": np.full((1, 64, 4, 4), 127, np.float32)})["y"]
+    assert made == pytest.approx(np.full((1, 1, 4, 4), 64 * 127 * 127), abs=2**13)
