@@ -1,0 +1,1 @@
+"""AdaFocus families: one module per generation of the model."""
