@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ def published_order(count: int) -> list[int]:
     parts = 2
     while len(seen) < count:
         bounds = [part * last // parts for part in range(parts + 1)]
-        middles = [(start + stop) // 2 for start, stop in zip(bounds, bounds[1:], strict=False)]
+        middles = [(start + stop) // 2 for start, stop in pairwise(bounds)]
         seen = list(dict.fromkeys([*seen, *middles]))[:count]
         parts *= 2
     return seen

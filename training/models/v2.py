@@ -2,7 +2,8 @@
 
 Paper: arXiv 2112.14238. The policy gives a patch's corner as two real numbers, patches are cut out bilinearly, so that
 gradients reach the policy through the pixels, and the classifier keeps the running maximum of what was seen. Names
-follow the official state dict without ``module.``, except that MobileNetV2 has torchvision's (:func:`torchvision_names`).
+are those of the official state dict without ``module.``, except that MobileNetV2 has torchvision's
+(:func:`torchvision_names`).
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class PointPolicy(nn.Module):
         return origins
 
     def step(self, feature_map: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose for one frame, float [N, dim, h, w], and a state [N, H]; return the origin [N, 2] and the new state."""
+        """Choose for one frame, float [N, dim, h, w], and a state [N, H]; return origin [N, 2] and new state."""
         state = gru_step(self.gru, self.encoder(feature_map), state)
         return self.fc(state), state
 

@@ -58,7 +58,7 @@ def joint_loss(model: AdaFocusV2, frames: Tensor, target: Tensor, random_origins
         target: int64 [B], the clips' classes.
         random_origins: float [B * T, 2], 0..1, clip by clip.
     """
-    clips, steps = frames.shape[:2]
+    steps = frames.shape[1]
     flat = frames.flatten(0, 1)
     feature_maps, glances = model.glance_normalised(flat)
     origins = model.policy_stn(feature_maps.detach(), steps)
