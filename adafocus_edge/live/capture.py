@@ -591,9 +591,9 @@ def _address_pictures(
 ) -> Iterator[Picture]:
     import av
 
+    from adafocus_edge.media.containers import ADDRESS_LISTS, OPEN_OPTIONS, limit_pictures, limits, pixel_aspect
     from adafocus_edge.media.orientation import is_sideways
     from adafocus_edge.media.tracks import asked_track, describe_track, ranked_tracks, read_only
-    from adafocus_edge.media.video_file import ADDRESS_LISTS, OPEN_OPTIONS, limit_pictures, limits, pixel_aspect
 
     options = {**limits(ADDRESS_LISTS), "fflags": "nobuffer", "flags": "low_delay", "analyzeduration": ANALYSE_US}
     if source.address.startswith("rtsp"):
