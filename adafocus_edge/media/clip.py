@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SQUARE = Fraction(1)
 """The aspect of most pixels."""
+DEFAULT_FPS = 25.0
+"""Frame rate assumed for a source that does not define one, such as a folder of frames."""
 
 
 class Clip(Protocol):

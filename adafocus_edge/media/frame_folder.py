@@ -16,17 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adafocus_edge.errors import SourceError
-from adafocus_edge.media.clip import SQUARE, T
+from adafocus_edge.media.clip import DEFAULT_FPS, SQUARE, T
 from adafocus_edge.media.images import IMAGE_SUFFIXES, read_image
 from adafocus_edge.system.cpu import usable_cores
 from adafocus_edge.system.files import decode_text, read_own
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-FOLDER_FPS = 25.0
-"""A folder of frames says nothing of time; a video made of it is shown at this rate."""
 
 
 def natural_order(path: Path) -> list[tuple[int, str]]:
@@ -63,12 +59,12 @@ def _folder_fps(path: Path) -> float:
         text = decode_text(read_own(path)).strip()
         fps = float(text)
     except OSError:
-        return FOLDER_FPS
+        return DEFAULT_FPS
     except UnicodeError as error:
         raise SourceError(f"{path}: {error}") from None
     except ValueError:
         raise SourceError(f"{path}: {text[:40]!r} is no frame rate: write frames per second, such as 29.97") from None
-    return fps if 0 < fps < 1000 else FOLDER_FPS
+    return fps if 0 < fps < 1000 else DEFAULT_FPS
 
 
 def _folder_times(path: Path, count: int) -> list[float] | None:

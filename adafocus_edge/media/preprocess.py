@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from adafocus_edge.errors import FrameError
+from adafocus_edge.media.clip import DEFAULT_FPS
 from adafocus_edge.media.frames import ModelFrame, as_picture
 from adafocus_edge.model.spec import short_side
 
@@ -115,10 +116,6 @@ def sample_indices(frame_count: int, segments: int) -> list[int]:
     return [int(frame_count / segments * (index + 0.5)) for index in range(segments)]
 
 
-UNKNOWN_FPS = 25.0
-"""Assumed where a source does not tell its frame rate."""
-
-
 def luminance(picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the luminance (ITU-R BT.601) of an RGB or a grey picture as uint8 [H, W]. Raises ``FrameError``."""
     return np.asarray(as_picture(picture).convert("L"))
@@ -129,7 +126,7 @@ def motion_indices(index: int, fps: float, gap_s: float) -> tuple[int, int, int]
 
     See :func:`motion_frame_indices` for a clip of any rate.
     """
-    gap = max(1, round((fps or UNKNOWN_FPS) * gap_s))
+    gap = max(1, round((fps or DEFAULT_FPS) * gap_s))
     return max(0, index - 2 * gap), max(0, index - gap), index
 
 

@@ -71,8 +71,29 @@ def folded(name: str) -> str:
 
 
 def reason(error: OSError | UnicodeError) -> str:
-    """Return in a few words why a file could not be read."""
+    """Return in a few words why a file could not be read or written; of several files, the first."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        return str(error.args[0][0][2]).partition("] ")[2].partition(": '")[0]
     return getattr(error, "strerror", None) or str(error)
+
+
+@contextmanager
+def writable(path: str | Path, kind: type[AdaFocusError] = AdaFocusError) -> Iterator[None]:
+    """Raise ``PATH: cannot be written (REASON)`` instead of an ``OSError``.
+
+    Args:
+        path: the file or folder that the error names.
+        kind: type of the error.
+
+    Example::
+
+        with writable(path, BundleError), atomic_write(path) as file:
+            file.write(content)
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{path}: cannot be written ({reason(error)})") from error
 
 
 @contextmanager
@@ -279,7 +300,7 @@ def write_file(path: Path, content: bytes) -> None:
 
     A link stays, and what it leads to is written; see :func:`is_stream` for what is no file of its own.
     """
-    try:
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if is_stream(path):
             with open_stream(path) as stream:
@@ -287,8 +308,6 @@ def write_file(path: Path, content: bytes) -> None:
             return
         with atomic_write(path.resolve()) as file:
             file.write(content)
-    except OSError as error:
-        raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def write_text(path: Path, text: str) -> None:

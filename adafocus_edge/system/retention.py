@@ -9,13 +9,12 @@ import re
 import tempfile
 import time
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.errors import UsageError
 from adafocus_edge.system.addresses import BLANK, without_password
-from adafocus_edge.system.files import folded, is_stream
+from adafocus_edge.system.files import folded, is_stream, writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,46 +63,38 @@ class SafeNames:
         return self._names[source]
 
 
-def stamp(wall_s: float) -> str:
-    """Return a time, in seconds since 1970, as file names have it: ``YYYYmmdd-HHMMSS`` in UTC, as all output is."""
-    return datetime.fromtimestamp(wall_s, timezone.utc).strftime("%Y%m%d-%H%M%S")
-
-
 def check_folder(folder: Path, what: str) -> None:
     """Make a folder and try to write there. Raises ``UsageError`` for a file, ``AdaFocusError`` where it cannot be."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file: {what} go into a folder")
-    try:
+    with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise AdaFocusError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def check_parent(path: Path) -> None:
     """Check that a file or a folder can be made somewhere, without making any. Raises ``AdaFocusError``."""
     absolute = Path(os.path.abspath(path))
     parent = next(folder for folder in absolute.parents if os.path.lexists(folder))
-    reason = None
+    refused = None
     if not parent.is_dir():
-        reason = errno.ENOTDIR
+        refused = errno.ENOTDIR
     elif not os.access(parent, os.W_OK | os.X_OK):
-        only_read = hasattr(os, "statvfs") and os.statvfs(parent).f_flag & os.ST_RDONLY
-        reason = errno.EROFS if only_read else errno.EACCES
-    if reason is not None:
-        raise AdaFocusError(f"{path}: cannot be written ({os.strerror(reason)})")
+        read_only = hasattr(os, "statvfs") and os.statvfs(parent).f_flag & os.ST_RDONLY
+        refused = errno.EROFS if read_only else errno.EACCES
+    if refused is not None:
+        with writable(path):
+            raise OSError(refused, os.strerror(refused))
 
 
 def check_file(path: Path) -> None:
     """Check that a file can be written, without touching it. Raises ``UsageError`` for a folder, ``AdaFocusError``."""
     if path.is_dir():
         raise UsageError(f"{path}: is a folder, not a file to write")
-    try:
-        own = not is_stream(path)
-    except OSError as error:  # links in a circle, a folder that may not be entered
-        raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None
-    if own:
+    with writable(path):  # links in a circle, a folder that may not be entered
+        is_regular = not is_stream(path)
+    if is_regular:
         check_parent(path)
 
 

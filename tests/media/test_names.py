@@ -18,7 +18,8 @@ from adafocus_edge.cli.outputs import video_names
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import read_data, read_list
 from adafocus_edge.live.events import EventRule
-from adafocus_edge.media.frame_folder import FOLDER_FPS, FrameFolder
+from adafocus_edge.media.clip import DEFAULT_FPS
+from adafocus_edge.media.frame_folder import FrameFolder
 from adafocus_edge.media.sources import Source, find_sources
 from adafocus_edge.system.retention import SafeNames
 from calibration.inputs import _read_split
@@ -333,7 +334,7 @@ def test_other_encodings_are_told_in_a_line(encoding: str, tmp_path: Path) -> No
 
 def test_a_frame_rate_that_is_none_is_told(tmp_path: Path) -> None:
     picture(tmp_path / "1.png")
-    assert FrameFolder(str(tmp_path)).fps == FOLDER_FPS
+    assert FrameFolder(str(tmp_path)).fps == DEFAULT_FPS
     (tmp_path / "fps.txt").write_text("29,97\n")
     with pytest.raises(SourceError, match=r"fps\.txt: '29,97' is no frame rate"):
         FrameFolder(str(tmp_path))

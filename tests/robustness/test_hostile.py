@@ -18,7 +18,8 @@ from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceEr
 from adafocus_edge.evaluation.dataset import read_data
 from adafocus_edge.live.capture import Counters, _address_pictures
 from adafocus_edge.media import containers as reading
-from adafocus_edge.media.frame_folder import FOLDER_FPS, FPS_FILE, FrameFolder
+from adafocus_edge.media.clip import DEFAULT_FPS
+from adafocus_edge.media.frame_folder import FPS_FILE, FrameFolder
 from adafocus_edge.media.sources import Source, find_sources
 from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.system import files
@@ -219,7 +220,7 @@ def test_what_has_no_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.M
 def test_pipes_in_a_folder_are_not_waited_for(tmp_path: Path) -> None:
     frames = shutil.copytree(ROOT / "export" / "frames", tmp_path / "frames")
     os.mkfifo(frames / FPS_FILE)
-    assert FrameFolder(str(frames)).fps == FOLDER_FPS
+    assert FrameFolder(str(frames)).fps == DEFAULT_FPS
     bundle = copied_model(tmp_path / "bundle")
     (bundle / MANIFEST).unlink()
     os.mkfifo(bundle / MANIFEST)
