@@ -218,7 +218,7 @@ def _without_tokens(tail: str, scheme: str) -> str:
 
 
 def without_password(address: str) -> str:
-    """Return an address for display, with ``***`` in place of everything that may be secret.
+    """Return an address for display, with ``***`` in place of possible secrets.
 
     That is: everything up to the last ``@`` before the host; values of keys such as ``password``, ``token`` or ``sid``,
     in a query and in a path; and parts that look randomly generated, unless they are the name of a video file. A text
@@ -303,7 +303,7 @@ def _shown_in_text(found: str) -> str:
 
 
 def shown_failure(name: str, error: object) -> tuple[str, str]:
-    """Return the name of a clip and the reason it could not be read, both without secrets: a list may hold addresses."""
+    """Return the name of a clip and why it could not be read, without secrets: a list may hold addresses."""
     return conceal(name, name), conceal(str(error), name)
 
 

@@ -857,7 +857,7 @@ def test_named_sources_and_lists(tmp_path: Path) -> None:
     assert camera.name == "camera 0"
     (tmp_path / "a=b.mp4").touch()
     assert find_sources([str(tmp_path / "a=b.mp4")])[0].name.endswith("a=b.mp4")
-    for content, words in (("", "lists no sources"), ("x.streams", "no other lists")):
+    for content, words in (("", "the list holds no sources"), ("x.streams", "cannot contain another list")):
         listed.write_text(content)
         with pytest.raises(UsageError, match=words):
             find_sources([str(listed)])
