@@ -39,9 +39,7 @@ def decoded_picture(frame: VideoFrame, sample_aspect: Fraction) -> Picture:
     """
     from adafocus_edge.media.orientation import upright, upright_size
 
-    lock = (
-        threading.Lock()
-    )  # several threads may convert the same frame, but PyAV's converter of a frame takes one at a time
+    lock = threading.Lock()  # several threads may convert one frame, which PyAV does not allow at the same time
 
     def to_rgb() -> NDArray[Any]:
         with lock:

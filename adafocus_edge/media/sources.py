@@ -76,8 +76,8 @@ def find_sources(arguments: Sequence[str], skipped: list[str] | None = None) -> 
     """Return the sources that arguments name; folders and globs are expanded in natural order.
 
     A number is a camera index unless a file has that name. ``NAME=ADDRESS`` names one source; a ``*.streams`` file
-    lists such lines. A path that does not exist also becomes a source, and raises an error when it is opened, so that one
-    wrong name does not stop the others.
+    lists such lines. A path that does not exist also becomes a source, and raises an error when it is opened, so that
+    one wrong name does not stop the others.
 
     Args:
         arguments: paths, patterns, addresses and camera indices.
