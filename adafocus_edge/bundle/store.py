@@ -95,9 +95,22 @@ def check_unchanged(path: Path, sha256: str) -> None:
 
 
 def read_bundle(path: Path | str) -> Bundle:
-    """Read a bundle and check all of it: version, every hash, and that the graphs fit together.
+    """Read a bundle and check all of it: format version, every hash, and that its graphs fit together.
 
-    Raises ``BundleError`` that names the file and what is wrong with it.
+    Args:
+        path: the bundle's folder, such as :func:`default_bundle`.
+
+    Returns:
+        the bundle; among others ``.spec``, the model's shapes, and ``.classes``, the names of its C classes.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, changed, or of another format version; names the file and the
+            problem.
+
+    Example::
+
+        bundle = read_bundle("my-bundle")
+        print(bundle.spec.frame_size, bundle.classes)
     """
     bundle = open_bundle(path)
     check_graph_files(bundle)
