@@ -1,4 +1,4 @@
-"""Which videos an NVIDIA GPU decodes to NV12 exactly as the CPU path shows them; the CPU decodes all others."""
+"""Selection of videos that an NVIDIA GPU decodes to NV12 as the CPU path would; the CPU decodes all others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When each frame of a video file is shown, which packet times mean it, and where decoding can begin."""
+"""The timeline of a video file: when each frame is shown, how its packets are found, and where decoding can begin."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Timeline:
     in_fields: bool = False
 
     def is_constant_rate(self, tick_s: Fraction) -> bool:
-        """Whether all gaps between frames are equal within rounding."""
+        """Return whether all gaps between frames are equal within rounding."""
         gaps = np.diff(np.asarray(self.clock or (), np.int64))
         rounding = ROUNDING_TICKS + ROUNDING_S / tick_s
         return len(gaps) == 0 or int(gaps.max() - gaps.min()) <= rounding

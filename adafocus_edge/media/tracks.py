@@ -37,7 +37,7 @@ def ranked_tracks(container: InputContainer) -> list[VideoStream]:
     return sorted(tracks, key=rank, reverse=True)
 
 
-def asked_track(container: InputContainer, name: str, number: int) -> VideoStream:
+def requested_track(container: InputContainer, name: str, number: int) -> VideoStream:
     """Return video track ``number``, counted from 0 as in FFmpeg's ``v:NUMBER``.
 
     Raises ``SourceError`` if there is no such track, or if it is a cover picture.

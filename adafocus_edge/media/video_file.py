@@ -24,7 +24,7 @@ from adafocus_edge.media.nv12 import NotOnGpuError, codec_of, layout_of
 from adafocus_edge.media.orientation import is_sideways, upright
 from adafocus_edge.media.packet_times import PacketTimes, check_whole, index_timeline, longest_gap
 from adafocus_edge.media.timeline import Timeline, on_one_clock
-from adafocus_edge.media.tracks import asked_track, describe_track, ranked_tracks
+from adafocus_edge.media.tracks import describe_track, ranked_tracks, requested_track
 from adafocus_edge.system.addresses import without_password
 from adafocus_edge.system.cpu import usable_cores
 
@@ -85,7 +85,7 @@ class VideoFile:
         self.address = path
         self._held: list[VideoFrame] | None = None
         with self._open() as container:
-            tracks = [asked_track(container, self.name, track)] if track is not None else ranked_tracks(container)
+            tracks = [requested_track(container, self.name, track)] if track is not None else ranked_tracks(container)
             if not tracks:
                 raise SourceError(f"{self.name}: no video in this file (only sound, subtitles or a cover picture)")
             for stream in tracks:

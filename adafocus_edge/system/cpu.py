@@ -38,9 +38,9 @@ def physical_cores() -> int:
     return len(cores)
 
 
-def limit_cores(most: int) -> None:
-    """Make :func:`usable_cores` return at most ``most`` in this process, one of several that share the machine."""
-    _limits.append(most)
+def limit_cores(max_cores: int) -> None:
+    """Make :func:`usable_cores` return at most ``max_cores`` in this process, one of several on the machine."""
+    _limits.append(max_cores)
 
 
 def usable_cores() -> int:

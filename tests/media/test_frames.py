@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import adafocus_edge
 from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.device.pixels import FrameBuffer
 from adafocus_edge.backends.onnxruntime import OrtSession
@@ -131,6 +133,13 @@ def test_the_manuals_example_prints_the_label_and_the_confidence(tmp_path):
     label, confidence = done.stdout.split()
     assert label == "fight"
     assert 0.5 <= float(confidence) <= 1
+
+
+def test_the_packages_own_example_runs_and_prints_the_label(tmp_path):
+    code = textwrap.dedent(adafocus_edge.__doc__.partition("Example::")[2])
+    (tmp_path / "clip.mp4").write_bytes(CLIP.read_bytes())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout == "fight\n"
 
 
 def test_the_manuals_frames_are_those_of_ffmpeg_and_pillow(manual):
