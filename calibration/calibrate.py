@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from adafocus_edge.model.exits import Confidence, ExitThresholds, Order
 from adafocus_edge.model.spec import GRAPHS, contract
 from adafocus_edge.system.cpu import processor, usable_cores
 from adafocus_edge.system.files import draft_folder, locked
+from adafocus_edge.system.timestamps import iso_now
 from calibration.compare import timed
 from calibration.inputs import MIN_CLIPS, Inputs, read_inputs
 from calibration.judge import Viewer
@@ -382,7 +382,7 @@ class _Calibration:
             "measured": {
                 "on": f"{processor()[0]}, {self.options.threads or usable_cores()} threads, ONNX Runtime's CPU kernels",
                 "clips": len(judging),
-                "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "when": iso_now(),
                 "tools": _tools(),
             },
         }

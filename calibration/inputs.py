@@ -13,7 +13,7 @@ from adafocus_edge.bundle.manifest import Bundle
 from adafocus_edge.errors import DataError, UsageError
 from adafocus_edge.evaluation.dataset import Example, Split, read_data
 from adafocus_edge.evaluation.evidence import content_of, marks_of
-from adafocus_edge.media.sources import VIDEO_SUFFIXES, entries_in, find_sources, left_out_note
+from adafocus_edge.media.sources import VIDEO_SUFFIXES, entries_in, find_sources, skipped_note
 from calibration.samples import choose_clips, halve
 
 MIN_CLIPS = 4
@@ -129,5 +129,5 @@ def _read_split(path: Path, bundle: Bundle, frames: Path | None) -> tuple[Split,
         return read_data(path, bundle.classes, frames), True
     sources = find_sources([str(path)], left_out)
     examples = tuple(Example(source.name, Path(source.address), (0,)) for source in sources)
-    notes = (left_out_note(left_out),) if left_out else ()
+    notes = (skipped_note(left_out),) if left_out else ()
     return Split(examples, bundle.classes, str(path), notes=notes), False

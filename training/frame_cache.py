@@ -319,7 +319,7 @@ def probe_size(example: Example) -> tuple[int, int, int]:
             count = example.frames or len(images_in(example.path))
             with Image.open(next(iter(images_in(example.path)))) as image:
                 return count, *image.size
-        from adafocus_edge.media.video_file import rough_shape
+        from adafocus_edge.media.containers import rough_shape
 
         return rough_shape(str(example.path))
     except (OSError, StopIteration, AdaFocusError):

@@ -21,6 +21,7 @@ from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.evaluation.dataset import Split
 from adafocus_edge.model.spec import ModelSpec
 from adafocus_edge.system.cpu import limit_cores, usable_cores
+from adafocus_edge.system.interrupts import leave_interrupts_to_parent
 from training.datasets import ClipDataset, EpochSampler, Keeping, collate
 from training.distributed import Processes, gather
 from training.frame_cache import FrameStore, disk_room, disk_store, memory_room, memory_store
@@ -167,8 +168,7 @@ def fork_server() -> BaseContext:
 
 def _start_worker(memory: Path | None, _: int) -> None:
     """Let a worker leave Ctrl-C to the trainer, use one thread, and end when the trainer is killed, with its memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_interrupts_to_parent(reset_termination=True)
     torch.set_num_threads(1)
     limit_cores(1)
     threading.Thread(target=_end_with_trainer, args=(memory,), name="watch", daemon=True).start()

@@ -31,7 +31,7 @@ from adafocus_edge.evaluation.dataset import (
     without_suffix,
 )
 from adafocus_edge.media.frame_folder import FPS_FILE, FRAME_NAME, TIMES_FILE
-from adafocus_edge.media.sources import left_out_note, natural_path
+from adafocus_edge.media.sources import natural_path, skipped_note
 from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.model.spec import class_name
 from adafocus_edge.system.addresses import shown_failure
@@ -273,7 +273,7 @@ def _annotated(options: PrepareOptions, done: Prepared) -> list[Item]:
     left_out: list[str] = []
     index = VideoIndex(options.source, left_out)
     if left_out:
-        done.notes.append(left_out_note(left_out))
+        done.notes.append(skipped_note(left_out))
     lines = list(_annotations(options))
     stems = Counter(stem for line in lines for stem in {_stem(name) for name in line.names})
     elsewhere, joined = [], set()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import sys
 import time
 import warnings
@@ -29,6 +28,7 @@ from adafocus_edge.evaluation.metrics import accuracy_curve, top_k_accuracy
 from adafocus_edge.model.logits import softmax
 from adafocus_edge.model.spec import ModelSpec
 from adafocus_edge.system.console import printable, progress_bars
+from adafocus_edge.system.interrupts import DeferredSignals
 from training.backbones import BACKBONES
 from training.checkpoint import (
     Checkpoint,
@@ -144,7 +144,7 @@ class Trainer:
         self.failed: set[str] = set()
         self.shortage = ""
         self.started: list[Batches] = []
-        self.interruption = _Interruption()
+        self.interruption = DeferredSignals()
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -677,38 +677,6 @@ def _read_split(options: TrainOptions, name: str, classes: tuple[str, ...] | Non
 def _stage(options: TrainOptions) -> int:
     assert options.train_stage is not None
     return options.train_stage
-
-
-class _Interruption:
-    """Ctrl-C, SIGTERM and SIGHUP, taken between two batches; the second one at once. A context manager.
-
-    Their exception would be lost, and the run go on, if it were raised inside a destructor, as that of the data loader.
-    """
-
-    def __init__(self) -> None:
-        self._before: dict[int, Any] = {}
-        self._received: int | None = None
-
-    def __enter__(self) -> None:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, signal.SIGTERM)  # Windows has no SIGHUP
-            handler = signal.getsignal(number)
-            if number not in self._before and callable(handler):  # one that is ignored stays so
-                self._before[number] = signal.signal(number, self._receive)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def check(self) -> None:
-        """Raise what a signal that came meanwhile stands for."""
-        if self._received is not None:
-            self._before[self._received](self._received, None)
-
-    def _receive(self, number: int, frame: object) -> None:
-        if self._received is not None:
-            self._before[number](number, frame)
-        self._received = number
 
 
 @contextmanager

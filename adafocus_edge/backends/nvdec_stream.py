@@ -101,7 +101,7 @@ class Decoding:
             try:
                 pictures = list(decoder.decode(packet))
             except av.error.FFmpegError as error:
-                raise clip.broken(error) from None
+                raise clip.reading_error(error) from None
             for time, picture in pictures:
                 number = None if time is None else clip.index_at(time)
                 if number is not None:  # an edit list leaves frames out that others need
@@ -171,8 +171,8 @@ class StreamDecoder:
             yield frame.pts, decoded_picture(frame, self._aspect(frame))
 
     def _aspect(self, frame: VideoFrame | None) -> Fraction:
+        from adafocus_edge.media.containers import pixel_aspect
         from adafocus_edge.media.orientation import is_sideways
-        from adafocus_edge.media.video_file import pixel_aspect
 
         return pixel_aspect(self._stream.sample_aspect_ratio, frame is not None and is_sideways(frame))
 

@@ -41,16 +41,25 @@ def load_model(
 
     Args:
         bundle: from :func:`adafocus_edge.bundle.store.read_bundle`.
-        variant: its name, or ``auto`` for FP32, or the first one where there is none.
-        backend: one of :data:`BACKENDS`, or ``auto``: on a usable NVIDIA GPU TensorRT if engines of the variant were
-            built for it, else ONNX Runtime; without one, the CPU.
-        threads: for computing on the CPU; None for as many as there are usable cores.
-        conv_search: how ONNX Runtime on a GPU picks convolution algorithms: ``heuristic`` starts fast, ``exhaustive``
-            times every algorithm first.
+        variant: name of a variant, or ``auto``: FP32, or the bundle's first variant if it has no FP32.
+        backend: one of :data:`BACKENDS`, or ``auto``: on a usable NVIDIA GPU, TensorRT if engines of the variant were
+            built for it, otherwise ONNX Runtime; without such a GPU, ONNX Runtime on the CPU.
+        threads: number of threads on the CPU; None for one per usable core.
+        conv_search: how ONNX Runtime on a GPU selects convolution algorithms: ``heuristic`` starts fast, ``exhaustive``
+            measures every algorithm first.
+
+    Returns:
+        the model, a context manager. Close it with ``with`` or ``.close()``; use it from one thread at a time.
 
     Raises:
-        UsageError: an unknown variant or backend.
-        BackendError: the backend cannot run here, with the reason and what to install.
+        UsageError: the variant or the backend is unknown.
+        BackendError: the backend cannot run on this machine; gives the reason and what to install.
+        BundleError: a graph file is damaged or has changed since the bundle was read.
+
+    Example::
+
+        with load_model(bundle, backend="onnxruntime-cpu") as model:
+            glimpse = GlimpseStream(model).see([frame])
     """
     from adafocus_edge.backends import probe
 

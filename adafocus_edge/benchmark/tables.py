@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from adafocus_edge.benchmark.grid import PEERS
 from adafocus_edge.system.console import STYLE
+from adafocus_edge.system.csv_lines import csv_header, csv_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -207,9 +206,7 @@ def _markdown_table(heads: list[str], rows: list[list[str]]) -> list[str]:
 
 def csv_text(report: Report) -> str:
     """Return the rows as CSV, with a header line."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction="ignore")
-    writer.writeheader()
+    lines = [csv_header(CSV_COLUMNS)]
     for row in report["rows"]:
         flat = dict(row)
         for time in CSV_TIMES:
@@ -217,5 +214,5 @@ def csv_text(report: Report) -> str:
         flat |= {f"{part}_ms": entry["median"] for part, entry in (row["parts_ms"] or {}).items()}
         flat["top1_low"], flat["top1_high"] = row.get("top1_interval_95", (None, None))
         flat["same_time_as"] = " ".join(map(str, row["same_time_as"]))
-        writer.writerow(flat)
-    return file.getvalue()
+        lines.append(csv_line(CSV_COLUMNS, flat))
+    return "".join(lines)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import signal
 import time
 import warnings
 from contextlib import suppress
@@ -18,6 +17,7 @@ import numpy as np
 from adafocus_edge.benchmark.energy import EnergyMeter
 from adafocus_edge.benchmark.timing import Bench, Timing
 from adafocus_edge.errors import AdaFocusError, BackendError
+from adafocus_edge.system.interrupts import leave_interrupts_to_parent
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -151,7 +151,7 @@ class Worker:
 
 def _serve(connection: Connection, opening: Opening) -> None:
     """Load, then answer until told to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks ends it
+    leave_interrupts_to_parent()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)  # PyTorch's compiler tells what it misses
     try:

@@ -28,7 +28,16 @@ from adafocus_edge.bundle.manifest import (
 from adafocus_edge.bundle.variants import VARIANT_PREFERENCE
 from adafocus_edge.errors import BundleError, UsageError
 from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, TensorSpec, class_name, contract
-from adafocus_edge.system.files import atomic_write, decode_text, draft_folder, locked, read_own, read_text, reason
+from adafocus_edge.system.files import (
+    atomic_write,
+    decode_text,
+    draft_folder,
+    locked,
+    read_own,
+    read_text,
+    reason,
+    writable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -86,9 +95,22 @@ def check_unchanged(path: Path, sha256: str) -> None:
 
 
 def read_bundle(path: Path | str) -> Bundle:
-    """Read a bundle and check all of it: version, every hash, and that the graphs fit together.
+    """Read a bundle and check all of it: format version, every hash, and that its graphs fit together.
 
-    Raises ``BundleError`` that names the file and what is wrong with it.
+    Args:
+        path: the bundle's folder, such as :func:`default_bundle`.
+
+    Returns:
+        the bundle; among others ``.spec``, the model's shapes, and ``.classes``, the names of its C classes.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, changed, or of another format version; names the file and the
+            problem.
+
+    Example::
+
+        bundle = read_bundle("my-bundle")
+        print(bundle.spec.frame_size, bundle.classes)
     """
     bundle = open_bundle(path)
     check_graph_files(bundle)
@@ -196,7 +218,7 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
     try:
         with _draft(path) as draft:
             yield draft
-            with _wrap_errors(path):
+            with writable(path, BundleError):
                 _sync(draft)
                 if replace and path.exists():
                     with bundle_lock(path):
@@ -213,7 +235,7 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
 def _draft(path: Path) -> Iterator[Path]:
     """Give a folder beside a bundle that is to be, and tell what the disk refuses of it."""
     with ExitStack() as stack:
-        with _wrap_errors(path):
+        with writable(path, BundleError):
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = stack.enter_context(draft_folder(path.parent, f".{path.name}.", ".part"))
             draft.chmod(0o755)
@@ -240,7 +262,7 @@ def writing(path: Path, draft: Path) -> Iterator[None]:
                 where = f"{temporary} (set TMPDIR)"
         elif not any(file.is_relative_to(draft) for file in files):
             raise
-        raise BundleError(f"{where}: cannot be written ({_reason(error)})") from error
+        raise BundleError(f"{where}: cannot be written ({reason(error)})") from error
 
 
 def _free_bytes(folder: Path) -> int:
@@ -250,26 +272,10 @@ def _free_bytes(folder: Path) -> int:
         return 0
 
 
-def _reason(error: OSError) -> str:
-    """Return what the disk says, of the first file where there are several."""
-    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
-        return str(error.args[0][0][2]).partition("] ")[2].partition(": '")[0]
-    return error.strerror or str(error)
-
-
-@contextmanager
-def _wrap_errors(path: Path) -> Iterator[None]:
-    """Tell in words what the disk refuses."""
-    try:
-        yield
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written ({_reason(error)})") from error
-
-
 @contextmanager
 def bundle_lock(path: Path) -> Iterator[None]:
     """Wait until no other process changes a bundle, and keep them waiting meanwhile. Raises ``BundleError``."""
-    with _wrap_errors(path), locked(path / LOCK, wait=True):
+    with writable(path, BundleError), locked(path / LOCK, wait=True):
         yield
 
 
@@ -284,7 +290,7 @@ def copy_bundle(source: Path, target: Path) -> Bundle:
         return {name for name in names if name.startswith(".") or name == "__pycache__"} | ours(folder, names)
 
     with new_bundle(target) as draft:
-        with _wrap_errors(target):
+        with writable(target, BundleError):
             shutil.copytree(source, draft, dirs_exist_ok=True, ignore=left_out)
         try:
             copied = read_bundle(draft)

@@ -96,10 +96,10 @@ def choose_decoder(asked: DecoderName, model: LoadedModel, quiet: bool) -> Choic
 
 def find_inputs(arguments: list[str], quiet: bool, video_track: int | None) -> list[Source]:
     """Find sources, and print what is there and was not taken."""
-    from adafocus_edge.media.sources import find_sources, left_out_note
+    from adafocus_edge.media.sources import find_sources, skipped_note
 
     left_out: list[str] = []
     sources = find_sources(arguments, left_out)
     if left_out:
-        say_notes([left_out_note(left_out)], quiet)
+        say_notes([skipped_note(left_out)], quiet)
     return [replace(source, video_track=video_track) for source in sources]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from adafocus_edge.errors import AdaFocusError
+from adafocus_edge.system.interrupts import on_termination
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -98,9 +98,7 @@ class _Stderr(_Stdout):
 def run_command(app: typer.Typer) -> None:
     """Run a command line: every error becomes one line and an exit code."""
     # Unwinds the stack, as Ctrl-C does, so that nothing half-written stays.
-    signal.signal(signal.SIGTERM, _terminate)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not so under nohup
-        signal.signal(signal.SIGHUP, _terminate)
+    on_termination(_terminate)
     for name, kind in (("stdout", _Stdout), ("stderr", _Stderr)):
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller

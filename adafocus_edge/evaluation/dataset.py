@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from adafocus_edge.errors import DataError
 from adafocus_edge.media.frame_folder import FrameFolder
-from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source, clips_in, entries_in, left_out_note, videos_in
+from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source, clips_in, entries_in, skipped_note, videos_in
 from adafocus_edge.model.spec import class_name
 from adafocus_edge.system.files import read_text
 
@@ -312,7 +312,7 @@ def _read_folders(folder: Path, classes: Sequence[str] | None) -> Split:
         for source in clips_in(group, left_out):
             path = Path(source.address)
             examples.append(Example(str(path.relative_to(folder)), path, (names.index(name),)))
-    return _split(examples, names, str(folder), notes=(left_out_note(left_out),) if left_out else ())
+    return _split(examples, names, str(folder), notes=(skipped_note(left_out),) if left_out else ())
 
 
 def csv_rows(path: Path, *columns: str, also: str = "") -> Iterator[tuple[int, list[str]]]:

@@ -591,9 +591,9 @@ def _address_pictures(
 ) -> Iterator[Picture]:
     import av
 
+    from adafocus_edge.media.containers import ADDRESS_LISTS, OPEN_OPTIONS, limit_pictures, limits, pixel_aspect
     from adafocus_edge.media.orientation import is_sideways
-    from adafocus_edge.media.tracks import asked_track, describe_track, ranked_tracks, read_only
-    from adafocus_edge.media.video_file import ADDRESS_LISTS, OPEN_OPTIONS, limit_pictures, limits, pixel_aspect
+    from adafocus_edge.media.tracks import describe_track, ranked_tracks, read_only, requested_track
 
     options = {**limits(ADDRESS_LISTS), "fflags": "nobuffer", "flags": "low_delay", "analyzeduration": ANALYSE_US}
     if source.address.startswith("rtsp"):
@@ -606,7 +606,7 @@ def _address_pictures(
             if container.duration and source.address.startswith("http"):
                 raise HasAnEndError(f"{source.name}: has an end, so it is a file and not a live source")
             number = source.video_track
-            stream = tracks[0] if number is None else asked_track(container, source.name, number)
+            stream = tracks[0] if number is None else requested_track(container, source.name, number)
             if stream.codec_context is None:
                 raise SourceError(f"{source.name}: no decoder here for its video codec")
             limit_pictures(stream)

@@ -9,9 +9,10 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from adafocus_edge.system.timestamps import iso
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -355,11 +356,6 @@ class Sink:
         except Exception as error:  # a sink's trouble is never the run's
             self.failed += 1
             self._tell_once(error)
-
-
-def iso(wall_s: float) -> str:
-    """Return a time as ISO 8601 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(wall_s, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def guess_json(guess: Guess) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from adafocus_edge.live.messages import (
     Sink,
     Subscriber,
     Window,
-    iso,
 )
 from adafocus_edge.live.meters import DropMeter, DropReport, LatencyMeter, RateMeter
 from adafocus_edge.live.settings import CaptureOptions
@@ -37,6 +36,7 @@ from adafocus_edge.model.logits import softmax
 from adafocus_edge.runtime.lanes import HostLanes, Lanes
 from adafocus_edge.system.memory import trim
 from adafocus_edge.system.sensors import SensorReader
+from adafocus_edge.system.timestamps import iso
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from adafocus_edge.errors import SourceError
+from adafocus_edge.media.clip import DEFAULT_FPS
 from adafocus_edge.media.preprocess import CropWindow
 from adafocus_edge.system.files import DRAFT, draft_file, take_place
 
@@ -79,7 +80,7 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
                     if stream is None:
                         stream = cast(
                             "VideoStream",
-                            container.add_stream(codec, rate=Fraction(clip.fps or 25.0).limit_denominator(1001)),
+                            container.add_stream(codec, rate=Fraction(clip.fps or DEFAULT_FPS).limit_denominator(1001)),
                         )
                         stream.height, stream.width = picture.shape[:2]
                         stream.pix_fmt = "yuv420p"

@@ -69,7 +69,18 @@ def see_clip(model: LoadedModel, frames: Sequence[Any] | NDArray[np.uint8]) -> I
 
 
 class GlimpseStream:
-    """The stream schedule: N clips, one frame of each at a time."""
+    """The stream schedule: N clips that advance together, one frame of each per step.
+
+    Args:
+        model: a loaded model.
+        clips: N, the number of clips.
+
+    Example::
+
+        stream = GlimpseStream(model)
+        for index, frame in sampled_frames(clip, bundle.spec):
+            glimpse = stream.see([frame])  # .origins float32 [1, 2], .logits float32 [1, C]
+    """
 
     def __init__(self, model: LoadedModel, clips: int = 1) -> None:
         self._model = model
@@ -86,9 +97,17 @@ class GlimpseStream:
         self._state: Any = np.zeros((self._clips, self._model.spec.classifier_state), np.float32)
 
     def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Glimpse:
-        """Take one step with one frame of each clip: N frames, as :func:`see_clip` takes them.
+        """Take one step with one frame of each clip.
 
-        Raises ``FrameError`` for frames that the model would misread, or another number of them.
+        Args:
+            frames: N model frames, uint8 [S, S, 3] each, as for :func:`see_clip`.
+
+        Returns:
+            ``origins`` float32 [N, 2] and ``logits`` float32 [N, C], after all frames of each clip so far.
+
+        Raises:
+            FrameError: the number of frames is not N, or the model would misread one.
+            BackendError: the backend failed, or another thread is using the model.
         """
         check_frames(frames, self._model.spec)
         if len(frames) != self._clips:

@@ -29,13 +29,23 @@ WARM_STEPS = 2
 class Lanes:
     """Streams as rows of a batch.
 
-    A stream joins and leaves at any time. The batch is the smallest of 1, 2, 4 ... that holds all that are there; each
-    size is captured once, when it is first needed, and kept. A stream without a frame is left out of a step: it keeps
-    its state and its row, and nobody waits for it. When one leaves, the last row takes its place.
+    A stream can join and leave at any time. The batch size is the smallest of 1, 2, 4 ... that holds all streams; each
+    size is captured once, when it is first needed, and kept. A stream without a frame is skipped in a step: it keeps
+    its state and its row, and the others do not wait for it. When a stream leaves, the last row takes its place.
 
     Args:
-        model: on any backend of a bundle.
-        most: how many streams there may be.
+        model: a model loaded on any backend.
+        most: maximum number of streams.
+
+    Raises:
+        UsageError: ``most`` is less than 1, or more than the engines of the model were built for.
+
+    Example::
+
+        lanes = Lanes(model, most=64)
+        front, yard = lanes.join(), lanes.join()
+        seen = lanes.step({front: frame, yard: other})  # {stream: Glimpse of float32 [1, 2] and [1, C]}
+        lanes.leave(yard)
     """
 
     def __init__(self, model: LoadedModel, most: int) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import sys
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,12 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.errors import UsageError
 from adafocus_edge.system.console import printable
-from adafocus_edge.system.files import append_whole, is_stream, open_stream, write_all
+from adafocus_edge.system.csv_lines import csv_line
+from adafocus_edge.system.files import append_whole, is_stream, open_stream, writable, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from typing_extensions import Self
 
@@ -69,7 +68,7 @@ class ResultFile:
         self._path = path
         self._draft: Path | None = None
         self._is_csv = path.suffix.lower() == ".csv"
-        with self._wrap_errors():
+        with writable(self._path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if is_stream(path):
                 self._file: IO[bytes] = open_stream(path)
@@ -94,15 +93,10 @@ class ResultFile:
         self._held += 1
 
     def _append(self, entry: dict[str, Any]) -> None:
-        if self._is_csv:
-            text = io.StringIO()
-            csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore").writerow(entry)
-            line = text.getvalue()
-        else:
-            line = json.dumps(entry, ensure_ascii=False) + "\n"
+        line = csv_line(CSV_COLUMNS, entry) if self._is_csv else json.dumps(entry, ensure_ascii=False) + "\n"
         # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
         content = line.encode(errors="backslashreplace")
-        with self._wrap_errors():
+        with writable(self._path):
             if self._draft is None:
                 write_all(self._file, content)
             else:
@@ -116,7 +110,7 @@ class ResultFile:
         if kind is not None:
             self._leave()
             return
-        with self._wrap_errors():
+        with writable(self._path):
             self._file.close()
             if self._draft is not None:
                 os.replace(self._draft, self._path)
@@ -130,10 +124,3 @@ class ResultFile:
         elif self._draft is not None:
             with suppress(OSError):
                 self._draft.unlink()
-
-    @contextmanager
-    def _wrap_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise AdaFocusError(f"{self._path}: cannot be written ({error.strerror})") from None

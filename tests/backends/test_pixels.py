@@ -183,7 +183,7 @@ def test_the_shipped_graph_is_the_one_that_is_written():
 
 
 def test_what_is_not_nv12_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="even sides"):
+    with pytest.raises(ValueError, match="even width and height"):
         Decoded(241, 320)
     with pytest.raises(ValueError, match="unknown colour matrix"):
         Decoded(240, 320, "xyz")

@@ -527,7 +527,7 @@ def test_clips_stop_early_by_the_bundles_thresholds(calibrated):
         edge("classify", video, "--bundle", calibrated, "--exit", "none", "-q"), 2, "no exit thresholds 'none'"
     )
     one_line_error(edge("classify", video, "--bundle", calibrated, "--exit", "half/live", "-q"), 2, "files are seen in")
-    one_line_error(edge("classify", video, "--exit", "half", "-q"), 2, "`adafocus-edge calibrate` solves them")
+    one_line_error(edge("classify", video, "--exit", "half", "-q"), 2, "`adafocus-edge calibrate` computes them")
 
 
 def test_evaluation_counts_early_exits(calibrated):

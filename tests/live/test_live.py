@@ -30,7 +30,7 @@ from adafocus_edge.live import capture as capturing
 from adafocus_edge.live import meters
 from adafocus_edge.live.capture import Capture, Feed, _GlimpseSchedule
 from adafocus_edge.live.events import EventDetector, EventRule, Smoother
-from adafocus_edge.live.messages import Drops, Event, LiveFrame, Notice, ProvisionalResult, Sink, Window, iso
+from adafocus_edge.live.messages import Drops, Event, LiveFrame, Notice, ProvisionalResult, Sink, Window
 from adafocus_edge.live.meters import DropMeter
 from adafocus_edge.live.run import LiveOptions, LiveRun, RunStatus
 from adafocus_edge.live.session import NoticeTeller, Printer, Printing, status_line, status_shown
@@ -42,6 +42,7 @@ from adafocus_edge.model.spec import GRAPHS
 from adafocus_edge.runtime.classifier import Classifier
 from adafocus_edge.runtime.glimpse import GlimpseStream
 from adafocus_edge.runtime.lanes import HostLanes
+from adafocus_edge.system.timestamps import iso
 from tests.conftest import CLIPS, ROOT, edge, one_line_error
 from tests.support.streams import Garbage, HttpStream, RtmpStream, RtspServer, UdpStream
 
@@ -856,7 +857,7 @@ def test_named_sources_and_lists(tmp_path: Path) -> None:
     assert camera.name == "camera 0"
     (tmp_path / "a=b.mp4").touch()
     assert find_sources([str(tmp_path / "a=b.mp4")])[0].name.endswith("a=b.mp4")
-    for content, words in (("", "lists no sources"), ("x.streams", "no other lists")):
+    for content, words in (("", "the list holds no sources"), ("x.streams", "cannot contain another list")):
         listed.write_text(content)
         with pytest.raises(UsageError, match=words):
             find_sources([str(listed)])

@@ -407,7 +407,7 @@ def test_what_cannot_be_is_said_before_the_run(tmp_path):
         ({"rotate_s": -1}, "a recording of -1 seconds cannot be"),
         ({"fps": float("nan")}, "a recording of nan frames per second cannot be"),
         ({"keep": 0}, "keeping 0 recordings cannot be"),
-        ({"folder": file}, "is a file: recordings go into a folder"),
+        ({"folder": file}, "is a file, but recordings are written into a folder"),
     ):
         with pytest.raises(UsageError, match=text):
             Recorder(**{"folder": tmp_path / "new", "spec": SPEC, "tell": print, **options})

@@ -18,7 +18,8 @@ from adafocus_edge.cli.outputs import video_names
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import read_data, read_list
 from adafocus_edge.live.events import EventRule
-from adafocus_edge.media.frame_folder import FOLDER_FPS, FrameFolder
+from adafocus_edge.media.clip import DEFAULT_FPS
+from adafocus_edge.media.frame_folder import FrameFolder
 from adafocus_edge.media.sources import Source, find_sources
 from adafocus_edge.system.retention import SafeNames
 from calibration.inputs import _read_split
@@ -333,9 +334,9 @@ def test_other_encodings_are_told_in_a_line(encoding: str, tmp_path: Path) -> No
 
 def test_a_frame_rate_that_is_none_is_told(tmp_path: Path) -> None:
     picture(tmp_path / "1.png")
-    assert FrameFolder(str(tmp_path)).fps == FOLDER_FPS
+    assert FrameFolder(str(tmp_path)).fps == DEFAULT_FPS
     (tmp_path / "fps.txt").write_text("29,97\n")
-    with pytest.raises(SourceError, match=r"fps\.txt: '29,97' is no frame rate"):
+    with pytest.raises(SourceError, match=r"fps\.txt: '29,97' is not a frame rate"):
         FrameFolder(str(tmp_path))
 
 
@@ -418,7 +419,7 @@ def test_pictures_beside_videos_and_in_class_folders_are_left_out_and_said(tmp_p
 
 def test_frames_that_lie_in_a_class_folder_itself_are_named_in_the_error(tmp_path: Path) -> None:
     picture(tmp_path / "run" / "1.png")
-    with pytest.raises(DataError, match=r"no clips in it \(left out: .*run/1\.png"):
+    with pytest.raises(DataError, match=r"no clips in it \(skipped: .*run/1\.png"):
         read_data(tmp_path)
 
 
@@ -445,9 +446,9 @@ def test_what_is_left_out_is_one_line_on_stderr(tmp_path: Path) -> None:
     done = edge("classify", tmp_path / "frames", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["source"] == str(tmp_path / "frames")
-    (line,) = (line for line in done.stderr.splitlines() if "left out" in line)
+    (line,) = (line for line in done.stderr.splitlines() if "skipped: " in line)
     assert line.endswith("and 1 more")
-    assert "left out" not in edge("classify", tmp_path / "frames", "--json", "--quiet").stderr
+    assert "skipped: " not in edge("classify", tmp_path / "frames", "--json", "--quiet").stderr
 
 
 @pytest.mark.parametrize(

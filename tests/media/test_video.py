@@ -89,11 +89,12 @@ def test_a_process_of_one_core_decodes_in_order_and_gets_the_same_frames(kind, t
 
 def test_seeking_ends_where_decoding_on_costs_less(tmp_path):
     video = VideoFile(str(encode(tmp_path / "clip.mp4", frames=60, options={"g": "10", "sc_threshold": "0"})))
-    assert video._timeline.keys == [0, 10, 20, 30, 40, 50]
+    timeline = video._timeline
+    assert timeline.keys == [0, 10, 20, 30, 40, 50]
     every = list(range(60))
-    assert video._joined(video._runs(every)) == [every]
+    assert timeline.join_runs(timeline.runs(every)) == [every]
     # Two frames lie between frame 7 and the key frame 10; three between 16 and 20.
-    assert video._joined(video._runs([2, 7, 12, 16, 25, 55])) == [[2, 7, 12, 16], [25], [55]]
+    assert timeline.join_runs(timeline.runs([2, 7, 12, 16, 25, 55])) == [[2, 7, 12, 16], [25], [55]]
 
 
 def test_a_file_that_must_be_counted_is_decoded_once(tmp_path, monkeypatch):

@@ -190,7 +190,7 @@ def test_what_the_machine_lacks_is_no_fault_of_a_video(tmp_path):
     with no_more_files(), pytest.raises(ShortageError, match="image.png"):
         read_image(tmp_path / "image.png")
     with pytest.raises(ShortageError, match="Resource temporarily unavailable"):  # for want of a decoder's threads
-        clip.broken(av.error.BlockingIOError(11, "Resource temporarily unavailable"))
+        clip.reading_error(av.error.BlockingIOError(11, "Resource temporarily unavailable"))
 
 
 class Samples(Dataset[Any]):

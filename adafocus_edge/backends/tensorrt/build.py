@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import tempfile
 import threading
 import time
@@ -35,6 +34,7 @@ from adafocus_edge.bundle.store import LOCK, bundle_lock, copied_bundle, sha256_
 from adafocus_edge.errors import BackendError, BuildError, BundleError, UsageError
 from adafocus_edge.model.spec import GRAPHS, ModelSpec
 from adafocus_edge.system.files import atomic_write, locked
+from adafocus_edge.system.interrupts import note_interrupts
 
 if TYPE_CHECKING:
     from adafocus_edge.bundle.manifest import Bundle
@@ -140,7 +140,7 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
     rows: list[Row] = []
     with (
         _alone(folder),
-        _interruptions() as check,
+        note_interrupts() as check,
         tempfile.TemporaryDirectory(prefix=".build.", dir=folder) as scratch,
     ):
         for left in folder.glob(".build.*"):  # of a build that was killed
@@ -167,35 +167,6 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
                     write_engines(folder, engines)
             rows.append(Row(graph, reason, engines.engines[graph]))
     return Built(folder, engines, tuple(rows))
-
-
-@contextmanager
-def _interruptions() -> Iterator[Callable[[], None]]:
-    """Note Ctrl-C where a library swallows it: one that comes while TensorRT calls back into Python is lost there.
-
-    Yields what raises ``KeyboardInterrupt`` if there was one.
-    """
-    came = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-
-    def check() -> None:
-        if came.is_set():
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield check
-        return
-
-    def note(number: int, frame: Any) -> None:
-        came.set()
-        before(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-        check()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _check_options(library: Library, options: BuildOptions) -> None:

@@ -15,10 +15,11 @@ import av
 from av.video.frame import PictureType
 
 from adafocus_edge.errors import UsageError
-from adafocus_edge.live.messages import LiveFrame, Message, Notice, ProvisionalResult, Sink, iso
+from adafocus_edge.live.messages import LiveFrame, Message, Notice, ProvisionalResult, Sink
 from adafocus_edge.live.overlay import annotate_live
 from adafocus_edge.runtime.annotate import TICKS
-from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder, stamp
+from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder
+from adafocus_edge.system.timestamps import iso, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable

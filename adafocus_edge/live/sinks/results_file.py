@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
@@ -11,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.live.messages import Event, Message, Notice, ProvisionalResult, Sink, Window, to_line
 from adafocus_edge.runtime.results import CSV_COLUMNS
+from adafocus_edge.system.csv_lines import csv_header, csv_line
 from adafocus_edge.system.files import append_whole, is_stream, open_stream, write_all
 from adafocus_edge.system.retention import FailureReporter
 
@@ -114,7 +113,7 @@ class ResultsFile(Sink):
         else:
             assert isinstance(message, (Event, Notice, ProvisionalResult))
             entry = message.to_json()
-        text = _csv_line(_csv_row(entry)) if self._is_csv else to_line(entry) + "\n"
+        text = csv_line(LIVE_CSV_COLUMNS, _csv_row(entry)) if self._is_csv else to_line(entry) + "\n"
         # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
         return text.encode(errors="backslashreplace")
 
@@ -191,13 +190,7 @@ def _csv_row(entry: dict[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def _csv_line(row: dict[str, Any]) -> str:
-    text = io.StringIO()
-    csv.DictWriter(text, LIVE_CSV_COLUMNS, extrasaction="ignore").writerow(row)
-    return text.getvalue()
-
-
-CSV_HEADER = _csv_line(dict(zip(LIVE_CSV_COLUMNS, LIVE_CSV_COLUMNS, strict=True))).encode()
+CSV_HEADER = csv_header(LIVE_CSV_COLUMNS).encode()
 
 
 def _size_bytes(file: IO[bytes]) -> int:

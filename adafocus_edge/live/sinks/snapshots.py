@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adafocus_edge.errors import UsageError
-from adafocus_edge.live.messages import Event, Message, Sink, iso
+from adafocus_edge.live.messages import Event, Message, Sink
 from adafocus_edge.system.files import atomic_write
-from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder, safe_name, stamp
+from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder, safe_name
+from adafocus_edge.system.timestamps import iso, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
-from adafocus_edge.live.messages import CLOSE_S, LiveFrame, Message, Notice, OnceReporter, ProvisionalResult, iso
+from adafocus_edge.live.messages import CLOSE_S, LiveFrame, Message, Notice, OnceReporter, ProvisionalResult
 from adafocus_edge.media.clip import SQUARE
 from adafocus_edge.system.files import write_file
-from adafocus_edge.system.retention import safe_name, stamp
+from adafocus_edge.system.retention import safe_name
+from adafocus_edge.system.timestamps import iso, stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
