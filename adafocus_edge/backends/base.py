@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from adafocus_edge.model.spec import TensorSpec
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adafocus_edge.backends.tensors import Buffer, Work
+    from adafocus_edge.bundle.manifest import Bundle
 
 
 ConvSearch = Literal["heuristic", "exhaustive"]
@@ -19,6 +21,30 @@ ConvSearch = Literal["heuristic", "exhaustive"]
 algorithm, which takes seconds for each shape and may run faster afterwards."""
 CONV_SEARCH: ConvSearch = "heuristic"
 """The default: with ``exhaustive`` the first clip of the default model took 4.2 s on an H200."""
+
+
+CPU_BACKEND = "onnxruntime-cpu"
+"""The backend that runs everywhere."""
+ORT_TENSORRT_BACKEND = "onnxruntime-tensorrt"
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """A variant to open on a backend.
+
+    Attributes:
+        bundle: that holds it.
+        variant: its name.
+        backend: its name.
+        threads: for computing on the CPU; None for as many as there are usable cores.
+        conv_search: see :data:`ConvSearch`.
+    """
+
+    bundle: Bundle
+    variant: str
+    backend: str
+    threads: int | None = None
+    conv_search: ConvSearch = CONV_SEARCH
 
 
 class Tensor(Protocol):

@@ -7,24 +7,29 @@ import ctypes
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
-from adafocus_edge.backends.base import CONV_SEARCH
+from adafocus_edge.backends.base import CONV_SEARCH, CPU_BACKEND, ORT_TENSORRT_BACKEND
+from adafocus_edge.backends.device import cuda
 from adafocus_edge.backends.device.memory import check_alignment
+from adafocus_edge.backends.loaded import CPU_BATCH, LoadedModel, check_contract, open_programs
 from adafocus_edge.backends.probe import Obstacle, gpu_obstacle
 from adafocus_edge.backends.tensorrt.library import find_library
+from adafocus_edge.bundle.engines import ENGINES, PIXELS_FILE, PIXELS_GRAPH, variant_hash
+from adafocus_edge.bundle.store import check_graph_files
+from adafocus_edge.bundle.variants import EXACT_INT8
 from adafocus_edge.errors import BackendError
-from adafocus_edge.model.spec import TensorSpec
+from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec, TensorSpec
 from adafocus_edge.system.cpu import usable_cores
 
 if TYPE_CHECKING:
-    from adafocus_edge.backends.base import ConvSearch
-    from adafocus_edge.backends.device.cuda import CudaDevice
+    from adafocus_edge.backends.base import ConvSearch, LoadRequest, Program, Session
     from adafocus_edge.backends.tensors import Buffer, Work
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
@@ -101,7 +106,7 @@ class OrtProgram:
     def __init__(
         self,
         path: Path,
-        device: CudaDevice,
+        device: cuda.CudaDevice,
         threads: int | None = None,
         tensorrt: Path | None = None,
         *,
@@ -181,11 +186,11 @@ def failed(error: Exception) -> BackendError:
 
 
 def _providers(
-    device: CudaDevice, tensorrt: Path | None, conv_search: ConvSearch, *, captures: bool
+    device: cuda.CudaDevice, tensorrt: Path | None, conv_search: ConvSearch, *, captures: bool
 ) -> list[tuple[str, dict[str, str]]]:
     """Return the execution providers of a session on a GPU, with their options."""
     common = {"device_id": "0", "user_compute_stream": str(device.stream)}
-    cuda = {
+    options = {
         **common,
         # TF32 would round FP32 convolutions to 10 bits; a reduced precision is a variant, never a surprise.
         "use_tf32": "0",
@@ -194,10 +199,10 @@ def _providers(
         "arena_extend_strategy": "kSameAsRequested",
     }
     if tensorrt is None:
-        return [(CUDA_PROVIDER, {**cuda, "enable_cuda_graph": "1"} if captures else cuda)]
+        return [(CUDA_PROVIDER, {**options, "enable_cuda_graph": "1"} if captures else options)]
     # TensorRT's builder rounds FP32 to TF32 unless the whole process is told not to.
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-    return [(TENSORRT_PROVIDER, {**common, **_kept_in(tensorrt)}), (CUDA_PROVIDER, cuda)]
+    return [(TENSORRT_PROVIDER, {**common, **_kept_in(tensorrt)}), (CUDA_PROVIDER, options)]
 
 
 def _kept_in(folder: Path) -> dict[str, str]:
@@ -296,6 +301,15 @@ def tensorrt_obstacle() -> Obstacle | None:
     return None
 
 
+def capture_hint() -> Obstacle | None:
+    """Return why the CUDA provider is slower than it could be, and the fix, or None if it captures CUDA graphs."""
+    if release() >= CAPTURE_SAFE:
+        return None
+    needed = ".".join(map(str, CAPTURE_SAFE))
+    why = f"slower than it could be: CUDA graphs need ONNX Runtime {needed} or later"
+    return Obstacle(why, f"pip install 'onnxruntime-gpu>={needed}'")
+
+
 def library_obstacle() -> Obstacle | None:
     """Load what ONNX Runtime's CUDA provider needs: CUDA and cuDNN, from pip packages or the system."""
     folder = Path(ort.__file__).parent / "capi"
@@ -310,3 +324,78 @@ def library_obstacle() -> Obstacle | None:
     except OSError as error:
         return Obstacle(f"a CUDA library is missing ({first_line(error)})", "pip install 'adafocus-edge[gpu]'")
     return None
+
+
+def open_variant(request: LoadRequest) -> LoadedModel:
+    """Open a variant of a bundle on a backend that can run here, and check its files. Raises ``BackendError``."""
+    bundle, variant, backend = request.bundle, request.variant, request.backend
+    built = None
+    if backend == ORT_TENSORRT_BACKEND:  # it identifies engines by the names in a graph, not by its weights
+        built = bundle.path / ENGINES / f"{backend}-{variant}-{variant_hash(bundle, variant)[:12]}"
+    with ExitStack() as opened:
+        model = opened.enter_context(
+            open_graphs(
+                bundle.spec, lambda graph: bundle.graph_path(variant, graph), variant, backend, request.threads,
+                step=STEP_GRAPH in bundle.manifest.variants[variant], built=built, conv_search=request.conv_search,
+            )
+        )  # fmt: skip
+        check_graph_files(bundle, variant)  # the loaded files are those that were hashed
+        opened.pop_all()
+    return model
+
+
+def open_graphs(
+    spec: ModelSpec,
+    path_of: Callable[[str], Path],
+    variant: str,
+    backend: str,
+    threads: int | None = None,
+    *,
+    step: bool = False,
+    built: Path | None = None,
+    conv_search: ConvSearch = CONV_SEARCH,
+) -> LoadedModel:
+    """Open graph files with ONNX Runtime on a backend that can run here, and check them against the contract.
+
+    Args:
+        spec: the model's shapes and names.
+        path_of: gives each graph's file.
+        variant: what to call it.
+        backend: one of ONNX Runtime's.
+        threads: see :func:`load_model`.
+        step: whether there is a joined step, which a GPU then runs.
+        built: folder for what ONNX Runtime's TensorRT provider builds.
+        conv_search: see :func:`load_model`.
+
+    Raises ``BackendError``.
+    """
+    if backend == CPU_BACKEND:
+        with ExitStack() as opened:
+            sessions: dict[str, Session] = {}
+            for graph in GRAPHS:
+                session = OrtSession(path_of(graph), threads, exact_int8=variant in EXACT_INT8)
+                opened.callback(session.close)
+                check_contract(session, spec, graph, path_of(graph))
+                sessions[graph] = session
+            opened.pop_all()
+        return LoadedModel.of(spec, sessions, backend, variant, CPU_BATCH)
+
+    if built is not None:
+        built = _writable(built)
+    device = cuda.CudaDevice()
+
+    def opener(graph: str) -> Program:
+        if graph == PIXELS_GRAPH:
+            return OrtProgram(PIXELS_FILE, device, threads, any_shape=True)
+        return OrtProgram(path_of(graph), device, threads, built if graph in GRAPHS else None, conv_search=conv_search)
+
+    graphs = (*GRAPHS, STEP_GRAPH) if step and built is None else GRAPHS
+    return open_programs(spec, (*graphs, PIXELS_GRAPH), opener, path_of, device, backend=backend, variant=variant)
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BackendError(f"{folder}: cannot be written ({error.strerror})") from None
+    return folder

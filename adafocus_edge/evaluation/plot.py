@@ -6,7 +6,7 @@ import io
 import os
 from typing import TYPE_CHECKING, Any
 
-from adafocus_edge.bundle.variants import ON_CPU
+from adafocus_edge.bundle.variants import ON_CPU, REFERENCE
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
 from adafocus_edge.system.files import write_file
 
@@ -98,7 +98,7 @@ def draw_calibration(bundle: Bundle, path: Path) -> None:
             time.errorbar(row["ms_per_clip"], row["top1"], yerr=spread, label=name, **style)
     size.set_xlabel("megabytes")
     size.set_ylabel("top-1, percent")
-    reference = rows["fp32"]
+    reference = rows[REFERENCE]
     time.set_xlabel(f"ms per clip\n{measured['on']}")
     curve = reference["per_step_top1"]
     steps.plot(range(1, len(curve) + 1), curve, color="C0", marker="o", markersize=4, label="fp32, fixed steps")

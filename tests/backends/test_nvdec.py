@@ -22,10 +22,11 @@ import adafocus_edge.live.capture as capturing
 from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.device.pixels import FrameBuffer
 from adafocus_edge.backends.gpu_frames import DeviceFrame, FrameStore, UnmadeFrame
+from adafocus_edge.backends.loaded import open_programs
 from adafocus_edge.backends.nvdec import usable_decoder
 from adafocus_edge.backends.nvdec_stream import MAX_FAILURES, Decoding, StreamDecoder, sequence_parameters
 from adafocus_edge.backends.onnxruntime import OrtSession
-from adafocus_edge.backends.registry import load_model, open_programs
+from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.engines import PIXELS_FILE, PIXELS_GRAPH
 from adafocus_edge.bundle.store import default_bundle, open_bundle
 from adafocus_edge.errors import BackendError, SourceError, UsageError

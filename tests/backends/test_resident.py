@@ -10,8 +10,9 @@ import pytest
 from adafocus_edge.backends.device import cuda
 from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.device.runner import AHEAD
+from adafocus_edge.backends.loaded import open_programs
 from adafocus_edge.backends.onnxruntime import OrtSession
-from adafocus_edge.backends.registry import load_model, open_programs
+from adafocus_edge.backends.registry import load_model
 from adafocus_edge.backends.tensors import Buffer
 from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.errors import BackendError, UsageError

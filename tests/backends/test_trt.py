@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adafocus_edge.backends.device.memory import HostDevice
-from adafocus_edge.backends.registry import open_programs
+from adafocus_edge.backends.loaded import open_programs
 from adafocus_edge.backends.tensorrt.library import Library
 from adafocus_edge.backends.tensorrt.program import TrtProgram, TrtRuntime
 from adafocus_edge.bundle.store import read_bundle
@@ -121,7 +121,7 @@ def test_a_damaged_engine_is_told(small_bundle, folder, library):
 
 def test_an_engine_that_is_not_what_the_bundle_says_is_refused(small_bundle, folder, library):
     (folder / "policy.engine").write_bytes((folder / "glancer.engine").read_bytes())
-    with pytest.raises(BackendError, match=r"policy\.engine: takes or gives frame"):
+    with pytest.raises(BackendError, match=r"policy\.engine: graph signature mismatch: found frame"):
         opened(small_bundle, folder, library)
 
 

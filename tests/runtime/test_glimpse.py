@@ -244,7 +244,7 @@ def test_a_graph_that_is_not_what_the_manifest_says_is_refused(small_bundle, tmp
     (tmp_path / "fp32").mkdir()
     for graph in GRAPHS:
         (tmp_path / "fp32" / f"{graph}.onnx").write_bytes((small_bundle / "fp32" / "policy.onnx").read_bytes())
-    with pytest.raises(BackendError, match=r"glancer\.onnx: takes or gives feature_map"):
+    with pytest.raises(BackendError, match=r"glancer\.onnx: graph signature mismatch: found feature_map"):
         load_model(wrong, backend="onnxruntime-cpu")
     (tmp_path / "fp32" / "glancer.onnx").write_bytes(b"no graph")
     with pytest.raises(BackendError, match=r"glancer\.onnx: ONNX Runtime .* cannot load it"):

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adafocus_edge.backends.device import cuda
 from adafocus_edge.backends.device.memory import check_alignment
-from adafocus_edge.backends.tensorrt.library import Library, pop_first_error, wrap_errors
+from adafocus_edge.backends.loaded import LoadedModel, open_programs
+from adafocus_edge.backends.tensorrt.library import MODULES, Library, find_library, pop_first_error, wrap_errors
+from adafocus_edge.bundle.engines import PIXELS_GRAPH, find_engines
+from adafocus_edge.bundle.store import check_unchanged
 from adafocus_edge.errors import BackendError
-from adafocus_edge.model.spec import TensorSpec
+from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, TensorSpec
 from adafocus_edge.system.files import atomic_write
 
 if TYPE_CHECKING:
-    from adafocus_edge.backends.device.cuda import CudaDevice
+    from adafocus_edge.backends.base import LoadRequest
     from adafocus_edge.backends.tensors import Buffer, Work
 
 Shapes = tuple[tuple[int, ...], ...]
 WORKSPACE_UNIT = 1 << 20
 """Workspaces are allocated in whole MiB, so that contexts of like shapes share one."""
+
+RUNTIME_CACHE = "runtime.cache"
+"""Beside engines: kernels that TensorRT-RTX compiled on this device."""
 
 
 class TrtRuntime:
@@ -75,7 +82,7 @@ class TrtProgram:
         device: whose stream it computes on.
     """
 
-    def __init__(self, path: Path, runtime: TrtRuntime, device: CudaDevice) -> None:
+    def __init__(self, path: Path, runtime: TrtRuntime, device: cuda.CudaDevice) -> None:
         self._path = path
         self._runtime = runtime
         self._device = device
@@ -186,3 +193,50 @@ class TrtProgram:
                 f"{self._path}: takes batches up to {most}, not {batch}: build it with --streams {batch}"
             )
         return min(fitting)[1]
+
+
+def open_variant(request: LoadRequest) -> LoadedModel:
+    """Open the engines of a variant that were built for this GPU, and check their files.
+
+    Raises ``BackendError`` if no TensorRT library runs on this GPU, or no engines fit.
+    """
+    bundle, variant = request.bundle, request.variant
+    gpu = cuda.this_gpu()
+    found = None
+    refused: BackendError | None = None
+    for name in MODULES:
+        try:
+            library = find_library(name)
+        except BackendError as error:
+            refused = refused or error
+            continue
+        if (obstacle := library.gpu_obstacle(gpu)) is not None:
+            refused = BackendError(obstacle)
+            continue
+        try:
+            found = find_engines(bundle, variant, library.name, library.version, gpu)
+            break
+        except BackendError as error:
+            refused = error
+    if found is None:
+        raise refused or BackendError("TensorRT is not installed")
+    folder, engines = found
+    runtime = TrtRuntime(library, folder / RUNTIME_CACHE, host_code=engines.options.version_compatible)
+    device = cuda.CudaDevice()
+
+    def path_of(graph: str) -> Path:
+        return folder / engines.engines[graph].file
+
+    graphs = (*GRAPHS, *(graph for graph in (STEP_GRAPH, PIXELS_GRAPH) if graph in engines.engines))
+    model = open_programs(
+        bundle.spec, graphs, lambda graph: TrtProgram(path_of(graph), runtime, device), path_of, device,
+        backend=request.backend, variant=variant,
+    )  # fmt: skip
+    assert model.resident is not None
+    model.resident.on_close(runtime.close)
+    with ExitStack() as opened:
+        opened.enter_context(model)
+        for graph in graphs:
+            check_unchanged(path_of(graph), engines.engines[graph].sha256)
+        opened.pop_all()
+    return model
