@@ -30,11 +30,9 @@ def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
     figure = new_figure(11, 4.6)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     curve = found.curve()
-    steps = [int(entry["step"]) + 1 for entry in curve]
-    for name in ("top1", "mAP"):
-        left.plot(
-            steps, [entry[name] for entry in curve], marker="o", markersize=4, label=name.replace("top1", "top-1")
-        )
+    steps = [figures.step + 1 for figures in curve]
+    left.plot(steps, [figures.top1 for figures in curve], marker="o", markersize=4, label="top-1")
+    left.plot(steps, [figures.mAP for figures in curve], marker="o", markersize=4, label="mAP")
     left.set_xlabel("glimpses seen")
     left.set_ylabel("percent")
     left.set_title(title)
