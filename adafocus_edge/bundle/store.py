@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from adafocus_edge.bundle.classes import check_classes, class_lines
 from adafocus_edge.bundle.manifest import (
     CLASSES,
     FORMAT_VERSION,
@@ -27,11 +28,11 @@ from adafocus_edge.bundle.manifest import (
 )
 from adafocus_edge.bundle.variants import VARIANT_PREFERENCE
 from adafocus_edge.errors import BundleError, UsageError
-from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, TensorSpec, class_name, contract
-from adafocus_edge.system.files import atomic_write, decode_text, draft_folder, locked, read_own, read_text, reason
+from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, TensorSpec, contract
+from adafocus_edge.system.files import atomic_write, decode_text, draft_folder, locked, read_own
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 LOCK = ".lock"
 """Held in a bundle's folder by the process that changes it."""
@@ -59,16 +60,21 @@ def sha256_of(path: Path) -> str:
     if known is not None:
         return known
     now_ns = time.time_ns()
-    with path.open("rb") as file:
-        before = os.fstat(file.fileno())
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-        after = os.fstat(file.fileno())
+    digest, before, after = _read_digest(path)
     changed_ns = max(after.st_mtime_ns, after.st_ctime_ns)
     if _state(before) == _state(after) and changed_ns < now_ns - SETTLED_NS:
-        _hashed[_state(after)] = digest.hexdigest()
-    return digest.hexdigest()
+        _hashed[_state(after)] = digest
+    return digest
+
+
+def _read_digest(path: Path) -> tuple[str, os.stat_result, os.stat_result]:
+    """Read a file; return its SHA-256 in hex, and its state before and after. Raises ``OSError``."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        before = os.fstat(file.fileno())
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest(), before, os.fstat(file.fileno())
 
 
 def _state(found: os.stat_result) -> _State:
@@ -107,7 +113,7 @@ def open_bundle(path: Path | str) -> Bundle:
     _check_names(folder, manifest)
     check_unchanged(folder / CLASSES, manifest.classes_sha256)
     _check_graphs(folder, manifest)
-    classes = _class_lines(folder / CLASSES)
+    classes = class_lines(folder / CLASSES)
     check_classes(classes, manifest.model.classes, str(folder / CLASSES))
     return Bundle(folder, manifest, classes)
 
@@ -123,61 +129,6 @@ def check_graph_files(bundle: Bundle, variant: str | None = None) -> None:
     with ThreadPoolExecutor(thread_name_prefix="hash") as pool:
         for _ in pool.map(lambda info: check_unchanged(bundle.path / info.file, info.sha256), infos):
             pass
-
-
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Read class names, one per line, in UTF-8; empty lines at the end do not count.
-
-    Raises ``BundleError``, also where two lines name the same class.
-    """
-    names = _class_lines(path)
-    check_distinct(names, str(path))
-    return names
-
-
-def check_distinct(names: Sequence[str], origin: str) -> None:
-    """Check that no two classes have the same name. Raises ``BundleError`` that begins with ``origin``."""
-    lines: dict[str, int] = {}
-    for number, name in enumerate(names, start=1):
-        if (line := lines.setdefault(name, number)) != number:
-            raise BundleError(
-                f"{origin}: lines {line} and {number} both name the class {name!r}: give each its own name"
-            )
-
-
-def _class_lines(path: Path) -> tuple[str, ...]:
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        raise BundleError(f"{path}: no such class file") from None
-    except (OSError, UnicodeError) as error:
-        raise BundleError(f"{path}: not a list of class names in UTF-8 ({reason(error)})") from None
-    lines = [class_name(line.strip()) for line in text.rstrip().splitlines()]
-    if not lines:
-        raise BundleError(f"{path}: no class names in it")
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            raise BundleError(f"{path}: line {number} is empty; there must be one class name per line")
-    return tuple(lines)
-
-
-def same_classes(own: Sequence[str], given: Sequence[str]) -> bool:
-    """Whether two lists of class names say the same in the same order; ways to encode one letter do not count."""
-    return [*map(class_name, own)] == [*map(class_name, given)]
-
-
-def first_difference(own: Sequence[str], given: Sequence[str]) -> str:
-    """Say where two lists of class names differ first."""
-    for number, (before, now) in enumerate(zip(own, given, strict=False)):
-        if not same_classes([before], [now]):
-            return f"class {number} was {before!r}, and is now {now!r}"
-    return f"there were {len(own)} classes, and are now {len(given)}"
-
-
-def check_class_order(own: Sequence[str] | None, given: Sequence[str], where: str) -> None:
-    """Raise ``UsageError`` if a file names a model's own classes in another order: every label would be wrong."""
-    if own and not same_classes(own, given) and same_classes(sorted(own), sorted(given)):
-        raise UsageError(f"{where}: the model's own classes in another order ({first_difference(own, given)})")
 
 
 @contextmanager
@@ -415,18 +366,6 @@ def _sync(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-
-
-def check_classes(names: Sequence[str], count: int, origin: str) -> None:
-    """Check that class names can be written one per line and are as many as the model has.
-
-    Raises ``BundleError`` that begins with ``origin``.
-    """
-    if len(names) != count:
-        raise BundleError(f"{origin}: names {len(names)} classes, but the model has {count}")
-    for number, name in enumerate(names):
-        if not name.strip() or name != name.strip() or len(name.splitlines()) != 1:
-            raise BundleError(f"{origin}: class {number} is named {name!r}, which is no line of text")
 
 
 def _read_manifest(folder: Path) -> Manifest:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from adafocus_edge.bundle import store as bundle_module
-from adafocus_edge.bundle.store import new_bundle, read_bundle, read_classes
+from adafocus_edge.bundle.classes import read_classes
+from adafocus_edge.bundle.store import new_bundle, read_bundle
 from adafocus_edge.errors import BundleError, UsageError
 from adafocus_edge.model.spec import TensorSpec, contract
 from tests.conftest import CLIPS, SMALL, edge, official_spec, one_line_error

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from adafocus_edge.benchmark.compare import read_report
+from adafocus_edge.bundle.classes import read_classes
 from adafocus_edge.bundle.manifest import CLASSES, MANIFEST
-from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, read_classes, sha256_of
+from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, sha256_of
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import read_data
 from adafocus_edge.live.capture import Counters, _address_pictures
