@@ -19,7 +19,7 @@ def read_lines(path: Path, kind: str, missing: str, error: type[AdaFocusError]) 
     Args:
         path: of the file.
         kind: what it must be, such as ``list of class names``, for errors.
-        missing: what it is called where it does not exist, such as ``class file``.
+        missing: what to call it if it does not exist, such as ``class file``.
         error: what to raise for a file that is missing, unreadable or not in UTF-8.
     """
     try:
@@ -90,14 +90,12 @@ def check_class_order(own: Sequence[str] | None, given: Sequence[str], where: st
 
 
 def check_classes(names: Sequence[str], count: int, origin: str) -> None:
-    """Check that class names can be written one per line and are as many as the model has.
+    """Check that there are as many class names as the model has classes, each of which fits on one line.
 
     Raises ``BundleError`` that begins with ``origin``.
     """
     if len(names) != count:
-        raise BundleError(f"{origin}: names {len(names)} classes, but the model has {count}")
+        raise BundleError(f"{origin}: it names {len(names)} classes, but the model has {count}")
     for number, name in enumerate(names):
         if not name.strip() or name != name.strip() or len(name.splitlines()) != 1:
-            raise BundleError(
-                f"{origin}: class {number} is named {name!r}, which is not one line of text without surrounding spaces"
-            )
+            raise BundleError(f"{origin}: class {number} is named {name!r}: it must be one line of text")

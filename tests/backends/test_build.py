@@ -173,7 +173,7 @@ def test_an_engine_is_built_again_when_and_only_when_something_that_matters_chan
     (done.folder / "glancer.engine").unlink()
     damaged = done.folder / "focuser.engine"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    assert built(bundle)[1] == {"glancer": "its file is gone", "focuser": "its file is damaged"}
+    assert built(bundle)[1] == {"glancer": "its file is missing", "focuser": "its file is damaged"}
 
     # The options.
     options = BuildOptions(streams=3)
@@ -271,7 +271,7 @@ def test_what_cannot_be_built_is_told_in_a_line(bundle, tmp_path):
 
     fails(2, "--target sm_42", "knows sm_75", options=["--target", "sm_42"])
     fails(2, "--target is empty", options=["--target", ","])
-    fails(2, "no variant 'int8-trt'; it holds: fp32", options=["--variant", "int8-trt"])
+    fails(2, "no variant 'int8-trt'; its variants are: fp32", options=["--variant", "int8-trt"])
     fails(1, "TensorRT is not installed", "pip install 'adafocus-edge[tensorrt]'", options=["--library", "tensorrt"])
     fails(2, "--version-compatible is TensorRT's", options=["--version-compatible"])
     fails(2, "--hardware-compatible is TensorRT's", options=["--hardware-compatible", "ampere+"])
@@ -279,7 +279,7 @@ def test_what_cannot_be_built_is_told_in_a_line(bundle, tmp_path):
     fails(1, "policy.onnx", "SM75", "FP32 GEMM is not supported", options=["--target", "sm_75"])
     one_line_error(edge("build", tmp_path / "nowhere"), 1, "no such bundle")
     one_line_error(edge("build"), 2, "--output is missing: the default model")
-    fails(2, "exists already and is no copy", options=["-o", tmp_path])
+    fails(2, "already exists and is not a copy", options=["-o", tmp_path])
     fails(2, "--target sm_42", options=["-o", tmp_path / "copy", "--target", "sm_42"])
     assert not (tmp_path / "copy").exists()
     assert not list((bundle.path / "engines").glob("*/.build.*"))
@@ -319,7 +319,7 @@ def test_engines_are_refused_with_a_reason_on_the_wrong_device(bundle, monkeypat
     wrong = Gpu("NVIDIA GeForce RTX 5090", "12.0")
     with pytest.raises(BackendError, match=r"sm89-fp32: built for sm_89, not for sm_120\); run: adafocus-edge build"):
         find_engines(bundle, "fp32", library.name, library.version, wrong)
-    with pytest.raises(BackendError, match=r"built with tensorrt-rtx .*, and 9\.9 is installed"):
+    with pytest.raises(BackendError, match=r"built with tensorrt-rtx .*, but 9\.9 is installed"):
         find_engines(bundle, "fp32", library.name, "9.9", ADA)
     # As a user meets it: the backend that was asked for by name, on another GPU and then without one.
     monkeypatch.setattr(probe, "gpu_obstacle", lambda: None)
@@ -426,7 +426,7 @@ ON_H200 = BuiltFor("tensorrt", "10.13.3", "NVIDIA H200", ("sm_90",))
         (ON_H200, {"version_compatible": True}, ("tensorrt", "10.14.0"), ("NVIDIA H200", "9.0"), None),
         (ON_H200, {"version_compatible": True}, ("tensorrt", "10.2.0"), ("NVIDIA H200", "9.0"), "10.2.0 is installed"),
         (ON_H200, {"version_compatible": True}, ("tensorrt", "11.0.0"), ("NVIDIA H200", "9.0"), "11.0.0 is installed"),
-        (ON_H200, {}, ("tensorrt-rtx", "1.7"), ("NVIDIA H200", "9.0"), "tensorrt-rtx is what is here"),
+        (ON_H200, {}, ("tensorrt-rtx", "1.7"), ("NVIDIA H200", "9.0"), "but tensorrt-rtx is installed"),
         (PORTABLE, {}, ("tensorrt-rtx", "1.7"), ("RTX 3060", "8.6"), None),
         (PORTABLE, {}, ("tensorrt-rtx", "1.7"), ("T4", "7.5"), "built for sm_80, sm_86, not for sm_75"),
         (PORTABLE, {}, ("tensorrt-rtx", "1.7"), ("NVIDIA H200", "9.0"), "not for sm_90"),
