@@ -1,4 +1,4 @@
-"""A model that is ready to run: four sessions, and what keeps them on a device."""
+"""A model that is ready to run: four sessions, and optionally a runner that keeps all tensors on a device."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class LoadedModel:
         classifier: ``glance``, ``focus`` and ``state`` to ``logits`` and ``state_out``.
         backend: its name, such as ``onnxruntime-cpu``.
         variant: its name, such as ``fp32``.
-        batch: how many frames of a clip are best given to the glancer and the focuser at once.
-        resident: the same graphs with everything kept on a device; None where the four sessions are all there is.
+        batch: how many frames of a clip to pass to the glancer and the focuser per call.
+        resident: runs the same graphs with all tensors on a device; None if only the four sessions exist.
     """
 
     spec: ModelSpec
@@ -62,12 +62,12 @@ class LoadedModel:
         batch: int,
         resident: DeviceRunner | None = None,
     ) -> LoadedModel:
-        """Make a model of sessions by the names of their graphs."""
+        """Return a model of sessions, given by the names of their graphs."""
         glancer, policy, focuser, classifier = (sessions[graph] for graph in GRAPHS)
         return cls(spec, glancer, policy, focuser, classifier, backend, variant, batch, resident)
 
     def close(self) -> None:
-        """Close all four sessions and what is on a device, even if closing one of them fails."""
+        """Close the four sessions and the runner, even if closing one of them fails."""
         with ExitStack() as stack:
             if self.resident is not None:
                 self.resident.release()
@@ -87,7 +87,7 @@ class LoadedModel:
 def on_device(
     spec: ModelSpec, programs: Mapping[str, Program], device: Device, *, backend: str, variant: str
 ) -> LoadedModel:
-    """Make a model of graphs on a device. It owns them all: closing it closes programs and device."""
+    """Return a model of programs on a device. It owns them: closing the model closes the programs and the device."""
     sessions = {graph: DeviceSession(programs[graph], device) for graph in GRAPHS}
     return LoadedModel.of(spec, sessions, backend, variant, spec.segments, DeviceRunner(spec, programs, device))
 
@@ -102,16 +102,16 @@ def open_programs(
     backend: str,
     variant: str,
 ) -> LoadedModel:
-    """Open programs on a device and make a model of them; if one of them fails, all are closed, the device too.
+    """Open programs on a device and return a model of them; if one fails, close all of them and the device.
 
     Args:
         spec: the model's shapes and names.
-        graphs: which to open: the four, and others that the loops make use of.
-        opener: opens one.
-        path_of: names a graph's file in errors.
+        graphs: to open: the four, and others that the loops use.
+        opener: opens a graph by its name.
+        path_of: returns a graph's file, for errors.
         device: where they run.
-        backend: what the model calls it.
-        variant: what the model calls it.
+        backend: its name.
+        variant: its name.
 
     Raises ``BackendError``.
     """

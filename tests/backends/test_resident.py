@@ -321,7 +321,7 @@ def test_memory_that_nobody_wrote_is_poison_and_what_lies_beside_it_is_fenced():
     device.zero(one)
     device.finish()
     device.zero(beyond)
-    with pytest.raises(BackendError, match="something was written outside of a tensor"):
+    with pytest.raises(BackendError, match="memory was written outside of the tensor"):
         device.finish()
 
 
