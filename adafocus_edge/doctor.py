@@ -19,12 +19,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from adafocus_edge import __version__
+from adafocus_edge.backends.base import CPU_BACKEND, ORT_TENSORRT_BACKEND
+from adafocus_edge.backends.registry import BACKEND_TABLE, Backend
 from adafocus_edge.errors import BackendError
 from adafocus_edge.system.console import STYLE
 from adafocus_edge.system.cpu import physical_cores, processor, usable_cores
 
 VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 """CPU abilities that decide how fast FP32 and INT8 are."""
+
+OTHERWISE_REPORTED = (CPU_BACKEND, ORT_TENSORRT_BACKEND, "tensorrt")
+"""Backends whose packages and libraries have their own lines; every other backend has a line by its name."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ def examine() -> list[Finding]:
         _cpu(),
         _memory(),
         _nvidia(),
-        _package("onnxruntime", "onnxruntime-cpu", ("onnxruntime-gpu", "onnxruntime"), ""),
-        _cuda_provider(),
+        _package("onnxruntime", CPU_BACKEND, ("onnxruntime-gpu", "onnxruntime"), ""),
+        *(_backend(backend) for backend in BACKEND_TABLE if backend.name not in OTHERWISE_REPORTED),
         _decoder(),
         _package("cv2", "cameras (OpenCV)", ("opencv-python-headless", "opencv-python"), ""),
         _cameras(),
@@ -159,23 +164,16 @@ def _guarded(part: str, look: Callable[[], Finding]) -> Finding:
         return Finding(part, "missing", str(error), "pip install --force-reinstall adafocus-edge")
 
 
-def _cuda_provider() -> Finding:
-    part = "onnxruntime-cuda"
-
+def _backend(backend: Backend) -> Finding:
     def look() -> Finding:
-        from adafocus_edge.backends.onnxruntime import CAPTURE_SAFE, cuda_obstacle, release
+        if (obstacle := backend.obstacle()) is not None:
+            return Finding(backend.name, "missing" if obstacle.fix else "none", obstacle.why, obstacle.fix)
+        found = "driver, GPU and CUDA libraries are there" if backend.on_gpu else "can run here"
+        if (hint := backend.hint()) is not None:
+            return Finding(backend.name, "ok", f"{found}; {hint.why}", hint.fix)
+        return Finding(backend.name, "ok", found)
 
-        obstacle = cuda_obstacle()
-        if obstacle is None:
-            found = "driver, GPU and CUDA libraries are there"
-            if release() >= CAPTURE_SAFE:
-                return Finding(part, "ok", found)
-            needed = ".".join(map(str, CAPTURE_SAFE))
-            slower = f"{found}; slower than it could be: CUDA graphs need ONNX Runtime {needed} or later"
-            return Finding(part, "ok", slower, f"pip install 'onnxruntime-gpu>={needed}'")
-        return Finding(part, "missing" if obstacle.fix else "none", obstacle.why, obstacle.fix)
-
-    return _guarded(part, look)
+    return _guarded(backend.name, look)
 
 
 def _decoder() -> Finding:

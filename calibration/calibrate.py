@@ -19,6 +19,7 @@ from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.manifest import Bundle, GraphInfo, Manifest
 from adafocus_edge.bundle.store import copy_bundle, read_bundle, sha256_of, update_bundle, writing
+from adafocus_edge.bundle.variants import PURPOSE, REFERENCE
 from adafocus_edge.errors import BundleError, DataError, UsageError
 from adafocus_edge.evaluation.dataset import Example
 from adafocus_edge.evaluation.evaluate import Patches, with_patches
@@ -35,9 +36,8 @@ from calibration.profile import layer_times
 from calibration.ranges import Method
 from calibration.samples import Clips, Samples, read_clips, record
 from calibration.thresholds import Goal, solve
-from calibration.variants import PURPOSE, Choices, Made, Maker, Variant
+from calibration.variants import Choices, Made, Maker, Variant
 
-REFERENCE = "fp32"
 REPORT = CALIBRATION
 """Where the manifest's reports hold what is told here."""
 PROFILED_FRAMES = 4

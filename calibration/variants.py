@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from adafocus_edge.backends.loaded import LoadedModel
-from adafocus_edge.backends.onnxruntime import OrtSession
-from adafocus_edge.backends.registry import open_graphs
-from adafocus_edge.bundle.variants import EXACT_INT8
+from adafocus_edge.backends.onnxruntime import OrtSession, open_graphs
+from adafocus_edge.bundle.variants import CALIBRATED, EXACT_INT8
 from adafocus_edge.model.spec import GRAPHS, ModelSpec
 from calibration import int8
 from calibration.compare import Run, compare, run
@@ -24,8 +23,8 @@ from calibration.graphs import layers, load_graph, save_graph
 from calibration.ranges import METHODS, Histogram, Method, Range, histograms
 from calibration.samples import Clips, Feeds, Samples
 
-Variant = Literal["int8-cpu", "int8-trt", "fp16"]
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
+Variant = str
+VARIANTS = CALIBRATED
 CONVOLUTIONS = ("glancer", "focuser")
 """The graphs whose work is convolutions: INT8 pays there."""
 RECURRENT = ("policy", "classifier")
@@ -33,13 +32,6 @@ RANKED_SAMPLES = 32
 """Recorded inputs on which the error of each layer alone is measured."""
 TRIED_WITHOUT = 16
 """Layers that are also tried the other way round."""
-PURPOSE = {
-    "fp32": "the reference",
-    "int8-cpu": "CPUs",
-    "int8-trt": "TensorRT",
-    "fp16": "TensorRT, CUDA",
-}
-"""What each variant is made for."""
 
 
 @dataclass(frozen=True)

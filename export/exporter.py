@@ -16,6 +16,14 @@ from numpy.typing import NDArray
 from adafocus_edge import __version__
 from adafocus_edge.backends.onnxruntime import OrtSession
 from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.classes import (
+    check_class_order,
+    check_classes,
+    check_distinct,
+    first_difference,
+    read_classes,
+    same_classes,
+)
 from adafocus_edge.bundle.manifest import (
     CLASSES,
     MANIFEST,
@@ -26,17 +34,7 @@ from adafocus_edge.bundle.manifest import (
     Provenance,
     encode_manifest,
 )
-from adafocus_edge.bundle.store import (
-    check_class_order,
-    check_classes,
-    check_distinct,
-    first_difference,
-    new_bundle,
-    read_bundle,
-    read_classes,
-    same_classes,
-    sha256_of,
-)
+from adafocus_edge.bundle.store import new_bundle, read_bundle, sha256_of
 from adafocus_edge.errors import SourceError
 from adafocus_edge.evaluation.evidence import CONVERTED
 from adafocus_edge.media.clip import Clip

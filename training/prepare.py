@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adafocus_edge.bundle.store import read_classes
+from adafocus_edge.bundle.classes import read_classes
 from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import (
     MAX_LABELS,

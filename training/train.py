@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from adafocus_edge.bundle.store import first_difference, read_classes, same_classes
+from adafocus_edge.bundle.classes import first_difference, read_classes, same_classes
 from adafocus_edge.errors import CheckpointError, DataError, ShortageError, TrainingError, UsageError
 from adafocus_edge.evaluation.dataset import Split, read_data, read_list
 from adafocus_edge.evaluation.evidence import few_clips_note, share_interval

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from adafocus_edge.backends.registry import BACKENDS, obstacle
-from adafocus_edge.bundle.variants import ON_CPU
+from adafocus_edge.backends.registry import BACKENDS, find_backend, obstacle
+from adafocus_edge.bundle.variants import EXACT_INT8, ON_CPU, VARIANTS
 from adafocus_edge.errors import UsageError
 from adafocus_edge.system.cpu import usable_cores
 
@@ -30,8 +30,6 @@ CHECKPOINT_PEER = "checkpoint:"
 """Before the name of a checkpoint that is run as a peer."""
 TORCH_PEERS = ("pytorch-eager", "pytorch-compile")
 """Those whose weights come from a checkpoint, or are random."""
-INT8_ON_GPU = ("tensorrt", "onnxruntime-tensorrt")
-"""Backends that compute in 8 bits what ``int8-trt`` has in 8 bits."""
 
 
 @dataclass(frozen=True, order=True)
@@ -63,7 +61,7 @@ class Loading:
     @property
     def on_gpu(self) -> bool:
         """Whether it is the bundle's model on a GPU."""
-        return not self.peer and self.backend != "onnxruntime-cpu"
+        return not self.peer and find_backend(self.backend).on_gpu
 
 
 @dataclass(frozen=True)
@@ -199,11 +197,12 @@ def _peers(name: str, bundle: Bundle, grid: Grid, skipped: list[Skipped]) -> lis
 
 def _unsuitable(backend: str, variant: str) -> str | None:
     """Say why a variant is not measured on a backend unless it is asked for, or return None."""
-    if backend == "onnxruntime-cpu":
+    runner = find_backend(backend)
+    if not runner.on_gpu:
         return None if variant in ON_CPU else "made for a GPU: name it with --variants to time it here all the same"
-    if variant == "int8-cpu":
+    if any(one.name == variant and "gpu" not in one.hardware for one in VARIANTS):
         return "made for a CPU"
-    if variant == "int8-trt" and backend not in INT8_ON_GPU:
+    if variant in EXACT_INT8 and not runner.exact_int8:
         return "computes in floats there: TensorRT runs it in 8 bits"
     return None
 

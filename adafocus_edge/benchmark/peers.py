@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adafocus_edge.backends.loaded import LoadedModel
-from adafocus_edge.backends.registry import CPU_BATCH, open_graphs
+from adafocus_edge.backends.loaded import CPU_BATCH, LoadedModel
+from adafocus_edge.backends.onnxruntime import open_graphs
 from adafocus_edge.benchmark.grid import CHECKPOINT_PEER, TORCH_PEERS
 from adafocus_edge.bundle.store import check_graph_files
 from adafocus_edge.errors import BackendError, MissingExtraError

@@ -163,7 +163,7 @@ class _Evaluating:
 
     def check_files(self) -> None:
         """Check what takes no time, before a model is loaded. Raises ``DataError`` or ``BundleError``."""
-        from adafocus_edge.bundle.store import read_classes
+        from adafocus_edge.bundle.classes import read_classes
         from adafocus_edge.evaluation.dataset import check_data
 
         check_data(self.data, self.frames)
@@ -214,7 +214,7 @@ class _Evaluating:
 
     def _split(self, spec: ModelSpec, names: tuple[str, ...] | None) -> Split:
         """Read the clips, of the classes that the model has."""
-        from adafocus_edge.bundle.store import check_class_order, check_classes, read_classes
+        from adafocus_edge.bundle.classes import check_class_order, check_classes, read_classes
         from adafocus_edge.evaluation.dataset import read_data
 
         if self.classes is not None:

@@ -47,7 +47,7 @@ def export_verb(
     if output.exists() and not force:
         raise UsageError(f"{output}: exists already; give another name, or --force to replace it")
     if classes is not None:
-        from adafocus_edge.bundle.store import read_classes
+        from adafocus_edge.bundle.classes import read_classes
 
         read_classes(classes)
     if frames is not None:

@@ -63,7 +63,8 @@ class Measurement:
         """Measure, with a progress bar."""
         from adafocus_edge.benchmark.run import Request
         from adafocus_edge.benchmark.run import run as measure
-        from adafocus_edge.bundle.store import check_classes, check_graph_files, default_bundle, open_bundle
+        from adafocus_edge.bundle.classes import check_classes
+        from adafocus_edge.bundle.store import check_graph_files, default_bundle, open_bundle
         from adafocus_edge.evaluation.dataset import read_data
 
         for path in (*self.checkpoints, *([self.checkpoint] if self.checkpoint is not None else [])):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adafocus_edge.bundle.classes import check_distinct, read_lines
 from adafocus_edge.errors import DataError
 from adafocus_edge.media.frame_folder import FrameFolder
 from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source, clips_in, entries_in, skipped_note, videos_in
@@ -97,13 +98,9 @@ def read_data(path: Path, classes: Sequence[str] | None = None, frames: Path | N
 
 
 def class_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Return class names in the form that is compared. Raises ``DataError`` if two are the same: no label fits both."""
+    """Return class names in the form in which they are compared. Raises ``DataError`` if two are the same."""
     found = tuple(map(class_name, names))
-    if len(set(found)) < len(found):
-        number, name = next((number, name) for number, name in enumerate(found) if name in found[:number])
-        raise DataError(
-            f"classes {found.index(name)} and {number} are both named {name!r}: labels need names that differ"
-        )
+    check_distinct(found, "class names", DataError, "entries")
     return found
 
 
@@ -354,16 +351,10 @@ def _read_csv(path: Path, classes: Sequence[str] | None) -> Split:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield number and text of each line that is not empty."""
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such split list") from None
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"{path}: not a split list in UTF-8 ({error})") from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            yield number, line.strip()
+    """Yield number and text of each line that is not empty. Raises ``DataError``."""
+    for number, line in enumerate(read_lines(path, "split list", "split list", DataError), start=1):
+        if line:
+            yield number, line
 
 
 def _split(

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
+import msgspec
 import numpy as np
 
 from adafocus_edge.errors import DataError, SourceError
 from adafocus_edge.evaluation.evidence import few_clips_note, reuse_note, share_interval
 from adafocus_edge.evaluation.metrics import accuracy_curve, top_k_accuracy, wilson_interval
 from adafocus_edge.evaluation.oracle import Oracle
+from adafocus_edge.evaluation.reports import EvaluationReport, ExitFigures, FailedClip, Prediction, StepFigures
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.preprocess import sampled_frames
 from adafocus_edge.model.exits import exit_steps, random_exit_top1, viewing_order
@@ -186,50 +188,56 @@ class Evaluation:
         np.add.at(found, (self.labels, self.probabilities[:, -1].argmax(axis=1)), 1)
         return found
 
-    def curve(self) -> list[dict[str, float]]:
+    def curve(self) -> list[StepFigures]:
         """Return top-1 and mAP in percent after each step."""
         labels = [s.example.labels for s in self.scored]
         steps = accuracy_curve(self.probabilities, labels, multi_label=self.multi_label)
-        return [{"step": n, **{name: round(v, 4) for name, v in values.items()}} for n, values in enumerate(steps)]
+        return [StepFigures(n, round(step["top1"], 4), round(step["mAP"], 4)) for n, step in enumerate(steps)]
 
-    def early(self) -> dict[str, float]:
+    def early(self) -> ExitFigures:
         """Return mean steps, top-1 and GFLOPs with early exit, and top-1 of as many exits at random clips."""
         assert self.exits is not None
         logits = np.stack([s.logits for s in self.scored])
-        return exit_figures(logits, self.labels, self.exits, self.gflops_per_clip / logits.shape[1])
+        found = exit_figures(logits, self.labels, self.exits, self.gflops_per_clip / logits.shape[1])
+        return ExitFigures(**found)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as an object for ``--json``."""
+    def report(self) -> EvaluationReport:
+        """Return everything as the object that `--json` prints."""
         curve, probabilities, labels = self.curve(), self.probabilities[:, -1], self.labels
         right = int((probabilities.argmax(axis=1) == labels).sum())
         low, high = wilson_interval(right, len(labels))
-        clips = [
-            {
-                "clip": s.example.name,
-                "class": self.classes[s.example.labels[0]],
-                "label": self.classes[int(p.argmax())],
-                "confidence": round(float(p.max()), 6),
-            }
+        predictions = [
+            Prediction(
+                clip=s.example.name,
+                true=self.classes[s.example.labels[0]],
+                label=self.classes[int(p.argmax())],
+                confidence=round(float(p.max()), 6),
+            )
             for s, p in zip(self.scored, probabilities, strict=True)
         ]
-        return {
-            "data": self.origin,
-            "notes": self.notes,
-            "clips": len(labels),
-            "failed": [{"clip": name, "error": error} for name, error in self.failed],
-            "top1": curve[-1]["top1"],
-            "top1_interval_95": [round(low * 100, 2), round(high * 100, 2)],
-            "top5": round(top_k_accuracy(probabilities, labels, min(5, len(self.classes))), 4),
-            "mAP": curve[-1]["mAP"],
-            "model_ms_per_clip": round(float(np.median([s.model_ms for s in self.scored])), 3),
-            "read_ms_per_clip": round(float(np.median([s.read_ms for s in self.scored])), 3),
-            "gflops_per_clip": round(self.gflops_per_clip, 4),
-            "per_step": curve,
-            **({} if self.exits is None else {"exit": self.early()}),
-            "classes": list(self.classes),
-            "confusion": self.confusion.tolist(),
-            "predictions": clips,
-        }
+        return EvaluationReport(
+            data=self.origin,
+            notes=self.notes,
+            clips=len(labels),
+            failed=[FailedClip(name, error) for name, error in self.failed],
+            top1=curve[-1].top1,
+            top1_interval_95=[round(low * 100, 2), round(high * 100, 2)],
+            top5=round(top_k_accuracy(probabilities, labels, min(5, len(self.classes))), 4),
+            mAP=curve[-1].mAP,
+            model_ms_per_clip=round(float(np.median([s.model_ms for s in self.scored])), 3),
+            read_ms_per_clip=round(float(np.median([s.read_ms for s in self.scored])), 3),
+            gflops_per_clip=round(self.gflops_per_clip, 4),
+            per_step=curve,
+            exit=msgspec.UNSET if self.exits is None else self.early(),
+            classes=list(self.classes),
+            confusion=self.confusion.tolist(),
+            predictions=predictions,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return :meth:`report` as dicts and lists."""
+        found: dict[str, Any] = msgspec.to_builtins(self.report())
+        return found
 
 
 def exit_figures(

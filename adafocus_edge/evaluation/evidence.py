@@ -8,7 +8,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from adafocus_edge.evaluation.metrics import wilson_interval
+from adafocus_edge.evaluation.reports import VerdictReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -101,16 +104,18 @@ class Verdict:
         return (high <= self.limit or low > self.limit) if self.at_most else (low >= self.limit or high < self.limit)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it for a report."""
-        return {
-            "demand": self.demand,
-            "limit": self.limit,
-            "found": round(self.found, 4),
-            "interval_95": list(self.interval),
-            "clips": self.clips,
-            "met": self.met,
-            "conclusive": self.conclusive,
-        }
+        """Return the JSON object that a report holds."""
+        report = VerdictReport(
+            demand=self.demand,
+            limit=self.limit,
+            found=round(self.found, 4),
+            interval_95=list(self.interval),
+            clips=self.clips,
+            met=self.met,
+            conclusive=self.conclusive,
+        )
+        made: dict[str, Any] = msgspec.to_builtins(report)
+        return made
 
 
 def warning_of(what: str, verdict: Mapping[str, Any]) -> str | None:

@@ -6,7 +6,7 @@ import io
 import os
 from typing import TYPE_CHECKING, Any
 
-from adafocus_edge.bundle.variants import ON_CPU
+from adafocus_edge.bundle.variants import ON_CPU, REFERENCE
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
 from adafocus_edge.system.files import write_file
 
@@ -30,11 +30,9 @@ def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
     figure = new_figure(11, 4.6)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     curve = found.curve()
-    steps = [int(entry["step"]) + 1 for entry in curve]
-    for name in ("top1", "mAP"):
-        left.plot(
-            steps, [entry[name] for entry in curve], marker="o", markersize=4, label=name.replace("top1", "top-1")
-        )
+    steps = [figures.step + 1 for figures in curve]
+    left.plot(steps, [figures.top1 for figures in curve], marker="o", markersize=4, label="top-1")
+    left.plot(steps, [figures.mAP for figures in curve], marker="o", markersize=4, label="mAP")
     left.set_xlabel("glimpses seen")
     left.set_ylabel("percent")
     left.set_title(title)
@@ -98,7 +96,7 @@ def draw_calibration(bundle: Bundle, path: Path) -> None:
             time.errorbar(row["ms_per_clip"], row["top1"], yerr=spread, label=name, **style)
     size.set_xlabel("megabytes")
     size.set_ylabel("top-1, percent")
-    reference = rows["fp32"]
+    reference = rows[REFERENCE]
     time.set_xlabel(f"ms per clip\n{measured['on']}")
     curve = reference["per_step_top1"]
     steps.plot(range(1, len(curve) + 1), curve, color="C0", marker="o", markersize=4, label="fp32, fixed steps")

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import numpy as np
 
 from adafocus_edge.errors import UsageError
@@ -15,6 +16,7 @@ from adafocus_edge.model.exits import ExitThresholds, viewing_order
 from adafocus_edge.model.logits import softmax
 from adafocus_edge.model.spec import Glimpse
 from adafocus_edge.runtime.glimpse import GlimpseStream, patch_of, see_clip
+from adafocus_edge.runtime.reports import GuessReport, ResultReport, StepReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -93,40 +95,52 @@ class Result:
     step_ms: tuple[float, ...] = ()
 
     def to_json(self, *, logits: bool = False) -> dict[str, Any]:
-        """Return the result as design.md's object for ``--json``."""
+        """Return the result as the JSON object that `--json` prints (:class:`ResultReport`).
 
-        def guess(g: Guess) -> dict[str, Any]:
-            return {"label": g.label, "class_id": g.class_id, "confidence": round(g.confidence, 6)}
+        Args:
+            logits: whether each step lists its logits.
+        """
+        first = _guess_report(self.top[0])
+        report = ResultReport(
+            source=self.source,
+            start_s=_seconds(self.start_s),
+            end_s=_seconds(self.end_s),
+            label=first.label,
+            class_id=first.class_id,
+            confidence=first.confidence,
+            top=[_guess_report(guess) for guess in self.top],
+            steps=[_step_report(step, logits=logits) for step in self.steps],
+            steps_used=len(self.steps),
+            exited_early=self.exited_early,
+            latency_ms=round(self.latency_ms, 3),
+            model_ms=round(self.model_ms, 3),
+            backend=self.backend,
+            variant=self.variant,
+        )
+        found: dict[str, Any] = msgspec.to_builtins(report)
+        return found
 
-        def seconds(value: float | None) -> float | None:
-            return None if value is None else round(value, 4)
 
-        steps = []
-        for step in self.steps:
-            entry = {
-                "step": step.step,
-                "frame_index": step.frame_index,
-                "time_s": seconds(step.time_s),
-                "patch": list(step.patch),
-                **guess(step.guess),
-            }
-            if logits:
-                entry["logits"] = [float(value) for value in step.logits]
-            steps.append(entry)
-        return {
-            "source": self.source,
-            "start_s": seconds(self.start_s),
-            "end_s": seconds(self.end_s),
-            **guess(self.top[0]),
-            "top": [guess(g) for g in self.top],
-            "steps": steps,
-            "steps_used": len(self.steps),
-            "exited_early": self.exited_early,
-            "latency_ms": round(self.latency_ms, 3),
-            "model_ms": round(self.model_ms, 3),
-            "backend": self.backend,
-            "variant": self.variant,
-        }
+def _guess_report(guess: Guess) -> GuessReport:
+    return GuessReport(guess.label, guess.class_id, round(guess.confidence, 6))
+
+
+def _step_report(step: Step, *, logits: bool) -> StepReport:
+    guess = _guess_report(step.guess)
+    return StepReport(
+        step=step.step,
+        frame_index=step.frame_index,
+        time_s=_seconds(step.time_s),
+        patch=list(step.patch),
+        label=guess.label,
+        class_id=guess.class_id,
+        confidence=guess.confidence,
+        logits=[float(value) for value in step.logits] if logits else msgspec.UNSET,
+    )
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 class Classifier:

@@ -22,10 +22,11 @@ import adafocus_edge.live.capture as capturing
 from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.device.pixels import FrameBuffer
 from adafocus_edge.backends.gpu_frames import DeviceFrame, FrameStore, UnmadeFrame
+from adafocus_edge.backends.loaded import open_programs
 from adafocus_edge.backends.nvdec import usable_decoder
 from adafocus_edge.backends.nvdec_stream import MAX_FAILURES, Decoding, StreamDecoder, sequence_parameters
 from adafocus_edge.backends.onnxruntime import OrtSession
-from adafocus_edge.backends.registry import load_model, open_programs
+from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.engines import PIXELS_FILE, PIXELS_GRAPH
 from adafocus_edge.bundle.store import default_bundle, open_bundle
 from adafocus_edge.errors import BackendError, SourceError, UsageError
@@ -113,7 +114,7 @@ def test_auto_decodes_on_the_cpu_where_the_gpu_cannot_and_says_why_in_one_line(m
         usable_decoder("gpu", plain, notes.append)
     monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
     assert usable_decoder("auto", model, notes.append) == "cpu"
-    with pytest.raises(BackendError, match="PyNvVideoCodec cannot be loaded here .*adafocus-edge\\[nvdec\\]"):
+    with pytest.raises(BackendError, match="PyNvVideoCodec cannot be loaded .*adafocus-edge\\[nvdec\\]"):
         usable_decoder("gpu", model, notes.append)
     monkeypatch.setitem(sys.modules, "PyNvVideoCodec", codec)
     monkeypatch.setattr(model.resident, "programs", {g: p for g, p in model.resident.programs.items() if g in GRAPHS})
@@ -180,7 +181,7 @@ def odd(path):
 
 
 def fields(path):
-    return mux_fields(path / "fields.mkv", "F" + "TB" * 40), "may hold fields"
+    return mux_fields(path / "fields.mkv", "F" + "TB" * 40), "may be interlaced"
 
 
 def interlaced(path):
@@ -212,7 +213,7 @@ def test_what_the_gpu_would_show_otherwise_is_decoded_on_the_cpu(make, model, pl
     assert len(notes) == 1
     assert f"{path}: decoded on the CPU: " in notes[0]
     assert reason in notes[0]
-    with pytest.raises(SourceError, match=f"{reason}.*: leave out --decoder gpu"):
+    with pytest.raises(SourceError, match=f"{reason}.*: remove --decoder gpu"):
         classifier(model, bundle, "gpu").classify(source)
 
 
@@ -365,10 +366,10 @@ def test_sources_bring_their_frames_to_the_model_in_their_own_threads(model, bun
 
 
 @pytest.mark.parametrize(("make", "reason"), [
-    (lambda path: encode(path / "old.avi", codec="mpeg4"), "streams of mpeg4 are not decoded on the GPU"),
+    (lambda path: encode(path / "old.avi", codec="mpeg4"), "mpeg4 streams are not decoded on the GPU"),
     (lambda path: turned(path)[0], "turned or mirrored"),
     (lambda path: ten_bits(path)[0], "yuv420p10le of 320 x 240"),
-    (lambda path: fields(path)[0], "the times in it do not find its frames|may hold fields"),
+    (lambda path: fields(path)[0], "its frames cannot be found by their times|may be interlaced"),
 ])  # fmt: skip
 def test_live_sources_that_the_gpu_cannot_decode_say_so_when_they_connect(make, reason, model, bundle, codec, tmp_path):
     import re
@@ -381,7 +382,7 @@ def test_live_sources_that_the_gpu_cannot_decode_say_so_when_they_connect(make, 
     assert kept.of(Window)
     kept, run = live(model, bundle, "gpu", [path])
     assert kept.of(Window) == []
-    assert re.search(f"({reason}).*: leave out --decoder gpu", str(run.errors[str(path)]))
+    assert re.search(f"({reason}).*: remove --decoder gpu", str(run.errors[str(path)]))
 
 
 def packets_of(path):
@@ -514,7 +515,7 @@ def test_what_the_gpu_refuses_at_its_first_packet_is_decoded_on_the_cpu_from_the
         shown += len(list(decoder.decode(packet)))
     assert shown == 60
     assert notes[-1].startswith("decoded on the CPU: ")
-    with pytest.raises(BackendError, match="leave out --decoder gpu"):
+    with pytest.raises(BackendError, match="remove --decoder gpu"):
         strict = None
         for stream, packet in packets_of(path):
             strict = strict or StreamDecoder(stream, decoding(FrameStore(model.resident), strict=True))
@@ -534,7 +535,7 @@ def test_a_stream_whose_key_frames_show_nothing_alone_is_decoded_on_the_cpu(mode
         with suppress(av.error.FFmpegError):
             shown += len(list(decoder.decode(packet)))
     assert shown > 20
-    assert notes == ["decoded on the CPU: its key frames cannot be decoded by themselves"]
+    assert notes == ["decoded on the CPU: its key frames cannot be decoded on their own"]
     assert codec.made == []
 
 

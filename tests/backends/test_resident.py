@@ -10,8 +10,9 @@ import pytest
 from adafocus_edge.backends.device import cuda
 from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.device.runner import AHEAD
+from adafocus_edge.backends.loaded import open_programs
 from adafocus_edge.backends.onnxruntime import OrtSession
-from adafocus_edge.backends.registry import load_model, open_programs
+from adafocus_edge.backends.registry import load_model
 from adafocus_edge.backends.tensors import Buffer
 from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.errors import BackendError, UsageError
@@ -320,7 +321,7 @@ def test_memory_that_nobody_wrote_is_poison_and_what_lies_beside_it_is_fenced():
     device.zero(one)
     device.finish()
     device.zero(beyond)
-    with pytest.raises(BackendError, match="something was written outside of a tensor"):
+    with pytest.raises(BackendError, match="memory was written outside of the tensor"):
         device.finish()
 
 

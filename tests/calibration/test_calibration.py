@@ -374,7 +374,7 @@ def test_half_precision_is_typed_in_the_graph(name, small, tmp_path):
 def test_half_precision_looks_at_the_same_places(model, fights, tmp_path):
     for name in GRAPHS:
         save_graph(to_half(graph_of(default_bundle(), name)), tmp_path / f"{name}.onnx")
-    from adafocus_edge.backends.registry import open_graphs
+    from adafocus_edge.backends.onnxruntime import open_graphs
 
     with open_graphs(model.spec, lambda name: tmp_path / f"{name}.onnx", "fp16", "onnxruntime-cpu") as half:
         for frames in fights.frames:

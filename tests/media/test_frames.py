@@ -19,8 +19,9 @@ from PIL import Image
 import adafocus_edge
 from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.device.pixels import FrameBuffer
+from adafocus_edge.backends.loaded import open_programs
 from adafocus_edge.backends.onnxruntime import OrtSession
-from adafocus_edge.backends.registry import load_model, open_programs
+from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.errors import AdaFocusError, BackendError, FrameError
 from adafocus_edge.media.frames import ModelFrame

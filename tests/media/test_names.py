@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from adafocus_edge.bundle.store import default_bundle, read_bundle, read_classes
+from adafocus_edge.bundle.classes import read_classes
+from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.cli.outputs import video_names
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import read_data, read_list
@@ -502,7 +503,7 @@ def test_one_class_twice_in_a_list_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=f"lines 1 and 3 both name the class '{NFC}'"):
         read_classes(path)
     (tmp_path / "data" / "run").mkdir(parents=True)
-    with pytest.raises(DataError, match="are both named 'run'"):
+    with pytest.raises(DataError, match="class names: entries 1 and 2 both name the class 'run'"):
         read_data(tmp_path / "data", ("run", "run"))
 
 

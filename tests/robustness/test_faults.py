@@ -664,7 +664,7 @@ def test_a_copy_of_a_bundle_that_changes_meanwhile_is_no_copy(bundle, tmp_path, 
         return done
 
     monkeypatch.setattr(shutil, "copytree", changed)
-    with pytest.raises(BundleError, match="was changed while it was copied: run again"):
+    with pytest.raises(BundleError, match="changed while it was being copied: run again"):
         copied_bundle(bundle, tmp_path / "copy")
     monkeypatch.undo()
     assert copied_bundle(bundle, tmp_path / "copy").manifest == bundle.manifest

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from adafocus_edge.benchmark.compare import read_report
+from adafocus_edge.bundle.classes import read_classes
 from adafocus_edge.bundle.manifest import CLASSES, MANIFEST
-from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, read_classes, sha256_of
+from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, sha256_of
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import read_data
 from adafocus_edge.live.capture import Counters, _address_pictures
@@ -191,7 +192,7 @@ def test_a_profile_of_what_cannot_be_is_refused(wrong: dict[str, object], tmp_pa
     if "backend" in wrong:
         one_line_error(edge("classify", FIGHT, "--bundle", path, "--profile", "mine"), 2, "wants the backend")
         return
-    with pytest.raises(UsageError, match="asks for what cannot be"):
+    with pytest.raises(UsageError, match="has invalid threads or segments"):
         read_bundle(path).profile("mine")
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from adafocus_edge.backends.device.memory import HostDevice
+from adafocus_edge.backends.loaded import open_programs
 from adafocus_edge.backends.onnxruntime import OrtSession
-from adafocus_edge.backends.registry import open_programs
 from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.errors import BackendError
 from adafocus_edge.live.messages import Notice
