@@ -6,13 +6,14 @@ import bisect
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from adafocus_edge.errors import SourceError
+from adafocus_edge.media.encoders import TICKS, video_encoder
 from adafocus_edge.media.preprocess import CropWindow
 from adafocus_edge.system.files import DRAFT, draft_file, take_place
 
@@ -37,8 +38,6 @@ FADED_COLOUR = (150, 154, 160)
 """Of what was seen before the source was lost."""
 TEXT_SHARE = 22
 """Text is one 22nd of the frame's short side tall, and at least 10 pixels."""
-TICKS = 60_000
-"""Clock of the written video, in ticks per second. MPEG-4 Part 2, the codec where x264 lacks, allows 65,535 at most."""
 LARGEST_FACTOR = 4
 SMALLEST_WIDTH = 360
 """Narrower videos are written enlarged, so that the text on them can be read."""
@@ -64,7 +63,7 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
     Raises:
         SourceError: the clip cannot be decoded, or the file cannot be written.
     """
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    codec = video_encoder()
     steps = sorted(result.steps, key=lambda step: step.frame_index)  # coarse to fine, they were not seen in this order
     first_seen = [step.frame_index for step in steps]
     options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
@@ -77,10 +76,7 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
                     step = steps[max(0, bisect.bisect_right(first_seen, index) - 1)]
                     picture = annotate(frame, step, result, spec)
                     if stream is None:
-                        stream = cast(
-                            "VideoStream",
-                            container.add_stream(codec, rate=Fraction(clip.fps or 25.0).limit_denominator(1001)),
-                        )
+                        stream = container.add_stream(codec, rate=Fraction(clip.fps or 25.0).limit_denominator(1001))
                         stream.height, stream.width = picture.shape[:2]
                         stream.pix_fmt = "yuv420p"
                         stream.codec_context.sample_aspect_ratio = clip.sample_aspect

@@ -12,13 +12,14 @@ import pytest
 
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import default_bundle, read_bundle
-from adafocus_edge.live.messages import Drops, Notice, to_line
+from adafocus_edge.live.messages import Drops, Notice
 from adafocus_edge.live.run import LiveOptions, LiveRun
 from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.media.sources import Source
 from adafocus_edge.runtime.classifier import Classifier, Guess
+from adafocus_edge.system.json_lines import to_line
 from adafocus_edge.system.sensors import Sensors
-from tests.support.live_parts import WALL_S, event, live_frame, look, notice, window
+from tests.support.live_parts import SPEC, WALL_S, event, live_frame, look, notice, window
 
 RECORDED = Path(__file__).parent / "recorded" / "json_lines.jsonl"
 """Written by the code of before the status was made of dataclasses; new lines are added, none is changed."""
@@ -64,12 +65,14 @@ def status_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         options = LiveOptions(CaptureOptions(4.0), overlap=3, max_guests=2)
         run = LiveRun(Classifier(model, found.classes), sources, options, [Output()])
         readings = [Sensors(None, None, None, None, None), Sensors(41.5, 7.25, "module", 50.0, 3.0)]
+        # Not those of the default bundle, which may change.
+        run.classes, run.spec = ("fight", "no_fight"), replace(SPEC, segments=8, patch_size=128, fit="squash")
         run._sensors = SimpleNamespace(read=lambda: readings.pop(0))  # type: ignore[assignment]
         lines.append(to_line({"status": run.status().to_json()}))
         now[0] += 12.3456
         run._ready.set()
         run._running = True
-        yard = run._strands["yard \udcff"]
+        yard = run._sources["yard \udcff"]
         counters = yard.capture.counters
         counters.frames, counters.picked, counters.dropped, counters.damaged = 250, 48, 5, 2
         counters.connections, counters.width, counters.height = 3, 1280, 720
@@ -80,7 +83,7 @@ def status_lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             yard.latency.add(latency_ms)
         yard.seen_s, yard.seen_wall_s, yard.seen_connection = now[0] - 1.0, WALL_S + 3.25, 3
         yard.drops.dropping = True
-        run._strands["film"].capture.state = "failed"
+        run._sources["film"].capture.state = "failed"
         run._preparing = "preparing batch 4"
         lines.append(to_line({"status": run.status().to_json()}))
     return lines

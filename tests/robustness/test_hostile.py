@@ -16,7 +16,8 @@ from adafocus_edge.bundle.manifest import CLASSES, MANIFEST
 from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, read_classes, sha256_of
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import read_data
-from adafocus_edge.live.capture import Counters, _address_pictures
+from adafocus_edge.live.meters import Counters
+from adafocus_edge.live.readers import address_pictures
 from adafocus_edge.media import video_file as reading
 from adafocus_edge.media.frame_folder import FOLDER_FPS, FPS_FILE, FrameFolder
 from adafocus_edge.media.sources import Source, find_sources
@@ -84,7 +85,7 @@ def test_an_address_that_lists_others_is_not_followed(listed: str) -> None:
         with pytest.raises(SourceError, match="what lists other files is not followed"):
             VideoFile(f"{address}/list.mp4")
         with pytest.raises(SourceError, match="cannot be read"):
-            list(_address_pictures(Source("list", f"{address}/list.mp4"), threading.Event(), Counters()))
+            list(address_pictures(Source("list", f"{address}/list.mp4"), threading.Event(), Counters()))
     assert set(asked) == {"/list.mp4"}
 
 
@@ -93,7 +94,7 @@ def test_a_playlist_from_elsewhere_names_no_files_of_this_machine(named: str, tm
     clip = encode(tmp_path / "clip.ts", 30)
     page = PLAYLIST.format(named.format(clip)).encode()
     with website({"/live.m3u8": page}) as (address, _), pytest.raises(SourceError, match="cannot be read"):
-        list(_address_pictures(Source("live", f"{address}/live.m3u8"), threading.Event(), Counters()))
+        list(address_pictures(Source("live", f"{address}/live.m3u8"), threading.Event(), Counters()))
 
 
 # -- pictures that fill memory -----------------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ def test_huge_pictures_of_a_stream_are_left_out(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(reading, "LARGEST_IMAGE", 400 * 300)
     counters = Counters()
     with website({"/live": clip.read_bytes()}) as (address, _):
-        assert list(_address_pictures(Source("live", f"{address}/live"), threading.Event(), counters)) == []
+        assert list(address_pictures(Source("live", f"{address}/live"), threading.Event(), counters)) == []
     assert counters.damaged > 0
 
 
