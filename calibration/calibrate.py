@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from adafocus_edge.evaluation.evaluate import Patches, with_patches
 from adafocus_edge.evaluation.evidence import CALIBRATION, CONVERTED, Verdict, warning_of
 from adafocus_edge.model.exits import Confidence, ExitThresholds, Order
 from adafocus_edge.model.spec import GRAPHS, contract
-from adafocus_edge.system.clock import iso_now
 from adafocus_edge.system.cpu import processor, usable_cores
 from adafocus_edge.system.files import draft_folder, locked
 from calibration.compare import timed
@@ -382,7 +382,7 @@ class _Calibration:
             "measured": {
                 "on": f"{processor()[0]}, {self.options.threads or usable_cores()} threads, ONNX Runtime's CPU kernels",
                 "clips": len(judging),
-                "when": iso_now(),
+                "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 "tools": _tools(),
             },
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,6 @@ from adafocus_edge.media.preprocess import model_frames, sample_indices
 from adafocus_edge.media.sources import Source
 from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec, contract
 from adafocus_edge.runtime.glimpse import see_clip
-from adafocus_edge.system.clock import iso_now
 from export.fuse import fuse
 from export.graphs import OPSET, export_graph
 from export.half import rounded, store_half
@@ -169,7 +169,7 @@ def export(
             provenance=Provenance(
                 checkpoint=checkpoint_path.name,
                 checkpoint_sha256=sha256_of(checkpoint_path),
-                created=iso_now(),
+                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
                 tools={
                     "adafocus-edge": __version__,
                     **{name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")},

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,7 +28,6 @@ from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageErr
 from adafocus_edge.evaluation.evidence import reused_clips
 from adafocus_edge.media.preprocess import sampled_frames
 from adafocus_edge.system.addresses import shown_failure
-from adafocus_edge.system.clock import iso_now
 from adafocus_edge.system.files import draft_folder
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def run(
         raise DataError(f"none of the {len(examples)} clips can be read; the first: {clips.failed[0][1]}")
     header = {
         "schema": SCHEMA,
-        "created": iso_now(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "version": __version__,
         "machine": describe(),
         "data": None

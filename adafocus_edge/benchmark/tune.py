@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Literal
 
 from adafocus_edge.bundle.manifest import Profile
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.evaluation.evidence import Verdict, few_clips_note, reuse_note
-from adafocus_edge.system.clock import iso_now
 
 if TYPE_CHECKING:
     from adafocus_edge.benchmark.report import Report
@@ -130,5 +130,5 @@ def profile_of(report: Report, row: Report, demand: Demand) -> Profile:
         top1=row["top1"],
         clips=report["data"]["clips"],
         notes=tuple(notes_on(report, row, demand)),
-        created=iso_now(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

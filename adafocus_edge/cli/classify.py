@@ -44,7 +44,7 @@ from adafocus_edge.cli.options import (
 from adafocus_edge.cli.outputs import ResultSink, check_targets, is_video_file, progress_for, say, video_names
 from adafocus_edge.cli.process import is_debugging, print_error
 from adafocus_edge.errors import AdaFocusError, HasAnEndError, SourceError, UsageError
-from adafocus_edge.live.settings import LiveArguments, Printing
+from adafocus_edge.live.settings import LiveArguments
 
 if TYPE_CHECKING:
     from adafocus_edge.bundle.manifest import Bundle
@@ -138,7 +138,7 @@ def classify(
 
         failed: int | None = None
         if streamed:
-            from adafocus_edge.live.session import run_live
+            from adafocus_edge.live.session import Printing, run_live
 
             printing = Printing(as_json, logits, provisional, quiet)
             errors = run_live(sources, classifier(live=True), live, printing, output, show=show)
@@ -223,7 +223,7 @@ def _check_missing(
                 print_error(str(missing[source]), 1)
         return missing
     if live is not None:
-        from adafocus_edge.live.session import report_missing
+        from adafocus_edge.live.session import Printing, report_missing
 
         named = {source.name: error for source, error in missing.items()}
         report_missing(named, live, Printing(as_json, quiet=quiet), output)

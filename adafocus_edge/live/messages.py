@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
-from adafocus_edge.system.clock import iso
+from adafocus_edge.system.timestamps import iso
 
 if TYPE_CHECKING:
     from collections.abc import Callable

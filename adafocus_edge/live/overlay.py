@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adafocus_edge.runtime.annotate import Overlay, draw
+from adafocus_edge.system.timestamps import iso
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adafocus_edge.live.messages import ProvisionalResult
     from adafocus_edge.model.spec import ModelSpec
+
+
+def shown_time(wall_s: float) -> str:
+    """Return a time, in seconds since 1970, as pictures show it: ``2023-11-14 22:13:20 UTC``."""
+    return f"{iso(wall_s)[:19].replace('T', ' ')} UTC"
 
 
 def annotate_live(

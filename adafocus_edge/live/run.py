@@ -446,20 +446,20 @@ class LiveRun:
         for source in self._sources.values():
             counters = source.capture.counters
             if (report := source.drops.update(counters.dropped, counters.picked, now_s)) is not None:
-                self._publish_drops(report, source.name, "the model ", "frames to glimpse")
+                self._publish_drops(
+                    report,
+                    source.name,
+                    "the model is too slow, frames to glimpse are dropped",
+                    "the model keeps up again",
+                )
         sinks = [one for one in self._listeners if isinstance(one, Sink)]
         self._listener_drops = {one: self._listener_drops.get(one) or DropMeter() for one in sinks}
         for one, meter in self._listener_drops.items():
             if (report := meter.update(one.dropped, one.offered, now_s)) is not None:
-                self._publish_drops(report, one.name, "", one.unit)
+                self._publish_drops(report, one.name, f"too slow, {one.unit} are dropped", "keeps up again")
 
-    def _publish_drops(self, report: DropReport, name: str, who: str, what: str) -> None:
-        is_slow = "is " if who else ""
-        text = (
-            f"{name}: {who}{is_slow}too slow, {what} are dropped: {report}"
-            if report.lasts
-            else f"{name}: {who}keeps up again; dropped {report}"
-        )
+    def _publish_drops(self, report: DropReport, name: str, too_slow: str, keeps_up: str) -> None:
+        text = f"{name}: {too_slow}: {report}" if report.lasts else f"{name}: {keeps_up}; dropped {report}"
         self._publish(Drops(name, "dropping" if report.lasts else "recovered", text, time.time()))
 
     def _publish(self, message: Message) -> None:

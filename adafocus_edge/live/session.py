@@ -22,6 +22,7 @@ from adafocus_edge.live.settings import (
     DEFAULT_KEEP,
     DEFAULT_ROTATE_MB,
     DEFAULT_ROTATE_MINUTES,
+    DEFAULT_WAITING,
     FOREVER,
     CameraOptions,
     CaptureOptions,
@@ -35,6 +36,16 @@ from adafocus_edge.system.memory import limit_malloc_arenas
 if TYPE_CHECKING:
     from adafocus_edge.media.sources import Source
     from adafocus_edge.runtime.classifier import Classifier
+
+__all__ = [
+    "Printing",
+    "connected",
+    "live_options",
+    "open_sinks",
+    "report_missing",
+    "run_live",
+    "solved_glimpse_fps",
+]
 
 FRAMES_WAITING = 8
 """Maximum number of frames of each source that wait to be annotated and recorded."""
@@ -65,7 +76,7 @@ def live_options(
     capture = CaptureOptions(
         glimpse_fps=requested or solved_at or DEFAULT_GLIMPSE_FPS,
         drop=arguments.drop,
-        waiting=arguments.waiting or 2,
+        waiting=arguments.waiting or DEFAULT_WAITING,
         realtime=arguments.realtime,
         loop=arguments.loop,
         retries=_retries(arguments.retries),

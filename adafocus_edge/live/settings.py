@@ -10,6 +10,7 @@ from adafocus_edge.errors import UsageError
 
 FOREVER = "forever"
 DEFAULT_GLIMPSE_FPS = 2.0
+DEFAULT_WAITING = 2
 DEFAULT_ROTATE_MB = 100.0
 DEFAULT_ROTATE_MINUTES = 60.0
 DEFAULT_KEEP = 10
@@ -17,7 +18,7 @@ DEFAULT_KEEP = 10
 
 @dataclass(frozen=True)
 class LiveArguments:
-    """The options of a live run as given; the help of each describes it. None where an option was not given."""
+    """The options of a live run, as given; the help of each field describes it."""
 
     glimpse_fps: float | None = None
     duration: float | None = None
@@ -45,7 +46,7 @@ class LiveArguments:
 
 
 Drop = Literal["oldest", "newest", "never"]
-"""Frame to drop when the model is slower than its sources: the one that has waited longest, the new one, or none."""
+"""The frame to drop when the model is slower than its sources: the one that waits longest, the new one, or none."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class CaptureOptions:
 
     glimpse_fps: float = DEFAULT_GLIMPSE_FPS
     drop: Drop | None = None
-    waiting: int = 2
+    waiting: int = DEFAULT_WAITING
     realtime: bool = False
     loop: bool = False
     retries: int | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from adafocus_edge.live.events import EventDetector, EventRule, Smoother
 from adafocus_edge.live.meters import DropMeter, LatencyMeter, RateMeter
 from adafocus_edge.live.status import SourceStatus
-from adafocus_edge.system.clock import iso
+from adafocus_edge.system.timestamps import iso
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

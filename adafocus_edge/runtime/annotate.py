@@ -6,7 +6,7 @@ import bisect
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import av
 import numpy as np
@@ -76,7 +76,10 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
                     step = steps[max(0, bisect.bisect_right(first_seen, index) - 1)]
                     picture = annotate(frame, step, result, spec)
                     if stream is None:
-                        stream = container.add_stream(codec, rate=Fraction(clip.fps or 25.0).limit_denominator(1001))
+                        stream = cast(
+                            "VideoStream",
+                            container.add_stream(codec, rate=Fraction(clip.fps or 25.0).limit_denominator(1001)),
+                        )
                         stream.height, stream.width = picture.shape[:2]
                         stream.pix_fmt = "yuv420p"
                         stream.codec_context.sample_aspect_ratio = clip.sample_aspect

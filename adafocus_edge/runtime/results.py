@@ -21,7 +21,7 @@ from adafocus_edge.system.console import printable
 from adafocus_edge.system.files import append_whole, is_stream, open_stream, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from typing_extensions import Self
 
@@ -55,18 +55,6 @@ def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None =
     )
 
 
-def csv_line(row: Mapping[str, Any], columns: Sequence[str]) -> str:
-    """Return a row as a line of CSV, with its line break; keys that are not columns are ignored."""
-    text = io.StringIO()
-    csv.DictWriter(text, columns, extrasaction="ignore").writerow(row)
-    return text.getvalue()
-
-
-def csv_header(columns: Sequence[str]) -> str:
-    """Return the first line of a CSV file, with its line break."""
-    return csv_line({column: column for column in columns}, columns)
-
-
 class ResultFile:
     """A file of results: CSV if it is called so, else a JSON object per line. A context manager.
 
@@ -95,7 +83,7 @@ class ResultFile:
         self._size = 0  # bytes
         if self._is_csv:
             try:
-                self._append({column: column for column in CSV_COLUMNS})
+                self._append(dict(zip(CSV_COLUMNS, CSV_COLUMNS, strict=True)))
             except BaseException:
                 self._leave()
                 raise
@@ -106,7 +94,12 @@ class ResultFile:
         self._held += 1
 
     def _append(self, entry: dict[str, Any]) -> None:
-        line = csv_line(entry, CSV_COLUMNS) if self._is_csv else json.dumps(entry, ensure_ascii=False) + "\n"
+        if self._is_csv:
+            text = io.StringIO()
+            csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore").writerow(entry)
+            line = text.getvalue()
+        else:
+            line = json.dumps(entry, ensure_ascii=False) + "\n"
         # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
         content = line.encode(errors="backslashreplace")
         with self._wrap_errors():

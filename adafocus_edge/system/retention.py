@@ -9,6 +9,7 @@ import re
 import tempfile
 import time
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,11 @@ class SafeNames:
             taken = {folded(name) for name in self._names.values()}
             self._names[source] = f"{safe}-{_hash(source)}" if folded(safe) in taken else safe
         return self._names[source]
+
+
+def stamp(wall_s: float) -> str:
+    """Return a time, in seconds since 1970, as file names have it: ``YYYYmmdd-HHMMSS`` in UTC, as all output is."""
+    return datetime.fromtimestamp(wall_s, timezone.utc).strftime("%Y%m%d-%H%M%S")
 
 
 def check_folder(folder: Path, what: str) -> None:

@@ -48,8 +48,8 @@ from adafocus_edge.runtime.classifier import Classifier
 from adafocus_edge.runtime.glimpse import GlimpseStream
 from adafocus_edge.runtime.lanes import HostLanes
 from adafocus_edge.system.backoff import Backoff
-from adafocus_edge.system.clock import iso
 from adafocus_edge.system.sensors import Sensors
+from adafocus_edge.system.timestamps import iso
 from tests.conftest import CLIPS, ROOT, edge, one_line_error
 from tests.support.streams import Garbage, HttpStream, RtmpStream, RtspServer, UdpStream
 

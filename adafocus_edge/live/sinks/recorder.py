@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import av
 from av.video.frame import PictureType
@@ -17,10 +17,10 @@ from av.video.frame import PictureType
 from adafocus_edge.errors import UsageError
 from adafocus_edge.live.listener import RETRY_S, Sink
 from adafocus_edge.live.messages import LiveFrame, Message, Notice, ProvisionalResult
-from adafocus_edge.live.overlay import annotate_live
-from adafocus_edge.media.encoders import TICKS, EncoderName, video_encoder
-from adafocus_edge.system.clock import date_and_time, file_stamp
+from adafocus_edge.live.overlay import annotate_live, shown_time
+from adafocus_edge.media.encoders import TICKS, video_encoder
 from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder
+from adafocus_edge.system.timestamps import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from adafocus_edge.model.spec import ModelSpec
 
-ENCODER_OPTIONS: dict[EncoderName, dict[str, str]] = {
+ENCODER_OPTIONS: dict[str, dict[str, str]] = {
     "libx264": {"preset": "veryfast", "tune": "zerolatency", "sc_threshold": "0"},
     "mpeg4": {"flags": "+qscale", "global_quality": "472"},  # 4 times 118, the unit of its quantiser: visually good
 }
@@ -213,7 +213,7 @@ class Recorder(Sink):
             return
         rgb = message.to_rgb()
         latest = self._latest.get(message.source)
-        picture = annotate_live(rgb, latest, self._spec, date_and_time(message.wall_s))
+        picture = annotate_live(rgb, latest, self._spec, shown_time(message.wall_s))
         try:
             self._write(series, message, (*rgb.shape, message.sample_aspect), picture)
         except (OSError, av.error.FFmpegError) as error:
@@ -267,13 +267,14 @@ class Recorder(Sink):
                 self._outage.worked()
 
     def _new_file(self, name: str, frame: LiveFrame, shape: tuple[object, ...], picture: NDArray[np.uint8]) -> _File:
-        output = self._new_output(f"{name}-{file_stamp(frame.wall_s)}")
+        output = self._new_output(f"{name}-{stamp(frame.wall_s)}")
         try:
             if self._keep is not None:
                 self._retention.setdefault(name, RetentionPolicy(self._keep)).wrote(output.path)
                 self._retention[name].delete_older(self._files(name))
             container = av.open(output, "w", format="mp4", options=FRAGMENTED)
-            stream = container.add_stream(self._encoder, options=ENCODER_OPTIONS[self._encoder])
+            options = ENCODER_OPTIONS[self._encoder]
+            stream = cast("VideoStream", container.add_stream(self._encoder, options=options))
             stream.height, stream.width = picture.shape[:2]
             stream.pix_fmt = "yuv420p"
             stream.codec_context.sample_aspect_ratio = frame.sample_aspect

@@ -9,7 +9,8 @@ from typing import IO, TYPE_CHECKING, Any
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.live.listener import RETRY_S, Sink
 from adafocus_edge.live.messages import Event, Message, Notice, ProvisionalResult, Window
-from adafocus_edge.runtime.results import CSV_COLUMNS, csv_header, csv_line
+from adafocus_edge.runtime.results import CSV_COLUMNS
+from adafocus_edge.system.csv_lines import csv_header, csv_line
 from adafocus_edge.system.files import append_whole, is_stream, open_stream, write_all
 from adafocus_edge.system.json_lines import to_line
 from adafocus_edge.system.retention import FailureReporter
@@ -114,7 +115,7 @@ class ResultsFile(Sink):
         else:
             assert isinstance(message, (Event, Notice, ProvisionalResult))
             entry = message.to_json()
-        text = csv_line(_csv_row(entry), LIVE_CSV_COLUMNS) if self._is_csv else to_line(entry) + "\n"
+        text = csv_line(LIVE_CSV_COLUMNS, _csv_row(entry)) if self._is_csv else to_line(entry) + "\n"
         # Characters that UTF-8 cannot encode (odd bytes of a file's name) become escapes that JSON decodes.
         return text.encode(errors="backslashreplace")
 

@@ -11,9 +11,9 @@ import numpy as np
 from adafocus_edge.errors import UsageError
 from adafocus_edge.live.listener import Sink
 from adafocus_edge.live.messages import Event, Message
-from adafocus_edge.system.clock import date_and_time, file_stamp
 from adafocus_edge.system.files import atomic_write
 from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder, safe_name
+from adafocus_edge.system.timestamps import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,14 +75,15 @@ class Snapshots(Sink):
             return
         from PIL import Image
 
+        from adafocus_edge.live.overlay import shown_time
         from adafocus_edge.runtime.annotate import Overlay, draw, in_square_pixels
 
         headline = f"{message.label}  {message.peak:.0%}"
-        detail = f"{message.source}   |   {date_and_time(message.wall_s)}"
+        detail = f"{message.source}   |   {shown_time(message.wall_s)}"
         overlay = Overlay(message.patch, headline, detail, message.peak)
         drawn = Image.fromarray(np.asarray(draw(message.frame.to_rgb(), overlay, self._spec)))
         picture = in_square_pixels(drawn, message.frame.sample_aspect)
-        base = f"{self._names.of(message.source)}-{file_stamp(message.wall_s)}-{safe_name(message.label)}"
+        base = f"{self._names.of(message.source)}-{stamp(message.wall_s)}-{safe_name(message.label)}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"{base}.jpg"

@@ -15,9 +15,9 @@ from adafocus_edge.errors import AdaFocusError, MissingExtraError
 from adafocus_edge.live.listener import CLOSE_S, OnceReporter
 from adafocus_edge.live.messages import LiveFrame, Message, Notice, ProvisionalResult
 from adafocus_edge.media.clip import SQUARE
-from adafocus_edge.system.clock import date_and_time, file_stamp, time_of_day
 from adafocus_edge.system.files import write_file
 from adafocus_edge.system.retention import safe_name
+from adafocus_edge.system.timestamps import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -218,11 +218,11 @@ class Screen:
         return True
 
     def _annotated(self, rgb: NDArray[np.uint8], shown: LiveFrame) -> NDArray[np.uint8]:
-        from adafocus_edge.live.overlay import annotate_live
+        from adafocus_edge.live.overlay import annotate_live, shown_time
 
         notice = self._shown_lost
-        lost = "" if notice is None else f"{notice.kind} at {time_of_day(notice.wall_s)}"
-        return annotate_live(rgb, self._shown_result, self._spec, date_and_time(shown.wall_s), lost)
+        lost = "" if notice is None else f"{notice.kind} at {shown_time(notice.wall_s)[11:]}"
+        return annotate_live(rgb, self._shown_result, self._spec, shown_time(shown.wall_s), lost)
 
     def _paint(self, window: Any) -> None:
         """Draw the frame scaled to the window, in its middle."""
@@ -268,7 +268,7 @@ class Screen:
         content = BytesIO()
         drawn = Image.fromarray(self._annotated(self._rgb, self._shown))
         in_square_pixels(drawn, self._shown.sample_aspect).save(content, "PNG")
-        base = f"{safe_name(self._shown.source)}-{file_stamp(self._shown.wall_s)}"
+        base = f"{safe_name(self._shown.source)}-{stamp(self._shown.wall_s)}"
         path = folder / f"{base}-{self._shown.index}.png"
         try:
             write_file(path, content.getvalue())
