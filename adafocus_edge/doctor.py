@@ -182,9 +182,10 @@ def _decoder() -> Finding:
     def look() -> Finding:
         import av
 
+        from adafocus_edge.media.encoders import video_encoder
+
         known = [name for name in ("h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg") if name in av.codecs_available]
-        encoder = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        return Finding(part, "ok", f"av {av.__version__}: {' '.join(known)}; writes {encoder}")
+        return Finding(part, "ok", f"av {av.__version__}: {' '.join(known)}; writes {video_encoder()}")
 
     return _guarded(part, look)
 

@@ -51,7 +51,8 @@ def ours(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, A
     """Run our live run, with every frame's journey counted by the run itself."""
     from adafocus_edge.backends.registry import load_model
     from adafocus_edge.bundle.store import read_bundle
-    from adafocus_edge.live.messages import ProvisionalResult, Sink
+    from adafocus_edge.live.listener import Sink
+    from adafocus_edge.live.messages import ProvisionalResult
     from adafocus_edge.live.run import LiveOptions, LiveRun
     from adafocus_edge.live.settings import CaptureOptions
     from adafocus_edge.media.sources import find_sources
@@ -76,7 +77,7 @@ def ours(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, A
         )  # fmt: skip
 
         def watch() -> None:
-            while not run.status().sources[0]["frames"]:
+            while not run.status().sources[0].frames:
                 time.sleep(0.05)
             for wait in (WARM_UP_S, seconds):
                 time.sleep(wait)
@@ -90,8 +91,8 @@ def ours(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, A
     seen.close()
     (begun, used, before), (ended, used_then, after) = marks
     latencies = [latency for at, latency in seen.kept if begun <= at <= ended]
-    counts = [after[name] - before[name] for name in ("frames", "glimpses", "dropped")]
-    left = after["picked"] - after["glimpses"] - after["dropped"] - after["waiting"]
+    counts = [getattr(after, name) - getattr(before, name) for name in ("frames", "glimpses", "dropped")]
+    left = after.picked - after.glimpses - after.dropped - after.waiting
     assert 0 <= left <= 2, f"{left} picked frames are neither seen nor counted as dropped"  # two are in hand
     return report(latencies, *counts, used_then - used, ended - begun)
 

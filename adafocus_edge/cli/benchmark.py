@@ -233,7 +233,7 @@ class _Reports:
 
 def _print_benchmark(report: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        from adafocus_edge.live.messages import to_line
+        from adafocus_edge.system.json_lines import to_line
 
         typer.echo(to_line(report))
         return

@@ -132,7 +132,7 @@ def _patches(text: str) -> tuple[Patches, ...]:
 
 def _print_evaluation(entry: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        from adafocus_edge.live.messages import to_line
+        from adafocus_edge.system.json_lines import to_line
 
         typer.echo(to_line(entry))
         return

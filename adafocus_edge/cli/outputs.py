@@ -61,7 +61,7 @@ class ResultSink:
 
     @staticmethod
     def _print(entry: dict[str, Any]) -> None:
-        from adafocus_edge.live.messages import to_line
+        from adafocus_edge.system.json_lines import to_line
 
         print(to_line(entry), flush=True)
 

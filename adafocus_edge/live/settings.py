@@ -1,4 +1,4 @@
-"""The settings of a live run, as a command line or a program gives them."""
+"""Settings of a live run, as a command line or a program gives them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from adafocus_edge.errors import UsageError
 
 FOREVER = "forever"
 DEFAULT_GLIMPSE_FPS = 2.0
+DEFAULT_WAITING = 2
+DEFAULT_ROTATE_MB = 100.0
+DEFAULT_ROTATE_MINUTES = 60.0
+DEFAULT_KEEP = 10
 
 
 @dataclass(frozen=True)
 class LiveArguments:
-    """What was given for a live run; the help of each option says what it does."""
+    """The options of a live run, as given; the help of each field describes it."""
 
     glimpse_fps: float | None = None
     duration: float | None = None
@@ -42,18 +46,21 @@ class LiveArguments:
 
 
 Drop = Literal["oldest", "newest", "never"]
-"""What is left out when the model is slower than its sources: the frame that waits longest, the new one, or none."""
+"""The frame to drop when the model is slower than its sources: the one that waits longest, the new one, or none."""
 
 
 @dataclass(frozen=True)
 class CameraOptions:
-    """What is asked of a camera; None leaves it as it is.
+    """Settings to request from a camera; None keeps the camera's own.
 
     Attributes:
-        width: pixels.
-        height: pixels.
+        width: of its frames, in pixels.
+        height: of its frames, in pixels.
         fps: frames per second.
-        fourcc: four letters of the pixel format, such as MJPG or YUYV.
+        fourcc: pixel format as four characters, such as MJPG or YUYV.
+
+    Raises:
+        UsageError: ``fourcc`` is invalid.
     """
 
     width: int | None = None
@@ -63,30 +70,47 @@ class CameraOptions:
 
     def __post_init__(self) -> None:
         if self.fourcc is not None and not (len(self.fourcc) == 4 and self.fourcc.isascii()):
-            raise UsageError(f"--camera-format {self.fourcc}: four letters, such as MJPG or YUYV")
+            raise UsageError(f"--camera-format {self.fourcc}: must be four ASCII characters, such as MJPG or YUYV")
 
 
 @dataclass(frozen=True)
 class CaptureOptions:
-    """How sources are read.
+    """Options for reading sources.
 
     Attributes:
-        glimpse_fps: frames per second that are looked at, in the source's own time.
-        drop: what is left out when the model is slower; None: the oldest of a live source, none of a file that is read
-            as fast as possible.
-        waiting: frames that may wait for the model, at least 1.
+        glimpse_fps: glimpses per second, in the source's own time.
+        drop: frame to drop when the model is slower; None drops the oldest of a live source, and none of a file that
+            is read as fast as possible.
+        waiting: maximum number of frames that wait for the model, at least 1.
         realtime: whether files are played at their own pace instead of as fast as possible.
-        loop: whether files begin anew at their end.
-        retries: how often in a row a lost source is tried again; None for ever.
-        patient: whether a source that was never there is tried again like one that was lost.
-        camera: what is asked of cameras.
+        loop: whether files start again at their end.
+        retries: how often in a row a lost source is retried; None for no limit.
+        patient: whether a source that has never connected is retried like one that was lost.
+        camera: settings to request from cameras.
     """
 
-    glimpse_fps: float = 2.0
+    glimpse_fps: float = DEFAULT_GLIMPSE_FPS
     drop: Drop | None = None
-    waiting: int = 2
+    waiting: int = DEFAULT_WAITING
     realtime: bool = False
     loop: bool = False
     retries: int | None = None
     patient: bool = False
     camera: CameraOptions = field(default_factory=CameraOptions)
+
+
+@dataclass(frozen=True)
+class Printing:
+    """What a run prints.
+
+    Attributes:
+        as_json: JSON lines instead of tables.
+        logits: the logits of every step in JSON.
+        provisional: provisional results, too.
+        quiet: only errors on stderr.
+    """
+
+    as_json: bool = False
+    logits: bool = False
+    provisional: bool = False
+    quiet: bool = False

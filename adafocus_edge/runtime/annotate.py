@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from adafocus_edge.errors import SourceError
 from adafocus_edge.media.clip import DEFAULT_FPS
+from adafocus_edge.media.encoders import TICKS, video_encoder
 from adafocus_edge.media.preprocess import CropWindow
 from adafocus_edge.system.files import DRAFT, draft_file, take_place
 
@@ -38,8 +39,6 @@ FADED_COLOUR = (150, 154, 160)
 """Of what was seen before the source was lost."""
 TEXT_SHARE = 22
 """Text is one 22nd of the frame's short side tall, and at least 10 pixels."""
-TICKS = 60_000
-"""Clock of the written video, in ticks per second. MPEG-4 Part 2, the codec where x264 lacks, allows 65,535 at most."""
 LARGEST_FACTOR = 4
 SMALLEST_WIDTH = 360
 """Narrower videos are written enlarged, so that the text on them can be read."""
@@ -65,7 +64,7 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
     Raises:
         SourceError: the clip cannot be decoded, or the file cannot be written.
     """
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    codec = video_encoder()
     steps = sorted(result.steps, key=lambda step: step.frame_index)  # coarse to fine, they were not seen in this order
     first_seen = [step.frame_index for step in steps]
     options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}

@@ -10,7 +10,8 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adafocus_edge.live.messages import Drops, Event, Notice, ProvisionalResult, Sink, Window
+from adafocus_edge.live.listener import Sink
+from adafocus_edge.live.messages import Drops, Event, Notice, ProvisionalResult, Window
 from adafocus_edge.media.preprocess import CropWindow
 
 if TYPE_CHECKING:

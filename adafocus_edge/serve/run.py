@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.live.messages import LiveFrame, ProvisionalResult, Sink
+    from adafocus_edge.live.listener import Sink
+    from adafocus_edge.live.messages import LiveFrame, ProvisionalResult
     from adafocus_edge.media.sources import Source
     from adafocus_edge.model.spec import ModelSpec
     from adafocus_edge.runtime.classifier import Result

@@ -8,17 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafocus_edge.live.run import LiveRun
-from adafocus_edge.live.session import (
-    Printing,
-    live_options,
-    open_sinks,
-    print_line,
-    reported,
-    run_log,
-    solved_glimpse_fps,
-    status_shown,
-)
-from adafocus_edge.live.settings import LiveArguments
+from adafocus_edge.live.session import connected, live_options, open_sinks, solved_glimpse_fps
+from adafocus_edge.live.settings import LiveArguments, Printing
+from adafocus_edge.live.terminal import print_line, run_log, status_shown
 from adafocus_edge.serve.server import Server
 from adafocus_edge.system.interrupts import stop_on_signals
 from adafocus_edge.system.memory import limit_malloc_arenas
@@ -57,7 +49,7 @@ def serve_live(
         stop = stack.enter_context(stop_on_signals())
         run = LiveRun(classifier, sources, live, report=log.info)
         sinks = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, Printing(quiet=quiet))
-        with reported(run, sinks, log), Server(run, options, tell=log.warning) as server:
+        with connected(run, sinks, log), Server(run, options, tell=log.warning) as server:
             log.info(f"serving {server.url} (Ctrl-C ends)")
             if as_json:
                 print_line({"url": server.url})

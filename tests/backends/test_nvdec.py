@@ -30,6 +30,7 @@ from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.engines import PIXELS_FILE, PIXELS_GRAPH
 from adafocus_edge.bundle.store import default_bundle, open_bundle
 from adafocus_edge.errors import BackendError, SourceError, UsageError
+from adafocus_edge.live import readers
 from adafocus_edge.live.messages import LiveFrame, Notice, ProvisionalResult, Window
 from adafocus_edge.live.run import LiveOptions, LiveRun
 from adafocus_edge.live.settings import CaptureOptions
@@ -37,6 +38,7 @@ from adafocus_edge.media.sources import find_sources
 from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.model.spec import GRAPHS
 from adafocus_edge.runtime.classifier import Classifier
+from adafocus_edge.system.backoff import Backoff
 from tests.conftest import CLIPS, ROOT, edge
 from tests.live.test_live import Kept, running, until
 from tests.support import nvcodec_on_cpu
@@ -427,8 +429,8 @@ def test_damaged_packets_are_counted_and_the_run_goes_on(model, bundle, codec, t
     path = encode(tmp_path / "keys.mp4", options={"x264-params": "keyint=10:scenecut=0"})
     kept, run = live(model, bundle, "auto", [path], capture=CaptureOptions(glimpse_fps=8))
     (status,) = run.status().sources
-    assert status["damaged"] == 1
-    assert 100 < status["frames"] < 120
+    assert status.damaged == 1
+    assert 100 < status.frames < 120
     assert kept.of(Window)
 
 
@@ -458,9 +460,9 @@ def test_parameters_are_found_before_the_first_picture():
 
 @pytest.fixture
 def soon(monkeypatch):
-    monkeypatch.setattr(capturing, "FIRST_PAUSE_S", 0.2)
-    monkeypatch.setattr(capturing, "LONGEST_PAUSE_S", 0.4)
-    monkeypatch.setattr(capturing, "SILENCE_S", 3.0)
+    monkeypatch.setattr(Backoff, "FIRST_S", 0.2)
+    monkeypatch.setattr(Backoff, "MAX_S", 0.4)
+    monkeypatch.setattr(readers, "SILENCE_S", 3.0)
 
 
 def test_a_camera_that_changes_its_size_and_comes_back_is_decoded_on_the_gpu_all_along(model, bundle, codec, soon):
@@ -473,17 +475,17 @@ def test_a_camera_that_changes_its_size_and_comes_back_is_decoded_on_the_gpu_all
         ),
     ):
         run.listen(frames_kept)
-        until(lambda: run.status().sources[0]["glimpses"] >= 8)
+        until(lambda: run.status().sources[0].glimpses >= 8)
         server.switch()
         until(lambda: any("now 640 x 360" in notice.text for notice in kept.of(Notice)))
-        glimpses = run.status().sources[0]["glimpses"]
-        until(lambda: run.status().sources[0]["glimpses"] >= glimpses + 8)
+        glimpses = run.status().sources[0].glimpses
+        until(lambda: run.status().sources[0].glimpses >= glimpses + 8)
         server.kill()
         until(lambda: "lost" in kept.kinds())
         server.restart()
         until(lambda: "reconnected" in kept.kinds())
-        glimpses = run.status().sources[0]["glimpses"]
-        until(lambda: run.status().sources[0]["glimpses"] >= glimpses + 4)
+        glimpses = run.status().sources[0].glimpses
+        until(lambda: run.status().sources[0].glimpses >= glimpses + 4)
         frames = frames_kept.of(LiveFrame)
         assert len(frames) > 50
         assert all(isinstance(frame.to_rgb, DeviceFrame) for frame in frames)

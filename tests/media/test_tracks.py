@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from adafocus_edge.errors import SourceError
-from adafocus_edge.live.capture import Counters, _address_pictures
+from adafocus_edge.live.meters import Counters
+from adafocus_edge.live.readers import address_pictures
 from adafocus_edge.media.sources import Source
 from adafocus_edge.media.video_file import VideoFile
 from tests.conftest import edge
@@ -166,7 +167,7 @@ def test_of_a_live_hls_master_one_variant_is_fetched(tmp_path: Path) -> None:
     notes: list[str] = []
     with live_hls(tmp_path) as (address, asked):
         source = Source("hls", f"{address}/master.m3u8")
-        pictures = _address_pictures(source, threading.Event(), Counters(), notes.append)
+        pictures = address_pictures(source, threading.Event(), Counters(), notes.append)
         sizes = set()
         for number, picture in enumerate(pictures):
             sizes.add((picture.width, picture.height))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adafocus_edge.errors import SourceError
-from adafocus_edge.live.capture import _clip_pictures
+from adafocus_edge.live.readers import clip_pictures
 from adafocus_edge.media import video_file as video_module
 from adafocus_edge.media.orientation import upright
 from adafocus_edge.media.preprocess import sample_indices
@@ -192,7 +192,7 @@ def test_a_display_matrix_turns_and_mirrors_as_ffmpeg_does(kind, tmp_path):
     video = VideoFile(str(path))
     assert all(np.array_equal(pixels, expected[index]) for index, pixels in video.frames())
     assert all(np.array_equal(pixels, expected[index]) for index, pixels in video.select([1, 4], lambda rgb: rgb))
-    live = [picture for _, picture in _clip_pictures(video)]
+    live = [picture for _, picture in clip_pictures(video)]
     assert all(np.array_equal(picture.to_rgb(), expected[index]) for index, picture in enumerate(live))
     assert {(picture.width, picture.height) for picture in live} == {size}
     if kind == "as stored":

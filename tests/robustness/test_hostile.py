@@ -17,7 +17,8 @@ from adafocus_edge.bundle.manifest import CLASSES, MANIFEST
 from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, sha256_of
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import read_data
-from adafocus_edge.live.capture import Counters, _address_pictures
+from adafocus_edge.live.meters import Counters
+from adafocus_edge.live.readers import address_pictures
 from adafocus_edge.media import containers as reading
 from adafocus_edge.media.clip import DEFAULT_FPS
 from adafocus_edge.media.frame_folder import FPS_FILE, FrameFolder
@@ -86,7 +87,7 @@ def test_an_address_that_lists_others_is_not_followed(listed: str) -> None:
         with pytest.raises(SourceError, match="files that list other files are not followed"):
             VideoFile(f"{address}/list.mp4")
         with pytest.raises(SourceError, match="cannot be read"):
-            list(_address_pictures(Source("list", f"{address}/list.mp4"), threading.Event(), Counters()))
+            list(address_pictures(Source("list", f"{address}/list.mp4"), threading.Event(), Counters()))
     assert set(asked) == {"/list.mp4"}
 
 
@@ -95,7 +96,7 @@ def test_a_playlist_from_elsewhere_names_no_files_of_this_machine(named: str, tm
     clip = encode(tmp_path / "clip.ts", 30)
     page = PLAYLIST.format(named.format(clip)).encode()
     with website({"/live.m3u8": page}) as (address, _), pytest.raises(SourceError, match="cannot be read"):
-        list(_address_pictures(Source("live", f"{address}/live.m3u8"), threading.Event(), Counters()))
+        list(address_pictures(Source("live", f"{address}/live.m3u8"), threading.Event(), Counters()))
 
 
 # -- pictures that fill memory -----------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def test_huge_pictures_of_a_stream_are_left_out(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(reading, "LARGEST_IMAGE", 400 * 300)
     counters = Counters()
     with website({"/live": clip.read_bytes()}) as (address, _):
-        assert list(_address_pictures(Source("live", f"{address}/live"), threading.Event(), counters)) == []
+        assert list(address_pictures(Source("live", f"{address}/live"), threading.Event(), counters)) == []
     assert counters.damaged > 0
 
 

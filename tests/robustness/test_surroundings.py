@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from adafocus_edge.errors import DataError, ShortageError, TrainingError
-from adafocus_edge.live.session import run_log
+from adafocus_edge.live.terminal import run_log
 from adafocus_edge.media.images import read_image
 from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.system import files
@@ -285,7 +285,7 @@ def test_a_terminal_that_closes_ends_a_run_as_it_should(tmp_path):
 
 
 def test_a_source_that_gave_nothing_in_time_is_told():
-    one_line_error(edge("classify", CLIP, "--realtime", "--duration", 0, "--quiet"), 1, "no frame came")
+    one_line_error(edge("classify", CLIP, "--realtime", "--duration", 0, "--quiet"), 1, "no frame received")
 
 
 @pytest.mark.parametrize(

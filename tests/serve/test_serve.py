@@ -33,7 +33,8 @@ from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.errors import SourceError, UsageError
 from adafocus_edge.live.events import EventRule
-from adafocus_edge.live.messages import LiveFrame, Notice, Sink
+from adafocus_edge.live.listener import Sink
+from adafocus_edge.live.messages import LiveFrame, Notice
 from adafocus_edge.live.run import LiveOptions, LiveRun
 from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.media.images import read_image
@@ -695,7 +696,7 @@ def test_boxes_of_a_model_that_crops_are_where_its_crop_lies(
     run = new_run(classifier, Source("a", str(FIGHT)))
     run.spec = replace(run.spec, fit="crop")
     status = run.status()
-    status.sources[0].update(width=width, height=height)
+    status.sources[0] = replace(status.sources[0], width=width, height=height)
     monkeypatch.setattr(run, "status", lambda: status)
 
     async def made() -> tuple[Any, Any]:
@@ -772,7 +773,7 @@ def test_a_picture_that_is_known_is_not_sent_again(classifier: Classifier) -> No
     with quick(classifier, run) as server:
         assert get(server, "/api/streams/a/picture.jpg").error == "a: no picture yet"
         assert get(server, "/api/streams/a/picture.jpg?after=-1").status == 204
-        run._strands["a"].capture.newest = still_frame(7)
+        run._sources["a"].capture.newest = still_frame(7)
         assert get(server, "/api/streams/a/picture.jpg?after=6").status == 200
         answer = get(server, "/api/streams/a/picture.jpg?after=7")
         assert (answer.status, answer.body, answer.headers["x-frame-index"]) == (204, b"", "7")
@@ -800,7 +801,7 @@ def test_pictures_are_made_once_for_all_who_look_and_never_for_nobody(
     monkeypatch.setattr(pictures, "encode", counted)
     run = new_run(classifier, Source("a", str(FIGHT)))
     with quick(classifier, run, picture_fps=0.1) as server:
-        run._strands["a"].capture.newest = still_frame(1)
+        run._sources["a"].capture.newest = still_frame(1)
         assert made == []
         answers: list[Answer] = []
         threads = [
@@ -810,7 +811,7 @@ def test_pictures_are_made_once_for_all_who_look_and_never_for_nobody(
             thread.start()
         for thread in threads:
             thread.join()
-        run._strands["a"].capture.newest = still_frame(2)  # within the ten seconds of one picture
+        run._sources["a"].capture.newest = still_frame(2)  # within the ten seconds of one picture
         answers.append(get(server, "/api/streams/a/picture.jpg"))
     assert made == [1]
     assert len({answer.body for answer in answers}) == 1
@@ -835,7 +836,7 @@ def test_video_comes_part_by_part(served: Served) -> None:
 def test_videos_have_a_limit(classifier: Classifier) -> None:
     run = new_run(classifier, Source("a", str(FIGHT)))
     with quick(classifier, run, max_viewers=1) as server:
-        run._strands["a"].capture.newest = still_frame(1)
+        run._sources["a"].capture.newest = still_frame(1)
         with listening(server, "/api/streams/a/video.mjpeg") as answer:
             answer.readline()
             assert get(server, "/api/streams/a/video.mjpeg").status == 503
@@ -1220,8 +1221,8 @@ def test_silent_cameras_are_closed(classifier: Classifier) -> None:
     run = new_run(classifier)
     with running(run), quick(classifier, run, camera_idle_s=0.2) as server:
         camera = ask(server, "POST", "/api/cameras").json
-        until(lambda: any(s["name"] == camera["source"] for s in run.status().sources))
-        until(lambda: all(s["name"] != camera["source"] for s in run.status().sources))
+        until(lambda: any(s.name == camera["source"] for s in run.status().sources))
+        until(lambda: all(s.name != camera["source"] for s in run.status().sources))
         assert push(server, camera["id"], jpeg()).error == "no such camera: it was closed, or sent nothing for too long"
 
 
@@ -1253,7 +1254,7 @@ def open_files() -> set[str]:
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
 def test_closing_ends_every_connection_thread_and_file(classifier: Classifier, temporary: Path) -> None:
     run = new_run(classifier, Source("a", str(FIGHT)))
-    run._strands["a"].capture.newest = still_frame(1)
+    run._sources["a"].capture.newest = still_frame(1)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     gc.collect()
     threads, files = set(threading.enumerate()), open_files()
@@ -1270,7 +1271,7 @@ def test_closing_ends_every_connection_thread_and_file(classifier: Classifier, t
         camera = ask(server, "POST", "/api/cameras").json["source"]
         # One that asks for large pictures without reading any: what is to be sent piles up in the server.
         noise = np.random.default_rng(0).integers(0, 255, (3000, 4000, 3), np.uint8)
-        run._strands["a"].capture.newest = replace(still_frame(2), to_rgb=lambda: noise)
+        run._sources["a"].capture.newest = replace(still_frame(2), to_rgb=lambda: noise)
         lazy.sendall(b"GET /api/streams/a/picture.jpg HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4)
         assert lazy.recv(1)
         until(lambda: list(temporary.iterdir()))
@@ -1287,7 +1288,7 @@ def test_closing_ends_every_connection_thread_and_file(classifier: Classifier, t
                 pass
             raise ConnectionResetError  # an orderly end is as good
     assert list(temporary.iterdir()) == []
-    run._strands[camera].capture.close()
+    run._sources[camera].capture.close()
     gc.collect()
     until(lambda: (gc.collect(), open_files() <= files)[1])
     with pytest.raises(ConnectionRefusedError):
@@ -1298,7 +1299,7 @@ def test_closing_ends_every_connection_thread_and_file(classifier: Classifier, t
 def test_the_listener_is_taken_from_the_run(classifier: Classifier) -> None:
     run = new_run(classifier)
     with quick(classifier, run):
-        assert [listener["name"] for listener in run.status().listeners] == ["web page"]
+        assert [listener.name for listener in run.status().listeners] == ["web page"]
     assert run.status().listeners == []
 
 
@@ -1552,7 +1553,7 @@ def test_the_browsers_camera_becomes_a_source(browser: Any, served: Served) -> N
         page.click("#camera")
         page.wait_for_selector(card(name), state="detached")
         assert page.locator("#camera").inner_text() == "Use this browser\u2019s camera"
-    until(lambda: all(s["name"] != name for s in served.run.status().sources))
+    until(lambda: all(s.name != name for s in served.run.status().sources))
 
 
 def test_a_camera_ends_with_its_page(browser: Any, served: Served) -> None:
@@ -1560,8 +1561,8 @@ def test_a_camera_ends_with_its_page(browser: Any, served: Served) -> None:
         page.wait_for_selector("#results li")
         page.click("#camera")
         wait_for(page, "() => document.querySelector('#camera-note').innerText.startsWith('Sent as')")
-        until(lambda: any(s["kind"] == "camera" for s in served.run.status().sources))
-    until(lambda: all(s["kind"] != "camera" for s in served.run.status().sources))
+        until(lambda: any(s.kind == "camera" for s in served.run.status().sources))
+    until(lambda: all(s.kind != "camera" for s in served.run.status().sources))
 
 
 def test_signing_in_and_out(browser: Any, classifier: Classifier) -> None:
