@@ -1478,7 +1478,7 @@ def test_a_stream_is_enlarged_and_paused_by_keyboard(browser: Any, served: Serve
         pause = page.locator(f"{card('entrance')} .pause")
         pause.focus()
         page.keyboard.press("Space")
-        assert pause.get_attribute("aria-label") == "Go on with the picture"
+        assert pause.get_attribute("aria-label") == "Resume the picture"
         assert page.locator(f"{card('entrance')} .note").inner_text() == "Picture paused"
         page.wait_for_timeout(300)  # a picture that was under way
         shown = page.locator(f"{card('entrance')} .picture").get_attribute("data-frame")
@@ -1554,7 +1554,7 @@ def test_the_browsers_camera_becomes_a_source(browser: Any, served: Served) -> N
     with page_of(browser, served.server, permissions=["camera"]) as page:
         page.wait_for_selector("#results li")
         page.click("#camera")
-        wait_for(page, "() => document.querySelector('#camera-note').innerText.startsWith('Sent as')")
+        wait_for(page, "() => document.querySelector('#camera-note').innerText.startsWith('Streaming as')")
         name = page.locator("#camera-note").inner_text().split("“")[1].split("”")[0]
         wait_for(page, "s => document.querySelector(s + ' .picture')?.dataset.frame > 0", card(name))
         wait_for(page, "s => document.querySelector(s + ' .bars li')", card(name))
@@ -1571,7 +1571,7 @@ def test_a_camera_ends_with_its_page(browser: Any, served: Served) -> None:
     with page_of(browser, served.server, permissions=["camera"]) as page:
         page.wait_for_selector("#results li")
         page.click("#camera")
-        wait_for(page, "() => document.querySelector('#camera-note').innerText.startsWith('Sent as')")
+        wait_for(page, "() => document.querySelector('#camera-note').innerText.startsWith('Streaming as')")
         until(lambda: any(s["kind"] == "camera" for s in served.run.status().sources))
     until(lambda: all(s["kind"] != "camera" for s in served.run.status().sources))
 
@@ -1684,7 +1684,7 @@ def test_what_an_output_drops_is_on_the_page(browser: Any, classifier: Classifie
     try:
         with running(run), quick(classifier, run) as server, page_of(browser, server) as page:
             wait_for(
-                page, "() => / dropped and more$/.test(document.querySelector('#outputs .alert .what')?.innerText)"
+                page, "() => / dropped and counting$/.test(document.querySelector('#outputs .alert .what')?.innerText)"
             )
             assert page.locator("#outputs .where").all_inner_texts() == ["videos"]
             page.wait_for_selector("#events li.notice:has-text('frames are dropped')")
