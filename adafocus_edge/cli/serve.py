@@ -81,7 +81,7 @@ def serve(
     from adafocus_edge.runtime.classifier import Classifier
     from adafocus_edge.serve.session import serve_live
 
-    options = ServeOptions(host=host, port=port, token=token, max_upload_mb=max_upload_mb, most_cameras=most_cameras)
+    options = ServeOptions(host=host, port=port, token=token, max_upload_mb=max_upload_mb, max_cameras=most_cameras)
     check_exposure(options)
     check_threads(threads)
     check_exit(exit_set, exit_confidence, ScheduleName.STREAM)

@@ -1,4 +1,4 @@
-"""A web page and an API for a live run: what is seen now, what was seen, and files and cameras to look at as well."""
+"""A web page and an API for a live run: current and past results, classification of uploads, browser cameras."""
 
 from __future__ import annotations
 
