@@ -1,4 +1,4 @@
-"""What a variant costs: a run over clips beside the float model's, and both timed in turns."""
+"""Compare a variant's run over clips with the float model's, and time both in turns."""
 
 from __future__ import annotations
 
@@ -19,33 +19,34 @@ from adafocus_edge.runtime.glimpse import GlimpseStream, patch_of, see_clip
 from calibration.samples import Clips
 
 LARGEST = 1e9
+"""Stands for an infinite error."""
 TIMED_CLIPS = 4
 TIMED_ROUNDS = 7
 TIMED_STEPS = 8
-"""Streamed frames per round, after one that is not counted."""
+"""Streamed frames per round; the first one is not counted."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a model made of clips.
+    """A model's outputs for clips.
 
     Attributes:
         logits: float32 [N, T, C], after each step.
-        patches: int64 [N, T, 2], top-left corner (y, x) in pixels of each step's patch.
+        patches: int64 [N, T, 2], top-left corner (y, x) of each step's patch, in pixels.
     """
 
     logits: NDArray[np.float32]
     patches: NDArray[np.int64]
 
     def right(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether each clip is right after each step, [N, T]."""
+        """Return whether each clip is classified correctly after each step, bool [N, T]."""
         return np.asarray(self.logits.argmax(axis=2) == labels[:, None])
 
 
 def run(
     model: LoadedModel, clips: Clips, order: Order = "clip", progress: Callable[[int], None] = lambda _: None
 ) -> Run:
-    """Run a model over clips whose frames are seen in an order."""
+    """Run a model over clips, their frames in the given order."""
     logits, patches = [], []
     for done, frames in enumerate(clips.frames, start=1):
         glimpses = list(see_clip(model, frames[viewing_order(order, len(frames))]))
@@ -56,19 +57,19 @@ def run(
 
 
 def compare(found: Run, reference: Run, labels: NDArray[np.int64]) -> dict[str, Any]:
-    """Return what a variant's run differs in from the float model's: accuracy, labels, patches, logits.
+    """Return how a variant's run differs from the float model's: accuracy, labels, patches, logits.
 
     Args:
         found: the variant's run.
-        reference: the float model's.
-        labels: of the clips.
+        reference: the float model's run.
+        labels: class ids of the clips, int64 [N].
 
     Shares and accuracies are in percent. ``action_agreement`` counts steps, ``clips_with_other_patches`` clips.
     """
     right, before = found.right(labels)[:, -1], reference.right(labels)[:, -1]
     low, high = wilson_interval(int(right.sum()), len(right))
     same_patch = (found.patches == reference.patches).all(axis=2)
-    # A logit that is no number is as wrong as can be, and must be a number in JSON.
+    # JSON has neither NaN nor infinity: such an error counts as the largest possible one.
     error = np.nan_to_num(np.abs(found.logits - reference.logits), nan=LARGEST, posinf=LARGEST)
     last = (found.logits[:, -1].argmax(axis=1), reference.logits[:, -1].argmax(axis=1))
     return {
@@ -90,7 +91,7 @@ def _percent(flags: NDArray[np.bool_]) -> float:
 
 
 def timed(models: Mapping[str, LoadedModel], clips: Clips) -> dict[str, dict[str, float]]:
-    """Return the milliseconds per clip (clip schedule) and per step (streamed frame) of models, in turns; medians."""
+    """Time models in turns; return each one's median milliseconds per clip (clip schedule) and per streamed frame."""
     chosen = clips.frames[:TIMED_CLIPS]
     per_clip: dict[str, list[float]] = {name: [] for name in models}
     per_step: dict[str, list[float]] = {name: [] for name in models}

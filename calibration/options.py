@@ -1,4 +1,4 @@
-"""The command line's words as options: names are looked up, goals are read, what contradicts itself is refused."""
+"""Turn the command line's words into options: look up names, parse goals, refuse contradictions."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ def read_options(
     segments: int,
     **others: Any,
 ) -> CalibrateOptions:
-    """Return :class:`CalibrateOptions` of what ``adafocus-edge calibrate`` was given.
+    """Return the :class:`CalibrateOptions` for the arguments of ``adafocus-edge calibrate``.
 
     Args:
-        variants: names by commas, or ``none``.
-        method: a name, or ``auto``.
-        exit_goals: ``NAME=KIND:VALUE`` each, ``none``, or None for half the steps, and for half a point lost.
-        confidence: a name.
-        orders: names by commas.
+        variants: comma-separated names, or ``none``.
+        method: name of a range method, or ``auto``.
+        exit_goals: ``NAME=KIND:VALUE`` each, ``none``, or None for two goals: half the steps, and at most half a
+            point lost.
+        confidence: name of a confidence measure.
+        orders: comma-separated names.
         reduce_range: ``on``, ``off`` or ``auto``.
         segments: T of the model.
-        others: taken as they are.
+        others: fields of :class:`CalibrateOptions`, passed on unchanged.
 
-    Raises ``UsageError``.
+    Raises ``UsageError`` for an unknown name, a malformed or duplicate goal, or nothing to do.
     """
     goals: Sequence[str] = exit_goals or (f"half=steps:{max(1, segments / 2):g}", "safe=drop:0.5")
     read = () if list(goals) == ["none"] else tuple(Goal.parse(goal) for goal in goals)
     if len({goal.name for goal in read}) < len(read):
-        raise UsageError("--exit-goal: two goals have the same name")
+        raise UsageError("--exit-goal: two goals have the same name: give each its own")
     reduced = _one("--reduce-range", reduce_range, ("auto", "on", "off"))
     options = CalibrateOptions(
         variants=() if variants == "none" else _some("--variants", variants, VARIANTS),
@@ -56,7 +57,7 @@ def read_options(
         **others,
     )
     if not options.variants and not options.goals:
-        raise UsageError("--variants none and --exit-goal none: nothing is left to do")
+        raise UsageError("--variants none and --exit-goal none: nothing to do: name a variant or a goal")
     return options
 
 
@@ -67,5 +68,5 @@ def _some(option: str, given: str, known: Sequence[Name]) -> tuple[Name, ...]:
 def _one(option: str, given: str, known: Sequence[Name]) -> Name:
     found = next((name for name in known if name == given), None)
     if found is None:
-        raise UsageError(f"{option} {given}: is none of {', '.join(known)}")
+        raise UsageError(f"{option} {given}: must be one of {', '.join(known)}")
     return found

@@ -1,4 +1,4 @@
-"""Making one variant: which graphs become what, which range is best, and which layers stay as they were."""
+"""Make one variant: convert each graph, choose the range method, and keep sensitive layers in higher precision."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ from calibration.samples import Clips, Feeds, Samples
 Variant = Literal["int8-cpu", "int8-trt", "fp16"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 CONVOLUTIONS = ("glancer", "focuser")
-"""The graphs whose work is convolutions: INT8 pays there."""
+"""Graphs dominated by convolutions, where INT8 pays."""
 RECURRENT = ("policy", "classifier")
 RANKED_SAMPLES = 32
-"""Recorded inputs on which the error of each layer alone is measured."""
+"""Recorded inputs for measuring the error of each layer alone."""
 TRIED_WITHOUT = 16
-"""Layers that are also tried the other way round."""
+"""Most sensitive layers that are also measured as the only float layer of an INT8 graph."""
 PURPOSE = {
     "fp32": "the reference",
     "int8-cpu": "CPUs",
     "int8-trt": "TensorRT",
     "fp16": "TensorRT, CUDA",
 }
-"""What each variant is made for."""
+"""The devices that each variant is made for."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What a variant is made with.
+    """Settings for making a variant.
 
     Attributes:
-        method: of ranges; None to choose by accuracy.
+        method: range method; None to choose by accuracy.
         max_drop: points of accuracy that may be lost on the calibration clips.
-        reduce_range: 7-bit weights in ``int8-cpu``.
-        threads: for the CPU.
+        reduce_range: whether ``int8-cpu`` uses 7-bit weights.
+        threads: CPU threads, or None for all cores.
     """
 
     method: Method | None
@@ -64,10 +64,10 @@ class Made:
     """A variant in a folder.
 
     Attributes:
-        folder: holds the four graphs.
-        precision: of each graph, in words.
-        facts: for the report: method, what each graph costs, what was kept and why.
-        notes: what the user should know, a line each.
+        folder: folder with the four graphs.
+        precision: each graph's precision, in words.
+        facts: fields of the report's row: range method, loss of each graph alone, layers kept and why.
+        notes: notes for the user, a line each.
     """
 
     folder: Path
@@ -81,11 +81,11 @@ class _Kept:
     """A layer that is not quantized.
 
     Attributes:
-        graph: it is in.
+        graph: the layer's graph.
         layer: the node's name, or ``all``.
-        why: in words.
-        error_alone: of the graph's outputs when this layer alone is INT8, as a share of their size.
-        error_saved: by which that error shrinks when all layers but this one are INT8.
+        why: the reason, in words.
+        error_alone: error of the graph's outputs when this layer alone is INT8, relative to their norm.
+        error_saved: how much smaller the error of the INT8 graph is when this layer alone stays float.
     """
 
     graph: str
@@ -96,17 +96,17 @@ class _Kept:
 
 
 class Maker:
-    """Makes variants of one float model, judged on the calibration clips.
+    """Makes variants of one float model and judges candidates on the calibration clips.
 
     Args:
         spec: the model's shapes and names.
-        float_path: gives the float model's graph files.
+        float_path: returns the path of the float model's graph of that name.
         samples: recorded inputs.
-        clips: what candidates are judged on.
+        clips: clips to judge candidates on.
         reference: the float model's run over these clips.
         choices: see :class:`Choices`.
         work: an empty folder.
-        progress: told what is being done, and how much of how much.
+        progress: called with the current activity, the steps done and their total (0 if unknown).
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Maker:
         return self._half() if variant == "fp16" else self._int8(variant)
 
     def opened(self, paths: Mapping[str, Path], variant: str) -> LoadedModel:
-        """Open graphs on the CPU; those not given are the float model's."""
+        """Open the given graphs on the CPU, and the float model's for those not given."""
         return open_graphs(
             self.spec,
             lambda graph: paths.get(graph, self.float_path(graph)),
@@ -151,7 +151,7 @@ class Maker:
         return Made(folder, dict.fromkeys(GRAPHS, "fp16"))
 
     def _halved(self, graph: str) -> ModelProto:
-        """Return a graph in half precision; layers that come near its largest number stay as they are."""
+        """Return a graph in half precision; layers with values near overflow stay FP32."""
         return to_half(self.float[graph], self._ranges(graph, "minmax"))
 
     # -- INT8 ---------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class Maker:
 
         alone = {graph: self._judge({graph: paths[graph]}, f"{variant}: {graph} alone", variant) for graph in paths}
         kept = [
-            _Kept(graph, name, "the stem: nothing to gain there, much to lose")
+            _Kept(graph, name, "the stem: little to gain, much to lose")
             for graph in CONVOLUTIONS
             for name in int8.stem(self.float[graph])
         ]
@@ -194,12 +194,12 @@ class Maker:
         if judged["top1_drop"] > self.choices.max_drop:
             notes = (
                 f"{variant}: loses {judged['top1_drop']:.2f} points on the calibration clips, more than "
-                f"--max-accuracy-drop {self.choices.max_drop:g}, and no layer kept higher helps",
+                f"--max-accuracy-drop {self.choices.max_drop:g}, and keeping layers in higher precision does not help",
             )
         return Made(folder, precision, facts, notes)
 
     def _recurrent(self, variant: Variant) -> dict[str, Path]:
-        """Write what becomes of the recurrent graphs: 8-bit weights on a CPU, half precision in TensorRT."""
+        """Write the recurrent graphs: with 8-bit weights for a CPU, in half precision for TensorRT."""
         if variant == "int8-cpu":
             return {
                 graph: self._write(int8.weights_only(self.float[graph], self.choices.reduce_range))
@@ -208,7 +208,7 @@ class Maker:
         return {graph: self._write(self._halved(graph)) for graph in RECURRENT}
 
     def _unquantized(self, variant: Variant, graph: str) -> ModelProto:
-        """Return what a graph is when all of it is kept: FP32 on a CPU, FP16 in TensorRT."""
+        """Return a graph with no layer quantized: FP32 for a CPU, FP16 for TensorRT."""
         return self.float[graph] if variant == "int8-cpu" else self._halved(graph)
 
     def _precision(self, variant: Variant, graph: str, model: ModelProto) -> str:
@@ -219,7 +219,7 @@ class Maker:
         return kind if done == every else f"{kind}, {done} of {every} layers"
 
     def quantized(self, variant: Variant, graph: str, method: Method, skip: Sequence[str] = ()) -> Path:
-        """Write a graph of convolutions in INT8, but for its stem and the layers to skip; where it was written."""
+        """Quantize a graph of convolutions except for its stem and the layers to skip; return the path of the file."""
         return self._write(self._quantize(variant, graph, method, None, [*int8.stem(self.float[graph]), *skip]))
 
     def _quantize(
@@ -251,12 +251,14 @@ class Maker:
         judged: dict[str, Any],
         alone: Mapping[str, dict[str, Any]],
     ) -> tuple[dict[str, Path], dict[str, Any], list[_Kept]]:
-        """Keep sensitive layers until the variant fits: of the graph that is worst alone, twice as many as before.
+        """Keep sensitive layers in higher precision until the variant loses no more than allowed.
 
-        Returns the graphs, what they cost together, and the layers that are kept; all as it was if nothing helps.
+        Each round takes the graph with the largest loss alone and keeps twice as many of its layers as before.
+
+        Returns the graphs, their loss together, and the layers kept; graphs and loss unchanged if nothing helps.
         """
         limit = self.choices.max_drop
-        why = f"{judged['top1_drop']:.2f} points were lost, {limit:g} may be"
+        why = f"{judged['top1_drop']:.2f} points were lost, at most {limit:g} are allowed"
         now, costs, together = dict(paths), dict(alone), judged
         ranked: dict[str, list[_Kept]] = {}
         counts = dict.fromkeys(paths, 0)
@@ -288,8 +290,8 @@ class Maker:
     def _ranked(self, variant: Variant, graph: str, method: Method) -> list[_Kept]:
         """Return a graph's layers, the most sensitive first.
 
-        A layer counts by the error of the graph's outputs when it alone is INT8, and the worst of them also by how
-        much of the error goes when it alone is not: some do their harm only together with what follows.
+        A layer's score is the error of the graph's outputs when it alone is INT8. For the worst layers, the error that
+        is saved when it alone stays float is added: some layers do harm only together with those that follow.
         """
         stem = set(int8.stem(self.float[graph]))
         names = [name for name in layers(self.float[graph]) if name not in stem]
@@ -335,8 +337,8 @@ class Maker:
 
 
 def _badness(judged: dict[str, Any]) -> tuple[float, float, float]:
-    """Order candidates: by accuracy, then by labels that agree with the float model's, then by logits."""
-    # Clips that chance makes right are no merit of a candidate.
+    """Return the sort key of a candidate: accuracy lost, then agreement of labels, then error of logits."""
+    # A gain is due to chance, so it does not count in a candidate's favour.
     return max(judged["top1_drop"], 0.0), -judged["label_agreement"], judged["logit_error_mean"]
 
 
@@ -350,7 +352,7 @@ def _outputs(path: Path, batches: Sequence[Feeds], threads: int | None, exact_in
 
 
 def _relative_error(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> float:
-    """Return the largest of the outputs' errors, each as a share of that output's own size (root of squares)."""
+    """Return the largest of the outputs' errors, each relative to the norm of the expected output."""
     errors = []
     for made, wanted in zip(found, expected, strict=True):
         size = float(np.linalg.norm(wanted.astype(np.float64)))

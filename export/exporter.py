@@ -1,4 +1,4 @@
-"""`adafocus-edge export`: a checkpoint becomes a bundle, or nothing is left behind."""
+"""`adafocus-edge export`: turn a checkpoint into a bundle, or leave nothing behind."""
 
 from __future__ import annotations
 
@@ -63,19 +63,19 @@ VARIANT = "fp32"
 FINISHED = 3
 """The last training stage."""
 SAMPLE_FRAMES = Path(__file__).with_name("frames")
-"""16 frames of one Kinetics-400 clip, on which graphs are compared unless others are given."""
+"""16 frames of one Kinetics-400 clip, the default frames to compare the graphs on."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What `adafocus-edge export` was asked for.
+    """A request to ``adafocus-edge export``.
 
     Attributes:
-        model: what the checkpoint cannot say.
+        model: settings that the checkpoint does not hold.
         classes: file of class names, or None to take them from the checkpoint or number them.
         fused: whether to add ``step.onnx``.
         frames: video or folder of frames to compare on, or None for the built-in ones.
-        replace: whether a bundle that is there already may be replaced.
+        replace: whether an existing bundle may be replaced.
         half_weights: whether to store the FP32 graphs' weights in half precision.
     """
 
@@ -89,12 +89,12 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of it.
+    """The result of an export.
 
     Attributes:
         bundle: the new bundle, read back.
-        notes: what the user should know, a line each.
-        warnings: the same of what may be wrong with it.
+        notes: notes for the user, a line each.
+        warnings: possible errors in the model or its settings, a line each.
     """
 
     bundle: Bundle
@@ -112,14 +112,14 @@ def export(
     """Export a checkpoint.
 
     Args:
-        checkpoint_path: official layout, or one that ``adafocus-edge train`` wrote.
-        output: the bundle's folder to be.
+        checkpoint_path: official checkpoint, or one written by ``adafocus-edge train``.
+        output: folder of the bundle to write.
         options: see :class:`ExportOptions`.
-        progress: told what is being done, once per stage.
+        progress: called with the current activity, once per stage.
         halve: adds the ``fp16`` variant, see :data:`Halve`; None to export FP32 only.
 
     Raises:
-        AdaFocusError: of the kind that fits; nothing is left at ``output`` then.
+        AdaFocusError: a subclass that fits the cause; nothing is left at ``output`` then.
     """
     with new_bundle(output, replace=options.replace) as draft:
         progress("reading the checkpoint")
@@ -209,13 +209,13 @@ def _glance_notes(checkpoint: Checkpoint, options: ExportOptions, spec: ModelSpe
         return []
     side = spec.feature_map_size
     return [
-        f"the glance size is taken to be {spec.glance_size}: --glance-size N says otherwise, and "
-        f"{32 * side - 31} to {32 * side} fit the weights"
+        f"the glance size is assumed to be {spec.glance_size}: set it with --glance-size N, from {32 * side - 31} to "
+        f"{32 * side}, which fit the weights"
     ]
 
 
 def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple[str, ...]:
-    """Return the class names from a file, or else from the checkpoint, or else none."""
+    """Return the class names of a file or else of the checkpoint; an empty tuple if neither has any."""
     names = _without_numbers(read_classes(file)) if file is not None else checkpoint.classes or ()
     if names:
         check_classes(names, count, str(file or checkpoint.path))
@@ -224,15 +224,15 @@ def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple
 
 
 def _class_warnings(checkpoint: Checkpoint, file: Path | None, names: tuple[str, ...]) -> list[str]:
-    """Warn of class names that are not the checkpoint's. Raises ``UsageError`` for its own in another order."""
+    """Warn if the class names differ from the checkpoint's. Raises ``UsageError`` if only their order differs."""
     check_class_order(checkpoint.classes, names, str(file))
     if not checkpoint.classes or same_classes(checkpoint.classes, names):
         return []
-    return [f"{file}: other class names than the checkpoint's ({first_difference(checkpoint.classes, names)})"]
+    return [f"{file}: its class names differ from the checkpoint's ({first_difference(checkpoint.classes, names)})"]
 
 
 def _without_numbers(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Strip the numbers of a numbered list (UCF101's ``1 ApplyEyeMakeup``), if they count from 0 or 1."""
+    """Strip the numbers of a numbered list (UCF101: ``1 ApplyEyeMakeup``), if they count from 0 or 1."""
     parts = [name.split(maxsplit=1) for name in names]
     for first in (0, 1):
         if all(len(p) == 2 and p[0] == str(number) for number, p in enumerate(parts, start=first)):
@@ -267,7 +267,7 @@ def _compare(model: AdaFocus, bundle: Bundle, frames: NDArray[np.uint8], *, fuse
 
 
 def _with_half(bundle: Bundle, halve: Halve, frames: NDArray[np.uint8]) -> tuple[Manifest, str]:
-    """Write the fp16 variant; return the manifest that lists it, and what the user should know."""
+    """Write the fp16 variant; return the manifest that lists it, and a note for the user."""
     manifest = bundle.manifest
     graphs = write_half(bundle.path, bundle.spec, manifest.variants[VARIANT], halve)
     manifest = replace(manifest, variants={**manifest.variants, CONVERTED: graphs})
@@ -277,7 +277,7 @@ def _with_half(bundle: Bundle, halve: Halve, frames: NDArray[np.uint8]) -> tuple
 
 
 def _rounding(model: AdaFocus, half: AdaFocus, frames: NDArray[np.uint8]) -> dict[str, Any]:
-    """Return what rounding the weights changes: graphs are compared with the rounded model, not with the checkpoint."""
+    """Return how much rounding the weights changes, as the graphs are compared with the rounded model only."""
     clip = frames[: model.spec.segments]
     before, after = (list(see_clip(torch_model(m)[0], clip)) for m in (model, half))
     logits = [np.concatenate([glimpse.logits for glimpse in glimpses]) for glimpses in (before, after)]
@@ -295,5 +295,5 @@ def _real_frames(source: str | None, spec: ModelSpec) -> ModelFrame:
     indices = sample_indices(clip.frame_count, max(spec.segments, *BATCHES))
     pixels = [pixels for _, pixels in model_frames(clip, indices, spec)]
     if not pixels:
-        raise SourceError(f"{source}: no frames in it")
+        raise SourceError(f"{source}: has no frames")
     return ModelFrame.of(np.stack(pixels), spec)

@@ -1,4 +1,4 @@
-"""Is a report worse than an older one? For users' own CI: which rows, in what, by how much."""
+"""Compare a report with an older one, for users' own CI: which rows got worse, in what, and by how much."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 SMALLEST_SHARE = 0.01
-"""Parts that take less than this share of the whole are not judged."""
+"""Parts with less than this share of the whole time are not compared."""
 TIMES = {"model_ms": "the model", "whole_ms": "the whole", "step_ms": "a step"}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is still no worsening.
+    """The tolerances of a comparison.
 
     Attributes:
         slowdown: share by which a median may grow.
@@ -39,12 +39,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of it.
+    """The result of a comparison.
 
     Attributes:
         worse: what got worse, in words.
-        notes: what a reader should know.
-        rows: how many rows both have.
+        notes: notes for the reader.
+        rows: number of rows in both reports.
     """
 
     worse: tuple[str, ...]
@@ -132,43 +132,45 @@ class _Shape(TypedDict):
 
 
 def read_report(path: Path) -> Report:
-    """Read a report. Raises ``UsageError`` if there is none, or it is of another schema."""
+    """Read a report. Raises ``UsageError`` if it cannot be read, is not a report, or has another schema."""
     try:
         report: Report = json.loads(read_whole(path))
         if report["schema"] != SCHEMA:
-            raise UsageError(f"{path}: a report of schema {report['schema']}; this version reads {SCHEMA}")
+            raise UsageError(f"{path}: is a report of schema {report['schema']}, but this version reads {SCHEMA}")
         msgspec.convert(report, _Shape)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, RecursionError, msgspec.ValidationError) as error:
-        raise UsageError(f"{path}: is no report of `adafocus-edge benchmark` ({error})") from None
+        raise UsageError(f"{path}: is not a report of `adafocus-edge benchmark` ({error})") from None
     return report
 
 
 def compare(new: Report, old: Report, limits: Limits) -> Comparison:
     """Compare the rows that two reports share.
 
-    A time is worse if its median grew by more than the limit and the 95 % intervals of both medians lie apart; where
-    the yardstick of the rounds slowed down as well, the growth must exceed the limit beyond that, too.
+    A time is worse if its median grew by more than the limit and the 95 % intervals of both medians do not overlap. If
+    the yardstick of the rounds slowed down as well, the growth relative to it must exceed the limit, too.
 
     Raises ``UsageError`` if they share no row.
     """
     before = {row["key"]: row for row in old["rows"]}
     pairs = [(row, before[row["key"]]) for row in new["rows"] if row["key"] in before]
     if not pairs:
-        raise UsageError("the two reports share no row: they are of other bundles or other settings")
+        raise UsageError("the two reports share no row: they have different bundles or settings")
     notes = []
     if not same_machine(new["machine"], old["machine"]):
-        notes.append(f"measured on another machine before ({old['machine']['processor']}): times mean little")
+        notes.append(
+            f"the old report is from another machine ({old['machine']['processor']}): times are hardly comparable"
+        )
     same_clips = (new["data"] or {}).get("chosen") == (old["data"] or {}).get("chosen")
     if not same_clips:
-        notes.append("not the same clips as before: accuracy is not compared")
+        notes.append("the reports are on different clips: accuracy is not compared")
     missing = len(before) - len(pairs)
     if missing:
         notes.append(f"{missing} rows of the old report were not measured again")
     drift = _drift(new, old)
     if abs(drift - 1) > limits.slowdown / 2:
-        notes.append(f"the machine itself takes {drift:.2f} times as long as before for the same work")
+        notes.append(f"the machine itself now takes {drift:.2f} times as long for the same work")
     worse: list[str] = []
     for ours, theirs in pairs:
         worse += _slower(ours, theirs, limits, max(1.0, drift))
@@ -201,5 +203,5 @@ def _slower(ours: Report, theirs: Report, limits: Limits, drift: float) -> Itera
 
 
 def to_json(found: Comparison, against: Path) -> dict[str, Any]:
-    """Return a comparison as it stands in a report."""
+    """Return a comparison as the report's ``compared`` entry."""
     return {"with": str(against), "rows": found.rows, "worse": list(found.worse), "notes": list(found.notes)}

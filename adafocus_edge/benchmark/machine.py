@@ -1,4 +1,4 @@
-"""What machine a measurement was made on, so that its numbers can be read later."""
+"""Describe the machine that a measurement was made on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 def describe() -> dict[str, Any]:
-    """Return processor, cores, memory, GPU and driver, system, and the versions of what is measured."""
+    """Return processor, cores, memory, GPU and driver, system, and the versions of the libraries."""
     name, flags = processor()
     findings = {finding.part: finding.detail for finding in examine()}
     versions = {"adafocus-edge": __version__}
@@ -49,5 +49,5 @@ def describe() -> dict[str, Any]:
 
 
 def same_machine(ours: dict[str, Any], theirs: dict[str, Any]) -> bool:
-    """Whether two reports' machines are alike enough to compare milliseconds."""
+    """Return whether two reports' machines are similar enough to compare milliseconds."""
     return all(ours.get(part) == theirs.get(part) for part in ("cpu", "usable_cores", "gpu"))

@@ -1,4 +1,4 @@
-"""A benchmark's report as a picture (PNG) and as a page that needs nothing else (HTML with the same pictures in it)."""
+"""Draw a benchmark's report as a picture (PNG) and as a self-contained page (HTML with the pictures embedded)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ figure svg { max-width: 100%; height: auto; }
 
 
 def draw(report: Report, path: Path) -> None:
-    """Draw accuracy against latency and against GFLOPs, accuracy per step, and where the time goes, as one PNG.
+    """Draw accuracy against latency and GFLOPs, accuracy per step, and the time of each part, as one PNG.
 
     Raises ``MissingExtraError`` without matplotlib, ``AdaFocusError`` if the file cannot be written.
     """
@@ -43,7 +43,7 @@ def draw(report: Report, path: Path) -> None:
     else:
         figure = new_figure(16, 11)
         (latency, gflops), (steps, bars) = figure.subplots(2, 2)
-        _scatter(latency, rows, "model_ms", "on_front", "ms per clip in the model: median, from the fastest to p95")
+        _scatter(latency, rows, "model_ms", "on_front", "ms per clip in the model: median, with minimum and p95")
         _scatter(gflops, rows, "gflops_per_clip", "on_gflops_front", "GFLOPs per clip (counted for the steps taken)")
         _curves(steps, rows)
         _bars(bars, report)
@@ -52,7 +52,7 @@ def draw(report: Report, path: Path) -> None:
 
 
 def write_page(report: Report, path: Path) -> None:
-    """Write the report as a page without anything outside of it; raises as :func:`draw`."""
+    """Write the report as a page that loads nothing from outside; raises as :func:`draw`."""
     rows = report["rows"]
     figures: list[tuple[str, Any]] = []
 
@@ -64,12 +64,12 @@ def write_page(report: Report, path: Path) -> None:
     if any("top1" in row for row in rows):
         _scatter(add("Accuracy against latency", 11, 5.5), rows, "model_ms", "on_front", "ms per clip in the model")
         _scatter(
-            add("Accuracy against the whole time", 11, 5.5), rows, "whole_ms", "on_whole_front",
+            add("Accuracy against end-to-end latency", 11, 5.5), rows, "whole_ms", "on_whole_front",
             "ms per clip from opening the file",
         )  # fmt: skip
         _scatter(add("Accuracy against GFLOPs", 11, 5.5), rows, "gflops_per_clip", "on_gflops_front", "GFLOPs per clip")
         _curves(add("Accuracy after each glimpse", 11, 5), rows)
-    _bars(add("Where the time of a clip goes", 11, 6), report)
+    _bars(add("Time per clip, by part", 11, 6), report)
     shown = columns(report)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in shown)
     body = "".join(
@@ -87,17 +87,17 @@ def write_page(report: Report, path: Path) -> None:
         f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>",
         f"<p>{html.escape(LEGEND)}</p>",
         *(f"<h2>{html.escape(title)}</h2><figure>{_svg(figure)}</figure>" for title, figure in figures),
-        _left_out(report["skipped"]),
+        _skipped_list(report["skipped"]),
         "</html>",
     ]
     write_text(path, "\n".join(parts) + "\n")
 
 
-def _left_out(skipped: list[dict[str, str]]) -> str:
+def _skipped_list(skipped: list[dict[str, str]]) -> str:
     if not skipped:
         return ""
     items = "".join(f"<li>{html.escape(one['what'])}: {html.escape(one['why'])}</li>" for one in skipped)
-    return f"<h2>Left out</h2><ul>{items}</ul>"
+    return f"<h2>Skipped</h2><ul>{items}</ul>"
 
 
 def _svg(figure: Any) -> str:

@@ -1,4 +1,4 @@
-"""From measurements to a report: a JSON object of rows, with fronts, ties, and what it all says."""
+"""Assemble a report from measurements: rows with accuracy and times, fronts, ties, and findings in words."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 Report = dict[str, Any]
 FRONTS = {"on_front": "model_ms", "on_whole_front": "whole_ms", "on_gflops_front": "gflops_per_clip"}
-"""A row's flags, each for one cost that accuracy is weighed against."""
+"""A row's flags, each with the cost that accuracy is weighed against."""
 BY_CHANCE = 0.05
-"""Differences in accuracy that chance makes more often than this are not called differences."""
+"""Probability above which a difference in accuracy is attributed to chance."""
 SAME_MODEL = (*TORCH_PEERS, "openvino")
-"""Peers that compute what the model computes."""
+"""Peers that compute the same function as the model."""
 WITHIN_POINTS = 1.0
-"""Of FP32's accuracy: what the fastest row may lose."""
+"""Points of FP32's accuracy that the fastest row may lose."""
 
 
 def assemble(
@@ -47,7 +47,7 @@ def assemble(
     *,
     multi_label: bool,
 ) -> Report:
-    """Make the report of everything that was measured; rows without a timing are left out."""
+    """Return the report of all measurements; rows without a timing are skipped."""
     measured = [row for row in rows if state.whole.get(row.key) and row.loading.key in state.told]
     right: dict[int, list[bool]] = {}
     entries = []
@@ -85,7 +85,7 @@ def assemble(
 
 
 def _judged(row: Row, bundle: Bundle, *, random_weights: bool) -> bool:
-    """Whether a row's accuracy means anything: not of random weights, nor of a classifier that sees nothing."""
+    """Return whether a row's accuracy is meaningful: not with random weights, nor with a classifier without input."""
     peer = row.loading.backend
     if peer in TORCH_PEERS:
         return not random_weights
@@ -118,7 +118,7 @@ def _by_round(timings: Mapping[int, Timing], what: str) -> dict[int, float]:
 
 
 def _entry(number: int, row: Row, bundle: Bundle, state: State) -> Report:
-    """Return a row's identity and all that was timed."""
+    """Return a row's identity and timings."""
     loading, told = row.loading, state.told[row.loading.key]
     whole, parts = state.whole[row.key], state.parts.get(row.key, {})
     model_ms = summary([timing.model_ms for timing in whole.values()])
@@ -207,16 +207,16 @@ def _accuracy(
     return found
 
 
-# -- what it says ------------------------------------------------------------------------------------------------------
+# -- findings ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Findings:
-    """What a reader would want to be told, one sentence each: what pays on this device, and what does not.
+    """Writes the findings, a sentence each: which settings pay on this device, and which do not.
 
     Attributes:
         times: milliseconds in the model, by row and round.
-        right: whether each clip is right, by row.
+        right: whether each clip is classified correctly, by row.
     """
 
     times: Mapping[int, Mapping[int, float]]
@@ -230,7 +230,7 @@ class _Findings:
             plain = [row for row in own if row["variant"] == "fp32" and row["schedule"] == "clip"]
             if not plain:
                 continue
-            # Peers run on the GPU where the model does.
+            # Peers run on the GPU if the model does.
             reference = max(plain, key=lambda row: (row["backend"] != "onnxruntime-cpu", row["threads"]))
             sentences = [self._of_peer(row, reference) for row in rows if row["peer"]]
             sentences += [self._of_exit(row, reference) for row in own if row["exit"] and _alike(row, reference)]
@@ -258,11 +258,11 @@ class _Findings:
             if peer["top1"] >= reference["top1"] - WITHIN_POINTS:
                 text += f": here {what} not pay"
             elif self._by_chance(peer, reference):
-                text += ": too few clips to say whether the policy's patches pay"
+                text += ": too few clips to decide whether the policy's patches pay"
         return text
 
     def _of_exit(self, row: Report, reference: Report) -> str:
-        """Say what early exit gains against all steps of the clip schedule, which batches what it sees."""
+        """Compare early exit with all steps of the clip schedule, which batches its frames."""
         text = (
             f"--exit {row['exit']} takes {row['mean_steps']:.1f} of {row['segments']} steps: "
             f"{self._faster(row, reference)} all steps"
@@ -270,11 +270,11 @@ class _Findings:
         if "top1" in row and "top1" in reference:
             text += self._accuracies(row, reference)
         if row["model_ms"]["median"] >= reference["model_ms"]["median"]:
-            text += ": stopping early does not pay, one frame at a time costs more than it saves"
+            text += ": early exit does not pay, as processing one frame at a time costs more than it saves"
         return text
 
     def _of_fastest(self, rows: list[Report], reference: Report) -> str:
-        """Say which row within a point of FP32's accuracy is the fastest, and how it compares with eager PyTorch."""
+        """Name the fastest row within a point of FP32's accuracy, and compare it with eager PyTorch."""
         near = [r for r in rows if not r["peer"] and r.get("top1", -1.0) >= reference["top1"] - WITHIN_POINTS]
         best = min(near, key=lambda row: row["model_ms"]["median"])
         text = (
@@ -290,9 +290,7 @@ class _Findings:
     def _accuracies(self, row: Report, reference: Report) -> str:
         text = f", top-1 {row['top1']:.1f} % against {reference['top1']:.1f} %"
         differ = row["top1"] != reference["top1"]
-        return text + (
-            " (chance alone may explain the difference)" if differ and self._by_chance(row, reference) else ""
-        )
+        return text + (" (the difference may be due to chance)" if differ and self._by_chance(row, reference) else "")
 
     def _by_chance(self, row: Report, reference: Report) -> bool:
         return mcnemar(self.right[row["id"]], self.right[reference["id"]]) > BY_CHANCE
@@ -315,6 +313,6 @@ def _called(row: Report) -> str:
     if row["backend"] in PEERS:
         return PEERS[row["backend"]]
     if row["peer"]:
-        return f"the checkpoint {row['backend'].removeprefix(CHECKPOINT_PEER)}, by PyTorch"
+        return f"the checkpoint {row['backend'].removeprefix(CHECKPOINT_PEER)} in PyTorch"
     exit_ = f", --exit {row['exit']}" if row["exit"] else ""
     return f"{row['backend']}, {row['variant']}, {row['schedule']} schedule, {row['threads']} threads{exit_}"

@@ -1,4 +1,4 @@
-"""What a benchmark has measured so far, on disk, so that a run that was broken off goes on where it stopped."""
+"""Keep a benchmark's measurements on disk, so that an interrupted run resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LINES = "rounds.jsonl"
 
 
 class State:
-    """Measurements by row and round, logits by what gave them, and what processes said.
+    """Measurements by row and round, logits by name, and the facts of each process.
 
     Args:
-        folder: where they are kept; None for in memory only. What lies there of another run is removed.
-        fingerprint: of everything that the measurements depend on.
+        folder: folder to keep them in; None for memory only. Measurements of a different run in it are removed.
+        fingerprint: everything that the measurements depend on, as text.
     """
 
     def __init__(self, folder: Path | None, fingerprint: str) -> None:
@@ -35,11 +35,11 @@ class State:
         self.whole: dict[str, dict[int, Timing]] = {}
         """Timings of whole runs, by row and round."""
         self.parts: dict[str, dict[int, Timing]] = {}
-        """Timings of runs in parts."""
+        """Timings of runs in parts, by row and round."""
         self.yardstick: dict[str, float] = {}
         """Milliseconds of the same work in each round, by block and round."""
         self.told: dict[str, dict[str, Any]] = {}
-        """What each process said of itself."""
+        """Start-up times, GFLOPs and memory of each process, by loading."""
         self._logits: dict[str, NDArray[np.float32]] = {}
         if folder is None:
             return
@@ -54,15 +54,15 @@ class State:
 
     @property
     def resumed(self) -> bool:
-        """Whether there is something of an earlier run."""
+        """Whether it holds measurements of an earlier run."""
         return bool(self.whole or self._logits)
 
     def logits(self, name: str) -> NDArray[np.float32] | None:
-        """Return what was kept under a name, or None."""
+        """Return the logits kept under a name, or None."""
         return self._logits.get(name)
 
     def keep_logits(self, name: str, logits: NDArray[np.float32]) -> None:
-        """Keep logits [N, T, C]."""
+        """Keep logits float32 [N, T, C] under a name."""
         self._logits[name] = logits
         if self._folder is not None:
             import io
@@ -109,6 +109,6 @@ class State:
             try:
                 self._take(*json.loads(line))
             except (ValueError, TypeError, KeyError):
-                break  # the last line of a run that was killed
+                break  # the incomplete last line of a killed run
             whole.append(line)
         write_text(lines, "".join(whole))

@@ -1,4 +1,4 @@
-"""A benchmark's report as people read it: tables on a terminal, Markdown, CSV."""
+"""Print a benchmark's report for people: tables on a terminal, Markdown, CSV."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from adafocus_edge.benchmark.report import Report
 
 IDENTITY = ("bundle", "backend", "variant", "schedule", "exit", "segments", "streams", "threads")
-"""What tells rows apart; what is the same in all of them is said once."""
+"""Fields that identify a row; those that are equal in all rows are printed once, below the table."""
 SETTING = "setting"
 MAX_TIES = 4
-"""Rows named in the column of those that take as long."""
+"""Max rows listed in the column ``as fast as``."""
 CSV_TIMES = ("model_ms", "whole_ms", "step_ms")
 CSV_COLUMNS = (
     "id", *IDENTITY, "peer", "top1", "top1_low", "top1_high", "mAP", "mean_steps", "gflops_per_clip",
@@ -43,7 +43,7 @@ def _number(form: str) -> Callable[[Any], str]:
 
 
 def setting(row: Report, varying: Collection[str]) -> str:
-    """Call a row by what tells it from the others."""
+    """Return a row's name, made of the fields in which rows differ."""
     words = [row["bundle"]] if "bundle" in varying else []
     if row["peer"]:
         return " ".join([*words, row["backend"]])
@@ -68,7 +68,7 @@ def _ties(row: Report) -> str:
 
 
 def columns(report: Report) -> dict[str, Callable[[Report], str]]:
-    """Return what the main table shows: headings, and what to put under each for a row."""
+    """Return the main table's columns: the headings, each with the function that formats a row's cell."""
     rows = report["rows"]
     varying = {name for name in IDENTITY if len({row[name] for row in rows}) > 1}
     shown: dict[str, Callable[[Report], str]] = {
@@ -99,7 +99,7 @@ def columns(report: Report) -> dict[str, Callable[[Report], str]]:
 
 
 def part_names(rows: Iterable[Report]) -> list[str]:
-    """Return the parts that any row's time was taken apart into, in their order."""
+    """Return the names of all parts of the rows' times, in order, ``host`` last."""
     names: dict[str, None] = {}
     for row in rows:
         names |= dict.fromkeys(row["parts_ms"] or ())
@@ -107,34 +107,35 @@ def part_names(rows: Iterable[Report]) -> list[str]:
 
 
 def same_in_all(report: Report) -> str:
-    """Say what all rows share."""
+    """Return the fields that are equal in all rows, with their values."""
     rows = report["rows"]
     shared = [name for name in IDENTITY if len({row[name] for row in rows}) == 1 and rows[0][name] is not None]
     return ", ".join(f"{name} {rows[0][name]}" for name in shared)
 
 
 def about(report: Report) -> list[str]:
-    """Say what was measured, on what, and how, a line each."""
+    """Return the clips, rounds, machine and noise of the measurement, a line each."""
     machine, data = report["machine"], report["data"]
-    clips = f"{data['clips']} clips of {data['origin']}" if data else "no clips: synthetic frames, so latency alone"
+    clips = f"{data['clips']} clips of {data['origin']}" if data else "synthetic frames without clips: latency only"
     lines = [
         f"{clips}; {report['rounds']} rounds; {same_in_all(report)}",
         f"{machine['processor']}; {machine['memory']}; GPU: {machine['gpu']}",
     ]
     if machine["virtual"]:
-        lines.append("a virtual machine: others may share its processor")
+        lines.append("a virtual machine: others may use the same processor")
     if (yardstick := report["yardstick_ms"]) and yardstick["median"]:
         share = yardstick["spread"] / yardstick["median"]
         lines.append(
             f"the same work took {_time(yardstick)} ms over the rounds: the machine's own noise is {share:.0%}"
         )
-    lines.append("energy: " + (report["energy_of"] or "this system tells none"))
+    lines.append("energy: " + (report["energy_of"] or "not reported by this system"))
     return lines
 
 
 LEGEND = (
-    "* nothing measured is both as fast and better, or as good and faster; ms: median ± half the span of the middle "
-    "90 %; model: the glimpse loop, whole: from opening the file; as fast as: rows whose times cannot be told apart"
+    "* no other row is both as fast and more accurate, or as accurate and faster; ms: median ± half the span of the "
+    "middle 90 %; model: the glimpse loop, whole: from opening the file; as fast as: rows whose times do not differ "
+    "significantly"
 )
 
 
@@ -150,7 +151,7 @@ def tables(report: Report) -> Iterable[Table | str]:
     if (parts := _parts_table(report)) is not None:
         yield parts
     if report["skipped"]:
-        left = Table("not measured", "why", title="left out", **STYLE)
+        left = Table("setting", "why", title="skipped", **STYLE)
         for entry in report["skipped"]:
             left.add_row(entry["what"], entry["why"])
         yield left
@@ -163,7 +164,7 @@ def _parts_table(report: Report) -> Table | None:
     if not rows:
         return None
     names = part_names(rows)
-    table = Table(title="where the time of a clip goes, in ms (medians)", **STYLE)
+    table = Table(title="time per clip, by part, in ms (medians)", **STYLE)
     table.add_column("row")
     for name in (*names, "sum of parts", "whole", "sum/whole"):
         table.add_column(name, justify="right")
@@ -188,10 +189,10 @@ def markdown(report: Report) -> str:
     if rows:
         names = part_names(rows)
         heads = ["row", *names, "sum of parts", "whole", "sum/whole"]
-        lines += ["", "Where the time of a clip goes, in ms (medians):", ""]
+        lines += ["", "Time per clip, by part, in ms (medians):", ""]
         lines += _markdown_table(heads, [_parts_cells(row, names) for row in rows])
     lines += ["", *(f"- {sentence}" for sentence in report["findings"]), "", *about(report)]
-    lines += ["", "Left out: "] if report["skipped"] else []
+    lines += ["", "Skipped:", ""] if report["skipped"] else []
     lines += [f"- {entry['what']}: {entry['why']}" for entry in report["skipped"]]
     used = [row["backend"] for row in report["rows"] if row["backend"] in PEERS]
     lines += ["", *(f"- `{peer}`: {PEERS[peer]}" for peer in dict.fromkeys(used))]

@@ -116,7 +116,7 @@ def test_tune_says_what_few_clips_do_not_tell() -> None:
 
     few, many = report(12, 8, 9), report(3000, 2000, 2600)
     said = notes_on(few, few["rows"][1], Demand(min_accuracy=70))
-    assert any("too few clips to tell whether top-1 at least 70 % holds: 75.0 %" in note for note in said)
+    assert any("too few clips to decide whether top-1 at least 70 % holds: 75.0 %" in note for note in said)
     assert any("row 0: 10.0 ms, 66.7 %" in note for note in notes_on(few, few["rows"][1], Demand(max_latency_ms=99)))
     for demand in (Demand(min_accuracy=70), Demand(max_latency_ms=99)):
         assert notes_on(many, many["rows"][1], demand) == []

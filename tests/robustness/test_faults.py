@@ -580,7 +580,7 @@ def test_calibrations_and_tunings_at_the_same_time_lose_nothing(bundle):
         one, other = other, one
     assert one.returncode == 0, one.stderr
     if other.returncode:
-        one_line_error(other, 1, f"{bundle.path}: another calibration is writing it")
+        one_line_error(other, 1, f"{bundle.path}: another calibration is writing to it")
     found = read_bundle(bundle.path).manifest
     assert set(found.variants) == {"fp32", "fp16"}
     assert set(found.thresholds) == {"a"}
