@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adafocus_edge.benchmark.machine import describe
+from adafocus_edge.benchmark.schema import to_json
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -15,5 +16,5 @@ def save(name: str, report: dict[str, Any]) -> Path:
     """Write a report to ``benchmarks/results/NAME.json``, with the machine it was made on."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": describe(), **report}, indent=2) + "\n")
+    path.write_text(json.dumps({"machine": to_json(describe()), **report}, indent=2) + "\n")
     return path

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from adafocus_edge import __version__
-from adafocus_edge.benchmark.compare import SCHEMA
 from adafocus_edge.benchmark.grid import Grid, Loading, Row, Skipped, plan
 from adafocus_edge.benchmark.machine import describe
 from adafocus_edge.benchmark.report import assemble
-from adafocus_edge.benchmark.state import State
+from adafocus_edge.benchmark.schema import SCHEMA, Data, FailedClip, Report, to_json
+from adafocus_edge.benchmark.state import Process, State
 from adafocus_edge.benchmark.timing import NoiseClip
 from adafocus_edge.benchmark.worker import Memory, Opening, Ready, Worker
 from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
@@ -102,7 +102,7 @@ class Request:
 
 def run(
     request: Request, progress: Progress = lambda *_: None, opened: Callable[[Opening], Measures] = Worker
-) -> dict[str, Any]:
+) -> Report:
     """Measure every setting of a request.
 
     Args:
@@ -130,30 +130,36 @@ def run(
             skipped += measuring.block(block, [row for row in rows if row.loading in block])
     if clips.usable is not None and not clips.usable:
         raise DataError(f"none of the {len(examples)} clips can be read; the first error: {clips.failed[0][1]}")
-    header = {
-        "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "version": __version__,
-        "machine": describe(),
-        "data": None
-        if request.data is None
-        else {
-            "origin": request.data.origin,
-            "clips": len(examples) - len(clips.failed),
-            "chosen": _hash([(e.name, list(e.labels)) for e in examples]),
-            "failed": [{"clip": name, "error": error} for name, error in clips.failed],
-            "reused": {
-                name: reused
-                for name, bundle in request.bundles.items()
-                if (reused := reused_clips(bundle.manifest.reports, examples))
-            },
-        },
-        "rounds": request.rounds,
-        "warm_up": request.warm_up,
-        "seed": request.seed,
-        "random_weights": request.checkpoint is None,
-    }
-    return assemble(header, request.bundles, rows, state, clips.labels, skipped, multi_label=request.multi_label)
+    header = Report(
+        schema=SCHEMA,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        version=__version__,
+        machine=describe(),
+        data=_data(request, examples, clips.failed),
+        rounds=request.rounds,
+        warm_up=request.warm_up,
+        seed=request.seed,
+        random_weights=request.checkpoint is None,
+        yardstick_ms=None,
+        energy_of=None,
+        rows=(),
+        skipped=tuple(skipped),
+        findings=(),
+    )
+    return assemble(header, request.bundles, rows, state, clips.labels, multi_label=request.multi_label)
+
+
+def _data(request: Request, examples: list[Example], failed: list[tuple[str, str]]) -> Data | None:
+    if request.data is None:
+        return None
+    reused = {name: reused_clips(bundle.manifest.reports, examples) for name, bundle in request.bundles.items()}
+    return Data(
+        origin=request.data.origin,
+        clips=len(examples) - len(failed),
+        chosen=_hash([(e.name, list(e.labels)) for e in examples]),
+        failed=tuple(FailedClip(clip=name, error=error) for name, error in failed),
+        reused={name: counts for name, counts in reused.items() if counts},
+    )
 
 
 def _chosen(request: Request) -> list[Example]:
@@ -177,7 +183,7 @@ def _fingerprint(request: Request, rows: list[Row], examples: list[Example]) -> 
         about = path.stat()
         return str(path.resolve()), about.st_size, about.st_mtime_ns
 
-    machine = describe()
+    machine = to_json(describe())
     return json.dumps(
         {
             "bundles": {name: file(bundle.path / "bundle.json") for name, bundle in request.bundles.items()},
@@ -310,7 +316,7 @@ class _Run:
         return self._request.bundles[loading.bundle]
 
     def _done(self, rows: list[Row]) -> bool:
-        return rows[0].loading.key in self._state.told and not self._pending(rows)
+        return rows[0].loading.key in self._state.processes and not self._pending(rows)
 
     def _pending(self, rows: list[Row]) -> list[tuple[int, Row]]:
         """Return the rounds that are still missing, each with its row."""
@@ -333,8 +339,12 @@ class _Run:
         except AdaFocusError as error:
             self._gone[loading] = str(error)
             return
-        facts = {"cold_start_ms": worker.cold_start_ms, **asdict(worker.ready), **asdict(memory)}
-        self._state.keep("told", loading.key, 0, facts)
+        ready = worker.ready
+        facts = Process(
+            worker.cold_start_ms, ready.load_ms, ready.first_ms, ready.gflops_per_step, ready.energy_of,
+            memory.host_mb, memory.device_mb,
+        )  # fmt: skip
+        self._state.keep("process", loading.key, 0, facts)
 
     def _judge(self, workers: dict[Loading, Measures], rows: list[Row]) -> None:
         """Collect the logits that accuracies are computed from; rows that differ only in schedule share them."""

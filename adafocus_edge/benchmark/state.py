@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,29 @@ if TYPE_CHECKING:
 
 FINGERPRINT = "what.json"
 LINES = "rounds.jsonl"
+
+
+@dataclass(frozen=True)
+class Process:
+    """The facts of a process that ran a loaded model.
+
+    Attributes:
+        cold_start_ms: time from its start to its first result.
+        load_ms: time to read and check the bundle and load the model.
+        first_ms: time from then to the first result.
+        gflops_per_step: multiply-adds per step, in units of 1e9.
+        energy_of: the device whose joules it measured; empty without an energy sensor.
+        host_mb: peak main memory, in megabytes.
+        device_mb: GPU memory, in megabytes, or None without a GPU.
+    """
+
+    cold_start_ms: float
+    load_ms: float
+    first_ms: float
+    gflops_per_step: float
+    energy_of: str
+    host_mb: float
+    device_mb: float | None
 
 
 class State:
@@ -38,8 +61,8 @@ class State:
         """Timings of runs in parts, by row and round."""
         self.yardstick: dict[str, float] = {}
         """Milliseconds of the same work in each round, by block and round."""
-        self.told: dict[str, dict[str, Any]] = {}
-        """Start-up times, GFLOPs and memory of each process, by loading."""
+        self.processes: dict[str, Process] = {}
+        """Facts of each process, by loading."""
         self._logits: dict[str, NDArray[np.float32]] = {}
         if folder is None:
             return
@@ -73,11 +96,11 @@ class State:
             write_file(self._folder / f"{file}.npz", content.getvalue())
 
     def keep(self, kind: str, name: str, round_: int, value: Any) -> None:
-        """Keep one measurement: ``whole`` or ``parts`` of a row, ``yardstick`` of a block, ``told`` of a process."""
+        """Keep one measurement: ``whole`` or ``parts`` of a row, ``yardstick`` of a block, ``process`` of a loading."""
         self._take(kind, name, round_, value)
         if self._folder is None:
             return
-        plain = asdict(value) if isinstance(value, Timing) else value
+        plain = asdict(value) if isinstance(value, (Timing, Process)) else value
         try:
             with (self._folder / LINES).open("a", encoding="utf-8") as file:
                 file.write(json.dumps([kind, name, round_, plain]) + "\n")
@@ -85,8 +108,8 @@ class State:
             raise AdaFocusError(f"{self._folder / LINES}: cannot be written ({error.strerror})") from None
 
     def _take(self, kind: str, name: str, round_: int, value: Any) -> None:
-        if kind == "told":
-            self.told[name] = value
+        if kind == "process":
+            self.processes[name] = value if isinstance(value, Process) else Process(**value)
         elif kind == "yardstick":
             self.yardstick[f"{name} {round_}"] = value
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,13 +20,33 @@ MIN_ROUNDS = 6
 SMALLEST_RISK = 1e-12
 
 
-def summary(samples: Sequence[float]) -> dict[str, float]:
-    """Summarise samples, rounded to 4 digits after the point.
+@dataclass(frozen=True)
+class Summary:
+    """The distribution of samples.
 
-    Returns:
-        ``median``, ``p95``, ``p99``, ``min``, ``rounds``; ``spread``: half the width of the middle 90 % of the samples;
-        ``low`` and ``high``: the 95 % interval of the median (the range of the samples if they are few).
+    Attributes:
+        median: the median.
+        p95: the 95th percentile.
+        p99: the 99th percentile.
+        min: the smallest sample.
+        spread: half the width of the middle 90 % of the samples.
+        low: lower end of the 95 % interval of the median (the smallest sample if they are few).
+        high: its upper end.
+        rounds: number of samples.
     """
+
+    median: float
+    p95: float
+    p99: float
+    min: float
+    spread: float
+    low: float
+    high: float
+    rounds: int
+
+
+def summary(samples: Sequence[float]) -> Summary:
+    """Summarise samples, rounded to 4 digits after the point."""
     values = np.sort(np.asarray(samples, float))
     low, high = _median_ranks(len(values))
     p5, p50, p95, p99 = np.percentile(values, [5, 50, 95, 99])
@@ -33,7 +54,7 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
         "median": p50, "p95": p95, "p99": p99, "min": values[0], "spread": (p95 - p5) / 2,
         "low": values[low], "high": values[high],
     }  # fmt: skip
-    return {**{name: round(float(value), 4) for name, value in found.items()}, "rounds": len(values)}
+    return Summary(**{name: round(float(value), 4) for name, value in found.items()}, rounds=len(values))
 
 
 def _median_ranks(count: int) -> tuple[int, int]:
@@ -59,7 +80,7 @@ def ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[float
     if not both:
         return math.nan, math.nan, math.nan
     found = summary([ours[round_] / theirs[round_] for round_ in both])
-    return found["median"], found["low"], found["high"]
+    return found.median, found.low, found.high
 
 
 def distinguishable(ours: Mapping[int, float], theirs: Mapping[int, float]) -> bool:

@@ -150,10 +150,10 @@ class Worker:
 
 
 def _serve(connection: Connection, opening: Opening) -> None:
-    """Load, then answer until told to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks ends it
+    """Load the model, then answer requests until the parent process stops it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends it
     warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)  # PyTorch's compiler tells what it misses
+    logging.disable(logging.WARNING)  # PyTorch's compiler logs missing optional parts
     try:
         bench, meter, ready = _open(opening)
     except Exception as error:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from adafocus_edge.benchmark.machine import describe
+from adafocus_edge.benchmark.schema import to_json
 from benchmarks.gpu.parts import BUDGET_S, PARTS, SHARES, WITHOUT_MODEL
 from benchmarks.gpu.runner import FAILED, OK, SKIP_CODE, TIMED_OUT, Limit, run_parts, write_json
 from benchmarks.gpu.table import GOALS, reached, table, write_page
@@ -104,7 +105,7 @@ def check(options: argparse.Namespace, names: list[str], folder: Path) -> int:
     if prepared is None:
         print(f"note: {options.prepared} holds nothing prepared (--prepare): `benchmark` has no INT8 rows", flush=True)
     report: dict[str, Any] = {
-        "machine": describe(),
+        "machine": to_json(describe()),
         "what": MODELS[options.model],
         "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
         "device": device,

@@ -678,7 +678,10 @@ def test_a_class_that_no_clip_shows_is_told(tmp_path):
     done = edge("calibrate", "--data", tmp_path / "data.csv", "-o", tmp_path / "b", *QUICK, *goal)
     assert done.returncode == 0, done.stderr
     assert "for 1 of the 2 classes: no_fight" in done.stderr
-    for bad, words in (("a=steps:9", "a clip has only 8 steps"), ("a=gflops:0.01", "one step alone takes 0.252 GFLOPs")):
+    for bad, words in (
+        ("a=steps:9", "a clip has only 8 steps"),
+        ("a=gflops:0.01", "one step alone takes 0.252 GFLOPs"),
+    ):
         done = edge("calibrate", tmp_path / "b", "--data", tmp_path / "data.csv", *QUICK, "--exit-goal", bad, "-q")
         one_line_error(done, 2, words)
 
