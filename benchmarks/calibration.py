@@ -1,9 +1,9 @@
-"""Does it matter what a focuser is calibrated on? Ranges from the policy's patches, from the centre, and at random.
+"""Compare the patches that a focuser is calibrated on: the policy's, those at the centre, and random ones.
 
     python -m benchmarks.calibration BUNDLE --calibrate-on CLIPS.csv --report-on OTHER.csv
 
-Each row quantizes the focuser alone (int8-cpu), with ranges from as many recorded steps of the same clips, drawn anew
-for each seed, and runs the loop, with the policy's patches, on the other clips.
+Each row quantizes only the focuser (int8-cpu), with ranges from the same number of recorded steps of the same clips,
+drawn again for each seed, and runs the loop, with the policy's patches, on the other clips.
 """
 
 from __future__ import annotations

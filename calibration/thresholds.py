@@ -37,7 +37,7 @@ class Goal:
     Attributes:
         name: name of the set.
         kind: ``steps`` or ``gflops``: the best accuracy for a mean budget per clip; ``drop`` or ``accuracy``: the
-            fewest steps with at most that many points lost, or at least that many percent right. Lost clips are those
+            min steps with at most that many points lost, or at least that many percent right. Lost clips are those
             that all steps would get right: on few clips, others that are right by chance must not make up for them.
         value: steps, units of 1e9 multiply-adds, points, or percent.
     """
