@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -312,7 +313,7 @@ class _Calibration:
         self.notes.extend(made.notes)
         graphs = self._describe(name, made)
         row = {
-            **made.facts,
+            **({} if made.quantization is None else msgspec.to_builtins(made.quantization)),
             "data": str(self.options.data),
             "tools": _tools(),
             "settings": self._variant_settings(name),
@@ -362,13 +363,13 @@ class _Calibration:
                     **report["rows"].get(name, {}),
                     "purpose": PURPOSE.get(name, ""),
                     **self._sizes(name),
-                    **viewer.judge(model, self._sets(), self.gflops),
+                    **viewer.judge(model, self._sets(), self.gflops).to_json(),
                 }
             self.progress("timing", 0, 0)
             times = timed(models, judging)
         for name in names:
-            faster = times[REFERENCE]["ms_per_clip"] / times[name]["ms_per_clip"]
-            rows[name] |= {**times[name], "times_faster_per_clip": round(faster, 3)}
+            faster = times[REFERENCE].ms_per_clip / times[name].ms_per_clip
+            rows[name] |= {**asdict(times[name]), "times_faster_per_clip": round(faster, 3)}
             limit = rows[name].get("settings", {}).get("max_accuracy_drop")
             if limit is not None:
                 drop, interval = rows[name]["top1_drop"], rows[name]["top1_drop_interval_95"]
@@ -432,7 +433,7 @@ class _Calibration:
         for graph, given in feeds.items():
             self.progress(f"timing the layers of the {graph}", 0, 0)
             before, after = (self.bundle.graph_path(name, graph) for name in (REFERENCE, "int8-cpu"))
-            found[graph] = layer_times(before, after, given, self.options.threads)
+            found[graph] = msgspec.to_builtins(layer_times(before, after, given, self.options.threads))
         return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from adafocus_edge.backends.loaded import LoadedModel
@@ -13,7 +14,7 @@ from adafocus_edge.errors import DataError
 from adafocus_edge.evaluation.dataset import Example
 from adafocus_edge.evaluation.evaluate import exit_figures
 from adafocus_edge.model.exits import ExitThresholds, Order
-from calibration.compare import Run, compare, run
+from calibration.compare import Difference, Run, compare, run
 from calibration.samples import Clips, read_windows
 from calibration.thresholds import Goal
 
@@ -27,6 +28,28 @@ class Seen:
 
     clips: Clips
     run: Run
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A model's figures on the report's clips.
+
+    Attributes:
+        difference: how it differs from the float model.
+        per_step_top1: accuracy after each step, in percent.
+        exits: figures with exit thresholds, by the set's name and the frame order.
+        clips: number of clips.
+    """
+
+    difference: Difference
+    per_step_top1: tuple[float, ...]
+    exits: dict[str, dict[Order, dict[str, Any]]]
+    clips: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as fields of the report's row."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return {**found.pop("difference"), **found}
 
 
 class Viewer:
@@ -73,7 +96,7 @@ class Viewer:
         what = f"{model.variant} over {len(clips)} clips" + ("" if order == "clip" else f", {order}")
         return run(model, clips, order, lambda done: self._progress(what, done, len(clips)))
 
-    def judge(self, model: LoadedModel, sets: Iterable[tuple[str, ExitThresholds]], gflops: float) -> dict[str, Any]:
+    def judge(self, model: LoadedModel, sets: Iterable[tuple[str, ExitThresholds]], gflops: float) -> Judgement:
         """Return what a model loses against the float model, and its figures with each set of thresholds.
 
         Args:
@@ -85,7 +108,7 @@ class Viewer:
         """
         plain = self.seen("clip")
         runs: dict[Key, Run] = {("clip", None): self._run(model, plain.clips, "clip")}
-        exits: dict[str, dict[str, Any]] = {}
+        exits: dict[str, dict[Order, dict[str, Any]]] = {}
         for name, thresholds in sets:
             key = thresholds.order, thresholds.glimpse_fps
             try:
@@ -104,9 +127,9 @@ class Viewer:
                 exits[name][thresholds.order]["verdict"] = verdict.to_json()
         found = runs["clip", None]
         per_step = found.right(plain.clips.labels).mean(axis=0) * 100
-        return {
-            **compare(found, plain.run, plain.clips.labels),
-            "per_step_top1": [round(float(value), 4) for value in per_step],
-            "exits": exits,
-            "clips": len(plain.clips),
-        }
+        return Judgement(
+            difference=compare(found, plain.run, plain.clips.labels),
+            per_step_top1=tuple(round(float(value), 4) for value in per_step),
+            exits=exits,
+            clips=len(plain.clips),
+        )

@@ -32,7 +32,27 @@ class _Timed:
     ms: float
 
 
-def layer_times(before: Path, after: Path, feeds: Feeds, threads: int | None) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer: the shape of its output, and its time in the float graph and in its INT8 twin."""
+
+    makes: tuple[int, ...]
+    fp32_ms: float
+    int8_ms: float
+
+
+@dataclass(frozen=True)
+class KindTime:
+    """The layers of one kind, their number (0 for everything that is not a convolution), and the sum of their times."""
+
+    kind: str
+    layers: int
+    fp32_ms: float
+    int8_ms: float
+    each: tuple[LayerTime, ...]
+
+
+def layer_times(before: Path, after: Path, feeds: Feeds, threads: int | None) -> list[KindTime]:
     """Return the time of each kind of layer, in milliseconds for these inputs, in a float graph and its INT8 twin.
 
     Args:
@@ -41,8 +61,7 @@ def layer_times(before: Path, after: Path, feeds: Feeds, threads: int | None) ->
         feeds: inputs for both, batch axis first.
         threads: CPU threads.
 
-    Each entry has the kind, the number of layers, both times, and the single layers by output shape. Empty if the
-    convolutions of the two graphs cannot be matched.
+    The list is empty if the convolutions of the two graphs cannot be matched.
     """
     first, second = (_profile(path, feeds, threads) for path in (before, after))
     layers = [[node for node in nodes if node.operator in CONVOLUTIONS] for nodes in (first, second)]
@@ -54,23 +73,17 @@ def layer_times(before: Path, after: Path, feeds: Feeds, threads: int | None) ->
             return []
         kinds.setdefault(_kind(one.weight), []).append((one, other))
     entries = [
-        {
-            "kind": kind,
-            "layers": len(pairs),
-            "fp32_ms": round(sum(one.ms for one, _ in pairs), 4),
-            "int8_ms": round(sum(other.ms for _, other in pairs), 4),
-            "each": [
-                {"makes": list(one.made), "fp32_ms": round(one.ms, 4), "int8_ms": round(other.ms, 4)}
-                for one, other in pairs
-            ],
-        }
+        KindTime(
+            kind=kind,
+            layers=len(pairs),
+            fp32_ms=round(sum(one.ms for one, _ in pairs), 4),
+            int8_ms=round(sum(other.ms for _, other in pairs), 4),
+            each=tuple(LayerTime(one.made, round(one.ms, 4), round(other.ms, 4)) for one, other in pairs),
+        )
         for kind, pairs in kinds.items()
     ]
     rest = [sum(node.ms for node in nodes if node.operator not in CONVOLUTIONS) for nodes in (first, second)]
-    entries.append(
-        {"kind": OTHERS, "layers": 0, "fp32_ms": round(rest[0], 4), "int8_ms": round(rest[1], 4), "each": []}
-    )
-    return entries
+    return [*entries, KindTime(OTHERS, 0, round(rest[0], 4), round(rest[1], 4), ())]
 
 
 def _same_size(one: Sequence[int], other: Sequence[int]) -> bool:

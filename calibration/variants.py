@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,7 @@ from adafocus_edge.backends.registry import open_graphs
 from adafocus_edge.bundle.variants import EXACT_INT8
 from adafocus_edge.model.spec import GRAPHS, ModelSpec
 from calibration import int8
-from calibration.compare import Run, compare, run
+from calibration.compare import Difference, Run, compare, run
 from calibration.fp16 import to_half
 from calibration.graphs import layers, load_graph, save_graph
 from calibration.ranges import METHODS, Histogram, Method, Range, histograms
@@ -60,24 +60,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A variant in a folder.
-
-    Attributes:
-        folder: folder with the four graphs.
-        precision: each graph's precision, in words.
-        facts: fields of the report's row: range method, loss of each graph alone, layers kept and why.
-        notes: notes for the user, a line each.
-    """
-
-    folder: Path
-    precision: dict[str, str]
-    facts: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Kept:
+class Kept:
     """A layer that is not quantized.
 
     Attributes:
@@ -93,6 +76,44 @@ class _Kept:
     why: str
     error_alone: float = 0.0
     error_saved: float = 0.0
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How an INT8 variant was made: fields of its row in the report.
+
+    Attributes:
+        method: the range method.
+        methods: the differences with each method tried.
+        graphs_alone: the differences with one graph alone in INT8, before layers were kept.
+        kept: the layers that are not quantized.
+        on_calibration_clips: the differences of the variant as it is.
+        reduce_range: whether weights are 7-bit.
+    """
+
+    method: Method
+    methods: dict[Method, Difference]
+    graphs_alone: dict[str, Difference]
+    kept: tuple[Kept, ...]
+    on_calibration_clips: Difference
+    reduce_range: bool
+
+
+@dataclass(frozen=True)
+class Made:
+    """A variant in a folder.
+
+    Attributes:
+        folder: folder with the four graphs.
+        precision: each graph's precision, in words.
+        quantization: how it was made; None for ``fp16``.
+        notes: notes for the user, a line each.
+    """
+
+    folder: Path
+    precision: dict[str, str]
+    quantization: Quantization | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Maker:
@@ -158,7 +179,7 @@ class Maker:
 
     def _int8(self, variant: Variant) -> Made:
         recurrent = self._recurrent(variant)
-        tried: dict[Method, dict[str, Any]] = {}
+        tried: dict[Method, Difference] = {}
         paths_of: dict[Method, dict[str, Path]] = {}
         for method in (self.choices.method,) if self.choices.method else METHODS:
             paths = {graph: self.quantized(variant, graph, method) for graph in CONVOLUTIONS}
@@ -169,7 +190,7 @@ class Maker:
 
         alone = {graph: self._judge({graph: paths[graph]}, f"{variant}: {graph} alone", variant) for graph in paths}
         kept = [
-            _Kept(graph, name, "the stem: little to gain, much to lose")
+            Kept(graph, name, "the stem: little to gain, much to lose")
             for graph in CONVOLUTIONS
             for name in int8.stem(self.float[graph])
         ]
@@ -182,21 +203,15 @@ class Maker:
             model = onnx.load_model(paths[graph])
             save_graph(model, folder / f"{graph}.onnx")
             precision[graph] = self._precision(variant, graph, model)
-        facts = {
-            "method": method,
-            "methods": tried,
-            "graphs_alone": alone,
-            "kept": [asdict(entry) for entry in kept],
-            "on_calibration_clips": judged,
-            "reduce_range": variant == "int8-cpu" and self.choices.reduce_range,
-        }
+        reduced = variant == "int8-cpu" and self.choices.reduce_range
+        quantization = Quantization(method, tried, alone, tuple(kept), judged, reduced)
         notes: tuple[str, ...] = ()
-        if judged["top1_drop"] > self.choices.max_drop:
+        if judged.top1_drop > self.choices.max_drop:
             notes = (
-                f"{variant}: loses {judged['top1_drop']:.2f} points on the calibration clips, more than "
+                f"{variant}: loses {judged.top1_drop:.2f} points on the calibration clips, more than "
                 f"--max-accuracy-drop {self.choices.max_drop:g}, and keeping layers in higher precision does not help",
             )
-        return Made(folder, precision, facts, notes)
+        return Made(folder, precision, quantization, notes)
 
     def _recurrent(self, variant: Variant) -> dict[str, Path]:
         """Write the recurrent graphs: with 8-bit weights for a CPU, in half precision for TensorRT."""
@@ -248,9 +263,9 @@ class Maker:
         variant: Variant,
         method: Method,
         paths: dict[str, Path],
-        judged: dict[str, Any],
-        alone: Mapping[str, dict[str, Any]],
-    ) -> tuple[dict[str, Path], dict[str, Any], list[_Kept]]:
+        judged: Difference,
+        alone: Mapping[str, Difference],
+    ) -> tuple[dict[str, Path], Difference, list[Kept]]:
         """Keep sensitive layers in higher precision until the variant loses no more than allowed.
 
         Each round takes the graph with the largest loss alone and keeps twice as many of its layers as before.
@@ -258,12 +273,12 @@ class Maker:
         Returns the graphs, their loss together, and the layers kept; graphs and loss unchanged if nothing helps.
         """
         limit = self.choices.max_drop
-        why = f"{judged['top1_drop']:.2f} points were lost, at most {limit:g} are allowed"
+        why = f"{judged.top1_drop:.2f} points were lost, at most {limit:g} are allowed"
         now, costs, together = dict(paths), dict(alone), judged
-        ranked: dict[str, list[_Kept]] = {}
+        ranked: dict[str, list[Kept]] = {}
         counts = dict.fromkeys(paths, 0)
-        left = {graph for graph in paths if alone[graph]["logit_error_max"] > 0}
-        while together["top1_drop"] > limit and left:
+        left = {graph for graph in paths if alone[graph].logit_error_max > 0}
+        while together.top1_drop > limit and left:
             graph = max(left, key=lambda name: _badness(costs[name]))
             if graph in CONVOLUTIONS and graph not in ranked:
                 ranked[graph] = self._ranked(variant, graph, method)
@@ -284,10 +299,10 @@ class Maker:
         for graph in (graph for graph in paths if counts[graph]):
             layers_kept = ranked.get(graph, [])[: counts[graph]]
             whole = graph not in left
-            kept.extend([_Kept(graph, "all", why)] if whole else [replace(layer, why=why) for layer in layers_kept])
+            kept.extend([Kept(graph, "all", why)] if whole else [replace(layer, why=why) for layer in layers_kept])
         return now, together, kept
 
-    def _ranked(self, variant: Variant, graph: str, method: Method) -> list[_Kept]:
+    def _ranked(self, variant: Variant, graph: str, method: Method) -> list[Kept]:
         """Return a graph's layers, the most sensitive first.
 
         A layer's score is the error of the graph's outputs when it alone is INT8. For the worst layers, the error that
@@ -308,7 +323,7 @@ class Maker:
         ranked = []
         for done, name in enumerate(names, start=1):
             self.progress(f"{variant}: each layer of the {graph} alone", done, len(names))
-            ranked.append(_Kept(graph, name, "", error([name], ())))
+            ranked.append(Kept(graph, name, "", error([name], ())))
         ranked.sort(key=lambda layer: -layer.error_alone)
         whole = error(None, sorted(stem))
         for place, layer in enumerate(ranked[:TRIED_WITHOUT]):
@@ -318,7 +333,7 @@ class Maker:
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
-    def _judge(self, paths: Mapping[str, Path], what: str, variant: Variant) -> dict[str, Any]:
+    def _judge(self, paths: Mapping[str, Path], what: str, variant: Variant) -> Difference:
         with self.opened(paths, variant) as model:
             found = run(model, self.clips, progress=lambda done: self.progress(what, done, len(self.clips)))
         return compare(found, self.reference, self.clips.labels)
@@ -336,10 +351,10 @@ class Maker:
         return folder
 
 
-def _badness(judged: dict[str, Any]) -> tuple[float, float, float]:
+def _badness(judged: Difference) -> tuple[float, float, float]:
     """Return the sort key of a candidate: accuracy lost, then agreement of labels, then error of logits."""
     # A gain is due to chance, so it does not count in a candidate's favour.
-    return max(judged["top1_drop"], 0.0), -judged["label_agreement"], judged["logit_error_mean"]
+    return max(judged.top1_drop, 0.0), -judged.label_agreement, judged.logit_error_mean
 
 
 def _outputs(path: Path, batches: Sequence[Feeds], threads: int | None, exact_int8: bool) -> list[NDArray[Any]]:

@@ -261,11 +261,11 @@ def test_layer_times_cover_every_layer(samples, tmp_path):
     save_graph(graph, tmp_path / "float.onnx")
     save_graph(made, tmp_path / "int8.onnx")
     entries = layer_times(tmp_path / "float.onnx", tmp_path / "int8.onnx", next(samples.batches("glancer")), None)
-    assert {entry["kind"]: entry["layers"] for entry in entries} == {
+    assert {entry.kind: entry.layers for entry in entries} == {
         "3 x 3 of 3 channels": 1, "depthwise 3 x 3": 17, "1 x 1": 34, "everything else": 0,
     }  # fmt: skip
-    assert all(entry["fp32_ms"] > 0 and entry["int8_ms"] > 0 for entry in entries)
-    assert sum(len(entry["each"]) for entry in entries) == 52
+    assert all(entry.fp32_ms > 0 and entry.int8_ms > 0 for entry in entries)
+    assert sum(len(entry.each) for entry in entries) == 52
 
 
 # -- TensorRT ---------------------------------------------------------------------------------------------------------
@@ -395,12 +395,12 @@ def test_what_a_variant_costs_is_counted():
     moved = patches.copy()
     moved[2, 0] = [5, 0]
     found = compare(Run(changed, moved), Run(logits, patches), np.array([0, 0, 0, 1]))
-    assert found["top1"] == 50
-    assert found["top1_drop"] == 25
-    assert found["label_agreement"] == 75
-    assert found["action_agreement"] == 87.5
-    assert found["clips_with_other_patches"] == 1
-    assert (found["logit_error_max"], found["logit_scale"]) == (3, 1)
+    assert found.top1 == 50
+    assert found.top1_drop == 25
+    assert found.label_agreement == 75
+    assert found.action_agreement == 87.5
+    assert found.clips_with_other_patches == 1
+    assert (found.logit_error_max, found.logit_scale) == (3, 1)
 
 
 # -- the bundle -------------------------------------------------------------------------------------------------------
@@ -585,12 +585,13 @@ def test_sensitive_layers_are_kept_until_the_variant_fits(model, fights, samples
     made = maker.make("int8-cpu")
     assert any("each layer of the focuser alone" in what for what in activities)
     assert any("without each of its worst layers" in what for what in activities)
-    assert made.facts["on_calibration_clips"]["logit_error_max"] <= 1e-3
+    facts = made.quantization
+    assert facts.on_calibration_clips.logit_error_max <= 1e-3
     assert "more than --max-accuracy-drop" in made.notes[0]
-    whole = {entry["graph"] for entry in made.facts["kept"] if entry["layer"] == "all"}
-    costly = {graph for graph, cost in made.facts["graphs_alone"].items() if cost["logit_error_max"] > 0}
+    whole = {entry.graph for entry in facts.kept if entry.layer == "all"}
+    costly = {graph for graph, cost in facts.graphs_alone.items() if cost.logit_error_max > 0}
     assert whole == costly >= {"focuser", "classifier"}  # graphs that cost nothing stay as they are
-    assert all(entry["why"] for entry in made.facts["kept"])
+    assert all(entry.why for entry in facts.kept)
     assert made.precision["focuser"] == "fp32"
     ranked = maker._ranked("int8-cpu", "focuser", "minmax")
     scores = [layer.error_alone + layer.error_saved for layer in ranked]
