@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.lists import write_list
 from benchmarks.machine import RESULTS
 from benchmarks.stages import LAST, folds_by_source, write_folds
 
@@ -82,10 +83,7 @@ def split_unseen(out: Path, seed: int) -> tuple[Path, Path]:
     half = folds_by_source([row["source"] for row in rows], 2, seed)
     paths = out / "calibrate.csv", out / "report.csv"
     for number, path in enumerate(paths):
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, ["video", "class", "source"])
-            writer.writeheader()
-            writer.writerows(row for row, part in zip(rows, half, strict=True) if part == number)
+        write_list(path, (row for row, part in zip(rows, half, strict=True) if part == number))
     return paths
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from adafocus_edge.evaluation.metrics import wilson_interval
+from benchmarks.lists import write_list
 from benchmarks.machine import save
 
 LAST = "last.pth.tar"
@@ -64,18 +65,15 @@ def folds_by_source(sources: list[str], folds: int, seed: int) -> list[int]:
 def write_folds(data: Path, folds: int, seed: int, out: Path) -> None:
     """Write ``N_train.csv`` and ``N_val.csv`` for every fold."""
     with data.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
     place = data.parent / "videos" if (data.parent / "videos").is_dir() else data.parent
     fold_of = folds_by_source([row["source"] for row in rows], folds, seed)
     out.mkdir(parents=True, exist_ok=True)
+    rows = [{**row, "video": (place / row["video"]).resolve()} for row in rows]
     for fold in range(folds):
         for part, inside in (("train", False), ("val", True)):
-            with (out / f"{fold}_{part}.csv").open("w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["video", "class", "source"])
-                for row, number in zip(rows, fold_of, strict=True):
-                    if (number == fold) == inside:
-                        writer.writerow([(place / row["video"]).resolve(), row["class"], row["source"]])
+            chosen = (row for row, number in zip(rows, fold_of, strict=True) if (number == fold) == inside)
+            write_list(out / f"{fold}_{part}.csv", chosen)
 
 
 def edge(*arguments: object) -> str:

@@ -27,6 +27,7 @@ from adafocus_edge.benchmark.worker import Memory, Opening, Ready, Worker
 from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.evidence import reused_clips
 from adafocus_edge.media.preprocess import sampled_frames
+from adafocus_edge.model.defaults import SEED
 from adafocus_edge.system.addresses import shown_failure
 from adafocus_edge.system.files import draft_folder
 
@@ -92,7 +93,7 @@ class Request:
     rounds: int = 30
     warm_up: int = 2
     parts_every: int = 2
-    seed: int = 1007
+    seed: int = SEED
     checkpoint: Path | None = None
     checkpoints: dict[str, Path] = field(default_factory=dict)
     multi_label: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.system.cpu import usable_cores
 from benchmarks.gpu.work import CALIBRATED, FIGHTS, SkipPartError, Work, calibrated_bundle, edge
+from benchmarks.lists import write_list
 from benchmarks.official import ROOT
 
 GLIMPSE_FPS = 8.0
@@ -148,12 +148,8 @@ def write_clips(path: Path, count: int) -> None:
     """Write a list of the tests' clips, repeated until there are enough."""
     clips = sorted(FIGHTS.glob("*/*.mp4"))
     order = [clips[number // 2 + len(clips) // 2 * (number % 2)] for number in range(len(clips) // 2 * 2)]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["video", "class"])
-        for number in range(count):
-            clip = order[number % len(order)]
-            writer.writerow([clip, clip.parent.name])
+    chosen = (order[number % len(order)] for number in range(count))
+    write_list(path, ({"video": clip, "class": clip.parent.name} for clip in chosen), ("video", "class"))
 
 
 def train(work: Work, folder: Path, stage: int, options: tuple[str, ...], seconds: float, clips: int) -> dict[str, Any]:
