@@ -25,6 +25,7 @@ from adafocus_edge.bundle.manifest import (
     Manifest,
     Preprocessing,
     Provenance,
+    Setting,
     encode_manifest,
 )
 from adafocus_edge.bundle.store import (
@@ -102,6 +103,29 @@ class Exported:
     warnings: list[str]
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """How much rounding the weights to half precision changes, on real frames.
+
+    Attributes:
+        largest_error: largest absolute difference of a logit.
+        largest_value: largest absolute logit before rounding.
+        same_patches: whether the policy chose the same patch at every step.
+    """
+
+    largest_error: float
+    largest_value: float
+    same_patches: bool
+
+    @property
+    def note(self) -> str:
+        """A note for the user."""
+        return (
+            f"half-precision weights change logits by up to {self.largest_error:.2g} of {self.largest_value:.2g} on "
+            "these frames" + ("" if self.same_patches else ", and some of the policy's patches")
+        )
+
+
 def export(
     checkpoint_path: Path,
     output: Path,
@@ -127,14 +151,9 @@ def export(
         model = load_checkpoint_model(checkpoint, options.model)
         settings = settings_of(checkpoint, options.model, model.spec)
         warnings = [*setting_warnings(settings, model.spec), *untrained_notes(checkpoint)]
-        notes = [*checkpoint.notes]
-        if checkpoint.stage is not None and checkpoint.stage < FINISHED:
-            notes.append(
-                f"a stage-{checkpoint.stage} checkpoint: its classifier was trained on random patches; stage "
-                f"{FINISHED} trains it on the policy's (train_stage={FINISHED} resume=...)"
-            )
         classes = _class_names(checkpoint, options.classes, model.spec.classes)
         warnings += _class_warnings(checkpoint, options.classes, classes)
+        notes = [*checkpoint.notes, *_stage_notes(checkpoint)]
         if not classes:
             classes = tuple(f"class {number}" for number in range(model.spec.classes))
             notes.append("no class names: labels are 'class 0', 'class 1', ...; give them with --classes FILE")
@@ -144,21 +163,10 @@ def export(
         if options.half_weights:
             half = rounded(model)
             rounding = _rounding(model, half, frames)
+            notes.append(rounding.note)
             model = half
 
-        folder = draft / VARIANT
-        folder.mkdir()
-        for graph in GRAPHS:
-            progress(f"exporting the {graph}")
-            export_graph(model, graph, folder / f"{graph}.onnx")
-            if options.half_weights:
-                store_half(folder / f"{graph}.onnx")
-        graphs: tuple[str, ...] = GRAPHS
-        if options.fused:
-            progress("joining the step")
-            fuse(model.spec, {graph: folder / f"{graph}.onnx" for graph in GRAPHS}, folder / f"{STEP_GRAPH}.onnx")
-            graphs = (*GRAPHS, STEP_GRAPH)
-
+        graphs = _write_graphs(model, draft / VARIANT, options, progress)
         progress("describing the graphs")
         (draft / CLASSES).write_text("\n".join(classes) + "\n", encoding="utf-8")
         manifest = Manifest(
@@ -166,34 +174,11 @@ def export(
             preprocessing=Preprocessing.of(model.spec),
             classes_sha256=sha256_of(draft / CLASSES),
             variants={VARIANT: _describe(model, draft, graphs, options.half_weights)},
-            provenance=Provenance(
-                checkpoint=checkpoint_path.name,
-                checkpoint_sha256=sha256_of(checkpoint_path),
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                tools={
-                    "adafocus-edge": __version__,
-                    **{name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")},
-                    "onnxruntime": onnxruntime.__version__,
-                },
-                settings=settings,
-            ),
+            provenance=_provenance(checkpoint_path, settings),
         )
-
         progress("comparing with PyTorch")
         parity = _compare(model, Bundle(draft, manifest, classes), frames, fused=options.fused)
-        report = {
-            "frames": options.frames or "16 frames of a Kinetics-400 clip",
-            "tolerance": TOLERANCE,
-            "rows": [asdict(row) for row in parity],
-        }
-        if rounding is not None:
-            report["half_weights"] = rounding
-            notes.append(
-                f"half-precision weights change logits by up to {rounding['largest_error']:.2g} of "
-                f"{rounding['largest_value']:.2g} on these frames"
-                + ("" if rounding["same_patches"] else ", and some of the policy's patches")
-            )
-        manifest = replace(manifest, reports={"parity": report})
+        manifest = replace(manifest, reports={"parity": _parity_report(parity, options, rounding)})
         if halve is not None:
             progress("making the fp16 variant")
             manifest, note = _with_half(Bundle(draft, manifest, classes), halve, frames)
@@ -201,6 +186,56 @@ def export(
         (draft / MANIFEST).write_bytes(encode_manifest(manifest))
         bundle = read_bundle(draft)
     return Exported(replace(bundle, path=output), notes, warnings)
+
+
+def _stage_notes(checkpoint: Checkpoint) -> list[str]:
+    if checkpoint.stage is None or checkpoint.stage >= FINISHED:
+        return []
+    return [
+        f"a stage-{checkpoint.stage} checkpoint: its classifier was trained on random patches; stage {FINISHED} trains "
+        f"it on the policy's (train_stage={FINISHED} resume=...)"
+    ]
+
+
+def _write_graphs(
+    model: AdaFocus, folder: Path, options: ExportOptions, progress: Callable[[str], None]
+) -> tuple[str, ...]:
+    """Write the graphs into a new folder and return their names."""
+    folder.mkdir()
+    for graph in GRAPHS:
+        progress(f"exporting the {graph}")
+        export_graph(model, graph, folder / f"{graph}.onnx")
+        if options.half_weights:
+            store_half(folder / f"{graph}.onnx")
+    if not options.fused:
+        return GRAPHS
+    progress("joining the step")
+    fuse(model.spec, {graph: folder / f"{graph}.onnx" for graph in GRAPHS}, folder / f"{STEP_GRAPH}.onnx")
+    return (*GRAPHS, STEP_GRAPH)
+
+
+def _provenance(checkpoint: Path, settings: dict[str, Setting]) -> Provenance:
+    return Provenance(
+        checkpoint=checkpoint.name,
+        checkpoint_sha256=sha256_of(checkpoint),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        tools={
+            "adafocus-edge": __version__,
+            **{name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")},
+            "onnxruntime": onnxruntime.__version__,
+        },
+        settings=settings,
+    )
+
+
+def _parity_report(parity: list[Comparison], options: ExportOptions, rounding: Rounding | None) -> dict[str, Any]:
+    """Return the entry ``parity`` of the bundle's reports."""
+    report: dict[str, Any] = {
+        "frames": options.frames or "16 frames of a Kinetics-400 clip",
+        "tolerance": TOLERANCE,
+        "rows": [asdict(row) for row in parity],
+    }
+    return report if rounding is None else {**report, "half_weights": asdict(rounding)}
 
 
 def _glance_notes(checkpoint: Checkpoint, options: ExportOptions, spec: ModelSpec) -> list[str]:
@@ -276,17 +311,17 @@ def _with_half(bundle: Bundle, halve: Halve, frames: NDArray[np.uint8]) -> tuple
     return replace(manifest, reports={**manifest.reports, CONVERTED: report}), parity.note
 
 
-def _rounding(model: AdaFocus, half: AdaFocus, frames: NDArray[np.uint8]) -> dict[str, Any]:
+def _rounding(model: AdaFocus, half: AdaFocus, frames: NDArray[np.uint8]) -> Rounding:
     """Return how much rounding the weights changes, as the graphs are compared with the rounded model only."""
     clip = frames[: model.spec.segments]
     before, after = (list(see_clip(torch_model(m)[0], clip)) for m in (model, half))
     logits = [np.concatenate([glimpse.logits for glimpse in glimpses]) for glimpses in (before, after)]
     origins = [np.concatenate([glimpse.origins for glimpse in glimpses]) for glimpses in (before, after)]
-    return {
-        "largest_error": float(np.abs(logits[0] - logits[1]).max()),
-        "largest_value": float(np.abs(logits[0]).max()),
-        "same_patches": bool(np.array_equal(origins[0], origins[1])),
-    }
+    return Rounding(
+        largest_error=float(np.abs(logits[0] - logits[1]).max()),
+        largest_value=float(np.abs(logits[0]).max()),
+        same_patches=bool(np.array_equal(origins[0], origins[1])),
+    )
 
 
 def _real_frames(source: str | None, spec: ModelSpec) -> ModelFrame:
