@@ -1,14 +1,14 @@
-"""Milliseconds per 16-frame clip and per streamed frame: our bundle against eager PyTorch run the official way.
+"""Measure milliseconds per 16-frame clip and per streamed frame: a bundle against the official way in eager PyTorch.
 
 Usage: python -m benchmarks.loop [CHECKPOINT BUNDLE --patch-size 128] [--rounds 15] [--threads 2]
 
 Without a checkpoint and its bundle it makes both first: the official sizes, deterministic weights (a minute).
 
-Both run the same weights on the same frames, each in a process of its own so that their thread pools do not disturb
-each other, and take turns: a round is one clip and one stream of 16 frames of each. The other process sleeps meanwhile.
-Both results are compared before anything is timed. The host side of a step is what is left of it outside ONNX Runtime's
-calls. Each round also measures the roof: multiply-adds per second of a large FP32 matrix product (PyTorch with MKL),
-which no direct FP32 convolution on this machine can beat by much.
+Both run the same weights on the same frames in turns, each in a process of its own so that their thread pools do not
+interfere: a round is one clip and one stream of 16 frames of each, while the other process sleeps. The results of both
+are compared before the timing. The host's share of a step is the time outside ONNX Runtime's calls. Each round also
+measures the roof: multiply-adds per second of a large FP32 matrix product (PyTorch with MKL), which no direct FP32
+convolution on this machine can exceed by much.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def real_frames() -> np.ndarray:
 
 
 ROOF_SIZE = 1536
-"""Side of the square matrices of the roof: far too large for the caches' latency to matter."""
+"""Side of the square matrices of the roof, large enough that the caches' latency does not matter."""
 
 
 def serve_bundle(connection: Connection, options: argparse.Namespace) -> None:
-    """Run our loop on request: ``clip`` or ``stream``; answer milliseconds, and milliseconds by part."""
+    """Run our loop on request (``clip`` or ``stream``); send the milliseconds, those by part, and the logits."""
     import dataclasses
 
     from adafocus_edge.backends.registry import load_model
@@ -71,7 +71,7 @@ def serve_bundle(connection: Connection, options: argparse.Namespace) -> None:
 
 
 def serve_eager(connection: Connection, options: argparse.Namespace) -> None:
-    """Run eager PyTorch on request, the official way."""
+    """Run eager PyTorch on request, as the official code does."""
     import torch
 
     from training.checkpoint import read_checkpoint
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--patch-size", type=int, default=PATCH_SIZE)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--name", default="loop", help="of the file in benchmarks/results")
+    parser.add_argument("--name", default="loop", help="name of the file in benchmarks/results")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         options.checkpoint = options.checkpoint or make_checkpoint(Path(folder))
@@ -130,7 +130,7 @@ def measure(options: argparse.Namespace) -> None:
             found, expected = ask("bundle", what)[2], ask("eager", what)[2]
         worst = max(worst, float(np.abs(found - expected).max()))
     if worst > 2e-3:
-        raise SystemExit(f"the two do not compute the same: their logits differ by {worst}")
+        raise SystemExit(f"the logits of the bundle and of PyTorch differ by {worst}, at most 0.002 is allowed")
 
     times: dict[tuple[str, str], list[float]] = {}
     parts: dict[str, list[dict[str, float]]] = {"clip": [], "stream": []}
@@ -164,7 +164,7 @@ def measure(options: argparse.Namespace) -> None:
         }
         row = rows[what]
         print(f"{label:28}{row['eager_median']:16.1f}{row['bundle_median']:12.1f}{row['ratio_median']:14.2f}")
-        print("  of which " + ", ".join(f"{part} {value:.2f}" for part, value in middle.items()))
+        print("  parts: " + ", ".join(f"{part} {value:.2f}" for part, value in middle.items()))
     model = read_bundle(options.bundle)
     gmacs = model.totals("fp32")[1] * model.spec.segments
     rate = gmacs / (rows["clip"]["bundle_median"] / 1e3)
@@ -173,7 +173,7 @@ def measure(options: argparse.Namespace) -> None:
     path = save(
         options.name,
         {
-            "what": "eager PyTorch the official way against our bundle, same weights, FP32, interleaved rounds",
+            "what": "eager PyTorch as in the official code against a bundle, same weights, FP32, interleaved rounds",
             "command": f"python -m benchmarks.loop --patch-size {options.patch_size} "
             f"--rounds {options.rounds} --threads {options.threads}",
             "rounds": options.rounds,

@@ -1,7 +1,7 @@
-"""The model that the benchmarks run when none is given: the official sizes, with deterministic weights.
+"""The benchmarks' default model: the official sizes, with deterministic weights.
 
-Exports of the golden cases are kept in ``.cache/exports`` (or ``$ADAFOCUS_EDGE_EXPORTS``) under a hash of everything
-that decides them, so that tests and benchmarks of one checkout export each only once.
+Exports of the golden cases are kept in ``.cache/exports`` (or ``$ADAFOCUS_EDGE_EXPORTS``) under a hash of all their
+inputs, so that tests and benchmarks of one checkout export each only once.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ PATCH_SIZE = 128
 CASES = {"actnet128": (1, PATCH_SIZE), "actnet96": (2, 96)}
 """Seed and patch size of each golden case."""
 OFFICIAL = "actnet128"
-"""The case that the benchmarks run."""
+"""The golden case that the benchmarks run."""
 CHECKPOINT = "s3_checkpoint.pth.tar"
 DECIDING = ("export", "training", "adafocus_edge/bundle/store.py", "adafocus_edge/model/spec.py", "tests/golden")
-"""What an export is made by: files, and folders with their Python and JSON files."""
+"""The inputs of an export: files, and folders of Python and JSON files."""
 TOOLS = ("torch", "torchvision", "onnx", "onnxscript")
 
 
 def make_checkpoint(folder: Path, case: str = OFFICIAL) -> Path:
-    """Write a golden checkpoint (ResNet-50 focuser, 200 classes) into a folder."""
+    """Write a golden checkpoint (ResNet-50 focuser, 200 classes) to a folder; return its path."""
     path = folder / "checkpoint.pth.tar"
     script, layout = GOLDEN / "official_checkpoint.py", GOLDEN / "layout.json"
     subprocess.run([sys.executable, script, layout, "--seed", str(CASES[case][0]), "--out", path], check=True)
@@ -38,7 +38,7 @@ def make_checkpoint(folder: Path, case: str = OFFICIAL) -> Path:
 
 
 def make_bundle(checkpoint: Path, folder: Path, patch_size: int = PATCH_SIZE) -> Path:
-    """Export a checkpoint to a bundle in a folder."""
+    """Export a checkpoint to a bundle in a folder; return its path."""
     path = folder / "bundle"
     command = [sys.executable, "-m", "adafocus_edge", "export", checkpoint, "-o", path, "--patch-size"]
     subprocess.run([*command, str(patch_size)], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
@@ -51,7 +51,7 @@ def exports_folder() -> Path:
 
 
 def export_key() -> str:
-    """Return a hash of what decides an export: the code, the golden weights' recipe, and the tools' versions."""
+    """Return a hash of an export's inputs: the code, the golden weights' recipe, and the tools' versions."""
     digest = hashlib.sha256()
     for name in DECIDING:
         place = ROOT / name
@@ -67,10 +67,10 @@ def export_key() -> str:
 
 
 def cached_export(case: str = OFFICIAL) -> Path:
-    """Return a folder with a golden case's checkpoint (:data:`CHECKPOINT`) and its ``bundle``; not to be written to.
+    """Return a folder with a golden case's checkpoint (:data:`CHECKPOINT`) and its ``bundle``; do not write to it.
 
-    The first call makes it, in half a minute; one that runs meanwhile in another process waits for it. Exports of the
-    same case by older code are removed.
+    The first call makes it, in half a minute; a concurrent call in another process waits for it. Exports of the same
+    case by older code are removed.
 
     Raises ``subprocess.CalledProcessError`` if the export fails, ``OSError``.
     """

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.model.defaults import SEED
 from training.backbones import BACKBONES
 from training.layouts import LAYOUTS
 
@@ -167,7 +168,7 @@ class TrainOptions:
     pretrained_glancer: str = ""
     pretrained_focuser: str = ""
     evaluate: bool = False
-    seed: int = 1007
+    seed: int = SEED
     dense_sample: bool = False
     multiprocessing_distributed: bool = True
     distributed: bool | None = None

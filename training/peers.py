@@ -12,15 +12,13 @@ from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.errors import BackendError, UsageError
 from adafocus_edge.evaluation.evaluate import Predict
 from adafocus_edge.evaluation.oracle import Oracle
+from adafocus_edge.model.defaults import SEED
 from adafocus_edge.model.spec import ModelSpec
 from training.checkpoint import ModelOptions, load_model, read_checkpoint
 from training.eager import OfficialWay
 from training.graphs import torch_model
 from training.model import AdaFocus
 from training.predict import load_predictor
-
-SEED = 1007
-"""Of weights where there is no checkpoint: they decide nothing about time."""
 
 
 def eager(spec: ModelSpec, checkpoint: Path | None, threads: int, device: str = "cpu") -> Predict:

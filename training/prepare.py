@@ -33,6 +33,7 @@ from adafocus_edge.evaluation.dataset import (
 from adafocus_edge.media.frame_folder import FPS_FILE, FRAME_NAME, TIMES_FILE
 from adafocus_edge.media.sources import natural_path, skipped_note
 from adafocus_edge.media.video_file import VideoFile
+from adafocus_edge.model.defaults import SEED
 from adafocus_edge.model.spec import class_name
 from adafocus_edge.system.addresses import shown_failure
 from adafocus_edge.system.cpu import usable_cores
@@ -74,7 +75,7 @@ class PrepareOptions:
     annotations: tuple[Path, ...] = ()
     groups: Path | None = None
     val_share: float = 0.2
-    seed: int = 1007
+    seed: int = SEED
     size: int = 256
     quality: int = 95
     fps: float | None = None

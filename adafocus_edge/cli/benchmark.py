@@ -6,9 +6,9 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer.core
 
@@ -30,6 +30,9 @@ from adafocus_edge.cli.options import (
 from adafocus_edge.cli.outputs import check_files, check_plot_name, say, say_notes
 from adafocus_edge.cli.process import print_error
 from adafocus_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from adafocus_edge.benchmark.schema import Report
 
 QUICK_CLIPS = 12
 """Clips of ``benchmark --quick``."""
@@ -148,7 +151,7 @@ def benchmark(
     found = None
     if compare is not None and old is not None:
         found = comparing.compare(made, old, comparing.Limits(max_slowdown / 100, max_accuracy_drop))
-        made = {**made, "compared": comparing.to_json(found, compare)}
+        made = replace(made, compared=comparing.to_json(found, compare))
     with ExitStack() as stack:
         stack.callback(_print_benchmark, made, as_json=as_json)  # whatever becomes of the files
         files.write(made)
@@ -203,8 +206,9 @@ class _Reports:
             if not is_stream(path):
                 check_folder(path.parent, "reports")
 
-    def write(self, report: dict[str, Any]) -> None:
+    def write(self, report: Report) -> None:
         """Write all of them."""
+        from adafocus_edge.benchmark.schema import to_json
         from adafocus_edge.benchmark.tables import csv_text, markdown
         from adafocus_edge.system.files import write_text
 
@@ -219,7 +223,7 @@ class _Reports:
             write_page(report, path)
 
         writers: dict[str, Callable[[Path], None]] = {
-            "json": lambda path: write_text(path, json.dumps(report, indent=1, ensure_ascii=False) + "\n"),
+            "json": lambda path: write_text(path, json.dumps(to_json(report), indent=1, ensure_ascii=False) + "\n"),
             "csv": lambda path: write_text(path, csv_text(report)),
             "markdown": lambda path: write_text(path, markdown(report)),
             "html": write_page,
@@ -231,11 +235,12 @@ class _Reports:
             shutil.rmtree(kept_beside(self.kept_for), ignore_errors=True)
 
 
-def _print_benchmark(report: dict[str, Any], *, as_json: bool) -> None:
+def _print_benchmark(report: Report, *, as_json: bool) -> None:
     if as_json:
+        from adafocus_edge.benchmark.schema import to_json
         from adafocus_edge.system.json_lines import to_line
 
-        typer.echo(to_line(report))
+        typer.echo(to_line(to_json(report)))
         return
     from adafocus_edge.benchmark.tables import tables
     from adafocus_edge.system.console import console

@@ -88,12 +88,13 @@ def calibrate(
         check_plot(plot)
         check_files(plot)
     made = import_companion("calibration.calibrate", "calibrate", "calibrate")
-    options = import_companion("calibration.options", "calibrate", "calibrate").read_options(
+    arguments = import_companion("calibration.options", "calibrate", "calibrate").CalibrateArguments(
         data=data, frames=frames, report_on=report_on, variants=variants, output=output, clips=clips, samples=samples,
         share=share, seed=seed, patches=patches.value, method=method, max_drop=max_accuracy_drop, exit_goals=exit_goal,
         confidence=confidence, orders=orders, glimpse_fps=glimpse_fps, reduce_range=reduce_range, threads=threads,
-        force=force, segments=found.spec.segments,
+        force=force,
     )  # fmt: skip
+    options = arguments.options(found.spec.segments)
     with progress_for(quiet) as bars:
         task = bars.add_task("calibrating", total=None)
         done = made.calibrate(

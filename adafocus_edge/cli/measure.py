@@ -11,6 +11,7 @@ from adafocus_edge.cli.outputs import progress_for, say, say_notes
 from adafocus_edge.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
+    from adafocus_edge.benchmark.schema import Report
     from adafocus_edge.bundle.manifest import Bundle
 
 
@@ -59,7 +60,7 @@ class Measurement:
     json_file: Path | None
     quiet: bool
 
-    def run(self, paths: list[Path], grid: GridChoice, rounds: int, clips: int, seed: int) -> dict[str, Any]:
+    def run(self, paths: list[Path], grid: GridChoice, rounds: int, clips: int, seed: int) -> Report:
         """Measure, with a progress bar."""
         from adafocus_edge.benchmark.run import Request
         from adafocus_edge.benchmark.run import run as measure

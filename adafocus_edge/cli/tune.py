@@ -84,6 +84,7 @@ def tune(
 ) -> None:
     """Find the setting that meets a demand on this device, and store it as a profile for `classify --profile`."""
     del debug
+    from adafocus_edge.benchmark.schema import to_json
     from adafocus_edge.benchmark.tune import Demand, choose, profile_of
     from adafocus_edge.bundle.store import bundle_lock, copied_bundle, default_bundle, read_bundle, update_bundle
     from adafocus_edge.evaluation.dataset import check_data
@@ -124,11 +125,11 @@ def tune(
 
     update_bundle(found.path, store)
     if as_json:
-        typer.echo(json.dumps({"bundle": str(found.path), "profile": name, **asdict(profile), "row": row}))
+        typer.echo(json.dumps({"bundle": str(found.path), "profile": name, **asdict(profile), "row": to_json(row)}))
         return
-    low, high = row["top1_interval_95"]
+    low, high = row.interval
     typer.echo(
-        f"{found.path}: profile {name!r}: {row['key'].partition(' ')[2]}: {percentile.value} "
+        f"{found.path}: profile {name!r}: {row.key.partition(' ')[2]}: {percentile.value} "
         f"{profile.latency_ms:.1f} ms, top-1 {profile.top1:.1f} % ({low:.0f} to {high:.0f}) on {profile.clips} clips\n"
         f"use it: adafocus-edge classify VIDEO --bundle {found.path} --profile {name}"
     )

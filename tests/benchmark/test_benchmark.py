@@ -23,6 +23,7 @@ from adafocus_edge.benchmark.grid import PEERS, Grid, Loading, Row, plan
 from adafocus_edge.benchmark.peers import Constant, gflops_per_step, load_peer
 from adafocus_edge.benchmark.plots import draw, write_page
 from adafocus_edge.benchmark.run import Request, run
+from adafocus_edge.benchmark.schema import Data, Report, RowReport
 from adafocus_edge.benchmark.stats import distinguishable, front, mcnemar, ratio, summary
 from adafocus_edge.benchmark.tables import csv_text, markdown
 from adafocus_edge.benchmark.timing import Bench, NoiseClip
@@ -41,6 +42,7 @@ from adafocus_edge.model.spec import GRAPHS, contract
 from adafocus_edge.runtime.glimpse import see_clip
 from export.whole import on_whole_frames
 from tests.conftest import ROOT, SMALL, edge, one_line_error, weights_of
+from tests.support.reports import report_row, report_with, times
 from training.model import AdaFocus
 
 FIGHTS = ROOT / "tests" / "fights"
@@ -68,13 +70,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_a_summary_is_what_is_worked_out_by_hand() -> None:
     found = summary([float(value) for value in range(1, 102)])
-    assert (found["median"], found["p95"], found["p99"], found["min"], found["rounds"]) == (51, 96, 100, 1, 101)
-    assert found["spread"] == (96 - 6) / 2
+    assert (found.median, found.p95, found.p99, found.min, found.rounds) == (51, 96, 100, 1, 101)
+    assert found.spread == (96 - 6) / 2
     # 95 % of the medians of 30 lie between the 10th and the 21st of them (binomial table).
     found = summary([float(value) for value in range(1, 31)])
-    assert (found["low"], found["high"]) == (10, 21)
+    assert (found.low, found.high) == (10, 21)
     few = summary([3.0, 1.0, 2.0])
-    assert (few["low"], few["high"]) == (1, 3)
+    assert (few.low, few.high) == (1, 3)
 
 
 def test_a_machine_that_slows_down_hurts_both_rows_so_their_ratio_stays() -> None:
@@ -82,7 +84,7 @@ def test_a_machine_that_slows_down_hurts_both_rows_so_their_ratio_stays() -> Non
     faster = {round_: value * 0.9 for round_, value in slowing.items()}
     assert ratio(faster, slowing) == (pytest.approx(0.9), pytest.approx(0.9), pytest.approx(0.9))
     assert distinguishable(faster, slowing)
-    # Their samples overlap widely: only round by round can they be told apart.
+    # Their samples overlap widely: only round by round do they differ.
     assert max(faster.values()) > min(slowing.values())
     noise = np.random.default_rng(0)
     again = {round_: value * noise.normal(1, 0.05) for round_, value in slowing.items()}
@@ -120,7 +122,7 @@ def test_the_grid_holds_what_can_run_here_and_says_why_not_of_the_rest(bundle: B
         Grid(backends=("cuda",)), Grid(variants=("int4",)), Grid(schedules=("both",)), Grid(exits=("half",)),
         Grid(peers=("tsn",)), Grid(streams=(0,)), Grid(segments=(5000,)),
     ):  # fmt: skip
-        with pytest.raises(UsageError, match="known are|takes 1 to"):
+        with pytest.raises(UsageError, match="must be one of|must be from 1 to"):
             plan({"fights": bundle}, asked)
 
 
@@ -143,7 +145,7 @@ def test_variants_are_measured_where_they_are_made_for(bundle: Bundle, monkeypat
 
 
 class Clock:
-    """Time that passes only where it is told to."""
+    """Time that passes only in :meth:`take`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -228,7 +230,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 CPU = Grid(backends=("onnxruntime-cpu",), peers=(), threads=(2,), exits=(), labelled=False)
 
 
-def report_of(bundle: Bundle, clock: Clock, **slower: float) -> dict[str, Any]:
+def report_of(bundle: Bundle, clock: Clock, **slower: float) -> Report:
     """Benchmark the scripted model, some of whose graphs take longer."""
     costs = {graph: ms * slower.get(graph, 1.0) for graph, ms in COSTS_MS.items()}
     return run(
@@ -238,9 +240,10 @@ def report_of(bundle: Bundle, clock: Clock, **slower: float) -> dict[str, Any]:
 
 def test_the_parts_are_what_each_graph_takes_and_add_up_to_the_whole(bundle: Bundle, clock: Clock) -> None:
     report = report_of(bundle, clock)
-    assert len(report["rows"]) == 2
-    for row in report["rows"]:
-        parts = {part: entry["median"] for part, entry in row["parts_ms"].items()}
+    assert len(report.rows) == 2
+    for row in report.rows:
+        assert row.parts_ms is not None
+        parts = {part: entry.median for part, entry in row.parts_ms.items()}
         assert parts["glance"] == pytest.approx(8 * COSTS_MS["glancer"], rel=0.03)
         assert parts["policy"] == pytest.approx(8 * COSTS_MS["policy"], rel=0.03)
         assert parts["focus"] == pytest.approx(8 * COSTS_MS["focuser"], rel=0.03)
@@ -248,22 +251,23 @@ def test_the_parts_are_what_each_graph_takes_and_add_up_to_the_whole(bundle: Bun
         # The default model reads three frames for each glimpse, some of them twice.
         assert parts["decode"] >= READING_MS
         assert parts["host"] == pytest.approx(0, abs=0.5)
-        assert row["parts_over_whole"] == pytest.approx(1, abs=0.05)
-        assert row["model_ms"]["median"] == pytest.approx(8 * sum(COSTS_MS.values()), rel=0.03)
-        assert row["gflops_per_clip"] == pytest.approx(8 * 0.25)
-        assert row["clips_per_s"] == pytest.approx(1e3 / row["model_ms"]["median"], rel=1e-3)
-    clip, stream = report["rows"]
-    assert clip["step_ms"] is None
-    assert stream["step_ms"]["rounds"] == 8 * 20
-    # The same graphs run as often on both schedules here: nothing tells their times apart.
-    assert clip["same_time_as"] == [stream["id"]]
+        assert row.parts_over_whole == pytest.approx(1, abs=0.05)
+        assert row.model_ms.median == pytest.approx(8 * sum(COSTS_MS.values()), rel=0.03)
+        assert row.gflops_per_clip == pytest.approx(8 * 0.25)
+        assert row.clips_per_s == pytest.approx(1e3 / row.model_ms.median, rel=1e-3)
+    clip, stream = report.rows
+    assert clip.step_ms is None
+    assert stream.step_ms is not None
+    assert stream.step_ms.rounds == 8 * 20
+    # The same graphs run as often on both schedules here: their times do not differ.
+    assert clip.same_time_as == (stream.id,)
 
 
 def test_two_runs_of_a_row_differ_by_less_than_their_own_spread(bundle: Bundle, clock: Clock) -> None:
-    for ours, theirs in zip(report_of(bundle, clock)["rows"], report_of(bundle, clock)["rows"], strict=True):
+    for ours, theirs in zip(report_of(bundle, clock).rows, report_of(bundle, clock).rows, strict=True):
         for what in ("model_ms", "whole_ms"):
-            difference = abs(ours[what]["median"] - theirs[what]["median"])
-            assert difference < min(ours[what]["spread"], theirs[what]["spread"])
+            one, other = getattr(ours, what), getattr(theirs, what)
+            assert abs(one.median - other.median) < min(one.spread, other.spread)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -287,29 +291,26 @@ def test_a_machine_that_slowed_down_as_a_whole_is_no_worsening(bundle: Bundle, c
     slow = dict.fromkeys(COSTS_MS, 1.2)
     after = report_of(bundle, clock, **slow)
     assert compare(after, before, Limits()).worse
-    for report, ms in ((before, 50.0), (after, 60.0)):
-        report["yardstick_ms"] = summary([ms] * 20)
+    before, after = (replace(report, yardstick_ms=summary([ms] * 20)) for report, ms in ((before, 50.0), (after, 60.0)))
     found = compare(after, before, Limits())
     assert found.worse == ()
     assert any("1.20 times" in note for note in found.notes)
 
 
 def test_lost_accuracy_is_found_on_the_same_clips_only(bundle: Bundle, clock: Clock) -> None:
-    old = report_of(bundle, clock)
-    for row in old["rows"]:
-        row["top1"] = 80.0
-    old["data"] = {"chosen": "these", "clips": 10, "origin": "x", "failed": []}
-    new = json.loads(json.dumps(old))
-    new["rows"][0]["top1"] = 78.0
+    measured = report_of(bundle, clock)
+    rows = tuple(replace(row, top1=80.0) for row in measured.rows)
+    old = replace(measured, rows=rows, data=Data(chosen="these", clips=10, origin="x"))
+    new = replace(old, rows=(replace(rows[0], top1=78.0), *rows[1:]))
     found = compare(new, old, Limits())
     assert len(found.worse) == 1
     assert "top-1 fell from 80.00 % to 78.00 %" in found.worse[0]
     assert compare(new, old, Limits(accuracy_drop=2.0)).worse == ()
-    new["data"]["chosen"] = "others"
+    new = replace(new, data=Data(chosen="others", clips=10, origin="x"))
     found = compare(new, old, Limits())
     assert found.worse == ()
-    assert any("not the same clips" in note for note in found.notes)
-    new["rows"] = [{**row, "key": "another"} for row in new["rows"]]
+    assert any("different clips" in note for note in found.notes)
+    new = replace(new, rows=tuple(replace(row, key="another") for row in new.rows))
     with pytest.raises(UsageError, match="share no row"):
         compare(new, old, Limits())
 
@@ -341,16 +342,17 @@ def test_a_run_that_was_broken_off_goes_on_where_it_stopped(bundle: Bundle, cloc
     report = run(request, opened=opened)
     # 2 rows: 4 to warm up, then 12 whole runs and 6 in parts; of these, 8 were done.
     assert workers[1].asked == 4 + 18 - 8
-    assert [row["model_ms"]["rounds"] for row in report["rows"]] == [6, 6]
+    assert [row.model_ms.rounds for row in report.rows] == [6, 6]
     again = run(request, opened=opened)
     assert len(workers) == 2  # nothing was left to do
-    assert [row["model_ms"] for row in again["rows"]] == [row["model_ms"] for row in report["rows"]]
+    assert [row.model_ms for row in again.rows] == [row.model_ms for row in report.rows]
     # Another seed is another measurement.
     run(replace(request, seed=2), opened=opened)
     assert workers[2].asked == 4 + 18
-    assert report["data"]["clips"] == 3
+    assert report.data is not None
+    assert report.data.clips == 3
     share = [example.labels[0] == 0 for example in (split.examples[i] for i in chosen_by(request, split))]
-    assert report["rows"][0]["top1"] == pytest.approx(100 * np.mean(share), abs=1e-3)  # the script says class 0
+    assert report.rows[0].top1 == pytest.approx(100 * np.mean(share), abs=1e-3)  # the script says class 0
 
 
 def chosen_by(request: Request, split: Any) -> list[int]:
@@ -371,15 +373,15 @@ def test_a_model_that_fails_is_left_out_with_the_reason_and_the_others_go_on(bun
 
     grid = replace(CPU, threads=(1, 2))
     report = run(Request({"fights": bundle}, grid, rounds=6), opened=opened)
-    assert {row["threads"] for row in report["rows"]} == {2}
-    assert {entry["why"] for entry in report["skipped"]} >= {"the device is gone"}
+    assert {row.threads for row in report.rows} == {2}
+    assert {entry.why for entry in report.skipped} >= {"the device is gone"}
 
     def refused(opening: Opening) -> Any:
         raise BackendError("no memory")
 
     report = run(Request({"fights": bundle}, grid, rounds=6), opened=refused)
-    assert report["rows"] == []
-    assert {entry["why"] for entry in report["skipped"]} >= {"no memory"}
+    assert report.rows == ()
+    assert {entry.why for entry in report.skipped} >= {"no memory"}
 
 
 def test_where_no_clip_can_be_read_it_says_so(bundle: Bundle, clock: Clock, tmp_path: Path) -> None:
@@ -513,7 +515,7 @@ def test_energy_is_counted_from_the_processors_counters(tmp_path: Path) -> None:
         assert meter.joules() == 0
         (zone / "energy_uj").write_text("950000\n")
         assert meter.joules() == pytest.approx(0.05)
-        (zone / "energy_uj").write_text("10000\n")  # it began anew
+        (zone / "energy_uj").write_text("10000\n")  # the counter started again at zero
         assert meter.joules() == pytest.approx(0.11)
     with EnergyMeter(tmp_path / "nothing") as meter:
         assert meter.joules() is None
@@ -596,7 +598,7 @@ def test_a_report_without_accuracy_is_drawn_too(bundle: Bundle, clock: Clock, tm
     draw(report, tmp_path / "bars.png")
     write_page(report, tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().count("<svg") == 1
-    assert "latency alone" in markdown(report)
+    assert "latency only" in markdown(report)
     assert csv_text(report).startswith("id,bundle,backend")
 
 
@@ -604,8 +606,8 @@ def test_what_is_missing_is_told_as_it_is_typed(
     bundle: Bundle, clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = "pip install 'adafocus-edge[openvino]'"
-    left_out = [{"what": "[odd] openvino", "why": command}]
-    _print_benchmark({**report_of(bundle, clock), "skipped": left_out}, as_json=False)
+    skipped = (row_module.Skipped("[odd] openvino", command),)
+    _print_benchmark(replace(report_of(bundle, clock), skipped=skipped), as_json=False)
     printed = capsys.readouterr().out
     assert command in printed
     assert "[odd] openvino" in printed
@@ -651,36 +653,30 @@ def test_tune_stores_a_profile_that_classify_uses(bundle: Bundle, tmp_path: Path
     again = edge("tune", target, "--min-accuracy", 1, "--name", "fast", *arguments)
     one_line_error(again, 2, "has a profile 'fast' already", "--force")
     one_line_error(
-        edge("tune", target, "--max-latency-ms", 0.001, "--quiet", *arguments), 1, "no setting meets it", "the fastest",
+        edge("tune", target, "--max-latency-ms", 0.001, "--quiet", *arguments), 1,
+        "no setting meets the demand", "the fastest",
     )  # fmt: skip
     assert set(read_bundle(target).manifest.profiles) == {"fast"}
 
 
 def test_what_tune_chooses() -> None:
-    def row(number: int, ms: float, top1: float, **more: Any) -> dict[str, Any]:
-        times = {"median": ms, "p95": ms * 1.1, "p99": ms * 2}
-        return {
-            "id": number, "key": f"row {number}", "peer": False, "streams": 1, "top1": top1, "model_ms": times,
-            "whole_ms": times, "step_ms": None, **more,
-        }  # fmt: skip
+    def row(number: int, ms: float, top1: float, **more: Any) -> RowReport:
+        return report_row(number, times(ms, ms * 1.1, ms * 2), top1=top1, **more)
 
-    report = {
-        "skipped": [],
-        "rows": [
-            row(1, 10, 70), row(2, 20, 80), row(3, 30, 80), row(4, 40, 90), row(5, 1, 99, peer=True),
-            row(6, 1, 99, streams=8),
-        ],
-    }  # fmt: skip
-    assert choose(report, Demand(max_latency_ms=35))["id"] == 2  # as accurate as row 3, and faster
-    assert choose(report, Demand(min_accuracy=75))["id"] == 2
-    assert choose(report, Demand(max_latency_ms=50, min_accuracy=85))["id"] == 4
-    assert choose(report, Demand(max_latency_ms=21, percentile="median"))["id"] == 2
-    assert choose(report, Demand(max_latency_ms=21))["id"] == 1  # the 95th percentile of row 2 is 22
+    report = report_with(
+        row(1, 10, 70), row(2, 20, 80), row(3, 30, 80), row(4, 40, 90), row(5, 1, 99, peer=True),
+        row(6, 1, 99, streams=8),
+    )  # fmt: skip
+    assert choose(report, Demand(max_latency_ms=35)).id == 2  # as accurate as row 3, and faster
+    assert choose(report, Demand(min_accuracy=75)).id == 2
+    assert choose(report, Demand(max_latency_ms=50, min_accuracy=85)).id == 4
+    assert choose(report, Demand(max_latency_ms=21, percentile="median")).id == 2
+    assert choose(report, Demand(max_latency_ms=21)).id == 1  # the 95th percentile of row 2 is 22
     with pytest.raises(AdaFocusError, match="the most accurate: 44.0 ms, 90.0 %"):
         choose(report, Demand(min_accuracy=95))
     with pytest.raises(AdaFocusError, match="no setting was measured"):
         choose(report, Demand(min_accuracy=95, latency="step"))
-    with pytest.raises(UsageError, match="say what is wanted"):
+    with pytest.raises(UsageError, match="no limit is given"):
         Demand()
 
 
@@ -691,7 +687,7 @@ def test_what_cannot_be_benchmarked_is_told_in_a_line(bundle: Bundle, tmp_path: 
     one_line_error(
         edge("benchmark", bundle.path, "--compare", tmp_path / "none.json"), 2, "none.json", "cannot be read"
     )
-    one_line_error(edge("benchmark", bundle.path, "--compare", tmp_path / "bad.json"), 2, "bad.json", "no report")
+    one_line_error(edge("benchmark", bundle.path, "--compare", tmp_path / "bad.json"), 2, "bad.json", "not a report")
     one_line_error(edge("benchmark", bundle.path, "--from", tmp_path / "bad.json"), 2, "needs no bundle")
     one_line_error(edge("benchmark", bundle.path, "--plot", tmp_path / "a.svg"), 2, "name it *.png")
     one_line_error(edge("benchmark", bundle.path, "--checkpoint", tmp_path / "none"), 1, "no such checkpoint file")

@@ -261,11 +261,11 @@ def test_layer_times_cover_every_layer(samples, tmp_path):
     save_graph(graph, tmp_path / "float.onnx")
     save_graph(made, tmp_path / "int8.onnx")
     entries = layer_times(tmp_path / "float.onnx", tmp_path / "int8.onnx", next(samples.batches("glancer")), None)
-    assert {entry["kind"]: entry["layers"] for entry in entries} == {
+    assert {entry.kind: entry.layers for entry in entries} == {
         "3 x 3 of 3 channels": 1, "depthwise 3 x 3": 17, "1 x 1": 34, "everything else": 0,
     }  # fmt: skip
-    assert all(entry["fp32_ms"] > 0 and entry["int8_ms"] > 0 for entry in entries)
-    assert sum(len(entry["each"]) for entry in entries) == 52
+    assert all(entry.fp32_ms > 0 and entry.int8_ms > 0 for entry in entries)
+    assert sum(len(entry.each) for entry in entries) == 52
 
 
 # -- TensorRT ---------------------------------------------------------------------------------------------------------
@@ -395,12 +395,12 @@ def test_what_a_variant_costs_is_counted():
     moved = patches.copy()
     moved[2, 0] = [5, 0]
     found = compare(Run(changed, moved), Run(logits, patches), np.array([0, 0, 0, 1]))
-    assert found["top1"] == 50
-    assert found["top1_drop"] == 25
-    assert found["label_agreement"] == 75
-    assert found["action_agreement"] == 87.5
-    assert found["clips_with_other_patches"] == 1
-    assert (found["logit_error_max"], found["logit_scale"]) == (3, 1)
+    assert found.top1 == 50
+    assert found.top1_drop == 25
+    assert found.label_agreement == 75
+    assert found.action_agreement == 87.5
+    assert found.clips_with_other_patches == 1
+    assert (found.logit_error_max, found.logit_scale) == (3, 1)
 
 
 # -- the bundle -------------------------------------------------------------------------------------------------------
@@ -481,9 +481,9 @@ def test_what_was_made_is_kept_and_replaced_only_by_force(calibrated, tmp_path):
     before = (bundle / "bundle.json").read_bytes()
     done = edge(*again)
     assert done.returncode == 0, done.stderr
-    assert "int8-cpu: is there already" in done.stderr
+    assert "int8-cpu: kept, already made with the same clips and options" in done.stderr
     assert (bundle / "bundle.json").read_bytes() == before
-    one_line_error(edge(*again, "--seed", 3), 2, "holds a variant int8-cpu made with other clips or options: --force")
+    one_line_error(edge(*again, "--seed", 3), 2, "variant int8-cpu exists, made with other clips or options", "--force")
     assert (bundle / "bundle.json").read_bytes() == before
     done = edge(*again, "--seed", 3, "--force")
     assert done.returncode == 0, done.stderr
@@ -492,7 +492,7 @@ def test_what_was_made_is_kept_and_replaced_only_by_force(calibrated, tmp_path):
     assert set(after.variants) == {"fp16", "fp32", "int8-cpu", "int8-trt"}
     assert set(after.thresholds) == {"half", "safe"}
     goal = ["--variants", "none", "--exit-goal", "half=steps:3"]
-    one_line_error(edge("calibrate", bundle, "--data", FIGHTS, *QUICK, *goal), 2, "holds exit thresholds half solved")
+    one_line_error(edge("calibrate", bundle, "--data", FIGHTS, *QUICK, *goal), 2, "exit thresholds half exist, solved")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
@@ -561,7 +561,7 @@ def test_plain_videos_will_do(tmp_path):
     assert rows["fp32"]["top1"] == 100
     assert rows["fp16"]["settings"]["labelled"] is False
     # The default model's own, which was converted without data, is replaced, and what was said of it goes with it.
-    assert "fp16: was converted without data" in done.stderr
+    assert "fp16: replaced the variant that was converted without data" in done.stderr
     reports = [read_bundle(path).manifest.reports for path in (default_bundle(), tmp_path / "b")]
     assert ["fp16" in one for one in reports] == [True, False]
 
@@ -575,22 +575,23 @@ def test_sensitive_layers_are_kept_until_the_variant_fits(model, fights, samples
     reference = run(model, fights)
     from dataclasses import replace
 
-    told = []
+    activities = []
     clips = replace(fights, labels=reference.logits[:, -1].argmax(axis=1))
     maker = Maker(
         bundle.spec, lambda graph: bundle.graph_path("fp32", graph), samples, clips, reference,
-        Choices("minmax", -1.0, True, 2), tmp_path, lambda what, *_: told.append(what),
+        Choices("minmax", -1.0, True, 2), tmp_path, lambda what, *_: activities.append(what),
     )  # fmt: skip
     # Not even a perfect variant gains a point, so every graph ends up whole: the search runs to its end.
     made = maker.make("int8-cpu")
-    assert any("each layer of the focuser alone" in what for what in told)
-    assert any("without each of its worst layers" in what for what in told)
-    assert made.facts["on_calibration_clips"]["logit_error_max"] <= 1e-3
+    assert any("each layer of the focuser alone" in what for what in activities)
+    assert any("without each of its worst layers" in what for what in activities)
+    facts = made.quantization
+    assert facts.on_calibration_clips.logit_error_max <= 1e-3
     assert "more than --max-accuracy-drop" in made.notes[0]
-    whole = {entry["graph"] for entry in made.facts["kept"] if entry["layer"] == "all"}
-    costly = {graph for graph, cost in made.facts["graphs_alone"].items() if cost["logit_error_max"] > 0}
+    whole = {entry.graph for entry in facts.kept if entry.layer == "all"}
+    costly = {graph for graph, cost in facts.graphs_alone.items() if cost.logit_error_max > 0}
     assert whole == costly >= {"focuser", "classifier"}  # graphs that cost nothing stay as they are
-    assert all(entry["why"] for entry in made.facts["kept"])
+    assert all(entry.why for entry in facts.kept)
     assert made.precision["focuser"] == "fp32"
     ranked = maker._ranked("int8-cpu", "focuser", "minmax")
     scores = [layer.error_alone + layer.error_saved for layer in ranked]
@@ -649,11 +650,11 @@ def test_bad_data_and_options_are_told_in_a_line(small_bundle, tmp_path):
     strange = edge("calibrate", "--data", csv("strange.csv", [*rows, f"{videos[0]},dancing"]), *out, "-q")
     one_line_error(strange, 1, "strange.csv, line 14: 'dancing' is none of the classes (fight, no_fight)")
     gone = edge("calibrate", "--data", csv("gone.csv", [f"gone{n}.mp4,fight" for n in range(9)]), *out, "-q")
-    one_line_error(gone, 1, "only 0 clips can be read")
+    one_line_error(gone, 1, "only 0 of ")
     one_line_error(edge("calibrate", "--data", FIGHTS, "-q"), 2, "--output is missing")
     one_line_error(edge("calibrate", small_bundle, "-q"), 2, "--data is missing")
     one_line_error(
-        edge("calibrate", "--data", FIGHTS, *out, "--variants", "int4", "-q"), 2, "--variants int4: is none of"
+        edge("calibrate", "--data", FIGHTS, *out, "--variants", "int4", "-q"), 2, "--variants int4: must be one of"
     )
     one_line_error(edge("calibrate", "--data", FIGHTS, *out, "--exit-goal", "fast", "-q"), 2, "NAME=KIND:VALUE")
     one_line_error(edge("calibrate", "--data", FIGHTS, *out, "--method", "best", "-q"), 2, "--method best")
@@ -662,7 +663,7 @@ def test_bad_data_and_options_are_told_in_a_line(small_bundle, tmp_path):
     shutil.copytree(small_bundle, tmp_path / "other")
     one_line_error(edge("calibrate", "--data", FIGHTS, "-o", tmp_path / "other", "-q"), 2, "a bundle of another model")
     same = edge("calibrate", "--data", FIGHTS, "--report-on", FIGHTS, *out, "-q")
-    one_line_error(same, 2, "of its clips are in --data, too")
+    one_line_error(same, 2, "of its clips are also in --data")
     slow = ["--variants", "none", "--orders", "live", "--glimpse-fps", "0.5"]
     one_line_error(edge("calibrate", "--data", FIGHTS, *out, *QUICK, *slow, "-q"), 1, "give --glimpse-fps")
     one_class = csv("one.csv", [*(row for row in rows if row.endswith(",fight")), *(row for row in rows[-1:])])
@@ -677,8 +678,11 @@ def test_a_class_that_no_clip_shows_is_told(tmp_path):
     goal = ["--variants", "none", "--exit-goal", "a=steps:4"]
     done = edge("calibrate", "--data", tmp_path / "data.csv", "-o", tmp_path / "b", *QUICK, *goal)
     assert done.returncode == 0, done.stderr
-    assert "shows 1 of the 2 classes: no_fight" in done.stderr
-    for bad, words in (("a=steps:9", "a clip has 8 steps only"), ("a=gflops:0.01", "one step takes 0.252 GFLOPs")):
+    assert "for 1 of the 2 classes: no_fight" in done.stderr
+    for bad, words in (
+        ("a=steps:9", "a clip has only 8 steps"),
+        ("a=gflops:0.01", "one step alone takes 0.252 GFLOPs"),
+    ):
         done = edge("calibrate", tmp_path / "b", "--data", tmp_path / "data.csv", *QUICK, "--exit-goal", bad, "-q")
         one_line_error(done, 2, words)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adafocus_edge.benchmark.schema import Data, Report
 from adafocus_edge.benchmark.tune import Demand, notes_on
 from adafocus_edge.evaluation.dataset import Example
 from adafocus_edge.evaluation.evidence import (
@@ -26,6 +27,7 @@ from adafocus_edge.model.exits import ExitThresholds
 from calibration.samples import halve
 from calibration.thresholds import Goal
 from tests.conftest import ROOT, edge, one_line_error
+from tests.support.reports import report_row, report_with, times
 
 FIGHTS = ROOT / "tests" / "fights"
 Z2 = 1.959964**2
@@ -106,20 +108,19 @@ def test_few_clips_are_noted_and_many_are_not() -> None:
 
 
 def test_tune_says_what_few_clips_do_not_tell() -> None:
-    def report(clips: int, *right: int) -> dict[str, Any]:
-        rows = [
-            {"key": f"row {n}", "bundle": "b", "peer": False, "streams": 1, "top1": 100 * hits / clips,
-             "top1_interval_95": share_interval(hits, clips), "model_ms": {"p95": 10.0 * (n + 1)}}
+    def report(clips: int, *right: int) -> Report:
+        rows = (
+            report_row(n, times(10.0 * (n + 1)), top1=100 * hits / clips, top1_interval_95=share_interval(hits, clips))
             for n, hits in enumerate(right)
-        ]  # fmt: skip
-        return {"rows": rows, "data": {"clips": clips, "reused": {}}}
+        )
+        return report_with(*rows, data=Data(origin="x", clips=clips, chosen="these", reused={}))
 
     few, many = report(12, 8, 9), report(3000, 2000, 2600)
-    said = notes_on(few, few["rows"][1], Demand(min_accuracy=70))
-    assert any("too few clips to tell whether top-1 at least 70 % holds: 75.0 %" in note for note in said)
-    assert any("row 0: 10.0 ms, 66.7 %" in note for note in notes_on(few, few["rows"][1], Demand(max_latency_ms=99)))
+    said = notes_on(few, few.rows[1], Demand(min_accuracy=70))
+    assert any("too few clips to decide whether top-1 at least 70 % holds: 75.0 %" in note for note in said)
+    assert any("row 0: 10.0 ms, 66.7 %" in note for note in notes_on(few, few.rows[1], Demand(max_latency_ms=99)))
     for demand in (Demand(min_accuracy=70), Demand(max_latency_ms=99)):
-        assert notes_on(many, many["rows"][1], demand) == []
+        assert notes_on(many, many.rows[1], demand) == []
 
 
 # -- clips used before ------------------------------------------------------------------------------------------------

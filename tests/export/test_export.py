@@ -135,7 +135,7 @@ def test_a_half_precision_variant_is_exported_without_data(small_checkpoint, sma
         assert half[graph].size_bytes < 0.6 * single[graph].size_bytes
         stored = {weight.data_type for weight in onnx.load(bundle.graph_path("fp16", graph)).graph.initializer}
         assert onnx.TensorProto.FLOAT16 in stored
-    # What is told is what is there: the same clip through both, by another way.
+    # The reported figures are those of the same clip, run through both variants here.
     frames = frames_of(ROOT / "export" / "frames")[: SMALL.segments]
     logits = []
     for variant in ("fp32", "fp16"):

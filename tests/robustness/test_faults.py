@@ -580,7 +580,7 @@ def test_calibrations_and_tunings_at_the_same_time_lose_nothing(bundle):
         one, other = other, one
     assert one.returncode == 0, one.stderr
     if other.returncode:
-        one_line_error(other, 1, f"{bundle.path}: another calibration is writing it")
+        one_line_error(other, 1, f"{bundle.path}: another calibration is writing to it")
     found = read_bundle(bundle.path).manifest
     assert set(found.variants) == {"fp32", "fp16"}
     assert set(found.thresholds) == {"a"}
@@ -629,7 +629,7 @@ def test_a_profile_that_came_meanwhile_is_not_replaced(bundle, monkeypatch):
 def test_a_calibration_is_not_put_into_another_model(bundle, monkeypatch):
     """Exported anew while it was calibrated: graphs of the old weights would have gone into the new bundle."""
     from calibration import calibrate
-    from calibration.options import read_options
+    from calibration.options import CalibrateArguments
 
     def other(manifest):
         graphs = manifest.variants["fp32"]
@@ -643,11 +643,11 @@ def test_a_calibration_is_not_put_into_another_model(bundle, monkeypatch):
         return made(self, name)
 
     monkeypatch.setattr(calibrate.Maker, "make", make)
-    options = read_options(
+    options = CalibrateArguments(
         data=FIGHTS, frames=None, report_on=None, variants="fp16", output=None, clips=4, samples=8, share=0.5, seed=1,
         patches="policy", method="minmax", max_drop=100.0, exit_goals=["none"], confidence="probability", orders="clip",
-        glimpse_fps=2.0, reduce_range="auto", threads=2, force=False, segments=bundle.spec.segments,
-    )  # fmt: skip
+        glimpse_fps=2.0, reduce_range="auto", threads=2, force=False,
+    ).options(bundle.spec.segments)  # fmt: skip
     before = {path.name: path.read_bytes() for path in (bundle.path / "fp16").iterdir()}
     with pytest.raises(BundleError, match="was replaced by another model meanwhile"):
         calibrate.calibrate(bundle.path, options)
