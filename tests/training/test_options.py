@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adafocus_edge.errors import UsageError
-from training.options import compose_options
+from training.compose import compose_options
 
 COMMON = (
     "dataset=actnet batch_size=64 workers=8 dropout=0.8 lr_type=cos patch_size=128 glance_size=224 eval_freq=5 "
@@ -79,7 +79,7 @@ def test_defaults_are_the_official_ones(here: list[str]) -> None:
         (["train_stage=4"], "train_stage=4: must be one of 0, 1, 2, 3"),
         (["reward=best"], "reward=best: must be one of random, prev, conf"),
         (["batch_size=0"], "batch_size=0: must be at least 1"),
-        (["backbone_lr=-1"], "backbone_lr=-1.0: must be a number that is not negative"),
+        (["backbone_lr=-1"], "backbone_lr=-1.0: must be a number of at least 0"),
         (["dropout=1"], "dropout"),
         (["action_dim=-1"], "action_dim=-1: must be a square"),
         (["seed=99999999999999999999"], "seed=99999999999999999999: must be at most 4294967295"),
@@ -88,7 +88,7 @@ def test_defaults_are_the_official_ones(here: list[str]) -> None:
         (["continuous=true"], "only discrete policies"),
         (["evaluate=true"], "evaluate=true needs resume=CHECKPOINT"),
         (["resume=/nowhere.pth"], "resume=/nowhere.pth: no such checkpoint"),
-        (["glancer_weights=/nowhere.pth"], "glancer_weights=/nowhere.pth: neither"),
+        (["glancer_weights=/nowhere.pth"], "glancer_weights=/nowhere.pth: must be `imagenet`"),
         (["lr_steps=soon"], "lr_steps=soon"),
         (["best_by=loss"], "best_by=loss: must be one of mAP, top1"),
         (["weight_decay=nan"], "weight_decay=nan"),
@@ -128,4 +128,4 @@ def test_presets_and_what_is_given_come_on_top_of_each_other(here: list[str]) ->
 
 def test_unused_options_are_accepted_with_a_note(here: list[str]) -> None:
     composed = compose_options(["dataset=custom", *here, "train_stage=0", "penalty=0.3"])
-    assert composed.notes == ["penalty=: accepted, and of no effect here"]
+    assert composed.notes == ["penalty=: accepted, without effect"]

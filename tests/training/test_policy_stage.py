@@ -15,9 +15,9 @@ from adafocus_edge.errors import TrainingError, UsageError
 from tests.conftest import ROOT, edge, one_line_error
 from tests.training.test_stages import SPEC, batch_of, model_of, options
 from training.checkpoint import official_layout
+from training.compose import compose_options
 from training.looks import KeptBatch
 from training.model import AdaFocus
-from training.options import compose_options
 from training.policy_cache import FOLDER, FeatureStore, Shape
 from training.policy_watch import PolicyWatch, collapse_warning, places_picture
 from training.ppo import act, divergence, expected_parts
@@ -341,7 +341,7 @@ def test_a_broken_clip_is_left_out_of_the_cache(start: Path, tmp_path: Path) -> 
         f"resume={start / 'stage1.pth.tar'}", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("left out: ") == 1
+    assert done.stderr.count("skipped: ") == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["unreadable_clips"] for line in lines] == [1, 1]
 
