@@ -52,7 +52,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "Model": "glancer focuser num_segments input_size glance_size patch_size action_dim hidden_dim "
         "hidden_state_dim policy_conv with_glancer consensus feature_map_channels continuous fit motion_gap_s",
         "Optimisation": "optimizer backbone_lr fc_lr policy_lr lr_type lr_steps momentum weight_decay clip_grad "
-        "dropout freeze_bn amp",
+        "dropout freeze_bn freeze_backbones amp",
         "Policy (stage 2)": "policy_estimator reward gamma entropy_weight policy_batch ppo_epochs policy_cache "
         "policy_views",
         "Augmentation": "dense_sample crop_scales flip colour_jitter",
@@ -139,6 +139,8 @@ class TrainOptions:
         fit: how frames become square: centre crop, or squashed whole.
         motion_gap_s: seconds between the three frames whose luminance makes up one input frame; 0 for colour.
         freeze_bn: keep batch norms of trained backbones in evaluation mode, for small batches.
+        freeze_backbones: train the classifier alone at stage 1, not the focuser; ``policy_cache`` then serves stages 1
+            and 3, too, with random cells for random patches.
         optimizer: optimiser of backbones and classifier; the official code has ``sgd``.
         colour_jitter: max relative change of brightness and contrast in training; none in the official code.
         device: device to train on: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -156,9 +158,9 @@ class TrainOptions:
         flip: mirror half of the clips in training, as the official code does.
         crop_scales: sides of the random crops in training, as shares of the short side: ``1-0.875-0.75-0.66`` or
             ``[1,0.875]``. ``1`` keeps the whole frame; smaller crops may cut off small targets near the border.
-        policy_cache: where stage 2 keeps the frozen networks' features of every cell, computed once: in memory, on disk
-            (in the run folder, removed at the end), or ``auto``, in memory if they fit, else on disk. ``off`` computes
-            them again for each update, as the official code does.
+        policy_cache: where stage 2 (with ``freeze_backbones`` also 1 and 3) keeps the frozen networks' features of every
+            cell, computed once: in memory, on disk (in the run folder, removed at the end), or ``auto``, in
+            memory if they fit, else on disk. ``off`` computes them again for each update, as the official code does.
         policy_views: augmented versions in which ``policy_cache`` keeps each clip, used in turn.
         policy_estimator: estimator of the policy's gradient: PPO, as published, or the expected reward over all cells,
             which has no sampling noise and looks one step ahead (``gamma=0``).
@@ -247,6 +249,7 @@ class TrainOptions:
     fit: str = "crop"
     motion_gap_s: float = 0.0
     freeze_bn: bool = False
+    freeze_backbones: bool = False
     optimizer: str = "sgd"
     colour_jitter: float = 0.0
     device: str = "auto"

@@ -34,7 +34,7 @@ from training.progress import Progress
 from training.report import Log, epoch_line, open_recorder, print_evaluation
 from training.resume import BEST, LAST, Start, TrainingState
 from training.splits import read_splits, split_notes
-from training.stages import STAGES, PolicyStage, Stage
+from training.stages import STAGES, GlimpseStage, Stage
 
 Batches: TypeAlias = "DataLoader[Any] | KeptBatches"
 """The batches of an epoch."""
@@ -196,8 +196,8 @@ class Trainer:
             yield lambda *figures: recorder.record(self.state.epoch, *figures)
 
     def _cached(self, batches: Batches, validation: Batches, progress: Progress) -> tuple[KeptBatches, KeptBatches]:
-        """Return the batches of stage 2 from features that are computed once."""
-        assert isinstance(self.stage, PolicyStage)
+        """Return batches of features that are computed once."""
+        assert isinstance(self.stage, GlimpseStage)
         assert isinstance(batches, DataLoader)
         assert isinstance(validation, DataLoader)
         with progress.task("policy cache") as task:

@@ -16,8 +16,8 @@ from tests.conftest import ROOT, edge, one_line_error
 from tests.training.test_stages import SPEC, batch_of, model_of, options
 from training.checkpoint import official_layout
 from training.compose import compose_options
-from training.looks import KeptBatch
 from training.model import AdaFocus
+from training.patch_features import KeptBatch
 from training.policy_cache import FOLDER, FeatureStore, Shape
 from training.policy_watch import PolicyWatch, collapse_warning, places_picture
 from training.ppo import act, divergence, expected_parts
@@ -30,7 +30,7 @@ CELLS = SPEC.actions
 
 def kept(stage: PolicyStage, batch: Any) -> KeptBatch:
     """A batch as a cache gives it, in half precision."""
-    maps, cells = stage.look_everywhere(batch)
+    maps, cells = stage.features_of_every_cell(batch)
     return KeptBatch(maps.half(), cells.half(), batch.target, batch.number, batch.origins, batch.draws, [])
 
 
@@ -69,7 +69,7 @@ def test_the_expected_reward_is_the_mean_over_what_each_cell_would_give() -> Non
     stage.train()
     loss, _ = stage(batch)
     # One clip, one step, one cell at a time, along the cells that the acting policy drew.
-    maps = stage.looks(batch).feature_maps
+    maps = stage.patch_features(batch).feature_maps
     drawn = act(model.policy, maps, batch.draws.T).actions
     sure = torch.empty(3, 4, CELLS)
     with torch.no_grad():
@@ -277,7 +277,7 @@ def test_frames_kept_on_a_disk_give_the_same_features(start: Path, tmp_path: Pat
 def test_a_cache_that_was_broken_off_is_completed(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(start, tmp_path / "whole", "policy_cache=ram", "policy_views=2")
     looked: list[int] = []
-    look = PolicyStage.look_everywhere
+    look = PolicyStage.features_of_every_cell
 
     def interrupted(stage: PolicyStage, batch: Any) -> Any:
         looked.append(len(batch.target))
@@ -285,7 +285,7 @@ def test_a_cache_that_was_broken_off_is_completed(start: Path, tmp_path: Path, m
             raise KeyboardInterrupt
         return look(stage, batch)
 
-    monkeypatch.setattr(PolicyStage, "look_everywhere", interrupted)
+    monkeypatch.setattr(PolicyStage, "features_of_every_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(start, tmp_path / "disk", "policy_cache=disk", "policy_views=2")
     assert (tmp_path / "disk" / FOLDER / "train" / "features").exists()
