@@ -158,7 +158,7 @@ class TrainOptions:
         flip: mirror half of the clips in training, as the official code does.
         crop_scales: sides of the random crops in training, as shares of the short side: ``1-0.875-0.75-0.66`` or
             ``[1,0.875]``. ``1`` keeps the whole frame; smaller crops may cut off small targets near the border.
-        policy_cache: where stage 2 (with ``freeze_backbones`` also 1 and 3) keeps the frozen networks' features of every
+        policy_cache: where stage 2 (with ``freeze_backbones`` also 1 and 3) keeps the frozen networks' features of each
             cell, computed once: in memory, on disk (in the run folder, removed at the end), or ``auto``, in
             memory if they fit, else on disk. ``off`` computes them again for each update, as the official code does.
         policy_views: augmented versions in which ``policy_cache`` keeps each clip, used in turn.

@@ -21,7 +21,7 @@ from training.patch_features import KeptBatch
 from training.policy_cache import FOLDER, FeatureStore, Shape
 from training.policy_watch import PolicyWatch, collapse_warning, places_picture
 from training.ppo import act, divergence, expected_parts
-from training.stages import PolicyStage, RandomPatchStage
+from training.stages import ClassifierStage, PolicyStage, RandomPatchStage, Stage
 from training.train import model_spec, run_composed
 
 FIGHTS = ROOT / "tests" / "fights"
@@ -59,6 +59,28 @@ def test_an_update_on_kept_features_is_that_on_the_clips(estimator: str, with_gl
     (live, live_logits, live_reward), (cached, cached_logits, cached_reward) = gradients
     torch.testing.assert_close(cached_logits, live_logits, atol=5e-3, rtol=0)
     assert cached_reward == pytest.approx(live_reward, abs=1e-3)
+    assert torch.nn.functional.cosine_similarity(live, cached, dim=0) > 0.99
+    assert float(live.norm()) > 0
+
+
+@pytest.mark.parametrize("with_glancer", [True, False])
+@pytest.mark.parametrize("kind", [RandomPatchStage, ClassifierStage])
+def test_a_classifier_learns_from_kept_features_as_from_clips(kind: type[Stage], with_glancer: bool) -> None:
+    gradients = []
+    for from_cache in (False, True):
+        model, batch = model_of(with_glancer=with_glancer), batch_of()
+        stage = kind(model, options(1, with_glancer=with_glancer, freeze_backbones=True))
+        assert [module for module, _ in stage.trained()] == [model.classifier]
+        stage.train()
+        seen = kept(PolicyStage(model, stage.options), batch) if from_cache else on_cells(batch, model)
+        for parameter in model.classifier.parameters():
+            parameter.requires_grad_(True)
+        loss, logits = stage(seen)
+        loss.backward()
+        grads = [p.grad.flatten() for p in model.classifier.parameters() if p.grad is not None]
+        gradients.append((torch.cat(grads), logits))
+    (live, live_logits), (cached, cached_logits) = gradients
+    torch.testing.assert_close(cached_logits, live_logits, atol=5e-3, rtol=0)
     assert torch.nn.functional.cosine_similarity(live, cached, dim=0) > 0.99
     assert float(live.norm()) > 0
 
@@ -357,7 +379,7 @@ def test_a_broken_clip_is_left_out_of_the_cache(start: Path, tmp_path: Path) -> 
         (["ppo_epochs=0"], "ppo_epochs=0: must be at least 1"),
         (["crop_scales=2"], "crop_scales=2: must be shares of 0.05 to 1"),
         (["crop_scales=big"], "crop_scales=big: must be shares"),
-        (["entropy_weight=-1"], "entropy_weight=-1.0: must be a number that is not negative"),
+        (["entropy_weight=-1"], "entropy_weight=-1.0: must be a number of at least 0"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path, given: list[str], words: str) -> None:
