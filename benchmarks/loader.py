@@ -41,9 +41,10 @@ from adafocus_edge.evaluation.dataset import Example, Split
 from adafocus_edge.model.spec import ModelSpec
 from adafocus_edge.system.cpu import limit_cores
 from benchmarks.machine import save
+from training.compose import compose_options
 from training.datasets import ClipDataset, Keeping
 from training.frame_cache import FrameStore, memory_folder
-from training.options import TrainOptions, compose_options
+from training.options import TrainOptions
 from training.train import model_spec
 
 ROOT = Path(__file__).parent.parent

@@ -45,6 +45,7 @@ from adafocus_edge.media.preprocess import model_frames, sample_indices
 from adafocus_edge.media.sources import Source
 from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec, contract
 from adafocus_edge.runtime.glimpse import see_clip
+from adafocus_edge.system.timestamps import iso_now
 from export.fuse import fuse
 from export.graphs import OPSET, export_graph
 from export.half import rounded, store_half

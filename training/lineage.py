@@ -40,7 +40,7 @@ HOLDS = {
 """What a checkpoint of each stage holds."""
 INPUT_OPTIONS = ("fit", "motion_gap_s", "input_size", "glance_size")
 """What a backbone was shown; its weights do not tell."""
-UNTOLD_OPTIONS = ("patch_size", "num_segments", *INPUT_OPTIONS)
+UNRECORDED_OPTIONS = ("patch_size", "num_segments", *INPUT_OPTIONS)
 """All that a model's weights do not tell and its figures depend on."""
 WITHOUT_EFFECT = ("resume", "workers", "prefetch_factor", "cache_dir")
 """Options that change no sample and no weight."""

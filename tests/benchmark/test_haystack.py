@@ -18,7 +18,7 @@ from benchmarks.haystack.clips import SIGNS, Task, compose, make, plan, read_bac
 from benchmarks.haystack.picture import read_truth
 from tests.conftest import ROOT, edge
 from tests.support.shipped_weights import write_shipped_backbone
-from training.options import compose_options
+from training.compose import compose_options
 from training.train import run_composed
 
 BACKGROUNDS = ROOT / "tests" / "fights" / "sources.csv"

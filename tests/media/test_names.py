@@ -26,9 +26,9 @@ from adafocus_edge.system.retention import SafeNames
 from calibration.inputs import _read_split
 from tests.conftest import edge, one_line_error
 from training.checkpoint import read_checkpoint
-from training.options import compose_options
+from training.compose import compose_options
 from training.prepare import PrepareOptions, prepare
-from training.train import _split_notes, read_splits
+from training.splits import read_splits, split_notes
 
 COLOURS = {"run": (220, 30, 30), "walk": (30, 220, 30)}
 NFC, NFD = (unicodedata.normalize(form, "écharpe") for form in ("NFC", "NFD"))
@@ -222,7 +222,7 @@ def test_training_says_which_clips_are_on_both_sides(videos: Path, tmp_path: Pat
     listed(videos / "val.txt", "run/002,4,0", "walk/001.mp4,4,1")
     listed(videos / "names.txt", "run", "walk")
     given = f"dataset=custom train_stage=0 data_dir={videos} train_list=train.txt val_list=val.txt classes=names.txt"
-    notes = _split_notes(*read_splits(compose_options(given.split()).options))
+    notes = split_notes(*read_splits(compose_options(given.split()).options))
     assert len(notes) == 1
     assert "1 clips to validate are in" in notes[0]
     assert notes[0].endswith("walk/001.mp4")

@@ -186,7 +186,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(road: Path, data: Path, tmp_pa
     assert after < 3
     done = edge(*given, f"resume={broken / 'last.pth.tar'}", **ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    assert f"going on after epoch {after}" in done.stderr
+    assert f"resuming after epoch {after}" in done.stderr
     expected, found = weights_in(tmp_path / "whole" / "last.pth.tar"), weights_in(broken / "last.pth.tar")
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -334,7 +334,7 @@ def test_broken_frames_are_counted_and_told(data: Path, tmp_path: Path) -> None:
         f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = [line for line in done.stderr.splitlines() if line.startswith("left out: ")]
+    told = [line for line in done.stderr.splitlines() if line.startswith("skipped: ")]
     assert len(told) == 1
     assert first in told[0]
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["unreadable_clips"] == 1
@@ -353,7 +353,7 @@ def test_bad_data_and_options_are_told_in_a_line(data: Path, road: Path, tmp_pat
     done = train("train_stage=0", f"train_list={bad}")
     assert done.returncode == 1
     *left_out, told = done.stderr.splitlines()
-    assert all(line.startswith("left out: ") for line in left_out)
+    assert all(line.startswith("skipped: ") for line in left_out)
     assert "not one clip of an epoch can be read" in told
     one_line_error(train("train_stage=0", "batch_size=64"), 2, "batch_size=64: larger than the split")
     one_line_error(train("train_stage=2"), 2, "train_stage=2: needs resume=CHECKPOINT")
