@@ -47,6 +47,25 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "policy_cache": ("off", "auto", "ram", "disk"),
     "policy_estimator": ("ppo", "expected"),
 }
+GROUPS: dict[str, tuple[str, ...]] = {
+    title: tuple(names.split())
+    for title, names in {
+        "Data": "dataset data_dir train_list val_list root_path classes separator multi_label",
+        "Run": "train_stage pretrain_glancer preset epochs batch_size seed eval_freq best_by",
+        "Checkpoints": "resume pretrained_glancer pretrained_focuser glancer_weights focuser_weights evaluate",
+        "Model": "glancer focuser num_segments input_size glance_size patch_size action_dim hidden_dim "
+        "hidden_state_dim policy_conv with_glancer consensus feature_map_channels continuous fit motion_gap_s",
+        "Optimisation": "optimizer backbone_lr fc_lr policy_lr lr_type lr_steps momentum weight_decay clip_grad "
+        "dropout freeze_bn amp",
+        "Policy (stage 2)": "policy_estimator reward gamma entropy_weight policy_batch ppo_epochs policy_cache "
+        "policy_views",
+        "Augmentation": "dense_sample crop_scales flip colour_jitter",
+        "Reading clips": "workers prefetch_factor cache cache_dir cache_frames augment_on",
+        "Devices and processes": "device compile multiprocessing_distributed distributed world_size rank dist_url "
+        "dist_backend gpu",
+    }.items()
+}
+"""The options by subject, for help; :data:`UNUSED` are in none."""
 EMPTY_MEANS_DEFAULT = frozenset(("train_list", "val_list", "root_path", "classes"))
 """The official defaults of these are empty: the data set says what they are."""
 

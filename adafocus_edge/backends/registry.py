@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from adafocus_edge.backends.base import CONV_SEARCH, ConvSearch, Program, Session
 from adafocus_edge.backends.loaded import LoadedModel
+from adafocus_edge.backends.names import BACKENDS
 from adafocus_edge.bundle.engines import ENGINES, PIXELS_FILE, PIXELS_GRAPH, find_engines, variant_hash
 from adafocus_edge.bundle.store import check_graph_files, check_unchanged, describe_tensors
 from adafocus_edge.bundle.variants import EXACT_INT8
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from adafocus_edge.backends.tensors import Device
     from adafocus_edge.bundle.manifest import Bundle
 
-BACKENDS = ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
 ON_GPU = ("tensorrt", "onnxruntime-cuda")
 """What ``auto`` tries before the CPU, best first."""
 CPU_BATCH = 4

@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from adafocus_edge.backends.registry import BACKENDS, obstacle
+from adafocus_edge.backends.names import BACKENDS
+from adafocus_edge.backends.registry import obstacle
+from adafocus_edge.benchmark.settings import PEERS
 from adafocus_edge.bundle.variants import ON_CPU
 from adafocus_edge.errors import UsageError
 from adafocus_edge.system.cpu import usable_cores
@@ -16,16 +18,6 @@ if TYPE_CHECKING:
 
     from adafocus_edge.bundle.manifest import Bundle
 
-PEERS = {
-    "pytorch-eager": "eager PyTorch, the official way",
-    "pytorch-compile": "the same networks by torch.compile",
-    "openvino": "the FP32 graphs by OpenVINO",
-    "whole-frames": "the focuser on whole frames (TSN), into the classifier, which was trained on patches",
-    "glancer-alone": "the glancer and the classifier, without a focuser",
-    "centre-patches": "patches at the centre, without a policy",
-    "random-patches": "patches at random, without a policy",
-}
-"""What the model is compared with, by the names that ``--peers`` takes."""
 CHECKPOINT_PEER = "checkpoint:"
 """Before the name of a checkpoint that is run as a peer."""
 TORCH_PEERS = ("pytorch-eager", "pytorch-compile")

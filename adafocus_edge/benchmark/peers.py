@@ -134,7 +134,7 @@ def load_peer(bundle: Bundle, peer: str, threads: int, checkpoint: Path | None =
 
     Args:
         bundle: the model.
-        peer: one of :data:`adafocus_edge.benchmark.grid.PEERS`, or ``checkpoint:NAME``.
+        peer: one of :data:`adafocus_edge.benchmark.settings.PEERS`, or ``checkpoint:NAME``.
         threads: for computing.
         checkpoint: for ``pytorch-*``: whose weights to take, None for random ones; for ``checkpoint:``: what to run.
         on_gpu: run it on the NVIDIA GPU, if it can; else on the CPU.

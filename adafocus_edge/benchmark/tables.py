@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from adafocus_edge.benchmark.grid import PEERS
+from adafocus_edge.benchmark.settings import PEERS
 from adafocus_edge.system.console import STYLE
 
 if TYPE_CHECKING:

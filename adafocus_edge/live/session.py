@@ -19,7 +19,17 @@ from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
 from adafocus_edge.live.events import EventRule
 from adafocus_edge.live.messages import Drops, Event, Message, Notice, ProvisionalResult, Sink, Window, to_line
 from adafocus_edge.live.run import LiveOptions, LiveRun, RunStatus
-from adafocus_edge.live.settings import DEFAULT_GLIMPSE_FPS, FOREVER, CameraOptions, CaptureOptions, LiveArguments
+from adafocus_edge.live.settings import (
+    DEFAULT_GLIMPSE_FPS,
+    DEFAULT_KEEP,
+    DEFAULT_ROTATE_MB,
+    DEFAULT_ROTATE_MINUTES,
+    DEFAULT_WAITING,
+    FOREVER,
+    CameraOptions,
+    CaptureOptions,
+    LiveArguments,
+)
 from adafocus_edge.runtime.results import print_result
 from adafocus_edge.system.addresses import conceal
 from adafocus_edge.system.console import console, printable
@@ -32,9 +42,6 @@ if TYPE_CHECKING:
     from adafocus_edge.media.sources import Source
     from adafocus_edge.runtime.classifier import Classifier
 
-DEFAULT_ROTATE_MB = 100.0
-DEFAULT_ROTATE_MINUTES = 60.0
-DEFAULT_KEEP = 10
 MAX_WAITING = 1000
 """Results that may wait for a slow sink."""
 FRAMES_WAITING = 8
@@ -82,7 +89,7 @@ def live_options(
     capture = CaptureOptions(
         glimpse_fps=asked or solved_at or DEFAULT_GLIMPSE_FPS,
         drop=arguments.drop,
-        waiting=arguments.waiting or 2,
+        waiting=arguments.waiting or DEFAULT_WAITING,
         realtime=arguments.realtime,
         loop=arguments.loop,
         retries=retries,

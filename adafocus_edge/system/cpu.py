@@ -8,6 +8,8 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from adafocus_edge.errors import UsageError
+
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _limits: list[int] = []
@@ -36,6 +38,13 @@ def physical_cores() -> int:
         siblings = _TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list"
         cores.add(siblings.read_text().strip() if siblings.is_file() else str(cpu))
     return len(cores)
+
+
+def check_threads(threads: int | None) -> None:
+    """Check that the machine has a processor for each thread. Raises ``UsageError``."""
+    processors = os.cpu_count() or 1
+    if threads is not None and threads > processors:
+        raise UsageError(f"--threads {threads}: must be at most {processors}, the processors of this machine")
 
 
 def limit_cores(most: int) -> None:
