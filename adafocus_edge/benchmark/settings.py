@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from adafocus_edge.backends.names import BACKENDS, canonical_backend
 from adafocus_edge.errors import UsageError
-from adafocus_edge.evaluation.settings import LabelledData, MultiLabel, SplitFrames
+from adafocus_edge.evaluation.settings import SEED, LabelledData, MultiLabel, SplitFrames
 from adafocus_edge.system.options import OUTPUT, Option, read_names, read_numbers, reader_of
 
 GRID = "Grid of settings"
@@ -33,8 +33,6 @@ SCHEDULES = ("clip", "stream")
 QUICK_CLIPS = 12
 """Clips of ``benchmark --quick``."""
 QUICK_ROUNDS = 3
-SEED = 1007
-"""Of the choice of clips and of the order in a round; the official code's."""
 
 
 def _read_backends(option: str, text: str) -> tuple[str, ...]:
@@ -210,7 +208,7 @@ class TuneOptions(MeasureOptions):
         ),
     ] = "model"
     percentile: Annotated[Percentile, Option("Constrain this percentile of the latency.", DEMAND)] = "p95"
-    name: Annotated[str, Option("Store the profile under this name.", OUTPUT)] = "tuned"
+    name: Annotated[str, Option("Store the profile under this name.", OUTPUT, metavar="NAME")] = "tuned"
     output: Annotated[
         Path | None,
         Option(

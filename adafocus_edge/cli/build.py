@@ -48,7 +48,11 @@ def build(
     ] = False,
     hardware_compatible: Annotated[
         HardwareCompatibility,
-        Option("Let other GPUs load the engines: of the same compute capability, or all from Ampere on.", TARGET),
+        Option(
+            "Let other GPUs load the engines: of the same compute capability, or all from Ampere on.",
+            TARGET,
+            metavar="GPUS",
+        ),
     ] = "none",
     output: Annotated[
         Path | None,

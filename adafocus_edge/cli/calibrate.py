@@ -13,7 +13,7 @@ import typer
 from adafocus_edge.cli.options import Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import check_files, progress_for, say_notes
 from adafocus_edge.errors import UsageError
-from adafocus_edge.evaluation.settings import CalibrationPatches, SplitFrames, check_plot_name
+from adafocus_edge.evaluation.settings import SEED, CalibrationPatches, SplitFrames, check_plot_name
 from adafocus_edge.live.settings import DEFAULT_GLIMPSE_FPS
 from adafocus_edge.system.companions import import_companion
 from adafocus_edge.system.cpu import check_threads
@@ -44,13 +44,15 @@ def calibrate(
     ] = None,
     share: Annotated[
         float,
-        Option("Calibrate on this share of --data; the rest reports.", INPUT, minimum=0.1, maximum=0.9),
+        Option(
+            "Calibrate on this share of --data; the rest reports.", INPUT, minimum=0.1, maximum=0.9, metavar="SHARE"
+        ),
     ] = 0.5,
     clips: Annotated[
         int, Option("Use at most this many clips, to calibrate and to report each.", INPUT, minimum=4)
     ] = 128,
     samples: Annotated[int, Option("Take ranges from this many recorded steps.", INPUT, minimum=4)] = 128,
-    seed: Annotated[int, Option("Random seed.", INPUT, minimum=0)] = 1007,
+    seed: Annotated[int, Option("Random seed.", INPUT, minimum=0)] = SEED,
     variants: Annotated[
         str, Option("Make these variants: int8-cpu, int8-trt, fp16; none for none.", VARIANTS, metavar="NAME,...")
     ] = "int8-cpu,int8-trt,fp16",
@@ -72,7 +74,7 @@ def calibrate(
     ] = 1.0,
     reduce_range: Annotated[
         Literal["auto", "on", "off"],
-        Option("Use 7-bit weights in int8-cpu; auto: where this CPU needs them.", VARIANTS),
+        Option("Use 7-bit weights in int8-cpu; auto: where this CPU needs them.", VARIANTS, metavar="MODE"),
     ] = "auto",
     exit_goal: Annotated[
         list[str] | None,
@@ -84,14 +86,18 @@ def calibrate(
         ),
     ] = None,
     confidence: Annotated[
-        Literal["probability", "logit", "entropy"], Option("Compare thresholds with this measure.", EXITS)
+        Literal["probability", "logit", "entropy"],
+        Option("Compare thresholds with this measure.", EXITS, metavar="MEASURE"),
     ] = "probability",
     orders: Annotated[
         str,
         Option("Solve thresholds for these orders of frames: clip, coarse-to-fine, live.", EXITS, metavar="NAME,..."),
     ] = "clip",
     glimpse_fps: Annotated[
-        float, Option("Solve thresholds for live windows of this many glimpses per second.", EXITS, minimum=0.01)
+        float,
+        Option(
+            "Solve thresholds for live windows of this many glimpses per second.", EXITS, minimum=0.01, metavar="FPS"
+        ),
     ] = DEFAULT_GLIMPSE_FPS,
     threads: Annotated[
         int | None, Option("Compute with this many CPU threads.", GENERAL, default="all usable cores", minimum=1)
@@ -118,7 +124,7 @@ def calibrate(
 
     Examples:
       adafocus-edge calibrate my-bundle --data clips/
-      adafocus-edge calibrate my-bundle --data clips/ --variants none --exit-goal fast=steps:4
+      adafocus-edge calibrate my-bundle --data clips/ --exit-goal fast=steps:4
     """
     del debug
     if data is None:

@@ -34,7 +34,7 @@ def evaluate(
 
     Examples:
       adafocus-edge evaluate my-bundle --data clips/
-      adafocus-edge evaluate ckpt.pth.tar --data val.csv --patches policy,random,centre
+      adafocus-edge evaluate ckpt.pth.tar --data val.csv --patches policy,random
     """
     del debug
     from adafocus_edge.bundle.store import default_bundle

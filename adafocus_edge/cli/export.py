@@ -60,7 +60,7 @@ def export_verb(
 
     Examples:
       adafocus-edge export outputs/run/model_best.pth.tar -o my-bundle
-      adafocus-edge export actnet.pth.tar -o official --patch-size 96 --classes classInd.txt
+      adafocus-edge export actnet.pth.tar -o official --patch-size 96 --half
     """
     del debug
     _check_inputs(checkpoint, output, classes, frames, force=force)

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from adafocus_edge.system.options import GENERAL, INPUT
+from adafocus_edge.system.options import CAMERAS, GENERAL, INPUT, LIVE, OUTPUT, SINKS
 
 PROGRAM = "adafocus-edge"
 MAX_WIDTH = 100
@@ -25,6 +25,8 @@ EXAMPLES = "Examples:"
 """The paragraph of a verb's docstring that holds its examples starts with this line."""
 PLACEHOLDERS: dict[object, str] = {str: "TEXT", int: "N", float: "NUMBER", Path: "PATH"}
 
+ORDER = {panel: rank for rank, panel in enumerate((INPUT, "", OUTPUT, LIVE, CAMERAS, SINKS, GENERAL))}
+"""Ranks of panels; all others have that of the empty one."""
 OBVIOUS = ("", "at least 0", "at least 1")
 """Limits that no help needs to state."""
 
@@ -44,7 +46,7 @@ class Verb(TyperCommand):
         formatter.write(rendered(usage, text, examples, panels, formatter.width))
 
     def panels(self, ctx: Any) -> dict[str, Rows]:
-        """Return the rows of each panel: inputs first, general options last."""
+        """Return the rows of each panel, in the order of the help."""
         panels: dict[str, Rows] = {}
         for option in _shown(self, ctx):
             if not is_argument(option):
@@ -74,8 +76,8 @@ def _shown(command: Any, ctx: Any) -> list[Any]:
 
 
 def ordered(panels: Iterable[str]) -> list[str]:
-    """Return panels in the order of the help: inputs first, general options last."""
-    return sorted(panels, key=lambda panel: (panel == GENERAL) - (panel == INPUT))
+    """Return panels in the order of the help: inputs first, outputs after the verb's own panels, general ones last."""
+    return sorted(panels, key=lambda panel: ORDER.get(panel, ORDER[""]))
 
 
 def split_help(text: str | None) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import typer
 from adafocus_edge.cli.options import Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import progress_for, say_notes
 from adafocus_edge.cli.process import print_error
+from adafocus_edge.evaluation.settings import SEED
 from adafocus_edge.system.companions import import_companion
 from adafocus_edge.system.options import GENERAL, INPUT, OUTPUT, Option
 
@@ -46,9 +47,9 @@ def prepare(
         Option("Keep clips of one source on one side of the split, by this CSV `video,source`.", SPLIT, metavar="FILE"),
     ] = None,
     val_share: Annotated[
-        float, Option("Validate on this share of own videos.", SPLIT, minimum=0.01, maximum=0.99)
+        float, Option("Validate on this share of own videos.", SPLIT, minimum=0.01, maximum=0.99, metavar="SHARE")
     ] = 0.2,
-    seed: Annotated[int, Option("Seed the split.", SPLIT, minimum=0)] = 1007,
+    seed: Annotated[int, Option("Seed the split.", SPLIT, minimum=0)] = SEED,
     frames: Annotated[
         bool,
         Option("Write frames, or only lists: training then reads the videos.", FRAMES, ("--frames/--no-frames",)),
@@ -59,7 +60,7 @@ def prepare(
     quality: Annotated[int, Option("Set the JPEG quality.", FRAMES, minimum=1, maximum=100)] = 95,
     fps: Annotated[
         float | None,
-        Option("Keep this many frames per second.", FRAMES, default="all", minimum=0.01, maximum=1000.0),
+        Option("Keep this many frames per second.", FRAMES, default="all", minimum=0.01, maximum=1000.0, metavar="FPS"),
     ] = None,
     workers: Annotated[
         int | None, Option("Decode with this many threads.", GENERAL, default="all usable cores", minimum=1)
@@ -72,7 +73,7 @@ def prepare(
 
     Examples:
       adafocus-edge prepare videos/ -o data
-      adafocus-edge prepare videos/ -o actnet --dataset actnet --annotations activity_net.v1-3.json
+      adafocus-edge prepare videos/ -o data --dataset fcvid --annotations labels.txt
     """
     del debug
     made = import_companion("training.prepare", "prepare", "train")

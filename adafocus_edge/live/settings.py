@@ -33,6 +33,7 @@ class LiveArguments:
             default=f"{DEFAULT_GLIMPSE_FPS:g}",
             minimum=0.01,
             maximum=1000.0,
+            metavar="FPS",
         ),
     ] = None
     duration: Annotated[
@@ -83,9 +84,12 @@ class LiveArguments:
     camera_size: Annotated[
         str | None, Option("Request this frame size of cameras, such as 1280x720.", CAMERAS, metavar="WxH")
     ] = None
-    camera_fps: Annotated[float | None, Option("Request this frame rate of cameras.", CAMERAS, minimum=0.1)] = None
+    camera_fps: Annotated[
+        float | None, Option("Request this frame rate of cameras.", CAMERAS, minimum=0.1, metavar="FPS")
+    ] = None
     camera_format: Annotated[
-        str | None, Option("Request this pixel format of cameras, such as MJPG.", CAMERAS, metavar="FOURCC")
+        str | None,
+        Option("Request this pixel format of cameras, such as MJPG.", CAMERAS, metavar="FOURCC"),
     ] = None
     event: Annotated[
         list[str] | None,

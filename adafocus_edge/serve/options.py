@@ -37,7 +37,11 @@ class ServeOptions:
 
     host: Annotated[
         str,
-        Option("Listen on this address or host name; any that other machines can reach needs --token.", SERVER),
+        Option(
+            "Listen on this address or host name; any that other machines can reach needs --token.",
+            SERVER,
+            metavar="HOST",
+        ),
     ] = "127.0.0.1"
     port: Annotated[
         int, Option("Listen on this port; 0 picks a free one.", SERVER, minimum=0, maximum=HIGHEST_PORT, metavar="PORT")
@@ -48,6 +52,7 @@ class ServeOptions:
             f"Require this access token, at least {SHORTEST_TOKEN} characters where other machines can connect.",
             SERVER,
             variable="ADAFOCUS_EDGE_TOKEN",
+            metavar="TOKEN",
         ),
     ] = None
     max_upload_mb: Annotated[int, Option("Refuse uploads larger than this.", SERVER, minimum=1, metavar="MB")] = 256
