@@ -23,8 +23,9 @@ from adafocus_edge.bundle.store import copy_bundle, read_bundle, sha256_of, upda
 from adafocus_edge.bundle.variants import PURPOSE, REFERENCE
 from adafocus_edge.errors import BundleError, DataError, UsageError
 from adafocus_edge.evaluation.dataset import Example
-from adafocus_edge.evaluation.evaluate import Patches, with_patches
+from adafocus_edge.evaluation.evaluate import with_patches
 from adafocus_edge.evaluation.evidence import CALIBRATION, CONVERTED, Verdict, warning_of
+from adafocus_edge.evaluation.settings import Patches
 from adafocus_edge.model.exits import Confidence, ExitThresholds, Order
 from adafocus_edge.model.spec import GRAPHS, contract
 from adafocus_edge.system.cpu import processor, usable_cores

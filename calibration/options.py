@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from adafocus_edge.errors import UsageError
-from adafocus_edge.evaluation.evaluate import Patches
+from adafocus_edge.evaluation.settings import Patches
 from adafocus_edge.model.exits import CONFIDENCES, ORDERS
 from calibration.calibrate import CalibrateOptions
 from calibration.int8 import needs_reduced_range

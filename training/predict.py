@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from adafocus_edge.errors import CheckpointError, UsageError
-from adafocus_edge.evaluation.evaluate import Patches, Predict, gflops_per_step, graphs_used, predict_at
+from adafocus_edge.evaluation.evaluate import Predict, gflops_per_step, graphs_used, predict_at
 from adafocus_edge.evaluation.oracle import Oracle
+from adafocus_edge.evaluation.settings import Patches
 from adafocus_edge.model.spec import ModelSpec
 from training.checkpoint import Checkpoint, ModelOptions, load_model, load_part, read_checkpoint
 from training.graphs import count_gflops, torch_model

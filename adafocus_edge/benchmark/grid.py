@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from adafocus_edge.backends.registry import BACKENDS, find_backend, obstacle
+from adafocus_edge.benchmark.settings import PEERS
 from adafocus_edge.bundle.variants import EXACT_INT8, ON_CPU, VARIANTS
 from adafocus_edge.errors import UsageError
 from adafocus_edge.system.cpu import usable_cores
@@ -16,16 +17,6 @@ if TYPE_CHECKING:
 
     from adafocus_edge.bundle.manifest import Bundle
 
-PEERS = {
-    "pytorch-eager": "eager PyTorch, as in the official code",
-    "pytorch-compile": "the same networks with torch.compile",
-    "openvino": "the FP32 graphs in OpenVINO",
-    "whole-frames": "the focuser on whole frames (TSN), with the classifier that was trained on patches",
-    "glancer-alone": "the glancer and the classifier, without a focuser",
-    "centre-patches": "centre patches, without a policy",
-    "random-patches": "random patches, without a policy",
-}
-"""Descriptions of the peers to compare the model with, by their names in ``--peers``."""
 CHECKPOINT_PEER = "checkpoint:"
 """Prefix of a peer that is a checkpoint, before its name."""
 TORCH_PEERS = ("pytorch-eager", "pytorch-compile")

@@ -134,7 +134,7 @@ def load_peer(bundle: Bundle, peer: str, threads: int, checkpoint: Path | None =
 
     Args:
         bundle: the model's bundle.
-        peer: one of :data:`adafocus_edge.benchmark.grid.PEERS`, or ``checkpoint:NAME``.
+        peer: one of :data:`adafocus_edge.benchmark.settings.PEERS`, or ``checkpoint:NAME``.
         threads: CPU threads.
         checkpoint: for ``pytorch-*``, the checkpoint with the weights, or None for random ones; for ``checkpoint:``,
             the checkpoint to run.

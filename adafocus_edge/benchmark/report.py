@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adafocus_edge.benchmark.grid import CHECKPOINT_PEER, PEERS, TORCH_PEERS
+from adafocus_edge.benchmark.grid import CHECKPOINT_PEER, TORCH_PEERS
 from adafocus_edge.benchmark.schema import BundleReport, Report, RowReport
+from adafocus_edge.benchmark.settings import PEERS
 from adafocus_edge.benchmark.stats import Summary, distinguishable, front, mcnemar, ratio, summary
 from adafocus_edge.evaluation.evaluate import exit_figures
 from adafocus_edge.evaluation.evidence import few_clips_note, reuse_note

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from adafocus_edge.benchmark.grid import PEERS
 from adafocus_edge.benchmark.schema import to_json
+from adafocus_edge.benchmark.settings import PEERS
 from adafocus_edge.system.console import STYLE
 from adafocus_edge.system.csv_lines import csv_header, csv_line
 

@@ -1,22 +1,27 @@
-"""`adafocus-edge tune`: find the setting that meets a demand on this device, to store it as a named profile."""
+"""Tuning: find the setting that meets a demand on this device, and store it in the bundle as a named profile."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from adafocus_edge.benchmark.measure import measure_settings
+from adafocus_edge.benchmark.settings import Latency, Percentile, TuneOptions
 from adafocus_edge.bundle.manifest import Profile
-from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.bundle.store import bundle_lock, copied_bundle, default_bundle, read_bundle, update_bundle
+from adafocus_edge.errors import AdaFocusError, BundleError, UsageError
+from adafocus_edge.evaluation.dataset import check_data
 from adafocus_edge.evaluation.evidence import Verdict, few_clips_note, reuse_note
 from adafocus_edge.system.timestamps import iso_now
 
 if TYPE_CHECKING:
+    from adafocus_edge.benchmark.run import Progress
     from adafocus_edge.benchmark.schema import Report, RowReport
     from adafocus_edge.benchmark.stats import Summary
+    from adafocus_edge.bundle.manifest import Bundle, Manifest
 
-Latency = Literal["model", "whole", "step"]
-"""Time of a clip in the glimpse loop; of a clip from opening the file; of one glimpse on the stream schedule."""
-Percentile = Literal["median", "p95", "p99"]
 NO_LIMIT = float("inf")
 
 
@@ -138,3 +143,70 @@ def profile_of(report: Report, row: RowReport, demand: Demand) -> Profile:
         notes=tuple(notes_on(report, row, demand)),
         created=iso_now(),
     )
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A stored profile.
+
+    Attributes:
+        bundle: the folder that holds it.
+        name: of the profile.
+        profile: what was stored.
+        row: the row of the report that it was made of.
+    """
+
+    bundle: Path
+    name: str
+    profile: Profile
+    row: RowReport
+
+
+def tune(bundle: Path | None, options: TuneOptions, log: Callable[[str], None], progress: Progress) -> Tuned:
+    """Measure a bundle's settings, and store the one that meets the demand as a profile of the bundle or of its copy.
+
+    Args:
+        bundle: path, or None for the default model, which is not written to: ``options.output`` must be given then.
+        options: see :class:`TuneOptions`.
+        log: called with lines for the user.
+        progress: called with the name of a step, and how much of it is done.
+
+    Raises:
+        UsageError: the demand is empty, the profile exists already, or there is nowhere to write.
+        AdaFocusError: no setting meets the demand.
+        BundleError: the bundle cannot be written, or its variant was replaced meanwhile.
+    """
+    demand = Demand(options.max_latency_ms, options.min_accuracy, options.latency, options.percentile)
+    if bundle is None and options.output is None:
+        raise UsageError("--output is missing: the default model is read-only; give a folder for a copy of it")
+    check_data(options.labelled, options.frames)
+    found = read_bundle(bundle or default_bundle())
+    if options.output is not None:
+        found = copied_bundle(found, options.output)
+    _check_free(found.manifest, found, options)
+    with bundle_lock(found.path):  # a bundle that cannot be written is reported before anything is measured
+        pass
+    report = measure_settings(found.path, options, log, progress)
+    row = choose(report, demand)
+    profile = profile_of(report, row, demand)
+    for note in profile.notes:
+        log(f"note: {note}")
+    _store(found, profile, options)
+    return Tuned(found.path, options.name, profile, row)
+
+
+def _check_free(manifest: Manifest, bundle: Bundle, options: TuneOptions) -> None:
+    if options.name in manifest.profiles and not options.force:
+        raise UsageError(
+            f"{bundle.path}: has a profile {options.name!r} already; give another --name, or --force to replace it"
+        )
+
+
+def _store(bundle: Bundle, profile: Profile, options: TuneOptions) -> None:
+    def add(manifest: Manifest) -> Manifest:
+        _check_free(manifest, bundle, options)  # again: measuring took a while
+        if manifest.variants.get(profile.variant) != bundle.manifest.variants[profile.variant]:
+            raise BundleError(f"{bundle.path}: its variant {profile.variant} was replaced meanwhile: tune again")
+        return replace(manifest, profiles={**manifest.profiles, options.name: profile})
+
+    update_bundle(bundle.path, add)

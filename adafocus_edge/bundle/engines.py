@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from adafocus_edge.bundle.store import sha256_of
 from adafocus_edge.errors import BackendError, BundleError
-from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH
+from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, HardwareCompatibility
 from adafocus_edge.system.files import atomic_write, read_own
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ BUILT = (*GRAPHS, STEP_GRAPH, PIXELS_GRAPH)
 FORMAT_VERSION = 1
 AMPERE = 8.0
 """Compute capability of the first GPUs of that family."""
-HardwareCompatibility = Literal["none", "same", "ampere+"]
 
 
 @dataclass(frozen=True)

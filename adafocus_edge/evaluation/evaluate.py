@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ from adafocus_edge.evaluation.evidence import few_clips_note, reuse_note, share_
 from adafocus_edge.evaluation.metrics import accuracy_curve, top_k_accuracy, wilson_interval
 from adafocus_edge.evaluation.oracle import Oracle
 from adafocus_edge.evaluation.reports import EvaluationReport, ExitFigures, FailedClip, Prediction, StepFigures
+from adafocus_edge.evaluation.settings import Patches
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.preprocess import sampled_frames
 from adafocus_edge.model.exits import exit_steps, random_exit_top1, viewing_order
@@ -32,10 +33,6 @@ if TYPE_CHECKING:
     from adafocus_edge.evaluation.dataset import Example, Split
     from adafocus_edge.model.exits import ExitThresholds
     from adafocus_edge.model.spec import ModelSpec
-
-Patches = Literal["policy", "centre", "random", "oracle"]
-PATCHES: tuple[Patches, ...] = get_args(Patches)
-"""Where to look: as the policy says, or, to compare with it, at fixed places, or at the best ones for the label."""
 
 
 class Predict(Protocol):

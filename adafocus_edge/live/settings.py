@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.system.options import CAMERAS, LIVE, SINKS, Option
 
 FOREVER = "forever"
 DEFAULT_GLIMPSE_FPS = 2.0
@@ -16,37 +17,138 @@ DEFAULT_ROTATE_MINUTES = 60.0
 DEFAULT_KEEP = 10
 
 
+Drop = Literal["oldest", "newest", "never"]
+"""The frame to drop when the model is slower than its sources: the one that waits longest, the new one, or none."""
+
+
 @dataclass(frozen=True)
 class LiveArguments:
     """The options of a live run, as given; the help of each field describes it."""
 
-    glimpse_fps: float | None = None
-    duration: float | None = None
-    overlap: int | None = None
-    smooth: int | None = None
-    event: list[str] | None = None
-    drop: Drop | None = None
-    waiting: int | None = None
-    realtime: bool = False
-    loop: bool = False
-    retries: str | None = None
-    camera_size: str | None = None
-    camera_fps: float | None = None
-    camera_format: str | None = None
-    record: Path | None = None
-    rotate_mb: float | None = None
-    rotate_minutes: float | None = None
-    keep: int | None = None
-    snapshots: Path | None = None
-    webhook: str | None = None
-    webhook_header: list[str] | None = None
-    mqtt: str | None = None
-    status: float | None = None
-    log: Path | None = None
-
-
-Drop = Literal["oldest", "newest", "never"]
-"""The frame to drop when the model is slower than its sources: the one that waits longest, the new one, or none."""
+    glimpse_fps: Annotated[
+        float | None,
+        Option(
+            "Look at this many frames per second of a live source.",
+            LIVE,
+            default=f"{DEFAULT_GLIMPSE_FPS:g}",
+            minimum=0.01,
+            maximum=1000.0,
+            metavar="FPS",
+        ),
+    ] = None
+    duration: Annotated[
+        float | None,
+        Option("Stop after this time.", LIVE, default="run until interrupted", minimum=0.0, metavar="SECONDS"),
+    ] = None
+    overlap: Annotated[
+        int | None,
+        Option(
+            "Run K staggered windows per source: a result every T/K glimpses.",
+            LIVE,
+            default="1",
+            minimum=1,
+            metavar="K",
+        ),
+    ] = None
+    smooth: Annotated[
+        int | None,
+        Option("Average results over this many windows.", LIVE, default="1", minimum=1, maximum=1_000_000),
+    ] = None
+    drop: Annotated[
+        Drop | None,
+        Option(
+            "Drop these frames when the model is slower than its sources.",
+            LIVE,
+            default="oldest, but never for files read as fast as possible",
+        ),
+    ] = None
+    waiting: Annotated[
+        int | None,
+        Option("Let at most this many frames of each source wait.", LIVE, default=f"{DEFAULT_WAITING}", minimum=1),
+    ] = None
+    realtime: Annotated[bool, Option("Play files at their own pace, as live sources.", LIVE)] = False
+    loop: Annotated[bool, Option("Play files over and over.", LIVE)] = False
+    retries: Annotated[
+        str | None,
+        Option(
+            f"Try a lost source again this many times in a row: a number, or `{FOREVER}`.",
+            LIVE,
+            metavar="N",
+            default=f"{FOREVER}, but a single source that never connected fails at once",
+        ),
+    ] = None
+    status: Annotated[
+        float | None,
+        Option("Print the status of the run at this interval, in a pipe too.", LIVE, minimum=0.1, metavar="SECONDS"),
+    ] = None
+    camera_size: Annotated[
+        str | None, Option("Request this frame size of cameras, such as 1280x720.", CAMERAS, metavar="WxH")
+    ] = None
+    camera_fps: Annotated[
+        float | None, Option("Request this frame rate of cameras.", CAMERAS, minimum=0.1, metavar="FPS")
+    ] = None
+    camera_format: Annotated[
+        str | None,
+        Option("Request this pixel format of cameras, such as MJPG.", CAMERAS, metavar="FOURCC"),
+    ] = None
+    event: Annotated[
+        list[str] | None,
+        Option(
+            "Report an event while a class is likely: LABEL=THRESHOLD, optionally with ,for=SECONDS and "
+            ",cooldown=SECONDS.",
+            SINKS,
+            metavar="RULE",
+        ),
+    ] = None
+    snapshots: Annotated[
+        Path | None, Option("Write a picture of each event into this folder.", SINKS, metavar="DIR")
+    ] = None
+    webhook: Annotated[
+        str | None,
+        Option("POST each event, or each result without --event, to this address as JSON.", SINKS, metavar="URL"),
+    ] = None
+    webhook_header: Annotated[
+        list[str] | None,
+        Option("Send this header with it, such as 'Authorization: Bearer ...'.", SINKS, metavar="HEADER"),
+    ] = None
+    mqtt: Annotated[
+        str | None,
+        Option("Publish to a broker: mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC.", SINKS, metavar="URL"),
+    ] = None
+    record: Annotated[
+        Path | None,
+        Option("Record live sources as MP4 files in this folder, with the patch drawn on them.", SINKS, metavar="DIR"),
+    ] = None
+    rotate_mb: Annotated[
+        float | None,
+        Option(
+            "Start a new MP4, results or log file at this size in MB.",
+            SINKS,
+            default=f"{DEFAULT_ROTATE_MB:g}",
+            minimum=0.1,
+            metavar="MB",
+        ),
+    ] = None
+    rotate_minutes: Annotated[
+        float | None,
+        Option(
+            "Start a new MP4 file after this many minutes.",
+            SINKS,
+            default=f"{DEFAULT_ROTATE_MINUTES:g}",
+            minimum=0.05,
+            metavar="MINUTES",
+        ),
+    ] = None
+    keep: Annotated[
+        int | None,
+        Option(
+            "Keep this many rotated files of each kind.", SINKS, default=f"{DEFAULT_KEEP}, but all MP4 files", minimum=1
+        ),
+    ] = None
+    log: Annotated[
+        Path | None,
+        Option("Also write the lines of stderr to this file, with the time of each.", SINKS, metavar="FILE"),
+    ] = None
 
 
 @dataclass(frozen=True)

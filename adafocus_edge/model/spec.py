@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+Library = Literal["auto", "tensorrt", "tensorrt-rtx"]
+"""TensorRT libraries; ``auto`` takes the first that is installed and can run."""
+HardwareCompatibility = Literal["none", "same", "ampere+"]
+"""GPUs that may load an engine: the kind it was built on, all of that compute capability, or all from Ampere on."""
 Consensus = Literal["gru", "fc"]
 Fit = Literal["crop", "squash"]
 GRAPHS = ("glancer", "policy", "focuser", "classifier")

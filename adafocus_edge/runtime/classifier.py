@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -17,6 +17,7 @@ from adafocus_edge.model.logits import softmax
 from adafocus_edge.model.spec import Glimpse
 from adafocus_edge.runtime.glimpse import GlimpseStream, patch_of, see_clip
 from adafocus_edge.runtime.reports import GuessReport, ResultReport, StepReport
+from adafocus_edge.runtime.settings import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 WARM_CLIPS = 2
 """Blank clips that prepare a device: the first allocates, and the second may be captured."""
-Schedule = Literal["auto", "clip", "stream"]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from typing import Annotated
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.system.options import SERVER, Option
 
 MIN_TOKEN = 16
 """Minimum length of a token, in characters, if other machines can reach the server."""
@@ -33,12 +35,36 @@ class ServeOptions:
         stalled_s: time without progress after which ``/healthz`` reports the run as failing, in seconds.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8765
-    token: str | None = None
-    max_upload_mb: int = 256
+    host: Annotated[
+        str,
+        Option(
+            "Listen on this address or host name; any that other machines can reach needs --token.",
+            SERVER,
+            metavar="HOST",
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, Option("Listen on this port; 0 picks a free one.", SERVER, minimum=0, maximum=MAX_PORT, metavar="PORT")
+    ] = 8765
+    token: Annotated[
+        str | None,
+        Option(
+            f"Require this access token, at least {MIN_TOKEN} characters where other machines can connect.",
+            SERVER,
+            variable="ADAFOCUS_EDGE_TOKEN",
+            metavar="TOKEN",
+        ),
+    ] = None
+    max_upload_mb: Annotated[int, Option("Refuse uploads larger than this.", SERVER, minimum=1, metavar="MB")] = 256
     max_uploads: int = 2
-    max_cameras: int = 4
+    max_cameras: Annotated[
+        int,
+        Option(
+            "Accept at most this many browser cameras at the same time; 0 for none.",
+            SERVER,
+            minimum=0,
+        ),
+    ] = 4
     camera_idle_s: float = 10.0
     picture_fps: float = 8.0
     picture_width: int = 960

@@ -8,6 +8,8 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from adafocus_edge.errors import UsageError
+
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _limits: list[int] = []
@@ -41,6 +43,13 @@ def physical_cores() -> int:
 def limit_cores(max_cores: int) -> None:
     """Make :func:`usable_cores` return at most ``max_cores`` in this process, one of several on the machine."""
     _limits.append(max_cores)
+
+
+def check_threads(threads: int | None) -> None:
+    """Check that the machine has a processor for each thread. Raises ``UsageError``."""
+    processors = os.cpu_count() or 1
+    if threads is not None and threads > processors:
+        raise UsageError(f"--threads {threads}: must be at most {processors}, the processors of this machine")
 
 
 def usable_cores() -> int:

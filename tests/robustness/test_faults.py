@@ -592,19 +592,19 @@ def test_a_profile_that_came_meanwhile_is_not_replaced(bundle, monkeypatch):
     """The name was free when measuring began."""
     from typer.testing import CliRunner
 
+    from adafocus_edge.benchmark import tune
     from adafocus_edge.cli import app as cli
-    from adafocus_edge.cli.measure import Measurement
 
-    measured = Measurement.run
+    measured = tune.measure_settings
     reports: list[Any] = []
 
-    def run(self, *arguments):
-        reports.extend([] if reports else [measured(self, *arguments)])
+    def run(*arguments):
+        reports.extend([] if reports else [measured(*arguments)])
         if change is not None:
             update_bundle(bundle.path, change)
         return reports[0]
 
-    monkeypatch.setattr(Measurement, "run", run)
+    monkeypatch.setattr(tune, "measure_settings", run)
     command = ["tune", *map(str, [bundle.path, "--data", FIGHTS, *TUNE, "-q"])]
     change: Any = None
     assert CliRunner().invoke(cli.app, command).exit_code == 0
