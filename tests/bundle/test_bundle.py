@@ -76,7 +76,7 @@ DAMAGE = {
         lambda m: m["model"].update(patch_size="big"),
         r"Expected `int`, got `str` - at `\$.model.patch_size`",
     ),
-    "impossible model": (lambda m: m["model"].update(patch_size=500), "patch size 500"),
+    "impossible model": (lambda m: m["model"].update(patch_size=500), "patch_size must be 32 to .* not 500"),
     "no graph": (lambda m: m["variants"]["fp32"].pop("focuser"), "has no graph 'focuser'"),
     "unknown graph": (
         lambda m: m["variants"]["fp32"].update(extra=m["variants"]["fp32"]["policy"]),
