@@ -415,7 +415,7 @@ def test_a_stream_that_cannot_be_let_in_leaves_the_others_alone(model, plain, mo
 def test_streams_beyond_the_most_and_unknown_ones_are_refused(model, plain):
     lanes = Lanes(plain, most=1)
     stream = lanes.join()
-    with pytest.raises(UsageError, match="1 streams are there already"):
+    with pytest.raises(UsageError, match="1 streams have joined"):
         lanes.join()
     with pytest.raises(ValueError, match="no such stream: 7"):
         lanes.submit({7: FRAMES[0]})
