@@ -30,8 +30,8 @@ class Lanes:
     """Streams as rows of a batch.
 
     Streams join and leave at any time. The batch size is the smallest of 1, 2, 4 ... that holds all streams; each size
-    is captured once, when it is first needed, and kept. A stream without a frame skips a step: it keeps its state and its
-    row, and the others do not wait for it. When a stream leaves, the last row takes its place.
+    is captured once, when it is first needed, and kept. A stream without a frame skips a step: it keeps its state and
+    its row, and the others do not wait for it. When a stream leaves, the last row takes its place.
 
     Args:
         model: on any backend of a bundle.

@@ -59,8 +59,8 @@ class ResultFile:
     """A file of results: CSV if its name ends so, else one JSON object per line. A context manager.
 
     It is named ``.NAME.*.part`` until the run ends, so that only a finished run replaces an earlier file, and two runs
-    do not mix. An interrupted run, for example on a full disk, keeps that file if it holds results, and prints its name on
-    stderr. A device or a pipe is written to directly.
+    do not mix. An interrupted run, for example on a full disk, keeps that file if it holds results, and prints its name
+    on stderr. A device or a pipe is written to directly.
     """
 
     def __init__(self, path: Path) -> None:
