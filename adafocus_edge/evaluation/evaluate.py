@@ -1,4 +1,4 @@
-"""Running a model over labelled clips, and saying how good it is: mAP, top-1, top-5, per step and per class."""
+"""Runs a model over labelled clips and measures its accuracy: mAP, top-1, top-5, per step and per class."""
 
 from __future__ import annotations
 
@@ -36,35 +36,36 @@ if TYPE_CHECKING:
 
 
 class Predict(Protocol):
-    """Whatever turns a clip's model frames, uint8 [T, S, S, 3], into logits after each of them, float32 [T, C]."""
+    """A callable from a clip's model frames, uint8 [T, S, S, 3], to the logits after each frame, float32 [T, C]."""
 
     def __call__(self, frames: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """Predict one clip."""
 
 
 def graphs_used(spec: ModelSpec, patches: Patches) -> tuple[str, ...]:
-    """Return the graphs whose work counts: fixed patches need no policy, nor a glancer that serves it alone."""
+    """Return the graphs that run: fixed patches need no policy, and no glancer that only serves the policy."""
     unused = set() if patches == "policy" else {"policy"} if spec.with_glancer else {"policy", "glancer"}
     return tuple(graph for graph in GRAPHS if graph not in unused)
 
 
 def gflops_per_step(costs: Mapping[str, float], spec: ModelSpec, patches: Patches) -> float:
-    """Return a frame's multiply-adds in units of 1e9; the oracle focuses on every cell and classifies each.
+    """Return the multiply-adds per frame in units of 1e9; the oracle focuses on every cell and classifies each.
 
     Args:
-        costs: of each graph.
+        costs: of each graph, per frame.
         spec: the model's shapes.
-        patches: where it looks.
+        patches: where patches are.
     """
     times = {"focuser": spec.actions, "classifier": spec.actions} if patches == "oracle" else {}
     return sum(costs[graph] * times.get(graph, 1) for graph in graphs_used(spec, patches))
 
 
 class FixedPolicy:
-    """Stands in for a policy's session: centre or random patches, to see what the policy is worth.
+    """Replaces a policy's session by centre or random patches, to measure the policy's benefit.
 
     Args:
-        policy: contract of the session it replaces: its inputs and outputs.
+        inputs: of the session that it replaces.
+        outputs: of that session.
         seed: of random patches; None for the centre.
     """
 
@@ -73,7 +74,7 @@ class FixedPolicy:
         self._random = None if seed is None else np.random.default_rng(seed)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Return origins without looking at the feature map."""
+        """Return origins that do not depend on the feature map."""
         state = feeds["policy_state"]
         shape = (state.shape[0], 2)
         origin = np.full(shape, 0.5) if self._random is None else self._random.random(shape)
@@ -81,7 +82,7 @@ class FixedPolicy:
         return {"origin": origin.astype(np.float32), "action": action, "policy_state_out": state}
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
 
 def with_patches(model: LoadedModel, patches: Patches, seed: int = 0) -> LoadedModel:
@@ -89,11 +90,11 @@ def with_patches(model: LoadedModel, patches: Patches, seed: int = 0) -> LoadedM
     if patches == "policy":
         return model
     fixed = FixedPolicy(model.policy.inputs, model.policy.outputs, seed if patches == "random" else None)
-    return replace(model, policy=fixed, resident=None)  # its loops know the model's own policy only
+    return replace(model, policy=fixed, resident=None)  # the runner's loops use the model's own policy
 
 
 def predict_at(model: LoadedModel, patches: Patches, schedule: str = "clip") -> Predict | Oracle:
-    """Return the glimpse loop over one clip, looking at such patches."""
+    """Return the glimpse loop over one clip, with patches of this kind."""
     return Oracle(model) if patches == "oracle" else predict_with(with_patches(model, patches), schedule)
 
 
@@ -113,13 +114,13 @@ def predict_with(model: LoadedModel, schedule: str = "clip") -> Predict:
 
 @dataclass(frozen=True)
 class Scored:
-    """One clip that was seen.
+    """One clip that the model has seen.
 
     Attributes:
         example: the clip.
         logits: float32 [T, C], after each step.
-        read_ms: to open, decode and preprocess it.
-        model_ms: in the model.
+        read_ms: time to open, decode and preprocess it.
+        model_ms: time in the model.
     """
 
     example: Example
@@ -130,16 +131,16 @@ class Scored:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run over a split gave.
+    """The outcome of a run over a split.
 
     Attributes:
         origin: of the split.
         classes: class names.
-        scored: the clips that were seen, at least one.
+        scored: the clips that the model has seen, at least one.
         failed: name and error of each clip that could not be read.
-        multi_label: whether mAP counts all labels of a clip (FCVID) or its first only (ActivityNet).
+        multi_label: whether mAP counts all labels of a clip (FCVID) or only the first (ActivityNet).
         gflops_per_clip: multiply-adds in units of 1e9.
-        exits: thresholds at which clips stop early, or None; the other figures are those of all steps.
+        exits: thresholds that stop clips early, or None; all other figures are for all steps.
         reused: how many of the clips the bundle's calibration has used; see :func:`reused_clips`.
     """
 
@@ -154,7 +155,7 @@ class Evaluation:
 
     @property
     def notes(self) -> list[str]:
-        """What limits the worth of these figures, a line each."""
+        """Return the limits of these figures, a line each."""
         right, count = int((self.probabilities[:, -1].argmax(axis=1) == self.labels).sum()), len(self.labels)
         missing = len(self.classes) - len({label for s in self.scored for label in self._counted(s)})
         empty = f"no clip shows {missing} of the {len(self.classes)} classes: mAP counts 0 for each of them"
@@ -170,17 +171,17 @@ class Evaluation:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """The label of each clip, int64 [N]."""
+        """Return the first label of each clip, int64 [N]."""
         return np.array([s.example.labels[0] for s in self.scored], np.int64)
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
-        """Of each class after each step, float32 [N, T, C]."""
+        """Return the probability of each class after each step, float32 [N, T, C]."""
         return softmax(np.stack([s.logits for s in self.scored]))
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """How many clips of each class (rows) were taken for each class (columns), by first labels; int64 [C, C]."""
+        """Return the confusion matrix, int64 [C, C]: clips of each true class (rows) by predicted class (columns)."""
         found = np.zeros((len(self.classes),) * 2, np.int64)
         np.add.at(found, (self.labels, self.probabilities[:, -1].argmax(axis=1)), 1)
         return found
@@ -240,7 +241,7 @@ class Evaluation:
 def exit_figures(
     logits: NDArray[np.float32], labels: NDArray[np.int64], exits: ExitThresholds, gflops_per_step: float
 ) -> dict[str, float]:
-    """Return what early exit gives on clips: mean steps, GFLOPs, top-1, and top-1 of as many exits at random clips.
+    """Return figures of early exit: mean steps, GFLOPs, top-1, and top-1 with as many exits at random clips.
 
     Args:
         logits: [N, T, C], in the thresholds' order.
@@ -275,12 +276,12 @@ def evaluate(
         predict: the model; an oracle is given each clip's first label.
         spec: its shapes.
         split: the clips.
-        gflops_per_clip: what one clip costs.
+        gflops_per_clip: multiply-adds of one clip in units of 1e9.
         multi_label: see :class:`Evaluation`.
-        exits: see :class:`Evaluation`; their order is the one that frames are seen in.
-        progress: told how many clips are done.
+        exits: see :class:`Evaluation`; frames are seen in their order.
+        progress: called with the number of clips that are done.
 
-    A clip that cannot be read is listed, and the others go on. Raises ``DataError`` if none can.
+    A clip that cannot be read is listed as failed, and the run continues. Raises ``DataError`` if all clips fail.
     """
     scored: list[Scored] = []
     failed: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""Classifying one clip: sample it, run the glimpse loop over it, and say what was seen where."""
+"""Classifies a clip: samples it, runs the glimpse loop over it, and returns the classes and the patches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WARM_CLIPS = 2
 
 @dataclass(frozen=True)
 class Guess:
-    """A class and how sure the model is: its softmax probability."""
+    """A class and its confidence, the softmax probability."""
 
     label: str
     class_id: int
@@ -65,7 +65,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found in one clip, or in one window of a stream.
+    """The result for one clip, or for one window of a stream.
 
     Attributes:
         source: its name.
@@ -74,12 +74,12 @@ class Result:
         top: the best classes, best first.
         steps: one per glimpse.
         exited_early: whether the model was sure before the last glimpse.
-        latency_ms: from opening the clip (for a stream: from its last frame's capture) to the result.
-        model_ms: of that, inside the glimpse loop (for a stream: the last glimpse).
+        latency_ms: from opening the clip to the result; for a stream, from capturing its last frame.
+        model_ms: the part of it inside the glimpse loop; for a stream, of the last glimpse.
         backend: that ran it.
         variant: that was run.
-        step_ms: time inside the loop of each glimpse; on the clip schedule all but the last graph's work is in the
-            first one's.
+        step_ms: time inside the loop for each glimpse; on the clip schedule the first includes all work but the last
+            graph's.
     """
 
     source: str
@@ -144,16 +144,19 @@ def _seconds(value: float | None) -> float | None:
 
 
 class Classifier:
-    """A loaded model with its class names and the choices of one run.
+    """A loaded model with its class names and the options of one run.
 
     Args:
         model: the four sessions.
         classes: names in the order of the logits.
         top_k: how many classes a result lists; at most all of them.
-        schedule: how files are seen; ``auto`` is ``clip``, or ``stream`` where an early exit is asked for.
-        exits: stop at the first step that is sure enough; None for never. Their order is the one frames are seen in.
-        decoder: what decodes files and live sources (:func:`adafocus_edge.backends.nvdec.usable_decoder`).
-        note: called with one line where ``auto`` has the CPU decode a file.
+        schedule: for files; ``auto`` is ``clip``, or ``stream`` with an early exit.
+        exits: thresholds that stop a clip early, or None; frames are seen in their order.
+        decoder: for files and live sources (:func:`adafocus_edge.backends.nvdec.usable_decoder`).
+        note: called with one line if ``auto`` decodes a file on the CPU.
+
+    Raises:
+        UsageError: ``exits`` on the clip schedule.
     """
 
     def __init__(
@@ -179,14 +182,14 @@ class Classifier:
         self._note = note
 
     def prepare(self, report: Callable[[str], None] = lambda _: None) -> None:
-        """Run blank clips where the model is kept on a device, so that no file waits for what its first run sets up.
+        """Run blank clips if the model is on a device, so that the first file does not wait for its set-up.
 
         Args:
-            report: is called with a line before that begins.
+            report: called with one line before that begins.
 
         Raises ``BackendError`` if the device fails.
         """
-        if self.model.resident is None:  # a first run on a CPU is no slower than the others
+        if self.model.resident is None:  # on a CPU the first run is as fast as the others
             return
         report("preparing the model ...")
         blank = [blank_frame(self.model.spec)] * self.model.spec.segments
@@ -227,7 +230,7 @@ class Classifier:
         )
 
     def _glimpses(self, frames: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Glimpse, float]]:
-        """Yield frame number, glimpse, and the seconds that the model took for it."""
+        """Yield each frame number, its glimpse, and the model's time for it in seconds."""
         if self.schedule == "stream":
             self._stream = stream = self._stream or GlimpseStream(self.model)
             stream.reset()
@@ -244,13 +247,13 @@ class Classifier:
             before = now
 
     def step(self, number: int, frame_index: int, time_s: float | None, glimpse: Glimpse) -> Step:
-        """Describe a glimpse of one clip."""
+        """Return a glimpse of a clip as a step of its result."""
         logits = glimpse.logits[0]
         patch = patch_of(self.model.spec, glimpse.origins[0])
         return Step(number, frame_index, time_s, patch, self._guesses(logits, 1)[0], logits)
 
     def is_sure(self, step: Step) -> bool:
-        """Whether the run may stop after this step."""
+        """Return whether the run may stop after this step."""
         last = step.step == self.model.spec.segments - 1
         return not last and self.exits is not None and self.exits.passes(step.step, step.logits)
 
@@ -264,7 +267,7 @@ class Classifier:
         latency_ms: float,
         model_ms: float,
     ) -> Result:
-        """Sum up the steps of one clip; there must be at least one."""
+        """Return the result of a clip from its steps, at least one."""
         return Result(
             source, start_s, end_s, self.top(steps[-1]), tuple(steps), exited_early, latency_ms, model_ms,
             self.model.backend, self.model.variant,

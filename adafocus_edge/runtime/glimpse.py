@@ -1,8 +1,8 @@
-"""The glimpse loop: glance, pick a patch, focus on it, add it up, and stop as soon as that is enough.
+"""The glimpse loop: glance, pick a patch, focus on it, classify, and stop as soon as the model is sure.
 
-Paper: arXiv 2105.03245, section 3.1. One model runs on two schedules that give the same result. The policy never needs
+Paper: arXiv 2105.03245, section 3.1. One model runs on two schedules with the same result. The policy never needs
 the focuser, so a clip's frames can be glanced at together and its patches focused on together (``see_clip``); a live
-stream goes one frame at a time (``GlimpseStream``).
+stream is seen one frame at a time (``GlimpseStream``).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def see_clip(model: LoadedModel, frames: Sequence[Any] | NDArray[np.uint8]) -> I
 
     Args:
         model: the four sessions.
-        frames: T model frames, as ``adafocus_edge.media.preprocess`` makes them; where the model sees RGB, plain arrays
-            uint8 [S, S, 3] or [T, S, S, 3], too; where it keeps its tensors on a device, frames may lie there.
+        frames: T model frames, as ``adafocus_edge.media.preprocess`` makes them; if the model sees RGB, also plain
+            arrays uint8 [S, S, 3] or [T, S, S, 3]; if it keeps its tensors on a device, frames may be there.
 
     Yields:
-        one glimpse per frame, for a batch of one. Raises ``FrameError`` for frames that the model would misread.
+        One glimpse per frame, for a batch of one. Raises ``FrameError`` for frames that the model would misread.
     """
     check_frames(frames, model.spec)
     if model.resident is not None:
@@ -89,7 +89,7 @@ class GlimpseStream:
         self.reset()
 
     def reset(self) -> None:
-        """Begin new clips: both states are zero again."""
+        """Start new clips: set both states to zero."""
         if self._loop is not None:
             self._loop.reset()
             return
@@ -97,7 +97,7 @@ class GlimpseStream:
         self._state: Any = np.zeros((self._clips, self._model.spec.classifier_state), np.float32)
 
     def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Glimpse:
-        """Take one step with one frame of each clip.
+        """Run one step with one frame of each clip.
 
         Args:
             frames: N model frames, uint8 [S, S, 3] each, as for :func:`see_clip`.
@@ -111,7 +111,7 @@ class GlimpseStream:
         """
         check_frames(frames, self._model.spec)
         if len(frames) != self._clips:
-            raise FrameError(f"frames: {len(frames)} for {self._clips} clips: pass one frame of each")
+            raise FrameError(f"{len(frames)} frames for {self._clips} clips: pass one frame of each")
         if self._loop is not None:
             self._loop.submit(list(frames))
             return self._loop.collect()

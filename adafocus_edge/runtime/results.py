@@ -1,4 +1,4 @@
-"""Results as people read them on a terminal, and as files: JSON lines, CSV."""
+"""Prints results on a terminal, and writes them to files: JSON lines, CSV."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CSV_COLUMNS = (
 
 
 def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None = None) -> None:
-    """Print a clip's best classes, and under them what the last windows of a live source come to."""
+    """Print a clip's best classes, and the smoothed result of a live source's last windows if given."""
     timed = result.start_s is not None and result.end_s is not None
     span = f"   {result.start_s:.1f} - {result.end_s:.1f} s" if timed else ""
     to.print(f"[bold]{escape(result.source)}[/]{span}", soft_wrap=True)
@@ -55,11 +55,11 @@ def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None =
 
 
 class ResultFile:
-    """A file of results: CSV if it is called so, else a JSON object per line. A context manager.
+    """A file of results: CSV if its name ends so, else one JSON object per line. A context manager.
 
-    It is ``.NAME.*.part`` until the run ends, so that a file of that name from before is lost only to a finished one,
-    and two runs do not mix. A run that is broken off, as by a full disk, leaves that file with the results it has, if
-    any, and says so on stderr. A device or a pipe is written to as it is.
+    It is named ``.NAME.*.part`` until the run ends, so that only a finished run replaces an earlier file, and two runs
+    do not mix. An interrupted run, for example on a full disk, keeps that file if it holds results, and prints its name
+    on stderr. A device or a pipe is written to directly.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,7 +73,7 @@ class ResultFile:
             if is_stream(path):
                 self._file: IO[bytes] = open_stream(path)
             else:
-                self._path = path.resolve()  # a link stays, and what it leads to is written
+                self._path = path.resolve()  # a link stays, and its target is written
                 handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=self._path.parent)
                 self._draft = Path(name)
                 self._draft.chmod(0o644)
@@ -88,13 +88,13 @@ class ResultFile:
                 raise
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Add one result, or one failed source, as its JSON object; whole or not at all. Raises ``AdaFocusError``."""
+        """Add the JSON object of a result or a failed source, whole or not at all. Raises ``AdaFocusError``."""
         self._append(entry)
         self._held += 1
 
     def _append(self, entry: dict[str, Any]) -> None:
         line = csv_line(CSV_COLUMNS, entry) if self._is_csv else json.dumps(entry, ensure_ascii=False) + "\n"
-        # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
+        # Bytes of a file's name that UTF-8 cannot encode become an escape that JSON reads back.
         content = line.encode(errors="backslashreplace")
         with writable(self._path):
             if self._draft is None:
@@ -116,7 +116,7 @@ class ResultFile:
                 os.replace(self._draft, self._path)
 
     def _leave(self) -> None:
-        """End a run that was broken off: what there is of results stays."""
+        """End an interrupted run: keep the file if it holds results."""
         with suppress(OSError):
             self._file.close()
         if self._draft is not None and self._held:

@@ -275,7 +275,7 @@ def test_what_cannot_be_built_is_told_in_a_line(bundle, tmp_path):
     fails(1, "TensorRT is not installed", "pip install 'adafocus-edge[tensorrt]'", options=["--library", "tensorrt"])
     fails(2, "--version-compatible is for TensorRT", options=["--version-compatible"])
     fails(2, "--hardware-compatible is for TensorRT", options=["--hardware-compatible", "ampere+"])
-    # Turing has no FP32 matrix products: TensorRT-RTX says so itself.
+    # Turing has no FP32 matrix products: TensorRT-RTX reports it itself.
     fails(1, "policy.onnx", "SM75", "FP32 GEMM is not supported", options=["--target", "sm_75"])
     one_line_error(edge("build", tmp_path / "nowhere"), 1, "no such bundle")
     one_line_error(edge("build"), 2, "--output is missing: the default model")
@@ -353,7 +353,7 @@ def test_a_gpu_that_the_library_cannot_build_for_is_told(bundle, monkeypatch):
     monkeypatch.setattr(cuda, "this_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
     with pytest.raises(BackendError, match=r"does not run on this GPU \(NVIDIA H200, sm_90\), only on sm_75.*-cuda"):
         built(bundle)
-    assert not (bundle.path / "engines").exists()  # told before anything is built
+    assert not (bundle.path / "engines").exists()  # raised before anything is built
     with pytest.raises(UsageError, match=r"--target sm_90: .* supports sm_75, .* onnxruntime-cuda"):
         built(bundle, targets=("sm_90",))
     with pytest.raises(BackendError, match=r"does not run on this GPU"):

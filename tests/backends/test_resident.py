@@ -33,7 +33,7 @@ def plain(small_bundle):
 
 
 class Counting(HostDevice):
-    """Counts what is asked of the device."""
+    """Counts the calls of the device."""
 
     def __init__(self):
         super().__init__()
@@ -68,7 +68,7 @@ def model(request, small_bundle):
 
 
 def alone(plain, frames):
-    """What one stream sees of its frames when nobody else is there."""
+    """What one stream sees of its frames when it is alone."""
     stream = GlimpseStream(plain)
     return [stream.see(frame[None]) for frame in frames]
 
@@ -120,7 +120,7 @@ def test_the_steady_state_neither_allocates_nor_captures(model):
 
 
 def test_a_step_keeps_what_it_copies_from_until_it_is_collected(model):
-    """Tensors of another queue are written to again as soon as nobody refers to them."""
+    """Tensors of another queue are overwritten as soon as nothing refers to them."""
     loop = model.resident.steps(1)
     other = HostDevice()
     frame = other.store(FRAMES[0][None])
@@ -192,7 +192,7 @@ def test_closing_waits_for_nobody_and_drops_every_loop(model):
 
 
 def test_a_device_that_failed_is_left_all_the_same(small_bundle, monkeypatch):
-    """As after an illegal access on a GPU, when every call fails: what went wrong is told, and everything is closed."""
+    """As after an illegal access on a GPU, when every call fails: the error is raised, and everything is closed."""
     bundle, device, closed = read_bundle(small_bundle), HostDevice(), []
 
     class Told(OrtSession):
@@ -415,7 +415,7 @@ def test_a_stream_that_cannot_be_let_in_leaves_the_others_alone(model, plain, mo
 def test_streams_beyond_the_most_and_unknown_ones_are_refused(model, plain):
     lanes = Lanes(plain, most=1)
     stream = lanes.join()
-    with pytest.raises(UsageError, match="1 streams are there already"):
+    with pytest.raises(UsageError, match="1 streams have joined"):
         lanes.join()
     with pytest.raises(ValueError, match="no such stream: 7"):
         lanes.submit({7: FRAMES[0]})

@@ -98,7 +98,7 @@ def test_a_batch_beyond_every_profile_is_told(small_bundle, folder, library):
 
 def test_streams_beyond_what_engines_take_are_told_before_they_come(small_bundle, folder, library):
     with opened(small_bundle, folder, library) as model:
-        with pytest.raises(UsageError, match=r"9 streams: the engines take 8 at most: build them with --streams 9"):
+        with pytest.raises(UsageError, match=r"9 streams: the engines take at most 8: build them with --streams 9"):
             Lanes(model, 9)
         assert Lanes(model, 8).join() == 0
 

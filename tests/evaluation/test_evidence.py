@@ -71,11 +71,11 @@ def test_a_demand_is_met_missed_or_left_open() -> None:
         return warning_of("int8", Verdict("at most 0.5 points lost", 0.5, found, (low, high), 12, at_most).to_json())
 
     assert said(0.1, 0.0, 0.4) is None
-    assert "too few clips to tell whether at most 0.5 points lost holds: 0 (0 to 24.2" in str(said(0.0, 0.0, 24.2))
+    assert "too few clips to decide whether at most 0.5 points lost holds: 0 (0 to 24.2" in str(said(0.0, 0.0, 24.2))
     missed = str(said(33.3, 10.0, 60.0))
-    assert "was demanded, and is missed: 33.3 (10 to 60, 95 %) on 12 held-out clips" in missed
+    assert "requirement not met (at most 0.5 points lost): 33.3 (10 to 60, 95 %) on 12 held-out clips" in missed
     assert "chance" not in missed
-    assert "chance alone may explain that" in str(said(8.3, 0.2, 35.0))
+    assert "may be due to chance" in str(said(8.3, 0.2, 35.0))
     assert said(0.9, 0.6, 1.0, at_most=False) is None
 
 
@@ -83,7 +83,7 @@ def test_a_demand_is_met_missed_or_left_open() -> None:
 def test_a_goals_words_are_read_back(text: str) -> None:
     goal = Goal.parse(text)
     assert Goal.said("a", str(goal)) == goal
-    assert Goal.said("a", "what nobody said") is None
+    assert Goal.said("a", "what was never logged") is None
 
 
 def test_exits_are_judged_by_the_clips_that_they_lose() -> None:
@@ -180,7 +180,7 @@ def test_calibrate_says_what_a_dozen_clips_do_not_show(calibrated: tuple[Path, A
     assert (not verdict["met"]) or not verdict["conclusive"]
     lines = [line for line in said.splitlines() if "exit thresholds safe (clip)" in line]
     assert len(lines) == 1
-    assert ("too few clips to tell" in lines[0]) == verdict["met"]
+    assert ("too few clips to decide" in lines[0]) == verdict["met"]
     assert lines[0].removeprefix("note: ") in report["warnings"]
     again = edge("calibrate", bundle, "--data", FIGHTS, "--variants", "none", "--threads", 2)
     assert "read with care" in again.stdout

@@ -262,9 +262,9 @@ def test_what_is_no_frame_is_refused_in_one_line(frame, words, rgb_model):
 
 
 def test_a_wrong_number_of_frames_is_refused(rgb_model, on_device):
-    with pytest.raises(FrameError, match="2 for 1 clips"):
+    with pytest.raises(FrameError, match="2 frames for 1 clips"):
         GlimpseStream(rgb_model).see(PIXELS[:2])
-    with pytest.raises(FrameError, match="1 for 2 clips"):
+    with pytest.raises(FrameError, match="1 frames for 2 clips"):
         GlimpseStream(on_device, 2).see([motion_frame(list(PIXELS[:3]), MOTION)])
     for frames in (PIXELS[0], "frames", 7):
         with pytest.raises(FrameError, match="frame"):

@@ -143,7 +143,7 @@ def test_one_name_with_two_suffixes_needs_the_suffix(tmp_path: Path) -> None:
     path = listed(tmp_path / "list.txt", "x/001,run")
     with pytest.raises(DataError, match=r"x/001\.avi or .*x/001\.mp4"):
         prepare(PrepareOptions(tmp_path / "V", tmp_path / "out", annotations=(path,)))
-    with pytest.raises(DataError, match=r"line 1: 'x/001' may be .*x/001\.avi or .*x/001\.mp4: give its suffix"):
+    with pytest.raises(DataError, match=r"line 1: 'x/001' matches .*x/001\.avi and .*x/001\.mp4: give its suffix"):
         read_list(listed(tmp_path / "split.txt", "x/001,4,0"), tmp_path / "V", ["run"])
     csv = listed(tmp_path / "V" / "clips.csv", "video,class", "x/001,run")
     with pytest.raises(DataError, match=r"line 2: 'x/001' may be"):
@@ -198,7 +198,7 @@ def test_a_clip_in_both_lists_or_with_two_labels_is_refused(videos: Path, tmp_pa
     with pytest.raises(DataError, match="line 3: .* is 'walk' here"):
         read_data(csv)
     csv = listed(tmp_path / "c.csv", "video,class", f"{videos}/run/001.mp4,run", f"{videos}/run/001.mp4,run")
-    assert "names 1 clips again" in read_data(csv).notes[0]
+    assert "lists 1 clips again" in read_data(csv).notes[0]
 
 
 def test_several_lines_of_a_video_with_several_labels_are_joined(videos: Path, tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_pictures_beside_videos_and_in_class_folders_are_left_out_and_said(tmp_p
     video(tmp_path / "stray.mp4", COLOURS["run"])
     split = read_data(tmp_path)
     assert [example.name for example in split.examples] == ["run/clip", "walk/clip"]
-    assert "stray.mp4 (in no class's folder)" in split.notes[0]
+    assert "stray.mp4 (not in the folder of a class)" in split.notes[0]
     assert "run/still_0.png (1 of 3 images" in split.notes[0]
     video(tmp_path / "run" / "a.mp4", COLOURS["run"])
     found, left_out = addresses(tmp_path / "run")

@@ -138,7 +138,7 @@ def test_each_shape_has_a_session_of_its_own(small_bundle, monkeypatch):
     with bound_model(read_bundle(small_bundle), monkeypatch) as bound:
         assert sorted(opened) == sorted([*GRAPHS, "pixels", "step"])
         list(see_clip(bound, FRAMES[:4]))
-        assert opened.count("glancer") == opened.count("policy") == 1  # the one that told the shapes is used
+        assert opened.count("glancer") == opened.count("policy") == 1  # the session that reported the shapes is used
         list(see_clip(bound, FRAMES[:6]))
         assert (opened.count("glancer"), opened.count("policy")) == (2, 1)  # the policy steps with one row always
         GlimpseStream(bound, 6).see(FRAMES[:6])

@@ -49,7 +49,7 @@ def on_host(path: Path) -> Iterator[Classifier]:
 
 
 class Listening:
-    """Keeps what a run tells."""
+    """Keeps the messages of a run."""
 
     name = "kept"
     waiting = handled = dropped = failed = 0
@@ -114,7 +114,7 @@ def test_a_run_that_is_told_to_stop_while_it_prepares_starts_nothing(
             lambda _: stop.set() if sizes else None,
         )
         run.run(stop)
-        assert sizes == [4, 2]  # told to stop while it prepared the second
+        assert sizes == [4, 2]  # stopped while it prepared the second
         assert kept.told == []
         assert not run.status().alive
 
