@@ -182,7 +182,7 @@ class Maker:
 
         alone = {graph: self._judge({graph: paths[graph]}, f"{variant}: {graph} alone", variant) for graph in paths}
         kept = [
-            Kept(graph, name, "the stem: little to gain, much to lose")
+            Kept(graph, name, "the stem: no gain there, and much to lose")
             for graph in CONVOLUTIONS
             for name in int8.stem(self.float[graph])
         ]

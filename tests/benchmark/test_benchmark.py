@@ -12,133 +12,35 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from adafocus_edge.backends.loaded import LoadedModel
-from adafocus_edge.backends.registry import BACKENDS, load_model
 from adafocus_edge.benchmark import grid as row_module
 from adafocus_edge.benchmark.compare import Limits, compare
 from adafocus_edge.benchmark.energy import EnergyMeter
-from adafocus_edge.benchmark.grid import PEERS, Grid, Loading, Row, plan
-from adafocus_edge.benchmark.peers import Constant, gflops_per_step, load_peer
+from adafocus_edge.benchmark.grid import Grid, Loading, Row
+from adafocus_edge.benchmark.peers import Constant
 from adafocus_edge.benchmark.plots import draw, write_page
 from adafocus_edge.benchmark.run import Request, run
 from adafocus_edge.benchmark.schema import Data, Report, RowReport
-from adafocus_edge.benchmark.stats import distinguishable, front, mcnemar, ratio, summary
+from adafocus_edge.benchmark.stats import summary
 from adafocus_edge.benchmark.tables import csv_text, markdown
 from adafocus_edge.benchmark.timing import Bench, NoiseClip
 from adafocus_edge.benchmark.tune import Demand, choose
 from adafocus_edge.benchmark.worker import Memory, Opening, Ready, Worker
 from adafocus_edge.bundle.manifest import Bundle
-from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, update_bundle
+from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.cli.benchmark import _print_benchmark
 from adafocus_edge.errors import AdaFocusError, BackendError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import Example, read_data
-from adafocus_edge.evaluation.evaluate import predict_with
-from adafocus_edge.media.frames import ModelFrame
-from adafocus_edge.media.preprocess import sampled_frames
 from adafocus_edge.model.exits import ExitThresholds
 from adafocus_edge.model.spec import GRAPHS, contract
-from adafocus_edge.runtime.glimpse import see_clip
-from export.whole import on_whole_frames
-from tests.conftest import ROOT, SMALL, edge, one_line_error, weights_of
+from tests.conftest import ROOT, edge, one_line_error
 from tests.support.reports import report_row, report_with, times
-from training.model import AdaFocus
 
 FIGHTS = ROOT / "tests" / "fights"
 COSTS_MS = {"glancer": 6.0, "policy": 1.0, "focuser": 8.0, "classifier": 0.5}
 """What a scripted graph takes for one frame."""
 READING_MS = 10.0
-
-
-def bundle_with_exits(path: Path) -> Bundle:
-    """The default model with two orders of one threshold set."""
-    copy_bundle(default_bundle(), path)
-    steps = read_bundle(path).spec.segments
-    # type: ignore[arg-type]
-    sets = tuple(ExitThresholds(order, "probability", (0.8,) * steps, "test") for order in ("clip", "coarse-to-fine"))
-    return update_bundle(path, lambda manifest: replace(manifest, thresholds={"safe": sets}))
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return bundle_with_exits(tmp_path_factory.mktemp("benchmark") / "fights")
-
-
-# -- statistics --------------------------------------------------------------------------------------------------------
-
-
-def test_a_summary_is_what_is_worked_out_by_hand() -> None:
-    found = summary([float(value) for value in range(1, 102)])
-    assert (found.median, found.p95, found.p99, found.min, found.rounds) == (51, 96, 100, 1, 101)
-    assert found.spread == (96 - 6) / 2
-    # 95 % of the medians of 30 lie between the 10th and the 21st of them (binomial table).
-    found = summary([float(value) for value in range(1, 31)])
-    assert (found.low, found.high) == (10, 21)
-    few = summary([3.0, 1.0, 2.0])
-    assert (few.low, few.high) == (1, 3)
-
-
-def test_a_machine_that_slows_down_hurts_both_rows_so_their_ratio_stays() -> None:
-    slowing = {round_: 10.0 * (1 + round_ / 10) for round_ in range(20)}
-    faster = {round_: value * 0.9 for round_, value in slowing.items()}
-    assert ratio(faster, slowing) == (pytest.approx(0.9), pytest.approx(0.9), pytest.approx(0.9))
-    assert distinguishable(faster, slowing)
-    # Their samples overlap widely: only round by round do they differ.
-    assert max(faster.values()) > min(slowing.values())
-    noise = np.random.default_rng(0)
-    again = {round_: value * noise.normal(1, 0.05) for round_, value in slowing.items()}
-    assert not distinguishable(again, slowing)
-    assert not distinguishable({0: 1.0, 1: 1.0}, {0: 2.0, 1: 2.0})  # too few rounds to be sure
-    assert not distinguishable({9: 1.0}, {0: 2.0})
-
-
-def test_the_front_is_what_nothing_beats_in_both() -> None:
-    points = [(1.0, 50.0), (2.0, 70.0), (2.0, 60.0), (3.0, 70.0), (4.0, 80.0), (0.5, None)]
-    assert front(points) == [True, True, False, False, True, False]
-
-
-def test_mcnemar_asks_whether_chance_explains_a_difference() -> None:
-    assert mcnemar([True] * 9 + [False], [False] * 9 + [True]) == pytest.approx(22 / 1024)
-    assert mcnemar([True, False], [True, False]) == 1
-
-
-# -- the grid ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_grid_holds_what_can_run_here_and_says_why_not_of_the_rest(bundle: Bundle) -> None:
-    rows, skipped = plan({"fights": bundle}, Grid(backends=("onnxruntime-cpu",), streams=(1, 4), threads=(1, 2)))
-    keys = [row.key for row in rows]
-    assert len(set(keys)) == len(keys)
-    own = [row for row in rows if not row.loading.peer]
-    # clip, stream, stream x 4 and two orders of exits, for each number of threads.
-    assert len(own) == 2 * 5
-    assert {row.exit for row in own} == {"", "safe/clip", "safe/coarse-to-fine"}
-    assert {row.loading.backend for row in rows if row.loading.peer} == set(PEERS)
-    assert [one.what for one in skipped] == ["fights fp16 on onnxruntime-cpu"]  # made for a GPU
-    _, skipped = plan({"fights": bundle}, Grid(labelled=False, peers=()))
-    assert any(entry.what == "exit safe" and "--data" in entry.why for entry in skipped)
-    for asked in (
-        Grid(backends=("cuda",)), Grid(variants=("int4",)), Grid(schedules=("both",)), Grid(exits=("half",)),
-        Grid(peers=("tsn",)), Grid(streams=(0,)), Grid(segments=(5000,)),
-    ):  # fmt: skip
-        with pytest.raises(UsageError, match="must be one of|must be from 1 to"):
-            plan({"fights": bundle}, asked)
-
-
-def test_variants_are_measured_where_they_are_made_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = bundle.manifest.variants["fp32"]
-    variants = {"fp32": graphs, "int8-cpu": graphs, "int8-trt": graphs, "fp16": graphs}
-    full = replace(bundle, manifest=replace(bundle.manifest, variants=variants))
-    monkeypatch.setattr(row_module, "obstacle", lambda backend: None)  # as with a GPU
-    rows, skipped = plan({"fights": full}, Grid(peers=(), schedules=("clip",)))
-    found = {backend: [row.loading.variant for row in rows if row.loading.backend == backend] for backend in BACKENDS}
-    assert found["onnxruntime-cpu"] == ["fp32", "int8-cpu"]
-    assert found["tensorrt"] == ["fp32", "int8-trt", "fp16"]
-    assert found["onnxruntime-cuda"] == ["fp32", "fp16"]
-    assert len(skipped) == 2 + 1 + 2 + 1  # of each backend, in the order above and with ONNX Runtime's TensorRT
-    rows, _ = plan({"fights": full}, Grid(peers=(), schedules=("clip",), variants=("fp16",)))
-    assert {row.loading.backend for row in rows} == set(BACKENDS)  # asked for by name
 
 
 # -- a scripted model, in a time of its own ----------------------------------------------------------------------------
@@ -394,79 +296,6 @@ def test_where_no_clip_can_be_read_it_says_so(bundle: Bundle, clock: Clock, tmp_
             Request({"fights": bundle}, replace(CPU, labelled=True), split),
             opened=lambda opening: InProcess(opening, bundle, clock, COSTS_MS),
         )
-
-
-# -- peers -------------------------------------------------------------------------------------------------------------
-
-
-def fight_frames(bundle: Bundle) -> ModelFrame:
-    clip = read_data(FIGHTS, bundle.classes).examples[0].open_clip()
-    return ModelFrame.of(np.stack([pixels for _, pixels in sampled_frames(clip, bundle.spec)]), bundle.spec)
-
-
-def test_parts_left_out_cost_what_is_left(bundle: Bundle) -> None:
-    graphs = bundle.manifest.variants["fp32"]
-    cost = {name: graphs[name].gflops for name in GRAPHS}
-    whole = (224 / bundle.spec.patch_size) ** 2 * cost["focuser"]
-    assert gflops_per_step(bundle, "onnxruntime-cpu") == pytest.approx(sum(cost.values()))
-    assert gflops_per_step(bundle, "random-patches") == pytest.approx(cost["focuser"] + cost["classifier"])
-    assert gflops_per_step(bundle, "whole-frames") == pytest.approx(whole + cost["classifier"])
-    assert gflops_per_step(bundle, "glancer-alone") == pytest.approx(cost["glancer"] + cost["classifier"])
-
-
-@pytest.mark.parametrize("peer", ["centre-patches", "random-patches", "glancer-alone", "whole-frames"])
-def test_a_peer_made_of_the_models_own_parts_runs(bundle: Bundle, peer: str) -> None:
-    frames = fight_frames(bundle)
-    with load_model(bundle, "fp32", "onnxruntime-cpu", 2) as model, load_peer(bundle, peer, 2).model as other:
-        ours, theirs = (np.concatenate([g.logits for g in see_clip(m, frames)]) for m in (model, other))
-        assert ours.shape == theirs.shape
-        assert np.isfinite(theirs).all()
-        assert np.abs(ours - theirs).max() > 1e-3
-        assert other.backend == peer
-
-
-def test_the_focuser_on_whole_frames_is_its_backbone_on_the_whole_frame(small_bundle: Path, tmp_path: Path) -> None:
-    bundle = read_bundle(small_bundle)
-    on_whole_frames(bundle.spec, bundle.graph_path("fp32", "focuser"), tmp_path / "whole.onnx")
-    model = AdaFocus(replace(SMALL, patch_size=SMALL.frame_size)).eval()
-    model.load_state_dict(weights_of(SMALL, 5))
-    frames = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
-    origin = np.array([[0.3, 0.9], [1.0, 0.0]], np.float32)
-    with torch.inference_mode():
-        expected = model.focus(torch.from_numpy(frames), torch.from_numpy(origin)).numpy()
-    from adafocus_edge.backends.onnxruntime import OrtSession
-
-    session = OrtSession(tmp_path / "whole.onnx", 2)
-    found = session.run({"frame": frames, "origin": origin})["focus"]
-    np.testing.assert_allclose(found, expected, atol=2e-3)
-
-
-def test_openvino_computes_the_same(bundle: Bundle) -> None:
-    pytest.importorskip("openvino")
-    frames = fight_frames(bundle)
-    with load_model(bundle, "fp32", "onnxruntime-cpu", 2) as model, load_peer(bundle, "openvino", 2).model as other:
-        ours, theirs = list(see_clip(model, frames)), list(see_clip(other, frames))
-    for one, two in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(one.origins, two.origins)
-        np.testing.assert_allclose(one.logits, two.logits, atol=2e-3)
-
-
-def test_pytorch_peers_compute_the_same_from_the_bundles_checkpoint(small_bundle: Path, small_checkpoint: Path) -> None:
-    bundle = read_bundle(small_bundle)
-    frames = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), np.uint8)
-    with load_model(bundle, "fp32", "onnxruntime-cpu", 2) as model:
-        expected = predict_with(model)(frames)
-    for peer in ("pytorch-eager", f"{row_module.CHECKPOINT_PEER}own"):
-        loaded = load_peer(bundle, peer, 2, small_checkpoint)
-        found = np.concatenate([glimpse.logits for glimpse in see_clip(loaded.model, frames)])
-        np.testing.assert_allclose(found, expected, atol=2e-3)
-        assert loaded.gflops_per_step == pytest.approx(gflops_per_step(bundle, "onnxruntime-cpu"), rel=1e-3)
-    # type: ignore[arg-type, return-value]
-    timing = Bench(load_peer(bundle, "pytorch-eager", 2).model, bundle.classes, lambda name: None).time(
-        Row(Loading("small", "pytorch-eager", "fp32", 2), "clip", 8), NoiseClip(), parts=True
-    )
-    assert timing.parts_ms is not None
-    assert set(timing.parts_ms) == {"decode", "preprocess", "model", "host"}
 
 
 # -- real processes ----------------------------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ from adafocus_edge.benchmark.worker import Memory, Opening, Ready
 from adafocus_edge.bundle.manifest import Bundle
 from adafocus_edge.cli.benchmark import _Reports
 from adafocus_edge.evaluation.dataset import read_data
-from tests.benchmark.test_benchmark import COSTS_MS, CPU, FIGHTS, Clock, InProcess, bundle, clock
+from tests.benchmark.test_benchmark import COSTS_MS, CPU, FIGHTS, Clock, InProcess, clock
 
-__all__ = ["bundle", "clock"]  # fixtures
+__all__ = ["clock"]  # a fixture
 RECORDED = Path(__file__).with_name("recorded")
 MACHINE = {
     "processor": "a processor", "cpu": "a processor", "cpu_flags": ["avx2"], "cores": 2, "usable_cores": 2,
