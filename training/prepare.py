@@ -213,7 +213,7 @@ def _own(options: PrepareOptions, done: Prepared) -> list[Item]:
 
 
 def _check_stems(options: PrepareOptions, names: Sequence[str]) -> None:
-    """Refuse two videos of one name, which only a list could tell apart. Raises ``UsageError``."""
+    """Refuse two videos of one name, which only a list could distinguish. Raises ``UsageError``."""
     before: dict[str, str] = {}
     for name in names:
         place = frame_folder(name)

@@ -76,11 +76,9 @@ def main() -> None:
         "--backgrounds",
         type=Path,
         default=SMALL_BACKGROUNDS,
-        help="CSV of background videos, with the columns video and source",
+        help="CSV with the columns video,source",
     )
-    parser.add_argument(
-        "--weights", default="imagenet", help="initial weights of MobileNetV2: imagenet, random, or a file"
-    )
+    parser.add_argument("--weights", default="imagenet", help="weights of MobileNetV2: imagenet, random, or a file")
     parser.add_argument("--digits", default="0,1,2,3,4,5,6,7,8,9")
     add_options(parser, Task)
     parser.add_argument("--glance", type=int, default=160)

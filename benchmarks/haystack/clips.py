@@ -205,7 +205,7 @@ def draw_card(photo: Image, colour: tuple[int, int, int], side: int, random: np.
 
 
 def drift(frames: int, room: int, speed: float, random: np.random.Generator) -> NDArray[np.int64]:
-    """Return the path of a corner, [frames, 2]: straight through a square of ``room`` pixels, reflected at its sides."""
+    """Return the path of a corner, [frames, 2]: straight through a square of ``room`` pixels, with reflections."""
     direction = random.uniform(0, 2 * np.pi)
     step = speed * random.uniform(0.5, 1.5) * room / frames * np.array([np.sin(direction), np.cos(direction)])
     unfolded = random.uniform(0, room, 2) + np.arange(frames)[:, None] * step

@@ -1,4 +1,4 @@
-"""Kept frames: the same samples as without them, in memory and on disk, their size logged first, and decoded again when damaged."""
+"""Kept frames: the same samples as without them, in memory and on disk, and decoded again when damaged."""
 
 from __future__ import annotations
 
