@@ -165,7 +165,7 @@ def _quoted(path: Path) -> str:
 
 
 def _check_order(runs: list[StageRun], bundle: Path) -> None:
-    """Refuse what a stage that is still to be trained would leave out of date. Raises ``UsageError``."""
+    """Refuse checkpoints and a bundle that an unfinished stage would make obsolete. Raises ``UsageError``."""
     first = next((number for number, run in enumerate(runs) if not run.finished), None)
     if first is None:
         return

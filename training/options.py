@@ -28,7 +28,7 @@ UNUSED = frozenset(
 """Options that the official code reads and never uses, or that the stage or the data decide; accepted with a note."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     "train_stage": (0, 1, 2, 3),
-    "stages": ("", "all"),
+    "stages": ("all",),
     "glancer": tuple(BACKBONES),
     "focuser": tuple(BACKBONES),
     "consensus": ("gru", "fc"),
@@ -317,7 +317,8 @@ def check_options(options: TrainOptions) -> None:
     """Check every value, and expand ``~`` in paths. Raises ``UsageError`` that names the option and what is allowed."""
     _check_run(options)
     for name, allowed in CHOICES.items():
-        if getattr(options, name) not in allowed and not (name == "train_stage" and options.stages):
+        optional = (name == "stages" and not options.stages) or (name == "train_stage" and bool(options.stages))
+        if getattr(options, name) not in allowed and not optional:
             raise UsageError(f"{name}={getattr(options, name)}: must be one of {', '.join(map(str, allowed))}")
     _check_numbers(options)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):

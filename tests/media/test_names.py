@@ -138,7 +138,7 @@ def test_one_name_with_two_suffixes_needs_the_suffix(tmp_path: Path) -> None:
     for suffix, name in ((".avi", "walk"), (".mp4", "run")):
         video(tmp_path / "V" / "x" / f"001{suffix}", COLOURS[name])
     options = PrepareOptions(tmp_path / "V", tmp_path / "out", size=32)
-    with pytest.raises(UsageError, match=r"two videos are called x/001: x/001\.avi and x/001\.mp4"):
+    with pytest.raises(UsageError, match=r"two videos have the name x/001: x/001\.avi and x/001\.mp4"):
         prepare(options)
     path = listed(tmp_path / "list.txt", "x/001,run")
     with pytest.raises(DataError, match=r"x/001\.avi or .*x/001\.mp4"):
@@ -430,7 +430,7 @@ def test_folders_of_frames_are_no_videos_to_prepare_and_said(tmp_path: Path) -> 
     picture(tmp_path / "V" / "run" / "c" / "1.png")
     done = prepare(PrepareOptions(tmp_path / "V", tmp_path / "out", size=32))
     assert sum(done.lists.values()) == 2
-    assert "left out: 1 folders of frames, such as " in done.notes[0]
+    assert "skipped: 1 folders of frames, such as " in done.notes[0]
 
 
 def test_a_cover_does_not_hide_clips_of_frames(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_name_that_is_too_long_is_told():
     one_line_error(done, 1, "a: File name too long")
 
 
-@pytest.mark.parametrize(("name", "words"), [(b"b\xff", "is no UTF-8"), (b"b\nc", "a line break")])
+@pytest.mark.parametrize(("name", "words"), [(b"b\xff", "is not UTF-8"), (b"b\nc", "a line break")])
 @pytest.mark.parametrize("of", ["class", "video"])
 def test_names_that_no_list_can_hold_are_told_before_the_work(of, name, words, tmp_path):
     (tmp_path / "videos" / "other").mkdir(parents=True)

@@ -189,7 +189,7 @@ def test_backbone_weights_of_wrapped_networks_load_into_torchvisions_own(counter
 def test_the_first_blocks_of_a_deeper_network_are_not_taken_for_a_smaller_one(tmp_path):
     torch.save(torchvision.models.resnet34(num_classes=2).state_dict(), tmp_path / "w.pth")
     net = torchvision.models.resnet18(num_classes=2)
-    with pytest.raises(CheckpointError, match="holds a resnet34, but the options say resnet18"):
+    with pytest.raises(CheckpointError, match="holds a resnet34, the options name resnet18"):
         backbone_weights(net, "resnet18", str(tmp_path / "w.pth"), "focuser_weights")
 
 
@@ -203,7 +203,7 @@ def without(weights, *prefixes):
         (lambda w: without(w, "focuser.policy"), "a stage-1 checkpoint"),
         (lambda w: without(w, "focuser", "classifier"), "no focuser in it"),
         (lambda w: without(w, "glancer"), "no glancer in it"),
-        (lambda w: without(w, "focuser.net.layer4.1"), "none of the known backbones"),
+        (lambda w: without(w, "focuser.net.layer4.1"), "not a known backbone"),
         (lambda w: without(w, "focuser.net.layer4.1.bn2.weight"), "lacks 'focuser.net.layer4.1.bn2.weight'"),
         (lambda w: w | {"focuser.net.conv1.weight": torch.zeros(64, 3, 3, 3)}, r"shape \[64, 3, 3, 3\], but"),
         (lambda w: w | {"focuser.surprise": torch.zeros(1)}, "'focuser.surprise', which is no part"),
@@ -320,5 +320,5 @@ def test_two_copies_of_the_policy_may_differ(small_weights, tmp_path):
 def test_tensors_that_are_not_plain_are_refused(change, tmp_path):
     path = tmp_path / "checkpoint.pth.tar"
     torch.save({"fc": {"fc.weight": change(torch.zeros(7, 512))}}, path)
-    with pytest.raises(CheckpointError, match="'classifier.fc.weight' is no plain tensor"):
+    with pytest.raises(CheckpointError, match="'classifier.fc.weight' is not a plain dense tensor"):
         read_checkpoint(path)

@@ -88,7 +88,7 @@ REFUSED = [
     (2, 1, "evaluate=true", "train_stage=2 evaluates a stage-2 checkpoint"),
     (3, 0, "evaluate=true", "train_stage=3 evaluates a stage-3 checkpoint"),
     (3, 1, "evaluate=true", "train_stage=3 evaluates a stage-3 checkpoint"),
-    (0, 0, "pretrain_glancer=false", "stage 0 trained the glancer in it"),
+    (0, 0, "pretrain_glancer=false", "holds a stage-0 glancer"),
 ]
 
 
@@ -171,7 +171,7 @@ def test_shapes_that_differ_are_refused_by_the_options_names(data: Path, tmp_pat
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match=f"trained with .*{before}, now {option}"):
             start(data, "train_stage=3", f"resume={path}", option)
-    # A policy that is trained anew may have another shape.
+    # A new policy may have another shape.
     start(data, "train_stage=2", f"resume={own(data, tmp_path / 'd.pth', 1)}", "action_dim=16")
 
 
@@ -221,7 +221,7 @@ def test_a_backbone_that_saw_no_training_is_noted(
     path = official(data, tmp_path / "localcnn.pth.tar", 1, trained=False, batches=(0, 9))
     start(data, "train_stage=1", f"pretrained_glancer={path}", f"pretrained_focuser={path}")
     (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert f"pretrained_glancer={path}: its glancer saw no batch of training" in note
+    assert f"pretrained_glancer={path}: its glancer saw no training batch" in note
     start(data, "train_stage=1", f"pretrained_focuser={path}")
     assert "it keeps the weights of glancer_weights=random" in capsys.readouterr().err
 

@@ -146,7 +146,7 @@ def test_several_passes_keep_what_the_old_policy_did() -> None:
         losses.append(loss.item())
         stage.after_update()
     assert torch.equal(*drawn)
-    assert losses[1] != losses[0]  # judged anew by the policy that the first pass changed
+    assert losses[1] != losses[0]  # evaluated again by the policy that the first pass changed
     assert all(
         torch.equal(value, pair.policy_old.state_dict()[name]) for name, value in pair.policy.state_dict().items()
     )
@@ -199,7 +199,7 @@ def test_a_collapsed_policy_is_warned_of_with_what_to_change(
     text = collapse_warning({"entropy": entropy}, found, chosen)
     assert (text is not None) == warns
     if text is not None:
-        assert f"{share} % of its patches lie in one cell (row 2, column 3)" in text
+        assert f"{share} % of its patches are in one cell (row 2, column 3)" in text
         for word in (
             "policy_batch=64 (now 8)",
             "gamma=0 (now 0.7)",
@@ -404,4 +404,4 @@ def test_a_cache_that_cannot_be_is_refused_in_a_line(start: Path, tmp_path: Path
     given += ["multiprocessing_distributed=false", f"resume={start / 'stage1.pth.tar'}", "dist_url=tcp://127.0.0.1:1"]
     assert "policy_cache=ram" in given
     refused = edge("train", *given, f"hydra.run.dir={tmp_path / 'no'}", "policy_batch=0", "distributed=false")
-    one_line_error(refused, 2, "2 processes are asked for")
+    one_line_error(refused, 2, "this run has 2")

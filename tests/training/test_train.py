@@ -1,4 +1,4 @@
-"""Training from the command line: the whole road, going on after a kill, several processes, bad data and full disks."""
+"""Training from the command line: the whole road, resuming after a kill, several processes, bad data and full disks."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_whole_road_from_videos_to_a_classified_clip(road: Path, data: Path)
     # The trainer's own validation after the last epoch says the same.
     last = json.loads((road / "stage3" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["val"]["top1"] == pytest.approx(found["checkpoint"]["top1"], abs=1e-3)
-    # (mAP is left out: after so little training, ranks hang on the last digits.)
+    # (mAP is not compared: after so little training, ranks hang on the last digits.)
 
     classified = edge("classify", FIGHTS / "fight", "--bundle", bundle, "--json")
     assert classified.returncode == 0, classified.stderr
@@ -142,10 +142,10 @@ def test_checkpoints_of_every_stage_are_evaluated_for_what_they_are(road: Path, 
     refused = edge("evaluate", road / "stage1" / "last.pth.tar", "--data", FIGHTS)
     one_line_error(refused, 1, "stage-1 checkpoint")
     whole = edge("evaluate", road / "glancer" / "last.pth.tar", "--data", FIGHTS, "--patches", "centre")
-    one_line_error(whole, 2, "--patches is not for it")
+    one_line_error(whole, 2, "--patches does not apply")
     swapped = f"pretrained_focuser={road / 'glancer' / 'last.pth.tar'}"
     refused = edge("train", *TINY, f"data_dir={data}", "train_stage=1", swapped)
-    one_line_error(refused, 2, "stage 0 trained the other part", "focuser_weights=")
+    one_line_error(refused, 2, "holds a stage-0 glancer, not a focuser", "focuser_weights=")
     one_line_error(edge("export", road / "glancer" / "last.pth.tar", "-o", road / "no"), 1, "stage-0 checkpoint")
 
 
@@ -400,7 +400,7 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(data: Path, tmp_path: P
 
     frames = tmp_path / "frames"
     done = limited(2_000, "prepare", FIGHTS, "-o", frames)
-    one_line_error(done, 1, "cannot be written", "run again to go on")
+    one_line_error(done, 1, "cannot be written", "run again to resume")
     assert not list(frames.rglob("image_*.jpg"))
     assert not list(frames.rglob("*.part"))
     assert not list(frames.rglob("*split.txt"))
