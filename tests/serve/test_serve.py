@@ -1632,7 +1632,7 @@ def test_a_source_that_is_lost_is_shown_with_its_text(browser: Any, classifier: 
     )
     with running(run), quick(classifier, run) as server, page_of(browser, server) as page:
         wait_for(page, "s => document.querySelector(s + ' .badge')?.innerText === 'Reconnecting'", card("gate"))
-        assert "trying again in" in page.locator(f"{card('gate')} .trouble").inner_text()
+        assert "retrying in" in page.locator(f"{card('gate')} .trouble").inner_text()
         assert page.locator(f"{card('gate')} .note").inner_text() == "No picture yet"
         page.wait_for_selector("#events li.notice")
 
