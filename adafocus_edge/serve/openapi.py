@@ -175,7 +175,11 @@ def _paths(options: ServeOptions) -> Schema:
         "/healthz": {
             "get": {
                 **_operation(
-                    "Report whether the model's loop is running", {200: _ref(schemas.Health), 503: _ref(schemas.Health)}
+                    "Report whether the model's loop makes progress",
+                    {
+                        200: {**_ref(schemas.Health), "description": "it does"},
+                        503: {**_ref(schemas.Health), "description": "it has ended or stalled"},
+                    },
                 ),
                 "security": [],
             }

@@ -52,15 +52,15 @@ class Result(Object, frozen=True):
     """The result of one clip."""
 
     source: str
-    start_s: float | None
-    end_s: float | None
-    label: str
+    start_s: Annotated[float | None, Meta(description="Start, in seconds of the source; null if it has no times.")]
+    end_s: Annotated[float | None, Meta(description="End, in seconds of the source; null if it has no times.")]
+    label: Annotated[str, Meta(description="The most likely class.")]
     class_id: Count
     confidence: Probability
     top: Annotated[list[Guess], Meta(description="The most likely classes, best first.")]
-    steps: list[Step]
-    steps_used: Count
-    exited_early: bool
+    steps: Annotated[list[Step], Meta(description="The glimpses, in the order in which they were taken.")]
+    steps_used: Annotated[Count, Meta(description="Number of glimpses.")]
+    exited_early: Annotated[bool, Meta(description="Whether the model stopped before the last glimpse.")]
     latency_ms: Annotated[float, Meta(description="From opening the clip, or capturing its last frame, to the result.")]
     model_ms: Annotated[float, Meta(description="Share of the latency that is spent in the model.")]
     backend: str
@@ -149,10 +149,10 @@ class Listener(Object, frozen=True):
     """An output of the run, and what it did with the messages it was sent."""
 
     name: str
-    waiting: Count
-    handled: Count
-    dropped: Count
-    failed: Count
+    waiting: Annotated[Count, Meta(description="Messages in its queue.")]
+    handled: Annotated[Count, Meta(description="Messages processed.")]
+    dropped: Annotated[Count, Meta(description="Messages dropped because the queue was full.")]
+    failed: Annotated[Count, Meta(description="Messages whose processing failed.")]
     dropping: Annotated[bool, Meta(description="Whether messages are being dropped because the output is too slow.")]
 
 
@@ -190,7 +190,7 @@ class OpenedCamera(Object, frozen=True):
 
 
 class Health(Object, frozen=True):
-    """Whether the model's loop moves."""
+    """Whether the model's loop makes progress."""
 
     status: Literal["ok", "failing"]
 

@@ -59,7 +59,7 @@ WIDE = CLIPS / "people_1080p.mp4"
 TOKEN = "a-token-that-nobody-guesses"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ODD_NAME = "yard / gate 2 <b>?#%&"
-"""A source's name that would do harm where it is not escaped, in an address or in the page."""
+"""A source's name that does harm unless it is escaped in addresses and in the page."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Answer:
 
 
 def ask(server: Server, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-    """Send one request; underscores in names of headers stand for dashes."""
+    """Send one request; underscores in names of headers become dashes."""
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body, named, encode_chunked=not isinstance(body, (bytes, str, type(None))))
@@ -95,10 +95,10 @@ def get(server: Server, path: str, **headers: str) -> Answer:
 
 
 def until(met: Callable[[], Any], within_s: float = 60.0) -> Any:
-    """Wait for what another thread does; return what it came to."""
+    """Wait until a condition is met; return its value."""
     deadline = time.monotonic() + within_s
     while not (found := met()):
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, "the condition was never met"
         time.sleep(0.02)
     return found
 
@@ -118,7 +118,7 @@ def new_run(classifier: Classifier, *sources: Source, kind: type[LiveRun] = Live
 
 @contextmanager
 def running(run: LiveRun) -> Iterator[LiveRun]:
-    """Let a run go on beside the test."""
+    """Run a live run in another thread during the test."""
     stop, failed = threading.Event(), []
 
     def work() -> None:
@@ -137,8 +137,8 @@ def running(run: LiveRun) -> Iterator[LiveRun]:
     assert not failed, failed
 
 
-class Told(list[str]):
-    """Lines that a server told."""
+class Reported(list[str]):
+    """Lines that a server reported."""
 
     def __call__(self, line: str) -> None:
         self.append(line)
@@ -148,13 +148,13 @@ class Told(list[str]):
 class Served:
     run: LiveRun
     server: Server
-    told: Told
+    told: Reported
 
 
 @pytest.fixture(scope="module")
 def served(classifier: Classifier) -> Iterator[Served]:
-    """A page that everybody on this machine may open, of two sources that go on and on."""
-    told = Told()
+    """A server without a token, of a run with two endless sources."""
+    told = Reported()
     run = new_run(classifier, Source("entrance", str(FIGHT)), Source(ODD_NAME, str(WIDE)))
     with running(run), Server(run, ServeOptions(port=0, picture_fps=20.0), told) as server:
         until(lambda: get(server, "/api/results").json["results"])
@@ -164,7 +164,7 @@ def served(classifier: Classifier) -> Iterator[Served]:
 
 @contextmanager
 def quick(classifier: Classifier, run: LiveRun | None = None, **options: Any) -> Iterator[Server]:
-    """A server of a run that stands still, for what has nothing to do with one that moves."""
+    """A server of a run that was not started, for tests that need no results."""
     with Server(run or new_run(classifier), ServeOptions(port=0, **options)) as server:
         yield server
 
@@ -177,14 +177,14 @@ def jpeg(width: int = 320, height: int = 240, shade: int = 90, **more: Any) -> b
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where uploads are kept meanwhile."""
+    """Folder for temporary files of uploads."""
     folder = tmp_path / "uploads"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
 
 
-# -- who may listen where ----------------------------------------------------------------------------------------------
+# -- host and token ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
@@ -248,7 +248,7 @@ def test_an_open_door_is_refused_before_anything_listens(classifier: Classifier)
         Server(new_run(classifier), ServeOptions("0.0.0.0", 0))
 
 
-# -- what is known -----------------------------------------------------------------------------------------------------
+# -- status and results ------------------------------------------------------------------------------------------------
 
 
 def test_the_status_is_that_of_the_run_with_the_crop(served: Served) -> None:
@@ -335,7 +335,7 @@ class StalledRun(LiveRun):
 
 
 class BrokenRun(LiveRun):
-    """A run that cannot even say how it is doing, nor show a picture."""
+    """A run whose status cannot be read."""
 
     def status(self) -> Any:
         raise RuntimeError(f"secret {ROOT}")
@@ -358,7 +358,7 @@ def test_health_is_503_when_it_does_not(classifier: Classifier, monkeypatch: pyt
 
 
 def test_what_goes_wrong_inside_is_told_to_the_owner_and_not_to_visitors(classifier: Classifier) -> None:
-    told = Told()
+    told = Reported()
     with Server(new_run(classifier, kind=BrokenRun), ServeOptions(port=0), told) as server:
         answer = get(server, "/api/status")
         assert (answer.status, answer.error) == (500, "internal server error")
@@ -367,7 +367,7 @@ def test_what_goes_wrong_inside_is_told_to_the_owner_and_not_to_visitors(classif
     assert told == [f"web page: RuntimeError: secret {ROOT}"]
 
 
-# -- who is let in -----------------------------------------------------------------------------------------------------
+# -- access ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:{port}", "localhost:{port}", "LOCALHOST", "[::1]:{port}", "127.0.0.2:99"])
@@ -634,7 +634,7 @@ def test_all_interfaces_are_served_with_a_token(classifier: Classifier) -> None:
         assert server.url == f"http://localhost:{server.port}/"
 
 
-# -- what happens, as it happens ---------------------------------------------------------------------------------------
+# -- live data ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -941,7 +941,7 @@ def test_a_file_that_is_too_large_is_refused_while_it_comes(
 
 
 def half_upload(server: Server, name: str = "half.mp4") -> socket.socket:
-    """Begin to send a file, and go no further."""
+    """Send the beginning of a file only."""
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     head = f"POST /api/classify?name={name} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
     connection.sendall(head.encode() + CUT)
@@ -967,7 +967,7 @@ def test_a_sender_that_says_nothing_is_let_go(served: Served, temporary: Path, m
 
 
 class WatchedRun(LiveRun):
-    """A run that shows what it was asked to give up."""
+    """A run that keeps the cancel event of the last clip."""
 
     def submit_clip(self, source: Source, cancel: threading.Event | None = None) -> Any:
         self.cancel = cancel
@@ -1005,7 +1005,7 @@ BOUNDARY = "----boundary 7"
 
 
 def form(*parts: tuple[str, bytes], end: bytes = b"--\r\n", before: bytes = b"") -> bytes:
-    """A form of parts, each with what follows ``form-data;`` in its head."""
+    """Encode a form of parts, each with the rest of its Content-Disposition after ``form-data;``."""
     whole = before
     for head, content in parts:
         whole += f"--{BOUNDARY}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode() + content + b"\r\n"
@@ -1040,7 +1040,7 @@ def test_a_file_in_a_form_is_classified_as_by_itself(served: Served, temporary: 
 
 @pytest.mark.parametrize("size", [1, 7, 4096])
 def test_a_form_may_come_in_pieces_of_any_size(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What looks like the beginning of a boundary is a part of the file as long as it is none."""
+    """The beginning of a boundary within the file belongs to the file."""
     content = b"\r\n--" + BOUNDARY.encode()[:-1] + b"\r\n\r" + bytes(range(256)) * 2 + b"\r\n--\r\n-"
     body = form(('name="a"', b"1"), (FILE.format("x.mp4"), content), ('name="b"', b"2"))
 
@@ -1126,7 +1126,7 @@ def test_curl_sends_a_file_in_a_form(served: Served, temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-# -- cameras of browsers -----------------------------------------------------------------------------------------------
+# -- browser cameras ---------------------------------------------------------------------------------------------------
 
 
 def clip_jpegs(path: Path, count: int) -> list[bytes]:
@@ -1195,7 +1195,7 @@ def test_a_png_in_disguise_is_no_jpeg() -> None:
 
 
 def scanned(times: int) -> bytes:
-    """A JPEG that asks for many passes over its picture, of ten bytes each."""
+    """Make a JPEG with many additional scans of ten bytes each."""
     return jpeg(progressive=True)[:-2] + b"\xff\xda\x00\x08\x01\x01\x00\x01\x3f\x00" * times + b"\xff\xd9"
 
 
@@ -1249,11 +1249,11 @@ def test_cameras_have_a_limit(classifier: Classifier) -> None:
         assert ask(server, "POST", "/api/cameras").error == "browser cameras are disabled on this server"
 
 
-# -- the end -----------------------------------------------------------------------------------------------------------
+# -- shutdown ----------------------------------------------------------------------------------------------------------
 
 
 def open_files() -> set[str]:
-    """Sockets, event loops and temporary files; the videos that another run plays come and go."""
+    """Return open sockets, event loops and temporary files, but no videos, which another run opens and closes."""
     found = set()
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):
@@ -1348,7 +1348,7 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def page_of(browser: Any, server: Server, path: str = "", **more: Any) -> Iterator[Any]:
-    """Open a page; what its console tells as an error or a warning fails the test, but for what is expected."""
+    """Open a page; unexpected errors and warnings in its console fail the test."""
     expected = more.pop("expected", ())
     said: list[str] = []
     context = browser.new_context(viewport=more.pop("viewport", {"width": 1280, "height": 800}), **more)
@@ -1373,7 +1373,7 @@ def wait_for(page: Any, expression: str, argument: Any = None) -> None:
 
 
 def has_colour(page: Any, selector: str, red: int, green: int, blue: int) -> bool:
-    """Whether a canvas holds pixels of about this colour."""
+    """Return whether a canvas has pixels of about this colour."""
     url = page.locator(selector).evaluate("canvas => canvas.toDataURL('image/png')")
     with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as image:
         pixels = np.asarray(image.convert("RGBA")).astype(int)
@@ -1638,7 +1638,7 @@ def test_a_source_that_is_lost_is_shown_with_its_text(browser: Any, classifier: 
 
 
 class _Late(Sink):
-    """An output that takes what it is handed only when it is told to."""
+    """An output that blocks until ``go`` is set."""
 
     wants: ClassVar[tuple[type, ...]] = (LiveFrame,)
     unit = "frames"
