@@ -40,7 +40,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         with Image.open(path) as image:
             if image.width * image.height > LARGEST_IMAGE:
                 raise SourceError(
-                    f"{path}: frames of {image.width} x {image.height} pixels are too large: at most {LARGEST_IMAGE} "
+                    f"{path}: an image of {image.width} x {image.height} pixels is too large: at most {LARGEST_IMAGE} "
                     "pixels"
                 )
             if image.format in ("JPEG", "MPO") and has_too_many_scans(path.read_bytes()):
