@@ -34,7 +34,7 @@ from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.live.watchdog import SILENT_S, Silence, Watchdog
 from adafocus_edge.media.sources import Source
 from adafocus_edge.model.logits import softmax
-from adafocus_edge.runtime.lanes import HostLanes, Lanes
+from adafocus_edge.runtime.lanes import lanes_of
 from adafocus_edge.system.memory import trim
 from adafocus_edge.system.sensors import SensorReader
 
@@ -176,7 +176,7 @@ class LiveRun:
         self._classifier = classifier
         most = len(sources) * options.overlap + options.max_guests
         model = classifier.model
-        self._lanes = HostLanes(model) if model.resident is None else Lanes(model, max(1, most))
+        self._lanes = lanes_of(model, max(1, most))
         self._on_device = None if model.resident is None else LiveFrames(model.resident, classifier.decoder)
         self._listeners = list(listeners)
         self._listener_drops: dict[Sink, DropMeter] = {}
@@ -349,7 +349,7 @@ class LiveRun:
             if stop.is_set():
                 break
             self._preparing, self._beat_s = f"preparing batch {size}", time.monotonic()
-            if self._classifier.model.resident is not None:
+            if self._classifier.model.on_device:
                 self._on_prepare(f"{self._preparing} ...")
         else:
             if self._on_device is not None:
