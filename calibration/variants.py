@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.backends.onnxruntime import OrtSession, open_graphs
-from adafocus_edge.bundle.variants import CALIBRATED, EXACT_INT8
+from adafocus_edge.bundle.variants import CALIBRATED, EXACT_INT8, RECIPE
 from adafocus_edge.model.spec import GRAPHS, ModelSpec
 from calibration import int8
 from calibration.compare import Difference, Run, compare, run
@@ -142,7 +142,7 @@ class Maker:
 
     def make(self, variant: Variant) -> Made:
         """Make one variant."""
-        return self._half() if variant == "fp16" else self._int8(variant)
+        return self._half() if RECIPE[variant] == "fp16" else self._int8(variant)
 
     def opened(self, paths: Mapping[str, Path], variant: str) -> LoadedModel:
         """Open the given graphs on the CPU, and the float model's for those not given."""

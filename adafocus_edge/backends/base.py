@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from adafocus_edge.model.spec import TensorSpec
+from adafocus_edge.model.spec import Glimpse, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,3 +126,31 @@ class Program(Protocol):
 
     def close(self) -> None:
         """Free its memory; it cannot run after that."""
+
+
+class Steps(Protocol):
+    """N clips, one frame of each at a time; both states are kept between steps."""
+
+    def reset(self) -> None:
+        """Start every clip again with the next step."""
+
+    def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Glimpse:
+        """Run one step with one frame of each clip, uint8 [S, S, 3]; return origins [N, 2] and logits [N, C]."""
+
+
+class Runner(Protocol):
+    """Runs a model's graphs over whole clips and over steps, on the host or on a device.
+
+    Attributes:
+        largest_batch: how many clips can step together at most, or None for no limit.
+    """
+
+    @property
+    def largest_batch(self) -> int | None:
+        """Return how many clips can step together at most, or None for no limit."""
+
+    def see_clip(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
+        """Run a whole clip of frames uint8 [S, S, 3]; yield one glimpse per frame, for a batch of one."""
+
+    def steps(self, clips: int) -> Steps:
+        """Return a new loop over the steps of N clips at once, with states of its own."""

@@ -66,6 +66,11 @@ class LoadedModel:
         glancer, policy, focuser, classifier = (sessions[graph] for graph in GRAPHS)
         return cls(spec, glancer, policy, focuser, classifier, backend, variant, batch, resident)
 
+    @property
+    def on_device(self) -> bool:
+        """Return whether tensors stay on a device between graphs."""
+        return self.resident is not None
+
     def close(self) -> None:
         """Close the four sessions and the runner, even if closing one of them fails."""
         with ExitStack() as stack:

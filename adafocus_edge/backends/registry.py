@@ -37,7 +37,7 @@ class Backend:
             hold in 8 bits.
         auto_rank: its place in the order in which ``auto`` tries the backends of a usable GPU, from 1; None if ``auto``
             does not try it.
-        hint: returns what would make it faster on this machine where it can run, or None; `doctor` prints it.
+        hint: returns what would make it faster on this machine, or None; `doctor` prints it if the backend can run.
     """
 
     name: str
@@ -103,7 +103,7 @@ ON_GPU = tuple(
     for backend in sorted(BACKEND_TABLE, key=lambda backend: backend.auto_rank or 0)
     if backend.auto_rank is not None
 )
-"""What ``auto`` tries on a usable GPU before the CPU, best first."""
+"""The backends that ``auto`` tries on a usable GPU before the CPU, best first."""
 ALIASES = {alias: backend.name for backend in BACKEND_TABLE for alias in backend.aliases}
 """Backends by their aliases."""
 

@@ -19,7 +19,7 @@ from adafocus_edge.model.spec import GRAPHS, Glimpse, contract
 from adafocus_edge.system.companions import import_companion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -43,7 +43,7 @@ class Peer:
 
 
 class OnePiece:
-    """A function from a clip to logits, wrapped as the clip loop of a resident model.
+    """A function from a clip to logits, wrapped as the runner of a model.
 
     Args:
         predict: maps frames uint8 [T, S, S, 3] to logits float32 [T, C].
@@ -52,15 +52,11 @@ class OnePiece:
     def __init__(self, predict: Predict) -> None:
         self._predict = predict
 
-    def clip(self, frames: int) -> OnePiece:
-        """Return itself: it is its own loop."""
-        del frames
-        return self
-
-    def see(self, frames: list[NDArray[np.uint8]]) -> Glimpse:
-        """Predict one clip; the origins are zeros, as its patches are unknown."""
-        logits = self._predict(np.stack(frames))
-        return Glimpse(np.zeros((len(frames), 2), np.float32), logits)
+    def see_clip(self, frames: Sequence[NDArray[np.uint8]]) -> Iterator[Glimpse]:
+        """Predict one clip; the patches are unknown."""
+        logits = self._predict(np.stack(list(frames)))
+        for step in range(len(frames)):
+            yield Glimpse(np.zeros((1, 2), np.float32), logits[step : step + 1])
 
     def release(self) -> None:
         """Do nothing: it holds nothing."""

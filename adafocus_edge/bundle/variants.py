@@ -18,8 +18,8 @@ class Variant:
 
     Attributes:
         name: its folder in a bundle, and its name in ``--variant``.
-        purpose: what it is made for, as reports print it.
-        hardware: what it is made for; elsewhere it is measured only on request.
+        purpose: its purpose, as reports print it.
+        hardware: for which it is made; on other hardware it is measured only on request.
         recipe: how calibration makes it: a key of its recipes; None for the variant that export writes.
         exact_int8: whether it needs a device that adds 8-bit products exactly: a CPU that may not do so runs it in
             floats, slower.
@@ -43,7 +43,7 @@ VARIANTS = (
 REFERENCE = "fp32"
 """The variant that export writes, and that others are made from and compared with."""
 VARIANT_PREFERENCE = (REFERENCE,)
-"""What ``--variant auto`` takes, best first. Variants that a calibration adds are chosen by name."""
+"""The variants that ``--variant auto`` picks from, best first. Calibrated variants are chosen by name."""
 CALIBRATED = tuple(variant.name for variant in VARIANTS if variant.recipe is not None)
 """Names of the variants that a calibration makes."""
 BUILT_FROM = tuple(variant.name for variant in VARIANTS if variant.builds)
@@ -51,6 +51,8 @@ BUILT_FROM = tuple(variant.name for variant in VARIANTS if variant.builds)
 EXACT_INT8 = frozenset(variant.name for variant in VARIANTS if variant.exact_int8)
 """Names of the variants for devices that add 8-bit products exactly."""
 PURPOSE = {variant.name: variant.purpose for variant in VARIANTS}
-"""What each variant is made for, by its name."""
+"""The purpose of each variant, by its name."""
+RECIPE = {variant.name: variant.recipe for variant in VARIANTS}
+"""How calibration makes each variant, by its name; None for the one that export writes."""
 ON_CPU = tuple(variant.name for variant in VARIANTS if "cpu" in variant.hardware)
-"""Names of the variants that are made for a CPU; a calibration times all of them on one."""
+"""Names of the variants that are made for a CPU."""

@@ -25,7 +25,7 @@ from adafocus_edge.live.status import ListenerStatus, ModelStatus, RunStatus
 from adafocus_edge.live.watchdog import SILENT_S, Activity, Watchdog
 from adafocus_edge.live.windows import ResultMaker
 from adafocus_edge.media.sources import Source
-from adafocus_edge.runtime.lanes import HostLanes, Lanes
+from adafocus_edge.runtime.lanes import lanes_of
 from adafocus_edge.system.memory import trim
 from adafocus_edge.system.sensors import SensorReader
 
@@ -115,7 +115,7 @@ class LiveRun:
         self.options = options
         self._classifier = classifier
         max_lanes = len(sources) * options.overlap + options.max_guests
-        self._lanes = HostLanes(model) if model.resident is None else Lanes(model, max(1, max_lanes))
+        self._lanes = lanes_of(model, max(1, max_lanes))
         self._on_device = None if model.resident is None else LiveFrames(model.resident, classifier.decoder)
         self._results = ResultMaker(classifier, options.smooth, self._lanes.restart, self._publish)
         self._listeners = list(listeners)
@@ -310,7 +310,7 @@ class LiveRun:
             if stop.is_set():
                 break
             self._preparing, self._beat_s = f"preparing batch {size}", time.monotonic()
-            if self._classifier.model.resident is not None:
+            if self._classifier.model.on_device:
                 self._on_prepare(f"{self._preparing} ...")
         else:
             if self._on_device is not None:

@@ -189,7 +189,7 @@ class Classifier:
 
         Raises ``BackendError`` if the device fails.
         """
-        if self.model.resident is None:  # on a CPU the first run is as fast as the others
+        if not self.model.on_device:  # on a CPU the first run is as fast as the others
             return
         report("preparing the model ...")
         blank = [blank_frame(self.model.spec)] * self.model.spec.segments

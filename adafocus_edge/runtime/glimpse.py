@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from adafocus_edge.backends.base import Runner
     from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.model.spec import ModelSpec
 
@@ -36,36 +37,7 @@ def see_clip(model: LoadedModel, frames: Sequence[Any] | NDArray[np.uint8]) -> I
         One glimpse per frame, for a batch of one. Raises ``FrameError`` for frames that the model would misread.
     """
     check_frames(frames, model.spec)
-    if model.resident is not None:
-        seen = model.resident.clip(len(frames)).see(list(frames))
-        for step in range(len(frames)):
-            yield Glimpse(seen.origins[step : step + 1], seen.logits[step : step + 1])
-        return
-    frames = np.asarray(frames)
-    steps = range(len(frames))
-    pieces = [slice(start, start + model.batch) for start in range(0, len(frames), model.batch)]
-
-    glances = [model.glancer.run({"frame": frames[piece]}) for piece in pieces]
-
-    policy_state: Any = np.zeros((1, model.spec.policy_state), np.float32)
-    origins = np.empty((len(frames), 2), np.float32)
-    for step in steps:
-        glance, row = glances[step // model.batch], step % model.batch
-        choice = model.policy.run({"feature_map": glance["feature_map"][row : row + 1], "policy_state": policy_state})
-        policy_state = choice["policy_state_out"]
-        origins[step] = np.asarray(choice["origin"])[0]
-
-    focuses = [model.focuser.run({"frame": frames[piece], "origin": origins[piece]}) for piece in pieces]
-
-    state: Any = np.zeros((1, model.spec.classifier_state), np.float32)
-    for step in steps:
-        piece, row = divmod(step, model.batch)
-        feeds = {"focus": focuses[piece]["focus"][row : row + 1], "state": state}
-        if model.spec.with_glancer:
-            feeds["glance"] = glances[piece]["glance"][row : row + 1]
-        verdict = model.classifier.run(feeds)
-        state = verdict["state_out"]
-        yield Glimpse(origins[step : step + 1], np.asarray(verdict["logits"]))
+    yield from runner_of(model).see_clip(frames)
 
 
 class GlimpseStream:
@@ -85,16 +57,12 @@ class GlimpseStream:
     def __init__(self, model: LoadedModel, clips: int = 1) -> None:
         self._model = model
         self._clips = clips
-        self._loop = None if model.resident is None else model.resident.steps(clips)
+        self._steps = runner_of(model).steps(clips)
         self.reset()
 
     def reset(self) -> None:
         """Start new clips: set both states to zero."""
-        if self._loop is not None:
-            self._loop.reset()
-            return
-        self._policy_state: Any = np.zeros((self._clips, self._model.spec.policy_state), np.float32)
-        self._state: Any = np.zeros((self._clips, self._model.spec.classifier_state), np.float32)
+        self._steps.reset()
 
     def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Glimpse:
         """Run one step with one frame of each clip.
@@ -112,9 +80,81 @@ class GlimpseStream:
         check_frames(frames, self._model.spec)
         if len(frames) != self._clips:
             raise FrameError(f"{len(frames)} frames for {self._clips} clips: pass one frame of each")
-        if self._loop is not None:
-            self._loop.submit(list(frames))
-            return self._loop.collect()
+        return self._steps.see(frames)
+
+
+def runner_of(model: LoadedModel) -> Runner:
+    """Return the runner of a model: on its device, or session by session on the host."""
+    return HostRunner(model) if model.resident is None else model.resident
+
+
+class HostRunner:
+    """The glimpse loop over a model's four sessions, whose tensors are on the host: the :class:`Runner` of the CPU.
+
+    Args:
+        model: the four sessions.
+    """
+
+    largest_batch = None
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+
+    def steps(self, clips: int) -> HostSteps:
+        """Return a new loop over the steps of N clips at once."""
+        return HostSteps(self._model, clips)
+
+    def see_clip(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
+        """Run a whole clip: glance at all frames, choose all patches, focus on all of them, then classify."""
+        model, frames = self._model, np.asarray(frames)
+        steps = range(len(frames))
+        pieces = [slice(start, start + model.batch) for start in range(0, len(frames), model.batch)]
+
+        glances = [model.glancer.run({"frame": frames[piece]}) for piece in pieces]
+
+        policy_state: Any = np.zeros((1, model.spec.policy_state), np.float32)
+        origins = np.empty((len(frames), 2), np.float32)
+        for step in steps:
+            glance, row = glances[step // model.batch], step % model.batch
+            choice = model.policy.run(
+                {"feature_map": glance["feature_map"][row : row + 1], "policy_state": policy_state}
+            )
+            policy_state = choice["policy_state_out"]
+            origins[step] = np.asarray(choice["origin"])[0]
+
+        focuses = [model.focuser.run({"frame": frames[piece], "origin": origins[piece]}) for piece in pieces]
+
+        state: Any = np.zeros((1, model.spec.classifier_state), np.float32)
+        for step in steps:
+            piece, row = divmod(step, model.batch)
+            feeds = {"focus": focuses[piece]["focus"][row : row + 1], "state": state}
+            if model.spec.with_glancer:
+                feeds["glance"] = glances[piece]["glance"][row : row + 1]
+            verdict = model.classifier.run(feeds)
+            state = verdict["state_out"]
+            yield Glimpse(origins[step : step + 1], np.asarray(verdict["logits"]))
+
+
+class HostSteps:
+    """The glimpse loop over N clips, one frame of each at a time.
+
+    Args:
+        model: the four sessions.
+        clips: N.
+    """
+
+    def __init__(self, model: LoadedModel, clips: int) -> None:
+        self._model = model
+        self._clips = clips
+        self.reset()
+
+    def reset(self) -> None:
+        """Set both states to zero."""
+        self._policy_state: Any = np.zeros((self._clips, self._model.spec.policy_state), np.float32)
+        self._state: Any = np.zeros((self._clips, self._model.spec.classifier_state), np.float32)
+
+    def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Glimpse:
+        """Run one step: glance, choose a patch, focus on it, classify."""
         model, frames = self._model, np.asarray(frames)
         glance = model.glancer.run({"frame": frames})
         choice = model.policy.run({"feature_map": glance["feature_map"], "policy_state": self._policy_state})

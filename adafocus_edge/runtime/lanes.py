@@ -265,6 +265,11 @@ class HostLanes:
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
+def lanes_of(model: LoadedModel, most: int) -> Lanes | HostLanes:
+    """Return lanes for up to ``most`` streams of a model, on its device or on the host. Raises ``UsageError``."""
+    return Lanes(model, most) if model.on_device else HostLanes(model)
+
+
 def _on_host(model: LoadedModel) -> DeviceRunner:
     """Return a runner of a model's CPU sessions with the CPU as the device; the model still owns the sessions."""
     programs: dict[str, Any] = {graph: getattr(model, graph) for graph in GRAPHS}

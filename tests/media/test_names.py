@@ -109,7 +109,7 @@ def test_clips_of_one_name_in_two_folders_keep_their_own_label(
 def test_a_bare_name_of_two_videos_is_an_error_that_names_both(videos: Path, tmp_path: Path) -> None:
     for name in ("001", "001.mp4"):
         path = listed(tmp_path / "list.txt", f"{name},run")
-        with pytest.raises(DataError, match=r"line 1: .*run/001\.mp4 or .*walk/001\.mp4"):
+        with pytest.raises(DataError, match=r"line 1: .*run/001\.mp4 and .*walk/001\.mp4"):
             prepare(PrepareOptions(videos, tmp_path / "out", annotations=(path,)))
 
 
@@ -141,7 +141,7 @@ def test_one_name_with_two_suffixes_needs_the_suffix(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"two videos have the name x/001: x/001\.avi and x/001\.mp4"):
         prepare(options)
     path = listed(tmp_path / "list.txt", "x/001,run")
-    with pytest.raises(DataError, match=r"x/001\.avi or .*x/001\.mp4"):
+    with pytest.raises(DataError, match=r"x/001\.avi and .*x/001\.mp4"):
         prepare(PrepareOptions(tmp_path / "V", tmp_path / "out", annotations=(path,)))
     with pytest.raises(DataError, match=r"line 1: 'x/001' matches .*x/001\.avi and .*x/001\.mp4: give its suffix"):
         read_list(listed(tmp_path / "split.txt", "x/001,4,0"), tmp_path / "V", ["run"])
@@ -210,7 +210,7 @@ def test_several_lines_of_a_video_with_several_labels_are_joined(videos: Path, t
 
 def test_groups_of_a_bare_name_that_two_videos_have_are_refused(videos: Path, tmp_path: Path) -> None:
     groups = listed(tmp_path / "groups.csv", "video,source", "001.mp4,a")
-    with pytest.raises(DataError, match=r"run/001\.mp4 or .*walk/001\.mp4"):
+    with pytest.raises(DataError, match=r"run/001\.mp4 and .*walk/001\.mp4"):
         prepare(PrepareOptions(videos, tmp_path / "out", groups=groups))
     groups = listed(tmp_path / "groups.csv", "video,source", "run/001.mp4,a", "run/001.mp4,b")
     with pytest.raises(DataError, match=r"line 3: .*run/001\.mp4 is of source 'b' here, and of 'a' above"):

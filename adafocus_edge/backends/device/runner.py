@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ class DeviceSession:
 
 
 class DeviceRunner:
-    """A model's graphs on a device, and the loops over them.
+    """A model's graphs on a device, and the loops over them: the :class:`Runner` of a device.
 
     Args:
         spec: the model's shapes and names.
@@ -81,6 +81,12 @@ class DeviceRunner:
         loop = StepLoop(self, clips)
         self._loops.add(loop)
         return loop
+
+    def see_clip(self, frames: Sequence[NDArray[np.uint8] | Buffer] | NDArray[np.uint8]) -> Iterator[Glimpse]:
+        """Run a whole clip in one launch; see :class:`Runner`."""
+        seen = self.clip(len(frames)).see(list(frames))
+        for step in range(len(frames)):
+            yield Glimpse(seen.origins[step : step + 1], seen.logits[step : step + 1])
 
     def clip(self, frames: int) -> ClipLoop:
         """Return the loop over whole clips of this many frames."""
@@ -199,6 +205,11 @@ class StepLoop:
             phase, mark, _held = self._under_way.popleft()
             self._device.wait(mark)
             return Glimpse(*(phase.host[name].copy() for name in RESULTS))
+
+    def see(self, frames: Sequence[NDArray[np.uint8] | Buffer] | NDArray[np.uint8]) -> Glimpse:
+        """Run a step with one frame of each clip, and wait for its results."""
+        self.submit(list(frames))
+        return self.collect()
 
     def _phase(self) -> _Phase:
         if not self._phases:
