@@ -48,7 +48,7 @@ class Demand:
     def __str__(self) -> str:
         words = []
         if self.max_latency_ms is not None:
-            words.append(f"{self.percentile} of a {_OF[self.latency]} at most {self.max_latency_ms:g} ms")
+            words.append(f"{self.percentile} of the {_OF[self.latency]} at most {self.max_latency_ms:g} ms")
         if self.min_accuracy is not None:
             words.append(f"top-1 at least {self.min_accuracy:g} %")
         return ", ".join(words)
@@ -64,7 +64,7 @@ class Demand:
         return fast and (self.min_accuracy is None or row.accuracy >= self.min_accuracy)
 
 
-_OF = {"model": "clip in the model", "whole": "clip from file to result", "step": "glimpse"}
+_OF = {"model": "model time per clip", "whole": "end-to-end time per clip", "step": "time per glimpse"}
 
 
 def _own_rows(report: Report) -> list[RowReport]:

@@ -17,15 +17,19 @@ import pytest
 
 from adafocus_edge.benchmark.compare import read_report
 from adafocus_edge.benchmark.run import Request, run
+from adafocus_edge.benchmark.schema import to_json
 from adafocus_edge.benchmark.tables import csv_text, markdown
 from adafocus_edge.benchmark.worker import Memory, Opening, Ready
 from adafocus_edge.bundle.manifest import Bundle
 from adafocus_edge.cli.benchmark import _Reports
 from adafocus_edge.evaluation.dataset import read_data
 from tests.benchmark.test_benchmark import COSTS_MS, CPU, FIGHTS, Clock, InProcess, clock
+from tests.conftest import ROOT
 
 __all__ = ["clock"]  # a fixture
 RECORDED = Path(__file__).with_name("recorded")
+PUBLISHED = sorted((ROOT / "benchmarks" / "results").glob("front-*.json"))
+"""Reports of older versions."""
 MACHINE = {
     "processor": "a processor", "cpu": "a processor", "cpu_flags": ["avx2"], "cores": 2, "usable_cores": 2,
     "governor": None, "virtual": True, "memory": "8.0 GB", "gpu": "none", "system": "Linux", "python": "3.12",
@@ -97,3 +101,9 @@ def test_a_report_that_is_read_is_written_as_it_was(written: Path) -> None:
     before = written.read_bytes()
     _Reports((("json", written),)).write(read_report(written))
     assert written.read_bytes() == before
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_reports_of_older_versions_are_read_with_all_that_is_in_them(path: Path) -> None:
+    before = json.loads(path.read_text())
+    assert json.dumps(to_json(read_report(path))) == json.dumps(before)

@@ -402,7 +402,7 @@ def test_plain_videos_will_do(tmp_path):
         shutil.copy(clip, videos)
     done = edge("calibrate", "--data", videos, "-o", tmp_path / "b", *QUICK, "--variants", "fp16", "--json")
     assert done.returncode == 0, done.stderr
-    assert "no labels, so accuracy here is agreement" in done.stderr
+    assert "no labels, so accuracy is measured as agreement" in done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert rows["fp32"]["top1"] == 100
     assert rows["fp16"]["settings"]["labelled"] is False
