@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -11,10 +12,10 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -89,7 +90,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     """
     known = {f.name: f for f in fields(TrainOptions)}
     parser = OverridesParser.create()
-    plain = []
+    plain: list[str] = []
     for override in overrides:
         prefix = STAGE_PREFIX.match(override)
         head = prefix[0] if prefix else ""
@@ -98,9 +99,18 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
         raise UsageError("hydra.run.dir=: is for one run; with --multirun give hydra.sweep.dir=")
     swept = [text for text in plain if text.startswith("hydra.sweep.dir=")]
     rest = [text for text in plain if text not in swept]
-    runs = [run for batch in BasicSweeper.split_arguments(parser.parse_overrides(rest), None) for run in batch]
+    runs = itertools.product(*(_values(parser.parse_override(text)) for text in rest))
     folder = _sweep_dir(swept)
     return [[*run, f"hydra.run.dir={folder / str(number)}"] for number, run in enumerate(runs)]
+
+
+def _values(override: Override) -> list[str]:
+    """Return ``key=value`` for each value of an override. Raises ``UsageError`` for a range without steps."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if not override.is_discrete_sweep():
+        raise UsageError(f"{override.input_line}: needs a sweeper plug-in: give values, such as 1,2,3 or range(1,4)")
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
 def as_yaml(options: TrainOptions) -> str:

@@ -309,17 +309,19 @@ class TrainOptions:
 
 SET_BY_STAGES_ALL = ("train_stage", "resume", "pretrained_glancer", "pretrained_focuser", "evaluate")
 """Options that ``stages=all`` decides for each stage."""
+OPTIONAL = ("train_stage", "stages")
+"""Options with choices that may be empty: one of the two is given."""
 LARGEST = 2**32 - 1
 """Max value of a whole number among the options, such as a seed."""
 
 
 def check_options(options: TrainOptions) -> None:
     """Check every value, and expand ``~`` in paths. Raises ``UsageError`` that names the option and what is allowed."""
-    _check_run(options)
     for name, allowed in CHOICES.items():
-        optional = (name == "stages" and not options.stages) or (name == "train_stage" and bool(options.stages))
-        if getattr(options, name) not in allowed and not optional:
-            raise UsageError(f"{name}={getattr(options, name)}: must be one of {', '.join(map(str, allowed))}")
+        value = getattr(options, name)
+        if value not in allowed and not (name in OPTIONAL and value in ("", None)):
+            raise UsageError(f"{name}={value}: must be one of {', '.join(map(str, allowed))}")
+    _check_run(options)
     _check_numbers(options)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
         raise UsageError(f"device={options.device}: must be auto, cpu, cuda or cuda:N")

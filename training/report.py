@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 """A line of figures per epoch, in the run's folder."""
+HPARAM_METRICS = ("val/top1", "val/mAP")
+"""Scalars that TensorBoard shows beside the options of several runs."""
 LOG = "training.log"
 """Every line that a run prints, with its time, in the run's folder."""
 
@@ -97,13 +99,18 @@ class Recorder:
 
 
 @contextmanager
-def open_recorder(run_dir: Path, epoch: int) -> Iterator[Recorder]:
-    """Give a recorder of a run that has finished ``epoch`` epochs."""
+def open_recorder(run_dir: Path, epoch: int, options: dict[str, Any]) -> Iterator[Recorder]:
+    """Give a recorder of a run that has finished ``epoch`` epochs; a new run's options become TensorBoard's hparams."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of TensorBoard's own dependencies
         from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
 
         writer = SummaryWriter(str(run_dir), purge_step=epoch + 1)
+        if epoch == 0:
+            chosen = {name: value for name, value in options.items() if isinstance(value, (bool, int, float, str))}
+            for summary in hparams(chosen, dict.fromkeys(HPARAM_METRICS, 0.0)):  # type: ignore[no-untyped-call]
+                writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
     try:
         yield Recorder(run_dir, writer)
     finally:

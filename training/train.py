@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -193,7 +193,7 @@ class Trainer:
         if not self.processes.first:
             yield lambda *_: None
             return
-        with open_recorder(self.run_dir, self.state.epoch) as recorder:
+        with open_recorder(self.run_dir, self.state.epoch, asdict(self.options)) as recorder:
             yield lambda *figures: recorder.record(self.state.epoch, *figures)
 
     def _cached(self, batches: Batches, validation: Batches, progress: Progress) -> tuple[KeptBatches, KeptBatches]:

@@ -98,6 +98,8 @@ def test_each_stage_has_its_defaults_its_options_and_the_checkpoints_before(data
     one = stage_run(composed, "stage1").composed.options
     assert one.pretrained_glancer == str(tmp_path / "glancer" / "last.pth.tar")
     assert one.pretrained_focuser == str(tmp_path / "focuser" / "last.pth.tar")
+    for name in ("glancer", "focuser"):
+        (tmp_path / name / "last.pth.tar").unlink()
     # What is given for all stages counts more than a preset's default for one.
     plain = compose_options([*given, "epochs=5"])
     assert [stage_run(plain, name, check=True).composed.options.epochs for name in ("glancer", "stage2")] == [5, 5]
@@ -113,7 +115,7 @@ def test_each_stage_has_its_defaults_its_options_and_the_checkpoints_before(data
         (["stages=two"], "stages=two: must be one of"),
         (["train_stage=1", "stage1.epochs=3"], "options of a single stage are for stages=all"),
         (["train_stage=1", "export=true"], "export=true: is for stages=all"),
-        (["stages=all", "world_size=2"], "stages=all trains on one machine"),
+        (["stages=all", "world_size=2"], "stages=all runs on one machine"),
     ],
 )
 def test_options_that_contradict_all_stages_are_refused(data: Path, given: list[str], words: str) -> None:
