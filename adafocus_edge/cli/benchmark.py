@@ -64,8 +64,8 @@ def benchmark(
     output: Annotated[
         list[Path] | None,
         Option(
-            "Write the report to this file, in the format of its name: *.csv, *.md, *.html (a page that needs no other "
-            "file), *.png, else JSON. With JSON, an interrupted benchmark resumes.",
+            "Write the report to this file, in the format of its suffix: .csv, .md, .html (a page that needs no "
+            "other file) or .png, else JSON. With JSON, an interrupted benchmark resumes.",
             OUTPUT,
             ("--output", "-o"),
             metavar="FILE",

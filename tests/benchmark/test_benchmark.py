@@ -476,7 +476,7 @@ def test_tune_stores_a_profile_that_classify_uses(bundle: Bundle, tmp_path: Path
     assert result["steps_used"] <= profile.segments
     assert "fast" in edge("inspect", target).stdout
     one_line_error(
-        edge("classify", clip, "--bundle", target, "--profile", "fast", "--threads", 1), 2, "leave those out"
+        edge("classify", clip, "--bundle", target, "--profile", "fast", "--threads", 1), 2, "omit those options"
     )
     one_line_error(edge("classify", clip, "--bundle", target, "--profile", "slow"), 2, "no profile 'slow'", "fast")
     again = edge("tune", target, "--min-accuracy", 1, "--name", "fast", *arguments)

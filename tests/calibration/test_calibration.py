@@ -286,7 +286,7 @@ def calibrated(tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "early exit" in done.stdout
-    assert "in brackets: times of variants that are not made for that" in done.stdout
+    assert "in brackets: times of variants made for other hardware" in done.stdout
     return folder / "bundle"
 
 

@@ -156,7 +156,7 @@ def test_a_bundle_is_evaluated_from_the_command_line(small_bundle: Path, tmp_pat
     (tmp_path / "data.csv").write_text(f"video,class\n{rows}{tmp_path / 'gone.mp4'},activity 3\n")
     done = edge("evaluate", small_bundle, "--data", tmp_path / "data.csv", "--json", "--schedule", "stream")
     assert done.returncode == 1  # one clip is missing
-    assert "left out: " in done.stderr
+    assert "skipped: " in done.stderr
     entry = json.loads(done.stdout)
     assert entry["clips"] == len(videos)
     assert "stream schedule" in entry["ran"]

@@ -191,7 +191,7 @@ def test_a_profile_of_what_cannot_be_is_refused(wrong: dict[str, object], tmp_pa
     manifest["profiles"] = {"mine": profile | wrong}
     (path / MANIFEST).write_text(json.dumps(manifest))
     if "backend" in wrong:
-        one_line_error(edge("classify", FIGHT, "--bundle", path, "--profile", "mine"), 2, "wants the backend")
+        one_line_error(edge("classify", FIGHT, "--bundle", path, "--profile", "mine"), 2, "needs the backend")
         return
     with pytest.raises(UsageError, match="has invalid threads or segments"):
         read_bundle(path).profile("mine")
