@@ -96,7 +96,9 @@ def cached_folder(name: str, make: Callable[[Path], None], *more: str) -> Path:
 def cached_export(case: str = OFFICIAL) -> Path:
     """Return a folder with a golden case's checkpoint (:data:`CHECKPOINT`) and its ``bundle``; not to be written to.
 
-    The first call makes it, in half a minute. Raises ``subprocess.CalledProcessError`` if the export fails, ``OSError``.
+    The first call makes it, in half a minute.
+
+    Raises ``subprocess.CalledProcessError`` if the export fails, ``OSError``.
     """
 
     def make(folder: Path) -> None:
