@@ -38,6 +38,7 @@ from adafocus_edge.live.sinks.snapshots import Snapshots
 from adafocus_edge.system.files import draft_file, locked, write_text
 from tests.conftest import ROOT, SMALL, edge, one_line_error
 from tests.support.live_parts import SPEC, WALL_S, event, live_frame, until
+from tests.support.prefork import run_module
 
 FIGHTS = ROOT / "tests" / "fights"
 CLIPS = [FIGHTS / "fight" / "fi013.mp4", FIGHTS / "no_fight" / "nofi018.mp4"]
@@ -91,8 +92,10 @@ class Walk:
 
     def run(self, number: int) -> subprocess.CompletedProcess[str]:
         log = self.folder.parent / "changes.log"
-        process = started("-m", "tests.support.dies", self.folder, number, log, *self.command, **self.environment)
-        done = ended(process)
+        arguments = [str(part) for part in (self.folder, number, log, *self.command)]
+        environment = {**os.environ, **{name: str(value) for name, value in self.environment.items()}}
+        torch = self.command[0] == "export"
+        done = run_module("tests.support.dies", arguments, ROOT, environment, torch=torch, timeout_s=300)
         if number == 0:
             assert done.returncode == 0, done.stderr
             self.changes = log.read_text().splitlines()

@@ -40,7 +40,7 @@ class Prefork:
     """A server that forks.
 
     Args:
-        modules: what it imports beforehand; those that are missing are left out.
+        modules: what it imports beforehand; those that are missing are skipped.
     """
 
     def __init__(self, modules: list[str]) -> None:
@@ -48,6 +48,7 @@ class Prefork:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.prefork", *modules],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
+            bufsize=0,  # a reply that waits in a buffer is one that select does not see
         )  # fmt: skip
         atexit.register(self.close)
 

@@ -19,11 +19,12 @@ import torch
 
 from tests.conftest import ROOT, edge, one_line_error
 from tests.support.live_parts import until
+from tests.support.prefork import run_module
 
 FIGHTS = ROOT / "tests" / "fights"
 TINY = (
     "dataset=custom preset=edge input_size=64 glance_size=64 patch_size=32 action_dim=9 hidden_dim=16 "
-    "hidden_state_dim=16 num_segments=4 batch_size=4 epochs=2 workers=2 freeze_bn=false backbone_lr=0.003 fc_lr=0.01 "
+    "hidden_state_dim=16 num_segments=4 batch_size=4 epochs=2 workers=0 freeze_bn=false backbone_lr=0.003 fc_lr=0.01 "
     "glancer_weights=random focuser_weights=random"
 ).split()
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -51,7 +52,7 @@ def road(data: Path) -> Path:
         assert (out / name / "last.pth.tar").is_file()
 
     train("glancer", "train_stage=0")
-    train("focuser", "train_stage=0", "pretrain_glancer=false")
+    train("focuser", "train_stage=0", "pretrain_glancer=false", "workers=2")
     pretrained = [f"pretrained_{part}={out / part / 'last.pth.tar'}" for part in ("glancer", "focuser")]
     train("stage1", "train_stage=1", *pretrained)
     train("stage2", "train_stage=2", f"resume={out / 'stage1' / 'last.pth.tar'}")
@@ -176,7 +177,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(road: Path, data: Path, tmp_pa
     assert whole.returncode == 0, whole.stderr
 
     broken = tmp_path / "broken"
-    command = [sys.executable, "-m", "adafocus_edge", *given, f"hydra.run.dir={broken}"]
+    # Workers change nothing: samples draw from numbers of their own.
+    command = [sys.executable, "-m", "adafocus_edge", *given, "workers=2", f"hydra.run.dir={broken}"]
     with subprocess.Popen(command, env={**os.environ, **ONE_THREAD}, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 300
         while not written(broken / "metrics.jsonl") and time.monotonic() < deadline:
@@ -209,7 +211,7 @@ def test_nothing_of_a_killed_run_lives_on(data: Path, tmp_path: Path) -> None:
                 count += mark in path.read_bytes().split(b"\0")
         return count
 
-    given = ["train", *TINY, f"data_dir={data}", "train_stage=0", f"hydra.run.dir={tmp_path / 'run'}"]
+    given = ["train", *TINY, f"data_dir={data}", "train_stage=0", "workers=2", f"hydra.run.dir={tmp_path / 'run'}"]
     with subprocess.Popen(
         [sys.executable, "-m", "adafocus_edge", *given],
         env={**os.environ, "TEST_MARK": str(tmp_path)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -229,11 +231,11 @@ def test_a_run_killed_at_any_of_its_writes_goes_on_to_the_same_weights(data: Pat
 
     def run(folder: Path, point: int, *more: str) -> int:
         """Train, and kill that at its so-many-th change of the folder."""
-        command = [sys.executable, "-m", "tests.support.dies", folder, point, tmp_path / f"{folder.name}.log", *given]
-        return subprocess.run(
-            [*map(str, command), f"hydra.run.dir={folder}", *more],
-            cwd=ROOT, env={**os.environ, **ONE_THREAD}, capture_output=True, check=False,
-        ).returncode  # fmt: skip
+        arguments = [folder, point, tmp_path / f"{folder.name}.log", *given, f"hydra.run.dir={folder}", *more]
+        environment = {**os.environ, **ONE_THREAD}
+        return run_module(
+            "tests.support.dies", [*map(str, arguments)], ROOT, environment, torch=True, timeout_s=300
+        ).returncode
 
     assert run(tmp_path / "whole", 0) == 0
     expected = weights_in(tmp_path / "whole" / "last.pth.tar")
@@ -248,8 +250,9 @@ def test_a_run_killed_at_any_of_its_writes_goes_on_to_the_same_weights(data: Pat
             assert all(json.loads(line)["epoch"] for line in (broken / "metrics.jsonl").read_text().splitlines())
         last = broken / "last.pth.tar"
         assert run(broken, 0, f"resume={last}") == 0
+        found = weights_in(last)
         for name, value in expected.items():
-            assert torch.equal(value, weights_in(last)[name]), (point, name)
+            assert torch.equal(value, found[name]), (point, name)
         assert [json.loads(line)["epoch"] for line in (broken / "metrics.jsonl").read_text().splitlines()] == [1, 2]
         assert not list(broken.glob(".*.draft")), "drafts of the killed run"
 
@@ -408,7 +411,7 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(data: Path, tmp_path: P
 
 def test_interrupting_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    given = ["train", *TINY, f"data_dir={data}", "train_stage=0", "epochs=500"]
+    given = ["train", *TINY, f"data_dir={data}", "train_stage=0", "epochs=500", "workers=2"]
     command = [sys.executable, "-m", "adafocus_edge", *given, f"hydra.run.dir={run}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 300
