@@ -244,7 +244,7 @@ class StreamDecoder:
         self._layout = layout_of(frames[0])
         known = SimpleNamespace(name=self._name, extradata=parameters)
         if FieldPairs(cast("Any", known)).possible:
-            raise NotOnGpuError("it may be interlaced, and the GPU would deinterlace it")
+            raise NotOnGpuError("it may hold fields, which the GPU would deinterlace")
         self._reorders = self._reorders or bool(context.has_b_frames)
         self._low_latency = not self._reorders and packet.pts is not None
         latency = self._codec.DisplayDecodeLatencyType

@@ -146,7 +146,7 @@ def test_one_name_with_two_suffixes_needs_the_suffix(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 1: 'x/001' matches .*x/001\.avi and .*x/001\.mp4: give its suffix"):
         read_list(listed(tmp_path / "split.txt", "x/001,4,0"), tmp_path / "V", ["run"])
     csv = listed(tmp_path / "V" / "clips.csv", "video,class", "x/001,run")
-    with pytest.raises(DataError, match=r"line 2: 'x/001' may be"):
+    with pytest.raises(DataError, match=r"line 2: 'x/001' matches"):
         read_data(csv)
     path = listed(tmp_path / "list.txt", "x/001.mp4,run", "x/001.avi,walk")
     prepare(PrepareOptions(tmp_path / "V", tmp_path / "out", annotations=(path,), size=32))
