@@ -120,7 +120,11 @@ def test_a_full_log_ends_nothing():
 
 def test_a_file_where_a_folder_of_videos_should_be_is_wrong_use(tmp_path):
     (tmp_path / "file").touch()
-    one_line_error(edge("classify", CLIP, "--quiet", "--save-video", tmp_path / "file"), 2, "must be a folder, or a file named .mp4")
+    one_line_error(
+        edge("classify", CLIP, "--quiet", "--save-video", tmp_path / "file"),
+        2,
+        "must be a folder, or a file named .mp4",
+    )
 
 
 # -- names and places --------------------------------------------------------------------------------------------------
