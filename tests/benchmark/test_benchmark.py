@@ -511,13 +511,13 @@ def test_what_tune_chooses() -> None:
 
 def test_what_cannot_be_benchmarked_is_told_in_a_line(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text('{"rows": []}')
-    one_line_error(edge("benchmark", bundle.path, "--backends", "cuda"), 2, "--backends cuda", "onnxruntime-cpu")
+    one_line_error(edge("benchmark", bundle.path, "--backends", "abacus"), 2, "--backends abacus", "onnxruntime-cpu")
     one_line_error(edge("benchmark", bundle.path, "--segments", "8,x"), 2, "--segments 8,x", "whole numbers")
     one_line_error(
         edge("benchmark", bundle.path, "--compare", tmp_path / "none.json"), 2, "none.json", "cannot be read"
     )
     one_line_error(edge("benchmark", bundle.path, "--compare", tmp_path / "bad.json"), 2, "bad.json", "not a report")
-    one_line_error(edge("benchmark", bundle.path, "--from", tmp_path / "bad.json"), 2, "needs no bundle")
+    one_line_error(edge("benchmark", bundle.path, "--from", tmp_path / "bad.json"), 2, "remove the bundle")
     one_line_error(edge("benchmark", bundle.path, "--plot", tmp_path / "a.svg"), 2, "name it *.png")
     one_line_error(edge("benchmark", bundle.path, "--checkpoint", tmp_path / "none"), 1, "no such checkpoint file")
     one_line_error(edge("benchmark", bundle.path, "--data", tmp_path / "none"), 1, "no such folder")
