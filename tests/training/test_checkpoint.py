@@ -201,15 +201,15 @@ def without(weights, *prefixes):
     ("change", "words"),
     [
         (lambda w: without(w, "focuser.policy"), "a stage-1 checkpoint"),
-        (lambda w: without(w, "focuser", "classifier"), "no focuser in it"),
-        (lambda w: without(w, "glancer"), "no glancer in it"),
+        (lambda w: without(w, "focuser", "classifier"), "holds no focuser"),
+        (lambda w: without(w, "glancer"), "holds no glancer"),
         (lambda w: without(w, "focuser.net.layer4.1"), "not a known backbone"),
         (lambda w: without(w, "focuser.net.layer4.1.bn2.weight"), "lacks 'focuser.net.layer4.1.bn2.weight'"),
         (lambda w: w | {"focuser.net.conv1.weight": torch.zeros(64, 3, 3, 3)}, r"shape \[64, 3, 3, 3\], but"),
-        (lambda w: w | {"focuser.surprise": torch.zeros(1)}, "'focuser.surprise', which is no part"),
+        (lambda w: w | {"focuser.surprise": torch.zeros(1)}, "'focuser.surprise', which is not part"),
         (lambda w: w | {"focuser.policy.policy_old.actor.0.weight": torch.zeros(2, 64)}, "2 actions"),
         (lambda w: w | {"classifier.gru.weight_ih_l0": torch.zeros(288, 700)}, "takes 700 features"),
-        (lambda w: {"other": torch.zeros(1)}, "no glancer in it"),
+        (lambda w: {"other": torch.zeros(1)}, "holds no glancer"),
         (lambda w: {}, "no model weights"),
     ],
 )
@@ -291,7 +291,7 @@ def test_damaged_weights_are_found(small_checkpoint, tmp_path):
     middle = len(content) // 2
     content[middle : middle + 1000] = bytes(1000)
     (tmp_path / "c.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match="damaged: .* another checksum"):
+    with pytest.raises(CheckpointError, match="damaged: the checksum of its entry"):
         read_checkpoint(tmp_path / "c.pth")
 
 
