@@ -15,6 +15,7 @@ import json
 import os
 import runpy
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,8 @@ TORCH = [*DEVICE, "hydra", "torch", "torchvision", "training.train", "training.p
 """What training and export import beside that."""
 FREE = ("ADAFOCUS_EDGE_", "COLUMNS", "HOME", "PYTEST_", "TEST_", "TMPDIR", "XDG_")
 """Variables that a run may have of its own; libraries may have read others while they were imported."""
+
+START_TIMEOUT_S = 300
 
 
 class Prefork:
@@ -67,11 +70,14 @@ class Prefork:
             out, err = Path(folder, "stdout"), Path(folder, "stderr")
             self._send({"module": module, "arguments": arguments, "cwd": str(cwd), "environment": environment,
                         "stdout": str(out), "stderr": str(err)})  # fmt: skip
-            process = self._receive(30)
+            process = self._receive(START_TIMEOUT_S)  # the first run waits for the imports
+            if not process:
+                self._process.kill()
+                raise RuntimeError(f"the server of forked runs gave no process within {START_TIMEOUT_S} s")
             status = self._receive(timeout_s)
             if status is None:
-                os.kill(int(process or 0), 9)
-                self._receive(30)
+                os.kill(int(process), signal.SIGKILL)
+                self._receive(START_TIMEOUT_S)
                 raise subprocess.TimeoutExpired([module, *arguments], timeout_s)
             return subprocess.CompletedProcess([module, *arguments], int(status), out.read_text(), err.read_text())
 
