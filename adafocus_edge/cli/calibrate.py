@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from adafocus_edge.bundle.variants import CALIBRATED
 from adafocus_edge.cli.options import Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import check_files, progress_for, say_notes
 from adafocus_edge.errors import UsageError
@@ -54,8 +55,8 @@ def calibrate(
     samples: Annotated[int, Option("Take ranges from this many recorded steps.", INPUT, minimum=4)] = 128,
     seed: Annotated[int, Option("Random seed.", INPUT, minimum=0)] = SEED,
     variants: Annotated[
-        str, Option("Make these variants: int8-cpu, int8-trt, fp16; none for none.", VARIANTS, metavar="NAME,...")
-    ] = "int8-cpu,int8-trt,fp16",
+        str, Option(f"Make these variants: {', '.join(CALIBRATED)}; none for none.", VARIANTS, metavar="NAME,...")
+    ] = ",".join(CALIBRATED),
     patches: Annotated[
         CalibrationPatches, Option("Look at these patches while inputs are recorded.", VARIANTS)
     ] = "policy",
