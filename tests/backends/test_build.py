@@ -191,7 +191,7 @@ def test_an_engine_is_built_again_when_and_only_when_something_that_matters_chan
     # Even where a folder was renamed, the manifest knows.
     shutil.rmtree(other.folder)
     done.folder.rename(other.folder)
-    assert set(built(bundle, options=options)[1].values()) == {"built for another device or by another version"}
+    assert set(built(bundle, options=options)[1].values()) == {"built for another device or with another version"}
 
 
 def test_a_killed_build_goes_on_where_it_stopped(bundle):
