@@ -204,7 +204,7 @@ DIGITS = "9" * 5000
 
 
 def test_what_has_no_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(files, "MAX_BYTES", 1 << 20)
     zero = {suffix: tmp_path / f"zero{suffix}" for suffix in (".csv", ".txt", ".streams", ".json")}
     for path in zero.values():
         path.symlink_to("/dev/zero")
