@@ -14,7 +14,7 @@ from adafocus_edge.system.options import INPUT, MODEL, OUTPUT, Option, reader_of
 Patches = Literal["policy", "centre", "random", "oracle"]
 PATCHES: tuple[Patches, ...] = get_args(Patches)
 """Where to look: as the policy says, or, to compare with it, at fixed places, or at the best ones for the label."""
-SEED = 1007
+
 """Default seed, the official code's."""
 CalibrationPatches = Literal["policy", "centre", "random"]
 """Where the float model looks while a calibration records inputs: kinds that need no labels."""
