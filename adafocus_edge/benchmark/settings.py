@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from adafocus_edge.backends.registry import ALIASES, BACKENDS
 from adafocus_edge.errors import UsageError
-from adafocus_edge.evaluation.settings import SEED, LabelledData, MultiLabel, SplitFrames
+from adafocus_edge.evaluation.settings import LabelledData, MultiLabel, SplitFrames
+from adafocus_edge.model.defaults import SEED
 from adafocus_edge.system.options import OUTPUT, Option, read_names, read_numbers, reader_of
 
 GRID = "Grid of settings"

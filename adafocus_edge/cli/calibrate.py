@@ -14,8 +14,9 @@ from adafocus_edge.bundle.variants import CALIBRATED
 from adafocus_edge.cli.options import Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import check_files, progress_for, say_notes
 from adafocus_edge.errors import UsageError
-from adafocus_edge.evaluation.settings import SEED, CalibrationPatches, SplitFrames, check_plot_name
+from adafocus_edge.evaluation.settings import CalibrationPatches, SplitFrames, check_plot_name
 from adafocus_edge.live.settings import DEFAULT_GLIMPSE_FPS
+from adafocus_edge.model.defaults import SEED
 from adafocus_edge.system.companions import import_companion
 from adafocus_edge.system.cpu import check_threads
 from adafocus_edge.system.options import GENERAL, INPUT, OUTPUT, Option

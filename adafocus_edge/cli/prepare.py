@@ -11,7 +11,7 @@ import typer
 from adafocus_edge.cli.options import Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import progress_for, say_notes
 from adafocus_edge.cli.process import print_error
-from adafocus_edge.evaluation.settings import SEED
+from adafocus_edge.model.defaults import SEED
 from adafocus_edge.system.companions import import_companion
 from adafocus_edge.system.options import GENERAL, INPUT, OUTPUT, Option
 
