@@ -69,7 +69,7 @@ class MeasureOptions:
     exits: Annotated[
         tuple[str, ...] | None,
         Option(
-            "Measure these threshold sets of early exit; none for none.",
+            "Measure these threshold sets of early exit; `none` disables them.",
             GRID,
             default="all of the bundle",
             metavar="NAME,...",
@@ -112,7 +112,7 @@ class BenchmarkOptions(MeasureOptions):
     peers: Annotated[
         tuple[str, ...] | None,
         Option(
-            f"Compare with these: {', '.join(PEERS)}; none for none.",
+            f"Compare with these: {', '.join(PEERS)}; `none` disables them.",
             GRID,
             default="all; none with --quick",
             metavar="NAME,...",

@@ -51,12 +51,12 @@ def calibrate(
         ),
     ] = 0.5,
     clips: Annotated[
-        int, Option("Use at most this many clips, to calibrate and to report each.", INPUT, minimum=4)
+        int, Option("Use at most this many clips for calibration, and as many for the report.", INPUT, minimum=4)
     ] = 128,
     samples: Annotated[int, Option("Take ranges from this many recorded steps.", INPUT, minimum=4)] = 128,
     seed: Annotated[int, Option("Random seed.", INPUT, minimum=0)] = SEED,
     variants: Annotated[
-        str, Option(f"Make these variants: {', '.join(CALIBRATED)}; none for none.", VARIANTS, metavar="NAME,...")
+        str, Option(f"Make these variants: {', '.join(CALIBRATED)}; `none` makes none.", VARIANTS, metavar="NAME,...")
     ] = ",".join(CALIBRATED),
     patches: Annotated[
         CalibrationPatches, Option("Look at these patches while inputs are recorded.", VARIANTS)
@@ -81,7 +81,7 @@ def calibrate(
     exit_goal: Annotated[
         list[str] | None,
         Option(
-            "Solve thresholds for NAME=steps:N, gflops:G, drop:POINTS or accuracy:PERCENT; none for none.",
+            "Solve thresholds for NAME=steps:N, gflops:G, drop:POINTS or accuracy:PERCENT; `none` solves none.",
             EXITS,
             default="half=steps:T/2 and safe=drop:0.5",
             metavar="GOAL",
@@ -89,7 +89,7 @@ def calibrate(
     ] = None,
     confidence: Annotated[
         Literal["probability", "logit", "entropy"],
-        Option("Compare thresholds with this measure.", EXITS, metavar="MEASURE"),
+        Option("Measure of confidence that thresholds apply to.", EXITS, metavar="MEASURE"),
     ] = "probability",
     orders: Annotated[
         str,

@@ -59,7 +59,7 @@ def export_verb(
     """Export a checkpoint to a bundle of four ONNX graphs, and compare them with PyTorch.
 
     Examples:
-      adafocus-edge export outputs/run/model_best.pth.tar -o my-bundle
+      adafocus-edge export runs/3/best.pth.tar -o my-bundle
       adafocus-edge export actnet.pth.tar -o official --patch-size 96 --half
     """
     del debug

@@ -47,7 +47,14 @@ def prepare(
         Option("Keep clips of one source on one side of the split, by this CSV `video,source`.", SPLIT, metavar="FILE"),
     ] = None,
     val_share: Annotated[
-        float, Option("Validate on this share of own videos.", SPLIT, minimum=0.01, maximum=0.99, metavar="SHARE")
+        float,
+        Option(
+            "Hold out this share of the videos for validation (custom only).",
+            SPLIT,
+            minimum=0.01,
+            maximum=0.99,
+            metavar="SHARE",
+        ),
     ] = 0.2,
     seed: Annotated[int, Option("Seed the split.", SPLIT, minimum=0)] = SEED,
     frames: Annotated[
@@ -73,7 +80,7 @@ def prepare(
 
     Examples:
       adafocus-edge prepare videos/ -o data
-      adafocus-edge prepare videos/ -o data --dataset fcvid --annotations labels.txt
+      adafocus-edge prepare videos/ -o data --dataset actnet --annotations anet.json
     """
     del debug
     made = import_companion("training.prepare", "prepare", "train")

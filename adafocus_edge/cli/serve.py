@@ -41,7 +41,7 @@ def serve(
 ) -> None:
     """Serve a web page with live sources, uploads and the browser's own camera, an API, and metrics.
 
-    `--source SOURCE` works as in older releases and is kept for their scripts.
+    `--source SOURCE` is deprecated, but still accepted.
 
     Examples:
       adafocus-edge serve 0 yard=rtsp://10.0.0.7/yard

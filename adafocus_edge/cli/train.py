@@ -56,7 +56,7 @@ def train(
     Options of training are written KEY=VALUE; below, the value is the default. hydra.run.dir=DIR sets the run folder.
 
     Examples:
-      adafocus-edge train dataset=custom data_dir=data preset=edge stages=all export=true
+      adafocus-edge train dataset=custom data_dir=data stages=all export=true
       adafocus-edge train dataset=custom data_dir=data preset=edge train_stage=1
       adafocus-edge train dataset=custom data_dir=data train_stage=2 resume=FILE
     """

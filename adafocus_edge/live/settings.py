@@ -28,7 +28,7 @@ class LiveArguments:
     glimpse_fps: Annotated[
         float | None,
         Option(
-            "Look at this many frames per second of a live source.",
+            "Glimpse this many frames per second of a live source.",
             LIVE,
             default=f"{DEFAULT_GLIMPSE_FPS:g}",
             minimum=0.01,
@@ -79,17 +79,22 @@ class LiveArguments:
     ] = None
     status: Annotated[
         float | None,
-        Option("Print the status of the run at this interval, in a pipe too.", LIVE, minimum=0.1, metavar="SECONDS"),
+        Option(
+            "Print the status of the run every SECONDS, even if the output is not a terminal.",
+            LIVE,
+            minimum=0.1,
+            metavar="SECONDS",
+        ),
     ] = None
     camera_size: Annotated[
-        str | None, Option("Request this frame size of cameras, such as 1280x720.", CAMERAS, metavar="WxH")
+        str | None, Option("Ask cameras for this frame size, such as 1280x720.", CAMERAS, metavar="WxH")
     ] = None
     camera_fps: Annotated[
-        float | None, Option("Request this frame rate of cameras.", CAMERAS, minimum=0.1, metavar="FPS")
+        float | None, Option("Ask cameras for this frame rate.", CAMERAS, minimum=0.1, metavar="FPS")
     ] = None
     camera_format: Annotated[
         str | None,
-        Option("Request this pixel format of cameras, such as MJPG.", CAMERAS, metavar="FOURCC"),
+        Option("Ask cameras for this pixel format, such as MJPG.", CAMERAS, metavar="FOURCC"),
     ] = None
     event: Annotated[
         list[str] | None,
@@ -109,7 +114,9 @@ class LiveArguments:
     ] = None
     webhook_header: Annotated[
         list[str] | None,
-        Option("Send this header with it, such as 'Authorization: Bearer ...'.", SINKS, metavar="HEADER"),
+        Option(
+            "Add this HTTP header to webhook requests, such as 'Authorization: Bearer ...'.", SINKS, metavar="HEADER"
+        ),
     ] = None
     mqtt: Annotated[
         str | None,
@@ -142,7 +149,10 @@ class LiveArguments:
     keep: Annotated[
         int | None,
         Option(
-            "Keep this many rotated files of each kind.", SINKS, default=f"{DEFAULT_KEEP}, but all MP4 files", minimum=1
+            "Keep this many rotated files of each kind.",
+            SINKS,
+            default=f"{DEFAULT_KEEP}; MP4 files are all kept",
+            minimum=1,
         ),
     ] = None
     log: Annotated[

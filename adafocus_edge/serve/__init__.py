@@ -1,4 +1,4 @@
-"""A web page and an API for a live run: what is seen now, what was seen, and files and cameras to look at as well.
+"""A web page and an API for a live run: current and past results, classification of uploads, browser cameras.
 
 The names in ``__all__`` are imported when they are first used: the options need no web server.
 """

@@ -208,7 +208,7 @@ def test_sources_of_serve_are_given_by_position_or_as_before(tmp_path: Path) -> 
 def test_the_number_of_browser_cameras_has_an_old_name_too(tmp_path: Path) -> None:
     def max_cameras(*arguments: object) -> tuple[int, int | None]:
         given = parsed("serve", *arguments).params
-        return given["most_cameras"], given["old_max_cameras"]
+        return given["max_cameras"], given["old_max_cameras"]
 
     old, new = tmp_path / "old.toml", tmp_path / "new.toml"
     old.write_text("most_cameras = 3\n")
