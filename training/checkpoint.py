@@ -185,8 +185,8 @@ def infer_spec(checkpoint: Checkpoint, options: ModelOptions, *, without_policy:
     glance_size = option("glance_size", input_size if math.ceil(input_size / 32) == side else 32 * side)
     if policy.side and math.ceil(glance_size / 32) != side:
         raise UsageError(
-            f"{path}: its policy expects a {side} x {side} feature map, so --glance-size must lie between "
-            f"{32 * (side - 1) + 1} and {32 * side}, not be {glance_size}"
+            f"{path}: its policy expects a {side} x {side} feature map, so --glance-size must be "
+            f"{32 * (side - 1) + 1} to {32 * side}, not {glance_size}"
         )
     try:
         return ModelSpec(

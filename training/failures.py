@@ -21,7 +21,7 @@ def wrap_loader_errors(options: TrainOptions) -> Iterator[None]:
         lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
         why = lines[-1 if lines[0].startswith("Caught ") else 0]
         raise TrainingError(
-            f"workers={options.workers}: a batch cannot be loaded ({why}): give fewer workers, or "
+            f"workers={options.workers}: loading data failed ({why}): use fewer workers, or "
             "workers=0, or raise the limit of open files (ulimit -n), memory, or /dev/shm"
         ) from error
 

@@ -118,7 +118,7 @@ def check_stage(checkpoint: Checkpoint, stage: int, *, evaluate: bool, glancer: 
         part, other = ("glancer", "focuser") if glancer else ("focuser", "glancer")
         raise UsageError(
             f"resume={checkpoint.path}: holds a stage-0 {other}, but pretrain_glancer={str(glancer).lower()} trains "
-            f"the {part}: give resume= the {part}'s checkpoint"
+            f"the {part}: pass the {part}'s checkpoint to resume="
         )
     notes = []
     if min(stages) > stage:
@@ -170,8 +170,7 @@ def check_shapes(checkpoint: Checkpoint, options: TrainOptions, classes: int, pr
     ]
     if wrong:
         raise CheckpointError(
-            f"resume={checkpoint.path}: holds another model than the options describe: trained with "
-            + "; with ".join(wrong)
+            f"resume={checkpoint.path}: its model does not match the options: trained with " + "; with ".join(wrong)
         )
     known = found.get("classes", classes)
     if "classifier." in prefixes and known != classes:

@@ -34,7 +34,7 @@ def eager(spec: ModelSpec, checkpoint: Path | None, threads: int, device: str = 
         BackendError: a model that the official code does not have.
     """
     if spec.consensus != "gru":
-        raise BackendError("the official way is written for the GRU classifier")
+        raise BackendError("pytorch-eager supports only the GRU classifier")
     torch.set_num_threads(threads)
     weights = _model(spec, checkpoint).state_dict()
     official = OfficialWay(weights, spec.focuser, spec.patch_size, spec.glance_size)
@@ -73,7 +73,7 @@ def whole(spec: ModelSpec, checkpoint: Path | None, threads: int) -> tuple[Predi
     for name in ("frame_size", "fit", "motion_gap_s", "classes"):
         ours, theirs = getattr(spec, name), getattr(found.spec, name)
         if ours != theirs:
-            raise UsageError(f"{checkpoint}: its {name} is {theirs}, the bundle's is {ours}: their inputs differ")
+            raise UsageError(f"{checkpoint}: {name} differs: {theirs} in the checkpoint, {ours} in the bundle")
     assert not isinstance(found.predict, Oracle)  # these patches need none
     return found.predict, found.gflops_per_step
 

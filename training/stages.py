@@ -205,7 +205,7 @@ class ChosenPatchStage(GlimpseStage):
 
 
 class PolicyStage(ChosenPatchStage):
-    """Stage 2: the policy alone: its patches are to make the classifier more confident than random patches.
+    """Stage 2: train the policy alone to choose patches that make the classifier more confident than random ones.
 
     Trained by PPO, or by the expected reward over all cells (``policy_estimator``). Batches hold clips, or features of
     clips that a cache keeps (:mod:`training.policy_cache`).

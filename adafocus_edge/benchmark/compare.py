@@ -63,7 +63,9 @@ def compare(new: Report, old: Report, limits: Limits) -> Comparison:
         raise UsageError("the two reports share no row: they have different bundles or settings")
     notes = []
     if not same_machine(new.machine, old.machine):
-        notes.append(f"the old report is from another machine ({old.machine.processor}): times are hardly comparable")
+        notes.append(
+            f"the old report is from another machine ({old.machine.processor}): times are not directly comparable"
+        )
     same_clips = (new.data and new.data.chosen) == (old.data and old.data.chosen)
     if not same_clips:
         notes.append("the reports are on different clips: accuracy is not compared")

@@ -405,7 +405,9 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
 
 def _check_graphs(folder: Path, manifest: Manifest) -> None:
     if manifest.preprocessing != Preprocessing.of(manifest.model):
-        raise BundleError(f"{folder / MANIFEST}: needs a preprocessing that this adafocus-edge does not support")
+        raise BundleError(
+            f"{folder / MANIFEST}: uses preprocessing that this version does not support: update adafocus-edge"
+        )
     for name, sets in manifest.thresholds.items():
         if any(len(one.values) != manifest.model.segments for one in sets):
             raise BundleError(f"{folder / MANIFEST}: thresholds {name!r} do not have one value per frame of a clip")

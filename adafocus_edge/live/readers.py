@@ -160,7 +160,9 @@ def camera_pictures(source: Source, stop: threading.Event, requested: CameraOpti
     camera = cv2.VideoCapture(address)
     try:
         if not camera.isOpened():
-            raise SourceError(f"{source.name}: cannot be opened: no such camera, in use, or no permission")
+            raise SourceError(
+                f"{source.name}: cannot open the camera: it does not exist, is in use, or access was denied"
+            )
         if requested.fourcc is not None:
             camera.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*requested.fourcc))
         for name in ("width", "height", "fps"):
@@ -214,7 +216,7 @@ def address_pictures(
             if not tracks:
                 raise SourceError(f"{source.name}: the stream has no video")
             if container.duration and source.address.startswith("http"):
-                raise HasAnEndError(f"{source.name}: has an end, so it is a file and not a live source")
+                raise HasAnEndError(f"{source.name}: is a file of finite length, not a live stream")
             number = source.video_track
             stream = tracks[0] if number is None else requested_track(container, source.name, number)
             if stream.codec_context is None:

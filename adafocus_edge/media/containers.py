@@ -115,7 +115,7 @@ def _check_file(path: Path, name: str) -> None:
     if not exists:
         raise SourceError(f"{shown_argument(name)}: no such file")
     if not path.is_file():
-        raise SourceError(f"{name}: not a regular file, so reading cannot jump within it: save it to a file first")
+        raise SourceError(f"{name}: not seekable (a pipe or a device): save it to a file first")
     if path.stat().st_size == 0:
         raise SourceError(f"{name}: the file is empty")
 

@@ -60,7 +60,7 @@ def layout_of(frame: VideoFrame) -> Decoded:
         size = f"{frame.width} x {frame.height}"
         raise NotOnGpuError(f"{frame.format.name} of {size} is not decoded on the GPU: only 8-bit 4:2:0, even sides")
     if orientation(frame) != (False, 1, 1):
-        raise NotOnGpuError("it is stored to be turned or mirrored, which is not done on the GPU")
+        raise NotOnGpuError("it has a rotation or mirror flag, which the GPU path does not support")
     if frame.interlaced_frame:
         raise NotOnGpuError("it is interlaced, which the GPU would deinterlace")
     space = int(frame.colorspace)

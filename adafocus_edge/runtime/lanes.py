@@ -150,7 +150,7 @@ class Lanes:
     def step(self, frames: Mapping[int, NDArray[Any] | Buffer]) -> dict[int, Glimpse]:
         """Run a step and wait for it. Raises ``BackendError`` while other steps are under way."""
         if self._steps:
-            raise BackendError("steps are under way: collect them first")
+            raise BackendError("earlier steps are still running: collect their results first")
         self.submit(frames)
         return self.collect()
 

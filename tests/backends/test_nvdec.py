@@ -171,7 +171,7 @@ def test_files_decoded_on_the_gpu_give_what_the_cpu_gives(model, plain, bundle, 
 
 def turned(path):
     rotate_clockwise(encode(path / "turned.mp4"))
-    return path / "turned.mp4", "turned or mirrored"
+    return path / "turned.mp4", "rotation or mirror flag"
 
 
 def ten_bits(path):
@@ -369,7 +369,7 @@ def test_sources_bring_their_frames_to_the_model_in_their_own_threads(model, bun
 
 @pytest.mark.parametrize(("make", "reason"), [
     (lambda path: encode(path / "old.avi", codec="mpeg4"), "mpeg4 streams are not decoded on the GPU"),
-    (lambda path: turned(path)[0], "turned or mirrored"),
+    (lambda path: turned(path)[0], "rotation or mirror flag"),
     (lambda path: ten_bits(path)[0], "yuv420p10le of 320 x 240"),
     (lambda path: fields(path)[0], "its frames cannot be found by their times|may hold fields"),
 ])  # fmt: skip

@@ -198,7 +198,7 @@ def test_a_display_matrix_turns_and_mirrors_as_ffmpeg_does(kind, tmp_path):
     if kind == "as stored":
         video.nv12()
     else:
-        with pytest.raises(SourceError, match="turned or mirrored"):
+        with pytest.raises(SourceError, match="rotation or mirror flag"):
             video.nv12()
 
 

@@ -70,7 +70,7 @@ def test_patch_size_is_asked_for_by_its_option(small_checkpoint):
     ("options", "words"),
     [
         (ModelOptions(patch_size=300), "patch size 300"),
-        (ModelOptions(patch_size=96, glance_size=224), "--glance-size must lie between 65 and 96"),
+        (ModelOptions(patch_size=96, glance_size=224), "--glance-size must be 65 to 96"),
     ],
 )
 def test_impossible_options(options, words, small_checkpoint):
