@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adafocus_edge.backends.loaded import CPU_BATCH, LoadedModel
-from adafocus_edge.backends.onnxruntime import open_graphs
 from adafocus_edge.benchmark.grid import CHECKPOINT_PEER, TORCH_PEERS
 from adafocus_edge.bundle.store import check_graph_files
 from adafocus_edge.errors import BackendError, MissingExtraError
@@ -165,6 +164,8 @@ def _one_piece(bundle: Bundle, peer: str, predict: Predict) -> LoadedModel:
 
 def _of_graphs(bundle: Bundle, peer: str, threads: int, *, on_gpu: bool) -> LoadedModel:
     """Load the bundle's own FP32 graphs, some of them replaced."""
+    from adafocus_edge.backends.onnxruntime import open_graphs
+
     spec = bundle.spec
     paths = {graph: bundle.graph_path("fp32", graph) for graph in GRAPHS}
     with tempfile.TemporaryDirectory() as folder:

@@ -42,7 +42,7 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
     requests: dict[str, tuple[Callable[..., Any], list[str]]] = {}
     parameters: list[inspect.Parameter] = []
     for own in inspect.signature(verb).parameters.values():
-        hint = hints[own.name]
+        hint = _declared(hints[own.name])
         if dataclasses.is_dataclass(hint):
             fields = list(_fields(hint))
             requests[own.name] = (hint, [field.name for field in fields])  # type: ignore[assignment]
@@ -53,6 +53,12 @@ def with_options(verb: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _declared(hint: Any) -> Any:
+    """Return a hint as it was declared: Python 3.10 wraps that of a parameter whose default is None in ``Optional``."""
+    annotated = [one for one in get_args(hint) if hasattr(one, "__metadata__")] if _is_optional(hint) else []
+    return annotated[0] if annotated else hint
 
 
 def _fields(request: Any) -> Iterator[inspect.Parameter]:

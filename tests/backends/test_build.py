@@ -262,7 +262,9 @@ def test_two_builds_do_not_meet(bundle):
     folder.mkdir(parents=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        one_line_error(edge("build", bundle.path, "--target", "sm_89"), 1, folder.name, "another build is at work")
+        one_line_error(
+            edge("build", bundle.path, "--target", "sm_89"), 1, folder.name, "another build is writing to it"
+        )
 
 
 def test_what_cannot_be_built_is_told_in_a_line(bundle, tmp_path):

@@ -152,7 +152,7 @@ def test_a_loop_that_was_broken_off_begins_anew(model, plain, monkeypatch):
     """Ctrl-C between a step and its results, and a device that fails, leave nothing behind."""
     stream = GlimpseStream(model)
     stream.see([FRAMES[3]])
-    loop = stream._loop
+    loop = stream._steps
     loop.submit([FRAMES[5]])  # never collected
     stream.reset()
     expected = alone(plain, FRAMES[:2])

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from adafocus_edge.benchmark.compare import read_report
+from adafocus_edge.benchmark.files import ReportFiles
 from adafocus_edge.benchmark.run import Request, run
 from adafocus_edge.benchmark.schema import to_json
 from adafocus_edge.benchmark.tables import csv_text, markdown
 from adafocus_edge.benchmark.worker import Memory, Opening, Ready
 from adafocus_edge.bundle.manifest import Bundle
-from adafocus_edge.cli.benchmark import _Reports
 from adafocus_edge.evaluation.dataset import read_data
 from tests.benchmark.test_benchmark import COSTS_MS, CPU, FIGHTS, Clock, InProcess, clock
 from tests.conftest import ROOT
@@ -68,7 +68,7 @@ def written(bundle: Bundle, clock: Clock, tmp_path: Path) -> Path:
     request = Request({"fights": bundle}, grid, read_data(FIGHTS, bundle.classes), clips=12, rounds=8)
     report = run(request, opened=lambda opening: Answering(opening, bundle, clock))
     path = tmp_path / "report.json"
-    _Reports((("json", path),)).write(report)
+    ReportFiles((("json", path),)).write(report)
     found = json.loads(path.read_text())
     found |= {"created": "2026-01-01T00:00:00+00:00", "version": "1", "machine": MACHINE}
     found["bundles"]["fights"] |= {"path": "fights", "checkpoint_sha256": "0"}
@@ -99,7 +99,7 @@ def test_csv_and_markdown_of_a_report_are_what_they_were(written: Path) -> None:
 
 def test_a_report_that_is_read_is_written_as_it_was(written: Path) -> None:
     before = written.read_bytes()
-    _Reports((("json", written),)).write(read_report(written))
+    ReportFiles((("json", written),)).write(read_report(written))
     assert written.read_bytes() == before
 
 

@@ -503,7 +503,9 @@ def test_bad_data_and_options_are_told_in_a_line(small_bundle, tmp_path):
         edge("calibrate", "--data", FIGHTS, *out, "--variants", "int4", "-q"), 2, "--variants int4: must be one of"
     )
     one_line_error(edge("calibrate", "--data", FIGHTS, *out, "--exit-goal", "fast", "-q"), 2, "NAME=KIND:VALUE")
-    one_line_error(edge("calibrate", "--data", FIGHTS, *out, "--method", "best", "-q"), 2, "--method best")
+    one_line_error(
+        edge("calibrate", "--data", FIGHTS, *out, "--method", "best", "-q"), 2, "--method", "'best' is not one of"
+    )
     other = edge("calibrate", small_bundle, "--data", FIGHTS, "-q")
     one_line_error(other, 1, "unknown class")
     shutil.copytree(small_bundle, tmp_path / "other")

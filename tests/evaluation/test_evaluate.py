@@ -167,7 +167,9 @@ def test_a_bundle_is_evaluated_from_the_command_line(small_bundle: Path, tmp_pat
     assert "after each glimpse" in table.stdout
     wrong = tmp_path / "wrong.csv"
     wrong.write_text(f"video,class\n{videos[0]},dancing\n")
-    one_line_error(edge("evaluate", small_bundle, "--data", wrong, "-q"), 1, "wrong.csv, line 2: 'dancing' is none of")
+    one_line_error(
+        edge("evaluate", small_bundle, "--data", wrong, "-q"), 1, "wrong.csv, line 2: unknown class 'dancing'"
+    )
     one_line_error(edge("evaluate", small_bundle, "-q"), 2, "--data is missing")
     one_line_error(edge("evaluate", tmp_path / "none", "--data", wrong, "-q"), 2, "no such bundle or checkpoint")
     one_line_error(edge("evaluate", small_bundle, "--data", wrong, "--plot", "p.jpg"), 2, "name it *.png")

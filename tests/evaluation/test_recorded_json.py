@@ -21,9 +21,9 @@ from adafocus_edge.doctor import examine, findings_json
 from adafocus_edge.evaluation.dataset import Example
 from adafocus_edge.evaluation.evaluate import Evaluation, Scored
 from adafocus_edge.evaluation.evidence import Verdict
-from adafocus_edge.live.messages import to_line
 from adafocus_edge.model.exits import ExitThresholds
 from adafocus_edge.runtime.classifier import Guess, Result, Step
+from adafocus_edge.system.json_lines import to_line
 
 RECORDED = Path(__file__).parent / "recorded"
 FIGHTS = Path(__file__).parents[1] / "fights"

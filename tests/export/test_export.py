@@ -309,7 +309,7 @@ def test_errors_leave_nothing_behind(small_checkpoint, small_weights, tmp_path):
 def test_what_is_there_is_kept_unless_told(small_checkpoint, small_bundle, tmp_path):
     before = (small_bundle / "bundle.json").read_bytes()
     arguments = ("export", small_checkpoint, "--patch-size", 160, "-o")
-    one_line_error(edge(*arguments, small_bundle), 2, "already exists", "--force")
+    one_line_error(edge(*arguments, small_bundle), 2, "exists already", "--force")
     assert (small_bundle / "bundle.json").read_bytes() == before
     (tmp_path / "photos").mkdir()
     one_line_error(edge(*arguments, tmp_path / "photos", "--force"), 2, "is not a bundle")

@@ -406,7 +406,7 @@ def test_a_full_disk_refuses_an_upload_and_keeps_nothing_of_it(disk, monkeypatch
         with quick(classifier, new_run(classifier)) as server:
             answer = send(server, CLIPS[0].read_bytes(), "clip.mp4")
     assert answer.status == 507
-    assert answer.error == "clip.mp4: cannot be kept while it is classified (No space left on device)"
+    assert answer.error == "clip.mp4: cannot be stored on the server (No space left on device)"
     assert [path.name for path in place.iterdir()] == ["ballast"]
 
 
@@ -553,8 +553,8 @@ def test_a_bundle_is_not_replaced_while_it_is_changed(bundle):
 
 def test_a_lock_does_not_outlive_its_holder(bundle):
     script = (
-        "import sys, time; from pathlib import Path; from adafocus_edge.bundle.store import changing\n"
-        "with changing(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from adafocus_edge.bundle.store import bundle_lock\n"
+        "with bundle_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     process = started("-c", script, bundle.path)
     assert process.stdout is not None

@@ -1659,7 +1659,7 @@ def test_a_verdict_of_a_source_that_is_lost_is_faded_and_dated(browser: Any, cla
         with running(run), quick(classifier, run) as server, page_of(browser, server) as page:
             gate, shown = card("gate"), "s => getComputedStyle(document.querySelector(s + ' .verdict .label')).opacity"
             standing = f"{gate} .verdict .standing"
-            wait_for(page, "s => ['settled', 'forming'].includes(document.querySelector(s).innerText)", standing)
+            wait_for(page, "s => ['settled', 'forming'].includes(document.querySelector(s)?.innerText)", standing)
             assert page.evaluate(shown, gate) == "1"
             stream.kill()
             wait_for(page, "s => document.querySelector(s).classList.contains('stale')", gate)

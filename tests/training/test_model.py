@@ -137,7 +137,7 @@ def test_crop_cuts_out_what_slicing_does():
 
 
 def test_impossible_shapes_are_refused():
-    with pytest.raises(ValueError, match="patch size 300"):
+    with pytest.raises(ValueError, match="patch_size must be 32 to 224, .* not 300"):
         official_spec(patch_size=300)
     with pytest.raises(ValueError, match="1 x 1"):
         official_spec(grid=1)

@@ -222,7 +222,7 @@ def test_features_on_a_disk_are_used_again_by_the_same_run_only(tmp_path: Path) 
     torch.testing.assert_close(found_maps[0], maps[1].half())
     torch.testing.assert_close(found_cells[0], cells[1].half())
     assert FeatureStore(keys, shape, tmp_path / "c", "two").missing() == keys
-    with pytest.raises(TrainingError, match="too large for half precision"):
+    with pytest.raises(TrainingError, match="not finite in half precision"):
         store.put([(0, 0)], maps[:1] * 1e9, cells[:1])
 
 
@@ -404,4 +404,4 @@ def test_a_cache_that_cannot_be_is_refused_in_a_line(start: Path, tmp_path: Path
     given += ["multiprocessing_distributed=false", f"resume={start / 'stage1.pth.tar'}", "dist_url=tcp://127.0.0.1:1"]
     assert "policy_cache=ram" in given
     refused = edge("train", *given, f"hydra.run.dir={tmp_path / 'no'}", "policy_batch=0", "distributed=false")
-    one_line_error(refused, 2, "this run has 2")
+    one_line_error(refused, 2, "world_size and the GPUs give 2 processes")
