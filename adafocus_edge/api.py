@@ -6,7 +6,7 @@ import json
 import queue
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
@@ -20,10 +20,12 @@ from adafocus_edge.errors import FrameError, SourceError, UsageError
 from adafocus_edge.media.picture_clip import PictureClip, one_picture, pictures_of
 from adafocus_edge.media.preprocess import CropWindow, FrameMaker
 from adafocus_edge.media.sources import Source, find_sources
-from adafocus_edge.model.exits import ExitThresholds, find_exits
+from adafocus_edge.model.exits import ExitThresholds
 from adafocus_edge.runtime.annotate import annotate, save_annotated
 from adafocus_edge.runtime.classifier import Classifier, Guess, Result, Step
+from adafocus_edge.runtime.exits import exits_named
 from adafocus_edge.runtime.glimpse import GlimpseStream
+from adafocus_edge.system.companions import import_companion
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from adafocus_edge.benchmark.schema import Report
     from adafocus_edge.live.messages import Message
     from adafocus_edge.media.clip import Clip
-    from adafocus_edge.model.exits import Order
     from adafocus_edge.model.spec import ModelSpec
 
 One: TypeAlias = "str | Path"
@@ -236,7 +238,9 @@ class AdaFocus:
     def __call__(self, source: One, *, fps: None = None, times: None = None) -> Prediction: ...
 
     @overload
-    def __call__(self, source: Sequence[One], *, fps: None = None, times: None = None) -> list[Prediction]: ...
+    def __call__(
+        self, source: list[One] | tuple[One, ...], *, fps: None = None, times: None = None
+    ) -> list[Prediction]: ...
 
     @overload
     def __call__(self, source: Any, *, fps: float | None = None, times: Sequence[float] | None = None) -> Any: ...
@@ -285,8 +289,8 @@ class AdaFocus:
         """Watch live sources, and yield each window of T glimpses when it is over.
 
         Args:
-            source: a camera's number, an address, a file, or a list of these; or an iterator of pairs of a frame and its
-                time in seconds, which is read in this thread.
+            source: a camera's number, an address, a file, or a list of these; or an iterator of pairs of a frame and
+                its time in seconds, which is read in this thread.
             glimpse_fps: frames per second of a source that are glimpsed.
             overlap: windows under way at a time: one ends every T / overlap glimpses.
             duration_s: end after this time; None for no end.
@@ -310,6 +314,82 @@ class AdaFocus:
         if overlap != 1 or loop or realtime or duration_s is not None:
             raise UsageError("frames: overlap, loop, realtime and duration_s are for cameras, addresses and files")
         return self._live_frames(source, glimpse_fps)
+
+    # -- the other verbs, where their extras are installed ------------------------------------------------------------
+
+    @staticmethod
+    def train(*options: str, **named: Any) -> Path:
+        """Train, as ``adafocus-edge train`` does; needs the extra ``[train]``.
+
+        Args:
+            options: ``key=value`` each, as on the command line; for keys with dots, such as ``hydra.run.dir=DIR``.
+            named: the same as keyword arguments: ``dataset="custom", epochs=5``.
+
+        Returns:
+            the run folder: it holds ``last.pth.tar``, or with ``stages="all"`` a folder per stage.
+
+        Raises ``AdaFocusError`` with what is wrong or missing.
+        """
+        compose = import_companion("training.compose", "train", "train")
+        written = [f"{key}={_option(value)}" for key, value in named.items()]
+        composed = compose.compose_options([*options, *written])
+        if composed.options.stages:
+            all_stages = import_companion("training.all_stages", "train", "train")
+            all_stages.train_all(composed, True, export=AdaFocus.export)
+        else:
+            import_companion("training.train", "train", "train").run_composed(composed, True)
+        return Path(composed.run_dir)
+
+    @staticmethod
+    def export(checkpoint: str | Path, output: str | Path, **model: int) -> Path:
+        """Export a checkpoint to a bundle, as ``adafocus-edge export`` does; needs the extra ``[export]``.
+
+        Args:
+            checkpoint: official, or one that training wrote.
+            output: folder of the bundle, which must not exist.
+            model: settings that an official checkpoint does not hold: ``patch_size``, ``num_segments``,
+                ``glance_size``, ``input_size``.
+
+        Returns:
+            the bundle's folder. Raises ``AdaFocusError``.
+        """
+        exporter = import_companion("export.exporter", "export", "export")
+        options = exporter.ExportOptions(model=exporter.ModelOptions(**model))
+        exporter.export(Path(checkpoint), Path(output), options)
+        return Path(output)
+
+    def evaluate(self, data: str | Path, **options: Any) -> dict[str, Any]:
+        """Measure this model's bundle on labelled clips, as ``adafocus-edge evaluate`` does.
+
+        Args:
+            data: a folder per class, a CSV, or a split list.
+            options: fields of :class:`adafocus_edge.evaluation.settings.EvaluateOptions`.
+
+        Returns:
+            the object of ``evaluate --json``. Raises ``AdaFocusError``.
+        """
+        from adafocus_edge.evaluation.run import check_inputs, evaluate_model
+        from adafocus_edge.evaluation.settings import EvaluateOptions
+
+        asked = EvaluateOptions(data=Path(data), backend=self.backend, variant=self.variant, **options)
+        check_inputs(self.bundle.path, asked)
+        done = evaluate_model(self.bundle.path, asked, lambda _: None, lambda _: nullcontext(lambda _: None))
+        return done.to_json()
+
+    def benchmark(self, data: str | Path | None = None, **options: Any) -> Report:
+        """Measure this model's bundle over the settings that this machine can run; see ``adafocus-edge benchmark``.
+
+        Args:
+            data: labelled clips, or None to measure time only.
+            options: fields of :class:`adafocus_edge.benchmark.settings.BenchmarkOptions`, such as ``quick=True``.
+
+        Raises ``AdaFocusError``.
+        """
+        from adafocus_edge.benchmark.measure import benchmark
+        from adafocus_edge.benchmark.settings import BenchmarkOptions
+
+        asked = BenchmarkOptions(data=None if data is None else Path(data), **options)
+        return benchmark([self.bundle.path], asked, None, lambda _: None, lambda *_: None)
 
     def close(self) -> None:
         """Free what the model holds. Calling it again does nothing."""
@@ -338,14 +418,7 @@ class AdaFocus:
     def _exits(self, *, live: bool) -> ExitThresholds | None:
         if self._exit_confidence is not None:
             return ExitThresholds.at(self._exit_confidence, self.bundle.spec.segments)
-        if self._exit is None:
-            return None
-        name, _, order = self._exit.partition("/")
-        orders: tuple[Order, ...] = ("live",) if live else ("coarse-to-fine", "clip")
-        try:
-            return find_exits(self.bundle.manifest.thresholds, name, orders if not order else (order,))  # type: ignore[arg-type]
-        except KeyError as error:
-            raise UsageError(f"{self.bundle.path}: exit={self._exit!r}: {error.args[0]}") from None
+        return None if self._exit is None else exits_named(self.bundle, self._exit, live=live)
 
     def _one(self, source: One) -> Prediction:
         found = find_sources([str(source)])
@@ -436,6 +509,11 @@ class AdaFocus:
         if steps:
             result = classifier.result("frames", started_s, time_s, steps, sure, 0.0, 0.0)
             yield Prediction._of(result, spec, None, cut=True)
+
+
+def _option(value: Any) -> str:
+    """Return a value as training's options have it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class _InMemory(Source):

@@ -12,9 +12,8 @@ import numpy as np
 from PIL import Image
 
 from adafocus_edge.errors import FrameError
-from adafocus_edge.media.clip import SQUARE, T
+from adafocus_edge.media.clip import DEFAULT_FPS, SQUARE, T
 from adafocus_edge.media.frames import as_picture
-from adafocus_edge.media.preprocess import UNKNOWN_FPS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +51,7 @@ class PictureClip:
         self.frame_count = len(self._pictures)
         self._times = None if times_s is None else [float(time_s) - float(times_s[0]) for time_s in times_s]
         self.is_constant_rate = self._times is None
-        self.fps = fps or UNKNOWN_FPS
+        self.fps = fps or DEFAULT_FPS
         if self._times is not None and self.frame_count > 1:
             self.fps = (self.frame_count - 1) / self._times[-1]
         self._has_rate = fps is not None
