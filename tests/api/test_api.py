@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,15 @@ def model() -> Iterator[AdaFocus]:
 def frames() -> list[np.ndarray]:
     with av.open(str(CLIP)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_the_manuals_two_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text("utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    shutil.copy(CLIP, tmp_path / "holiday.mp4")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("fight 0.9")
 
 
 def test_a_file_gives_what_the_command_line_gives(model: AdaFocus) -> None:
