@@ -1,10 +1,10 @@
-"""`python -m adafocus_edge`, and `adafocus-edge`: the same."""
+"""The entry point of `adafocus-edge` and `python -m adafocus_edge`."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C while it is imported is told as it is later."""
+    """Run the command line; report Ctrl-C during its import as it is reported later."""
     try:
         from adafocus_edge.cli.app import main as run
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`adafocus-edge doctor`: what this machine can run, what is missing, and the command that adds it."""
+"""`adafocus-edge doctor`: reports what this machine can run, what is missing, and the command that adds it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from adafocus_edge import __version__
+from adafocus_edge.backends.base import CPU_BACKEND, ORT_TENSORRT_BACKEND
+from adafocus_edge.backends.registry import BACKEND_TABLE, Backend
 from adafocus_edge.errors import BackendError
 from adafocus_edge.system.console import STYLE
 from adafocus_edge.system.cpu import physical_cores, processor, usable_cores
 
 VECTOR_FLAGS = ("avx2", "fma", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
-"""CPU abilities that decide how fast FP32 and INT8 are."""
+"""CPU features that decide the speed of FP32 and INT8."""
+
+OTHERWISE_REPORTED = (CPU_BACKEND, ORT_TENSORRT_BACKEND, "tensorrt")
+"""Backends whose packages and libraries have their own lines; every other backend has a line by its name."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,10 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        part: what was looked at.
-        status: ``ok``, ``missing`` (can be added) or ``none`` (this machine has no such thing).
-        detail: version, or what was found.
-        fix: the command or step that adds it; empty where nothing is to be done.
+        part: the examined part.
+        status: ``ok``, ``missing`` (can be added) or ``none`` (this machine does not have it).
+        detail: its version, or the finding.
+        fix: the command or step that adds it; empty if there is nothing to do.
     """
 
     part: str
@@ -45,15 +50,15 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at everything and return the findings."""
+    """Examine all parts and return the findings."""
     return [
         Finding("adafocus-edge", "ok", f"{__version__} in {Path(__file__).parent}"),
         Finding("Python", "ok", f"{platform.python_version()} on {platform.platform()}"),
         _cpu(),
         _memory(),
         _nvidia(),
-        _package("onnxruntime", "onnxruntime-cpu", ("onnxruntime-gpu", "onnxruntime"), ""),
-        _cuda_provider(),
+        _package("onnxruntime", CPU_BACKEND, ("onnxruntime-gpu", "onnxruntime"), ""),
+        *(_backend(backend) for backend in BACKEND_TABLE if backend.name not in OTHERWISE_REPORTED),
         _decoder(),
         _package("cv2", "cameras (OpenCV)", ("opencv-python-headless", "opencv-python"), ""),
         _cameras(),
@@ -122,7 +127,7 @@ def _nvidia() -> Finding:
 
 
 def _cameras() -> Finding:
-    """Say which cameras there are, by the names that their drivers give them."""
+    """List the local cameras by the names that their drivers report."""
     found = []
     for device in sorted(Path("/sys/class/video4linux").glob("video*")):
         with suppress(OSError):
@@ -142,53 +147,47 @@ def _installed(distributions: tuple[str, ...]) -> str | None:
 def _package(module: str, part: str, distributions: tuple[str, ...], extra: str) -> Finding:
     fix = f"pip install 'adafocus-edge[{extra}]'" if extra else f"pip install {distributions[0]}"
     found = _installed(distributions)
-    if found and extra:  # PyTorch and its like take seconds to load: that they are there must do
+    if found and extra:  # PyTorch and similar packages take seconds to load, so they count if they are installed
         return Finding(part, "ok", found)
     try:
         loaded = import_module(module)
     except Exception as error:  # a package may fail in any way while it is imported
         return Finding(part, "missing", f"{found} cannot be loaded: {error}" if found else "", fix)
-    # A package of the system (JetPack's OpenCV, say) has no entry of pip's.
+    # A system package (for example JetPack's OpenCV) is unknown to pip.
     return Finding(part, "ok", found or f"{module} {getattr(loaded, '__version__', '')}")
 
 
-def _guarded(part: str, look: Callable[[], Finding]) -> Finding:
+def _guarded(part: str, inspect: Callable[[], Finding]) -> Finding:
     try:
-        return look()
+        return inspect()
     except Exception as error:
         return Finding(part, "missing", str(error), "pip install --force-reinstall adafocus-edge")
 
 
-def _cuda_provider() -> Finding:
-    part = "onnxruntime-cuda"
+def _backend(backend: Backend) -> Finding:
+    def inspect() -> Finding:
+        if (obstacle := backend.obstacle()) is not None:
+            return Finding(backend.name, "missing" if obstacle.fix else "none", obstacle.why, obstacle.fix)
+        found = "driver, GPU and CUDA libraries are there" if backend.on_gpu else "can run here"
+        if (hint := backend.hint()) is not None:
+            return Finding(backend.name, "ok", f"{found}; {hint.why}", hint.fix)
+        return Finding(backend.name, "ok", found)
 
-    def look() -> Finding:
-        from adafocus_edge.backends.onnxruntime import CAPTURE_SAFE, cuda_obstacle, release
-
-        obstacle = cuda_obstacle()
-        if obstacle is None:
-            found = "driver, GPU and CUDA libraries are there"
-            if release() >= CAPTURE_SAFE:
-                return Finding(part, "ok", found)
-            needed = ".".join(map(str, CAPTURE_SAFE))
-            slower = f"{found}; slower than it could be: CUDA graphs need ONNX Runtime {needed} or later"
-            return Finding(part, "ok", slower, f"pip install 'onnxruntime-gpu>={needed}'")
-        return Finding(part, "missing" if obstacle.fix else "none", obstacle.why, obstacle.fix)
-
-    return _guarded(part, look)
+    return _guarded(backend.name, inspect)
 
 
 def _decoder() -> Finding:
     part = "video decoding (PyAV)"
 
-    def look() -> Finding:
+    def inspect() -> Finding:
         import av
 
-        known = [name for name in ("h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg") if name in av.codecs_available]
-        encoder = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        return Finding(part, "ok", f"av {av.__version__}: {' '.join(known)}; writes {encoder}")
+        from adafocus_edge.media.encoders import video_encoder
 
-    return _guarded(part, look)
+        known = [name for name in ("h264", "hevc", "av1", "vp9", "mpeg4", "mjpeg") if name in av.codecs_available]
+        return Finding(part, "ok", f"av {av.__version__}: {' '.join(known)}; writes {video_encoder()}")
+
+    return _guarded(part, inspect)
 
 
 def _tensorrt(name: str) -> Finding:
@@ -200,7 +199,7 @@ def _tensorrt(name: str) -> Finding:
         library = find_library(name)
     except BackendError:
         return Finding(part, "missing" if sys.platform == "linux" else "none", "not installed", INSTALL[name])
-    with suppress(BackendError):  # no cuda-bindings: their own line says so
+    with suppress(BackendError):  # cuda-bindings are missing, which their own line reports
         gpu = find_gpu()
         if gpu is not None and (obstacle := library.gpu_obstacle(gpu)) is not None:
             return Finding(part, "none", obstacle)

@@ -1,30 +1,31 @@
-"""Errors that reach a user: one line each, naming what is wrong and what to do about it."""
+"""Errors for users: one line each that names the problem and the fix."""
 
 from __future__ import annotations
 
 import errno
 
 SHORTAGES = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+"""Error numbers of a system that is short of memory, threads or open files."""
 
 
 class AdaFocusError(Exception):
-    """Base of every error that is told in one line. ``exit_code`` is what the command line then ends with."""
+    """Base of all errors that are reported in one line. The command line then ends with ``exit_code``."""
 
     exit_code = 1
 
 
 class UsageError(AdaFocusError):
-    """What was asked for contradicts itself or lacks something: exit code 2."""
+    """Arguments that are missing, invalid or contradict each other: exit code 2."""
 
     exit_code = 2
 
 
 class CheckpointError(AdaFocusError):
-    """A checkpoint that cannot be read, or holds another model than expected."""
+    """A checkpoint that cannot be read, or that holds a different model from the one expected."""
 
 
 class BundleError(AdaFocusError):
-    """A bundle that is missing, damaged, of another version, or whose graphs do not fit together."""
+    """A bundle that is missing, damaged or of another format version, or whose graphs do not fit together."""
 
 
 class SourceError(AdaFocusError):
@@ -32,11 +33,16 @@ class SourceError(AdaFocusError):
 
 
 class ShortageError(AdaFocusError):
-    """This machine is short of memory, threads or open files, which is no fault of what was to be read."""
+    """This machine is short of memory, threads or open files; the source itself may be intact."""
 
     @classmethod
     def check(cls, name: str, error: BaseException) -> None:
-        """Raise it, with the name of what was to be read, if that is what an error says."""
+        """Raise this error if another error was caused by such a shortage.
+
+        Args:
+            name: the source that could not be read.
+            error: the other error.
+        """
         if getattr(error, "errno", None) in SHORTAGES:
             why = getattr(error, "strerror", None) or error
             raise cls(
@@ -49,19 +55,19 @@ class DataError(AdaFocusError):
 
 
 class TrainingError(AdaFocusError):
-    """Training that cannot go on."""
+    """Training that cannot continue."""
 
 
 class HasAnEndError(SourceError):
-    """An address that was taken for a live stream is that of a file."""
+    """An address that looked like a live stream leads to a file."""
 
 
 class FrameError(AdaFocusError, ValueError):
-    """A picture or a model frame of the wrong type, shape or kind: a model would misread it."""
+    """A picture or a model frame of the wrong type, shape or kind, which a model would misread."""
 
 
 class BackendError(AdaFocusError):
-    """A backend that cannot run here, or failed while it ran."""
+    """A backend that cannot run on this machine, or that failed while it ran."""
 
 
 class BusyError(BackendError):
@@ -69,7 +75,7 @@ class BusyError(BackendError):
 
 
 class ExportError(AdaFocusError):
-    """An export whose graphs do not agree with the model they were made from."""
+    """An export whose graphs do not agree with the model from which they were made."""
 
 
 class BuildError(AdaFocusError):
@@ -77,7 +83,13 @@ class BuildError(AdaFocusError):
 
 
 class MissingExtraError(AdaFocusError):
-    """A verb that needs packages which are not installed."""
+    """A command or an option needs packages that are not installed.
+
+    Args:
+        what: the command or option.
+        extra: the extra of adafocus-edge that installs them.
+        missing: the package that was not found.
+    """
 
     def __init__(self, what: str, extra: str, missing: str) -> None:
         super().__init__(

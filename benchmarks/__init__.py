@@ -1,1 +1,1 @@
-"""Measurements against peers; not part of the wheel."""
+"""Measurements against peers. Not part of the wheel."""

@@ -1,9 +1,9 @@
-"""Does it matter what a focuser is calibrated on? Ranges from the policy's patches, from the centre, and at random.
+"""Compare the patches that a focuser is calibrated on: the policy's, those at the centre, and random ones.
 
     python -m benchmarks.calibration BUNDLE --calibrate-on CLIPS.csv --report-on OTHER.csv
 
-Each row quantizes the focuser alone (int8-cpu), with ranges from as many recorded steps of the same clips, drawn anew
-for each seed, and runs the loop, with the policy's patches, on the other clips.
+Each row quantizes only the focuser (int8-cpu), with ranges from the same number of recorded steps of the same clips,
+drawn again for each seed, and runs the loop, with the policy's patches, on the other clips.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.evaluation.dataset import read_data
 from adafocus_edge.evaluation.evaluate import with_patches
 from benchmarks.machine import save
-from calibration.compare import compare, run
+from calibration.compare import Difference, compare, run
 from calibration.int8 import needs_reduced_range
 from calibration.ranges import METHODS
 from calibration.samples import choose_clips, read_clips, record
@@ -47,7 +47,7 @@ def main() -> None:
         reference = run(model, judging)
         places, counts = np.unique(reference.patches.reshape(-1, 2), axis=0, return_counts=True)
         for patches in ("policy", "centre", "random"):
-            found: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
+            found: dict[str, list[Difference]] = {method: [] for method in METHODS}
             for seed in range(options.seeds):
                 chosen = choose_clips(read_data(options.calibrate_on, bundle.classes), options.clips, seed)
                 clips = read_clips(chosen, spec, failed, lambda _: None)
@@ -61,13 +61,13 @@ def main() -> None:
                     with maker.opened({"focuser": path}, "int8-cpu") as quantized:
                         found[method].append(compare(run(quantized, judging), reference, judging.labels))
             for method, judged in found.items():
-                errors = [entry["logit_error_mean"] for entry in judged]
+                errors = [entry.logit_error_mean for entry in judged]
                 row = {
                     "patches": patches,
                     "method": method,
                     "logit_error_mean": float(np.mean(errors)),
                     "over_seeds": [float(np.min(errors)), float(np.max(errors))],
-                    "label_agreement": float(np.mean([entry["label_agreement"] for entry in judged])),
+                    "label_agreement": float(np.mean([entry.label_agreement for entry in judged])),
                 }
                 rows.append(row)
                 print(row)

@@ -1,13 +1,13 @@
-"""Accuracy against latency, from raw clips to docs/results/benchmark.md: train, export, calibrate, benchmark.
+"""Measure accuracy against latency, from raw clips to docs/results/benchmark.md: train, export, calibrate, benchmark.
 
     python -m benchmarks.front --data CLIPS.csv --weights WEIGHTS [--out runs/front] [--only official default]
 
 ``CLIPS.csv`` has the columns ``video,class,source``; ``WEIGHTS`` holds ``mobilenet_v2_imagenet.pth`` and
 ``resnet50_imagenet.pth``. Sources of a third of the clips are never trained on: half of them calibrate (variants and
-exit thresholds), the others are what the report judges accuracy on. ``official`` is the paper's model (ResNet-50,
-128 x 128, 16 frames of 224; trained on 8, to save time), ``default`` the recipe of the model that ships; both see whole
-frames and motion, and are trained for a few epochs, as a CPU allows. What is there already is kept, so a run that was
-broken off goes on.
+exit thresholds), and the report measures accuracy on the other half. ``official`` is the paper's model (ResNet-50,
+128 x 128, 16 frames of 224; trained on 8, to save time), ``default`` the recipe of the model that ships. Both see whole
+frames and motion, and are trained for a few epochs, as a CPU allows. Existing results are kept, so an interrupted run
+resumes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.lists import write_list
 from benchmarks.machine import RESULTS
 from benchmarks.stages import LAST, folds_by_source, write_folds
 
@@ -39,9 +40,9 @@ STAGES = {
         "3": ["epochs=2"],
     },
 }
-"""Options of each stage."""
+"""Options of each stage, by model."""
 SEGMENTS = {"official": 16, "default": 8}
-"""Frames of a clip, as exported."""
+"""Frames per clip of the exported model."""
 
 
 def edge(*arguments: object) -> None:
@@ -51,7 +52,7 @@ def edge(*arguments: object) -> None:
 
 
 def train(out: Path, model: str, weights: Path) -> Path:
-    """Train the four stages; the last one's checkpoint."""
+    """Train the four stages; return the last one's checkpoint."""
     last = {stage: out / model / stage / LAST for stage in "0123"}
     places = {
         "MOBILENET": weights / "mobilenet_v2_imagenet.pth",
@@ -76,21 +77,18 @@ def train(out: Path, model: str, weights: Path) -> Path:
 
 
 def split_unseen(out: Path, seed: int) -> tuple[Path, Path]:
-    """Write the clips of unseen sources as two lists: to calibrate on, and to report on."""
+    """Write the clips of unseen sources as two lists, to calibrate on and to report on; return their paths."""
     with (out / "0_val.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     half = folds_by_source([row["source"] for row in rows], 2, seed)
     paths = out / "calibrate.csv", out / "report.csv"
     for number, path in enumerate(paths):
-        with path.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, ["video", "class", "source"])
-            writer.writeheader()
-            writer.writerows(row for row, part in zip(rows, half, strict=True) if part == number)
+        write_list(path, (row for row, part in zip(rows, half, strict=True) if part == number))
     return paths
 
 
 def main() -> None:
-    """Do it all, or what is left of it."""
+    """Run all steps that are not done yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)

@@ -1,11 +1,12 @@
-"""Thousands of hostile inputs: does each give a result or one line, within bounded time and memory?
+"""Fuzz the product: thousands of hostile inputs, each of which must give a result or a one-line error.
 
     python -m benchmarks.fuzz [--inputs 10000] [--first 0] [--targets video graph ...] [--minutes 60]
 
-The inputs are those of ``tests/support/fuzzing.py``, one seed each: ``--targets T --first SEED --inputs 1`` repeats a
-finding. They run in a process that is restarted when an input ends it (a crash of a library) or takes longer than a
-minute; such an input is a finding, as are more than 3 GB of memory and every error that is not one of ours. Finally,
-Schemathesis sends a server of the page requests that its OpenAPI description allows, and requests that it does not.
+The inputs are those of ``tests/support/fuzzing.py``, one per seed: ``--targets T --first SEED --inputs 1`` reproduces a
+finding. They run in a process that is restarted when an input crashes it (in a library) or takes longer than a minute.
+Such an input is a finding, as is one that takes more than 3 GB of memory or raises an error that is not an
+``AdaFocusError``. Finally, Schemathesis sends valid and invalid requests, made from its OpenAPI description, to the
+page's server.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ SHARES = {
     "lists": 0.15,
     "requests": 0.1,
 }
-"""Of the inputs, by target."""
+"""Share of the inputs, by target."""
 
 
 class Victim:
-    """A process that is fed inputs."""
+    """A process that inputs are fed to."""
 
     def __init__(self, folder: Path) -> None:
         context = multiprocessing.get_context("spawn")
@@ -54,7 +55,7 @@ class Victim:
         theirs.close()
 
     def feed(self, target: str, seed: int) -> tuple[Outcome, float]:
-        """Feed one input; what came of it, and seconds. A crash or a hang ends the process."""
+        """Feed one input; return the outcome and the seconds. A crash or a hang ends the process."""
         started = time.monotonic()
         try:
             self._connection.send((target, seed))
@@ -74,7 +75,7 @@ class Victim:
         return self._process.is_alive()
 
     def close(self) -> None:
-        """End it."""
+        """Kill the process."""
         self._process.kill()
         self._process.join()
         self._connection.close()
@@ -83,8 +84,8 @@ class Victim:
 def _serve(connection: Connection, folder: Path) -> None:
     warnings.simplefilter("ignore")
     devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 2)  # libraries complain about what they are fed
-    import torch  # noqa: F401 - what it takes is not what an input takes
+    os.dup2(devnull, 2)  # libraries log errors about the inputs
+    import torch  # noqa: F401 - before memory is measured, so that it does not count
 
     with suppress(ValueError):
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -114,8 +115,8 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="seed of the first input of each target")
     parser.add_argument("--targets", nargs="+", choices=list(TARGETS), default=list(TARGETS))
-    parser.add_argument("--minutes", type=float, default=120.0, help="to run at most, without the API's part")
-    parser.add_argument("--api-examples", type=int, default=200, help="for each operation of the API; 0 for none")
+    parser.add_argument("--minutes", type=float, default=120.0, help="max minutes to run, without the API's part")
+    parser.add_argument("--api-examples", type=int, default=200, help="requests per operation of the API; 0 for none")
     parser.add_argument("--no-save", action="store_true")
     asked = parser.parse_args()
     began = time.monotonic()

@@ -1,14 +1,15 @@
-"""A 720p camera at 30 frames per second, end to end: our live run beside a plain loop of OpenCV and eager PyTorch.
+"""Measure a 720p camera at 30 frames per second end to end: our live run against a plain OpenCV and PyTorch loop.
 
 Usage: python -m benchmarks.live [--seconds 25] [--rates 2,8,30] [--official-rates 30] [--no-save]
 
-A real RTSP server (GStreamer) sends a real clip over loopback. "Ours" is a live run as `classify` makes it; "plain" is
-what one writes first: read a frame with OpenCV, at times prepare it and take a step in eager PyTorch, read on. Both
-get the same stream, one after the other, and the same glimpses per second; both see motion as the default model does.
+A real RTSP server (GStreamer) sends a real clip over loopback. "Ours" is a live run as in `classify`; "plain" is the
+obvious loop: read a frame with OpenCV, at the glimpse rate preprocess it and take a step in eager PyTorch, read the
+next. Both get the same stream, one after the other, at the same glimpses per second, and use motion as the default
+model does.
 
-Latency is from the frame being there, decoded, to the provisional result. A plain loop that takes longer than a frame
-lets frames pile up in the network instead of dropping them: how far it is behind the camera at the end is told as
-"behind". CPU is the processor time per second of the run, of both cores (1.0 is one whole core), without the server's.
+Latency is from the decoded frame to the provisional result. If a plain loop takes longer than a frame, frames pile up
+in the network instead of being dropped: "behind" is how far it lags behind the camera at the end. CPU is the processor
+time per second of the run, over both cores (1.0 is one whole core), without the server's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 
 CAMERA_FPS = 30
 WARM_UP_S = 4.0
-"""Of each run, not counted."""
+"""Start of each run that is not counted."""
 
 
 def processor_s() -> float:
@@ -48,10 +49,11 @@ def report(
 
 
 def ours(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, Any]:
-    """Run our live run, with every frame's journey counted by the run itself."""
+    """Run our live run; the run itself counts every frame."""
     from adafocus_edge.backends.registry import load_model
     from adafocus_edge.bundle.store import read_bundle
-    from adafocus_edge.live.messages import ProvisionalResult, Sink
+    from adafocus_edge.live.listener import Sink
+    from adafocus_edge.live.messages import ProvisionalResult
     from adafocus_edge.live.run import LiveOptions, LiveRun
     from adafocus_edge.live.settings import CaptureOptions
     from adafocus_edge.media.sources import find_sources
@@ -76,7 +78,7 @@ def ours(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, A
         )  # fmt: skip
 
         def watch() -> None:
-            while not run.status().sources[0]["frames"]:
+            while not run.status().sources[0].frames:
                 time.sleep(0.05)
             for wait in (WARM_UP_S, seconds):
                 time.sleep(wait)
@@ -90,14 +92,14 @@ def ours(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, A
     seen.close()
     (begun, used, before), (ended, used_then, after) = marks
     latencies = [latency for at, latency in seen.kept if begun <= at <= ended]
-    counts = [after[name] - before[name] for name in ("frames", "glimpses", "dropped")]
-    left = after["picked"] - after["glimpses"] - after["dropped"] - after["waiting"]
+    counts = [getattr(after, name) - getattr(before, name) for name in ("frames", "glimpses", "dropped")]
+    left = after.picked - after.glimpses - after.dropped - after.waiting
     assert 0 <= left <= 2, f"{left} picked frames are neither seen nor counted as dropped"  # two are in hand
     return report(latencies, *counts, used_then - used, ended - begun)
 
 
 def plain(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, Any]:
-    """Run the loop that one writes first, with weights of the same shapes."""
+    """Run the plain loop, with weights of the same shapes."""
     import cv2
     import torch
 
@@ -121,7 +123,7 @@ def plain(address: str, bundle: Path, rate: float, seconds: float) -> dict[str, 
     due = 0.0
     while True:
         there, frame = camera.read()
-        assert there, "the stream broke off"
+        assert there, "the stream ended"
         now = time.monotonic()
         if measured is None and now - begun >= WARM_UP_S:
             measured, frames, glimpses, latencies = (now, processor_s()), 0, 0, []
@@ -192,7 +194,7 @@ def main() -> None:
                 rows.append({**row, **child(way, server.address, bundle, rate, asked.seconds)})
                 row = rows[-1]
                 print(
-                    f"{model:9} {rate:4g}/s asked  {way:6} {row['fps_in']:5.1f} fps in  {row['glimpses_per_s']:5.1f}/s "
+                    f"{model:9} {rate:4g}/s wanted {way:6} {row['fps_in']:5.1f} fps in  {row['glimpses_per_s']:5.1f}/s "
                     f"{row['dropped']:5d} dropped  p50 {row['p50_ms']:6.1f}  p95 {row['p95_ms']:6.1f}  "
                     f"p99 {row['p99_ms']:6.1f} ms  cpu {row['cpu']:.2f}  behind {row['behind_s']:.1f} s",
                     flush=True,

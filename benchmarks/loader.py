@@ -1,23 +1,23 @@
-"""Clips per second and core that the training data loader delivers, against PyAV and torchcodec on the same frames.
+"""Measure the training data loader's clips per second and core, against PyAV and torchcodec on the same frames.
 
 Usage: python -m benchmarks.loader [--rounds 7] [--preset official edge] [--data short long frames]
 
-Three kinds of data: short files (``tests/fights``: 2 s, 456 x 256), a long file of 1080p (made of a real clip by
-FFmpeg, 40 s, a key frame every 2 s, as cameras write), and a folder of JPEG frames (``export/frames``, 340 x 256). One
-process on one core runs all rows of a round one after the other, so a round's ratios compare like with like; medians
-over the rounds. The samples are those of a preset's training at 224 pixels; nothing else of the model counts.
+Three kinds of data: short files (``tests/fights``: 2 s, 456 x 256), a long 1080p file (made from a real clip by FFmpeg,
+40 s, a key frame every 2 s, as cameras write), and a folder of JPEG frames (``export/frames``, 340 x 256). One process
+on one core runs all rows of a round one after the other, so that a round's ratios compare equal conditions; results are
+medians over the rounds. The samples are those of a preset's training at 224 pixels; the model itself does not run.
 
 Rows:
-    off: what each epoch costs with ``cache=off``.
-    first: the first epoch with ``cache=ram``: decodes all frames that may be drawn, and keeps them.
-    first, device: the same, cropped by the GPU.
-    ram, disk: a later epoch, cropped here; ``ram, device``: cropped by the GPU, so only read here.
-    pyav: opens each clip and decodes it with a plain loop of PyAV on one thread, up to the last frame that is drawn;
-        of a folder, decodes the drawn frames by Pillow. ``pyav, rgb`` makes RGB of all frames, too.
+    off: an epoch with ``cache=off``.
+    first: the first epoch with ``cache=ram``, which decodes and keeps all frames that may be drawn.
+    first, device: the same, with the crops left to the GPU.
+    ram, disk: a later epoch, cropped on the CPU; ``ram, device``: only read, with the crops left to the GPU.
+    pyav: opens each clip and decodes it with a plain PyAV loop on one thread, up to the last frame that is drawn; for a
+        folder, decodes the drawn frames with Pillow. ``pyav, rgb`` also converts all frames to RGB.
     torchcodec: opens each clip and decodes the drawn frames to RGB, on one thread (``seek_mode="approximate"``).
 
-Of the long file, ``first`` decodes ``cache_frames`` frames of each segment, so it costs several times ``off``. What is
-measured is what a loader's worker does, without the hand-over to the trainer; nothing waits for a disk.
+For the long file, ``first`` decodes ``cache_frames`` frames of each segment, so it takes several times as long as
+``off``. The times are those of a loader's worker, without the transfer to the trainer; nothing waits for a disk.
 """
 
 from __future__ import annotations
@@ -41,19 +41,20 @@ from adafocus_edge.evaluation.dataset import Example, Split
 from adafocus_edge.model.spec import ModelSpec
 from adafocus_edge.system.cpu import limit_cores
 from benchmarks.machine import save
+from training.compose import compose_options
 from training.datasets import ClipDataset, Keeping
 from training.frame_cache import FrameStore, memory_folder
-from training.options import TrainOptions, compose_options
+from training.options import TrainOptions
 from training.train import model_spec
 
 ROOT = Path(__file__).parent.parent
 LONG_CLIP = ROOT / "tests" / "clips" / "R6llTwEh07w.mp4"
 COPIES = 6
-"""How often the frames' folder stands for a clip: one alone is too short to be timed."""
+"""How often the folder of frames is listed as a clip: a single one is too short to time."""
 
 
 def make_long_file(folder: Path) -> Path:
-    """Make 40 s of 1080p of a real clip, played over and over."""
+    """Encode 40 s of 1080p video from a real clip in a loop; return its path."""
     path = folder / "long.mp4"
     given = ["-stream_loop", "-1", "-i", LONG_CLIP, "-t", "40", "-an", "-vf", "scale=1920:1080", "-r", "30"]
     encoder = ["-c:v", "libx264", "-preset", "veryfast", "-g", "60", "-pix_fmt", "yuv420p"]
@@ -66,7 +67,7 @@ KINDS: dict[str, Callable[[Path], list[Path]]] = {
     "long": lambda folder: [make_long_file(folder)],
     "frames": lambda _: [ROOT / "export" / "frames"] * COPIES,
 }
-"""Of data: what lists the clips, given a folder to make them in."""
+"""The kinds of data, each with a function that lists the clips and may write them to the given folder."""
 
 
 def split_of(kind: str, folder: Path) -> Split:
@@ -109,7 +110,7 @@ class Bench:
         return sorted({number for part in parts for number in part})
 
     def rows(self) -> dict[str, Callable[[], None]]:
-        """Return what is timed, by row, in the order in which it is."""
+        """Return the function to time for each row, in the order of timing."""
         for data in (self.data["ram"], self.data["disk"]):
             self._samples(data)  # fills the caches
         rows: dict[str, Callable[[], None]] = {
@@ -166,7 +167,7 @@ class Bench:
 
 
 def has_torchcodec() -> bool:
-    """Whether torchcodec can be used here: it brings no FFmpeg of its own."""
+    """Return whether torchcodec can be used here: it needs an installed FFmpeg."""
     try:
         import torchcodec.decoders  # noqa: F401
     except (ImportError, RuntimeError, OSError):
@@ -203,7 +204,7 @@ def measure(bench: Bench, rounds: int) -> dict[str, Any]:
     if "torchcodec" in times:
         report["off"]["times_of_torchcodec"] = ratio("off", "torchcodec")
     else:
-        report["torchcodec"] = "reads no folders" if has_torchcodec() else "not installed, or without an FFmpeg for it"
+        report["torchcodec"] = "does not read folders" if has_torchcodec() else "not installed, or no FFmpeg for it"
     return report
 
 
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--preset", nargs="+", default=["official", "edge"])
     parser.add_argument("--data", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--name", default="loader", help="of the file in benchmarks/results")
+    parser.add_argument("--name", default="loader", help="name of the file in benchmarks/results")
     options = parser.parse_args()
     limit_cores(1)  # as in a worker
     torch.set_num_threads(1)  # torchcodec converts colours by PyTorch's threads

@@ -1,10 +1,10 @@
-"""Classifying a long video file against decoding it whole.
+"""Compare classifying a long video file with decoding all of it.
 
 Usage: python -m benchmarks.long_file [BUNDLE] [--seconds 120] [--rounds 5]
 
-Makes 1080p H.264 files from a real clip (people_1080p.mp4, played forth and back), a key frame every 30, 60 and 250
-frames, since that decides how much must be decoded to reach a frame. "Whole" is PyAV decoding every frame on all cores,
-without any conversion. "Classified" is everything: opening, seeking, decoding, preprocessing and the glimpse loop.
+Makes 1080p H.264 files from a real clip (people_1080p.mp4, played forwards and backwards), with a key frame every 30,
+60 and 250 frames, which determines how much must be decoded to reach a frame. "Whole" is PyAV decoding every frame on
+all cores, without any conversion. "Classified" includes opening, seeking, decoding, preprocessing and the glimpse loop.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KEY_FRAMES = (30, 60, 250)
 
 
 def make(path: Path, seconds: int, key_frames: int) -> None:
-    """Encode the clip forth and back until the file is long enough, at 30 frames a second."""
+    """Encode the clip forwards and backwards until the file is long enough, at 30 frames per second."""
     with av.open(str(CLIP)) as source:
         frames = [frame.to_ndarray(format="yuv420p") for frame in source.decode(video=0)]
     turn = [*range(len(frames)), *range(len(frames) - 2, 0, -1)]
@@ -71,9 +71,7 @@ def measure(bundle_path: Path, folder: Path, options: argparse.Namespace) -> Non
     bundle = read_bundle(bundle_path)
     with load_model(bundle, backend="onnxruntime-cpu") as model:
         classifier = Classifier(model, bundle.classes)
-        print(
-            f"{'a key frame every':>18}{'decoded whole':>15}{'classified':>12}{'of it model':>13}{'times faster':>14}"
-        )
+        print(f"{'key frame every':>18}{'decoded whole':>15}{'classified':>12}{'model':>13}{'times faster':>14}")
         for key_frames in KEY_FRAMES:
             path = folder / f"{key_frames}.mp4"
             make(path, options.seconds, key_frames)

@@ -1,14 +1,14 @@
-"""Milliseconds per 16-frame clip and per streamed frame: our bundle against eager PyTorch run the official way.
+"""Measure milliseconds per 16-frame clip and per streamed frame: a bundle against the official way in eager PyTorch.
 
 Usage: python -m benchmarks.loop [CHECKPOINT BUNDLE --patch-size 128] [--rounds 15] [--threads 2]
 
 Without a checkpoint and its bundle it makes both first: the official sizes, deterministic weights (a minute).
 
-Both run the same weights on the same frames, each in a process of its own so that their thread pools do not disturb
-each other, and take turns: a round is one clip and one stream of 16 frames of each. The other process sleeps meanwhile.
-Both results are compared before anything is timed. The host side of a step is what is left of it outside ONNX Runtime's
-calls. Each round also measures the roof: multiply-adds per second of a large FP32 matrix product (PyTorch with MKL),
-which no direct FP32 convolution on this machine can beat by much.
+Both run the same weights on the same frames in turns, each in a process of its own so that their thread pools do not
+interfere: a round is one clip and one stream of 16 frames of each, while the other process sleeps. The results of both
+are compared before the timing. The host's share of a step is the time outside ONNX Runtime's calls. Each round also
+measures the roof: multiply-adds per second of a large FP32 matrix product (PyTorch with MKL), which no direct FP32
+convolution on this machine can exceed by much.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import multiprocessing as mp
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,19 @@ def real_frames() -> np.ndarray:
     return np.stack([preprocess(Image.open(p).convert("RGB"), 224) for p in sorted(FRAMES.glob("*.jpg"))])
 
 
+Ask = Callable[[str, str], Any]
+"""Asks a peer (``bundle``, ``eager``) to run a schedule; returns milliseconds, milliseconds by part, and logits."""
+SCHEDULES = {"clip": (1, "ms per 16-frame clip"), "stream": (16, "ms per streamed frame")}
+"""What is timed: results per run, and the unit."""
+WARM_UP = 3
+TOLERANCE = 0.002
+"""Max difference of a logit between the bundle and PyTorch."""
 ROOF_SIZE = 1536
-"""Side of the square matrices of the roof: far too large for the caches' latency to matter."""
+"""Side of the square matrices of the roof, large enough that the caches' latency does not matter."""
 
 
 def serve_bundle(connection: Connection, options: argparse.Namespace) -> None:
-    """Run our loop on request: ``clip`` or ``stream``; answer milliseconds, and milliseconds by part."""
+    """Run our loop on request (``clip`` or ``stream``); send the milliseconds, those by part, and the logits."""
     import dataclasses
 
     from adafocus_edge.backends.registry import load_model
@@ -71,7 +80,7 @@ def serve_bundle(connection: Connection, options: argparse.Namespace) -> None:
 
 
 def serve_eager(connection: Connection, options: argparse.Namespace) -> None:
-    """Run eager PyTorch on request, the official way."""
+    """Run eager PyTorch on request, as the official code does."""
     import torch
 
     from training.checkpoint import read_checkpoint
@@ -104,12 +113,27 @@ def main() -> None:
     parser.add_argument("--patch-size", type=int, default=PATCH_SIZE)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--name", default="loop", help="of the file in benchmarks/results")
+    parser.add_argument("--name", default="loop", help="name of the file in benchmarks/results")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         options.checkpoint = options.checkpoint or make_checkpoint(Path(folder))
         options.bundle = options.bundle or make_bundle(options.checkpoint, Path(folder), options.patch_size)
         measure(options)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The measurements of all rounds.
+
+    Attributes:
+        ms: milliseconds by schedule (``clip``, ``stream``) and peer (``bundle``, ``eager``).
+        parts: the bundle's milliseconds by part, by schedule.
+        roof: multiply-adds per second of a large matrix product, in units of 1e9.
+    """
+
+    ms: dict[tuple[str, str], list[float]]
+    parts: dict[str, list[dict[str, float]]]
+    roof: list[float]
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -124,35 +148,71 @@ def measure(options: argparse.Namespace) -> None:
         peers[name].send(what)
         return peers[name].recv()
 
-    worst = 0.0
-    for what in ("clip", "stream"):
-        for _ in range(3):  # warm up
-            found, expected = ask("bundle", what)[2], ask("eager", what)[2]
-        worst = max(worst, float(np.abs(found - expected).max()))
-    if worst > 2e-3:
-        raise SystemExit(f"the two do not compute the same: their logits differ by {worst}")
-
-    times: dict[tuple[str, str], list[float]] = {}
-    parts: dict[str, list[dict[str, float]]] = {"clip": [], "stream": []}
-    roof: list[float] = []
-    for _ in range(options.rounds):
-        roof.append(max(ask("eager", "roof") for _ in range(3)))
-        for what in ("clip", "stream"):
-            for name in peers:
-                took, by_part, _ = ask(name, what)
-                times.setdefault((what, name), []).append(took)
-                if by_part:
-                    parts[what].append(by_part)
+    worst = largest_difference(ask)
+    rounds = run_rounds(ask, options.rounds)
     for connection in peers.values():
         connection.send("stop")
+    rows = rows_of(rounds)
+    model = read_bundle(options.bundle)
+    gmacs = model.totals("fp32")[1] * model.spec.segments
+    rate = gmacs / (rows["clip"]["bundle_median"] / 1e3)
+    roof = statistics.median(rounds.roof)
+    print(f"per clip {gmacs:.1f} G multiply-adds: {rate:.0f} G/s of the {roof:.0f} G/s that a large")
+    print(f"matrix product reaches here in the same rounds ({rate / roof:.0%})")
+    path = save(
+        options.name,
+        {
+            "what": "eager PyTorch as in the official code against a bundle, same weights, FP32, interleaved rounds",
+            "command": f"python -m benchmarks.loop --patch-size {options.patch_size} "
+            f"--rounds {options.rounds} --threads {options.threads}",
+            "rounds": options.rounds,
+            "threads": options.threads,
+            "patch_size": options.patch_size,
+            "largest_logit_difference": worst,
+            "roof_gmacs_per_s": {"median": round(roof, 1), "max": round(max(rounds.roof), 1)},
+            "bundle_gmacs_per_s": round(rate, 1),
+            **rows,
+        },
+    )
+    print(f"written to {path}")
 
+
+def largest_difference(ask: Ask) -> float:
+    """Warm up both peers; return the largest difference of their logits. Raises ``SystemExit`` if it is too large."""
+    worst = 0.0
+    for what in SCHEDULES:
+        for _ in range(WARM_UP):
+            found, expected = ask("bundle", what)[2], ask("eager", what)[2]
+        worst = max(worst, float(np.abs(found - expected).max()))
+    if worst > TOLERANCE:
+        raise SystemExit(f"the logits of the bundle and of PyTorch differ by {worst}, at most {TOLERANCE} is allowed")
+    return worst
+
+
+def run_rounds(ask: Ask, count: int) -> Rounds:
+    """Run a clip and a stream of each peer per round, and measure the roof."""
+    rounds = Rounds({}, {what: [] for what in SCHEDULES}, [])
+    for _ in range(count):
+        rounds.roof.append(max(ask("eager", "roof") for _ in range(3)))
+        for what in SCHEDULES:
+            for name in ("bundle", "eager"):
+                took, by_part, _ = ask(name, what)
+                rounds.ms.setdefault((what, name), []).append(took)
+                if by_part:
+                    rounds.parts[what].append(by_part)
+    return rounds
+
+
+def rows_of(rounds: Rounds) -> dict[str, Any]:
+    """Print the rows of the report and return them, by schedule."""
     rows: dict[str, Any] = {}
     print(f"{'':28}{'eager PyTorch':>16}{'bundle':>12}{'times faster':>14}")
-    for what, per, label in (("clip", 1, "ms per 16-frame clip"), ("stream", 16, "ms per streamed frame")):
-        eager, ours = ([value / per for value in times[what, name]] for name in ("eager", "bundle"))
+    for what, (per, label) in SCHEDULES.items():
+        eager, ours = ([value / per for value in rounds.ms[what, name]] for name in ("eager", "bundle"))
         ratios = [e / o for e, o in zip(eager, ours, strict=True)]
-        middle = {part: statistics.median(p[part] for p in parts[what]) / per for part in parts[what][0]}
-        rows[what] = {
+        parts = rounds.parts[what]
+        middle = {part: statistics.median(p[part] for p in parts) / per for part in parts[0]}
+        rows[what] = row = {
             "unit": label,
             "eager_median": round(statistics.median(eager), 3),
             "eager_min": round(min(eager), 3),
@@ -162,30 +222,9 @@ def measure(options: argparse.Namespace) -> None:
             "ratio_range": [round(min(ratios), 3), round(max(ratios), 3)],
             "bundle_parts_median": {part: round(value, 4) for part, value in middle.items()},
         }
-        row = rows[what]
         print(f"{label:28}{row['eager_median']:16.1f}{row['bundle_median']:12.1f}{row['ratio_median']:14.2f}")
-        print("  of which " + ", ".join(f"{part} {value:.2f}" for part, value in middle.items()))
-    model = read_bundle(options.bundle)
-    gmacs = model.totals("fp32")[1] * model.spec.segments
-    rate = gmacs / (rows["clip"]["bundle_median"] / 1e3)
-    print(f"per clip {gmacs:.1f} G multiply-adds: {rate:.0f} G/s of the {statistics.median(roof):.0f} G/s that a large")
-    print(f"matrix product reaches here in the same rounds ({rate / statistics.median(roof):.0%})")
-    path = save(
-        options.name,
-        {
-            "what": "eager PyTorch the official way against our bundle, same weights, FP32, interleaved rounds",
-            "command": f"python -m benchmarks.loop --patch-size {options.patch_size} "
-            f"--rounds {options.rounds} --threads {options.threads}",
-            "rounds": options.rounds,
-            "threads": options.threads,
-            "patch_size": options.patch_size,
-            "largest_logit_difference": worst,
-            "roof_gmacs_per_s": {"median": round(statistics.median(roof), 1), "max": round(max(roof), 1)},
-            "bundle_gmacs_per_s": round(rate, 1),
-            **rows,
-        },
-    )
-    print(f"written to {path}")
+        print("  parts: " + ", ".join(f"{part} {value:.2f}" for part, value in middle.items()))
+    return rows
 
 
 if __name__ == "__main__":

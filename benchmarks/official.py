@@ -1,7 +1,7 @@
-"""The model that the benchmarks run when none is given: the official sizes, with deterministic weights.
+"""The benchmarks' default model: the official sizes, with deterministic weights.
 
-Exports of the golden cases are kept in ``.cache/exports`` (or ``$ADAFOCUS_EDGE_EXPORTS``) under a hash of everything
-that decides them, so that tests and benchmarks of one checkout export each only once.
+Exports of the golden cases are kept in ``.cache/exports`` (or ``$ADAFOCUS_EDGE_EXPORTS``) under a hash of all their
+inputs, so that tests and benchmarks of one checkout export each only once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,15 +23,15 @@ PATCH_SIZE = 128
 CASES = {"actnet128": (1, PATCH_SIZE), "actnet96": (2, 96)}
 """Seed and patch size of each golden case."""
 OFFICIAL = "actnet128"
-"""The case that the benchmarks run."""
+"""The golden case that the benchmarks run."""
 CHECKPOINT = "s3_checkpoint.pth.tar"
 DECIDING = ("export", "training", "adafocus_edge/bundle/store.py", "adafocus_edge/model/spec.py", "tests/golden")
-"""What an export is made by: files, and folders with their Python and JSON files."""
+"""The inputs of an export: files, and folders of Python and JSON files."""
 TOOLS = ("torch", "torchvision", "onnx", "onnxscript")
 
 
 def make_checkpoint(folder: Path, case: str = OFFICIAL) -> Path:
-    """Write a golden checkpoint (ResNet-50 focuser, 200 classes) into a folder."""
+    """Write a golden checkpoint (ResNet-50 focuser, 200 classes) to a folder; return its path."""
     path = folder / "checkpoint.pth.tar"
     script, layout = GOLDEN / "official_checkpoint.py", GOLDEN / "layout.json"
     subprocess.run([sys.executable, script, layout, "--seed", str(CASES[case][0]), "--out", path], check=True)
@@ -38,7 +39,7 @@ def make_checkpoint(folder: Path, case: str = OFFICIAL) -> Path:
 
 
 def make_bundle(checkpoint: Path, folder: Path, patch_size: int = PATCH_SIZE) -> Path:
-    """Export a checkpoint to a bundle in a folder."""
+    """Export a checkpoint to a bundle in a folder; return its path."""
     path = folder / "bundle"
     command = [sys.executable, "-m", "adafocus_edge", "export", checkpoint, "-o", path, "--patch-size"]
     subprocess.run([*command, str(patch_size)], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
@@ -50,9 +51,9 @@ def exports_folder() -> Path:
     return Path(os.environ.get("ADAFOCUS_EDGE_EXPORTS") or ROOT / ".cache" / "exports")
 
 
-def export_key() -> str:
-    """Return a hash of what decides an export: the code, the golden weights' recipe, and the tools' versions."""
-    digest = hashlib.sha256()
+def export_key(*more: str) -> str:
+    """Return a hash of an export's inputs: the code, the golden weights' recipe, the tools' versions, and ``more``."""
+    digest = hashlib.sha256("".join(more).encode())
     for name in DECIDING:
         place = ROOT / name
         files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in (".py", ".json"))
@@ -66,23 +67,40 @@ def export_key() -> str:
     return digest.hexdigest()[:16]
 
 
-def cached_export(case: str = OFFICIAL) -> Path:
-    """Return a folder with a golden case's checkpoint (:data:`CHECKPOINT`) and its ``bundle``; not to be written to.
+def cached_folder(name: str, make: Callable[[Path], None], *more: str) -> Path:
+    """Return a folder with an export that is made once; not to be written to.
 
-    The first call makes it, in half a minute; one that runs meanwhile in another process waits for it. Exports of the
-    same case by older code are removed.
+    The first call makes it; a concurrent call in another process waits for it. Folders of the same name made by older
+    code are removed.
 
-    Raises ``subprocess.CalledProcessError`` if the export fails, ``OSError``.
+    Args:
+        name: what is exported.
+        make: writes it into a folder.
+        more: what decides it beside the code and the tools.
+
+    Raises what ``make`` raises, ``OSError``.
     """
     root = exports_folder()
     root.mkdir(parents=True, exist_ok=True)
-    target = root / f"{case}-{export_key()}"
-    with locked(root / f".{case}.lock", wait=True):
+    target = root / f"{name}-{export_key(*more)}"
+    with locked(root / f".{name}.lock", wait=True):
         if not target.is_dir():
-            for old in root.glob(f"{case}-*"):
+            for old in root.glob(f"{name}-*"):
                 shutil.rmtree(old)
-            with draft_folder(root, f".{case}-", ".part") as made:
-                checkpoint = make_checkpoint(made, case).rename(made / CHECKPOINT)
-                make_bundle(checkpoint, made, CASES[case][1])
+            with draft_folder(root, f".{name}-", ".part") as made:
+                make(made)
                 made.rename(target)
     return target
+
+
+def cached_export(case: str = OFFICIAL) -> Path:
+    """Return a folder with a golden case's checkpoint (:data:`CHECKPOINT`) and its ``bundle``; not to be written to.
+
+    The first call takes half a minute. Raises ``subprocess.CalledProcessError`` if the export fails, ``OSError``.
+    """
+
+    def make(folder: Path) -> None:
+        checkpoint = make_checkpoint(folder, case).rename(folder / CHECKPOINT)
+        make_bundle(checkpoint, folder, CASES[case][1])
+
+    return cached_folder(case, make)

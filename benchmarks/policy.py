@@ -1,10 +1,10 @@
-"""Is the policy worth it, and how many updates does it take? Every patch of a grid is seen once, then all is cheap.
+"""Measure what the policy gains, and how many updates it needs, on features of every patch of the grid.
 
     python -m benchmarks.policy CHECKPOINT --train train.csv --val val.csv
 
-The focuser looks once at every cell of every frame of every clip. With those features at hand, fixed cells, random
-cells, the checkpoint's policy, policies that PPO trains from nothing for so many updates, and a greedy oracle that
-knows the label (how much there is to gain) are compared in seconds. Frames are sampled as in evaluation, not augmented.
+The focuser runs once on every cell of every frame of every clip. These features make it a matter of seconds to compare
+fixed cells, random cells, the checkpoint's policy, policies that PPO trains from scratch for some number of updates,
+and a greedy oracle that knows the label (the possible gain). Frames are sampled as in evaluation, without augmentation.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Seen:
 
 @torch.no_grad()
 def judge(model: AdaFocus, seen: Seen, actions: Tensor) -> dict[str, float]:
-    """Return top-1 (percent) and the mean probability of the right class after the last step."""
+    """Return top-1 in percent and the mean probability of the correct class after the last step."""
     probabilities = model.classifier(seen.at(actions))[:, -1].softmax(dim=1)
     right = (probabilities.argmax(dim=1) == seen.labels).float().mean()
     return {
@@ -66,7 +66,7 @@ def judge(model: AdaFocus, seen: Seen, actions: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def oracle(model: AdaFocus, seen: Seen) -> Tensor:
-    """Return, step by step, the cell after which the classifier is surest of the right class."""
+    """Return, step by step, the cell that gives the correct class the highest probability, int64 [N, T]."""
     clips, steps, cells = seen.features.shape[:3]
     state, rows, actions = torch.zeros(clips, model.spec.classifier_state), torch.arange(clips), []
     for step in range(steps):
@@ -79,7 +79,7 @@ def oracle(model: AdaFocus, seen: Seen) -> Tensor:
 
 
 def train(model: AdaFocus, seen: Seen, lr: float, updates: int) -> ActorCritic:
-    """Train a policy from nothing by PPO, as stage 2 does, on the features at hand."""
+    """Train a policy from scratch by PPO, as stage 2 does, on the stored features."""
     torch.manual_seed(0)
     new, old = ActorCritic(model.spec), ActorCritic(model.spec)
     old.load_state_dict(new.state_dict())

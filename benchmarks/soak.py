@@ -1,13 +1,13 @@
-"""Half an hour of trouble: does a live run's memory stay flat, do threads and files, does it always come back?
+"""Soak test: half an hour of failing sources, to check that a live run recovers and its memory does not grow.
 
 Usage: python -m benchmarks.soak [--minutes 30] [--no-save]
 
-Runs `adafocus-edge serve` as an operator would, on four real streams at once: RTSP whose server is killed and started
-again every 45 seconds and changes its resolution every 20, MJPEG over HTTP that changes its size, MPEG-TS over UDP that
-loses packets and has garbage in it, and a file in a loop; with recordings, snapshots of events, results on disk, a
-webhook that fails half of the time, viewers of the page who come and go, and files that are uploaded to be classified.
-Beside it runs `adafocus-edge classify` on the RTSP and the MJPEG stream. Every ten seconds it notes resident memory,
-threads and open files of both processes; growth is from the first notes after five minutes to the last ones. Writes
+Runs `adafocus-edge serve` as an operator would, on four real streams at once: RTSP with a server that is killed and
+restarted every 45 seconds and changes its resolution every 20, MJPEG over HTTP that changes its size, MPEG-TS over UDP
+with lost packets and garbage, and a file in a loop. It writes recordings, snapshots of events and results to disk; its
+webhook fails half of the time, viewers of the page connect and disconnect, and files are uploaded for classification.
+`adafocus-edge classify` runs beside it on the RTSP and the MJPEG stream. Every ten seconds, resident memory, threads
+and open files of both processes are recorded; growth is from the first records after five minutes to the last. Writes
 `results/soak.json` and the curves, `results/soak.png`.
 """
 
@@ -44,18 +44,18 @@ UNITS = {"rss_mb": "resident memory, MB", "threads": "threads", "files": "open f
 
 
 class Moody(http.server.BaseHTTPRequestHandler):
-    """A webhook that answers every other time."""
+    """A webhook that accepts every other request."""
 
     count = itertools.count()
 
     def do_POST(self) -> None:
-        """Take it, or say that there is trouble."""
+        """Answer 200 and 503 in turns."""
         self.rfile.read(int(self.headers["Content-Length"]))
         self.send_response(200 if next(self.count) % 2 else 503)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def note(process: int) -> dict[str, float]:
@@ -66,7 +66,7 @@ def note(process: int) -> dict[str, float]:
 
 
 def watch(url: str, over: threading.Event) -> None:
-    """Look at the page's data and pictures, as a browser does, and come and go."""
+    """Read the page's events and pictures as a browser does, connecting and disconnecting."""
     turn = random.Random(threading.get_ident())
     while not over.is_set():
         with contextlib.suppress(OSError):
@@ -78,7 +78,7 @@ def watch(url: str, over: threading.Event) -> None:
 
 
 def upload(url: str, clip: Path, over: threading.Event, seen: list[str]) -> None:
-    """Have a file classified every now and then; note what it is said to be."""
+    """Upload a file for classification at intervals; add its labels to ``seen``."""
     while not over.wait(UPLOAD_S):
         with contextlib.suppress(OSError):
             asked = urllib.request.Request(f"{url}/api/classify?name={clip.name}", clip.read_bytes(), method="POST")
@@ -87,7 +87,7 @@ def upload(url: str, clip: Path, over: threading.Event, seen: list[str]) -> None
 
 
 def growth(notes: list[dict[str, Any]], process: str, name: str) -> float:
-    """Return by which share a number grew between the first fifth of the notes after the warm-up and the last fifth."""
+    """Return a number's relative growth from the first fifth of the records after the warm-up to the last fifth."""
     warm_s = min(WARM_UP_S, notes[-1]["at_s"] / 3)
     later = [entry[process][name] for entry in notes if entry["at_s"] >= warm_s]
     part = max(1, len(later) // 5)
@@ -142,7 +142,7 @@ def main() -> None:
             sys.executable, "-m", "adafocus_edge", "classify", rtsp.address, mjpeg.address, "--glimpse-fps", 2,
             "-o", out / "classified.jsonl", "--quiet",
         ]  # fmt: skip
-        running = [  # what they complain of is seen
+        running = [  # their errors are printed
             subprocess.Popen(list(map(str, words)), stdout=subprocess.DEVNULL) for words in (command, classify)
         ]
         labels: list[str] = []
@@ -153,7 +153,7 @@ def main() -> None:
         begun, notes, kills = time.monotonic(), [], 0
         while (now := time.monotonic() - begun) < seconds:
             time.sleep(NOTE_S)
-            assert all(process.poll() is None for process in running), "it ended"
+            assert all(process.poll() is None for process in running), "a process ended by itself"
             each = {name: note(process.pid) for name, process in zip(PROCESSES, running, strict=True)}
             notes.append({"at_s": now, **each})
             if now >= (kills + 1) * KILL_S and now < seconds - 60:

@@ -1,10 +1,10 @@
-"""What each training stage is worth: the default model's recipe on repeated splits by source, every row in one table.
+"""Measure what each training stage gains: the default model's recipe on repeated splits by source, in one table.
 
     python -m benchmarks.stages --data CLIPS.csv --weights mobilenet_v2_imagenet.pth --folds 3 --out runs/stages
 
 ``CLIPS.csv`` has the columns ``video,class,source``. Each fold trains stages 0 to 3 with `adafocus-edge train`, never
-on a source that it is tested on; the last checkpoint of each stage is evaluated, not the best one, so nothing is chosen
-by the test clips. A run that was broken off goes on where it stopped.
+on a source that it is tested on. The last checkpoint of each stage is evaluated, not the best one, so nothing is
+selected on the test clips. An interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from adafocus_edge.evaluation.metrics import wilson_interval
+from benchmarks.lists import write_list
 from benchmarks.machine import save
 
 LAST = "last.pth.tar"
@@ -29,7 +30,7 @@ COMMON = ["dataset=custom", "preset=edge", "eval_freq=100"]
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: its name, the run whose checkpoint is evaluated, and on which patches."""
+    """One row of the table: its name, the run whose checkpoint is evaluated, and the patches."""
 
     name: str
     run: str
@@ -38,7 +39,7 @@ class Row:
 
 ROWS = (
     Row("glancer alone, whole frames", "glancer", "policy"),
-    Row("focuser alone, whole frames of 224 (upper line)", "focuser", "policy"),
+    Row("focuser alone, whole frames of 224 (upper bound)", "focuser", "policy"),
     Row("stage 1, centre patches", "stage1", "centre"),
     Row("stage 1, random patches", "stage1", "random"),
     Row("stage 2, the policy's patches", "stage2", "policy"),
@@ -48,7 +49,7 @@ ROWS = (
 
 
 def folds_by_source(sources: list[str], folds: int, seed: int) -> list[int]:
-    """Return each clip's fold: whole sources, large ones first, each to a small fold; chance has a say."""
+    """Return each clip's fold: whole sources, large ones first, each to a small fold, with some randomness."""
     random = np.random.default_rng(seed)
     names = np.unique(sources)
     random.shuffle(names)
@@ -64,28 +65,25 @@ def folds_by_source(sources: list[str], folds: int, seed: int) -> list[int]:
 def write_folds(data: Path, folds: int, seed: int, out: Path) -> None:
     """Write ``N_train.csv`` and ``N_val.csv`` for every fold."""
     with data.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
     place = data.parent / "videos" if (data.parent / "videos").is_dir() else data.parent
     fold_of = folds_by_source([row["source"] for row in rows], folds, seed)
     out.mkdir(parents=True, exist_ok=True)
+    rows = [{**row, "video": (place / row["video"]).resolve()} for row in rows]
     for fold in range(folds):
         for part, inside in (("train", False), ("val", True)):
-            with (out / f"{fold}_{part}.csv").open("w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(["video", "class", "source"])
-                for row, number in zip(rows, fold_of, strict=True):
-                    if (number == fold) == inside:
-                        writer.writerow([(place / row["video"]).resolve(), row["class"], row["source"]])
+            chosen = (row for row, number in zip(rows, fold_of, strict=True) if (number == fold) == inside)
+            write_list(out / f"{fold}_{part}.csv", chosen)
 
 
 def edge(*arguments: object) -> str:
-    """Run a verb; its output."""
+    """Run a verb and return its output."""
     command = [sys.executable, "-m", "adafocus_edge", *map(str, arguments)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def train(out: Path, fold: int, weights: Path, name: str, *more: str) -> None:
-    """Train one stage of one fold, or go on with it, or leave it if it is done."""
+    """Train one stage of one fold, or resume it."""
     run = out / f"fold{fold}" / name
     last = run / LAST
     options = [*COMMON, f"data_dir={out}", f"train_list={fold}_train.csv", f"val_list={fold}_val.csv", *more]
@@ -97,7 +95,7 @@ def train(out: Path, fold: int, weights: Path, name: str, *more: str) -> None:
 
 
 def run_fold(out: Path, fold: int, weights: Path) -> dict[str, Any]:
-    """Train and evaluate one fold; each row's evaluation."""
+    """Train and evaluate one fold; return each row's evaluation, by its name."""
     base = out / f"fold{fold}"
     glancer = base / "glancer" / LAST
     train(out, fold, weights, "glancer", "train_stage=0", "epochs=10")
@@ -128,7 +126,7 @@ def measure(out: Path, fold: int, checkpoint: Path, patches: str) -> dict[str, A
 
 
 def table(folds: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one entry per row: clips of all folds together."""
+    """Return one entry per row, over the clips of all folds."""
     entries = []
     for row in ROWS:
         found = [fold[row.name] for fold in folds]
@@ -156,7 +154,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--folds", type=int, default=3)
-    parser.add_argument("--only", type=int, nargs="*", help="folds to run; all of them unless given")
+    parser.add_argument("--only", type=int, nargs="*", help="folds to run. [default: all]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("outputs/stages"))
     options = parser.parse_args()

@@ -1,3 +1,3 @@
-"""From a bundle to faster variants of it, FP16 and INT8, and exit thresholds; always with what they cost."""
+"""Make FP16 and INT8 variants of a bundle and solve exit thresholds, and measure what each costs."""
 
-import adafocus_edge  # noqa: F401 - before ONNX Runtime, for what it sets
+import adafocus_edge  # noqa: F401 - sets what ONNX Runtime reads when it is imported

@@ -1,16 +1,16 @@
-"""`adafocus-edge calibrate`: variants and exit thresholds are added to a bundle one by one, whole or not at all."""
+"""`adafocus-edge calibrate`: add variants and exit thresholds to a bundle one by one, each whole or not at all."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -20,14 +20,17 @@ from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.manifest import Bundle, GraphInfo, Manifest
 from adafocus_edge.bundle.store import copy_bundle, read_bundle, sha256_of, update_bundle, writing
+from adafocus_edge.bundle.variants import PURPOSE, REFERENCE
 from adafocus_edge.errors import BundleError, DataError, UsageError
 from adafocus_edge.evaluation.dataset import Example
-from adafocus_edge.evaluation.evaluate import Patches, with_patches
+from adafocus_edge.evaluation.evaluate import with_patches
 from adafocus_edge.evaluation.evidence import CALIBRATION, CONVERTED, Verdict, warning_of
+from adafocus_edge.evaluation.settings import Patches
 from adafocus_edge.model.exits import Confidence, ExitThresholds, Order
 from adafocus_edge.model.spec import GRAPHS, contract
 from adafocus_edge.system.cpu import processor, usable_cores
 from adafocus_edge.system.files import draft_folder, locked
+from adafocus_edge.system.timestamps import iso_now
 from calibration.compare import timed
 from calibration.inputs import MIN_CLIPS, Inputs, read_inputs
 from calibration.judge import Viewer
@@ -35,40 +38,40 @@ from calibration.profile import layer_times
 from calibration.ranges import Method
 from calibration.samples import Clips, Samples, read_clips, record
 from calibration.thresholds import Goal, solve
-from calibration.variants import PURPOSE, Choices, Made, Maker, Variant
+from calibration.variants import Choices, Made, Maker, Variant
 
-REFERENCE = "fp32"
 REPORT = CALIBRATION
-"""Where the manifest's reports hold what is told here."""
+"""Key of this report in the manifest's reports."""
 PROFILED_FRAMES = 4
-"""Frames per call whose layers are timed."""
+"""Frames per call when layers are timed."""
 Progress = Callable[[str, int, int], None]
+"""Called with the current activity, the steps done and their total (0 if unknown)."""
 
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    """What ``adafocus-edge calibrate`` was asked for.
+    """A request to ``adafocus-edge calibrate``.
 
     Attributes:
         data: labelled clips, or videos without labels.
-        frames: for a split list, the folder its paths lie in.
-        report_on: clips to report on, or None to keep a share of ``data`` for that.
-        variants: to make.
+        frames: for a split list, the folder that its paths are relative to.
+        report_on: clips to report on, or None to hold back a share of ``data``.
+        variants: variants to make.
         goals: exit thresholds to solve.
-        output: bundle to write, or None to add to the one that is read.
-        clips: how many clips to use at most, of each of the two parts.
-        samples: recorded steps that ranges are taken from.
-        share: of the clips that calibrate; the others report.
-        seed: of every choice made by chance.
+        output: bundle to write, or None to add to the input bundle.
+        clips: max clips to use in each of the two parts.
+        samples: recorded steps that ranges are computed from.
+        share: share of the clips to calibrate on, 0..1; the report uses the rest.
+        seed: random seed.
         patches: where the float model looks while inputs are recorded.
-        method: of ranges, or None to choose.
+        method: range method, or None to choose by accuracy.
         max_drop: points of accuracy that a variant may lose on the calibration clips.
-        confidence: what exit thresholds are compared with.
-        orders: orders of frames that thresholds are solved for.
-        glimpse_fps: of live windows.
-        reduce_range: 7-bit weights in ``int8-cpu``.
-        threads: CPU threads.
-        force: whether to replace what is there and was made otherwise.
+        confidence: confidence measure that exit thresholds are compared with.
+        orders: frame orders to solve thresholds for.
+        glimpse_fps: glimpses per second of live windows.
+        reduce_range: whether ``int8-cpu`` uses 7-bit weights.
+        threads: CPU threads, or None for all cores.
+        force: whether to replace variants and thresholds made with other options.
     """
 
     data: Path
@@ -94,11 +97,11 @@ class CalibrateOptions:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What came of it.
+    """The result of a calibration.
 
     Attributes:
-        bundle: as it is now.
-        notes: what the user should know, a line each.
+        bundle: the updated bundle.
+        notes: notes for the user, a line each.
     """
 
     bundle: Bundle
@@ -106,7 +109,7 @@ class Calibrated:
 
     @property
     def report(self) -> dict[str, Any]:
-        """The manifest's report."""
+        """The calibration report in the manifest."""
         found: dict[str, Any] = self.bundle.manifest.reports[REPORT]
         return found
 
@@ -117,16 +120,16 @@ def calibrate(path: Path, options: CalibrateOptions, progress: Progress = lambda
     Args:
         path: the bundle with the FP32 graphs.
         options: see :class:`CalibrateOptions`.
-        progress: told what is being done, and how much of how much.
+        progress: see :data:`Progress`.
 
-    A run that was broken off keeps the variants that it had finished; the same command then makes the others. Raises
-    ``AdaFocusError`` of the kind that fits.
+    An interrupted run keeps the variants that it had finished; the same command then makes the others. Raises a
+    subclass of ``AdaFocusError``.
     """
     path = path.resolve()
     bundle = read_bundle(path)
     if REFERENCE not in bundle.manifest.variants:
         raise BundleError(
-            f"{path}: has no variant {REFERENCE} to calibrate; it holds: {', '.join(bundle.manifest.variants)}"
+            f"{path}: has no {REFERENCE} variant to calibrate, only {', '.join(bundle.manifest.variants)}"
         )
     inputs = read_inputs(
         bundle, options.data, options.frames, options.report_on, options.clips, options.share, options.seed
@@ -155,7 +158,7 @@ class _Calibration:
         }
 
     def run(self) -> Calibrated:
-        """Do what is not done yet, and judge all of it on the same clips."""
+        """Make the missing variants and thresholds, and judge all of them on the same clips."""
         for goal in self.options.goals:
             goal.check(self.bundle.spec.segments, self.gflops)
         wanted = [name for name in self.options.variants if not self._is_there(name)]
@@ -167,7 +170,7 @@ class _Calibration:
         failed: list[tuple[str, str]] = []
         calibration = self._read(self.inputs.calibrate_on, failed, "reading the clips to calibrate on")
         judging = self._read(self.inputs.report_on, failed, "reading the clips to report on")
-        self.notes.extend(f"left out: {name}: {error}" for name, error in failed)
+        self.notes.extend(f"skipped: {name}: {error}" for name, error in failed)
         with load_model(self.bundle, REFERENCE, "onnxruntime-cpu", self.options.threads) as reference:
             viewer = self._viewer(reference, calibration, self.inputs.calibrate_on)
             for goal in goals:
@@ -180,10 +183,10 @@ class _Calibration:
         self.notes.extend(self._report()["warnings"])
         return Calibrated(self.bundle, tuple(self.notes))
 
-    # -- what is there already ----------------------------------------------------------------------------------------
+    # -- existing variants and thresholds ------------------------------------------------------------------------------
 
     def _variant_settings(self, name: Variant) -> dict[str, Any]:
-        """Return what decides a variant; kept with it, so that the same is not made twice."""
+        """Return the settings that determine a variant; stored with it, so that it is not made twice."""
         options = self.options
         settings = {**self.settings, "samples": options.samples, "patches": options.patches}
         if name != "fp16":
@@ -202,31 +205,31 @@ class _Calibration:
             return False
         settings = self._report()["rows"].get(name, {}).get("settings")
         if name == CONVERTED and settings is None and CONVERTED in self.bundle.manifest.reports:
-            self.notes.append("fp16: was converted without data; replaced by one made with these clips")
+            self.notes.append("fp16: replaced the variant that was converted without data by one made with these clips")
             return False
         if settings == self._variant_settings(name):
-            self.notes.append(f"{name}: is there already, made with the same clips and options")
+            self.notes.append(f"{name}: kept, already made with the same clips and options")
             return True
         raise UsageError(
-            f"{self.bundle.path}: holds a variant {name} made with other clips or options: --force replaces it"
+            f"{self.bundle.path}: variant {name} exists, made with other clips or options: give --force to replace it"
         )
 
     def _is_solved(self, goal: Goal) -> bool:
         if goal.name not in self.bundle.manifest.thresholds or self.options.force:
             return False
         if self._report()["thresholds"].get(goal.name, {}).get("settings") == self._goal_settings(goal):
-            self.notes.append(f"exit thresholds {goal.name}: are there already, solved with the same clips and options")
+            self.notes.append(f"exit thresholds {goal.name}: kept, already solved with the same clips and options")
             return True
         raise UsageError(
-            f"{self.bundle.path}: holds exit thresholds {goal.name} solved with other clips or options: "
-            "--force replaces them"
+            f"{self.bundle.path}: exit thresholds {goal.name} exist, solved with other clips or options: "
+            "give --force to replace them"
         )
 
     def _all_judged(self) -> bool:
         return self._report().get("judged") == self._judgement()
 
     def _judgement(self) -> dict[str, Any]:
-        """Return what a report is about: these clips, the variants and the thresholds that are there."""
+        """Return what a report covers: these clips, and the bundle's variants and thresholds."""
         variants = self.bundle.manifest.variants
         return {
             **self.settings,
@@ -235,7 +238,7 @@ class _Calibration:
         }
 
     def _sets(self) -> list[tuple[str, ExitThresholds]]:
-        """Return the threshold sets that may be judged here: those solved with the other part of these very clips."""
+        """Return the threshold sets that may be judged here: those solved on the calibration part of the same clips."""
         solved = self._report()["thresholds"]
         return [
             (name, one)
@@ -253,8 +256,8 @@ class _Calibration:
         clips = read_clips(examples, self.bundle.spec, failed, lambda done: self.progress(what, done, len(examples)))
         if len(clips) < MIN_CLIPS:
             raise DataError(
-                f"{self.inputs.origin}: only {len(clips)} clips can be read of {len(examples)}: "
-                f"{failed[0][1] if failed else 'give more'}"
+                f"{self.inputs.origin}: only {len(clips)} of {len(examples)} clips can be read, at least {MIN_CLIPS} "
+                f"are needed: {failed[0][1] if failed else 'give more clips'}"
             )
         return clips
 
@@ -306,12 +309,12 @@ class _Calibration:
         )  # fmt: skip
 
     def _add(self, name: Variant, maker: Maker) -> None:
-        """Make a variant and put it into the bundle with what was found out on the way."""
+        """Make a variant and store it in the bundle, with its row of the report."""
         made = maker.make(name)
         self.notes.extend(made.notes)
         graphs = self._describe(name, made)
         row = {
-            **made.facts,
+            **({} if made.quantization is None else msgspec.to_builtins(made.quantization)),
             "data": str(self.options.data),
             "tools": _tools(),
             "settings": self._variant_settings(name),
@@ -323,7 +326,7 @@ class _Calibration:
             variants = {**manifest.variants, name: graphs}
             reports = {**manifest.reports, REPORT: report}
             if name == CONVERTED:
-                reports.pop(CONVERTED, None)  # of a conversion that this replaces
+                reports.pop(CONVERTED, None)  # the report on the conversion that this variant replaces
             return replace(manifest, variants=variants, reports=reports)
 
         self._update(change, name, made.folder)
@@ -347,7 +350,7 @@ class _Calibration:
         return described
 
     def _judge_all(self, viewer: Viewer, judging: Clips) -> None:
-        """Judge and time every variant of the bundle on the same clips, and record it in one go."""
+        """Judge and time every variant of the bundle on the same clips, and store all rows in one update."""
         report = self._report()
         names = [REFERENCE, *(name for name in self.bundle.manifest.variants if name != REFERENCE)]
         rows = {}
@@ -361,13 +364,13 @@ class _Calibration:
                     **report["rows"].get(name, {}),
                     "purpose": PURPOSE.get(name, ""),
                     **self._sizes(name),
-                    **viewer.judge(model, self._sets(), self.gflops),
+                    **viewer.judge(model, self._sets(), self.gflops).to_json(),
                 }
             self.progress("timing", 0, 0)
             times = timed(models, judging)
         for name in names:
-            faster = times[REFERENCE]["ms_per_clip"] / times[name]["ms_per_clip"]
-            rows[name] |= {**times[name], "times_faster_per_clip": round(faster, 3)}
+            faster = times[REFERENCE].ms_per_clip / times[name].ms_per_clip
+            rows[name] |= {**asdict(times[name]), "times_faster_per_clip": round(faster, 3)}
             limit = rows[name].get("settings", {}).get("max_accuracy_drop")
             if limit is not None:
                 drop, interval = rows[name]["top1_drop"], rows[name]["top1_drop_interval_95"]
@@ -382,7 +385,7 @@ class _Calibration:
             "measured": {
                 "on": f"{processor()[0]}, {self.options.threads or usable_cores()} threads, ONNX Runtime's CPU kernels",
                 "clips": len(judging),
-                "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "when": iso_now(),
                 "tools": _tools(),
             },
         }
@@ -391,25 +394,25 @@ class _Calibration:
     def _update(
         self, change: Callable[[Manifest], Manifest], variant: str | None = None, folder: Path | None = None
     ) -> None:
-        """Write to the bundle; see :func:`update_bundle`. Raises ``BundleError`` if it now holds another model."""
+        """Update the bundle; see :func:`update_bundle`. Raises ``BundleError`` if it now holds another model."""
 
         def checked(manifest: Manifest) -> Manifest:
             graphs = manifest.variants.get(REFERENCE, {})
             if [graphs[graph].sha256 for graph in GRAPHS if graph in graphs] != self.settings["fp32_sha256"]:
-                raise BundleError(f"{self.bundle.path}: was replaced by another model meanwhile: calibrate that")
+                raise BundleError(f"{self.bundle.path}: was replaced by another model meanwhile: calibrate again")
             return self._with_clips(change(manifest))
 
         self.bundle = update_bundle(self.bundle.path, checked, variant, folder)
 
     def _with_clips(self, manifest: Manifest) -> Manifest:
-        """Add what these clips are known by, so that later figures on the same ones can be told from figures on new."""
+        """Add the fingerprints of these clips, so that later figures can be marked where they use the same clips."""
         report = _report_of(manifest)
         before = report.get("clips_seen", {})
         report["clips_seen"] = {part: sorted({*before.get(part, ()), *marks}) for part, marks in self.marks.items()}
         return replace(manifest, reports={**manifest.reports, REPORT: report})
 
     def _sizes(self, name: str) -> dict[str, float]:
-        """Return megabytes, and the share of FP32: of what plain FP32 weights take, however they are stored."""
+        """Return the size in megabytes, and its share of the size with plain FP32 weights, however those are stored."""
         size = sum(os.path.getsize(self.bundle.graph_path(name, graph)) for graph in GRAPHS)
         return {"size_mb": round(size / 1e6, 3), "share_of_fp32_size": round(size / self._plain_bytes(), 4)}
 
@@ -423,7 +426,7 @@ class _Calibration:
         return total
 
     def _layers(self, judging: Clips) -> dict[str, list[dict[str, Any]]]:
-        """Return where the time of both convolutional graphs goes, per call of as many frames as a clip is cut into."""
+        """Return the time of each kind of layer in both convolutional graphs, per call of :data:`PROFILED_FRAMES`."""
         frames = judging.frames[0][:PROFILED_FRAMES]
         feeds = {"glancer": {"frame": frames}, "focuser": {"frame": frames}}
         feeds["focuser"]["origin"] = np.full((len(frames), 2), 0.5, np.float32)
@@ -431,14 +434,15 @@ class _Calibration:
         for graph, given in feeds.items():
             self.progress(f"timing the layers of the {graph}", 0, 0)
             before, after = (self.bundle.graph_path(name, graph) for name in (REFERENCE, "int8-cpu"))
-            found[graph] = layer_times(before, after, given, self.options.threads)
+            found[graph] = msgspec.to_builtins(layer_times(before, after, given, self.options.threads))
         return found
 
 
 def _warnings(rows: dict[str, Any]) -> list[str]:
-    """Return a line for each demand that the held-out clips miss, or are too few to settle.
+    """Return a line for each limit that is missed on the held-out clips, or that they are too few to settle.
 
-    Of exit thresholds, the variants with the same figure on those clips share a line; a budget is missed or met.
+    Variants with the same figure for the same exit thresholds share a line. A budget (steps, GFLOPs) that is met gives
+    no line, even where the clips are few.
     """
     found: dict[str, list[str]] = {}
     for variant, row in rows.items():
@@ -464,7 +468,7 @@ def _report_of(manifest: Manifest) -> dict[str, Any]:
 
 
 def _target(bundle: Bundle, output: Path) -> Path:
-    """Copy the bundle to where the result shall be, or find it there from a run before."""
+    """Copy the bundle to ``output``, or reuse the copy that an earlier run left there."""
     if not output.exists():
         copy_bundle(bundle.path, output)
         return output
@@ -472,20 +476,20 @@ def _target(bundle: Bundle, output: Path) -> Path:
     if there is None or {g: i.sha256 for g, i in there.items()} != {
         g: i.sha256 for g, i in bundle.manifest.variants[REFERENCE].items()
     }:
-        raise UsageError(f"{output}: exists and is a bundle of another model: give another --output")
+        raise UsageError(f"{output}: exists and is a bundle of another model: give another folder with --output")
     return output
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[Path]:
-    """Give a folder to work in, beside the bundle and so on its disk, and keep other runs away meanwhile."""
+    """Lock the bundle against other calibrations and yield a work folder beside it, on the same file system."""
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(path.parent / f".{path.name}.calibrate.lock"))
             work = stack.enter_context(draft_folder(path.parent, f".{path.name}.calibrate.", ""))
         except BlockingIOError:
-            raise BundleError(f"{path}: another calibration is writing it") from None
+            raise BundleError(f"{path}: another calibration is writing to it: wait until it has ended") from None
         except OSError as error:
-            raise BundleError(f"{path}: cannot be written ({error.strerror}): give --output for the result") from None
+            raise BundleError(f"{path}: cannot be written ({error.strerror}): give another with --output") from None
         with writing(path, work):
             yield work

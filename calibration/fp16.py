@@ -1,4 +1,4 @@
-"""FP16 graphs: half precision inside, FP32 at the inputs and outputs and wherever half precision would go wrong."""
+"""FP16 graphs: half precision inside, FP32 at the inputs and outputs and wherever half precision is not enough."""
 
 from __future__ import annotations
 
@@ -25,42 +25,42 @@ from calibration.graphs import (
 KEPT_OPERATORS = [
     # Sums over many values and quotients of sums.
     "ReduceMean", "ReduceSum", "GlobalAveragePool", "Softmax", "LogSoftmax",
-    # Overflow or lose everything near zero.
+    # Overflow, or lose all precision near zero.
     "Exp", "Log",
-    # Where a patch lies: `floor` of a product in FP32, and the table of places.
+    # A patch's position: `floor` of a product in FP32, and the table of positions.
     "ArgMax", "Floor", "GatherND", "Range",
 ]  # fmt: skip
 
 
 NEAR_OVERFLOW = 3e4
-"""Half precision ends at 65504; a layer that was seen to come this near stays FP32."""
+"""The largest half-precision number is 65504; a layer with recorded values above this limit stays FP32."""
 
 
 def to_half(model: ModelProto, ranges: Mapping[str, tuple[float, float]] | None = None) -> ModelProto:
     """Return a graph that computes in half precision and keeps its contract.
 
-    Types stand in the graph, as a strongly typed TensorRT network wants them; casts are ordinary nodes. What decides
-    which patch is taken stays FP32 from end to end: the policy's last layer with its choice, and the arithmetic of a
-    patch's place; so do logarithms of probabilities.
+    The types are in the graph, as a strongly typed TensorRT network requires; casts are ordinary nodes. Everything that
+    decides on the patch stays FP32: the policy's last layer with its argmax, and the arithmetic of a patch's position;
+    so do logarithms of probabilities.
 
     Args:
         model: float graph, from :func:`calibration.graphs.load_graph`.
-        ranges: smallest and largest value of its tensors, as recorded.
+        ranges: recorded smallest and largest value of its tensors, by name.
     """
     large = {name for name, (low, high) in (ranges or {}).items() if max(-low, high) > NEAR_OVERFLOW}
     kept = _deciding(model) | {n.name for n in model.graph.node if large.intersection((*n.input, *n.output))}
-    if any(node.op_type == "Log" for node in model.graph.node):  # probabilities, averaged: layers only are halved
+    if any(node.op_type == "Log" for node in model.graph.node):  # averages probabilities: halve the layers only
         kept |= {node.name for node in model.graph.node if node.op_type not in LAYERS}
     kept |= {node.name for node in model.graph.node if node.op_type in KEPT_OPERATORS}
     readers = consumers(model)
-    for node in model.graph.node:  # pixels that only such nodes read need no detour
+    for node in model.graph.node:  # pixels read by FP32 nodes only are cast straight to FP32
         if node.op_type == "Cast" and {reader.name for reader in readers.get(node.output[0], ())} <= kept:
             kept.add(node.name)
     return tidy(_Halving(copy_of(model), kept).run())
 
 
 def halve(source: Path, target: Path) -> None:
-    """Write a float graph's half-precision twin, made without any data: no layer is known to come near overflow.
+    """Write a float graph's half-precision twin, made without data, so no layer is kept FP32 for fear of overflow.
 
     Args:
         source: float graph, its weights stored in any precision.
@@ -70,7 +70,7 @@ def halve(source: Path, target: Path) -> None:
 
 
 class _Halving:
-    """Gives every float tensor the type of the node that makes it, and casts it once where others need another type.
+    """Gives every float tensor the type of the node that computes it, with one cast where readers need another type.
 
     Args:
         model: float graph with the types of all its tensors; rewritten in place.
@@ -80,13 +80,13 @@ class _Halving:
     def __init__(self, model: ModelProto, kept: set[str]) -> None:
         self.model, self.kept = model, kept
         self.weights = {name: one for name, one in initializers(model).items() if one.data_type == TensorProto.FLOAT}
-        self.single = {one.name for one in model.graph.input}  # FP32 tensors; what else is float becomes FP16
+        self.single = {one.name for one in model.graph.input}  # FP32 tensors; all other float tensors become FP16
         self.floats = set(float_tensors(model)) | set(self.weights)
         self.casts: dict[tuple[str, int], str] = {}
         self.added: list[NodeProto] = []
 
     def run(self) -> ModelProto:
-        """Rewrite all nodes; graph inputs and outputs keep names and types."""
+        """Rewrite all nodes and return the graph; its inputs and outputs keep names and types."""
         graph = self.model.graph
         for node in graph.node:
             if node.name in self.kept:
@@ -103,7 +103,7 @@ class _Halving:
         return self.model
 
     def _free_outputs(self) -> None:
-        """Rename each FP32 output that a half-precision node makes, and cast it back under its own name."""
+        """Rename each FP32 output that a half-precision node computes, and cast it back under its own name."""
         made = producers(self.model)
         for output in self.model.graph.output:
             name = output.name
@@ -115,7 +115,7 @@ class _Halving:
             self.casts |= {(name, TensorProto.FLOAT16): inner, (name, TensorProto.FLOAT): name}
 
     def _as(self, name: str, kind: int) -> str:
-        """Return the name of a tensor in a type: itself, its cast, or a constant's half-precision twin."""
+        """Return the name of a tensor in a type: its own, that of its cast, or of a constant's half-precision twin."""
         single = name in self.weights or name in self.single
         if (name, kind) not in self.casts and single == (kind == TensorProto.FLOAT):
             return name
@@ -135,7 +135,7 @@ def _cast(source: str, target: str, kind: int) -> NodeProto:
 
 
 def _halved(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Round to half precision; finite values stay finite, and none but zero becomes zero."""
+    """Round to half precision; finite values stay finite, and nonzero values stay nonzero."""
     limits = np.finfo(np.float16)
     made = np.where(np.isinf(values), values, np.clip(values, limits.min, limits.max)).astype(np.float16)
     lost = (made == 0) & (values != 0)
@@ -143,7 +143,7 @@ def _halved(values: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 def _retype(node: NodeProto) -> None:
-    """Let a node whose attributes name FP32 give FP16."""
+    """Change FP32 in a node's attributes to FP16."""
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16
@@ -156,7 +156,7 @@ def _to(cast: NodeProto) -> int:
 
 
 def _deciding(model: ModelProto) -> set[str]:
-    """Return the nodes behind an index, up to and with the nearest layer, as far as they compute in FP32."""
+    """Return the names of the FP32 nodes that an index is computed by, back to and including the nearest layer."""
     made = producers(model)
     found: set[str] = set()
     waiting = [

@@ -1,4 +1,4 @@
-"""Reading and rewriting ONNX graphs: what every variant's maker needs."""
+"""Read and rewrite ONNX graphs: helpers for making variants."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 LAYERS = ("Conv", "Gemm", "MatMul")
-"""Operators with weights: the layers of a report."""
+"""Operators with weights, which a report counts as layers."""
 MOVES = ("Transpose", "Gather", "GatherND", "Reshape", "Slice")
-"""Operators that move what their first input holds and compute nothing."""
+"""Operators that rearrange the values of their first input and compute nothing."""
 
 
 def load_graph(path: Path) -> ModelProto:
-    """Read a float graph with its weights as FP32, however they are stored, and the shapes of all its tensors."""
+    """Read a float graph, with its weights as FP32, however they are stored, and the shapes of all its tensors."""
     model = onnx.load_model(path)
     weights = initializers(model)
     for node in [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in weights]:
@@ -31,7 +31,7 @@ def load_graph(path: Path) -> ModelProto:
 
 
 def tidy(model: ModelProto) -> ModelProto:
-    """Drop what nothing uses, put the nodes in order, infer the shapes anew, and check the result."""
+    """Drop unused nodes and constants, sort the nodes, infer the shapes again, and check the result."""
     while True:
         used = {name for node in model.graph.node for name in node.input} | {o.name for o in model.graph.output}
         dead = [node for node in model.graph.node if not used.intersection(node.output)]
@@ -49,7 +49,7 @@ def tidy(model: ModelProto) -> ModelProto:
 
 
 def _sort(model: ModelProto) -> None:
-    """Put the nodes in an order in which each follows what it reads, and move no other: layers keep their order."""
+    """Sort the nodes so that each follows its inputs, moving as few as possible: layers keep their order."""
     nodes = list(model.graph.node)
     maker = {name: number for number, node in enumerate(nodes) for name in node.output}
     opened: set[int] = set()
@@ -62,7 +62,7 @@ def _sort(model: ModelProto) -> None:
             if not needed:
                 done[stack.pop()] = None
             elif number in opened:
-                raise ValueError(f"the graph has a circle at node {nodes[number].name}")
+                raise ValueError(f"the graph has a cycle at node {nodes[number].name}")
             else:
                 opened.add(number)
                 stack += reversed(needed)
@@ -72,7 +72,7 @@ def _sort(model: ModelProto) -> None:
 
 
 def save_graph(model: ModelProto, path: Path) -> None:
-    """Write a graph as small as it can be: equal constants once (zero points, mostly), no inferred shapes."""
+    """Write a graph compactly: equal constants (zero points, mostly) only once, no inferred shapes."""
     model = copy_of(model)
     del model.graph.value_info[:]
     first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
@@ -96,7 +96,7 @@ def _copied(node: NodeProto) -> NodeProto:
 
 
 def copy_of(model: ModelProto) -> ModelProto:
-    """Return a copy that can be rewritten."""
+    """Return a copy, to be rewritten in place."""
     copied = ModelProto()
     copied.CopyFrom(model)
     return copied
@@ -113,18 +113,18 @@ def add_initializer(model: ModelProto, name: str, values: NDArray[np.generic]) -
 
 
 def constant(model: ModelProto, name: str) -> NDArray[Any] | None:
-    """Return a constant's values, or None if a tensor is none."""
+    """Return a constant's values, or None if the tensor is not a constant."""
     weight = initializers(model).get(name)
     return None if weight is None else numpy_helper.to_array(weight)
 
 
 def producers(model: ModelProto) -> dict[str, NodeProto]:
-    """Return the node that makes each tensor."""
+    """Return the node that computes each tensor, by tensor name."""
     return {name: node for node in model.graph.node for name in node.output}
 
 
 def consumers(model: ModelProto) -> dict[str, list[NodeProto]]:
-    """Return the nodes that take each tensor."""
+    """Return the nodes that read each tensor, by tensor name."""
     found: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -133,19 +133,19 @@ def consumers(model: ModelProto) -> dict[str, list[NodeProto]]:
 
 
 def replace_nodes(model: ModelProto, old: Iterable[NodeProto], new: Iterable[NodeProto]) -> None:
-    """Take nodes out and put others in; :func:`tidy` finds their places."""
+    """Remove nodes and append others; :func:`tidy` sorts them."""
     for node in old:
         model.graph.node.remove(node)
     model.graph.node.extend(new)
 
 
 def layers(model: ModelProto) -> list[str]:
-    """Return the names of the nodes with weights, in the order they run."""
+    """Return the names of the nodes with weights, in execution order."""
     weights = initializers(model)
     return [n.name for n in model.graph.node if n.op_type in LAYERS and any(name in weights for name in n.input[1:2])]
 
 
 def float_tensors(model: ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """Return every FP32 tensor that a node makes or the graph takes, by name."""
+    """Return every FP32 tensor that is a graph input or computed by a node, by name."""
     infos = (*model.graph.input, *model.graph.value_info, *model.graph.output)
     return {info.name: info for info in infos if info.type.tensor_type.elem_type == TensorProto.FLOAT}

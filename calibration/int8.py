@@ -1,6 +1,6 @@
-"""INT8 graphs in ONNX's own terms (Q/DQ), placed for ONNX Runtime on a CPU or for TensorRT.
+"""INT8 graphs in ONNX's Q/DQ format, with the pairs placed for ONNX Runtime on a CPU or for TensorRT.
 
-ONNX Runtime's quantizer does the work; here is what it is told, and what each target wants beside that.
+ONNX Runtime's quantizer does the work; this module configures it and rewrites graphs as each target requires.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from calibration.ranges import Range
 CPU_OPERATORS = ["Conv", "Gemm", "MatMul", "Clip", "Relu", "Add", "MaxPool"]
 TENSORRT_OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "MaxPool", "GlobalAveragePool"]
 PIXEL_ZERO = 114
-"""The grey level that raw pixels are counted from: what a convolution's padding then stands for (the mean is 124, 116
-and 104 in R, G and B, so padded pixels are up to 10 levels off; all others are exact)."""
+"""Grey level that is subtracted from raw pixels, and so the level that a convolution's zero padding stands for (the
+mean is 124, 116 and 104 in R, G and B, so padded pixels are up to 10 levels off; all others are exact)."""
 STEM = 3
-"""Layers of a MobileNetV2 up to and with its first projection."""
+"""Layers of a MobileNetV2 up to and including its first projection."""
 VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 def needs_reduced_range() -> bool:
-    """Whether this processor adds pairs of 8-bit products in 16 bits: they overflow unless weights have 7 bits only."""
+    """Return whether this processor adds pairs of 8-bit products in 16 bits: 8-bit weights overflow, 7-bit ones fit."""
     return platform.machine().lower() in ("x86_64", "amd64") and not VNNI & processor()[1]
 
 
@@ -60,14 +60,14 @@ def for_cpu(
 ) -> ModelProto:
     """Quantize a graph of convolutions for ONNX Runtime's CPU kernels: activations U8, weights S8 per channel.
 
-    Pixels stay the bytes they are, and the first convolution's weights absorb their normalisation.
+    Pixels stay bytes, and the first convolution's weights absorb their normalisation.
 
     Args:
         model: float graph, from :func:`calibration.graphs.load_graph`.
-        ranges: of its tensors.
-        reduce_range: 7-bit weights (:func:`needs_reduced_range`).
+        ranges: range of each tensor, by name.
+        reduce_range: whether to use 7-bit weights (:func:`needs_reduced_range`).
         only: names of the only layers to quantize; None for all.
-        skip: names of layers to leave as they are.
+        skip: names of layers to leave float.
     """
     raw = _with_raw_pixels(model) if _quantizes_first(model, only, skip) else None
     model = raw or copy_of(model)
@@ -82,11 +82,12 @@ def for_cpu(
 def for_tensorrt(
     model: ModelProto, ranges: Mapping[str, Range], *, only: Collection[str] | None = None, skip: Collection[str] = ()
 ) -> ModelProto:
-    """Quantize a graph of convolutions as TensorRT's explicit quantization wants it: symmetric S8 everywhere.
+    """Quantize a graph of convolutions for TensorRT's explicit quantization: symmetric S8 everywhere.
 
-    Q/DQ stand before what a layer reads, never behind what it writes, so that a convolution takes its bias, activation
-    and residual addition with it; of an addition's two inputs the one that skips a block is quantized, of a pooling its
-    input. Weights are S8 constants, per channel; biases stay as they are. The arguments are those of :func:`for_cpu`.
+    Q/DQ pairs are on a layer's inputs, never on its outputs, so that TensorRT fuses a convolution with its bias,
+    activation and residual addition. Of an addition's two inputs, the one that skips the block is quantized; a
+    pooling's input is quantized, too. Weights are S8 constants, per channel; biases stay float. For the arguments, see
+    :func:`for_cpu`.
     """
     model = _pooling_named(copy_of(model))
     options = {
@@ -94,7 +95,7 @@ def for_tensorrt(
         "WeightSymmetric": True,
         "QuantizeBias": False,
         "OpTypesToExcludeOutputQuantization": TENSORRT_OPERATORS,
-        "ForceQuantizeNoInputCheck": True,  # a pooling is quantized although what it reads is not yet
+        "ForceQuantizeNoInputCheck": True,  # quantizes a pooling although its input is not quantized yet
     }
     pooled = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "GlobalAveragePool"}
     ranges = {**{made: ranges[read] for made, read in pooled.items() if read in ranges}, **ranges}
@@ -103,10 +104,10 @@ def for_tensorrt(
 
 
 def weights_only(model: ModelProto, reduce_range: bool) -> ModelProto:
-    """Quantize a recurrent graph for a CPU: S8 weights per channel, activations quantized as they come.
+    """Quantize a recurrent graph for a CPU: S8 weights per channel, activations quantized dynamically.
 
-    One step of a recurrent graph reads every weight once, so a quarter of the bytes is what counts; and what a state
-    holds is never clipped to a range that was recorded.
+    One step of a recurrent graph reads every weight once, so the gain is in reading a quarter of the bytes; and a state
+    is never clipped to a recorded range.
     """
     with tempfile.TemporaryDirectory() as folder:
         before, after = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
@@ -122,11 +123,11 @@ def weights_only(model: ModelProto, reduce_range: bool) -> ModelProto:
 
 
 def stem(model: ModelProto) -> list[str]:
-    """Return the layers at a graph's beginning that are better left as they are, wherever it runs.
+    """Return the first layers of a graph that are better left float on every device.
 
-    In a network of depthwise convolutions (MobileNetV2) those are the first three: the convolution of three channels
-    and the depthwise one are no faster in INT8, and what they and the projection after them round away is missing from
-    all that follows (measured: docs/results/calibration.md). In others, none.
+    In a network of depthwise convolutions (MobileNetV2), these are the first three: the convolution of three channels
+    and the depthwise one are not faster in INT8, and every later layer suffers from what they and the projection after
+    them round away (measured: docs/results/calibration.md). In other networks, there are none.
     """
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     if len(convolutions) < STEM:
@@ -137,7 +138,7 @@ def stem(model: ModelProto) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the quantizer's remarks from the user's terminal."""
+    """Suppress the quantizer's log messages."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -164,7 +165,7 @@ def _quantize(
             if n.op_type in ("Clip", "Relu") and n.input[0] in made_by and made_by[n.input[0]].name in only
         }  # fmt: skip
         left_out |= {n.name for n in model.graph.node if n.op_type in operators and n.name not in wanted}
-    # Additions of whole numbers compute where a patch lies; a tensor without a range was never a float.
+    # A tensor without a range is not float: additions of integers compute a patch's position.
     left_out |= {
         n.name for n in model.graph.node if n.op_type in operators and not any(name in ranges for name in n.output)
     }
@@ -190,7 +191,7 @@ def _quantize(
 # -- raw pixels ----------------------------------------------------------------------------------------------------
 
 RAW = "raw_pixels"
-"""The tensor of pixels minus :data:`PIXEL_ZERO` that the first convolution reads."""
+"""Name of the tensor of pixels minus :data:`PIXEL_ZERO`, the first convolution's input."""
 
 
 def _first_layer(model: ModelProto) -> NodeProto:
@@ -204,9 +205,9 @@ def _quantizes_first(model: ModelProto, only: Collection[str] | None, skip: Coll
 
 
 def _with_raw_pixels(model: ModelProto) -> ModelProto | None:
-    """Let the first convolution read ``pixel - PIXEL_ZERO`` instead of ``(pixel / 255 - mean) / std``.
+    """Make the first convolution read ``pixel - PIXEL_ZERO`` instead of ``(pixel / 255 - mean) / std``.
 
-    Its weights and bias absorb the difference. Returns None if the graph does not begin that way.
+    Its weights and bias absorb the difference. Returns None if the graph does not begin with that normalisation.
     """
     model = copy_of(model)
     made, first = producers(model), _first_layer(model)
@@ -248,11 +249,11 @@ def _with_raw_pixels(model: ModelProto) -> ModelProto | None:
 
 
 def _bytes_as_quantized(model: ModelProto) -> ModelProto:
-    """Drop cast, subtraction and quantization of raw pixels: the bytes are the quantized values already."""
+    """Drop cast, subtraction and quantization of raw pixels: the bytes already are the quantized values."""
     made, taken = producers(model), consumers(model)
     quantize = next(node for node in taken[RAW] if node.op_type == "QuantizeLinear")
     scale, zero = constant(model, quantize.input[1]), constant(model, quantize.input[2])
-    assert scale == 1 and zero == PIXEL_ZERO, (scale, zero)  # noqa: PT018 - what for_cpu asked for
+    assert scale == 1 and zero == PIXEL_ZERO, (scale, zero)  # noqa: PT018 - as for_cpu configures it
     source = made[f"{RAW}_float"].input[0]
     for dequantize in taken[quantize.output[0]]:
         dequantize.input[0] = source
@@ -260,11 +261,11 @@ def _bytes_as_quantized(model: ModelProto) -> ModelProto:
     return model
 
 
-# -- TensorRT's places ---------------------------------------------------------------------------------------------
+# -- Q/DQ placement for TensorRT -----------------------------------------------------------------------------------
 
 
 def _pooling_named(model: ModelProto) -> ModelProto:
-    """Call a mean over height and width of [N, C, H, W] what it is, a global average pooling."""
+    """Replace each mean over height and width of [N, C, H, W] by the global average pooling that it is."""
     for node in [node for node in model.graph.node if node.op_type == "ReduceMean"]:
         axes = constant(model, node.input[1]) if len(node.input) > 1 else None
         keeps = next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1)
@@ -280,7 +281,7 @@ def _pooling_named(model: ModelProto) -> ModelProto:
 
 
 def _additions_fused(model: ModelProto) -> ModelProto:
-    """Take Q/DQ away between a convolution and the addition that ends its block."""
+    """Remove the Q/DQ pair between a convolution and the addition that ends its block."""
     made, taken = producers(model), consumers(model)
 
     def behind(name: str, *operators: str) -> NodeProto | None:
@@ -295,7 +296,7 @@ def _additions_fused(model: ModelProto) -> ModelProto:
                 continue
             if len(taken[quantize.input[0]]) == 1 and len(taken[name]) == 1:
                 addition.input[place] = quantize.input[0]
-                break  # the other input, the one that skips, stays quantized
+                break  # the other input, which skips the block, stays quantized
     return model
 
 

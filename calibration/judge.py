@@ -1,4 +1,4 @@
-"""Judging models on the report's clips: beside the float model, and with each set of exit thresholds."""
+"""Judge models on the report's clips: against the float model, and with each set of exit thresholds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from adafocus_edge.backends.loaded import LoadedModel
@@ -13,31 +14,53 @@ from adafocus_edge.errors import DataError
 from adafocus_edge.evaluation.dataset import Example
 from adafocus_edge.evaluation.evaluate import exit_figures
 from adafocus_edge.model.exits import ExitThresholds, Order
-from calibration.compare import Run, compare, run
+from calibration.compare import Difference, Run, compare, run
 from calibration.samples import Clips, read_windows
 from calibration.thresholds import Goal
 
 Key = tuple[Order, float | None]
-"""An order of frames, and for live windows the glimpses per second."""
+"""A frame order, and for live windows the glimpses per second."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Clips in an order, with the float model's run over them."""
+    """Clips in one frame order, with the float model's run over them."""
 
     clips: Clips
     run: Run
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """A model's figures on the report's clips.
+
+    Attributes:
+        difference: how it differs from the float model.
+        per_step_top1: accuracy after each step, in percent.
+        exits: figures with exit thresholds, by the set's name and the frame order.
+        clips: number of clips.
+    """
+
+    difference: Difference
+    per_step_top1: tuple[float, ...]
+    exits: dict[str, dict[Order, dict[str, Any]]]
+    clips: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as fields of the report's row."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return {**found.pop("difference"), **found}
+
+
 class Viewer:
-    """Some clips as each order shows them, each read and run by the float model once.
+    """Clips in every frame order, each order read and run by the float model once.
 
     Args:
         reference: the float model.
-        clips: in the order of time.
-        examples: where they come from, for live windows.
-        labelled: whether their labels are real; else the float model's own stand for them.
-        progress: told what is being done, and how much of how much.
+        clips: the clips, their frames in order of time.
+        examples: the clips' files, to read live windows from.
+        labelled: whether the labels are real; if not, the float model's predictions replace them.
+        progress: called with the current activity, the clips done and their number.
     """
 
     def __init__(
@@ -54,7 +77,7 @@ class Viewer:
         self._seen: dict[Key, Seen] = {}
 
     def seen(self, order: Order, glimpse_fps: float | None = None) -> Seen:
-        """Return the clips in an order. Raises ``DataError`` if they are too short for live windows."""
+        """Return the clips in a frame order. Raises ``DataError`` if they are too short for live windows."""
         key = order, glimpse_fps
         if key not in self._seen:
             clips = self._clips
@@ -62,30 +85,30 @@ class Viewer:
                 assert glimpse_fps is not None
                 self._progress("reading live windows", 0, 0)
                 clips = read_windows(self._examples, self._reference.spec, glimpse_fps, len(clips))
-            found = self.look(self._reference, clips, order)
+            found = self._run(self._reference, clips, order)
             if not self._labelled:
                 clips = replace(clips, labels=found.logits[:, -1].argmax(axis=1).astype(np.int64))
             self._seen[key] = Seen(clips, found)
         return self._seen[key]
 
-    def look(self, model: LoadedModel, clips: Clips, order: Order) -> Run:
-        """Run a model over clips in an order."""
+    def _run(self, model: LoadedModel, clips: Clips, order: Order) -> Run:
+        """Run a model over clips in a frame order."""
         what = f"{model.variant} over {len(clips)} clips" + ("" if order == "clip" else f", {order}")
         return run(model, clips, order, lambda done: self._progress(what, done, len(clips)))
 
-    def judge(self, model: LoadedModel, sets: Iterable[tuple[str, ExitThresholds]], gflops: float) -> dict[str, Any]:
-        """Return what a model costs beside the float model, and what it does with each set of thresholds.
+    def judge(self, model: LoadedModel, sets: Iterable[tuple[str, ExitThresholds]], gflops: float) -> Judgement:
+        """Return what a model loses against the float model, and its figures with each set of thresholds.
 
         Args:
-            model: to judge.
+            model: the model to judge.
             sets: names and thresholds.
-            gflops: of one step, multiply-adds in units of 1e9.
+            gflops: multiply-adds of one step, in units of 1e9.
 
-        Sets whose order these clips cannot be seen in are left out.
+        Sets whose frame order needs longer clips than these are skipped.
         """
         plain = self.seen("clip")
-        runs: dict[Key, Run] = {("clip", None): self.look(model, plain.clips, "clip")}
-        exits: dict[str, dict[str, Any]] = {}
+        runs: dict[Key, Run] = {("clip", None): self._run(model, plain.clips, "clip")}
+        exits: dict[str, dict[Order, dict[str, Any]]] = {}
         for name, thresholds in sets:
             key = thresholds.order, thresholds.glimpse_fps
             try:
@@ -93,7 +116,7 @@ class Viewer:
             except DataError:
                 continue
             if key not in runs:
-                runs[key] = self.look(model, seen.clips, thresholds.order)
+                runs[key] = self._run(model, seen.clips, thresholds.order)
             exits.setdefault(name, {})[thresholds.order] = {
                 **exit_figures(runs[key].logits, seen.clips.labels, thresholds, gflops),
                 "top1_all_steps": round(float(runs[key].right(seen.clips.labels)[:, -1].mean() * 100), 4),
@@ -104,9 +127,9 @@ class Viewer:
                 exits[name][thresholds.order]["verdict"] = verdict.to_json()
         found = runs["clip", None]
         per_step = found.right(plain.clips.labels).mean(axis=0) * 100
-        return {
-            **compare(found, plain.run, plain.clips.labels),
-            "per_step_top1": [round(float(value), 4) for value in per_step],
-            "exits": exits,
-            "clips": len(plain.clips),
-        }
+        return Judgement(
+            difference=compare(found, plain.run, plain.clips.labels),
+            per_step_top1=tuple(round(float(value), 4) for value in per_step),
+            exits=exits,
+            clips=len(plain.clips),
+        )

@@ -1,4 +1,4 @@
-"""Where the time of a graph goes on this CPU, layer by layer, in FP32 and in INT8: what stops it from being faster."""
+"""Time a graph's layers on this CPU in FP32 and in INT8, to find what keeps INT8 from being faster."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from adafocus_edge.backends.onnxruntime import session_options
 from calibration.samples import Feeds
 
 CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv", "QLinearConv")
-"""What ONNX Runtime calls a convolution after its optimisations."""
+"""Names of convolution operators after ONNX Runtime's optimisations."""
 ROUNDS = 12
 OTHERS = "everything else"
 BLOCKS = (4, 8, 16)
-"""Channels that ONNX Runtime's float kernels keep together, by what the CPU's registers hold."""
+"""Channels per block in the layouts of ONNX Runtime's float kernels; the size depends on the CPU's registers."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,36 @@ class _Timed:
     ms: float
 
 
-def layer_times(before: Path, after: Path, feeds: Feeds, threads: int | None) -> list[dict[str, Any]]:
-    """Return what each kind of layer takes, in milliseconds for these inputs, in a float graph and its INT8 twin.
+@dataclass(frozen=True)
+class LayerTime:
+    """One layer: the shape of its output, and its time in the float graph and in its INT8 twin."""
+
+    makes: tuple[int, ...]
+    fp32_ms: float
+    int8_ms: float
+
+
+@dataclass(frozen=True)
+class KindTime:
+    """The layers of one kind, their number (0 for everything that is not a convolution), and the sum of their times."""
+
+    kind: str
+    layers: int
+    fp32_ms: float
+    int8_ms: float
+    each: tuple[LayerTime, ...]
+
+
+def layer_times(before: Path, after: Path, feeds: Feeds, threads: int | None) -> list[KindTime]:
+    """Return the time of each kind of layer, in milliseconds for these inputs, in a float graph and its INT8 twin.
 
     Args:
         before: the float graph.
         after: the same graph, quantized.
-        feeds: inputs for both, the batch first.
+        feeds: inputs for both, batch axis first.
         threads: CPU threads.
 
-    Each entry names the kind, how many there are, both times, and the single layers by the shape of what they make.
-    Empty if the two graphs cannot be laid beside each other.
+    The list is empty if the convolutions of the two graphs cannot be matched.
     """
     first, second = (_profile(path, feeds, threads) for path in (before, after))
     layers = [[node for node in nodes if node.operator in CONVOLUTIONS] for nodes in (first, second)]
@@ -54,27 +73,21 @@ def layer_times(before: Path, after: Path, feeds: Feeds, threads: int | None) ->
             return []
         kinds.setdefault(_kind(one.weight), []).append((one, other))
     entries = [
-        {
-            "kind": kind,
-            "layers": len(pairs),
-            "fp32_ms": round(sum(one.ms for one, _ in pairs), 4),
-            "int8_ms": round(sum(other.ms for _, other in pairs), 4),
-            "each": [
-                {"makes": list(one.made), "fp32_ms": round(one.ms, 4), "int8_ms": round(other.ms, 4)}
-                for one, other in pairs
-            ],
-        }
+        KindTime(
+            kind=kind,
+            layers=len(pairs),
+            fp32_ms=round(sum(one.ms for one, _ in pairs), 4),
+            int8_ms=round(sum(other.ms for _, other in pairs), 4),
+            each=tuple(LayerTime(one.made, round(one.ms, 4), round(other.ms, 4)) for one, other in pairs),
+        )
         for kind, pairs in kinds.items()
     ]
     rest = [sum(node.ms for node in nodes if node.operator not in CONVOLUTIONS) for nodes in (first, second)]
-    entries.append(
-        {"kind": OTHERS, "layers": 0, "fp32_ms": round(rest[0], 4), "int8_ms": round(rest[1], 4), "each": []}
-    )
-    return entries
+    return [*entries, KindTime(OTHERS, 0, round(rest[0], 4), round(rest[1], 4), ())]
 
 
 def _same_size(one: Sequence[int], other: Sequence[int]) -> bool:
-    """Whether two layers make the same, in any order of axes; a blocked layout rounds channels up (AVX-512: to 16s)."""
+    """Whether two output shapes agree in any order of axes; a blocked layout rounds channels up (AVX-512: to 16s)."""
     left = sorted((Counter(one) - Counter(other)).elements())
     right = sorted((Counter(other) - Counter(one)).elements())
     if len(left) != len(right) or len(left) > 1:
@@ -92,7 +105,7 @@ def _kind(weight: Sequence[int]) -> str:
 
 
 def _profile(path: Path, feeds: Feeds, threads: int | None) -> list[_Timed]:
-    """Run a graph under ONNX Runtime's profiler; every node with its median time, in the order they run."""
+    """Run a graph under ONNX Runtime's profiler; return every node with its median time, in execution order."""
     options = session_options(threads)
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:

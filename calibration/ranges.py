@@ -1,4 +1,4 @@
-"""The range of every tensor of a graph, from recorded inputs: smallest to largest, percentile, least entropy lost."""
+"""Compute the range of every tensor of a graph from recorded inputs, by minimum and maximum, percentile, or entropy."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Method = Literal["minmax", "entropy", "percentile"]
 METHODS: tuple[Method, ...] = get_args(Method)
 BINS = 2048
 MAX_COUNTED = 20_000
-"""Values of one tensor counted per batch, evenly spread over it; all of them count for smallest and largest."""
+"""Values of one tensor counted per batch, evenly spread over it; minimum and maximum are those of all values."""
 PERCENTILE = 99.99
-"""Share of the values kept by ``percentile``, half of the rest cut off at each end, in percent."""
+"""Share of the values that ``percentile`` keeps, in percent; half of the rest is cut off at each end."""
 LEVELS = 256
 SHRINKS = np.linspace(1.0, 0.2, 81)
 """Shares of the range that ``entropy`` tries."""
@@ -31,14 +31,14 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Histogram:
-    """How a tensor's values are spread: ``counts`` int64 [BINS] over equal parts of ``low`` to ``high``."""
+    """The distribution of a tensor's values: ``counts`` int64 [BINS] over equal parts of ``low`` to ``high``."""
 
     low: float
     high: float
     counts: NDArray[np.int64]
 
     def range_by(self, method: Method) -> Range:
-        """Return the range to quantize; it always holds 0."""
+        """Return the range to quantize; it always includes 0."""
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         if method == "minmax" or self.low == self.high:
             return low, high
@@ -52,14 +52,14 @@ class Histogram:
         return self._least_entropy_lost(low, high)
 
     def _least_entropy_lost(self, low: float, high: float) -> Range:
-        """Shrink the range as long as the quantized values' distribution comes nearer to the true one.
+        """Return the shrunk range whose quantized values have the distribution nearest to the true one.
 
-        The measure is the Kullback-Leibler divergence between the clipped histogram and the same with each quantization
-        level's share spread evenly over that level's bins that hold anything (the idea of TensorRT's entropy
-        calibration; GTC 2017, S7310).
+        The measure is the Kullback-Leibler divergence between the clipped histogram and the same histogram with each
+        quantization level's share spread evenly over that level's nonempty bins (as in TensorRT's entropy calibration;
+        GTC 2017, S7310).
         """
         counts = self.counts.copy()
-        if self.low <= 0 <= self.high:  # zeros are exact in any range, and after a ReLU they would outweigh all else
+        if self.low <= 0 <= self.high:  # zeros are exact in any range, and after a ReLU they would dominate
             counts[min(int(-self.low / (self.high - self.low) * BINS), BINS - 1)] = 0
         if not counts.any():
             return low, high
@@ -101,9 +101,9 @@ def histograms(
     """Run a float graph twice over recorded inputs and count the values of each of its FP32 tensors.
 
     Args:
-        model: with the types of all tensors (:func:`calibration.graphs.load_graph`).
-        feeds: gives the inputs, batch by batch, each time it is called.
-        progress: told how many batches are done, of both passes.
+        model: float graph with the types of all tensors (:func:`calibration.graphs.load_graph`).
+        feeds: returns the inputs, batch by batch, each time it is called.
+        progress: called with the number of batches done in both passes.
         threads: CPU threads.
     """
     session, names = _every_tensor(model, threads)
@@ -120,7 +120,7 @@ def histograms(
         for name, values in _run(session, names, batch):
             low, high = limits[name]
             flat = values.reshape(-1)
-            flat = flat[:: flat.size // MAX_COUNTED | 1]  # odd: no column of a picture is passed over
+            flat = flat[:: flat.size // MAX_COUNTED | 1]  # an odd step, so that every column of an image is sampled
             scale = BINS / (high - low) if high > low else 0.0
             places = np.minimum(((flat - low) * scale).astype(np.int64), BINS - 1)
             counts[name] += np.bincount(places, minlength=BINS)
@@ -130,7 +130,7 @@ def histograms(
 
 
 def _every_tensor(model: ModelProto, threads: int | None) -> tuple[ort.InferenceSession, list[str]]:
-    """Open a graph with all its FP32 tensors as outputs."""
+    """Open a graph with all its FP32 tensors as outputs; return the session and the outputs' names."""
     opened = copy_of(model)
     there = {tensor.name for tensor in (*opened.graph.output, *opened.graph.input)}
     opened.graph.output.extend(info for name, info in float_tensors(model).items() if name not in there)

@@ -1,6 +1,6 @@
-"""Trajectory calibration: what each graph really meets, recorded while the float model looks at real clips.
+"""Trajectory calibration: record the inputs that each graph gets while the float model classifies real clips.
 
-The focuser is shown the patches that the policy picks, and the recurrent graphs the states that they reach.
+The focuser's inputs are the patches that the policy picks, and the recurrent graphs' inputs the states they reach.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from adafocus_edge.runtime.glimpse import see_clip
 from adafocus_edge.system.addresses import shown_failure
 
 Feeds = dict[str, NDArray[Any]]
-"""Inputs of a graph by name, the batch first."""
+"""A graph's inputs by name, batch axis first."""
 MAX_WINDOWS = 4
-"""Live windows taken from one clip at most."""
+"""Max live windows per clip."""
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips that were read.
+    """Clips in memory.
 
     Attributes:
-        frames: uint8 [T, S, S, 3] of each.
-        labels: class id of each, int64 [N]; without meaning where there are no labels.
-        names: how each is shown.
+        frames: each clip's frames, uint8 [T, S, S, 3].
+        labels: each clip's class id, int64 [N]; meaningless for clips without labels.
+        names: each clip's name in messages.
     """
 
     frames: tuple[NDArray[np.uint8], ...]
@@ -50,7 +50,7 @@ class Clips:
 
 @dataclass(frozen=True)
 class Samples:
-    """Recorded inputs: of each graph, as many rows as were asked for, [M, ...] by input name."""
+    """Recorded inputs of each graph, M rows each: arrays [M, ...] by input name."""
 
     of: dict[str, Feeds]
 
@@ -63,7 +63,7 @@ class Samples:
 
 
 class _Recorder:
-    """A session that keeps what it is given."""
+    """A session that records its inputs."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -85,7 +85,7 @@ class _Recorder:
         self._session.close()
 
     def take(self, rows: Sequence[int]) -> Feeds:
-        """Return some steps' inputs of the clip that was seen last, and forget it."""
+        """Return the inputs of some steps of the last clip, and clear the record."""
         names = self.seen[0]
         taken = {name: np.concatenate([feeds[name] for feeds in self.seen])[list(rows)] for name in names}
         self.seen = []
@@ -100,10 +100,10 @@ def record(
     Args:
         model: the float model, whose policy may have been replaced
             (:func:`adafocus_edge.evaluation.evaluate.with_patches`).
-        clips: what it looks at.
-        count: how many steps to keep: as many of each clip, at random places, and the first of them all.
-        seed: of those places.
-        progress: told how many clips are done.
+        clips: the clips to run it on.
+        count: how many steps to keep: the same number from each clip, drawn at random, until there are enough.
+        seed: random seed for the order of the clips and the steps.
+        progress: called with the number of clips done.
     """
     random = np.random.default_rng(seed)
     recorders = {graph: _Recorder(getattr(model, graph)) for graph in GRAPHS}
@@ -128,7 +128,7 @@ def record(
 
 
 def choose_clips(split: Split, most: int, seed: int) -> list[Example]:
-    """Return at most that many clips at random, every class as often as can be."""
+    """Draw at most ``most`` clips at random, as evenly over the classes as possible."""
     random = np.random.default_rng(seed)
     by_class: dict[int, list[Example]] = {}
     for number in random.permutation(len(split.examples)):
@@ -147,18 +147,19 @@ def halve(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
 
     Args:
         examples: the clips.
-        share: of the first part, 0..1.
-        seed: of the order in which sources are dealt.
+        share: share of the first part, 0..1.
+        seed: random seed for the order in which sources are assigned.
 
-    Each source goes to the side that lacks most of its first clip's class, or clips at all where both lack as much.
+    Each source goes to the side that has fewer clips, relative to its share, of the source's first class; a tie goes to
+    the side with fewer clips of all classes.
     """
     groups: dict[str, list[Example]] = {}
     for example in examples:
-        # Copies of one file are one source, too.
+        # Copies of one file count as one source.
         groups.setdefault(example.source or f"\0{content_of(example.path) or example.name}", []).append(example)
     names = list(groups)
     np.random.default_rng(seed).shuffle(names)
-    names.sort(key=lambda name: -len(groups[name]))  # the large ones first; chance orders equals
+    names.sort(key=lambda name: -len(groups[name]))  # large sources first; sources of one size stay shuffled
     sides: tuple[list[Example], list[Example]] = ([], [])
     dealt: dict[tuple[int, int], int] = {}
     for name in names:
@@ -176,7 +177,7 @@ def halve(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
 def read_clips(
     examples: Sequence[Example], spec: ModelSpec, failed: list[tuple[str, str]], progress: Callable[[int], None]
 ) -> Clips:
-    """Read clips as the official evaluation samples them; those that cannot be read are added to ``failed``."""
+    """Read clips as the official evaluation samples them; add the name and error of unreadable ones to ``failed``."""
     frames, labels, names = [], [], []
     for done, example in enumerate(examples, start=1):
         try:
@@ -191,15 +192,15 @@ def read_clips(
 
 
 def read_windows(examples: Sequence[Example], spec: ModelSpec, glimpse_fps: float, most: int) -> Clips:
-    """Read what a live source would show of clips: whole windows of T frames at a glimpse rate, one after another.
+    """Read clips as a live source would show them: consecutive whole windows of T frames at a glimpse rate.
 
     Args:
         examples: the clips.
         spec: the model's shapes and names.
         glimpse_fps: glimpses per second.
-        most: how many windows to read at most.
+        most: max number of windows.
 
-    Raises ``DataError`` if no clip lasts as long as a window.
+    Raises ``DataError`` if every clip is shorter than a window.
     """
     frames: list[ModelFrame] = []
     labels: list[int] = []
@@ -222,13 +223,13 @@ def read_windows(examples: Sequence[Example], spec: ModelSpec, glimpse_fps: floa
                 labels.append(example.labels[0])
                 names.append(f"{example.name}, window {window}")
         except SourceError:
-            continue  # it was told when the clips were read
+            continue  # already reported by read_clips
     if not frames:
         needed = (
             f"live thresholds need clips of {window_s:.1f} s ({spec.segments} glimpses, {glimpse_fps:g} per second)"
         )
         if not longest_s:
-            raise DataError(f"{needed}, and none of these tells its frame rate (a folder of frames: in fps.txt)")
+            raise DataError(f"{needed}, and none of these has a frame rate (for a folder of frames: add fps.txt)")
         fits = math.ceil((spec.segments - 1) / longest_s * 100) / 100
-        raise DataError(f"{needed}, and the longest has {longest_s:.1f} s: give --glimpse-fps {fits:g} or more")
+        raise DataError(f"{needed}, but the longest lasts {longest_s:.1f} s: give --glimpse-fps {fits:g} or more")
     return Clips(tuple(frames), np.array(labels, np.int64), tuple(names))

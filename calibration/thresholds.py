@@ -1,4 +1,4 @@
-"""Solving exit thresholds on held-out clips, for a budget of steps or GFLOPs, or for an accuracy that must be kept."""
+"""Solve exit thresholds on held-out clips, for a budget of steps or GFLOPs, or for a required accuracy."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ WORDS: dict[Kind, tuple[str, str]] = {
     "drop": ("at most ", " points lost"),
     "accuracy": ("at least ", " % right"),
 }
-"""How each kind of goal is said: before and after its number."""
+"""Wording of each kind of goal: the text before and after its number."""
 CONSTANTS = 200
-"""Thresholds tried that are the same at each step."""
+"""Max number of thresholds tried that are the same at every step."""
 SPENT = 0.85
-"""Share of a budget that is spent at least, if any thresholds can."""
+"""Min share of a budget to spend, if any thresholds can."""
 RATIOS = np.concatenate([np.linspace(0.05, 0.95, 19), 1 / np.linspace(1.0, 0.05, 20)])
-"""Ratios tried of one step's share of exits to the step's before."""
+"""Ratios tried between the shares of exits of one step and the step before."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a named set of thresholds is solved for.
+    """The goal that a named set of thresholds is solved for.
 
     Attributes:
-        name: of the set.
-        kind: ``steps`` or ``gflops``: as right as can be with a mean per clip that is spent; ``drop`` or ``accuracy``:
-            as few steps as can be while at most that many points are lost, or that many percent are right. Lost are
-            clips that all steps would get right: on few clips, others that chance makes right must not pay for them.
+        name: name of the set.
+        kind: ``steps`` or ``gflops``: the best accuracy for a mean budget per clip; ``drop`` or ``accuracy``: the
+            min steps with at most that many points lost, or at least that many percent right. Lost clips are those
+            that all steps would get right: on few clips, others that are right by chance must not make up for them.
         value: steps, units of 1e9 multiply-adds, points, or percent.
     """
 
@@ -52,7 +52,7 @@ class Goal:
 
     @classmethod
     def said(cls, name: str, words: str) -> Goal | None:
-        """Return the goal that :meth:`__str__` gave these words for, or None."""
+        """Parse the text of :meth:`__str__`; return None if it is not a goal."""
         for kind, (before, after) in WORDS.items():
             if words.startswith(before) and words.endswith(after):
                 try:
@@ -64,7 +64,7 @@ class Goal:
     def verdict(
         self, logits: NDArray[np.float32], labels: NDArray[np.int64], exits: ExitThresholds, gflops_per_step: float
     ) -> Verdict:
-        """Say whether thresholds meet it on clips, and whether those are enough to tell; arguments as :func:`solve`."""
+        """Return whether thresholds meet the goal on clips, and if the clips suffice; arguments as :func:`solve`."""
         right = logits.argmax(axis=2) == labels[:, None]
         steps = exit_steps(logits, exits)
         now, count = right[np.arange(len(steps)), steps], len(steps)
@@ -76,16 +76,16 @@ class Goal:
         return Verdict(str(self), self.value, hits / count * 100, interval, count, at_most=self.kind == "drop")
 
     def check(self, steps: int, gflops_per_step: float) -> None:
-        """Raise ``UsageError`` if not even one step fits the budget, or the budget is more than all steps take."""
+        """Raise ``UsageError`` if the budget is less than one step, or more than all steps take."""
         budget = {"steps": self.value, "gflops": self.value / gflops_per_step}.get(self.kind)
         if budget is not None and not budget >= 1:
-            raise UsageError(f"--exit-goal {self.name}: {self}, but one step takes {gflops_per_step:.3g} GFLOPs")
+            raise UsageError(f"--exit-goal {self.name}: {self}, but one step alone takes {gflops_per_step:.3g} GFLOPs")
         if budget is not None and budget > steps:
-            raise UsageError(f"--exit-goal {self.name}: {self}, but a clip has {steps} steps only")
+            raise UsageError(f"--exit-goal {self.name}: {self}, but a clip has only {steps} steps")
 
     @classmethod
     def parse(cls, text: str) -> Goal:
-        """Read ``NAME=KIND:VALUE``. Raises ``UsageError``."""
+        """Parse ``NAME=KIND:VALUE``. Raises ``UsageError`` if malformed."""
         name, _, goal = text.partition("=")
         kind, _, number = goal.partition(":")
         try:
@@ -95,7 +95,7 @@ class Goal:
         known = next((known for known in KINDS if known == kind), None)
         if not name.replace("-", "").replace("_", "").isalnum() or known is None or not 0 <= value < np.inf:
             raise UsageError(
-                f"--exit-goal {text!r}: is NAME=KIND:VALUE, KIND one of {', '.join(KINDS)}, as in half=steps:8"
+                f"--exit-goal {text!r}: must be NAME=KIND:VALUE, KIND one of {', '.join(KINDS)}, such as half=steps:8"
             )
         return cls(name, known, value)
 
@@ -113,17 +113,17 @@ def solve(
     """Solve one set of thresholds.
 
     Args:
-        goal: what for.
-        logits: float32 [N, T, C], of clips that the model was not trained on, in the order they will be seen.
-        labels: int64 [N].
-        order: of the frames.
-        confidence: what will be compared with the thresholds.
-        gflops_per_step: to turn a budget of GFLOPs into steps.
-        glimpse_fps: of live windows.
+        goal: the goal to meet.
+        logits: float32 [N, T, C], of clips that the model was not trained on, their frames in ``order``.
+        labels: class ids, int64 [N].
+        order: frame order.
+        confidence: confidence measure that is compared with the thresholds.
+        gflops_per_step: converts a budget of GFLOPs to steps.
+        glimpse_fps: glimpses per second of live windows.
 
-    Two families are tried: one threshold for all steps, and thresholds that let a geometric series of shares of the
-    clips exit, the surest first (as MSDNet's dynamic evaluation does; arXiv 1703.09844, section 5). Raises
-    ``UsageError`` if a budget is below one step, or an accuracy above what all steps reach.
+    Two families are tried: one threshold for all steps, and thresholds at which a geometric series of shares of the
+    clips exits, the most confident first (as in MSDNet's dynamic evaluation; arXiv 1703.09844, section 5). Raises
+    ``UsageError`` if a budget is below one step, or an accuracy above that of all steps.
     """
     sure = confidence_of(logits, confidence)
     right = logits.argmax(axis=2) == labels[:, None]
@@ -137,7 +137,7 @@ def solve(
         if goal.kind in ("steps", "gflops"):
             budget = goal.value if goal.kind == "steps" else goal.value / gflops_per_step
             fits = mean_steps <= budget + 1e-9
-            # A budget is there to be spent: on few clips, what looks best far below it is chance.
+            # Prefer thresholds that spend the budget: on few clips, a better accuracy far below it is due to chance.
             score = (float(mean_steps >= SPENT * min(budget, longest)), top1, mean_steps)
         else:
             now = right[np.arange(len(steps)), steps]
@@ -150,7 +150,7 @@ def solve(
             )
             best = score, solved
     if best is None:
-        reached = f"all steps reach {full:.2f} %" if goal.kind == "accuracy" else "the first step is one already"
+        reached = f"all steps reach {full:.2f} %" if goal.kind == "accuracy" else "every clip takes at least one step"
         raise UsageError(f"--exit-goal {goal.name}: {goal} cannot be met: {reached}")
     return best[1]
 
@@ -178,5 +178,5 @@ def _candidates(sure: NDArray[np.float32]) -> Iterator[tuple[float | None, ...]]
 
 
 def _below(value: float) -> float:
-    """Return a threshold that this confidence passes after it was written as text and read again."""
+    """Return the largest float32 below ``value``: a threshold that it still passes after a round trip through text."""
     return float(np.nextafter(np.float32(value), np.float32(-np.inf)))

@@ -1,11 +1,11 @@
-"""Making one variant: which graphs become what, which range is best, and which layers stay as they were."""
+"""Make one variant: convert each graph, choose the range method, and keep sensitive layers in higher precision."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,44 +13,36 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from adafocus_edge.backends.loaded import LoadedModel
-from adafocus_edge.backends.onnxruntime import OrtSession
-from adafocus_edge.backends.registry import open_graphs
-from adafocus_edge.bundle.variants import EXACT_INT8
+from adafocus_edge.backends.onnxruntime import OrtSession, open_graphs
+from adafocus_edge.bundle.variants import CALIBRATED, EXACT_INT8, RECIPE
 from adafocus_edge.model.spec import GRAPHS, ModelSpec
 from calibration import int8
-from calibration.compare import Run, compare, run
+from calibration.compare import Difference, Run, compare, run
 from calibration.fp16 import to_half
 from calibration.graphs import layers, load_graph, save_graph
 from calibration.ranges import METHODS, Histogram, Method, Range, histograms
 from calibration.samples import Clips, Feeds, Samples
 
-Variant = Literal["int8-cpu", "int8-trt", "fp16"]
-VARIANTS: tuple[Variant, ...] = get_args(Variant)
+Variant = str
+VARIANTS = CALIBRATED
 CONVOLUTIONS = ("glancer", "focuser")
-"""The graphs whose work is convolutions: INT8 pays there."""
+"""Graphs dominated by convolutions, where INT8 pays."""
 RECURRENT = ("policy", "classifier")
 RANKED_SAMPLES = 32
-"""Recorded inputs on which the error of each layer alone is measured."""
+"""Recorded inputs for measuring the error of each layer alone."""
 TRIED_WITHOUT = 16
-"""Layers that are also tried the other way round."""
-PURPOSE = {
-    "fp32": "the reference",
-    "int8-cpu": "CPUs",
-    "int8-trt": "TensorRT",
-    "fp16": "TensorRT, CUDA",
-}
-"""What each variant is made for."""
+"""Most sensitive layers that are also measured as the only float layer of an INT8 graph."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What a variant is made with.
+    """Settings for making a variant.
 
     Attributes:
-        method: of ranges; None to choose by accuracy.
+        method: range method; None to choose by accuracy.
         max_drop: points of accuracy that may be lost on the calibration clips.
-        reduce_range: 7-bit weights in ``int8-cpu``.
-        threads: for the CPU.
+        reduce_range: whether ``int8-cpu`` uses 7-bit weights.
+        threads: CPU threads, or None for all cores.
     """
 
     method: Method | None
@@ -60,32 +52,15 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A variant in a folder.
-
-    Attributes:
-        folder: holds the four graphs.
-        precision: of each graph, in words.
-        facts: for the report: method, what each graph costs, what was kept and why.
-        notes: what the user should know, a line each.
-    """
-
-    folder: Path
-    precision: dict[str, str]
-    facts: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Kept:
+class Kept:
     """A layer that is not quantized.
 
     Attributes:
-        graph: it is in.
+        graph: the layer's graph.
         layer: the node's name, or ``all``.
-        why: in words.
-        error_alone: of the graph's outputs when this layer alone is INT8, as a share of their size.
-        error_saved: by which that error shrinks when all layers but this one are INT8.
+        why: the reason, in words.
+        error_alone: error of the graph's outputs when this layer alone is INT8, relative to their norm.
+        error_saved: how much smaller the error of the INT8 graph is when this layer alone stays float.
     """
 
     graph: str
@@ -95,18 +70,56 @@ class _Kept:
     error_saved: float = 0.0
 
 
+@dataclass(frozen=True)
+class Quantization:
+    """How an INT8 variant was made: fields of its row in the report.
+
+    Attributes:
+        method: the range method.
+        methods: the differences with each method tried.
+        graphs_alone: the differences with one graph alone in INT8, before layers were kept.
+        kept: the layers that are not quantized.
+        on_calibration_clips: the differences of the variant as it is.
+        reduce_range: whether weights are 7-bit.
+    """
+
+    method: Method
+    methods: dict[Method, Difference]
+    graphs_alone: dict[str, Difference]
+    kept: tuple[Kept, ...]
+    on_calibration_clips: Difference
+    reduce_range: bool
+
+
+@dataclass(frozen=True)
+class Made:
+    """A variant in a folder.
+
+    Attributes:
+        folder: folder with the four graphs.
+        precision: each graph's precision, in words.
+        quantization: how it was made; None for ``fp16``.
+        notes: notes for the user, a line each.
+    """
+
+    folder: Path
+    precision: dict[str, str]
+    quantization: Quantization | None = None
+    notes: tuple[str, ...] = ()
+
+
 class Maker:
-    """Makes variants of one float model, judged on the calibration clips.
+    """Makes variants of one float model and judges candidates on the calibration clips.
 
     Args:
         spec: the model's shapes and names.
-        float_path: gives the float model's graph files.
+        float_path: returns the path of the float model's graph of that name.
         samples: recorded inputs.
-        clips: what candidates are judged on.
+        clips: clips to judge candidates on.
         reference: the float model's run over these clips.
         choices: see :class:`Choices`.
         work: an empty folder.
-        progress: told what is being done, and how much of how much.
+        progress: called with the current activity, the steps done and their total (0 if unknown).
     """
 
     def __init__(
@@ -129,10 +142,10 @@ class Maker:
 
     def make(self, variant: Variant) -> Made:
         """Make one variant."""
-        return self._half() if variant == "fp16" else self._int8(variant)
+        return self._half() if RECIPE[variant] == "fp16" else self._int8(variant)
 
     def opened(self, paths: Mapping[str, Path], variant: str) -> LoadedModel:
-        """Open graphs on the CPU; those not given are the float model's."""
+        """Open the given graphs on the CPU, and the float model's for those not given."""
         return open_graphs(
             self.spec,
             lambda graph: paths.get(graph, self.float_path(graph)),
@@ -151,14 +164,14 @@ class Maker:
         return Made(folder, dict.fromkeys(GRAPHS, "fp16"))
 
     def _halved(self, graph: str) -> ModelProto:
-        """Return a graph in half precision; layers that come near its largest number stay as they are."""
+        """Return a graph in half precision; layers with values near overflow stay FP32."""
         return to_half(self.float[graph], self._ranges(graph, "minmax"))
 
     # -- INT8 ---------------------------------------------------------------------------------------------------------
 
     def _int8(self, variant: Variant) -> Made:
         recurrent = self._recurrent(variant)
-        tried: dict[Method, dict[str, Any]] = {}
+        tried: dict[Method, Difference] = {}
         paths_of: dict[Method, dict[str, Path]] = {}
         for method in (self.choices.method,) if self.choices.method else METHODS:
             paths = {graph: self.quantized(variant, graph, method) for graph in CONVOLUTIONS}
@@ -169,7 +182,7 @@ class Maker:
 
         alone = {graph: self._judge({graph: paths[graph]}, f"{variant}: {graph} alone", variant) for graph in paths}
         kept = [
-            _Kept(graph, name, "the stem: nothing to gain there, much to lose")
+            Kept(graph, name, "the stem: no gain there, and much to lose")
             for graph in CONVOLUTIONS
             for name in int8.stem(self.float[graph])
         ]
@@ -182,24 +195,18 @@ class Maker:
             model = onnx.load_model(paths[graph])
             save_graph(model, folder / f"{graph}.onnx")
             precision[graph] = self._precision(variant, graph, model)
-        facts = {
-            "method": method,
-            "methods": tried,
-            "graphs_alone": alone,
-            "kept": [asdict(entry) for entry in kept],
-            "on_calibration_clips": judged,
-            "reduce_range": variant == "int8-cpu" and self.choices.reduce_range,
-        }
+        reduced = variant == "int8-cpu" and self.choices.reduce_range
+        quantization = Quantization(method, tried, alone, tuple(kept), judged, reduced)
         notes: tuple[str, ...] = ()
-        if judged["top1_drop"] > self.choices.max_drop:
+        if judged.top1_drop > self.choices.max_drop:
             notes = (
-                f"{variant}: loses {judged['top1_drop']:.2f} points on the calibration clips, more than "
-                f"--max-accuracy-drop {self.choices.max_drop:g}, and no layer kept higher helps",
+                f"{variant}: loses {judged.top1_drop:.2f} points on the calibration clips, more than "
+                f"--max-accuracy-drop {self.choices.max_drop:g}, and keeping layers in higher precision does not help",
             )
-        return Made(folder, precision, facts, notes)
+        return Made(folder, precision, quantization, notes)
 
     def _recurrent(self, variant: Variant) -> dict[str, Path]:
-        """Write what becomes of the recurrent graphs: 8-bit weights on a CPU, half precision in TensorRT."""
+        """Write the recurrent graphs: with 8-bit weights for a CPU, in half precision for TensorRT."""
         if variant == "int8-cpu":
             return {
                 graph: self._write(int8.weights_only(self.float[graph], self.choices.reduce_range))
@@ -208,7 +215,7 @@ class Maker:
         return {graph: self._write(self._halved(graph)) for graph in RECURRENT}
 
     def _unquantized(self, variant: Variant, graph: str) -> ModelProto:
-        """Return what a graph is when all of it is kept: FP32 on a CPU, FP16 in TensorRT."""
+        """Return a graph with no layer quantized: FP32 for a CPU, FP16 for TensorRT."""
         return self.float[graph] if variant == "int8-cpu" else self._halved(graph)
 
     def _precision(self, variant: Variant, graph: str, model: ModelProto) -> str:
@@ -219,7 +226,7 @@ class Maker:
         return kind if done == every else f"{kind}, {done} of {every} layers"
 
     def quantized(self, variant: Variant, graph: str, method: Method, skip: Sequence[str] = ()) -> Path:
-        """Write a graph of convolutions in INT8, but for its stem and the layers to skip; where it was written."""
+        """Quantize a graph of convolutions except for its stem and the layers to skip; return the path of the file."""
         return self._write(self._quantize(variant, graph, method, None, [*int8.stem(self.float[graph]), *skip]))
 
     def _quantize(
@@ -248,20 +255,22 @@ class Maker:
         variant: Variant,
         method: Method,
         paths: dict[str, Path],
-        judged: dict[str, Any],
-        alone: Mapping[str, dict[str, Any]],
-    ) -> tuple[dict[str, Path], dict[str, Any], list[_Kept]]:
-        """Keep sensitive layers until the variant fits: of the graph that is worst alone, twice as many as before.
+        judged: Difference,
+        alone: Mapping[str, Difference],
+    ) -> tuple[dict[str, Path], Difference, list[Kept]]:
+        """Keep sensitive layers in higher precision until the variant loses no more than allowed.
 
-        Returns the graphs, what they cost together, and the layers that are kept; all as it was if nothing helps.
+        Each round takes the graph with the largest loss alone and keeps twice as many of its layers as before.
+
+        Returns the graphs, their loss together, and the layers kept; graphs and loss unchanged if nothing helps.
         """
         limit = self.choices.max_drop
-        why = f"{judged['top1_drop']:.2f} points were lost, {limit:g} may be"
+        why = f"{judged.top1_drop:.2f} points were lost, at most {limit:g} are allowed"
         now, costs, together = dict(paths), dict(alone), judged
-        ranked: dict[str, list[_Kept]] = {}
+        ranked: dict[str, list[Kept]] = {}
         counts = dict.fromkeys(paths, 0)
-        left = {graph for graph in paths if alone[graph]["logit_error_max"] > 0}
-        while together["top1_drop"] > limit and left:
+        left = {graph for graph in paths if alone[graph].logit_error_max > 0}
+        while together.top1_drop > limit and left:
             graph = max(left, key=lambda name: _badness(costs[name]))
             if graph in CONVOLUTIONS and graph not in ranked:
                 ranked[graph] = self._ranked(variant, graph, method)
@@ -282,14 +291,14 @@ class Maker:
         for graph in (graph for graph in paths if counts[graph]):
             layers_kept = ranked.get(graph, [])[: counts[graph]]
             whole = graph not in left
-            kept.extend([_Kept(graph, "all", why)] if whole else [replace(layer, why=why) for layer in layers_kept])
+            kept.extend([Kept(graph, "all", why)] if whole else [replace(layer, why=why) for layer in layers_kept])
         return now, together, kept
 
-    def _ranked(self, variant: Variant, graph: str, method: Method) -> list[_Kept]:
+    def _ranked(self, variant: Variant, graph: str, method: Method) -> list[Kept]:
         """Return a graph's layers, the most sensitive first.
 
-        A layer counts by the error of the graph's outputs when it alone is INT8, and the worst of them also by how
-        much of the error goes when it alone is not: some do their harm only together with what follows.
+        A layer's score is the error of the graph's outputs when it alone is INT8. For the worst layers, the error that
+        is saved when it alone stays float is added: some layers do harm only together with those that follow.
         """
         stem = set(int8.stem(self.float[graph]))
         names = [name for name in layers(self.float[graph]) if name not in stem]
@@ -306,7 +315,7 @@ class Maker:
         ranked = []
         for done, name in enumerate(names, start=1):
             self.progress(f"{variant}: each layer of the {graph} alone", done, len(names))
-            ranked.append(_Kept(graph, name, "", error([name], ())))
+            ranked.append(Kept(graph, name, "", error([name], ())))
         ranked.sort(key=lambda layer: -layer.error_alone)
         whole = error(None, sorted(stem))
         for place, layer in enumerate(ranked[:TRIED_WITHOUT]):
@@ -316,7 +325,7 @@ class Maker:
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
-    def _judge(self, paths: Mapping[str, Path], what: str, variant: Variant) -> dict[str, Any]:
+    def _judge(self, paths: Mapping[str, Path], what: str, variant: Variant) -> Difference:
         with self.opened(paths, variant) as model:
             found = run(model, self.clips, progress=lambda done: self.progress(what, done, len(self.clips)))
         return compare(found, self.reference, self.clips.labels)
@@ -334,10 +343,10 @@ class Maker:
         return folder
 
 
-def _badness(judged: dict[str, Any]) -> tuple[float, float, float]:
-    """Order candidates: by accuracy, then by labels that agree with the float model's, then by logits."""
-    # Clips that chance makes right are no merit of a candidate.
-    return max(judged["top1_drop"], 0.0), -judged["label_agreement"], judged["logit_error_mean"]
+def _badness(judged: Difference) -> tuple[float, float, float]:
+    """Return the sort key of a candidate: accuracy lost, then agreement of labels, then error of logits."""
+    # A gain is due to chance, so it does not count in a candidate's favour.
+    return max(judged.top1_drop, 0.0), -judged.label_agreement, judged.logit_error_mean
 
 
 def _outputs(path: Path, batches: Sequence[Feeds], threads: int | None, exact_int8: bool) -> list[NDArray[Any]]:
@@ -350,7 +359,7 @@ def _outputs(path: Path, batches: Sequence[Feeds], threads: int | None, exact_in
 
 
 def _relative_error(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> float:
-    """Return the largest of the outputs' errors, each as a share of that output's own size (root of squares)."""
+    """Return the largest of the outputs' errors, each relative to the norm of the expected output."""
     errors = []
     for made, wanted in zip(found, expected, strict=True):
         size = float(np.linalg.norm(wanted.astype(np.float64)))

@@ -1,11 +1,10 @@
-"""`adafocus-edge export`: a checkpoint becomes a bundle, or nothing is left behind."""
+"""`adafocus-edge export`: turn a checkpoint into a bundle, or leave nothing behind."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,14 @@ from numpy.typing import NDArray
 from adafocus_edge import __version__
 from adafocus_edge.backends.onnxruntime import OrtSession
 from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.classes import (
+    check_class_order,
+    check_classes,
+    check_distinct,
+    first_difference,
+    read_classes,
+    same_classes,
+)
 from adafocus_edge.bundle.manifest import (
     CLASSES,
     MANIFEST,
@@ -25,19 +32,10 @@ from adafocus_edge.bundle.manifest import (
     Manifest,
     Preprocessing,
     Provenance,
+    Setting,
     encode_manifest,
 )
-from adafocus_edge.bundle.store import (
-    check_class_order,
-    check_classes,
-    check_distinct,
-    first_difference,
-    new_bundle,
-    read_bundle,
-    read_classes,
-    same_classes,
-    sha256_of,
-)
+from adafocus_edge.bundle.store import new_bundle, read_bundle, sha256_of
 from adafocus_edge.errors import SourceError
 from adafocus_edge.evaluation.evidence import CONVERTED
 from adafocus_edge.media.clip import Clip
@@ -47,6 +45,7 @@ from adafocus_edge.media.preprocess import model_frames, sample_indices
 from adafocus_edge.media.sources import Source
 from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec, contract
 from adafocus_edge.runtime.glimpse import see_clip
+from adafocus_edge.system.timestamps import iso_now
 from export.fuse import fuse
 from export.graphs import OPSET, export_graph
 from export.half import rounded, store_half
@@ -63,19 +62,19 @@ VARIANT = "fp32"
 FINISHED = 3
 """The last training stage."""
 SAMPLE_FRAMES = Path(__file__).with_name("frames")
-"""16 frames of one Kinetics-400 clip, on which graphs are compared unless others are given."""
+"""16 frames of one Kinetics-400 clip, the default frames to compare the graphs on."""
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What `adafocus-edge export` was asked for.
+    """A request to ``adafocus-edge export``.
 
     Attributes:
-        model: what the checkpoint cannot say.
+        model: settings that the checkpoint does not hold.
         classes: file of class names, or None to take them from the checkpoint or number them.
         fused: whether to add ``step.onnx``.
         frames: video or folder of frames to compare on, or None for the built-in ones.
-        replace: whether a bundle that is there already may be replaced.
+        replace: whether an existing bundle may be replaced.
         half_weights: whether to store the FP32 graphs' weights in half precision.
     """
 
@@ -89,17 +88,40 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Exported:
-    """What came of it.
+    """The result of an export.
 
     Attributes:
         bundle: the new bundle, read back.
-        notes: what the user should know, a line each.
-        warnings: the same of what may be wrong with it.
+        notes: notes for the user, a line each.
+        warnings: possible errors in the model or its settings, a line each.
     """
 
     bundle: Bundle
     notes: list[str]
     warnings: list[str]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How much rounding the weights to half precision changes, on real frames.
+
+    Attributes:
+        largest_error: largest absolute difference of a logit.
+        largest_value: largest absolute logit before rounding.
+        same_patches: whether the policy chose the same patch at every step.
+    """
+
+    largest_error: float
+    largest_value: float
+    same_patches: bool
+
+    @property
+    def note(self) -> str:
+        """A note for the user."""
+        return (
+            f"half-precision weights change logits by up to {self.largest_error:.2g} of {self.largest_value:.2g} on "
+            "these frames" + ("" if self.same_patches else ", and some of the policy's patches")
+        )
 
 
 def export(
@@ -112,14 +134,14 @@ def export(
     """Export a checkpoint.
 
     Args:
-        checkpoint_path: official layout, or one that ``adafocus-edge train`` wrote.
-        output: the bundle's folder to be.
+        checkpoint_path: official checkpoint, or one written by ``adafocus-edge train``.
+        output: folder of the bundle to write.
         options: see :class:`ExportOptions`.
-        progress: told what is being done, once per stage.
+        progress: called with the current activity, once per stage.
         halve: adds the ``fp16`` variant, see :data:`Halve`; None to export FP32 only.
 
     Raises:
-        AdaFocusError: of the kind that fits; nothing is left at ``output`` then.
+        AdaFocusError: a subclass that fits the cause; nothing is left at ``output`` then.
     """
     with new_bundle(output, replace=options.replace) as draft:
         progress("reading the checkpoint")
@@ -127,14 +149,9 @@ def export(
         model = load_checkpoint_model(checkpoint, options.model)
         settings = settings_of(checkpoint, options.model, model.spec)
         warnings = [*setting_warnings(settings, model.spec), *untrained_notes(checkpoint)]
-        notes = [*checkpoint.notes]
-        if checkpoint.stage is not None and checkpoint.stage < FINISHED:
-            notes.append(
-                f"a stage-{checkpoint.stage} checkpoint: its classifier was trained on random patches; stage "
-                f"{FINISHED} trains it on the policy's (train_stage={FINISHED} resume=...)"
-            )
         classes = _class_names(checkpoint, options.classes, model.spec.classes)
         warnings += _class_warnings(checkpoint, options.classes, classes)
+        notes = [*checkpoint.notes, *_stage_notes(checkpoint)]
         if not classes:
             classes = tuple(f"class {number}" for number in range(model.spec.classes))
             notes.append("no class names: labels are 'class 0', 'class 1', ...; give them with --classes FILE")
@@ -144,21 +161,10 @@ def export(
         if options.half_weights:
             half = rounded(model)
             rounding = _rounding(model, half, frames)
+            notes.append(rounding.note)
             model = half
 
-        folder = draft / VARIANT
-        folder.mkdir()
-        for graph in GRAPHS:
-            progress(f"exporting the {graph}")
-            export_graph(model, graph, folder / f"{graph}.onnx")
-            if options.half_weights:
-                store_half(folder / f"{graph}.onnx")
-        graphs: tuple[str, ...] = GRAPHS
-        if options.fused:
-            progress("joining the step")
-            fuse(model.spec, {graph: folder / f"{graph}.onnx" for graph in GRAPHS}, folder / f"{STEP_GRAPH}.onnx")
-            graphs = (*GRAPHS, STEP_GRAPH)
-
+        graphs = _write_graphs(model, draft / VARIANT, options, progress)
         progress("describing the graphs")
         (draft / CLASSES).write_text("\n".join(classes) + "\n", encoding="utf-8")
         manifest = Manifest(
@@ -166,34 +172,11 @@ def export(
             preprocessing=Preprocessing.of(model.spec),
             classes_sha256=sha256_of(draft / CLASSES),
             variants={VARIANT: _describe(model, draft, graphs, options.half_weights)},
-            provenance=Provenance(
-                checkpoint=checkpoint_path.name,
-                checkpoint_sha256=sha256_of(checkpoint_path),
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                tools={
-                    "adafocus-edge": __version__,
-                    **{name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")},
-                    "onnxruntime": onnxruntime.__version__,
-                },
-                settings=settings,
-            ),
+            provenance=_provenance(checkpoint_path, settings),
         )
-
         progress("comparing with PyTorch")
         parity = _compare(model, Bundle(draft, manifest, classes), frames, fused=options.fused)
-        report = {
-            "frames": options.frames or "16 frames of a Kinetics-400 clip",
-            "tolerance": TOLERANCE,
-            "rows": [asdict(row) for row in parity],
-        }
-        if rounding is not None:
-            report["half_weights"] = rounding
-            notes.append(
-                f"half-precision weights change logits by up to {rounding['largest_error']:.2g} of "
-                f"{rounding['largest_value']:.2g} on these frames"
-                + ("" if rounding["same_patches"] else ", and some of the policy's patches")
-            )
-        manifest = replace(manifest, reports={"parity": report})
+        manifest = replace(manifest, reports={"parity": _parity_report(parity, options, rounding)})
         if halve is not None:
             progress("making the fp16 variant")
             manifest, note = _with_half(Bundle(draft, manifest, classes), halve, frames)
@@ -203,19 +186,69 @@ def export(
     return Exported(replace(bundle, path=output), notes, warnings)
 
 
+def _stage_notes(checkpoint: Checkpoint) -> list[str]:
+    if checkpoint.stage is None or checkpoint.stage >= FINISHED:
+        return []
+    return [
+        f"a stage-{checkpoint.stage} checkpoint: its classifier was trained on random patches; stage {FINISHED} trains "
+        f"it on the policy's (train_stage={FINISHED} resume=...)"
+    ]
+
+
+def _write_graphs(
+    model: AdaFocus, folder: Path, options: ExportOptions, progress: Callable[[str], None]
+) -> tuple[str, ...]:
+    """Write the graphs into a new folder and return their names."""
+    folder.mkdir()
+    for graph in GRAPHS:
+        progress(f"exporting the {graph}")
+        export_graph(model, graph, folder / f"{graph}.onnx")
+        if options.half_weights:
+            store_half(folder / f"{graph}.onnx")
+    if not options.fused:
+        return GRAPHS
+    progress("joining the step")
+    fuse(model.spec, {graph: folder / f"{graph}.onnx" for graph in GRAPHS}, folder / f"{STEP_GRAPH}.onnx")
+    return (*GRAPHS, STEP_GRAPH)
+
+
+def _provenance(checkpoint: Path, settings: dict[str, Setting]) -> Provenance:
+    return Provenance(
+        checkpoint=checkpoint.name,
+        checkpoint_sha256=sha256_of(checkpoint),
+        created=iso_now(),
+        tools={
+            "adafocus-edge": __version__,
+            **{name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")},
+            "onnxruntime": onnxruntime.__version__,
+        },
+        settings=settings,
+    )
+
+
+def _parity_report(parity: list[Comparison], options: ExportOptions, rounding: Rounding | None) -> dict[str, Any]:
+    """Return the entry ``parity`` of the bundle's reports."""
+    report: dict[str, Any] = {
+        "frames": options.frames or "16 frames of a Kinetics-400 clip",
+        "tolerance": TOLERANCE,
+        "rows": [asdict(row) for row in parity],
+    }
+    return report if rounding is None else {**report, "half_weights": asdict(rounding)}
+
+
 def _glance_notes(checkpoint: Checkpoint, options: ExportOptions, spec: ModelSpec) -> list[str]:
     given = options.model.glance_size or checkpoint.config.get("glance_size")
     if given or spec.glance_size == spec.frame_size:
         return []
     side = spec.feature_map_size
     return [
-        f"the glance size is taken to be {spec.glance_size}: --glance-size N says otherwise, and "
-        f"{32 * side - 31} to {32 * side} fit the weights"
+        f"the glance size is assumed to be {spec.glance_size}: set it with --glance-size N, from {32 * side - 31} to "
+        f"{32 * side}, which fit the weights"
     ]
 
 
 def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple[str, ...]:
-    """Return the class names from a file, or else from the checkpoint, or else none."""
+    """Return the class names of a file or else of the checkpoint; an empty tuple if neither has any."""
     names = _without_numbers(read_classes(file)) if file is not None else checkpoint.classes or ()
     if names:
         check_classes(names, count, str(file or checkpoint.path))
@@ -224,15 +257,15 @@ def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple
 
 
 def _class_warnings(checkpoint: Checkpoint, file: Path | None, names: tuple[str, ...]) -> list[str]:
-    """Warn of class names that are not the checkpoint's. Raises ``UsageError`` for its own in another order."""
+    """Warn if the class names differ from the checkpoint's. Raises ``UsageError`` if only their order differs."""
     check_class_order(checkpoint.classes, names, str(file))
     if not checkpoint.classes or same_classes(checkpoint.classes, names):
         return []
-    return [f"{file}: other class names than the checkpoint's ({first_difference(checkpoint.classes, names)})"]
+    return [f"{file}: its class names differ from the checkpoint's ({first_difference(checkpoint.classes, names)})"]
 
 
 def _without_numbers(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Strip the numbers of a numbered list (UCF101's ``1 ApplyEyeMakeup``), if they count from 0 or 1."""
+    """Strip the numbers of a numbered list (UCF101: ``1 ApplyEyeMakeup``), if they count from 0 or 1."""
     parts = [name.split(maxsplit=1) for name in names]
     for first in (0, 1):
         if all(len(p) == 2 and p[0] == str(number) for number, p in enumerate(parts, start=first)):
@@ -267,7 +300,7 @@ def _compare(model: AdaFocus, bundle: Bundle, frames: NDArray[np.uint8], *, fuse
 
 
 def _with_half(bundle: Bundle, halve: Halve, frames: NDArray[np.uint8]) -> tuple[Manifest, str]:
-    """Write the fp16 variant; return the manifest that lists it, and what the user should know."""
+    """Write the fp16 variant; return the manifest that lists it, and a note for the user."""
     manifest = bundle.manifest
     graphs = write_half(bundle.path, bundle.spec, manifest.variants[VARIANT], halve)
     manifest = replace(manifest, variants={**manifest.variants, CONVERTED: graphs})
@@ -276,17 +309,17 @@ def _with_half(bundle: Bundle, halve: Halve, frames: NDArray[np.uint8]) -> tuple
     return replace(manifest, reports={**manifest.reports, CONVERTED: report}), parity.note
 
 
-def _rounding(model: AdaFocus, half: AdaFocus, frames: NDArray[np.uint8]) -> dict[str, Any]:
-    """Return what rounding the weights changes: graphs are compared with the rounded model, not with the checkpoint."""
+def _rounding(model: AdaFocus, half: AdaFocus, frames: NDArray[np.uint8]) -> Rounding:
+    """Return how much rounding the weights changes, as the graphs are compared with the rounded model only."""
     clip = frames[: model.spec.segments]
     before, after = (list(see_clip(torch_model(m)[0], clip)) for m in (model, half))
     logits = [np.concatenate([glimpse.logits for glimpse in glimpses]) for glimpses in (before, after)]
     origins = [np.concatenate([glimpse.origins for glimpse in glimpses]) for glimpses in (before, after)]
-    return {
-        "largest_error": float(np.abs(logits[0] - logits[1]).max()),
-        "largest_value": float(np.abs(logits[0]).max()),
-        "same_patches": bool(np.array_equal(origins[0], origins[1])),
-    }
+    return Rounding(
+        largest_error=float(np.abs(logits[0] - logits[1]).max()),
+        largest_value=float(np.abs(logits[0]).max()),
+        same_patches=bool(np.array_equal(origins[0], origins[1])),
+    )
 
 
 def _real_frames(source: str | None, spec: ModelSpec) -> ModelFrame:
@@ -295,5 +328,5 @@ def _real_frames(source: str | None, spec: ModelSpec) -> ModelFrame:
     indices = sample_indices(clip.frame_count, max(spec.segments, *BATCHES))
     pixels = [pixels for _, pixels in model_frames(clip, indices, spec)]
     if not pixels:
-        raise SourceError(f"{source}: no frames in it")
+        raise SourceError(f"{source}: has no frames")
     return ModelFrame.of(np.stack(pixels), spec)

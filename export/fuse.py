@@ -1,4 +1,4 @@
-"""The whole step as one graph, joined from the four."""
+"""Join the four graphs into one graph of the whole step."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec, contract
 def fuse(spec: ModelSpec, graphs: Mapping[str, Path], path: Path) -> None:
     """Join the four graphs of one variant into ``step.onnx``.
 
-    Tensors of the contract keep their names, so one graph's ``feature_map`` is the next one's, and both that take
-    ``frame`` take the same; everything inside a graph gets its graph's name as a prefix.
+    Tensors of the contract keep their names, so that one graph's ``feature_map`` output is the next one's input, and
+    both graphs with a ``frame`` input share it; names inside a graph get the graph's name as a prefix.
 
     Args:
         spec: the model's shapes and names.
-        graphs: the four graphs' files.
-        path: where to write the fifth.
+        graphs: paths of the four graphs.
+        path: path of the graph to write.
     """
     inputs, outputs = contract(spec, STEP_GRAPH)
     nodes: list[onnx.NodeProto] = []

@@ -1,4 +1,4 @@
-"""Writing one graph as ONNX."""
+"""Write one graph as ONNX."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from training.graphs import GRAPH_MODULES, example
 from training.model import AdaFocus
 
 OPSET = 18
-"""What the exporter speaks by itself. TensorRT-RTX 1.7 parses it (tested); nothing here needs a newer one."""
+"""The exporter's native opset. TensorRT-RTX 1.7 parses it (tested); no operator here needs a newer one."""
 EXAMPLE_BATCH = 2
-"""Anything but 1, which an exporter would take for a constant."""
+"""Any number but 1, which the exporter would treat as a constant."""
 
 
 def export_graph(model: AdaFocus, graph: str, path: Path) -> None:
     """Write one graph as ONNX: weights inline, dynamic batch, batch norms folded, checked by the ONNX checker.
 
-    Raises ``ExportError`` if the exporter gives up, or uses another opset or control flow. That names, types and shapes
-    are the contract's is checked when the graph is loaded (``load_model``).
+    Raises ``ExportError`` if the exporter fails, or uses another opset or control flow. Names, types and shapes are
+    checked against the contract when the graph is loaded (``load_model``).
     """
     inputs, outputs = contract(model.spec, graph)
     batch = torch.export.Dim("N", min=1)
     shapes = tuple({0: batch} for _ in inputs)
     with warnings.catch_warnings(), torch.no_grad():
-        # Each input's batch is named N, and they are the same N: the exporter warns that it keeps only one.
+        # All inputs share the batch dimension N; the exporter warns that it keeps only one of the equal names.
         warnings.filterwarnings("ignore", message=".*will not be used, since it shares the same shape.*")
         program = torch.onnx.export(
             GRAPH_MODULES[graph](model).eval(),
@@ -44,14 +44,14 @@ def export_graph(model: AdaFocus, graph: str, path: Path) -> None:
             verbose=False,
         )
     if program is None:
-        raise ExportError(f"{graph}: the ONNX exporter returned nothing")
+        raise ExportError(f"{graph}: the ONNX exporter returned no program")
     proto = program.model_proto
     proto.graph.name = graph
     for node in proto.graph.node:
-        del node.metadata_props[:]  # stack traces of the machine that exported it
+        del node.metadata_props[:]  # stack traces from the exporting machine
     onnx.checker.check_model(proto, full_check=True)
     if any(node.op_type in ("Loop", "Scan", "If", "GRU") for node in proto.graph.node):
-        raise ExportError(f"{graph}: control flow got into the graph")
+        raise ExportError(f"{graph}: the exported graph has control flow (Loop, Scan, If or GRU)")
     if [opset.version for opset in proto.opset_import if not opset.domain] != [OPSET]:
-        raise ExportError(f"{graph}: exported with another opset than {OPSET}")
+        raise ExportError(f"{graph}: exported with an opset other than {OPSET}")
     onnx.save_model(proto, path)

@@ -1,4 +1,4 @@
-"""Weights stored in half precision: a bundle of half the size that still computes in FP32."""
+"""Store weights in half precision: half the bundle's size, FP32 arithmetic."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from adafocus_edge.errors import ExportError
 from training.model import AdaFocus
 
 SMALLEST = 64
-"""Weights of fewer numbers stay as they are: a cast would cost more than it saves."""
+"""Weights with fewer elements stay FP32: a cast would cost more than it saves."""
 
 
 def rounded(model: AdaFocus) -> AdaFocus:
     """Return a copy with batch norms folded into their convolutions and every weight rounded to half precision.
 
-    Folding comes first, so that what is rounded is what the graphs hold. Raises ``ExportError`` for too large a weight.
+    Folding comes first, so that exactly the weights of the graphs are rounded. Raises ``ExportError`` if a weight is
+    too large for half precision.
     """
     made = copy.deepcopy(model).eval()
     _fold(made)
     for name, parameter in made.named_parameters():
         half = parameter.detach().half()
         if not bool(torch.isfinite(half).all()):
-            raise ExportError(f"{name}: too large for half precision; export without --half-weights")
+            raise ExportError(f"{name}: has values too large for half precision: export without --half-weights")
         parameter.data = half.float()
     return made
 
 
 def _fold(module: nn.Module) -> None:
-    """Fold each batch norm that follows a convolution among its siblings, as it does in torchvision's backbones."""
+    """Fold each batch norm into the convolution before it among its siblings, as torchvision's backbones order them."""
     before: tuple[str, nn.Module] | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d) and before is not None and isinstance(before[1], nn.Conv2d):
@@ -47,7 +48,7 @@ def _fold(module: nn.Module) -> None:
 
 
 def store_half(path: Path) -> None:
-    """Rewrite a graph so that weights which half precision holds exactly are stored so, and cast when it is loaded."""
+    """Rewrite a graph: store weights that are exact in half precision in it, and cast them when the graph is loaded."""
     model = onnx.load_model(path)
     graph = model.graph
     casts = []

@@ -1,4 +1,4 @@
-"""The `fp16` variant beside `fp32`: graphs rewritten in half precision without data, and compared on frames."""
+"""Add an `fp16` variant to a bundle: rewrite its graphs in half precision without data, and compare both on frames."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from adafocus_edge.runtime.glimpse import see_clip
 from export.fuse import fuse
 
 Halve = Callable[[Path, Path], None]
-"""Reads a float graph and writes its half-precision twin: :func:`calibration.fp16.halve`."""
+"""Function that reads a float graph and writes its half-precision twin: :func:`calibration.fp16.halve`."""
 
 
 @dataclass(frozen=True)
 class HalfParity:
-    """What half precision changes on real frames.
+    """How half precision differs from FP32 on real frames.
 
     Attributes:
-        largest_error: largest absolute difference of a logit from FP32's, over all steps of the clip.
-        largest_value: largest absolute logit of FP32.
-        label_agreement: share of steps with the same best class, in percent.
+        largest_error: largest absolute difference of a logit from FP32, over all steps of the clip.
+        largest_value: largest absolute logit in FP32.
+        label_agreement: share of steps with the same top class, in percent.
         same_patches: whether the policy chose the same patch at every step.
     """
 
@@ -41,7 +41,7 @@ class HalfParity:
 
     @property
     def note(self) -> str:
-        """One line for the user."""
+        """A note for the user."""
         patches = "the same patches" if self.same_patches else "some other patches"
         return (
             f"fp16 changes logits by up to {self.largest_error:.2g} of {self.largest_value:.2g} on these frames "
@@ -54,9 +54,9 @@ def write_half(folder: Path, spec: ModelSpec, graphs: dict[str, GraphInfo], halv
     """Write the variant's graphs into a bundle's folder and return their descriptions.
 
     Args:
-        folder: the bundle's, with the FP32 graphs in it.
+        folder: the bundle's folder, with the FP32 graphs.
         spec: the model's shapes and names.
-        graphs: the FP32 graphs; a joined step among them is joined anew.
+        graphs: the FP32 graphs; if a joined step is among them, the halved graphs are joined, too.
         halve: see :data:`Halve`.
     """
     target = folder / CONVERTED
@@ -79,15 +79,15 @@ def _described(single: GraphInfo, path: Path) -> GraphInfo:
 
 
 def compare_half(bundle: Bundle, reference: str, frames: NDArray[np.uint8]) -> HalfParity:
-    """Run a clip in both precisions on the CPU and return what differs.
+    """Run a clip in both precisions on the CPU and return the differences.
 
-    The weights are those of half precision, but ONNX Runtime computes layers that its CPU kernels do not know in half
-    precision in FP32: a GPU rounds more.
+    The weights are in half precision, but ONNX Runtime's CPU provider computes layers without a half-precision kernel
+    in FP32: a GPU rounds more.
 
     Args:
-        bundle: with both variants.
+        bundle: bundle with both variants.
         reference: name of the FP32 variant.
-        frames: uint8 [T, S, S, 3], or what stands for them.
+        frames: model frames, uint8 [T, S, S, 3].
 
     Raises ``ExportError`` if half precision overflows.
     """
@@ -101,8 +101,8 @@ def compare_half(bundle: Bundle, reference: str, frames: NDArray[np.uint8]) -> H
     single, half = logits
     if not np.isfinite(half).all():
         raise ExportError(
-            "--half: values of this model overflow half precision; export without it, and let `calibrate --variants "
-            "fp16 --data CLIPS` keep those layers in FP32"
+            "--half: values of this model overflow half precision: export without --half, then run "
+            "`calibrate --variants fp16 --data CLIPS`, which keeps such layers in FP32"
         )
     return HalfParity(
         largest_error=float(np.abs(single - half).max()),
@@ -113,5 +113,5 @@ def compare_half(bundle: Bundle, reference: str, frames: NDArray[np.uint8]) -> H
 
 
 def half_report(parity: HalfParity, frames: str) -> dict[str, float | bool | str]:
-    """Return what the bundle's reports keep, with the name of the frames that were compared on."""
+    """Return the entry for the bundle's reports, with the name of the frames that were compared."""
     return {"frames": frames, **asdict(parity)}

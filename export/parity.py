@@ -1,4 +1,4 @@
-"""Do the exported graphs compute what PyTorch computes? Each alone, and all together in the glimpse loop."""
+"""Compare the exported graphs with PyTorch: each alone, and all together in the glimpse loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from training.graphs import TorchSession, torch_model
 from training.model import AdaFocus
 
 TOLERANCE = 2e-3
-"""Largest error allowed, relative to the largest value of the tensor where that is above 1."""
+"""Largest error allowed, relative to the tensor's largest value if that is above 1."""
 BATCHES = (1, 3)
 
 
@@ -26,12 +26,12 @@ class Comparison:
     """One row of the parity report.
 
     Attributes:
-        what: a graph, or a schedule of the whole loop.
+        what: name of a graph, or of a schedule of the whole loop.
         batch: frames per call.
         output: the tensor with the largest error.
         max_error: largest absolute difference.
         scale: largest absolute value of that tensor in PyTorch.
-        same_actions: whether every choice of the policy was the same; None where there is none.
+        same_actions: whether all actions of the policy agree; None for a graph without actions.
     """
 
     what: str
@@ -53,13 +53,14 @@ def compare(
     """Compare exported graphs with PyTorch on real frames.
 
     Args:
-        model: in evaluation mode.
+        model: PyTorch model in evaluation mode.
         exported: the four sessions.
-        step: the session of the joined graph, or None.
+        step: session of the joined graph, or None.
         frames: uint8 [T, S, S, 3].
 
     Returns:
-        a row for each graph and batch, and one for each schedule of the loop. Raises ``ExportError`` if any is off.
+        a row for each graph and batch, and one for each schedule of the loop. Raises ``ExportError`` if an error
+        exceeds the tolerance or an action differs.
     """
     reference, sessions = torch_model(model, record=True)
     glimpses = list(see_clip(reference, frames))
@@ -87,7 +88,7 @@ def compare(
             f"the exported graphs differ from PyTorch: {row.what} (batch {row.batch}): {row.output} is off by "
             f"{row.max_error:.2g} of {row.scale:.2g}"
             + (
-                "; the policy chose other patches: if two were nearly as good, other frames agree (--frames VIDEO)"
+                "; the policy chose other patches: if two were nearly equal, try other frames (--frames VIDEO)"
                 if row.same_actions is False
                 else ""
             )
@@ -96,13 +97,13 @@ def compare(
 
 
 def largest_error(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
-    """Return the largest absolute difference; infinite if anything found is not a finite number."""
+    """Return the largest absolute difference; infinity if any value found is not finite."""
     return float(np.abs(found - expected).max()) if np.isfinite(found).all() else float("inf")
 
 
 def _compare_graph(graph: str, session: Session, recorded: TorchSession, batch: int) -> Comparison:
-    """Feed a graph what PyTorch's graph was fed in the loop, ``batch`` steps at once."""
-    steps = recorded.recorded[-batch:]  # the last ones: there the states are not zero
+    """Run a graph on the inputs recorded from PyTorch's graph in the loop, ``batch`` steps at once, and compare."""
+    steps = recorded.recorded[-batch:]  # the last steps, whose states are not zero
     feeds = {name: np.concatenate([inputs[name] for inputs, _ in steps]) for name in steps[0][0]}
     found = session.run(feeds)
     worst = Comparison(graph, batch, "", -1.0, 0.0, None)

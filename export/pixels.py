@@ -1,4 +1,4 @@
-"""The graph that makes model frames of decoded ones: `python -m export.pixels adafocus_edge/pixels.onnx`."""
+"""Write the graph that turns decoded frames into model frames: `python -m export.pixels adafocus_edge/pixels.onnx`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ OPSET = 18
 def pixels_graph() -> onnx.ModelProto:
     """Return the graph; :mod:`adafocus_edge.media.matrices` documents its inputs.
 
-    It repeats what FFmpeg and Pillow do on the CPU, with the fractions that they cut off and round, so that both paths
-    give a model the same frame: colour at full resolution, then a resize along rows and one along columns, each of them
+    It repeats the arithmetic of FFmpeg and Pillow on the CPU, including where they truncate and round, so that both
+    paths give the same model frame: colour at full resolution, then a resize along rows and one along columns, each
     rounded to whole levels.
     """
     node = helper.make_node

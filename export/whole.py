@@ -1,4 +1,4 @@
-"""The focuser's graph on whole frames instead of patches: what looking at one small patch is compared with."""
+"""Make the focuser process whole frames instead of patches, as a peer for `benchmark`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from adafocus_edge.model.spec import ModelSpec
 
 
 def on_whole_frames(spec: ModelSpec, focuser: Path, path: Path) -> None:
-    """Rewrite a focuser's graph so that its patch is the whole frame, whatever ``origin`` says.
+    """Rewrite a focuser's graph so that its patch is the whole frame, whatever the value of ``origin``.
 
-    Its backbone ends in a pooling over all pixels, so it takes any size. The crop is by gathers: pixels ``0 .. P - 1``
-    from a corner at ``floor(origin * (S - P))``; they become ``0 .. S - 1`` from a corner at 0.
+    Its backbone ends in a pooling over all pixels, so it takes any size. The crop gathers pixels ``0 .. P - 1`` from a
+    corner at ``floor(origin * (S - P))``; these become ``0 .. S - 1`` from a corner at 0.
 
     Args:
         spec: the model's shapes.
-        focuser: the FP32 graph.
-        path: where to write the other one.
+        focuser: path of the FP32 graph.
+        path: path of the graph to write.
 
     Raises:
         ExportError: the graph was not made by `adafocus-edge export`.
@@ -36,11 +36,11 @@ def on_whole_frames(spec: ModelSpec, focuser: Path, path: Path) -> None:
         and np.array_equal(numpy_helper.to_array(tensor), np.arange(spec.patch_size))
     ]
     if len(scales) != 1 or len(offsets) != 1:
-        raise ExportError(f"{focuser}: its crop is not the one that `adafocus-edge export` writes")
+        raise ExportError(f"{focuser}: its crop is not the one that `adafocus-edge export` writes: export it again")
     scale, offset = weights[scales[0]], weights[offsets[0]]
     scale.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(scale)), scale.name))
     kind = numpy_helper.to_array(offset).dtype
     offset.CopyFrom(numpy_helper.from_array(np.arange(spec.frame_size, dtype=kind), offset.name))
-    del model.graph.value_info[:]  # shapes that no longer hold
+    del model.graph.value_info[:]  # these shapes are out of date
     onnx.checker.check_model(model, full_check=True)
     onnx.save_model(model, path)

@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> int:
     count = 0
     for path in files(arguments or list(CHECKED)):
         for finding in findings(path):
-            print(f"{path.relative_to(ROOT)}:{finding}")
+            print(f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}:{finding}")
             count += 1
     if count:
         print(f"{count} findings", file=sys.stderr)

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
-import torch
-from official_checkpoint import SECTIONS
-from weights import values
 
 from adafocus_edge.model.spec import ModelSpec
-from benchmarks.official import CASES, CHECKPOINT, cached_export
-from training.model import AdaFocus
+from benchmarks.official import CASES, CHECKPOINT, cached_export, cached_folder
+from tests.support.prefork import run_module
+
+# PyTorch takes three seconds to import, NumPy's users one: nothing that every run of pytest imports may need them.
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the cores: each computes on one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
@@ -64,6 +68,11 @@ SMALL = official_spec(
 
 def weights_of(spec: ModelSpec, seed: int) -> dict[str, torch.Tensor]:
     """Deterministic weights under the official names for any model."""
+    import torch
+    from weights import values
+
+    from training.model import AdaFocus
+
     made = {}
     for name, value in AdaFocus(spec).state_dict().items():
         made[name] = torch.from_numpy(values(name.replace(".policy_old.", ".policy."), tuple(value.shape), seed))
@@ -72,6 +81,10 @@ def weights_of(spec: ModelSpec, seed: int) -> dict[str, torch.Tensor]:
 
 def write_checkpoint(weights: dict[str, torch.Tensor], path: Path, **more: Any) -> Path:
     """Write weights in the official layout."""
+    import numpy as np
+    import torch
+    from official_checkpoint import SECTIONS
+
     sections = {
         section: {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
         for section, prefix in SECTIONS.items()
@@ -82,15 +95,11 @@ def write_checkpoint(weights: dict[str, torch.Tensor], path: Path, **more: Any) 
 
 def edge(*arguments: object, cwd: Path | None = None, **environment: object) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "adafocus_edge", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "200", **{k: str(v) for k, v in environment.items()}},
-        timeout=600,
-        check=False,
-    )
+    words = [str(argument) for argument in arguments]
+    return run_module(
+        "adafocus_edge", words, cwd, {**os.environ, "COLUMNS": "200", **{k: str(v) for k, v in environment.items()}},
+        torch=words[:1] in (["train"], ["export"]) or any(".pth" in word for word in words), timeout_s=600,
+    )  # fmt: skip
 
 
 def one_line_error(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -136,12 +145,66 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test of the GPU is skipped where there is none, unless a GPU is required."""
+    if not item.get_closest_marker("gpu"):
+        return
     from adafocus_edge.backends.onnxruntime import cuda_obstacle
 
-    if item.get_closest_marker("gpu") and (obstacle := cuda_obstacle()):
+    if obstacle := cuda_obstacle():
         if os.environ.get("ADAFOCUS_EDGE_REQUIRE_GPU") == "1":
             pytest.fail(obstacle.why)
         pytest.skip(obstacle.why)
+
+
+LONGEST = (
+    "serve/test_serve", "live/test_live", "training/test_train", "robustness/test_faults", "benchmark/test_benchmark",
+    "calibration/test_calibration", "cli/test_cli", "live/test_streams", "live/test_sinks", "training/test_frame_cache",
+    "release/test_install", "robustness/test_hostile", "training/test_policy_stage", "backends/test_nvdec",
+)  # fmt: skip
+"""Files whose tests take longest, which begin first where several processes share them."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, keep each file's in one process, the longest files first.
+
+    A file's tests share fixtures, and those that wait for real time do not wait beside one another.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+
+    def file_of(item: pytest.Item) -> str:
+        return item.path.relative_to(ROOT / "tests").with_suffix("").as_posix()
+
+    for item in items:
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(file_of(item)))
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(file_of(item), len(LONGEST)))
+
+
+def chosen_words(config: pytest.Config) -> list[str]:
+    """Words of ``-k``, any of which a test must have in its name; none where files cannot be left out by them."""
+    words = re.findall(r"[^\s()]+", str(config.getoption("keyword", "")).lower())
+    operators = {"and", "or"}
+    anywhere = " ".join((*GOLDEN_CASES, config.rootpath.name)).lower()
+    if any(word == "not" or (word not in operators and word in anywhere) for word in words):
+        return []  # what is not wanted, or what may name a test of any file
+    return [word for word in words if word not in operators]
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Report that files may be left out."""
+    words = chosen_words(config)
+    return [f"files without {' or '.join(map(repr, words))} in path or text: left out"] if words else []
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files that do not hold a word of ``-k``: importing them all takes longer than most tests."""
+    words = chosen_words(config)
+    if not words or collection_path.suffix != ".py":
+        return None
+    text = (str(collection_path.relative_to(ROOT)) + collection_path.read_text()).lower()
+    return None if any(word in text for word in words) else True
 
 
 @pytest.fixture(scope="session")
@@ -149,23 +212,30 @@ def small_weights() -> dict[str, torch.Tensor]:
     return weights_of(SMALL, seed=5)
 
 
+def make_small(folder: Path) -> None:
+    """Write the small model's checkpoint and class names, and export it by the command line with its joined step."""
+    checkpoint = write_checkpoint(weights_of(SMALL, seed=5), folder / "small.pth.tar")
+    classes = folder / "classInd.txt"
+    classes.write_text("".join(f"activity {number}\n" for number in range(SMALL.classes)))
+    done = edge(
+        "export", checkpoint, "-o", folder / "bundle", "--patch-size", SMALL.patch_size, "--segments", SMALL.segments,
+        "--classes", classes, "--fused",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="session")
-def small_checkpoint(tmp_path_factory: pytest.TempPathFactory, small_weights: dict[str, torch.Tensor]) -> Path:
-    return write_checkpoint(small_weights, tmp_path_factory.mktemp("small") / "small.pth.tar")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model's checkpoint; ``classInd.txt`` beside it, and its bundle."""
+    made = cached_folder("small", make_small, repr(SMALL))
+    folder = tmp_path_factory.mktemp("small")
+    return Path(shutil.copytree(made, folder, dirs_exist_ok=True)) / "small.pth.tar"
 
 
 @pytest.fixture(scope="session")
 def small_bundle(small_checkpoint: Path) -> Path:
     """The small model, exported by the command line with its joined step."""
-    classes = small_checkpoint.with_name("classInd.txt")
-    classes.write_text("".join(f"activity {number}\n" for number in range(SMALL.classes)))
-    bundle = small_checkpoint.with_name("bundle")
-    done = edge(
-        "export", small_checkpoint, "-o", bundle, "--patch-size", SMALL.patch_size, "--segments", SMALL.segments,
-        "--classes", classes, "--fused",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return bundle
+    return small_checkpoint.with_name("bundle")
 
 
 @pytest.fixture(scope="session", params=sorted(GOLDEN_CASES))
@@ -176,6 +246,8 @@ def golden(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def golden_outputs(golden: str) -> dict[str, np.ndarray]:
+    import numpy as np
+
     with np.load(GOLDEN / f"golden_{golden}.npz") as outputs:
         return dict(outputs)
 

@@ -1,4 +1,4 @@
-"""What training does to a clip's frames: multi-scale crop, mirror and jitter, by Pillow or by PyTorch on any device.
+"""Augmentation of a clip's frames: multi-scale crop, mirroring and jitter, by Pillow or by PyTorch on any device.
 
 Official ``ops/transforms.py``. Both ways compute the same filter: bilinear, antialiased, rounded to whole grey levels
 after each axis. They differ by a grey level in some pixels: Pillow takes the vertical axis first for some sizes.
@@ -22,7 +22,7 @@ TensorChange = Callable[[Tensor], Tensor]
 CROP_SCALES = (1.0, 0.875, 0.75, 0.66)
 """Sides of the multi-scale crop, as shares of the short side."""
 MAX_DISTORTION = 1
-"""How many of its scales, such as :data:`CROP_SCALES`, a crop's width and height may lie apart."""
+"""Max distance between the scales of a crop's width and height, in steps of :data:`CROP_SCALES`."""
 CROP_OFFSETS = (
     (0, 0), (4, 0), (0, 4), (4, 4), (2, 2),  # the corners and the centre
     (0, 2), (4, 2), (2, 4), (2, 0),  # the middles of the sides
@@ -30,23 +30,23 @@ CROP_OFFSETS = (
 )  # fmt: skip
 """The 13 places of a multi-scale crop, (x, y) in quarters of the free range."""
 SQUARE = 256
-"""Side of the square frame that training crops where frames are squashed: S * 8 / 7 of the usual 224."""
+"""Side of the square that training crops with ``fit=squash``, in pixels: S * 8 / 7 for the usual S of 224."""
 
 
 def crop_box(
     width: int, height: int, size: int, random: np.random.Generator, scales: Sequence[float] = CROP_SCALES
 ) -> tuple[int, int, int, int]:
-    """Choose the multi-scale crop of an image (official ``GroupMultiScaleCrop``).
+    """Draw the multi-scale crop of an image (official ``GroupMultiScaleCrop``).
 
     Args:
-        width: of the image in pixels.
-        height: of the image in pixels.
-        size: S; a side that comes within 3 pixels of it is S.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        size: S; a side within 3 pixels of it becomes S.
         random: generator.
-        scales: sides that a crop may have, as shares of the short side, falling.
+        scales: possible sides of the crop, as shares of the short side, descending.
 
     Returns:
-        left, top, width and height of the crop.
+        Left, top, width and height of the crop, in pixels.
     """
     base = min(width, height)
     sides = [size if abs(int(base * scale) - size) < 3 else int(base * scale) for scale in scales]
@@ -60,7 +60,7 @@ def crop_box(
 
 
 def augment(image: Image.Image, box: tuple[float, ...], size: int, flip: bool) -> Image.Image:
-    """Cut a box (left, top, width, height) out, resize it to S x S (bilinear), and mirror it if asked."""
+    """Crop a box (left, top, width, height), resize it to S x S (bilinear), and mirror it if ``flip``."""
     left, top, width, height = box
     cut = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
     return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else cut
@@ -68,14 +68,14 @@ def augment(image: Image.Image, box: tuple[float, ...], size: int, flip: bool) -
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What was drawn for a clip; all its frames get the same.
+    """The augmentation of a clip, the same for all its frames.
 
     Attributes:
-        seed: of the crop, whose sides depend on the frames' size.
+        seed: seed of the crop, whose sides depend on the frames' size.
         flip: whether to mirror.
-        levels: uint8 [256], what each grey level becomes by brightness and contrast.
-        jitters: whether that changes any.
-        scales: of the crop; see :func:`crop_box`.
+        levels: uint8 [256], grey level after brightness and contrast, by grey level before.
+        jitters: whether ``levels`` changes any.
+        scales: scales of the crop; see :func:`crop_box`.
     """
 
     seed: int
@@ -89,13 +89,13 @@ class Augmentation:
         cls, random: np.random.Generator, colour_jitter: float, *, flip: bool = True,
         scales: Sequence[float] = CROP_SCALES,
     ) -> Augmentation:  # fmt: skip
-        """Draw one.
+        """Draw an augmentation.
 
         Args:
-            random: generator, of which the options below take the same numbers whatever they are.
-            colour_jitter: largest relative change of brightness and contrast.
+            random: generator; the options below do not change how many numbers are drawn.
+            colour_jitter: max relative change of brightness and contrast.
             flip: whether to mirror half of the clips.
-            scales: of the crops; see :func:`crop_box`.
+            scales: scales of the crops; see :func:`crop_box`.
         """
         seed = int(random.integers(1 << 62))
         mirrored = bool(random.random() < 0.5) and flip
@@ -104,11 +104,11 @@ class Augmentation:
         return cls(seed, mirrored, np.clip(levels, 0, 255).astype(np.uint8), bool(colour_jitter), scales)
 
     def box(self, width: int, height: int, size: int, fit: Fit) -> tuple[float, ...]:
-        """Return left, top, width and height of the crop of frames of a size; the same at each call."""
+        """Return left, top, width and height of the crop of frames of this size; the same at each call."""
         random = np.random.default_rng(self.seed)
         if fit == "crop":
             return crop_box(width, height, size, random, self.scales)
-        # As if the frame had been made square before.
+        # As if the frame had been squashed to a square first.
         square = crop_box(SQUARE, SQUARE, SQUARE * 7 // 8, random, self.scales)
         return tuple(v * side / SQUARE for v, side in zip(square, (width, height) * 2, strict=True))
 
@@ -121,12 +121,12 @@ class Augmentation:
 
 @dataclass
 class UncroppedClips:
-    """Clips of a batch before their augmentation, for :meth:`crop` on a device.
+    """Clips of a batch before augmentation; :meth:`crop` augments them on any device.
 
     Attributes:
-        pixels: uint8 [n], the frames of all clips one behind the other: one tensor to hand over and to copy.
-        shapes: of each clip's frames, (T, H, W, 3).
-        boxes: float64 [B, 4]: left, top, width and height of the crop, in pixels.
+        pixels: uint8 [n], the frames of all clips joined: one tensor to send and to copy.
+        shapes: shape of each clip's frames, (T, H, W, 3).
+        boxes: float64 [B, 4]: left, top, width and height of each crop, in pixels.
         flips: bool [B].
         levels: uint8 [B, 256]; see :class:`Augmentation`.
     """
@@ -138,13 +138,13 @@ class UncroppedClips:
     levels: Tensor
 
     def map(self, change: TensorChange) -> UncroppedClips:
-        """Return the same with each tensor changed, as by a copy to a device."""
+        """Return the clips with ``change`` applied to each tensor, such as a copy to a device."""
         return UncroppedClips(
             change(self.pixels), self.shapes, change(self.boxes), change(self.flips), change(self.levels)
         )
 
     def crop(self, size: int) -> Tensor:
-        """Crop, resize, mirror and jitter on the device that the tensors are on; return uint8 [B, T, S, S, 3]."""
+        """Crop, resize, mirror and jitter on the tensors' device; return uint8 [B, T, S, S, 3]."""
         widths, heights = ([shape[axis] for shape in self.shapes] for axis in (2, 1))
         left, top, width, height = self.boxes.unbind(dim=1)
         across = filter_matrices(left, width, widths, size)
@@ -155,7 +155,7 @@ class UncroppedClips:
         for number, (clip, shape) in enumerate(zip(torch.split(self.pixels, lengths), self.shapes, strict=True)):
             _, high, wide, _ = shape
             planes = clip.view(shape).permute(0, 3, 1, 2).float()
-            # Rounded as Pillow does: halves up.
+            # Halves are rounded up, as Pillow does.
             planes = (planes @ across[number, :, :wide].T).add_(0.5).floor_()
             planes = (down[number, :, :high] @ planes).add_(0.5).floor_().clamp_(0, 255)
             cropped[number] = self.levels[number][planes.int()].permute(0, 2, 3, 1)
@@ -163,12 +163,12 @@ class UncroppedClips:
 
 
 def filter_matrices(start: Tensor, length: Tensor, sides: list[int], size: int) -> Tensor:
-    """Return the matrices that resize one axis of images as Pillow does: bilinear, antialiased.
+    """Return the matrices that resize one axis of images as Pillow does (bilinear, antialiased).
 
     Args:
-        start: float64 [B], where the crop begins, in pixels.
-        length: float64 [B], of the crop.
-        sides: of the images along this axis, [B].
+        start: float64 [B], start of the crop, in pixels.
+        length: float64 [B], length of the crop, in pixels.
+        sides: length of the images along this axis, [B].
         size: S.
 
     Returns:

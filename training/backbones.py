@@ -1,4 +1,4 @@
-"""Backbones by name, from torchvision, and how to get the last feature map out of each."""
+"""Backbones by name, from torchvision, and how to compute the last feature map of each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backbone:
-    """What is known of one backbone.
+    """One backbone.
 
     Attributes:
-        build: makes the torchvision network without weights; its head has as many outputs as asked for.
+        build: creates the torchvision network without weights, with a given number of outputs.
         features: runs the network up to its last feature map, float32 [N, dim, ceil(H / 32), ceil(W / 32)].
         dim: channels of that feature map.
     """
@@ -27,7 +27,7 @@ class Backbone:
 
 
 def _mobilenet_v2(classes: int) -> nn.Module:
-    import torchvision  # not above: options are checked before PyTorch is loaded, which takes seconds
+    import torchvision  # not at the top: options are checked before PyTorch is loaded, which takes seconds
 
     # The head's dropout is 0.2, as in the official glancer.
     return cast("nn.Module", torchvision.models.mobilenet_v2(weights=None, num_classes=classes, dropout=0.2))
@@ -62,14 +62,14 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def backbone(name: str) -> Backbone:
-    """Look a backbone up. Raises ``ValueError`` that lists the known names."""
+    """Return a backbone. Raises ``ValueError`` that lists the known names."""
     if name not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}; known: {', '.join(BACKBONES)}")
     return BACKBONES[name]
 
 
 def recognised_backbone(names: Collection[str]) -> str | None:
-    """Recognise a backbone by its parameters' names, torchvision's."""
+    """Return the backbone that has these parameter names of torchvision, or None."""
     if "features.0.0.weight" in names:
         return "mobilenet_v2"
     blocks = [len({n.split(".")[1] for n in names if n.startswith(f"layer{k}.")}) for k in (1, 2, 3, 4)]

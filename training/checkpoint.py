@@ -27,18 +27,18 @@ from training.model import AdaFocus
 from training.weights import HOLDERS, POLICIES, SECTIONS, gather, unused_averages
 
 HEADS = re.compile(r"^glancer\.net\.classifier\.|^focuser\.net\.fc\.|^focuser\.net\.classifier\.|\.critic\.")
-"""Parameters that only training uses; a checkpoint may lack them or have them for other classes."""
+"""Names of parameters that only training uses; a checkpoint may lack them, or have them for other classes."""
 SAFE_GLOBALS: list[Any] = [
     np.dtype,
     np.float64(0).__reduce__()[0],  # the function with which NumPy pickles its scalars
     *(getattr(np.dtypes, name) for name in ("Float64DType", "Float32DType", "Int64DType", "Int32DType")),
 ]
-"""NumPy's scalars, which training scripts store as accuracies; nothing else is allowed beyond PyTorch's own."""
+"""NumPy scalars, which training scripts store as accuracies; beyond PyTorch's own types, nothing else is allowed."""
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What a checkpoint's weights cannot say, under the official option names; None where not given.
+    """Settings that a checkpoint's weights do not determine, under the official option names; None if not given.
 
     Attributes:
         patch_size: side of the focuser's patch in pixels.
@@ -58,12 +58,12 @@ class Checkpoint:
     """A checkpoint's contents.
 
     Attributes:
-        path: its file.
+        path: file of the checkpoint.
         weights: parameters under their full official names.
         config: options stored by ``adafocus-edge train``; empty for official checkpoints.
         classes: class names stored by ``adafocus-edge train``, or None.
-        state: everything else in it: ``epoch``, ``best_acc``, ``optimizer``, ``scaler``, ``rng`` ...
-        notes: what the user should know of how it was read.
+        state: all other entries: ``epoch``, ``best_acc``, ``optimizer``, ``scaler``, ``rng`` ...
+        notes: notes for the user on how it was read.
     """
 
     path: Path
@@ -75,7 +75,7 @@ class Checkpoint:
 
     @property
     def stage(self) -> int | None:
-        """The training stage that wrote it, or None for checkpoints that are not ours."""
+        """Return the training stage that wrote the checkpoint, or None if ``adafocus-edge train`` did not."""
         stage = self.config.get("train_stage")
         return stage if isinstance(stage, int) else None
 
@@ -84,9 +84,9 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     """Read a checkpoint without executing anything from it.
 
     The official layout has sections (``glancer``, ``focuser``, ``fc``, ``policy``) and the whole ``model_state_dict``;
-    a bare state dict is taken too, and so are the names that wrappers give; see :func:`training.weights.gather`.
+    a bare state dict and names with wrappers' prefixes are accepted, too; see :func:`training.weights.gather`.
 
-    Raises ``CheckpointError``: missing, no checkpoint, asks to run code, or of a stage that cannot be used alone.
+    Raises ``CheckpointError``: missing, not a checkpoint, or one whose loading would run code.
     """
     path = Path(path)
     content = _load(path)
@@ -94,10 +94,10 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
     weights = gather(content, path)
     if not weights:
-        raise CheckpointError(f"{path}: no model weights in it (found: {_some(content)})")
+        raise CheckpointError(f"{path}: holds no model weights (found: {_some(content)})")
     for name, value in weights.items():
         if not _is_plain(value):
-            raise CheckpointError(f"{path}: {name!r} is no plain tensor that holds its own numbers")
+            raise CheckpointError(f"{path}: {name!r} is not a plain dense tensor with its own data")
     config = content.get("config")
     classes = content.get("class_names")
     averages = unused_averages(content)
@@ -107,7 +107,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         dict(config) if isinstance(config, Mapping) else {},
         tuple(class_name(str(name)) for name in classes) if isinstance(classes, (list, tuple)) else None,
         {str(name): value for name, value in content.items() if name not in (*SECTIONS, *HOLDERS)},
-        () if averages is None else (f"{path}: its averaged weights ({averages!r}) are not used, but the others",),
+        () if averages is None else (f"{path}: its averaged weights ({averages!r}) are not used, only the others",),
     )
 
 
@@ -116,12 +116,12 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, *, without_policy:
 
     Args:
         checkpoint: of stage 2 or 3.
-        options: what its weights cannot say.
-        without_policy: take one of stage 1, too; its policy is then random.
+        options: settings that its weights do not determine.
+        without_policy: accept a checkpoint of stage 1, too; its policy is then random.
 
     Raises:
-        UsageError: something must be given by an option, or an option contradicts the weights.
-        CheckpointError: the weights are of another model, or of a stage before the policy.
+        UsageError: a setting must be given by an option, or an option contradicts the weights.
+        CheckpointError: the weights belong to another model, or to a stage before the policy.
     """
     has_policy = any(".policy." in name for name in checkpoint.weights)
     spec = infer_spec(checkpoint, options, without_policy=without_policy and not has_policy)
@@ -144,13 +144,13 @@ def load_model(checkpoint: Checkpoint, options: ModelOptions, *, without_policy:
             )
     unknown = [name for name in given if name not in expected and not HEADS.search(name)]
     if unknown:
-        raise CheckpointError(f"{checkpoint.path}: holds {unknown[0]!r}, which is no part of an AdaFocus model")
+        raise CheckpointError(f"{checkpoint.path}: holds {unknown[0]!r}, which is not part of an AdaFocus model")
     model.load_state_dict({name: given[name] for name in expected})
     return model.eval()
 
 
 def infer_spec(checkpoint: Checkpoint, options: ModelOptions, *, without_policy: bool = False) -> ModelSpec:
-    """Work out the model's shapes from its weights, and take from the options what they cannot say."""
+    """Infer the model's shapes from its weights; the options give the settings that these do not determine."""
     path, weights = checkpoint.path, checkpoint.weights
     _check_stage(checkpoint, options, without_policy)
     glancer = _backbone(path, weights, "glancer.net.")
@@ -174,19 +174,19 @@ def infer_spec(checkpoint: Checkpoint, options: ModelOptions, *, without_policy:
             value = stored if isinstance(stored, int) else default
         if value is None:
             raise UsageError(
-                f"{path}: a checkpoint's weights do not tell its patch size: give --patch-size "
+                f"{path}: the weights do not determine the patch size: give --patch-size "
                 "(the official models have 96, 128, 160 or 192)"
             )
         return int(value)
 
     input_size = option("input_size", 224)
-    # The official glance is as large as the frame; otherwise the size follows from the feature map.
+    # The official glance has the size of the frame; any other size follows from the feature map.
     side = policy.side or math.ceil(input_size / 32)
     glance_size = option("glance_size", input_size if math.ceil(input_size / 32) == side else 32 * side)
     if policy.side and math.ceil(glance_size / 32) != side:
         raise UsageError(
-            f"{path}: its policy expects a {side} x {side} feature map, so --glance-size must lie between "
-            f"{32 * (side - 1) + 1} and {32 * side}, not be {glance_size}"
+            f"{path}: its policy expects a {side} x {side} feature map, so --glance-size must be "
+            f"{32 * (side - 1) + 1} to {32 * side}, not {glance_size}"
         )
     try:
         return ModelSpec(
@@ -223,7 +223,7 @@ class _PolicyShape:
 
 
 _NO_POLICY = _PolicyShape(grid=2, side=0, state=1, conv=True)
-"""The least there can be, where a policy is not used."""
+"""Smallest possible policy, for models whose policy is not used."""
 
 
 def _policy_shape(path: Path, weights: dict[str, Tensor], glance_dim: int) -> _PolicyShape:
@@ -232,8 +232,8 @@ def _policy_shape(path: Path, weights: dict[str, Tensor], glance_dim: int) -> _P
     grid = math.isqrt(actions)
     if grid < 2 or grid * grid != actions:
         raise CheckpointError(
-            f"{path}: its policy has {actions} actions, which are no n x n grid of cells; only discrete policies "
-            "(continuous=false) can be used"
+            f"{path}: its policy has {actions} actions, not an n x n grid of cells; only discrete policies "
+            "(continuous=false) are supported"
         )
     encoder = weights.get(policy + "state_encoder.0.weight")
     conv = encoder is not None and encoder.ndim == 4
@@ -250,40 +250,40 @@ def _load(path: Path) -> Any:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
-                    raise CheckpointError(f"{path}: damaged: {damaged!r} in it has another checksum")
+                    raise CheckpointError(f"{path}: damaged: the checksum of its entry {damaged!r} is wrong")
         with torch.serialization.safe_globals(SAFE_GLOBALS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of formats that are refused below
+            warnings.simplefilter("ignore")  # about formats that are refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except IsADirectoryError:
-        raise CheckpointError(f"{path}: a folder, not a checkpoint file") from None
+        raise CheckpointError(f"{path}: is a folder, not a checkpoint file") from None
     except pickle.UnpicklingError as error:
         asked = re.search(r"(?:GLOBAL|global|type|class|Unsupported)\W+([\w.]+\.[\w.]+)", str(error))
         if asked is None:
             raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged") from None
         raise CheckpointError(
-            f"{path}: refused: loading it would run {asked.group(1)!r}, and a checkpoint may hold nothing but plain "
-            "weights (nothing was run)"
+            f"{path}: refused: loading it would run {asked.group(1)!r}, and a checkpoint may hold plain weights only "
+            "(nothing was run)"
         ) from None
     except MemoryError:
         raise
-    except Exception as error:  # a damaged zip or pickle raises nearly anything
+    except Exception as error:  # a damaged zip or pickle raises almost any exception
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: not a PyTorch checkpoint, or damaged ({first[:120]})") from None
 
 
 def _is_plain(value: Tensor) -> bool:
-    """Whether a tensor is neither sparse, quantized, complex nor without data, nor larger than what is stored of it."""
+    """Whether a tensor is dense, real, not quantized, on the CPU, and not larger than its storage."""
     if value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
         return False
     return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _check_stage(checkpoint: Checkpoint, options: ModelOptions, without_policy: bool) -> None:
-    """Tell apart checkpoints of the stages before the policy is trained."""
+    """Refuse checkpoints of the stages before the policy is trained. Raises ``CheckpointError``."""
 
     def has(prefix: str) -> bool:
         return any(name.startswith(prefix) for name in checkpoint.weights)
@@ -298,7 +298,7 @@ def _check_stage(checkpoint: Checkpoint, options: ModelOptions, without_policy: 
         )
     if missing:
         raise CheckpointError(
-            f"{checkpoint.path}: no {missing[0]} in it, so it is not a stage-3 checkpoint of AdaFocus "
+            f"{checkpoint.path}: holds no {missing[0]}, so it is not a stage-3 checkpoint of AdaFocus "
             f"(found: {_some(checkpoint.weights)})"
         )
     if not has("focuser.policy.policy") and not without_policy:
@@ -316,12 +316,12 @@ def _evaluate_command(checkpoint: Checkpoint, options: ModelOptions) -> str:
 
 
 def _backbone(path: Path, weights: Mapping[str, Tensor], prefix: str) -> str:
-    """Return the name of the backbone under a prefix. Raises ``CheckpointError`` if it is none of the known ones."""
+    """Return the name of the backbone under a prefix. Raises ``CheckpointError`` for an unknown backbone."""
     inside = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     if name := recognised_backbone(inside):
         return name
     raise CheckpointError(
-        f"{path}: its {prefix.split('.', maxsplit=1)[0]} is none of the known backbones ({', '.join(BACKBONES)}); "
+        f"{path}: its {prefix.split('.', maxsplit=1)[0]} is not a known backbone ({', '.join(BACKBONES)}); "
         f"found: {_some(inside)}"
     )
 
@@ -330,7 +330,7 @@ def _matrix(path: Path, weights: dict[str, Tensor], name: str) -> tuple[int, int
     if name not in weights:
         raise CheckpointError(f"{path}: lacks {name!r}, so it is not a stage-3 checkpoint of AdaFocus")
     if weights[name].ndim != 2:
-        raise CheckpointError(f"{path}: {name!r} should be a matrix, not of shape {list(weights[name].shape)}")
+        raise CheckpointError(f"{path}: {name!r} must be a matrix, not of shape {list(weights[name].shape)}")
     rows, columns = weights[name].shape
     return int(rows), int(columns)
 
@@ -341,16 +341,16 @@ def _some(names: Any) -> str:
 
 
 def backbone_weights(net: torch.nn.Module, name: str, source: str, option: str) -> None:
-    """Load pretrained weights into a backbone; its head, which is made for other classes, stays.
+    """Load pretrained weights into a backbone, except its head, which is for other classes.
 
     Args:
-        net: the torchvision network.
-        name: of the backbone.
+        net: torchvision network.
+        name: name of the backbone.
         source: ``imagenet`` for torchvision's own weights, ``random`` for none, or a file: with torchvision's parameter
             names, or a stage-0 checkpoint of the same backbone, whichever part it served.
-        option: that named the source, for messages.
+        option: option that named the source, for messages.
 
-    Raises ``CheckpointError``: not downloadable, or made for another network.
+    Raises ``CheckpointError``: cannot be downloaded, or belongs to another network.
     """
     if source == "random":
         return
@@ -365,21 +365,21 @@ def backbone_weights(net: torch.nn.Module, name: str, source: str, option: str) 
     else:
         given = _backbone_in(Path(source), option)
     if (known := recognised_backbone(given)) not in (None, name):
-        raise CheckpointError(f"{option}={source}: holds a {known}, but the options say {name}")
+        raise CheckpointError(f"{option}={source}: holds a {known}, the options name {name}")
     own = net.state_dict()
     heads = [key for key in own if key.startswith(("classifier.", "fc."))]
     for key, value in own.items():
         if key in heads or (key.endswith("num_batches_tracked") and key not in given):
             given[key] = value
         elif key not in given or given[key].shape != value.shape:
-            raise CheckpointError(f"{option}={source}: lacks {key!r} of a {name}, or has another shape of it")
+            raise CheckpointError(f"{option}={source}: lacks {key!r} of a {name}, or has it in another shape")
     net.load_state_dict({key: given[key] for key in own})
 
 
 def _backbone_in(path: Path, option: str) -> dict[str, Tensor]:
-    """Return the backbone in a file under torchvision's names.
+    """Return the weights of the backbone in a file, under torchvision's names.
 
-    Of a checkpoint of AdaFocus: the one that our stage 0 trained, or else the part that the option names.
+    A checkpoint of AdaFocus gives the part that our stage 0 trained, or else the part that the option names.
     """
     content = _load(path)
     content = content if isinstance(content, Mapping) else {}
@@ -397,9 +397,9 @@ def _backbone_in(path: Path, option: str) -> dict[str, Tensor]:
 
 
 def load_part(model: torch.nn.Module, checkpoint: Checkpoint, prefix: str, option: str) -> None:
-    """Load the parameters under a prefix; heads of the backbones that are made for other classes stay.
+    """Load the parameters under a prefix, except heads of backbones that are for other classes.
 
-    Raises ``CheckpointError`` that names the option if one is missing or of another shape.
+    Raises ``CheckpointError`` that names the option if a parameter is missing or has another shape.
     """
     own = model.state_dict()
     wanted = [name for name in own if name.startswith(prefix)]
@@ -420,7 +420,7 @@ def load_part(model: torch.nn.Module, checkpoint: Checkpoint, prefix: str, optio
         if given is None or given.shape != own[name].shape:
             found = "lacks it" if given is None else f"has {list(given.shape)}"
             raise CheckpointError(
-                f"{option}={checkpoint.path}: {name!r} should be {list(own[name].shape)}, and the file {found}: the "
+                f"{option}={checkpoint.path}: {name!r} must be {list(own[name].shape)}, the file {found}: the "
                 "options describe another model (backbones, hidden sizes, patch grid, classes)"
             )
         own[name] = given
@@ -428,7 +428,7 @@ def load_part(model: torch.nn.Module, checkpoint: Checkpoint, prefix: str, optio
 
 
 def official_layout(model: AdaFocus, *, with_policy: bool) -> dict[str, Any]:
-    """Return a model's weights under the official sections; without a policy before one is trained."""
+    """Return a model's weights under the official sections, with the policy only if ``with_policy``."""
     weights = {
         name: value.detach().cpu().contiguous()
         for name, value in model.state_dict().items()
@@ -443,10 +443,10 @@ def official_layout(model: AdaFocus, *, with_policy: bool) -> dict[str, Any]:
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint whole or not at all. Raises ``CheckpointError`` with what the disk says."""
+    """Write a checkpoint whole or not at all. Raises ``CheckpointError`` with the reason."""
     try:
         with atomic_write(path) as file:
             torch.save(dict(content), file)
     except (OSError, RuntimeError) as error:  # PyTorch's writer turns a full disk into a RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise CheckpointError(f"{path}: cannot be written ({reason}); what was there before is untouched") from None
+        raise CheckpointError(f"{path}: cannot be written ({reason}); an existing file is unchanged") from None

@@ -1,8 +1,8 @@
-"""Clips for training and validation: which frames, how they are cut, and what is done when one cannot be read.
+"""Clips for training and validation: which frames, how they are cropped, and how unreadable ones are reported.
 
 Everything random about a sample comes from one generator seeded with (seed, epoch, clip), so a run gives the same
-samples whatever the number of processes and workers, and one that goes on after a break the same as an unbroken one.
-That holds with frames that are kept from epoch to epoch (:class:`Keeping`), too.
+samples for any number of processes and workers, and a resumed run the same as an uninterrupted one. That holds with
+frames that are kept from epoch to epoch (:class:`Keeping`), too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from training.frame_cache import ClipFrames, DamagedError, FrameStore, estimate,
 from training.sampling import FramePlan
 
 VALIDATION = 1 << 31
-"""Stands for the epoch in the seeds of validation."""
+"""Epoch number in the seeds of validation."""
 
 
 @dataclass
@@ -38,13 +38,13 @@ class Batch:
 
     Attributes:
         frames: uint8 [B, T, S, S, 3]; empty while ``uncropped`` holds them.
-        target: int64 [B], the class that counts for the loss.
-        number: int64 [B], the clip's place in its split.
+        target: int64 [B], the class for the loss.
+        number: int64 [B], the clip's index in its split.
         origins: float32 [B, T, 2], random patches as fractions of the free range.
         draws: float32 [B, T], uniform 0..1, from which the policy's actions are drawn.
         failed: name and error of each clip that could not be read.
-        uncropped: frames whose augmentation is left to the device.
-        shortages: why a worker keeps no more frames, in words.
+        uncropped: frames that are augmented on the device.
+        shortages: reasons why a worker keeps no more frames.
     """
 
     frames: Tensor
@@ -57,14 +57,14 @@ class Batch:
     shortages: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device, size: int = 0) -> Batch:
-        """Return the batch on a device, its frames cropped to S (``size``) there if that was left to it."""
+        """Return the batch on a device; frames that are not cropped yet are cropped to S (``size``) there."""
         moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
         if moved.uncropped is not None:
             moved.frames, moved.uncropped = moved.uncropped.crop(size), None
         return moved
 
     def pin_memory(self) -> Batch:
-        """Return the batch in memory that a GPU reads by itself, while the host goes on (PyTorch calls this)."""
+        """Return the batch in pinned memory, from which a GPU copies in the background (PyTorch calls this)."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
@@ -76,11 +76,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Keeping:
-    """Keep frames from epoch to epoch.
+    """How frames are kept from epoch to epoch.
 
     Attributes:
-        most: frames of a segment that training may draw; see :class:`FramePlan`.
-        store: where they are kept; None to decode them anew each time: the samples are the same.
+        most: max frames of a segment that training may draw; see :class:`FramePlan`.
+        store: store of the frames; None to decode them each time, with the same samples.
     """
 
     most: int
@@ -88,10 +88,10 @@ class Keeping:
 
 
 def shrink(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize a frame, uint8 [H, W, 3] or [H, W], to the short side it is kept at; smaller ones stay as they are.
+    """Resize a frame, uint8 [H, W, 3] or [H, W], to the short side of kept frames; smaller frames are unchanged.
 
-    That is the short side that evaluation resizes to before it crops S (``size``): 256 for 224, which is also that of
-    the official extracted frames.
+    Evaluation resizes to this short side before it crops S (``size``): 256 for 224, as the official extracted frames
+    have.
     """
     height, width = pixels.shape[:2]
     window = CropWindow.of(height, width, size)
@@ -102,20 +102,20 @@ def shrink(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 class ClipDataset(Dataset[dict[str, Any]]):
-    """The clips of a split as tensors; a sample is asked for by (epoch, number).
+    """The clips of a split as tensors; a sample's key is (epoch, number).
 
     Args:
         split: the clips.
         spec: the model's shapes.
-        seed: of everything random.
-        train: random frames, crops and flips, and a random one of a clip's labels; else as the official evaluation.
-        dense: dense sampling.
-        colour_jitter: largest relative change of brightness and contrast in training.
-        keeping: whether frames are kept. Training then crops them at the size they are kept at (:func:`shrink`): where
-            that is smaller than the clip's, they are resized once more than without. Validation's are the same.
+        seed: random seed.
+        train: whether frames, crops, flips, and one of a clip's labels are random; else as in the official evaluation.
+        dense: whether sampling is dense.
+        colour_jitter: max relative change of brightness and contrast in training.
+        keeping: how frames are kept, or None. Training then crops them at the size of kept frames (:func:`shrink`):
+            where that is smaller than the clip's, they are resized once more. Validation frames are the same.
         flip: whether training mirrors half of the clips.
         crop_scales: see :func:`crop_box`.
-        crops: whether to crop frames here, else to leave that to :meth:`Batch.to`.
+        crops: whether to crop frames here; else :meth:`Batch.to` does.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return len(self.examples)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """Return one sample, or its error: a clip that cannot be read is never replaced by another."""
+        """Return one sample, or its error: an unreadable clip is never replaced by another."""
         sample, random = self.without_frames(key)
         example = self.examples[key[1]]
         store = self._keeping.store if self._keeping is not None else None
@@ -153,7 +153,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return sample
 
     def without_frames(self, key: tuple[int, int]) -> tuple[dict[str, Any], np.random.Generator]:
-        """Return one sample without its frames, and the generator from which they are drawn next."""
+        """Return one sample without its frames, and the generator that draws them next."""
         epoch, number = key
         random = np.random.default_rng((self._seed, epoch, number))
         example = self.examples[number]
@@ -168,12 +168,12 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     @property
     def memory_folder(self) -> Path | None:
-        """Return the folder of memory in which frames are kept, if they are."""
+        """Return the folder in memory that holds the kept frames, or None."""
         store = self._keeping.store if self._keeping is not None else None
         return store.folder if store is not None and store.in_memory else None
 
     def kept_bytes(self) -> int:
-        """Return about how much all clips of the split take that are not kept yet."""
+        """Return the estimated bytes of the split's clips that are not kept yet."""
         return estimate(self.examples, self._kept_bytes_of)
 
     def _kept_bytes_of(self, example: Example) -> int:
@@ -191,7 +191,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return pixels * min(3 * count, frames) if spec.motion_gap_s else pixels * count * 3
 
     def _frames(self, example: Example, store: FrameStore | None) -> dict[str, Any]:
-        """Read the frames of validation, which are kept as the model sees them."""
+        """Read the frames of a validation clip; they are kept at the model's input size."""
 
         def read() -> ClipFrames:
             clip = example.open_clip()
@@ -242,7 +242,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         return Augmentation.draw(random, self._colour_jitter, flip=self._flip, scales=self._crop_scales)
 
     def _decode(self, clip: Clip, numbers: Sequence[int]) -> ClipFrames:
-        """Decode what is glimpsed at some frames, rising and distinct, at the size frames are kept at."""
+        """Decode the glimpses at some frames, ascending and distinct, at the size of kept frames."""
         spec = self._spec
         gap_s = spec.motion_gap_s
         parts = [motion_frame_indices(clip, n, gap_s) if gap_s else (n,) for n in numbers]
@@ -259,7 +259,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self, example: Example, store: FrameStore, read: Callable[[], ClipFrames],
         choose: Callable[[int], Sequence[int]],
     ) -> NDArray[np.uint8]:  # fmt: skip
-        """Return the glimpses at the frames that ``choose`` names by the clip's frame count: kept ones, or new ones."""
+        """Return the glimpses at the frames that ``choose`` selects by the clip's frame count, kept or decoded."""
         name = store.name_of(example, self._settings)
         indices: Sequence[int] | None = None
         if name is not None and (kept := store.open(name)) is not None:
@@ -276,7 +276,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch | list[tuple[str, str]]:
-    """Make a batch of the samples that could be read; if there are none, return their names and errors."""
+    """Return a batch of the readable samples; if there are none, return their names and errors."""
     failed = [sample["failed"] for sample in samples if "failed" in sample]
     read = [sample for sample in samples if "failed" not in sample]
     if not read:
@@ -304,32 +304,32 @@ def collate(samples: list[dict[str, Any]]) -> Batch | list[tuple[str, str]]:
 
 
 def _new_tensor(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
-    """Return a tensor to fill; in a worker its memory is shared with the trainer."""
+    """Return an uninitialised tensor; in a worker, its memory is shared with the trainer."""
     made = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
     if get_worker_info() is not None:
-        # Here, what goes wrong reaches the trainer; in the thread that hands batches over, it would wait for ever.
+        # An error here reaches the trainer; in the thread that sends batches, it would make the trainer wait for ever.
         made.share_memory_()  # type: ignore[no-untyped-call]
     return made
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Gives (epoch, number) of every clip, shuffled by seed and epoch, or in order; each process its share.
+    """Yields (epoch, number) of every clip, shuffled by seed and epoch, or in order; each process has its share.
 
     Update k of W processes with b clips each holds the clips of update k of one process with W b clips.
 
     Args:
         count: clips in the split.
-        batch: clips per update and process; in training the rest of an epoch that fills no update is left out.
-        seed: of the shuffle; None for the clips in order, all of them.
-        rank: of this process.
-        world: how many processes there are.
+        batch: clips per update and process; in training, the last clips that fill no update are skipped.
+        seed: seed of the shuffle; None for all clips in order.
+        rank: number of this process.
+        world: number of processes.
     """
 
     def __init__(self, count: int, batch: int, seed: int | None, rank: int = 0, world: int = 1) -> None:
         self._count, self._batch, self._seed, self._rank, self._world = count, batch, seed, rank, world
         self.epoch = 0
         self.only: list[tuple[int, int]] | None = None
-        """Samples to give instead of an epoch's; None for those of the epoch."""
+        """Samples to yield instead of an epoch's; None for the epoch's."""
 
     def __len__(self) -> int:
         if self._seed is None:

@@ -1,4 +1,4 @@
-"""Many processes: PyTorch's own launcher (torchrun), or the official one process per GPU."""
+"""Several processes: started by torchrun, by hand, or one per GPU as in the official code."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from training.options import TrainOptions
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among its like.
+    """This process and the others of the run.
 
     Attributes:
-        rank: of this process, from 0.
-        world: how many there are, on all machines.
-        local: how many there are on this machine.
-        device: that this process computes on.
+        rank: number of this process, from 0.
+        world: number of processes on all machines.
+        local: number of processes on this machine.
+        device: device of this process.
     """
 
     rank: int
@@ -48,7 +48,7 @@ class Processes:
         return int(counts)
 
     def share_buffers(self, module: torch.nn.Module) -> None:
-        """Give every process the first one's buffers: batch norms gather their statistics each for themselves."""
+        """Copy the first process's buffers to all: each process gathers its own statistics in batch norms."""
         if self.world > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, 0)
@@ -64,9 +64,9 @@ def gather(value: Any) -> list[Any]:
 
 
 def launch(options: TrainOptions, work: Callable[[Processes], None]) -> None:
-    """Run ``work`` in this process, or in one per GPU, or as one of those that torchrun started.
+    """Run ``work`` in this process, in one process per GPU, or as one of the processes that torchrun started.
 
-    Raises ``UsageError`` if the options contradict each other, ``TrainingError`` if the processes cannot meet.
+    Raises ``UsageError`` if options contradict each other, ``TrainingError`` if the processes cannot connect.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -77,7 +77,7 @@ def launch(options: TrainOptions, work: Callable[[Processes], None]) -> None:
     local = _local_processes(options)
     world = local * options.world_size
     if world > 1 and options.distributed is False:
-        raise UsageError(f"distributed=false: but {world} processes are asked for (world_size, GPUs)")
+        raise UsageError(f"distributed=false: but world_size and the GPUs give {world} processes")
     if local > 1:
         _spawn(options, work, local, world)
         return
@@ -85,13 +85,13 @@ def launch(options: TrainOptions, work: Callable[[Processes], None]) -> None:
     if world == 1:
         work(Processes(0, 1, 1, device))
         return
-    # Started by hand: each process is told its rank, and they are taken to run on different machines.
+    # Started by hand: each process has its rank as an option, and counts as a machine of its own.
     with _group(options, device, options.dist_url, options.rank, world) as (rank, size):
         work(Processes(rank, size, 1, device))
 
 
 def _spawn(options: TrainOptions, work: Callable[[Processes], None], local: int, world: int) -> None:
-    """Run one process per GPU, and end them all when one fails or this one is told to stop."""
+    """Run one process per GPU, and end them all when one fails or this one is stopped."""
     errors: Any = get_context("spawn").SimpleQueue()
     running = spawn(  # type: ignore[no-untyped-call]
         _spawned, args=(options, work, local, world, errors), nprocs=local, join=False
@@ -119,13 +119,13 @@ def _spawned(
         with _group(options, device, options.dist_url, options.rank * local + number, world) as (rank, size):
             work(Processes(rank, size, local, device))
     except AdaFocusError as error:
-        # Its text would not reach the user through the exception that PyTorch makes of it.
+        # PyTorch's exception for a failed process would not show this text to the user.
         errors.put((type(error).__name__, str(error)))
         raise
 
 
 def _local_processes(options: TrainOptions) -> int:
-    """Return how many processes this machine gets: one per GPU, where the option asks for it."""
+    """Return the number of processes on this machine: one per GPU with ``multiprocessing_distributed``."""
     if not options.multiprocessing_distributed or options.gpu is not None or options.device not in ("auto", "cuda"):
         return 1
     return max(1, torch.cuda.device_count())
@@ -136,7 +136,7 @@ def _device(options: TrainOptions, number: int) -> torch.device:
         return torch.device("cpu")
     device = torch.device(options.device if ":" in options.device else f"cuda:{number}")
     if device.type != "cuda" or not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device={options.device}: there are {torch.cuda.device_count()} CUDA devices here")
+        raise UsageError(f"device={options.device}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
 
 
@@ -144,7 +144,7 @@ def _device(options: TrainOptions, number: int) -> torch.device:
 def _group(
     options: TrainOptions, device: torch.device, address: str, rank: int, world: int
 ) -> Iterator[tuple[int, int]]:
-    """Join the other processes; NCCL needs a GPU, so on the CPU it is Gloo."""
+    """Join the other processes; NCCL needs a GPU, so the CPU uses Gloo."""
     backend = "gloo" if device.type == "cpu" else options.dist_backend
     if device.type == "cuda":
         torch.cuda.set_device(device)

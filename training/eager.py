@@ -1,7 +1,7 @@
-"""The official way to run AdaFocus, in eager PyTorch: the peer that our runtime is measured against and tested with.
+"""The official way to run AdaFocus, in eager PyTorch: the reference for measurements and tests of our runtime.
 
-It shares no code with the other modules: torchvision's networks, ``nn.GRU`` one step at a time, patches cut out by
-slicing with numbers brought to the host. Its input is a flat dictionary of weights under the official names.
+It shares no code with the other modules: torchvision's networks, ``nn.GRU`` one step at a time, patches cropped by
+slicing with indices copied to the host. Its input is a flat dictionary of weights under the official names.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class OfficialWay:
     Args:
         weights: parameters under the official names.
         focuser: torchvision's name of the focuser.
-        patch_size: in pixels.
-        glance_size: in pixels.
+        patch_size: side of the patch in pixels.
+        glance_size: side of the glance in pixels.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class OfficialWay:
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new clip."""
+        """Reset the state for a new clip."""
         self.policy_state: Tensor | None = None
         self.state: Tensor | None = None
 
@@ -107,7 +107,7 @@ class OfficialWay:
         return maps, F.adaptive_avg_pool2d(maps, 1).flatten(1)
 
     def step(self, image: Tensor, feature_map: Tensor, vector: Tensor) -> tuple[int, Tensor]:
-        """Choose a patch, focus on it, and add it up."""
+        """Choose a patch, focus on it, and classify; return action and logits."""
         encoded = self.encoder(feature_map)
         out, self.policy_state = self.policy_gru(encoded.view(1, 1, -1), self.policy_state)
         action = int(torch.softmax(self.actor(out[0]), dim=-1).max(1)[1].item())

@@ -1,7 +1,8 @@
-"""Decoded frames of clips, kept in memory or on a disk for later epochs; all processes of a machine share them.
+"""Decoded frames of clips, kept in memory or on disk for later epochs; all processes of a machine share them.
 
-A clip is a file: of memory in a folder of ``/dev/shm`` that lives as long as the run, or of a disk in a folder that
-later runs use again. It is written whole or not at all, and named by all that decides its frames.
+Each clip is one file: in memory, in a folder of ``/dev/shm`` that is removed at the end of the run, or on disk, in a
+folder that later runs use again. It is written whole or not at all, and its name is a digest of all that decides its
+frames.
 """
 
 from __future__ import annotations
@@ -29,30 +30,30 @@ from adafocus_edge.media.frame_folder import images_in
 from adafocus_edge.system.files import DRAFT, draft_file, draft_folder, remove_left, take_place
 
 VERSION = 1
-"""Of the files and of what is in them: a change of either gives them other names."""
+"""Version of the file format and of the frames in it; it is part of the files' names."""
 MAGIC = b"adafocus frames\n"
 SHARED_MEMORY = Path("/dev/shm")
-"""Where files are memory, on Linux; elsewhere they lie in the folder of temporary files."""
+"""Folder whose files are in memory, on Linux; other systems use the folder of temporary files."""
 SUFFIX = ".frames"
 MEMORY_SHARE = 0.7
-"""Of the memory that is free, how much kept frames may take: training and its workers need the rest."""
+"""Share of the free memory that kept frames may take; training and its workers need the rest."""
 DISK_SHARE = 0.9
-"""Of the space that is free on a disk, or in the file system of shared memory."""
+"""Share of the free space on disk, or in the file system of shared memory, that kept frames may take."""
 FLOOR_SHARE = 0.1
-"""Of what was free when a process began: so much stays free, whatever was estimated."""
+"""Share of the space free at a process's start that always stays free, even if the estimate was too low."""
 MAX_PROBED = 1000
-"""Clips that are looked at to tell beforehand how much all of them will take."""
+"""Max clips that are probed to estimate the size of all."""
 
 
 @dataclass(frozen=True)
 class ClipFrames:
-    """The frames of a clip that may be glimpsed, at the size they are kept in.
+    """The frames of a clip that may be glimpsed, at the size of kept frames.
 
     Attributes:
-        frame_count: of the clip.
-        numbers: the frames that may be glimpsed, rising.
-        rows: which of ``pixels`` make the glimpse of each, [len(numbers)][1 or 3].
-        pixels: uint8 [rows][H, W, 3], or the luminances that make motion frames, [rows][H, W].
+        frame_count: number of frames in the clip.
+        numbers: indices of the frames that may be glimpsed, ascending.
+        rows: indices into ``pixels`` of the parts of each glimpse, [len(numbers)][1 or 3].
+        pixels: uint8 [rows][H, W, 3], or the luminances of motion frames, [rows][H, W].
     """
 
     frame_count: int
@@ -68,9 +69,9 @@ class ClipFrames:
 def join_rows(
     numbers: Sequence[int], rows: Sequence[Sequence[int]], indices: Sequence[int], read: Callable[[int], Any]
 ) -> NDArray[np.uint8]:
-    """Make glimpses of the rows that ``read`` returns; each is read once.
+    """Return glimpses, uint8 [T, H, W, 3], of the rows that ``read`` returns; each row is read once.
 
-    Where a video changes its size on the way, all take the size of the first.
+    If a video changes its size, all its frames get the size of the first.
     """
     places = np.searchsorted(numbers, indices)
     wanted = [tuple(rows[place]) for place in places]
@@ -86,7 +87,7 @@ def join_rows(
 
 
 class DamagedError(Exception):
-    """A file of kept frames is not what was written."""
+    """A file of kept frames differs from what was written."""
 
 
 class KeptClip:
@@ -134,13 +135,13 @@ class KeptClip:
 
 @dataclass
 class FrameStore:
-    """A folder of kept clips. Each process has its own object; the files are everyone's.
+    """A folder of kept clips. Each process has its own object; all processes share the files.
 
     Attributes:
-        folder: of the files.
-        in_memory: whether it ends with the run; of a disk, each row that is read is compared with its checksum: disks
-            lose what was not yet written.
-        shortage: why this process writes no more, in words; empty while it does.
+        folder: folder of the files.
+        in_memory: whether the folder is in memory and removed at the end of the run. On disk, each row is compared with
+            its checksum when it is read, because a disk may lose data that was not yet written.
+        shortage: reason why this process writes no more files; empty while it does.
     """
 
     folder: Path
@@ -153,14 +154,14 @@ class FrameStore:
         self._floor = FLOOR_SHARE * self._free()
 
     def _free(self) -> int:
-        """Return how many bytes are free where the files lie."""
+        """Return the free bytes where the files are."""
         free = shutil.disk_usage(self.folder).free
         return min(free, available_memory()) if self.in_memory else free
 
     def name_of(self, example: Example, settings: str) -> str | None:
-        """Return the name of a clip's file: by what the clip is now, and what decides its frames; None if unreadable.
+        """Return the name of a clip's file, a digest of the clip and the settings; None if the clip is unreadable.
 
-        A process looks at each clip once.
+        A process examines each clip once.
         """
         key = (str(example.path), f"{example.frames} {settings}")
         if key not in self._names:
@@ -173,7 +174,7 @@ class FrameStore:
         return self._names[key]
 
     def open(self, name: str) -> KeptClip | None:
-        """Open a clip's file; None if there is none, or if it is damaged: it is removed then."""
+        """Open a clip's file; return None if it does not exist, or is damaged, in which case it is removed."""
         path = self.folder / name
         try:
             return KeptClip(path, checked=not self.in_memory)
@@ -188,9 +189,9 @@ class FrameStore:
         (self.folder / name).unlink(missing_ok=True)
 
     def keep(self, name: str, clip: ClipFrames) -> None:
-        """Write a clip's file, unless something is short: then only this process's later epochs are slower.
+        """Write a clip's file, unless space is short: then this process's later epochs are slower.
 
-        Nor is a video kept that changes its size on the way.
+        A video that changes its size is not kept, either.
         """
         if self.shortage or len({row.shape for row in clip.pixels}) > 1:
             return
@@ -204,7 +205,7 @@ class FrameStore:
         }
         text = json.dumps(header).encode()
         try:
-            # What is told beforehand is an estimate: what the trainer needs is never taken.
+            # The size logged at the start is an estimate: space that the trainer needs is never taken.
             if self._free() - sum(row.nbytes for row in clip.pixels) < self._floor:
                 self.shortage = f"{self.folder}: no room is left for more frames"
                 return
@@ -219,7 +220,7 @@ class FrameStore:
 
 
 def _identity(path: Path) -> list[Any]:
-    """Return what changes when a clip's file, or any file of its folder, does. Raises ``OSError``."""
+    """Return sizes and times of a clip's file, or of the files in its folder. Raises ``OSError``."""
     found = path.stat()
     if not os.path.isdir(path):
         return [found.st_size, found.st_mtime_ns]
@@ -230,15 +231,15 @@ def _identity(path: Path) -> list[Any]:
 
 @contextmanager
 def memory_store() -> Iterator[FrameStore]:
-    """Give a store in memory, which ends with the run; what a killed run left is removed at the next start.
+    """Give a store in memory, removed at the end; what a killed run left is removed at the next start.
 
-    Raises ``OSError`` if there is no place for it.
+    Raises ``OSError`` if it cannot be created.
     """
     with draft_folder(memory_folder(), f"adafocus-edge-{getattr(os, 'getuid', int)()}-", SUFFIX) as folder:
         try:
             yield FrameStore(folder, in_memory=True)
         finally:
-            # Workers may write still: under another name the folder is gone for them, and can be emptied.
+            # Workers may still write: they do not find the folder under its new name, so it can be emptied.
             gone = folder.with_name(folder.name.removesuffix(SUFFIX) + ".gone" + SUFFIX)
             with suppress(OSError):
                 folder.rename(gone)
@@ -247,7 +248,7 @@ def memory_store() -> Iterator[FrameStore]:
 
 @contextmanager
 def disk_store(folder: Path) -> Iterator[FrameStore]:
-    """Give a store on a disk, which stays. Raises ``AdaFocusError`` if the folder cannot be written."""
+    """Give a store on disk, which is not removed. Raises ``AdaFocusError`` if the folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -259,23 +260,23 @@ def disk_store(folder: Path) -> Iterator[FrameStore]:
 
 
 def memory_folder() -> Path:
-    """Return the folder whose files are memory."""
+    """Return the folder whose files are in memory."""
     return SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
 
 
 def memory_room() -> int:
-    """Return how many bytes of memory kept frames may take."""
+    """Return the bytes of memory that kept frames may take."""
     return int(min(available_memory() * MEMORY_SHARE, shutil.disk_usage(memory_folder()).free * DISK_SHARE))
 
 
 def disk_room(folder: Path) -> int:
-    """Return how many bytes kept frames may take on a disk."""
+    """Return the bytes on disk that kept frames may take."""
     return int(shutil.disk_usage(folder).free * DISK_SHARE)
 
 
 def available_memory() -> int:
-    """Return how much memory this process may still take, in bytes: of the machine, and of its cgroups (1 and 2)."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]  # where the system says no more
+    """Return the bytes of memory that this process may still take, of the machine and of its cgroups (1 and 2)."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]  # where the system reports no more
     info = Path("/proc/meminfo")
     if info.is_file():
         values = dict(line.split(":", 1) for line in info.read_text().splitlines())
@@ -284,7 +285,7 @@ def available_memory() -> int:
 
 
 def _cgroup_room(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Return what is left of each limit of memory that a cgroup of this process has."""
+    """Return the memory left under each limit of this process's cgroups, in bytes."""
     lines = own.read_text().splitlines() if own.is_file() else []
     room = []
     for line in lines:
@@ -307,19 +308,19 @@ def _left_of_limit(folder: Path, limit: str, usage: str) -> list[int]:
         kinds = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return []
-    # Pages of files that were read count as used, and make way.
+    # Cached pages of files count as used, and are freed on demand.
     freed = int(kinds.get("total_inactive_file", kinds.get("inactive_file", 0)))
     return [] if most == "max" else [int(most) - used + freed]
 
 
 def probe_size(example: Example) -> tuple[int, int, int]:
-    """Return about how many frames a clip has, their width and height; zeros for one that cannot be read."""
+    """Return the estimated number of a clip's frames, their width and height; zeros for an unreadable clip."""
     try:
         if os.path.isdir(example.path):
             count = example.frames or len(images_in(example.path))
             with Image.open(next(iter(images_in(example.path)))) as image:
                 return count, *image.size
-        from adafocus_edge.media.video_file import rough_shape
+        from adafocus_edge.media.containers import rough_shape
 
         return rough_shape(str(example.path))
     except (OSError, StopIteration, AdaFocusError):
@@ -327,7 +328,7 @@ def probe_size(example: Example) -> tuple[int, int, int]:
 
 
 def estimate(examples: Sequence[Example], size_of: Callable[[Example], int]) -> int:
-    """Return about how many bytes all clips take, by some of them if they are many."""
+    """Return the estimated bytes of all clips, from a sample if there are many."""
     step = max(1, len(examples) // MAX_PROBED)
-    known = [size for size in map(size_of, examples[::step]) if size]  # a live recording does not say how long it is
+    known = [size for size in map(size_of, examples[::step]) if size]  # a live recording has no known length
     return int(sum(known) * len(examples) / len(known)) if known else 0

@@ -15,7 +15,7 @@ from adafocus_edge.model.spec import GRAPHS, TensorSpec, contract
 from training.model import AdaFocus
 
 TORCH_BATCH = 16
-"""Frames of a clip that PyTorch is given at once; one by one where they are recorded, as steps are."""
+"""Frames of a clip per call of PyTorch; recorded frames are run one by one, as steps are."""
 
 
 class GlancerGraph(nn.Module):
@@ -55,7 +55,7 @@ class FocuserGraph(nn.Module):
 
 
 class ClassifierGraph(nn.Module):
-    """``glance`` (unless the model does without), ``focus`` and ``state`` to ``logits`` and ``state_out``."""
+    """``glance`` (if the classifier uses it), ``focus`` and ``state`` to ``logits`` and ``state_out``."""
 
     def __init__(self, model: AdaFocus) -> None:
         super().__init__()
@@ -76,18 +76,18 @@ GRAPH_MODULES: dict[str, type[nn.Module]] = {
 
 
 def example(tensor: TensorSpec, batch: int) -> Tensor:
-    """Return zeros that fit an input."""
+    """Return zeros in the shape of an input."""
     shape = [batch if size == "N" else int(size) for size in tensor.shape]
     return torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
 
 
 class TorchSession:
-    """One graph's module, run by PyTorch behind the same contract as every other backend.
+    """One graph's module, run by PyTorch with the same contract as every other backend.
 
     Args:
-        model: on any device; tensors come from the host and go back to it.
-        graph: its name.
-        record: whether to keep what goes in and comes out, in ``recorded``.
+        model: model, on any device; inputs and outputs are on the host.
+        graph: name of the graph.
+        record: whether to keep inputs and outputs in ``recorded``.
     """
 
     def __init__(self, model: AdaFocus, graph: str, *, record: bool = False) -> None:
@@ -98,7 +98,7 @@ class TorchSession:
         self.recorded: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
     def compile(self) -> None:
-        """Let ``torch.compile`` compile the module, at its first run."""
+        """Compile the module with ``torch.compile``, at its first run."""
         self._module.compile()
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,12 +113,12 @@ class TorchSession:
         return outputs
 
     def close(self) -> None:
-        """Forget what was recorded."""
+        """Drop the recorded tensors."""
         self.recorded.clear()
 
 
 def torch_model(model: AdaFocus, *, record: bool = False) -> tuple[LoadedModel, dict[str, TorchSession]]:
-    """Wrap a PyTorch model for the glimpse loop; also return its sessions, which can record what passes through."""
+    """Wrap a PyTorch model for the glimpse loop; also return its sessions, which can record their tensors."""
     sessions = {graph: TorchSession(model, graph, record=record) for graph in GRAPHS}
     batch = 1 if record else TORCH_BATCH
     made = LoadedModel.of(model.spec, sessions, "torch", "fp32", batch)
@@ -126,7 +126,7 @@ def torch_model(model: AdaFocus, *, record: bool = False) -> tuple[LoadedModel, 
 
 
 def count_gflops(model: AdaFocus, graph: str) -> float:
-    """Count one frame's multiply-adds in units of 1e9, as the paper does (convolutions and matrix products)."""
+    """Return one frame's multiply-adds in units of 1e9, counted as in the paper (convolutions, matrix products)."""
     inputs, _ = contract(model.spec, graph)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         GRAPH_MODULES[graph](model)(*(example(tensor, 1).to(model.mean.device) for tensor in inputs))

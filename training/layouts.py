@@ -1,4 +1,4 @@
-"""How each data set lies on disk: file names and formats. ``prepare`` writes it, ``train`` reads it."""
+"""File names and formats of each data set, which ``prepare`` writes and ``train`` reads."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Layout:
         train_list: split list to train on.
         val_list: split list to evaluate on.
         classes: file of class names, one per line.
-        separator: of the lists.
-        multi_label: whether mAP counts all labels of a clip, or its first only.
-        best_by: what decides which checkpoint is the best: ``mAP`` or ``top1``.
+        separator: separator of the fields in split lists.
+        multi_label: whether mAP counts all labels of a clip, or only its first.
+        best_by: metric that selects the best checkpoint: ``mAP`` or ``top1``.
     """
 
     train_list: str
@@ -27,7 +27,7 @@ class Layout:
 
 
 LAYOUTS = {
-    # ActivityNet v1.3: 200 classes, up to three labels per video; mAP by the first, as the official code has it.
+    # ActivityNet v1.3: 200 classes, up to three labels per video; mAP by the first, as in the official code.
     "actnet": Layout("actnet_train_split.txt", "actnet_val_split.txt"),
     # Own videos: <video>,<frames>,<class> per line.
     "custom": Layout("custom_train_split.txt", "custom_val_split.txt", best_by="top1"),

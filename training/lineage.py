@@ -1,4 +1,4 @@
-"""Which stage a checkpoint comes from, what each stage starts from, and where a checkpoint and the options disagree."""
+"""Stages of checkpoints: which one wrote a checkpoint, which one can start from it, and what the options change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STARTS = {
     2: "stage 2 needs the checkpoint of stage 1, with a trained glancer, focuser and classifier",
     3: "stage 3 needs the checkpoint of stage 2, with a trained policy",
 }
-"""What each training stage starts from."""
+"""The start of each training stage, for messages."""
 EVALUATES = {
     0: "train_stage=0 evaluates a stage-0 checkpoint",
     1: "train_stage=1 evaluates a stage-1 checkpoint (random patches)",
@@ -37,15 +37,15 @@ HOLDS = {
     2: "a policy, its classifier trained on random patches",
     3: "the finished model",
 }
-"""What a checkpoint of each stage holds."""
+"""The content of each stage's checkpoint, for messages."""
 INPUT_OPTIONS = ("fit", "motion_gap_s", "input_size", "glance_size")
-"""What a backbone was shown; its weights do not tell."""
-UNTOLD_OPTIONS = ("patch_size", "num_segments", *INPUT_OPTIONS)
-"""All that a model's weights do not tell and its figures depend on."""
+"""Options of a backbone's input, which its weights do not record."""
+UNRECORDED_OPTIONS = ("patch_size", "num_segments", *INPUT_OPTIONS)
+"""Options that affect a model's accuracy and that its weights do not record."""
 WITHOUT_EFFECT = ("resume", "workers", "prefetch_factor", "cache_dir")
 """Options that change no sample and no weight."""
 CACHES = ("cache", "policy_cache")
-"""Options that change what is trained on by whether they are ``off``, but not by where they keep it."""
+"""Options that change samples by being ``off`` or not, but not by their other values."""
 PART_OPTIONS = {
     "glancer.": ("glancer",),
     "focuser.net.": ("focuser",),
@@ -70,9 +70,9 @@ def possible_stages(checkpoint: Checkpoint) -> tuple[int, ...]:
 
 
 def untrained(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Return which of classifier and policy look as PyTorch initialises them: within 1 / sqrt(width) everywhere.
+    """Return which of classifier and policy seem untrained: all weights within 1 / sqrt(width), as PyTorch draws them.
 
-    Training moves some of the many thousand weights beyond that at once.
+    Training moves some of the many thousand weights beyond that immediately.
     """
     found = []
     for part, prefix in (("classifier", "classifier."), ("policy", POLICIES[1])):
@@ -90,7 +90,7 @@ def untrained(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
 
 
 def untrained_notes(checkpoint: Checkpoint) -> list[str]:
-    """Return a note for each part that looks untrained, so that what it gives is chance."""
+    """Return a note for each part that seems untrained, so that its output is chance."""
     return [
         f"{checkpoint.path}: its {part} looks untrained (all weights within their initial range): expect chance"
         for part in untrained(checkpoint.weights)
@@ -101,13 +101,13 @@ def check_stage(checkpoint: Checkpoint, stage: int, *, evaluate: bool, glancer: 
     """Check that a training stage can start from, continue or evaluate the checkpoint given as ``resume``.
 
     Args:
-        checkpoint: given as ``resume``.
-        stage: that is to be run.
-        evaluate: whether it is only evaluated.
+        checkpoint: checkpoint given as ``resume``.
+        stage: stage to run.
+        evaluate: whether the checkpoint is only evaluated.
         glancer: whether stage 0 trains the glancer, else the focuser.
 
     Returns:
-        notes for the user. Raises ``UsageError`` that names the checkpoint that is wanted instead.
+        Notes for the user. Raises ``UsageError`` that names the required checkpoint.
     """
     stages = possible_stages(checkpoint)
     least = {0: 0, 1: 1, 2: 2 if evaluate else 1, 3: 2}[stage]
@@ -117,8 +117,8 @@ def check_stage(checkpoint: Checkpoint, stage: int, *, evaluate: bool, glancer: 
     if stage == 0 and checkpoint.stage == 0 and checkpoint.config.get("pretrain_glancer") is not glancer:
         part, other = ("glancer", "focuser") if glancer else ("focuser", "glancer")
         raise UsageError(
-            f"resume={checkpoint.path}: stage 0 trained the {other} in it, but pretrain_glancer={str(glancer).lower()} "
-            f"trains the {part}: give resume= the {part}'s checkpoint"
+            f"resume={checkpoint.path}: holds a stage-0 {other}, but pretrain_glancer={str(glancer).lower()} trains "
+            f"the {part}: pass the {part}'s checkpoint to resume="
         )
     notes = []
     if min(stages) > stage:
@@ -137,27 +137,27 @@ def check_pretrained(checkpoint: Checkpoint, part: str) -> list[str]:
     Returns notes for the user. Raises ``UsageError``.
     """
     option = f"pretrained_{part}={checkpoint.path}"
+    other = "focuser" if part == "glancer" else "glancer"
     if checkpoint.stage == 0 and checkpoint.config.get("pretrain_glancer") is not (part == "glancer"):
         raise UsageError(
-            f"{option}: stage 0 trained the other part in it; where both have the same backbone, "
-            f"{part}_weights={checkpoint.path} takes that"
+            f"{option}: holds a stage-0 {other}, not a {part}; with the same backbone, use "
+            f"{part}_weights={checkpoint.path} to start from it"
         )
-    other = "focuser" if part == "glancer" else "glancer"
     if checkpoint.stage is None and _batches_seen(checkpoint.weights, part) == 0 < _batches_seen(
         checkpoint.weights, other
     ):
-        return [f"{option}: its {part} saw no batch of training, its {other} did: is it the other part's checkpoint?"]
+        return [f"{option}: its {part} saw no training batch, its {other} did: is it the {other}'s checkpoint?"]
     return []
 
 
 def check_shapes(checkpoint: Checkpoint, options: TrainOptions, classes: int, prefixes: Sequence[str]) -> None:
-    """Refuse a checkpoint whose parts have other shapes than the options say, by the options' names.
+    """Refuse a checkpoint whose parts have other shapes than the options describe, and name these options.
 
     Args:
-        checkpoint: whose parts will be loaded.
-        options: of the model to be.
-        classes: of the data set.
-        prefixes: of the parts, among those of :data:`PART_OPTIONS`.
+        checkpoint: checkpoint to load.
+        options: options of the model.
+        classes: number of classes in the data set.
+        prefixes: prefixes of the parts to load, keys of :data:`PART_OPTIONS`.
 
     Raises ``CheckpointError``.
     """
@@ -170,8 +170,7 @@ def check_shapes(checkpoint: Checkpoint, options: TrainOptions, classes: int, pr
     ]
     if wrong:
         raise CheckpointError(
-            f"resume={checkpoint.path}: holds another model than the options describe: trained with "
-            + "; with ".join(wrong)
+            f"resume={checkpoint.path}: its model does not match the options: trained with " + "; with ".join(wrong)
         )
     known = found.get("classes", classes)
     if "classifier." in prefixes and known != classes:
@@ -182,7 +181,7 @@ def check_shapes(checkpoint: Checkpoint, options: TrainOptions, classes: int, pr
 
 
 def shape_options(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the options that a model's weights tell, and ``classes``; what they do not hold is left out."""
+    """Return the options that a model's weights determine, and ``classes``; those of missing parts are omitted."""
     found: dict[str, Any] = {}
     for part in ("glancer", "focuser"):
         prefix = f"{part}.net."
@@ -212,7 +211,7 @@ def shape_options(weights: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def differences(checkpoint: Checkpoint, options: TrainOptions, names: Sequence[str]) -> list[str]:
-    """Return ``NAME=BEFORE, now NAME=NOW`` for each of some options that a checkpoint records otherwise."""
+    """Return ``NAME=BEFORE, now NAME=NOW`` for each of these options that a checkpoint records with another value."""
     return [
         f"{name}={_text(checkpoint.config[name])}, now {name}={_text(getattr(options, name))}"
         for name in names
@@ -222,7 +221,7 @@ def differences(checkpoint: Checkpoint, options: TrainOptions, names: Sequence[s
 
 
 def changed_options(checkpoint: Checkpoint, options: TrainOptions) -> list[str]:
-    """Return ``NAME BEFORE -> NOW`` for each option that a resumed run has changed and that may change its weights."""
+    """Return ``NAME BEFORE -> NOW`` for each option that differs from the checkpoint's and may change its weights."""
     return [
         f"{name} {checkpoint.config[name]} -> {value}"
         for name, value in asdict(options).items()
@@ -246,7 +245,7 @@ def _holds(weights: Mapping[str, Tensor], prefix: str) -> bool:
 
 
 def _batches_seen(weights: Mapping[str, Tensor], part: str) -> float:
-    """Return how many batches a backbone's batch norms have counted in training, at most."""
+    """Return the max number of training batches that a backbone's batch norms have counted."""
     counters = [
         value
         for name, value in weights.items()

@@ -1,4 +1,4 @@
-"""The data loader of training: its workers, which live as long as the run, and what becomes of them when it ends."""
+"""The data loader of training, and the lifetime of its workers and of kept frames."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.evaluation.dataset import Split
 from adafocus_edge.model.spec import ModelSpec
 from adafocus_edge.system.cpu import limit_cores, usable_cores
+from adafocus_edge.system.interrupts import leave_interrupts_to_parent
 from training.datasets import ClipDataset, EpochSampler, Keeping, collate
 from training.distributed import Processes, gather
 from training.frame_cache import FrameStore, disk_room, disk_store, memory_room, memory_store
@@ -34,7 +35,7 @@ DISK_CACHE = ".frame-cache"
 def make_dataset(
     split: Split, spec: ModelSpec, options: TrainOptions, keeping: Keeping | None, *, train: bool, crops: bool = True
 ) -> ClipDataset:
-    """Return a split's clips as the options want them."""
+    """Return the data set of a split, as the options describe it."""
     return ClipDataset(
         split, spec, seed=options.seed, train=train, dense=options.dense_sample, colour_jitter=options.colour_jitter,
         flip=options.flip, crop_scales=options.crop_shares, keeping=keeping, crops=crops,
@@ -44,7 +45,7 @@ def make_dataset(
 def make_loader(data: ClipDataset, options: TrainOptions, processes: Processes, *, train: bool) -> DataLoader[Any]:
     """Return a loader of this process's share of the clips. Raises ``UsageError``.
 
-    Its workers live as long as it does: an epoch is told to them with each clip's number.
+    Its workers live as long as the loader: each sample's key holds the epoch.
     """
     clips = update_clips(options, len(data))
     if clips % processes.local:
@@ -53,7 +54,7 @@ def make_loader(data: ClipDataset, options: TrainOptions, processes: Processes, 
     workers = min(options.workers, usable_cores()) // processes.local
     seed = options.seed if train else None
     sampler = EpochSampler(len(data), batch, seed, processes.rank, processes.world)
-    # A sample's randomness is its own: the base seed that workers draw must not advance what training draws from.
+    # Samples have their own generators: the base seed of workers must not advance the generator of training.
     generator = torch.Generator().manual_seed(options.seed)
     return DataLoader(
         data, batch, sampler=sampler, num_workers=workers, collate_fn=collate, generator=generator,
@@ -64,11 +65,11 @@ def make_loader(data: ClipDataset, options: TrainOptions, processes: Processes, 
 
 
 def crops_on_device(options: TrainOptions, device: torch.device) -> bool:
-    """Whether frames are cropped where the model computes. Raises ``UsageError`` if they cannot be."""
+    """Whether frames are cropped on the model's device. Raises ``UsageError`` if that is impossible."""
     if options.augment_on == "device" and options.cache == "off":
         raise UsageError(
-            "augment_on=device: needs cache=ram or cache=disk, which give frames a small side: those of cache=off may "
-            "be of any size"
+            "augment_on=device: needs cache=ram or cache=disk, which limit the size of frames; with cache=off they may "
+            "have any size"
         )
     return options.augment_on == "device" or (
         options.augment_on == "auto" and device.type == "cuda" and options.cache != "off"
@@ -79,18 +80,21 @@ def crops_on_device(options: TrainOptions, device: torch.device) -> bool:
 def open_cache(
     options: TrainOptions, splits: tuple[Split, Split], spec: ModelSpec, processes: Processes
 ) -> Iterator[tuple[Keeping | None, list[str]]]:
-    """Decide where decoded frames are kept, as ``cache`` says and the machine allows; give that, and lines to print.
+    """Give the store of decoded frames that ``cache`` names and the machine has room for, and lines to log.
 
-    All processes of a machine share what one of them makes. Where frames do not fit, they are decoded at each epoch,
-    which changes no sample.
+    All processes of a machine share one store. Frames that do not fit are decoded at each epoch, which changes no
+    sample.
     """
     if options.cache == "off" or options.evaluate:
         keeping = None if options.cache == "off" else Keeping(options.cache_frames, None)
         yield keeping, []
         return
     if options.cache == "ram" and options.policy_cache != "off":
-        # Both would count on the same memory, and frames be of no use once the features are there.
-        yield Keeping(options.cache_frames, None), ["cache: frames are not kept in RAM: policy_cache keeps features"]
+        # Both would use the same memory, and frames are of no use once the features are kept.
+        yield (
+            Keeping(options.cache_frames, None),
+            ["cache: frames are not kept in RAM: policy_cache keeps features"],
+        )
         return
     machines = gather(_machine())
     leader = machines.index(machines[processes.rank])
@@ -100,7 +104,7 @@ def open_cache(
             store, line = _open_store(stack, options, splits, spec)
         store, line = gather((store, line))[leader]
         yield Keeping(options.cache_frames, store), [line] if processes.rank == leader else []
-        gather(None)  # nobody removes what another still reads
+        gather(None)  # no process removes frames that another still reads
 
 
 def _open_store(
@@ -119,24 +123,24 @@ def _open_store(
         return None, f"note: {error}: clips are decoded at each epoch"
     where = "RAM" if in_memory else f"disk in {folder}"
     if need == 0:
-        return store, f"cache: the frames of {clips:,} clips are kept already: {where}"
+        return store, f"cache: {where} holds the frames of all {clips:,} clips"
     if need > room:
         other = "cache=disk" if in_memory else "cache_dir= on another disk"
         return None, (
             f"note: cache={options.cache}: {clips:,} clips need {_size(need)}, and {_size(room)} of "
-            f"{where} may be used: clips are decoded at each epoch; give {other}, fewer cache_frames= "
+            f"{where} may be used, so clips are decoded at each epoch: give {other}, fewer cache_frames= "
             f"(now {options.cache_frames}), or cache=off"
         )
     return store, f"cache: {_size(need)} of {where} for {clips:,} clips"
 
 
 def _size(count: int) -> str:
-    """Return a number of bytes in words."""
+    """Return a number of bytes as text."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _machine() -> str:
-    """Return what is the same for processes that share memory and disks."""
+    """Return an identity that processes with shared memory and disks have in common."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     shared = Path("/dev/shm")
     parts = [os.uname().nodename if hasattr(os, "uname") else "", boot.read_text().strip() if boot.is_file() else ""]
@@ -144,7 +148,7 @@ def _machine() -> str:
 
 
 def try_queues(workers: int) -> None:
-    """Make what a data loader of so many workers makes: where it cannot, it complains twice. Raises ``OSError``."""
+    """Create and drop the queues of a loader, which would print an error twice. Raises ``OSError``."""
     if workers:
         context = fork_server()
         made = [context.Event(), *(context.Queue() for _ in range(workers + 1))]
@@ -152,11 +156,14 @@ def try_queues(workers: int) -> None:
 
 
 def fork_server() -> BaseContext:
-    """Workers come from a process without threads: one forked here, beside those of Gloo or NCCL, may never wake up."""
+    """Return the context of workers.
+
+    They are forked from a process without threads: one forked here, beside those of Gloo or NCCL, may hang.
+    """
     context = get_context("forkserver")
     context.set_forkserver_preload(["training.datasets"])
-    # Ctrl-C reaches every process of a terminal, but is the trainer's: those that begin here never see it.
-    resource_tracker.ensure_running()  # which would unblock it
+    # Ctrl-C reaches every process of a terminal, but only the trainer handles it: these processes block it.
+    resource_tracker.ensure_running()  # it would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
@@ -167,15 +174,14 @@ def fork_server() -> BaseContext:
 
 def _start_worker(memory: Path | None, _: int) -> None:
     """Let a worker leave Ctrl-C to the trainer, use one thread, and end when the trainer is killed, with its memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_interrupts_to_parent(reset_termination=True)
     torch.set_num_threads(1)
     limit_cores(1)
     threading.Thread(target=_end_with_trainer, args=(memory,), name="watch", daemon=True).start()
 
 
 def _end_with_trainer(memory: Path | None) -> None:
-    """PyTorch ends workers whose parent is gone; but theirs is the fork server, which lives as long as they do."""
+    """End this worker when the trainer ends: its parent is the fork server, which does not end before its workers."""
     if (trainer := parent_process()) is not None:
         trainer.join()
         if memory is not None:

@@ -1,7 +1,7 @@
 """The AdaFocus model in PyTorch, with the parameter names of the official code.
 
 Paper: arXiv 2105.03245, section 3; official ``models/gfv_net.py`` and ``models/ppo.py``. Every recurrent part offers
-one step at a time (``step``), written as plain matrix products: what the exported graphs and the glimpse loop use.
+one step at a time (``step``), written as plain matrix products, for the exported graphs and the glimpse loop.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def gru_step(gru: nn.GRU, x: Tensor, state: Tensor) -> Tensor:
     """Advance a one-layer GRU by one step.
 
     Args:
-        gru: its weights.
+        gru: module with the weights.
         x: float32 [N, input].
         state: float32 [N, hidden].
 
@@ -70,7 +70,7 @@ class Glancer(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """The policy: where to look next, given the glancer's feature maps so far (official ``ActorCritic``)."""
+    """The policy: chooses the next patch from the glancer's feature maps so far (official ``ActorCritic``)."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class ActorCritic(nn.Module):
         return self.actor[0](state), state
 
     def evaluate(self, feature_maps: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Judge what was done in whole clips.
+        """Evaluate the actions of whole clips.
 
         Args:
             feature_maps: float32 [T, N, dim, h, w].
@@ -169,7 +169,7 @@ class Focuser(nn.Module):
 
 
 class RecurrentClassifier(nn.Module):
-    """Adds up what was seen with a GRU and gives logits at every step (``consensus=gru``)."""
+    """Joins the frames' features with a GRU and returns logits at every step (``consensus=gru``)."""
 
     def __init__(self, spec: ModelSpec, dropout: float) -> None:
         super().__init__()
@@ -179,13 +179,13 @@ class RecurrentClassifier(nn.Module):
         self.fc = nn.Linear(spec.classifier_state, spec.classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Take in whole clips' features, float32 [N, T, inputs]; return logits after each step, [N, T, C]."""
+        """Classify whole clips' features, float32 [N, T, inputs]; return logits after each step, [N, T, C]."""
         states, _ = self.gru(features)
         logits: Tensor = self.fc(self.dropout(states))
         return logits
 
     def step(self, feature: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in one frame's feature, float32 [N, inputs]; return logits [N, C] and the new state [N, H]."""
+        """Classify one frame's feature, float32 [N, inputs]; return logits [N, C] and the new state [N, H]."""
         state = gru_step(self.gru, feature, state)
         return self.fc(self.dropout(state)), state
 
@@ -193,7 +193,7 @@ class RecurrentClassifier(nn.Module):
 class MeanClassifier(nn.Module):
     """Averages per-frame probabilities (``consensus=fc``); its "logits" are the logarithm of that mean.
 
-    The state holds the sum of the probabilities so far and, last, how many frames they came from.
+    The state holds the sum of the probabilities so far and, as its last value, the number of frames.
     """
 
     def __init__(self, spec: ModelSpec, dropout: float) -> None:
@@ -203,13 +203,13 @@ class MeanClassifier(nn.Module):
         self.fc = nn.Linear(inputs, spec.classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Take in whole clips' features, [N, T, inputs]; return log-probabilities after each step, [N, T, C]."""
+        """Classify whole clips' features, [N, T, inputs]; return log-probabilities after each step, [N, T, C]."""
         totals = torch.softmax(self.fc(self.dropout(features)), dim=2).cumsum(dim=1)
         counts = torch.arange(1, features.shape[1] + 1, device=features.device)
         return torch.log(totals / counts.view(1, -1, 1))
 
     def step(self, feature: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in one frame's feature, [N, inputs]; return log-probabilities [N, C] and the state [N, C + 1]."""
+        """Classify one frame's feature, [N, inputs]; return log-probabilities [N, C] and the state [N, C + 1]."""
         probabilities = torch.softmax(self.fc(self.dropout(feature)), dim=1)
         total = state[:, :-1] + probabilities
         count = state[:, -1:] + 1.0
@@ -232,32 +232,32 @@ class AdaFocus(nn.Module):
         self.classifier: RecurrentClassifier | MeanClassifier = (
             RecurrentClassifier(spec, dropout) if spec.consensus == "gru" else MeanClassifier(spec, dropout)
         )
-        # Not persistent: a checkpoint has the official names and no others.
+        # Not persistent: checkpoints have the official names only.
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("grid", action_grid(spec.grid), persistent=False)
-        # Which pixels PyTorch's nearest mode takes, found by asking it: then the resize is two exact gathers.
+        # The pixels that PyTorch's nearest mode takes, computed by it: the resize is then two exact gathers.
         pixels = torch.arange(spec.frame_size, dtype=torch.float32).view(1, 1, -1)
         taken = F.interpolate(pixels, spec.glance_size, mode="nearest").flatten().long()
         self.register_buffer("glance_pixels", taken, persistent=False)
 
     def compile_backbones(self, backend: str = "inductor") -> None:
-        """Let PyTorch compile the backbones when they first run; their parameters keep their names."""
+        """Compile the backbones with PyTorch at their first run; the names of their parameters do not change."""
         for part in (self.glancer, self.focuser):
             part.compile(backend=backend)
             part.net.compile(backend=backend)  # stage 0 runs this alone
 
     @property
     def policy(self) -> ActorCritic:
-        """The copy of the policy that acts. After an update both are equal."""
+        """Return the copy of the policy that acts. After an update, both copies are equal."""
         return self.focuser.policy.policy_old
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Turn RGB pixels 0..255, float32 [N, H, W, 3], into normalised float32 [N, 3, H, W]."""
+        """Return normalised float32 [N, 3, H, W] of RGB pixels 0..255, float32 [N, H, W, 3]."""
         return (pixels.permute(0, 3, 1, 2) / 255.0 - self.mean) / self.std
 
     def glance(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Look at whole frames, uint8 [N, S, S, 3]; return ``feature_map`` and ``glance``."""
+        """Run the glancer on whole frames, uint8 [N, S, S, 3]; return ``feature_map`` and ``glance``."""
         # The cast comes first: TensorRT takes uint8 as a network's input, and nothing but a cast may use it.
         seen: tuple[Tensor, Tensor] = self.glancer(self.normalise(self.shrink(frames.float())))
         return seen
@@ -275,12 +275,12 @@ class AdaFocus(nn.Module):
         return self.grid[action], action, policy_state
 
     def focus(self, frames: Tensor, origin: Tensor) -> Tensor:
-        """Look at one patch per frame; return ``focus``."""
+        """Run the focuser on one patch per frame; return ``focus``."""
         corner = patch_corner(origin, self.spec.frame_size, self.spec.patch_size)
         features: Tensor = self.focuser(self.normalise(crop(frames.float(), corner, self.spec.patch_size)))
         return features
 
     def classify(self, glance: Tensor | None, focus: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Add one frame's features to what was seen before; return ``logits`` and ``state_out``."""
+        """Classify one frame's features and those before; return ``logits`` and ``state_out``."""
         feature = torch.cat([glance, focus], dim=1) if glance is not None else focus
         return self.classifier.step(feature, state)

@@ -1,24 +1,20 @@
-"""Options of training: the official names and defaults, composed by Hydra, checked once."""
+"""Options of training: names, defaults and choices, their descriptions by group, and the checks of their values.
+
+:mod:`training.compose` makes them of a command line. This module imports neither PyTorch nor Hydra, so help and the
+manual can read it anywhere.
+"""
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from adafocus_edge.errors import UsageError
+from adafocus_edge.model.defaults import SEED
+from adafocus_edge.model.spec import ModelSpec
 from training.backbones import BACKBONES
 from training.layouts import LAYOUTS
 
@@ -29,9 +25,10 @@ UNUSED = frozenset(
     "arch k num_classes partial_fcvid_eval partial_ratio ada_reso_skip reso_list random_crop center_crop ada_crop_list "
     "rescale_to policy_input_offset save_meta npb penalty gpus random_patch".split()
 )
-"""Options that the official code takes and never uses, or that the stage or the data decide; accepted with a note."""
+"""Options that the official code reads and never uses, or that the stage or the data decide; accepted with a note."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     "train_stage": (0, 1, 2, 3),
+    "stages": ("all",),
     "glancer": tuple(BACKBONES),
     "focuser": tuple(BACKBONES),
     "consensus": ("gru", "fc"),
@@ -47,86 +44,130 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "policy_cache": ("off", "auto", "ram", "disk"),
     "policy_estimator": ("ppo", "expected"),
 }
+GROUPS: dict[str, tuple[str, ...]] = {
+    title: tuple(names.split())
+    for title, names in {
+        "Data": "dataset data_dir train_list val_list root_path classes separator multi_label",
+        "Run": "stages export train_stage pretrain_glancer preset epochs batch_size seed eval_freq best_by",
+        "Checkpoints": "resume pretrained_glancer pretrained_focuser glancer_weights focuser_weights evaluate",
+        "Model": "glancer focuser num_segments input_size glance_size patch_size action_dim hidden_dim "
+        "hidden_state_dim policy_conv with_glancer consensus feature_map_channels continuous fit motion_gap_s",
+        "Optimisation": "optimizer backbone_lr fc_lr policy_lr lr_type lr_steps momentum weight_decay clip_grad "
+        "dropout freeze_bn freeze_backbones amp",
+        "Policy (stage 2)": "policy_estimator reward gamma entropy_weight policy_batch ppo_epochs policy_cache "
+        "policy_views",
+        "Augmentation": "dense_sample crop_scales flip colour_jitter",
+        "Reading clips": "workers prefetch_factor cache cache_dir cache_frames augment_on",
+        "Devices and processes": "device compile multiprocessing_distributed distributed world_size rank dist_url "
+        "dist_backend gpu",
+    }.items()
+}
+"""The options by subject, for help; :data:`UNUSED` are in none."""
 EMPTY_MEANS_DEFAULT = frozenset(("train_list", "val_list", "root_path", "classes"))
-"""The official defaults of these are empty: the data set says what they are."""
+"""Options whose official default is empty: the data set decides their values."""
 
 
 @dataclass
 class TrainOptions:
-    """Everything that ``adafocus-edge train`` takes as ``key=value``.
+    """The options that ``adafocus-edge train`` takes as ``key=value``.
 
     Those down to ``policy_input_offset`` have the official code's names and defaults (its ``conf/default.yaml``); an
-    empty ``key=`` stands for None. The others are ours.
+    empty ``key=`` stands for None. The others are ours. :data:`GROUPS` orders them by subject.
 
     Attributes:
-        dataset: ``actnet``, ``fcvid``, ``minik`` or ``custom``; a config group with file names and formats.
-        data_dir: the folder that the data set's files lie in.
-        train_list: split list, CSV or folder per class to train on, within ``data_dir`` unless it is absolute.
-        val_list: the same, to evaluate on.
-        root_path: what the lists' paths are relative to, within ``data_dir``.
-        train_stage: 0 a backbone alone, 1 focuser and classifier, 2 policy, 3 classifier.
-        pretrain_glancer: at stage 0: train the glancer (else the focuser).
+        dataset: data set, which decides file names and formats; a config group.
+        data_dir: folder of the data set's files.
+        train_list: split list, CSV or folder per class to train on, relative to ``data_dir``.
+        val_list: split list, CSV or folder per class to validate on, relative to ``data_dir``.
+        root_path: folder that the paths in the lists are relative to, itself relative to ``data_dir``.
+        train_stage: stage to train: 0 one backbone, 1 focuser and classifier, 2 policy, 3 classifier.
+        pretrain_glancer: train the glancer at stage 0; ``false`` trains the focuser.
         batch_size: clips per update, over all processes of one machine.
         workers: processes that read clips, over all processes of one machine; at most one per core is started.
         num_segments: frames per clip.
-        dropout: before the classifier's linear layer.
-        epochs: how often every clip is seen.
-        backbone_lr: learning rate of backbones.
+        dropout: dropout before the classifier's linear layer, a probability.
+        epochs: passes over the training clips.
+        backbone_lr: learning rate of the backbones.
         fc_lr: learning rate of the classifier.
-        policy_lr: learning rate of the policy (Adam).
-        lr_type: ``cos``, or ``step``: a tenth at each of ``lr_steps``.
-        lr_steps: epochs, as ``50-100`` or ``[50,100]``.
-        clip_grad: largest norm of the gradient; the official code has the option and never applies it.
-        eval_freq: evaluate every so many epochs, and after the last one.
-        amp: half precision with loss scaling, on a GPU.
-        resume: checkpoint of the stage before; or of this stage, to go on exactly where it stopped.
-        pretrained_glancer: checkpoint of stage 0 for the glancer.
-        pretrained_focuser: checkpoint of stage 0 for the focuser.
-        evaluate: only evaluate the checkpoint given by ``resume``.
-        multiprocessing_distributed: one process per GPU of this machine.
-        distributed: empty to follow from ``world_size``; ``false`` to insist on one process.
-        world_size: machines (with ``multiprocessing_distributed``), or processes that were started by hand.
-        rank: of this machine or process. Under ``torchrun`` none of these is needed.
-        continuous: a continuous policy; only ``false`` is supported.
-        preset: ``official`` or ``edge``; a config group.
+        policy_lr: learning rate of the policy, for Adam.
+        lr_type: learning-rate schedule: cosine, or a tenth at each of ``lr_steps``.
+        lr_steps: epochs at which ``lr_type=step`` lowers the learning rate, as ``50-100`` or ``[50,100]``.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of SGD or AdamW.
+        clip_grad: max norm of the gradient, 0 for no limit; the official code has the option and never applies it.
+        eval_freq: epochs between two validations; the last epoch is always validated.
+        amp: compute in half precision with loss scaling, on GPUs only.
+        input_size: side of the preprocessed frame, in pixels.
+        glance_size: side of the frame that the glancer sees, in pixels.
+        patch_size: side of the focuser's patch, in pixels.
+        feature_map_channels: channels of the glancer's feature map; decided by ``glancer``.
+        action_dim: cells that the policy chooses from, a square number.
+        hidden_state_dim: size of the policy's recurrent state.
+        hidden_dim: size of the classifier's recurrent state.
+        policy_conv: reduce the feature map by a 1 x 1 convolution before the policy.
+        with_glancer: give the glancer's features to the classifier, beside the focuser's.
+        consensus: how the classifier joins the frames: a GRU, or the mean of their probabilities.
+        reward: reward of a patch: confidence beyond a random patch's (``random``), beyond the step before (``prev``),
+            or itself (``conf``).
+        gamma: discount of later rewards.
+        resume: checkpoint of the stage before to start from, or of this stage to continue exactly where it stopped.
+        pretrained_glancer: stage-0 checkpoint of the glancer.
+        pretrained_focuser: stage-0 checkpoint of the focuser.
+        evaluate: evaluate the checkpoint given by ``resume``, and do not train.
+        seed: random seed.
+        dense_sample: sample frames from a span of 64 at a steady stride, not from all segments of the clip.
+        multiprocessing_distributed: start one process per GPU of this machine.
+        distributed: ``false`` insists on one process; empty follows from ``world_size``.
+        dist_url: address at which processes meet.
+        dist_backend: library by which processes on GPUs communicate; on CPUs it is always Gloo.
+        world_size: number of machines (with ``multiprocessing_distributed``) or of processes started by hand.
+        rank: number of this machine or process, from 0; not needed under ``torchrun``.
+        gpu: number of the CUDA device to use, and no other.
+        continuous: train a continuous policy; only ``false`` is supported.
+        preset: named set of defaults; a config group.
+        stages: ``all`` trains glancer, focuser and stages 1, 2 and 3 one after the other, each in a sub-folder of the
+            run folder, and resumes where it stopped; empty trains ``train_stage`` alone.
+        export: with ``stages=all``, export the finished model to the folder ``bundle`` in the run folder.
         glancer: backbone of the glancer.
         focuser: backbone of the focuser.
-        glancer_weights: ``imagenet`` (torchvision's), ``random``, or a file: of torchvision's parameter names, or a
-            stage-0 checkpoint of the same backbone (one may serve both parts).
-        focuser_weights: the same for the focuser.
-        classes: file of class names within ``data_dir``; one per line.
-        separator: of the lists.
-        multi_label: whether mAP counts all labels of a clip.
-        best_by: ``mAP`` or ``top1``: what decides which checkpoint is the best.
-        fit: how frames become square, see :class:`ModelSpec`.
-        motion_gap_s: see :class:`ModelSpec`.
-        freeze_bn: keep the batch norms of trained backbones in evaluation mode: for small batches.
-        optimizer: ``sgd``, as in the official code, or ``adamw``.
-        colour_jitter: largest relative change of brightness and contrast in training; the official code has none.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        cache: where decoded frames are kept for later epochs: ``ram``, ``disk`` (for later runs, too), or ``off``, as
-            in the official code. Kept frames have the short side that evaluation resizes to (256 for 224), or their own
-            if it is smaller; training crops those, so larger videos are resized once more than with ``off``. Where
-            frames do not fit, they are decoded at each epoch, which changes no sample.
-        cache_dir: folder of ``cache=disk``; by default ``.frame-cache`` within ``data_dir``. Nothing removes it.
-        cache_frames: frames of each segment that are kept and may be drawn, evenly spaced; all of a clip of no more
-            than ``num_segments`` times as many frames.
-        augment_on: where kept frames are cropped, mirrored and jittered: ``workers``, ``device`` (where the model
-            computes), or ``auto``: on a GPU. With ``cache=off``, always in the workers.
+        glancer_weights: initial weights of the glancer: ``imagenet`` (torchvision's), ``random``, or a file with
+            torchvision's parameter names or of stage 0 with the same backbone.
+        focuser_weights: initial weights of the focuser, as ``glancer_weights``.
+        classes: file of class names, one per line, relative to ``data_dir``.
+        separator: separator of the fields in split lists.
+        multi_label: count all labels of a clip in mAP, not only its first.
+        best_by: metric that selects the best checkpoint.
+        fit: how frames become square: centre crop, or squashed whole.
+        motion_gap_s: seconds between the three frames whose luminance makes up one input frame; 0 for colour.
+        freeze_bn: keep batch norms of trained backbones in evaluation mode, for small batches.
+        freeze_backbones: train the classifier alone at stage 1, not the focuser; ``policy_cache`` then serves stages 1
+            and 3, too, with random cells for random patches.
+        optimizer: optimiser of backbones and classifier; the official code has ``sgd``.
+        colour_jitter: max relative change of brightness and contrast in training; none in the official code.
+        device: device to train on: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        cache: where decoded frames are kept for later epochs (``disk``: for later runs, too); ``off`` decodes them at
+            each epoch, as the official code does. Kept frames have the short side that evaluation resizes to (256 for
+            224), or their own if smaller; training crops those, so larger videos are resized once more than with
+            ``off``. Frames for which there is no room are decoded at each epoch, which changes no sample.
+        cache_dir: folder of ``cache=disk``; empty for ``.frame-cache`` in ``data_dir``. It is never removed.
+        cache_frames: max frames of each segment to keep and draw from, evenly spaced; a clip of up to ``num_segments``
+            times as many frames is kept whole.
+        augment_on: where kept frames are cropped, mirrored and jittered: in the workers, on the model's device, or
+            ``auto``, the device if that is a GPU. With ``cache=off``, always in the workers.
         prefetch_factor: batches that each worker prepares ahead.
         compile: compile the backbones by ``torch.compile``, which needs a C++ compiler (CPU) or Triton (GPU).
         flip: mirror half of the clips in training, as the official code does.
-        crop_scales: sides of the random crops in training as shares of the short side, as ``1-0.875-0.75-0.66`` or
-            ``[1,0.875]``; ``1`` keeps the whole frame. Crops cut small targets near the border away.
-        policy_cache: at stage 2, where the frozen networks' features of every cell are kept, so that they are computed
-            once: ``ram``, ``disk`` (in the run's folder, removed at its end), ``auto``: memory if they fit, else disk;
-            ``off``, as in the official code, computes them anew for each update. See :mod:`training.policy_cache`.
-        policy_views: with the cache: in how many augmented versions each clip is kept, used in turn.
-        policy_estimator: ``ppo``, as published, or ``expected``: the expected reward over all cells, without sampling
-            noise; it looks one step ahead (``gamma=0``).
+        crop_scales: sides of the random crops in training, as shares of the short side: ``1-0.875-0.75-0.66`` or
+            ``[1,0.875]``. ``1`` keeps the whole frame; smaller crops may cut off small targets near the border.
+        policy_cache: where stage 2 (with ``freeze_backbones`` also 1 and 3) keeps the frozen networks' features of each
+            cell, computed once: in memory, on disk (in the run folder, removed at the end), or ``auto``, in
+            memory if they fit, else on disk. ``off`` computes them again for each update, as the official code does.
+        policy_views: augmented versions in which ``policy_cache`` keeps each clip, used in turn.
+        policy_estimator: estimator of the policy's gradient: PPO, as published, or the expected reward over all cells,
+            which has no sampling noise and looks one step ahead (``gamma=0``).
         policy_batch: clips per update at stage 2; 0 for ``batch_size``.
         ppo_epochs: gradient steps per rollout; 1 in the official code.
-        entropy_weight: how much an even policy is worth beside the reward; 0.01 in the official code.
+        entropy_weight: weight of the policy's entropy beside the reward; 0.01 in the official code.
     """
 
     dataset: str = ""
@@ -167,7 +208,7 @@ class TrainOptions:
     pretrained_glancer: str = ""
     pretrained_focuser: str = ""
     evaluate: bool = False
-    seed: int = 1007
+    seed: int = SEED
     dense_sample: bool = False
     multiprocessing_distributed: bool = True
     distributed: bool | None = None
@@ -196,6 +237,8 @@ class TrainOptions:
     policy_input_offset: int = 0
 
     preset: str = "official"
+    stages: str = ""
+    export: bool = False
     glancer: str = "mobilenet_v2"
     focuser: str = "resnet50"
     glancer_weights: str = "imagenet"
@@ -207,6 +250,7 @@ class TrainOptions:
     fit: str = "crop"
     motion_gap_s: float = 0.0
     freeze_bn: bool = False
+    freeze_backbones: bool = False
     optimizer: str = "sgd"
     colour_jitter: float = 0.0
     device: str = "auto"
@@ -235,6 +279,12 @@ class TrainOptions:
         return self.root / Path(getattr(self, name)).expanduser()
 
     @property
+    def stage(self) -> int:
+        """Return ``train_stage`` of options that train one."""
+        assert self.train_stage is not None
+        return self.train_stage
+
+    @property
     def lr_milestones(self) -> tuple[int, ...]:
         """Return ``lr_steps`` as numbers."""
         steps = self.lr_steps if isinstance(self.lr_steps, (list, tuple)) else re.split(r"[-,\s]+", str(self.lr_steps))
@@ -257,91 +307,58 @@ class TrainOptions:
         return tuple(shares)
 
 
-@dataclass
-class Composed:
-    """A composed configuration.
-
-    Attributes:
-        options: checked.
-        run_dir: Hydra's output folder, ``outputs/YYYY-MM-DD/HH-MM-SS`` unless ``hydra.run.dir`` says otherwise.
-        chose_run_dir: whether it was given.
-        notes: for the user: options that are accepted and unused.
-        given: the options that were given, as they were written.
-    """
-
-    options: TrainOptions
-    run_dir: Path
-    chose_run_dir: bool
-    notes: list[str] = field(default_factory=list)
-    given: list[str] = field(default_factory=list)
-
-
-def compose_options(overrides: Sequence[str]) -> Composed:
-    """Compose the configuration from defaults, the config groups ``dataset`` and ``preset``, and ``key=value``.
-
-    Raises ``UsageError``: no ``key=value``, an unknown key (the nearest known one is named), a value of the wrong type
-    or outside its choices, or options that contradict each other.
-    """
-    known = {f.name: f for f in fields(TrainOptions)}
-    given = [_normalise(override, known) for override in overrides]
-    given = [text for text in given if text.rstrip("=") not in EMPTY_MEANS_DEFAULT]
-    keys = [text.partition("=")[0] for text in given]
-    for group, allowed in (("dataset", DATASETS), ("preset", PRESETS)):
-        for key, text in zip(keys, given, strict=True):
-            value = text.partition("=")[2]
-            if key == group and value not in allowed:
-                raise UsageError(f"{group}={value}: must be one of {', '.join(allowed)}")
-    if "dataset" not in keys:
-        raise UsageError(f"dataset= is missing: give one of {', '.join(DATASETS)}")
-    store = ConfigStore.instance()
-    store.store(name="schema", node=TrainOptions)
-    for name, layout in LAYOUTS.items():
-        store.store(group="dataset", name=name, node={"dataset": name, **asdict(layout)}, package="_global_")
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("config", overrides=given, return_hydra_config=True)
-            run_dir = Path(str(config.hydra.run.dir))
-            values = {name: config[name] for name in known}
-            chosen = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainOptions), values))
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise UsageError(f"options: {' '.join(str(error.__cause__ or error).split())[:300]}") from None
-    assert isinstance(chosen, TrainOptions)
-    notes = [f"{key}=: accepted, and of no effect here" for key in keys if key in UNUSED]
-    if chosen.continuous:
-        raise UsageError("continuous=true: only discrete policies (n x n cells) are supported")
-    _check(chosen)
-    return Composed(chosen, run_dir, any(key == "hydra.run.dir" for key in keys), notes, list(overrides))
-
-
-def _normalise(override: str, known: dict[str, Any]) -> str:
-    """Check a ``key=value``, and write what Hydra's grammar would not take (spaces, ...) as it wants it."""
-    key, sign, value = override.partition("=")
-    if not sign or not key.strip():
-        raise UsageError(f"{override!r}: options of train are written key=value")
-    if key not in known and not key.lstrip("+~").startswith("hydra."):
-        near = difflib.get_close_matches(key, known, 1, 0.5)
-        raise UsageError(f"unknown option {key!r}" + (f": did you mean {near[0]!r}?" if near else ""))
-    if not value and key in known and known[key].default is None:
-        return f"{key}=null"
-    try:
-        OverridesParser.create().parse_override(override)
-    except HydraException:
-        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"{key}='{quoted}'"
-    return override
-
-
+SET_BY_STAGES_ALL = ("train_stage", "resume", "pretrained_glancer", "pretrained_focuser", "evaluate")
+"""Options that ``stages=all`` decides for each stage."""
+OPTIONAL = ("train_stage", "stages")
+"""Options with choices that may be empty: one of the two is given."""
 LARGEST = 2**32 - 1
-"""Of any whole number among the options, such as a seed."""
+"""Max value of a whole number among the options, such as a seed."""
 
 
-def _check(options: TrainOptions) -> None:
-    if options.train_stage is None:
-        raise UsageError("train_stage= is missing: 0 a backbone, 1 focuser and classifier, 2 policy, 3 classifier")
+def check_options(options: TrainOptions) -> None:
+    """Check every value, and expand ``~`` in paths. Raises ``UsageError`` that names the option and what is allowed."""
     for name, allowed in CHOICES.items():
-        if getattr(options, name) not in allowed:
-            raise UsageError(f"{name}={getattr(options, name)}: must be one of {', '.join(map(str, allowed))}")
+        value = getattr(options, name)
+        if value not in allowed and not (name in OPTIONAL and value in ("", None)):
+            raise UsageError(f"{name}={value}: must be one of {', '.join(map(str, allowed))}")
+    _check_run(options)
+    _check_numbers(options)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
+        raise UsageError(f"device={options.device}: must be auto, cpu, cuda or cuda:N")
+    if options.continuous:
+        raise UsageError("continuous=true: only discrete policies (n x n cells) are supported")
+    if options.data_dir == "":
+        raise UsageError("data_dir= is missing: the folder that holds frames or videos, split lists and class names")
+    if not options.root.is_dir():
+        raise UsageError(f"data_dir={options.data_dir}: no such folder")
+    if options.evaluate and not options.resume:
+        raise UsageError("evaluate=true needs resume=CHECKPOINT")
+    check_policy_options(options)
+    _check_files(options)
+
+
+def _check_run(options: TrainOptions) -> None:
+    """Check which stages are to be trained."""
+    if options.stages == "all":
+        given = [name for name in SET_BY_STAGES_ALL if getattr(options, name) not in (None, "", False)]
+        if given:
+            raise UsageError(f"stages=all: sets {given[0]} of each stage itself: remove {given[0]}=")
+        if options.world_size > 1:
+            raise UsageError(
+                f"world_size={options.world_size}: stages=all runs on one machine: give train_stage=0 to 3"
+            )
+        return
+    if options.export:
+        raise UsageError("export=true: is for stages=all; `adafocus-edge export CHECKPOINT` exports any other run")
+    if options.train_stage is None:
+        raise UsageError(
+            "train_stage= is missing: give 0 (a backbone), 1 (focuser and classifier), 2 (policy) or 3 (classifier), "
+            "or stages=all"
+        )
+
+
+def _check_numbers(options: TrainOptions) -> None:
+    """Check the ranges of numbers, and numbers that depend on each other."""
     for name in (
         "batch_size", "num_segments", "epochs", "eval_freq", "world_size", "hidden_dim", "hidden_state_dim",
         "cache_frames", "prefetch_factor", "policy_views", "ppo_epochs",
@@ -353,24 +370,18 @@ def _check(options: TrainOptions) -> None:
         "colour_jitter", "rank", "policy_batch", "entropy_weight",
     ):  # fmt: skip
         if not 0 <= getattr(options, name) < float("inf"):
-            raise UsageError(f"{name}={getattr(options, name)}: must be a number that is not negative")
+            raise UsageError(f"{name}={getattr(options, name)}: must be a number of at least 0")
     for name, value in asdict(options).items():
         if isinstance(value, int) and value > LARGEST:
             raise UsageError(f"{name}={value}: must be at most {LARGEST}")
     if options.colour_jitter > 1:
         raise UsageError(f"colour_jitter={options.colour_jitter}: must be at most 1")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
-        raise UsageError(f"device={options.device}: must be auto, cpu, cuda or cuda:N")
     if options.gpu is not None and options.gpu < 0:
         raise UsageError(f"gpu={options.gpu}: must be the number of a CUDA device")
     if options.rank >= options.world_size:
         raise UsageError(f"rank={options.rank}: must be below world_size={options.world_size}")
     if not 0 <= options.dropout < 1:
         raise UsageError(f"dropout={options.dropout}: must be at least 0 and below 1")
-    if options.data_dir == "":
-        raise UsageError("data_dir= is missing: the folder that holds frames or videos, split lists and class names")
-    if not options.root.is_dir():
-        raise UsageError(f"data_dir={options.data_dir}: no such folder")
     root = math.isqrt(max(0, options.action_dim))
     if root < 2 or root * root != options.action_dim:
         raise UsageError(f"action_dim={options.action_dim}: must be a square, such as 25, 36 or 49")
@@ -379,11 +390,12 @@ def _check(options: TrainOptions) -> None:
             f"feature_map_channels={options.feature_map_channels}: {options.glancer} gives "
             f"{BACKBONES[options.glancer].dim}"
         )
-    if options.evaluate and not options.resume:
-        raise UsageError("evaluate=true needs resume=CHECKPOINT")
-    options.lr_milestones  # noqa: B018 - told now rather than after an hour
+    options.lr_milestones  # noqa: B018 - reported now rather than after an hour
     options.crop_shares  # noqa: B018 - the same
-    check_policy_options(options)
+
+
+def _check_files(options: TrainOptions) -> None:
+    """Check that the files of weights exist."""
     for name in ("resume", "pretrained_glancer", "pretrained_focuser"):
         value = str(Path(getattr(options, name)).expanduser()) if getattr(options, name) else ""
         setattr(options, name, value)
@@ -392,11 +404,11 @@ def _check(options: TrainOptions) -> None:
     for name in ("glancer_weights", "focuser_weights"):
         value = getattr(options, name)
         if value not in ("imagenet", "random") and not Path(value).is_file():
-            raise UsageError(f"{name}={value}: neither `imagenet`, `random`, nor a file")
+            raise UsageError(f"{name}={value}: must be `imagenet`, `random` or an existing file")
 
 
 def check_policy_options(options: TrainOptions) -> None:
-    """Check what stage 2 is asked for. Raises ``UsageError`` for options that contradict each other."""
+    """Check the options of stage 2. Raises ``UsageError`` for options that contradict each other."""
     if options.policy_estimator == "expected":
         if options.gamma:
             raise UsageError(
@@ -404,6 +416,32 @@ def check_policy_options(options: TrainOptions) -> None:
                 "policy_estimator=ppo"
             )
         if options.ppo_epochs > 1:
-            raise UsageError(f"ppo_epochs={options.ppo_epochs}: is for policy_estimator=ppo")
+            raise UsageError(f"ppo_epochs={options.ppo_epochs}: is for policy_estimator=ppo: give ppo_epochs=1")
     if options.policy_views > 1 and options.policy_cache == "off":
         raise UsageError(f"policy_views={options.policy_views}: is for policy_cache=auto, ram or disk")
+
+
+def model_spec(options: TrainOptions, classes: int) -> ModelSpec:
+    """Return the shapes of the model that options describe. Raises ``UsageError`` if its sizes do not fit together."""
+    try:
+        return ModelSpec(
+            glancer=options.glancer,
+            focuser=options.focuser,
+            glance_dim=BACKBONES[options.glancer].dim,
+            focus_dim=BACKBONES[options.focuser].dim,
+            frame_size=options.input_size,
+            glance_size=options.glance_size,
+            patch_size=options.patch_size,
+            grid=math.isqrt(options.action_dim),
+            segments=options.num_segments,
+            policy_state=options.hidden_state_dim,
+            classifier_state=options.hidden_dim if options.consensus == "gru" else classes + 1,
+            classes=classes,
+            consensus=options.consensus,  # type: ignore[arg-type]
+            with_glancer=options.with_glancer,
+            policy_conv=options.policy_conv,
+            fit=options.fit,  # type: ignore[arg-type]
+            motion_gap_s=options.motion_gap_s,
+        )
+    except ValueError as error:
+        raise UsageError(f"options: {error}") from None

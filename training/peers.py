@@ -1,4 +1,4 @@
-"""What `adafocus-edge benchmark` compares a bundle with, in PyTorch."""
+"""The PyTorch models that `adafocus-edge benchmark` compares a bundle with."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.errors import BackendError, UsageError
 from adafocus_edge.evaluation.evaluate import Predict
 from adafocus_edge.evaluation.oracle import Oracle
+from adafocus_edge.model.defaults import SEED
 from adafocus_edge.model.spec import ModelSpec
 from training.checkpoint import ModelOptions, load_model, read_checkpoint
 from training.eager import OfficialWay
 from training.graphs import torch_model
 from training.model import AdaFocus
 from training.predict import load_predictor
-
-SEED = 1007
-"""Of weights where there is no checkpoint: they decide nothing about time."""
 
 
 def eager(spec: ModelSpec, checkpoint: Path | None, threads: int, device: str = "cpu") -> Predict:
@@ -29,14 +27,14 @@ def eager(spec: ModelSpec, checkpoint: Path | None, threads: int, device: str = 
     Args:
         spec: the model's shapes.
         checkpoint: its weights, or None for random ones.
-        threads: for computing.
-        device: of PyTorch.
+        threads: threads of PyTorch.
+        device: device of PyTorch.
 
     Raises:
-        BackendError: a model that the official code does not know.
+        BackendError: a model that the official code does not have.
     """
     if spec.consensus != "gru":
-        raise BackendError("the official way is written for the GRU classifier")
+        raise BackendError("pytorch-eager supports only the GRU classifier")
     torch.set_num_threads(threads)
     weights = _model(spec, checkpoint).state_dict()
     official = OfficialWay(weights, spec.focuser, spec.patch_size, spec.glance_size)
@@ -61,22 +59,22 @@ def compiled(spec: ModelSpec, checkpoint: Path | None, threads: int, device: str
 
 
 def whole(spec: ModelSpec, checkpoint: Path | None, threads: int) -> tuple[Predict, float]:
-    """Return a checkpoint of any stage as something that predicts clips, and its GFLOPs per frame.
+    """Return a function that predicts clips with a checkpoint of any stage, and its GFLOPs per frame.
 
-    Of stage 0, it is a backbone on whole frames, with the classifier that it was trained with.
+    A stage-0 checkpoint is its backbone on whole frames, with its own classifier.
 
     Raises:
-        UsageError: it sees other frames than the bundle.
+        UsageError: its input frames differ from the bundle's.
     """
     assert checkpoint is not None
-    # Ours say what they are; official ones are taken for one of the bundle's kind.
+    # Our checkpoints record their settings; official ones are assumed to have the bundle's.
     options = ModelOptions() if read_checkpoint(checkpoint).config else _options(spec)
     found = load_predictor(checkpoint, options, "policy", "clip", threads)
     for name in ("frame_size", "fit", "motion_gap_s", "classes"):
         ours, theirs = getattr(spec, name), getattr(found.spec, name)
         if ours != theirs:
-            raise UsageError(f"{checkpoint}: its {name} is {theirs}, the bundle's is {ours}: they see other clips")
-    assert not isinstance(found.predict, Oracle)  # nobody asked for one
+            raise UsageError(f"{checkpoint}: {name} differs: {theirs} in the checkpoint, {ours} in the bundle")
+    assert not isinstance(found.predict, Oracle)  # these patches need none
     return found.predict, found.gflops_per_step
 
 

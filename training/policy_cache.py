@@ -1,9 +1,9 @@
-"""Stage 2 on features that are computed once: what the frozen glancer and focuser see of every cell of every frame.
+"""Features computed once: the frozen glancer's and focuser's, of every cell of every frame.
 
-Glancer, focuser and classifier do not change at stage 2. So each clip is read once (in some augmented versions, with
-``policy_views``), and the glancer's feature maps and the focuser's features of all cells are kept in half precision, in
-memory or in a file; an update then takes milliseconds instead of decoding clips and running both backbones. Random
-patches are cells of the grid then, where the official code draws them from anywhere.
+Glancer and focuser do not change at stages 2 and 3, nor at stage 1 with ``freeze_backbones``. So each clip is read once
+(in several augmented versions, with ``policy_views``), and the glancer's feature maps and the focuser's features of all
+cells are kept in half precision, in memory or in a file; an update then takes milliseconds instead of decoding clips
+and running both backbones. Random patches are then cells of the grid, while the official code draws them anywhere.
 """
 
 from __future__ import annotations
@@ -29,66 +29,67 @@ from adafocus_edge.errors import TrainingError, UsageError
 from adafocus_edge.model.spec import ModelSpec
 from training.datasets import VALIDATION, Batch, ClipDataset, EpochSampler
 from training.frame_cache import available_memory
-from training.looks import KeptBatch
 from training.options import TrainOptions
+from training.patch_features import KeptBatch
 
 if TYPE_CHECKING:
-    from training.stages import PolicyStage
+    from training.stages import GlimpseStage
 
 FOLDER = "policy-cache"
-"""Within the run's folder."""
+"""Folder of the cache in the run folder."""
 MEMORY_SHARE = 0.6
-"""Of the memory that is free, how much the cache may take."""
+"""Share of the free memory that the cache may take."""
 FEATURE_BYTES = 2
-"""Of a float16."""
+"""Bytes of one kept value, a float16."""
 IDENTITY_OPTIONS = (
     "seed", "dense_sample", "colour_jitter", "flip", "crop_scales", "policy_views", "amp", "cache_frames", "augment_on",
 )  # fmt: skip
-"""Options that decide features, beside those of the model, and whether frames come at the size they are kept at."""
+"""Options that decide features, beside the model's; whether a frame cache resizes frames decides them, too."""
+SPLITS = ("train", "val")
 MISSING, KEPT, UNREADABLE = 0, 1, 2
-"""What has become of a clip."""
+"""States of a clip."""
 
 
 def update_clips(options: TrainOptions, clips: int) -> int:
-    """Return how many clips an update takes, over all processes: with the cache at most all of a split."""
+    """Return the number of clips per update, over all processes; with the cache at most the whole split."""
     if options.train_stage != 2 or not options.policy_batch:
         return options.batch_size
     return options.policy_batch if options.policy_cache == "off" else max(1, min(options.policy_batch, clips))
 
 
 def batch_option(options: TrainOptions) -> str:
-    """Return the option that says how many clips an update takes, with its value."""
+    """Return the option that sets the number of clips per update, with its value."""
     name = "policy_batch" if options.train_stage == 2 and options.policy_batch else "batch_size"
     return f"{name}={getattr(options, name)}"
 
 
 def resolve_cache(options: TrainOptions, processes: int) -> str | None:
-    """Set ``policy_cache`` to ``off`` where it is not for this run; return a note if that was not asked for.
+    """Set ``policy_cache`` to ``off`` if this run cannot use it; return a note where ``auto`` would have used it.
 
-    Raises ``UsageError`` if it was asked for and cannot be.
+    Raises ``UsageError`` if the cache was given explicitly.
     """
-    if options.train_stage != 2 or options.evaluate:
+    if options.evaluate or not (options.stage == 2 or (options.freeze_backbones and options.stage in (1, 3))):
         options.policy_cache = "off"
         return None
     if options.policy_cache == "off" or processes == 1:
         return None
     if options.policy_cache != "auto":
         raise UsageError(
-            f"policy_cache={options.policy_cache}: is for one process, and {processes} are asked for: with features at "
-            "hand one is fast enough (multiprocessing_distributed=false), or give policy_cache=off"
+            f"policy_cache={options.policy_cache}: is for one process, this run has {processes}: with kept features "
+            "one is fast enough (multiprocessing_distributed=false); else give policy_cache=off"
         )
     options.policy_cache, options.policy_views = "off", 1
-    return f"policy_cache=auto: off, since {processes} processes share this run"
+    return f"policy_cache=auto: off, because this run has {processes} processes"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What is kept of one clip.
+    """Shapes of one clip's features.
 
     Attributes:
-        segments: T.
-        map_shape: of a feature map: dim, h, w.
-        cell_shape: of the focuser's features of a frame: cells, dim.
+        segments: T, frames.
+        map_shape: shape of a feature map: dim, h, w.
+        cell_shape: shape of the focuser's features of a frame: cells, dim.
     """
 
     segments: int
@@ -97,29 +98,29 @@ class Shape:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Shape:
-        """Return that of a model."""
+        """Return the shapes of a model's features."""
         side = spec.feature_map_size
         return cls(spec.segments, (spec.glance_dim, side, side), (spec.actions, spec.focus_dim))
 
     @property
     def map_values(self) -> int:
-        """How many numbers the feature maps of a clip are."""
+        """Number of values in the feature maps of a clip."""
         return self.segments * int(np.prod(self.map_shape))
 
     @property
     def values(self) -> int:
-        """How many numbers are kept of a clip."""
+        """Number of values kept per clip."""
         return self.map_values + self.segments * int(np.prod(self.cell_shape))
 
 
 class FeatureStore:
-    """Features of the samples of a split, in memory or in a file beside a list of which are there.
+    """Features of the samples of a split, in memory, or in a file beside a list of each sample's state.
 
     Args:
         keys: (epoch, number) of every sample.
-        shape: of one.
-        folder: of the files; None for memory.
-        identity: of all that decides the features: files of another one are not used.
+        shape: shapes of one clip's features.
+        folder: folder of the files; None for memory.
+        identity: digest of all that decides the features; files with another digest are replaced.
 
     Raises ``TrainingError`` if there is no room.
     """
@@ -147,27 +148,25 @@ class FeatureStore:
             raise TrainingError(f"{folder}: the policy cache cannot be written ({error})") from None
 
     def missing(self) -> list[tuple[int, int]]:
-        """Return the samples that are not there yet, those that cannot be read left out."""
+        """Return the samples that are not kept yet, without those that cannot be read."""
         return [key for key, state in zip(self.keys, self._states, strict=True) if state == MISSING]
 
     def put(self, keys: list[tuple[int, int]], feature_maps: Tensor, cells: Tensor) -> None:
         """Keep the features of some samples: [B, T, dim, h, w] and [B, T, cells, dim]."""
         values = torch.cat([feature_maps.flatten(1), cells.flatten(1)], dim=1).half()
         if not torch.isfinite(values).all():
-            raise TrainingError(
-                "policy_cache: features are too large for half precision, or no numbers: give policy_cache=off"
-            )
+            raise TrainingError("policy_cache: features are not finite in half precision: give policy_cache=off")
         self._features[[self._row[key] for key in keys]] = values.cpu().numpy()
 
     def finish(self, keys: list[tuple[int, int]], kept: list[tuple[int, int]]) -> None:
-        """Note what became of some samples at once: those that were kept, and the others, that cannot be read."""
+        """Record the states of some samples at once: those in ``kept``, and the others, which cannot be read."""
         _flush(self._features)
         self._states[[self._row[key] for key in keys]] = UNREADABLE
         self._states[[self._row[key] for key in kept]] = KEPT
         _flush(self._states)
 
     def get(self, keys: list[tuple[int, int]]) -> tuple[list[int], Tensor, Tensor]:
-        """Return which of some samples are there, and their features as :meth:`put` takes them, float16."""
+        """Return the places of the samples that are kept, and their features as :meth:`put` takes them, float16."""
         there = [place for place, key in enumerate(keys) if self._states[self._row[key]] == KEPT]
         values = torch.from_numpy(self._features[[self._row[keys[place]] for place in there]])
         maps, cells = values[:, : self.shape.map_values], values[:, self.shape.map_values :]
@@ -185,22 +184,26 @@ def _flush(values: NDArray[Any]) -> None:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Make a file of zeros whose room is taken now: a disk that is full later would kill the process that maps it."""
+    """Create a file of zeros, allocated now: a disk that fills up later would kill the process that maps it."""
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate") and size:
             os.posix_fallocate(file.fileno(), 0, size)
         file.truncate(size)
 
 
+_in_memory: dict[str, FeatureStore] = {}
+"""Features in memory by what decides them: with ``freeze_backbones``, the next stage of ``stages=all`` has the same."""
+
+
 class KeptBatches:
-    """Batches of kept features; what the training loop takes in place of a data loader.
+    """Batches of kept features, which the training loop takes in place of a data loader.
 
     Args:
         store: the features.
-        data: gives each sample's label and draws.
-        sampler: of an epoch's samples.
+        data: labels and draws of the samples.
+        sampler: sampler of an epoch's samples.
         batch: clips per update.
-        views: in how many versions each clip is kept.
+        views: augmented versions in which each clip is kept.
     """
 
     num_workers = 0
@@ -237,25 +240,25 @@ class CacheBuilder:
     """Computes and keeps the features of both splits.
 
     Attributes:
-        options: of the run.
-        stage: whose networks look.
-        run_dir: that a cache on a disk lies in.
+        options: options of the run.
+        stage: stage whose networks compute the features.
+        run_dir: run folder, which holds a cache on disk.
         autocast: context in which networks compute.
         readable: turns a loader into batches on the device, None for one without a readable clip.
-        say: prints a line.
-        advance: is told how many samples are done, and how many there are.
+        log: logs a line.
+        advance: called with the number of samples done and in all.
     """
 
     options: TrainOptions
-    stage: PolicyStage
+    stage: GlimpseStage
     run_dir: Path
     autocast: Any
     readable: Callable[[DataLoader[Any]], Iterator[Batch | None]]
-    say: Callable[[str], None]
+    log: Callable[[str], None]
     advance: Callable[[int, int], None]
 
     def build(self, train: DataLoader[Any], validation: DataLoader[Any]) -> tuple[KeptBatches, KeptBatches]:
-        """Fill the cache, in memory or from what is on the disk already, and return its batches.
+        """Compute the missing features, and return the batches of both splits.
 
         Raises ``TrainingError`` if there is no room.
         """
@@ -266,22 +269,27 @@ class CacheBuilder:
             [(view, number) for view in range(views) for number in range(counts[0])],
             [(VALIDATION, number) for number in range(counts[1])],
         ]
-        if self.options.policy_batch > counts[0]:
-            self.say(f"note: policy_batch={self.options.policy_batch}: all {counts[0]} clips in each update")
-        folder = self._place(shape, sum(map(len, keys)), counts)
+        if self.options.stage == 2 and self.options.policy_batch > counts[0]:
+            self.log(f"note: policy_batch={self.options.policy_batch}: each update has all {counts[0]} clips")
+        identities = {name: self._identity(data, name) for name, data in zip(SPLITS, splits, strict=True)}
+        stores = {name: _in_memory[digest] for name, digest in identities.items() if digest in _in_memory}
+        _in_memory.clear()
+        folder = None if len(stores) == len(SPLITS) else self._place(shape, sum(map(len, keys)), counts)
         started = time.monotonic()
         made = []
-        for name, loader, data, asked in zip(("train", "val"), (train, validation), splits, keys, strict=True):
+        for name, loader, data, asked in zip(SPLITS, (train, validation), splits, keys, strict=True):
             own = None if folder is None else folder / name
-            store = FeatureStore(asked, shape, own, self._identity(data, name))
+            store = stores[name] if name in stores else FeatureStore(asked, shape, own, identities[name])
             made.append((store, loader, data))
+        if self.options.freeze_backbones and folder is None:
+            _in_memory.update({identities[name]: store for name, (store, _, _) in zip(SPLITS, made, strict=True)})
         missing = sum(len(store.missing()) for store, _, _ in made)
         done = 0
         for store, loader, _ in made:
             done = self._fill(store, loader, done, missing)
-        self.say(
+        self.log(
             f"policy cache: {missing} clips computed in {time.monotonic() - started:.0f} s"
-            + (f", {sum(map(len, keys)) - missing} were there" if sum(map(len, keys)) > missing else "")
+            + (f", {sum(map(len, keys)) - missing} were kept" if sum(map(len, keys)) > missing else "")
         )
         batches = []
         for (store, loader, data), kept_views in zip(made, (views, 1), strict=True):
@@ -293,7 +301,7 @@ class CacheBuilder:
         return batches[0], batches[1]
 
     def _place(self, shape: Shape, samples: int, counts: list[int]) -> Path | None:
-        """Choose where to keep features, and say how much that is; return a folder, or None for memory."""
+        """Choose where to keep features, and log their size; return a folder, or None for memory."""
         kind, need = self.options.policy_cache, samples * shape.values * FEATURE_BYTES
         folder, memory = self.run_dir / FOLDER, int(available_memory() * MEMORY_SHARE)
         room = shutil.disk_usage(self.run_dir).free
@@ -307,16 +315,16 @@ class CacheBuilder:
         )
         if kind == "ram" and need > memory:
             raise TrainingError(
-                f"policy_cache=ram: {what} need {size}, of {memory / 1e6:,.0f} MB that may be used: give "
+                f"policy_cache=ram: {what} need {size}, and {memory / 1e6:,.0f} MB may be used: give "
                 "policy_cache=disk or off, fewer policy_views or a smaller action_dim"
             )
         if kind == "disk" and need > room and not folder.exists():
             raise TrainingError(
-                f"policy_cache={self.options.policy_cache}: {what} need {size}, of {memory / 1e6:,.0f} MB of memory "
-                f"that may be used and {room / 1e6:,.0f} MB on the disk of {self.run_dir}: give policy_cache=off, "
+                f"policy_cache={self.options.policy_cache}: {what} need {size}, and {memory / 1e6:,.0f} MB of memory "
+                f"may be used, or {room / 1e6:,.0f} MB on the disk of {self.run_dir}: give policy_cache=off, "
                 "another hydra.run.dir, fewer policy_views or a smaller action_dim"
             )
-        self.say(f"policy cache: {what}: {size} " + ("of memory" if kind == "ram" else f"in {folder}"))
+        self.log(f"policy cache: {what}: {size} " + ("of memory" if kind == "ram" else f"in {folder}"))
         return None if kind == "ram" else folder
 
     def _fill(self, store: FeatureStore, loader: DataLoader[Any], done: int, total: int) -> int:
@@ -327,7 +335,7 @@ class CacheBuilder:
         size = loader.batch_size
         self.stage.train(False)
         try:
-            # The loader makes its batches of so many samples in order; those that cannot be read are not in them.
+            # The loader batches samples in order; those that cannot be read are missing from their batch.
             for start, batch in zip(
                 range(0, len(missing), size), self.readable(loader) if missing else (), strict=True
             ):
@@ -336,7 +344,7 @@ class CacheBuilder:
                 if batch is not None:
                     kept = _in_order(asked, batch.number.tolist())
                     with self.autocast:
-                        store.put(kept, *self.stage.look_everywhere(batch))
+                        store.put(kept, *self.stage.features_of_every_cell(batch))
                 store.finish(asked, kept)
                 self.advance(done + start + len(asked), total)
         finally:
@@ -358,12 +366,12 @@ class CacheBuilder:
 
 
 def remove_cache(run_dir: Path) -> None:
-    """Remove what a finished run kept on the disk."""
+    """Remove the cache of a finished run from its folder."""
     shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
 
 
 def _in_order(keys: list[tuple[int, int]], numbers: list[int]) -> list[tuple[int, int]]:
-    """Return which samples some clips' numbers stand for, both in the same order."""
+    """Return the samples of some clips' numbers, both in the same order."""
     found, rest = [], iter(keys)
     for number in numbers:
         found.append(next(key for key in rest if key[1] == number))

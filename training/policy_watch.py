@@ -1,4 +1,4 @@
-"""What can be seen of a policy while it learns, and when it is worth a warning."""
+"""Figures of a policy while it learns, and the warning that it has collapsed."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from training.distributed import gather
 from training.options import TrainOptions
 
 COLLAPSED_SHARE = 80.0
-"""Percent of the patches in one cell above which a policy that is no better than random ones has collapsed."""
+"""Percent of patches in one cell above which a policy no better than random patches counts as collapsed."""
 COLLAPSED_ENTROPY = 0.05
-"""Share of the largest entropy below which the same is said."""
+"""Share of the max entropy below which it counts as collapsed, too."""
 MIN_GAIN = 0.01
-"""Confidence beyond that of random patches that counts as better."""
+"""Min confidence beyond that of random patches that counts as better."""
 PLACE_PIXELS = 32
-"""Side of a cell in a picture of places."""
+"""Side of a cell in the picture of places, in pixels."""
 
 
 @dataclass
 class PolicyWatch:
-    """Means over clips of what a policy does, and how often it looks where.
+    """Means over clips of a policy's figures, and how often it uses each cell.
 
     Attributes:
-        cells: of the action grid.
-        totals: of each figure, the sum over clips; and how many clips, under the name ``clips``.
-        places: how often each cell was looked at.
+        cells: cells of the action grid.
+        totals: sum of each figure over clips, and under ``clips`` the number of clips.
+        places: how often each cell was used.
     """
 
     cells: int
@@ -42,7 +42,7 @@ class PolicyWatch:
         self.places = np.zeros(self.cells, np.int64)
 
     def add(self, clips: int, actions: Tensor, **figures: float | Tensor) -> None:
-        """Count a batch of so many clips in: its cells, int64 [T, B], and means of its figures."""
+        """Add a batch of ``clips`` clips: its actions, int64 [T, B], and means of its figures."""
         if not clips:
             return
         for name, value in {**figures, "clips": 1.0}.items():
@@ -50,10 +50,10 @@ class PolicyWatch:
         self.places += torch.bincount(actions.flatten(), minlength=self.cells).cpu().numpy()
 
     def report(self) -> dict[str, Any]:
-        """Return the means over all processes since the last report, and begin anew; every process must call this.
+        """Return the means over all processes since the last report, and reset them; every process must call this.
 
-        ``places`` are the shares of each cell, rows of the grid; ``most_used_cell`` is the largest of them in percent,
-        ``cells_used`` how many were looked at, at all.
+        ``places`` are the shares of the cells, by rows of the grid; ``most_used_cell`` is the largest in percent,
+        ``cells_used`` the number of cells that were used.
         """
         parts = gather((self.totals, self.places))
         self.totals, self.places = {}, np.zeros(self.cells, np.int64)
@@ -74,12 +74,12 @@ class PolicyWatch:
 
 
 def collapse_warning(trained: dict[str, Any], found: dict[str, Any], options: TrainOptions) -> str | None:
-    """Return a line if the policy looks at one place whatever it sees, and gains nothing by it; else None.
+    """Return a warning if the policy uses one cell for any input and is no better than random patches, else None.
 
     Args:
-        trained: an epoch's figures.
-        found: those of the validation after it.
-        options: of the run, which the advice names.
+        trained: figures of an epoch.
+        found: figures of the validation after it.
+        options: options of the run, for the advice.
     """
     if "most_used_cell" not in found or "entropy" not in trained:
         return None
@@ -92,8 +92,8 @@ def collapse_warning(trained: dict[str, Any], found: dict[str, Any], options: Tr
     places = np.array(found["places"])
     row, column = np.unravel_index(int(places.argmax()), places.shape)
     return (
-        f"the policy has collapsed: {share:.0f} % of its patches lie in one cell (row {row + 1}, column {column + 1}), "
-        f"entropy {entropy:.2f} of {even:.2f}, and they are worth no more than random ones: {_advice(options)}"
+        f"the policy has collapsed: {share:.0f} % of its patches are in one cell (row {row + 1}, column {column + 1}), "
+        f"entropy {entropy:.2f} of {even:.2f}, and they are no better than random ones: {_advice(options)}"
     )
 
 
@@ -114,7 +114,7 @@ def _advice(options: TrainOptions) -> str:
 
 
 def places_picture(places: list[list[float]]) -> NDArray[np.uint8]:
-    """Draw the shares of the cells as grey squares, the most used one white; uint8 [1, H, W] for TensorBoard."""
+    """Return a picture of the cells' shares, the most used one white; uint8 [1, H, W], for TensorBoard."""
     shares = np.array(places)
     grey = (shares / max(shares.max(), 1e-9) * 255).round().astype(np.uint8)
     return np.kron(grey, np.ones((PLACE_PIXELS, PLACE_PIXELS), np.uint8))[None]

@@ -11,22 +11,22 @@ from torch import Tensor
 from training.model import ActorCritic
 
 CLIP = 0.2
-"""How far the new policy's probability of an action may leave the old one's, as a share."""
+"""Max relative change of an action's probability from the old policy to the new one."""
 VALUE_WEIGHT = 0.5
 ENTROPY_WEIGHT = 0.01
 BETAS = (0.9, 0.999)
-"""Of Adam."""
+"""Betas of Adam."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """What the old policy did in a batch of clips.
+    """The old policy's actions in a batch of clips.
 
     Attributes:
-        feature_maps: what it saw, float32 [T, N, dim, h, w].
-        actions: the cells it drew, int64 [T, N].
-        log_probs: of them, float32 [T, N].
-        every_log_prob: of every cell, float32 [T, N, cells]; None where nobody asks for it.
+        feature_maps: the policy's input, float32 [T, N, dim, h, w].
+        actions: cells that it drew, int64 [T, N].
+        log_probs: log probabilities of the actions, float32 [T, N].
+        every_log_prob: log probabilities of all cells, float32 [T, N, cells]; None where they are not needed.
     """
 
     feature_maps: Tensor
@@ -40,10 +40,10 @@ def act(policy: ActorCritic, feature_maps: Tensor, draws: Tensor | None) -> Roll
     """Run the policy over whole clips.
 
     Args:
-        policy: the one that acts.
+        policy: policy that acts.
         feature_maps: float32 [T, N, dim, h, w].
-        draws: float32 [T, N], uniform 0..1: the cell is where the cumulative probability passes it. None for the best
-            cell, as in evaluation.
+        draws: float32 [T, N], uniform 0..1: the drawn cell is where the cumulative probability exceeds it. None for the
+            best cell, as in evaluation.
     """
     state = feature_maps.new_zeros(feature_maps.shape[1], policy.gru.hidden_size)
     actions, log_probs, every = [], [], []
@@ -62,12 +62,12 @@ def act(policy: ActorCritic, feature_maps: Tensor, draws: Tensor | None) -> Roll
 
 
 def rewards(kind: str, confidence: Tensor, random_confidence: Tensor) -> Tensor:
-    """Return what each glimpse was worth, [T, N].
+    """Return the reward of each glimpse, [T, N].
 
     Args:
-        kind: ``random``: the confidence beyond that with one random patch from the same recurrent state; ``prev``:
-            beyond that one step before, 0 at first; ``conf``: the confidence itself.
-        confidence: probability of the right class after each step, [T, N].
+        kind: ``random``: confidence minus that with one random patch from the same recurrent state; ``prev``: minus
+            that of the step before, 0 at first; ``conf``: the confidence itself.
+        confidence: probability of the true class after each step, [T, N].
         random_confidence: the same with a random patch in that step.
     """
     if kind == "random":
@@ -88,11 +88,11 @@ def discounted_returns(reward: Tensor, gamma: float) -> Tensor:
 
 
 def normalise(returns: Tensor, everything: Tensor | None = None) -> Tensor:
-    """Bring returns to mean 0 and deviation 1 over batch and time.
+    """Return returns with mean 0 and deviation 1 over batch and time.
 
     Args:
         returns: [T, N].
-        everything: the returns of all processes, whose mean and deviation count; None for these alone.
+        everything: returns of all processes, which give mean and deviation; None for these alone.
     """
     over = returns if everything is None else everything
     return (returns - over.mean()) / (over.std() + 1e-5)
@@ -100,13 +100,13 @@ def normalise(returns: Tensor, everything: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """The loss of one update and what it is made of, each a mean over clips and time.
+    """The loss of one update and its parts, each a mean over clips and time.
 
     Attributes:
-        total: what is minimised.
-        entropy: of the policy, in nats; ln(cells) where it looks anywhere, 0 where it always looks at one cell.
+        total: loss to minimise.
+        entropy: entropy of the policy, in nats: ln(cells) for a uniform policy, 0 for one that always picks one cell.
         value_loss: squared error of the critic; None for the expected reward, which has no critic.
-        advantage: mean size of the advantage, how much the actions differ from what was expected of them.
+        advantage: mean absolute advantage.
     """
 
     total: Tensor
@@ -121,10 +121,10 @@ def ppo_loss(
     """Return the loss of one update.
 
     Args:
-        judged: what the new policy's ``evaluate`` says of the rollout.
-        rollout: of the old policy.
-        returns: normalised, [T, N].
-        entropy_weight: how much an even policy is worth beside the reward.
+        judged: result of the new policy's ``evaluate`` on the rollout.
+        rollout: rollout of the old policy.
+        returns: normalised returns, [T, N].
+        entropy_weight: weight of the entropy beside the reward.
     """
     return ppo_parts(judged, rollout, returns, entropy_weight).total
 
@@ -132,7 +132,7 @@ def ppo_loss(
 def ppo_parts(
     judged: tuple[Tensor, Tensor, Tensor], rollout: Rollout, returns: Tensor, entropy_weight: float = ENTROPY_WEIGHT
 ) -> PolicyLoss:
-    """Return the same as :func:`ppo_loss` with its parts."""
+    """Return the loss of :func:`ppo_loss` with its parts."""
     log_probs, values, entropy = judged
     ratio = torch.exp(log_probs - rollout.log_probs)
     advantage = returns - values.detach()
@@ -145,16 +145,16 @@ def ppo_parts(
 def expected_parts(
     probabilities: Tensor, entropy: Tensor, advantage: Tensor, entropy_weight: float = ENTROPY_WEIGHT
 ) -> PolicyLoss:
-    """Return minus the expected advantage of the policy, with the weight of its entropy.
+    """Return minus the expected advantage of the policy, minus its weighted entropy.
 
-    Where every cell's reward is known, the expectation over the policy's choice is a sum, and its gradient has none of
-    the noise that a drawn cell brings (the "all actions" policy gradient, Sutton et al. 2000; Ciosek and Whiteson
+    With the reward of every cell known, the expectation over the policy's choice is a sum, and its gradient has none of
+    the noise of a drawn cell (the "all actions" policy gradient, Sutton et al. 2000; Ciosek and Whiteson
     2018, arXiv 1706.05374).
 
     Args:
-        probabilities: of the policy that learns, [T, N, cells].
-        entropy: of it, [T, N].
-        advantage: of each cell, normalised, [T, N, cells].
+        probabilities: probabilities of the learning policy, [T, N, cells].
+        entropy: entropy of that policy, [T, N].
+        advantage: normalised advantage of each cell, [T, N, cells].
         entropy_weight: see :func:`ppo_loss`.
     """
     gained = (probabilities * advantage).sum(dim=-1)

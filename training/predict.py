@@ -1,4 +1,4 @@
-"""A checkpoint as something that predicts clips: of any stage, for evaluation."""
+"""Prediction of clips by a checkpoint of any stage, for evaluation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from adafocus_edge.errors import CheckpointError, UsageError
-from adafocus_edge.evaluation.evaluate import Patches, Predict, gflops_per_step, graphs_used, predict_at
+from adafocus_edge.evaluation.evaluate import Predict, gflops_per_step, graphs_used, predict_at
 from adafocus_edge.evaluation.oracle import Oracle
+from adafocus_edge.evaluation.settings import Patches
 from adafocus_edge.model.spec import ModelSpec
 from training.checkpoint import Checkpoint, ModelOptions, load_model, load_part, read_checkpoint
 from training.graphs import count_gflops, torch_model
@@ -29,12 +30,12 @@ class Predictor:
     """A checkpoint, ready to predict.
 
     Attributes:
-        predict: one clip's frames (for the oracle its label, too) to logits after each step.
+        predict: returns the logits after each step, of one clip's frames (for the oracle, its label, too).
         spec: the model's shapes.
         classes: class names, or None where the checkpoint has none.
         gflops_per_step: multiply-adds per frame in units of 1e9.
-        what: what was loaded, in words.
-        notes: what the user should know, a line each.
+        what: description of what was loaded.
+        notes: notes for the user, a line each.
     """
 
     predict: Predict | Oracle
@@ -50,7 +51,8 @@ def load_predictor(
 ) -> Predictor:
     """Load a checkpoint of any stage.
 
-    Stage 0 is its backbone alone on whole frames; stage 1 has no policy, so it takes centre or random patches.
+    A stage-0 checkpoint is its backbone alone on whole frames; one of stage 1 has no policy, so it takes centre or
+    random patches.
 
     Raises ``CheckpointError`` or ``UsageError``.
     """
@@ -60,7 +62,7 @@ def load_predictor(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if checkpoint.stage == 0:
         if patches != "policy":
-            raise UsageError(f"{path}: a stage-0 checkpoint looks at whole frames: --patches is not for it")
+            raise UsageError(f"{path}: a stage-0 checkpoint takes whole frames: --patches does not apply")
         return _backbone_alone(checkpoint, device)
     model = load_model(checkpoint, options, without_policy=patches != "policy").to(device)
     costs = {graph: count_gflops(model, graph) for graph in graphs_used(model.spec, patches)}

@@ -1,4 +1,4 @@
-"""Videos to frames and split lists, as the official extraction lays them out; parallel, and going on after a break."""
+"""Writes frames and split lists of videos, in the layout of the official extraction; parallel and resumable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adafocus_edge.bundle.store import read_classes
+from adafocus_edge.bundle.classes import read_classes
 from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import (
     MAX_LABELS,
@@ -31,8 +31,9 @@ from adafocus_edge.evaluation.dataset import (
     without_suffix,
 )
 from adafocus_edge.media.frame_folder import FPS_FILE, FRAME_NAME, TIMES_FILE
-from adafocus_edge.media.sources import left_out_note, natural_path
+from adafocus_edge.media.sources import natural_path, skipped_note
 from adafocus_edge.media.video_file import VideoFile
+from adafocus_edge.model.defaults import SEED
 from adafocus_edge.model.spec import class_name
 from adafocus_edge.system.addresses import shown_failure
 from adafocus_edge.system.cpu import usable_cores
@@ -40,29 +41,29 @@ from adafocus_edge.system.files import decode_text, folded, read_own, read_text,
 from training.layouts import LAYOUTS
 
 SETTINGS = "prepare.json"
-"""What the frames in a folder were made with, so that a second run does not mix two kinds."""
+"""File of the settings of the frames in a folder, so that a second run does not mix two kinds."""
 ORIGIN_FILE = "source.txt"
-"""Beside a video's frames: its path in the folder of videos."""
+"""File beside a video's frames with its path in the folder of videos."""
 TRAIN, VAL = "train", "val"
 ONE_LABEL = ("custom", "minik")
-"""Data sets whose videos have one line, and one class unless that line names more."""
+"""Data sets whose videos have one line each, with one class unless that line names more."""
 SUBSETS = {"training": TRAIN, "train": TRAIN, "validation": VAL, "validate": VAL, "val": VAL, "test": VAL}
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What ``adafocus-edge prepare`` is asked for; see its help.
+    """Options of ``adafocus-edge prepare``; see its help.
 
     Attributes:
         source: folder of videos.
         output: folder to write.
         dataset: one of :data:`LAYOUTS`.
-        annotations: files that name the videos' classes; none for a folder per class.
+        annotations: files with the videos' classes; empty for a folder per class.
         groups: CSV ``video,source``.
-        val_share: of own videos, 0..1.
-        seed: of the split.
+        val_share: share of own videos to validate on, 0..1.
+        seed: random seed of the split.
         size: short side in pixels.
-        quality: of the JPEGs, 1..100.
+        quality: quality of the JPEGs, 1..100.
         fps: frames per second to keep, or None for all.
         frames: whether to write frames.
         workers: threads, or None for one per core.
@@ -74,7 +75,7 @@ class PrepareOptions:
     annotations: tuple[Path, ...] = ()
     groups: Path | None = None
     val_share: float = 0.2
-    seed: int = 1007
+    seed: int = SEED
     size: int = 256
     quality: int = 95
     fps: float | None = None
@@ -84,7 +85,7 @@ class PrepareOptions:
 
 @dataclass(frozen=True)
 class Item:
-    """One video to prepare: its name in the list, its file, its class names, and its side of the split."""
+    """One video to prepare: its name in the list, its file, its class names, and its part of the split."""
 
     name: str
     video: Path
@@ -94,7 +95,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Line:
-    """What an annotation says of a video: its possible names, its class names, its side of the split, and where."""
+    """An annotation of a video: its possible names, its class names, its part of the split, and file and line."""
 
     names: tuple[str, ...]
     labels: tuple[str, ...]
@@ -104,18 +105,18 @@ class Line:
 
 @dataclass
 class Prepared:
-    """What was done.
+    """The outcome.
 
     Attributes:
-        output: the folder.
-        lists: clips per list.
-        frames: written or found, in all.
-        broken: name and error of each video that is left out.
-        missing: annotated videos that are not in the folder.
-        short: videos of too few frames, which training leaves out.
-        classes: how many there are.
-        labels: all class names that annotations mention, those of missing videos too.
-        notes: what the user should know, a line each.
+        output: output folder.
+        lists: number of clips per list.
+        frames: number of frames, written or found.
+        broken: name and error of each video that was skipped.
+        missing: number of annotated videos that are not in the folder.
+        short: number of videos with too few frames, which training skips.
+        classes: number of classes.
+        labels: all class names in annotations, including those of missing videos.
+        notes: notes for the user, a line each.
     """
 
     output: Path
@@ -129,19 +130,19 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as an object for ``--json``."""
+        """Return the outcome as an object for ``--json``."""
         broken = [{"video": name, "error": error} for name, error in self.broken]
         entry = {name: value for name, value in asdict(self).items() if name not in ("labels", "notes")}
         return {**entry, "output": str(self.output), "broken": broken}
 
     def summary(self) -> str:
-        """Return it in words."""
+        """Return the outcome as text."""
         parts = [f"{name}: {count} clips" for name, count in self.lists.items()]
         parts.append(f"{self.classes} classes, {self.frames} frames")
         for count, what in (
-            (len(self.broken), "broken videos left out"),
-            (self.missing, "annotated videos are not there"),
-            (self.short, f"videos of fewer than {MIN_FRAMES} frames, which training leaves out"),
+            (len(self.broken), "broken videos skipped"),
+            (self.missing, "annotated videos not found"),
+            (self.short, f"videos of fewer than {MIN_FRAMES} frames, which training skips"),
         ):
             if count:
                 parts.append(f"{count} {what}")
@@ -151,10 +152,10 @@ class Prepared:
 def prepare(options: PrepareOptions, progress: Callable[[int, int], None] = lambda *_: None) -> Prepared:
     """Write frames, split lists and the class file.
 
-    A video's frames appear whole or not at all, so a run that was broken off goes on with those that are missing. The
-    lists come last.
+    A video's frames appear whole or not at all, so a run after an interruption extracts only what is missing. The lists
+    are written last.
 
-    Raises ``UsageError``, ``DataError``, or ``AdaFocusError`` if the disk refuses (a full one, say).
+    Raises ``UsageError``, ``DataError``, or ``AdaFocusError`` if the disk cannot be written, such as a full one.
     """
     done = Prepared(options.output)
     if not options.source.is_dir():
@@ -169,8 +170,8 @@ def prepare(options: PrepareOptions, progress: Callable[[int, int], None] = lamb
         counts = _extract_all(options, items, done, progress)
         _write_lists(options, items, classes, counts, done)
     except OSError as error:
-        told = "the disk is full" if error.errno == errno.ENOSPC else f"cannot be written ({error.strerror})"
-        raise AdaFocusError(f"{error.filename or options.output}: {told}; run again to go on") from None
+        why = "the disk is full" if error.errno == errno.ENOSPC else f"cannot be written ({error.strerror})"
+        raise AdaFocusError(f"{error.filename or options.output}: {why}; run again to resume") from None
     return done
 
 
@@ -178,9 +179,9 @@ def prepare(options: PrepareOptions, progress: Callable[[int, int], None] = lamb
 
 
 def _own(options: PrepareOptions, done: Prepared) -> list[Item]:
-    """A folder per class, split so that each class gives its share and no group lies on both sides."""
+    """Return the videos of a folder per class, split so that no group of videos is in both parts."""
     if options.dataset != "custom":
-        raise UsageError(f"--dataset {options.dataset} needs --annotations: the file(s) that name the videos' classes")
+        raise UsageError(f"--dataset {options.dataset} needs --annotations: the file or files with the videos' classes")
     data = read_data(options.source)
     done.notes += data.notes
     examples = sorted(data.examples, key=lambda example: natural_path(example.path))
@@ -189,7 +190,7 @@ def _own(options: PrepareOptions, done: Prepared) -> list[Item]:
         raise DataError(f"{options.source}: no videos in its sub-folders")
     if len(videos) < len(examples):
         frames = next(example for example in examples if not example.path.is_file())
-        done.notes.append(f"left out: {len(examples) - len(videos)} folders of frames, such as {frames.path}")
+        done.notes.append(f"skipped: {len(examples) - len(videos)} folders of frames, such as {frames.path}")
     names = [str(example.path.relative_to(options.source)) for example in videos]
     _check_stems(options, names)
     group_of = _groups(options.groups, VideoIndex(options.source, [])) if options.groups else {}
@@ -205,7 +206,7 @@ def _own(options: PrepareOptions, done: Prepared) -> list[Item]:
         raise DataError(f"{options.groups}: no row for {len(ungrouped)} of the videos, such as {ungrouped[0]!r}")
     validation = split_groups(list(groups.values()), labels, options.val_share, options.seed)
     if not validation:
-        raise DataError(f"{options.source}: too few clips or sources to keep some of each class apart for validation")
+        raise DataError(f"{options.source}: too few clips or sources to hold some of each class back for validation")
     return [
         Item(name, example.path, (labels[number],), VAL if number in validation else TRAIN)
         for number, (name, example) in enumerate(zip(names, videos, strict=True))
@@ -213,16 +214,16 @@ def _own(options: PrepareOptions, done: Prepared) -> list[Item]:
 
 
 def _check_stems(options: PrepareOptions, names: Sequence[str]) -> None:
-    """Where no list says which are meant, two videos of one name are a mistake. Raises ``UsageError``."""
+    """Refuse two videos of one name, which only a list could distinguish. Raises ``UsageError``."""
     before: dict[str, str] = {}
     for name in names:
         place = frame_folder(name)
         if (other := before.setdefault(place, name)) != name:
-            raise UsageError(f"{options.source}: two videos are called {place}: {other} and {name}: rename one")
+            raise UsageError(f"{options.source}: two videos have the name {place}: {other} and {name}: rename one")
 
 
 def _groups(path: Path, index: VideoIndex) -> dict[Path, str]:
-    """Return the videos' groups, from a CSV ``video,source``. Raises ``DataError`` for a video that is in two."""
+    """Return the videos' groups from a CSV ``video,source``. Raises ``DataError`` for a video in two groups."""
     found: dict[Path, str] = {}
     for number, (name, group) in csv_rows(path, "video", "source"):
         where = f"{path}, line {number}"
@@ -233,18 +234,18 @@ def _groups(path: Path, index: VideoIndex) -> dict[Path, str]:
 
 
 def split_groups(groups: Sequence[Sequence[int]], labels: Sequence[str], share: float, seed: int) -> set[int]:
-    """Choose whole groups of clips to validate on, so that no class gives more than its share, rounded up.
+    """Choose whole groups of clips to validate on, at most each class's share of clips, rounded up.
 
     Args:
-        groups: the clips' numbers, by group.
+        groups: indices of the clips, by group.
         labels: class of each clip.
-        share: to validate on, 0..1.
-        seed: the same one gives the same split.
+        share: share to validate on, 0..1.
+        seed: random seed; the same seed gives the same split.
 
     Returns:
-        the numbers of the chosen clips.
+        Indices of the chosen clips.
     """
-    # Something of each class stays to train on.
+    # At least one clip of each class remains for training.
     most = {label: min(int(np.ceil(count * share)), count - 1) for label, count in Counter(labels).items()}
     taken: Counter[str] = Counter()
     chosen: set[int] = set()
@@ -257,23 +258,23 @@ def split_groups(groups: Sequence[Sequence[int]], labels: Sequence[str], share: 
 
 
 def _check_names(options: PrepareOptions, items: Sequence[Item], classes: tuple[str, ...]) -> None:
-    """Lists and the class file hold a name per line, in UTF-8. Raises ``DataError``."""
+    """Check that names fit lists and the class file: one line of UTF-8 each. Raises ``DataError``."""
     for name in (*(item.name for item in items), *classes):
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise DataError(f"{options.source}: {name!r} is no UTF-8, or this locale's encoding is not: rename it, or "
+            raise DataError(f"{options.source}: {name!r} is not UTF-8, or this locale's encoding is not: rename it, or "
                             "set LC_ALL=C.UTF-8") from None  # fmt: skip
         if name.splitlines() != [name]:
             raise DataError(f"{options.source}: {name!r}: a line break would end a list's line: rename it")
 
 
 def _annotated(options: PrepareOptions, done: Prepared) -> list[Item]:
-    """Videos that annotation files name: by their paths in the folder, or by names that only one of them has."""
+    """Return the videos that annotation files name: by path in the folder, or by a name that only one video has."""
     left_out: list[str] = []
     index = VideoIndex(options.source, left_out)
     if left_out:
-        done.notes.append(left_out_note(left_out))
+        done.notes.append(skipped_note(left_out))
     lines = list(_annotations(options))
     stems = Counter(stem for line in lines for stem in {_stem(name) for name in line.names})
     elsewhere, joined = [], set()
@@ -293,16 +294,15 @@ def _annotated(options: PrepareOptions, done: Prepared) -> list[Item]:
             if named[video].labels != before.labels:
                 joined.add(video)
     if not lines:
-        raise DataError(f"{options.annotations[0]}: names no videos")
+        raise DataError(f"{options.annotations[0]}: contains no videos")
     if not named:
         raise DataError(
-            f"{options.source}: none of the {done.missing} annotated videos is in it (looked for names such as "
-            f"{lines[0].names[0]!r})"
+            f"{options.source}: contains none of the {done.missing} annotated videos, such as {lines[0].names[0]!r}"
         )
     if joined:
         done.notes.append(f"{len(joined)} videos have the classes of several lines each, such as {min(joined)}")
     if elsewhere:
-        done.notes.append(f"{len(elsewhere)} videos are in other folders than their lists say: {elsewhere[0]}")
+        done.notes.append(f"{len(elsewhere)} videos are in other folders than in their lists: {elsewhere[0]}")
     return [
         Item(str(video.relative_to(options.source)), video, line.labels[:MAX_LABELS], line.subset)
         for video, line in named.items()
@@ -314,16 +314,17 @@ def _stem(name: str) -> str:
 
 
 def _joined(options: PrepareOptions, video: Path, before: Line, line: Line) -> Line:
-    """Join what two lines say of a video: there may be one per part of it, and where it may have several labels, per
-    label. Raises ``DataError`` where they contradict each other.
+    """Join two lines of one video: a line may stand for a part of it or, with several labels, for one label.
+
+    Raises ``DataError`` if they contradict each other.
     """
     if before.subset != line.subset:
         raise DataError(
             f"{line.where}: {video} is here for {_side(line)}, and in {before.where} for {_side(before)}: remove one"
         )
     if options.dataset in ONE_LABEL and set(line.labels) != set(before.labels):
-        told, now = (", ".join(map(repr, one.labels)) for one in (before, line))
-        raise DataError(f"{line.where}: {video} is {now} here, and {told} in {before.where}: remove one")
+        earlier, now = (", ".join(map(repr, one.labels)) for one in (before, line))
+        raise DataError(f"{line.where}: {video} is {now} here, and {earlier} in {before.where}: remove one")
     return before if before is line else replace(before, labels=tuple(sorted({*before.labels, *line.labels})))
 
 
@@ -332,9 +333,9 @@ def _side(line: Line) -> str:
 
 
 def _annotations(options: PrepareOptions) -> Iterator[Line]:
-    """Yield what annotation files say of videos."""
+    """Yield the lines of annotation files."""
     for number, path in enumerate(options.annotations):
-        # Two files without a word on the split are the training and the validation part.
+        # Of two files that do not name the split, the second is the validation part.
         default = VAL if number == 1 else TRAIN
         try:
             text = read_text(path)
@@ -392,19 +393,19 @@ def _plain(path: Path, text: str, default: str) -> Iterator[Line]:
 
 
 def _classes(options: PrepareOptions, labels: set[str]) -> tuple[str, ...]:
-    """Return the class names: those of a class file that is there already, so that ids can be given, or sorted."""
+    """Return the class names: those of an existing class file, so that ids can be given, or else sorted."""
     path = options.output / LAYOUTS[options.dataset].classes
     found = sorted(labels)
     if not path.exists():
         if options.annotations and all(label.isdecimal() for label in found):
             raise DataError(
-                f"{options.annotations[0]}: gives class ids, so their names must be in {path}, one per line"
+                f"{options.annotations[0]}: has class ids, so {path} must contain their names, one per line"
             )
         return tuple(found)
     names = read_classes(path)
     for label in found:
         if label not in names and not (is_number(label) and int(label) < len(names)):
-            raise DataError(f"{path}: is there already, and does not name {label!r}: correct it, or remove it")
+            raise DataError(f"{path}: exists and does not contain {label!r}: correct it, or remove it")
     return names
 
 
@@ -412,7 +413,7 @@ def _classes(options: PrepareOptions, labels: set[str]) -> tuple[str, ...]:
 
 
 def _check_settings(options: PrepareOptions) -> None:
-    """Frames of two kinds must not mix."""
+    """Refuse to add frames with other settings. Raises ``UsageError``."""
     path = options.output / SETTINGS
     settings = {"size": options.size, "quality": options.quality, "fps": options.fps, "frames": options.frames}
     before = None
@@ -420,19 +421,19 @@ def _check_settings(options: PrepareOptions) -> None:
         before = json.loads(read_text(path))
     if before is not None and before != settings:
         changed = ", ".join(f"{name} {before.get(name)}" for name in settings if before.get(name) != settings[name])
-        raise UsageError(f"{options.output}: was prepared with {changed}: use the same, or another folder")
+        raise UsageError(f"{options.output}: was prepared with {changed}: use the same options, or another folder")
     write_text(path, json.dumps(settings) + "\n")
 
 
 def frame_folder(name: str) -> str:
-    """Return where a video's frames go: its path without suffix; a comma would end a list's field."""
+    """Return the folder of a video's frames: its path without suffix, and without commas, which separate fields."""
     return str(Path(name).with_suffix("")).replace(",", "_")
 
 
 def _extract_all(
     options: PrepareOptions, items: Sequence[Item], done: Prepared, progress: Callable[[int, int], None]
 ) -> dict[str, int]:
-    """Return frames per item; in parallel, and only what is missing."""
+    """Extract the missing frames, in parallel; return the number of frames per item."""
     if not options.frames:
         _link_videos(options)
     places = _places(options, items)
@@ -456,9 +457,9 @@ def _extract_all(
 
 
 def _places(options: PrepareOptions, items: Sequence[Item]) -> dict[str, str]:
-    """Return where each video's frames go: its path without suffix, or with it where another's would be there.
+    """Return the folder of each video's frames: its path without suffix, or with it if two would share a folder.
 
-    Raises ``UsageError`` where the disk takes the places of two videos for one.
+    Raises ``UsageError`` if the file system does not distinguish two of these folders.
     """
     plain = {item.name: frame_folder(item.name) for item in items}
     counts = Counter(plain.values())
@@ -470,7 +471,7 @@ def _places(options: PrepareOptions, items: Sequence[Item]) -> dict[str, str]:
     before: dict[str, str] = {}
     if not options.frames:
         return places
-    same = folded if (options.output / SETTINGS.upper()).exists() else str  # the disk knows no case
+    same = folded if (options.output / SETTINGS.upper()).exists() else str  # the file system ignores case
     for name, place in places.items():
         if (other := before.setdefault(same(place), name)) != name:
             raise UsageError(f"{options.source}: the frames of {other} and {name} would go into one folder: rename one")
@@ -478,7 +479,7 @@ def _places(options: PrepareOptions, items: Sequence[Item]) -> dict[str, str]:
 
 
 def _extract(options: PrepareOptions, item: Item, place: str) -> int:
-    """Write one video's frames, and return how many there are."""
+    """Write one video's frames, and return their number."""
     if not options.frames:
         return VideoFile(str(item.video)).frame_count
     target = options.output / "frames" / place
@@ -487,7 +488,7 @@ def _extract(options: PrepareOptions, item: Item, place: str) -> int:
         return sum(1 for _ in target.glob("image_*.jpg"))
     video = VideoFile(str(item.video))
     target.parent.mkdir(parents=True, exist_ok=True)
-    # One name per video, so that what a killed run left is found and removed.
+    # One name per video, so that a killed run's draft is found and removed.
     draft = target.with_name(f".{target.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
@@ -496,7 +497,7 @@ def _extract(options: PrepareOptions, item: Item, place: str) -> int:
         for pixels in _at_rate(video, options.fps):
             count += 1
             image = _short_side(Image.fromarray(pixels), options.size)
-            # Pillow, writing to a file, does not notice that a full disk took only a part.
+            # Pillow does not notice that a full disk took only a part of a file.
             encoded = io.BytesIO()
             image.save(encoded, "JPEG", quality=options.quality)
             (draft / FRAME_NAME.format(count)).write_bytes(encoded.getvalue())
@@ -513,7 +514,7 @@ def _extract(options: PrepareOptions, item: Item, place: str) -> int:
 
 
 def _check_origin(target: Path, item: Item) -> None:
-    """Frames that are there must be this video's: another may have the same name but for its suffix.
+    """Check that existing frames are this video's: another may differ by its suffix only.
 
     Raises ``UsageError``.
     """
@@ -545,12 +546,12 @@ def _short_side(image: Image.Image, size: int) -> Image.Image:
 
 
 def _link_videos(options: PrepareOptions) -> None:
-    """Let ``videos`` in the output stand for the source folder, so that training finds what the lists name."""
+    """Link ``videos`` in the output to the source folder, so that training finds the videos of the lists."""
     link, source = options.output / "videos", options.source.resolve()
     if link.is_symlink() and link.resolve() == source:
         return
     if link.exists() or link.is_symlink():
-        raise UsageError(f"{link}: is there already and is another folder: remove it, or give another --output")
+        raise UsageError(f"{link}: exists and is another folder: remove it, or give another --output")
     link.symlink_to(source, target_is_directory=True)
 
 

@@ -1,4 +1,4 @@
-"""Which frames of a clip training sees: one of each segment, or a dense span (official ``ops/dataset.py``)."""
+"""The frames of a clip that training samples: one of each segment, or a dense span (official ``ops/dataset.py``)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from numpy.typing import NDArray
 from adafocus_edge.media.preprocess import sample_indices
 
 DENSE_SPAN = 64
-"""Frames that dense sampling spans."""
+"""Length of the span of dense sampling, in frames."""
 
 
 def spread(count: int, most: int | None) -> NDArray[np.int64]:
-    """Return the numbers from 0 to ``count``, or so many of them as evenly spaced as they can be."""
+    """Return the numbers 0 to ``count`` - 1, or ``most`` of them, spaced as evenly as possible."""
     if most is None or count <= most:
         return np.arange(count)
     return (2 * np.arange(most) + 1) * count // (2 * most)
 
 
 def train_indices(frame_count: int, segments: int, random: np.random.Generator, most: int | None = None) -> list[int]:
-    """Choose one random frame of each of T segments (official ``_sample_indices``); rising, from 0.
+    """Choose one random frame of each of T segments (official ``_sample_indices``); ascending, from 0.
 
     Args:
         frame_count: frames in the clip.
         segments: T.
         random: generator.
-        most: how many frames of a segment may be chosen, evenly spaced; None for all.
+        most: max frames of a segment to choose from, evenly spaced; None for all.
     """
     length = frame_count // segments
     if length > 0:
@@ -42,7 +42,7 @@ def dense_indices(
 ) -> list[int]:
     """Choose T frames at a steady stride over 64 frames, from a random place, or in evaluation from the middle.
 
-    ``most`` bounds from how many places, evenly spaced; None for all.
+    ``most`` limits the number of these places, evenly spaced; None for all.
     """
     places = max(1, 1 + frame_count - DENSE_SPAN)
     if random is None:
@@ -58,12 +58,12 @@ def _dense_from(start: int, frame_count: int, segments: int) -> list[int]:
 
 @dataclass(frozen=True)
 class FramePlan:
-    """How training samples a clip.
+    """How frames are sampled from a clip.
 
     Attributes:
         segments: T.
         dense: whether sampling is dense.
-        most: frames of a segment (or places of a dense span) that may be drawn, evenly spaced; None for all.
+        most: max frames of a segment (or places of a dense span) to draw from, evenly spaced; None for all.
     """
 
     segments: int
@@ -82,7 +82,7 @@ class FramePlan:
         return sample_indices(frame_count, self.segments)
 
     def every(self, frame_count: int) -> list[int]:
-        """Return all frames that :meth:`draw` may give, distinct and rising."""
+        """Return all frames that :meth:`draw` may return, distinct and ascending."""
         most = self._most(frame_count)
         if self.dense:
             starts = spread(max(1, 1 + frame_count - DENSE_SPAN), most).tolist()
@@ -94,5 +94,5 @@ class FramePlan:
         return [i * length + place for i in range(self.segments) for place in places]
 
     def _most(self, frame_count: int) -> int | None:
-        """Of a clip that is short enough, any frame may be drawn."""
+        """Return ``most``, or None for a clip so short that any frame may be drawn."""
         return None if self.most is None or frame_count <= self.most * self.segments else self.most

@@ -1,4 +1,4 @@
-"""Settings that weights do not tell: where their values come from, and what is odd about them."""
+"""Settings that weights do not record: where their values come from, and warnings about unusual ones."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from training.checkpoint import Checkpoint, ModelOptions
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a model's field may come from.
+    """Possible sources of a model's field.
 
     Attributes:
         option: official name of the option, in checkpoints of ``adafocus-edge train`` and in :class:`ModelOptions`.
-        flag: of the command line, or empty where there is none.
+        flag: command-line option, or empty if there is none.
         usual: values of the official models.
     """
 
@@ -33,13 +33,13 @@ SOURCES = {
     "fit": _Source("fit"),
     "motion_gap_s": _Source("motion_gap_s"),
 }
-"""By the model's field."""
+"""Sources by the model's field."""
 CELL = 32
-"""Pixels per side of a feature map's cell: glance sizes that differ by less fit the same weights."""
+"""Side of a feature map's cell, in pixels; glance sizes that differ by less fit the same weights."""
 
 
 def settings_of(checkpoint: Checkpoint, options: ModelOptions, spec: ModelSpec) -> dict[str, Setting]:
-    """Return the settings that a checkpoint's weights do not tell, with where each value of a model comes from."""
+    """Return the settings that a checkpoint's weights do not record, each with its value and its source."""
     found = {}
     for name, source in SOURCES.items():
         value, recorded = getattr(spec, name), checkpoint.config.get(source.option)
@@ -56,9 +56,9 @@ def settings_of(checkpoint: Checkpoint, options: ModelOptions, spec: ModelSpec) 
 
 
 def setting_warnings(settings: dict[str, Setting], spec: ModelSpec) -> list[str]:
-    """Return a line for each option that contradicts a checkpoint, or that no usual model has.
+    """Return a warning for each option that contradicts a checkpoint, or that no usual model has.
 
-    The graphs agree with PyTorch at any size: it is the accuracy that is lost, and parity does not show it.
+    The graphs agree with PyTorch at any size, so parity does not show a loss of accuracy.
     """
     lines = []
     for name, setting in settings.items():
@@ -68,14 +68,14 @@ def setting_warnings(settings: dict[str, Setting], spec: ModelSpec) -> list[str]
             continue
         if setting.trained is not None:
             lines.append(
-                f"{asked}: the checkpoint was trained with {source.option}={setting.trained}: this is another model "
-                "than the one that was trained, and its accuracy is unknown (parity with PyTorch does not show it)"
+                f"{asked}: the checkpoint was trained with {source.option}={setting.trained}: this is not "
+                "the model that was trained, and its accuracy is unknown (parity with PyTorch does not show it)"
             )
         elif source.usual and setting.value not in source.usual:
             usual = ", ".join(map(str, source.usual))
             lines.append(
-                f"{asked}: none of the usual values ({usual}), and the checkpoint does not record what it was trained "
-                "with: if that was another, accuracy is lost, and parity with PyTorch does not show it"
+                f"{asked}: not one of the usual values ({usual}), and the checkpoint does not record the value of its "
+                "training: if that was another, accuracy is lost, and parity with PyTorch does not show it"
             )
         elif name == "glance_size" and setting.value not in (spec.frame_size, _largest(spec)):
             side = math.ceil(spec.glance_size / CELL)

@@ -1,4 +1,4 @@
-"""The four training stages: what each one trains, and how a batch becomes its loss. Paper, section 3.3."""
+"""The four training stages: the parameters that each one trains, and its loss on a batch. Paper, section 3.3."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from training.datasets import Batch
 from training.distributed import gather
-from training.looks import KeptBatch, KeptLooks, LiveLooks, Looks
 from training.model import AdaFocus
 from training.options import TrainOptions
+from training.patch_features import KeptBatch, KeptFeatures, LiveFeatures, PatchFeatures
 from training.policy_watch import PolicyWatch
 from training.ppo import (
     BETAS,
@@ -30,11 +30,11 @@ from training.ppo import (
 )
 
 CHUNK = 64
-"""Frames that go through a backbone at once where no gradient is wanted."""
+"""Max frames in one call of a backbone where no gradient is needed."""
 
 
 class Stage(nn.Module):
-    """What the stages have in common. ``forward`` gives a batch's loss, and logits after each step, [B, T, C].
+    """Base of the stages. ``forward`` returns a batch's loss, and the logits after each step, float32 [B, T, C].
 
     Attributes:
         passes: gradient steps per batch.
@@ -53,16 +53,16 @@ class Stage(nn.Module):
                 parameter.requires_grad_(True)
 
     def trained(self) -> list[tuple[nn.Module, float]]:
-        """Return what this stage trains, with the learning rate of each."""
+        """Return the modules that this stage trains, each with its learning rate."""
         raise NotImplementedError
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: Batch | KeptBatch) -> tuple[Tensor, Tensor]:
         """Return the loss, a number, and the logits after each step, float32 [B, T, C]."""
         logits = self.logits(batch)
         return self.loss(logits, batch.target), logits
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Return the logits after each step, float32 [B, T, C]; also how this stage's model is evaluated."""
+    def logits(self, batch: Batch | KeptBatch) -> Tensor:
+        """Return the logits after each step, float32 [B, T, C]; validation calls this, too."""
         raise NotImplementedError
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class Stage(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1]))
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return the optimiser over what is trained; each group's ``base_lr`` is what its schedule starts from."""
+        """Return the optimiser of the trained modules; each group's ``base_lr`` is its schedule's initial rate."""
         options = self.options
         groups = [{"params": list(m.parameters()), "lr": lr, "base_lr": lr} for m, lr in self.trained()]
         if options.optimizer == "adamw":
@@ -80,7 +80,7 @@ class Stage(nn.Module):
         return torch.optim.SGD(groups, lr=0.0, momentum=options.momentum, weight_decay=options.weight_decay)
 
     def train(self, mode: bool = True) -> Stage:
-        """Put what is trained into training mode, and all else, frozen batch norms too, into evaluation mode."""
+        """Set trained modules to training mode, and all others, with frozen batch norms, to evaluation mode."""
         super().train(False)
         if mode:
             self.training = True
@@ -93,23 +93,24 @@ class Stage(nn.Module):
         return self
 
     def after_update(self, clips: int | None = None) -> None:
-        """Do what follows the optimiser's step; ``clips`` of the batch count, all of them unless given."""
+        """Called after the optimiser's step; ``clips`` is how many of the batch count, None for all."""
 
     def report(self) -> dict[str, Any]:
-        """Return figures of this stage alone since the last report; every process must call this."""
+        """Return figures that only this stage has, since the last report; every process must call this."""
         return {}
 
 
 class BackboneStage(Stage):
-    """Stage 0: one backbone alone on whole frames; the mean over frames of its logits counts."""
+    """Stage 0: one backbone alone on whole frames; its prediction is the mean of the frames' logits."""
 
     def trained(self) -> list[tuple[nn.Module, float]]:
         """See :meth:`Stage.trained`."""
         part = self.model.glancer if self.options.pretrain_glancer else self.model.focuser
         return [(part.net, self.options.backbone_lr)]
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Return the mean of the logits up to each step."""
+    def logits(self, batch: Batch | KeptBatch) -> Tensor:
+        """Return the mean of the logits up to each step, float32 [B, T, C]."""
+        assert isinstance(batch, Batch)
         return self.running_means(batch.frames)
 
     def running_means(self, clips_frames: Tensor) -> Tensor:
@@ -129,7 +130,7 @@ class BackboneStage(Stage):
 
 
 class GlimpseStage(Stage):
-    """What stages 1 to 3 share: glance at all frames, focus on one patch of each, add it up."""
+    """Base of stages 1 to 3: glance at all frames, focus on one patch of each, classify."""
 
     def glances(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return feature maps [B * T, dim, h, w] and their means [B * T, dim], without gradient."""
@@ -146,52 +147,68 @@ class GlimpseStage(Stage):
             return in_chunks(lambda f, o: (self.model.focus(f, o),), frames, corners)[0]
 
     def features(self, batch: Batch, glance: Tensor | None, focus: Tensor) -> Tensor:
-        """Return what the classifier takes in, [B, T, inputs]."""
-        seen = torch.cat([glance, focus], dim=1) if self.model.spec.with_glancer and glance is not None else focus
-        return seen.view(*batch.frames.shape[:2], -1)
+        """Return the classifier's input, float32 [B, T, inputs]."""
+        patches = torch.cat([glance, focus], dim=1) if self.model.spec.with_glancer and glance is not None else focus
+        return patches.view(*batch.frames.shape[:2], -1)
 
-    def act(self, batch: Batch, feature_maps: Tensor, draws: Tensor | None) -> tuple[Rollout, Tensor]:
-        """Let the acting policy pick patches, drawn, or best without draws; return that, and origins [B, T, 2]."""
-        maps = feature_maps.view(*batch.frames.shape[:2], *feature_maps.shape[1:]).transpose(0, 1)
-        rollout = act(self.model.policy, maps, draws)
-        return rollout, self.model.grid[rollout.actions].transpose(0, 1)
+    def patch_features(self, batch: Batch | KeptBatch) -> PatchFeatures:
+        """Return the features of a batch's patches: computed on demand, or kept by a cache."""
+        if isinstance(batch, KeptBatch):
+            return KeptFeatures(batch, with_glancer=self.model.spec.with_glancer)
+        feature_maps, glance = self.glances(batch)
+
+        def features(origins: Tensor) -> Tensor:
+            return self.features(batch, glance, self.focuses(batch, origins))
+
+        return LiveFeatures(self.model, batch, feature_maps, features)
+
+    @torch.no_grad()
+    def features_of_every_cell(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return feature maps [B, T, dim, h, w] and the focuser's features of every cell, [B, T, cells, dim]."""
+        clips = batch.frames.shape[:2]
+        feature_maps, _ = self.glances(batch)
+        cells = [self.focuses(batch, origin.expand_as(batch.origins)) for origin in self.model.grid]
+        return feature_maps.view(*clips, *feature_maps.shape[1:]), torch.stack(cells, dim=1).view(
+            *clips, len(cells), -1
+        )
 
 
 class RandomPatchStage(GlimpseStage):
-    """Stage 1: focuser and classifier on random patches, the glancer frozen."""
+    """Stage 1: focuser and classifier on random patches, the glancer frozen; with frozen backbones the classifier."""
 
     def trained(self) -> list[tuple[nn.Module, float]]:
         """See :meth:`Stage.trained`."""
-        return [
-            (self.model.focuser.net, self.options.backbone_lr),
-            (self.model.classifier, self.options.fc_lr),
-        ]
+        focuser = [] if self.options.freeze_backbones else [(self.model.focuser.net, self.options.backbone_lr)]
+        return [*focuser, (self.model.classifier, self.options.fc_lr)]
 
-    def logits(self, batch: Batch) -> Tensor:
-        """See :meth:`Stage.logits`."""
-        glance = (
-            self.glances(batch)[1] if self.model.spec.with_glancer else None
-        )  # no policy looks at feature maps here
-        features: Tensor = self.model.classifier(self.features(batch, glance, self.focuses(batch, batch.origins)))
-        return features
+    def logits(self, batch: Batch | KeptBatch) -> Tensor:
+        """Return the classifier's logits on random patches, float32 [B, T, C]."""
+        if isinstance(batch, KeptBatch):
+            features = self.patch_features(batch).at_random()
+        else:
+            # Feature maps are for a policy; the glances' means may be part of the classifier's input.
+            glance = self.glances(batch)[1] if self.model.spec.with_glancer else None
+            features = self.features(batch, glance, self.focuses(batch, batch.origins))
+        logits: Tensor = self.model.classifier(features)
+        return logits
 
 
 class ChosenPatchStage(GlimpseStage):
-    """What stages 2 and 3 share: the classifier on the policy's best-scoring patches."""
+    """Base of stages 2 and 3: the classifier on the policy's best-scoring patches."""
 
-    def logits(self, batch: Batch) -> Tensor:
-        """Return what the classifier says of the best-scoring patches."""
-        feature_maps, glance = self.glances(batch)
-        _, origins = self.act(batch, feature_maps, None)
-        logits: Tensor = self.model.classifier(self.features(batch, glance, self.focuses(batch, origins)))
+    def logits(self, batch: Batch | KeptBatch) -> Tensor:
+        """Return the classifier's logits on the best-scoring patches, float32 [B, T, C]."""
+        patches = self.patch_features(batch)
+        actions = act(self.model.policy, patches.feature_maps, None).actions
+        logits: Tensor = self.model.classifier(patches.at(actions))
         return logits
 
 
 class PolicyStage(ChosenPatchStage):
-    """Stage 2: the policy alone: where it looks must make the classifier surer than a random patch does.
+    """Stage 2: train the policy alone to choose patches that make the classifier more confident than random ones.
 
-    By PPO, or by the expected reward over all cells, of which each step's is known at once (``policy_estimator``). It
-    takes clips, or what a cache kept of them (:mod:`training.policy_cache`).
+    Trained by PPO, or by the expected reward over all cells (``policy_estimator``). Batches hold clips, or features of
+    clips that a cache keeps (:mod:`training.policy_cache`).
     """
 
     def __init__(self, model: AdaFocus, options: TrainOptions) -> None:
@@ -205,38 +222,17 @@ class PolicyStage(ChosenPatchStage):
         return [(self.model.focuser.policy.policy, self.options.policy_lr)]
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return Adam at a constant learning rate, as the official PPO has it."""
+        """Return Adam with a constant learning rate, as in the official PPO."""
         parameters = list(self.model.focuser.policy.policy.parameters())
         return torch.optim.Adam(parameters, lr=self.options.policy_lr, betas=BETAS)
 
-    def looks(self, batch: Batch | KeptBatch) -> Looks:
-        """Return what can be seen of a batch."""
-        if isinstance(batch, KeptBatch):
-            return KeptLooks(batch, with_glancer=self.model.spec.with_glancer)
-        feature_maps, glance = self.glances(batch)
-
-        def features(origins: Tensor) -> Tensor:
-            return self.features(batch, glance, self.focuses(batch, origins))
-
-        return LiveLooks(self.model, batch, feature_maps, features)
-
-    @torch.no_grad()
-    def look_everywhere(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return feature maps [B, T, dim, h, w] and the focuser's features of every cell, [B, T, cells, dim]."""
-        clips = batch.frames.shape[:2]
-        feature_maps, _ = self.glances(batch)
-        cells = [self.focuses(batch, origin.expand_as(batch.origins)) for origin in self.model.grid]
-        return feature_maps.view(*clips, *feature_maps.shape[1:]), torch.stack(cells, dim=1).view(
-            *clips, len(cells), -1
-        )
-
-    def logits(self, batch: Batch) -> Tensor:
-        """Return what the classifier says of the best-scoring patches; in evaluation, compare it with random ones."""
-        looks = self.looks(batch)
-        actions = act(self.model.policy, looks.feature_maps, None).actions
-        logits: Tensor = self.model.classifier(looks.at(actions))
+    def logits(self, batch: Batch | KeptBatch) -> Tensor:
+        """Return the logits on the best-scoring patches; in validation, compare them with those on random ones."""
+        patches = self.patch_features(batch)
+        actions = act(self.model.policy, patches.feature_maps, None).actions
+        logits: Tensor = self.model.classifier(patches.at(actions))
         if not self.training:
-            random = self.model.classifier(looks.at_random())[:, -1]
+            random = self.model.classifier(patches.at_random())[:, -1]
             self.watch.add(
                 len(batch.target),
                 actions,
@@ -246,14 +242,14 @@ class PolicyStage(ChosenPatchStage):
             )
         return logits
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Let the old policy act, reward it, and judge that by the new one; later passes keep what it did."""
+    def forward(self, batch: Batch | KeptBatch) -> tuple[Tensor, Tensor]:
+        """Let the old policy act, reward its actions, and evaluate them by the new policy; later passes keep them."""
         if self.update is None:
-            looks = self.looks(batch)
-            rollout = act(self.model.policy, looks.feature_maps, batch.draws.T)
+            patches = self.patch_features(batch)
+            rollout = act(self.model.policy, patches.feature_maps, batch.draws.T)
             by_sampling = self.options.policy_estimator == "ppo"
             with torch.no_grad():
-                self.update = (self._sampled if by_sampling else self._expected)(looks, rollout, batch.target)
+                self.update = (self._sampled if by_sampling else self._expected)(patches, rollout, batch.target)
         update, policy = self.update, self.model.focuser.policy.policy
         weight, maps = self.options.entropy_weight, update.rollout.feature_maps
         if update.advantage is None:
@@ -267,13 +263,13 @@ class PolicyStage(ChosenPatchStage):
         self.reward = update.reward
         return update.parts.total, update.logits
 
-    def _sampled(self, looks: Looks, rollout: Rollout, target: Tensor) -> _Update:
-        """Reward the patches that the old policy drew."""
-        chosen, random = looks.at(rollout.actions), looks.at_random()
+    def _sampled(self, patches: PatchFeatures, rollout: Rollout, target: Tensor) -> _Update:
+        """Compute the rewards of the patches that the old policy drew."""
+        chosen, random = patches.at(rollout.actions), patches.at_random()
         state = chosen.new_zeros(len(chosen), self.model.spec.classifier_state)
         confidence, random_confidence, logits = [], [], []
         for step in range(chosen.shape[1]):
-            # The random patch is judged from the same recurrent state, which it leaves as it is.
+            # The random patch is classified from the same recurrent state, and does not change it.
             compared, _ = self.model.classifier.step(random[:, step], state)
             found, state = self.model.classifier.step(chosen[:, step], state)
             confidence.append(_confidence(found, target))
@@ -286,29 +282,29 @@ class PolicyStage(ChosenPatchStage):
         returns = normalise(returns, everything)
         return _Update(rollout, torch.stack(logits, dim=1), reward.mean(), returns, None)
 
-    def _expected(self, looks: Looks, rollout: Rollout, target: Tensor) -> _Update:
-        """Reward every cell from the recurrent state that the old policy's patches led to."""
+    def _expected(self, patches: PatchFeatures, rollout: Rollout, target: Tensor) -> _Update:
+        """Compute the reward of every cell, from the recurrent state after the old policy's patches."""
         clips, cells = len(target), self.model.spec.actions
         rows = torch.arange(clips, device=target.device)
         state = rollout.feature_maps.new_zeros(clips, self.model.spec.classifier_state)
         everywhere, confidence, logits = [], [], []
         for step, action in enumerate(rollout.actions):
-            seen = looks.everywhere(step)
-            found, states = self.model.classifier.step(seen.flatten(0, 1), state.repeat_interleave(cells, dim=0))
+            cells_seen = patches.everywhere(step)
+            found, states = self.model.classifier.step(cells_seen.flatten(0, 1), state.repeat_interleave(cells, dim=0))
             state = states.view(clips, cells, -1)[rows, action]
             sure = _confidence(found, target.repeat_interleave(cells)).view(clips, cells).float()
             everywhere.append(sure)
             confidence.append(sure[rows, action])
             logits.append(found.view(clips, cells, -1)[rows, action])
         known = torch.stack(everywhere)
-        # Whatever a reward is compared with is the same for all cells: only their differences count.
+        # A reward's baseline is the same for all cells, so only the differences between cells count.
         advantage = known - known.mean(dim=2, keepdim=True)
         spread = torch.cat([part.to(known.device).flatten() for part in gather(advantage.cpu())]).std()
         reward = rewards(self.options.reward, torch.stack(confidence), known.mean(dim=2))
         return _Update(rollout, torch.stack(logits, dim=1), reward.mean(), reward, advantage / (spread + 1e-5))
 
     def after_update(self, clips: int | None = None) -> None:
-        """Let the old policy become the new one after the last pass over a batch, and note what became of it."""
+        """After the last pass over a batch, copy the new policy to the old one, and count what it did."""
         update, pair = self.update, self.model.focuser.policy
         assert update is not None
         assert update.parts is not None
@@ -329,21 +325,21 @@ class PolicyStage(ChosenPatchStage):
         self.update = None
 
     def report(self) -> dict[str, Any]:
-        """Return what the policy did since the last report, see :class:`PolicyWatch`."""
+        """Return figures of the policy since the last report, see :class:`PolicyWatch`."""
         return self.watch.report()
 
 
 @dataclass
 class _Update:
-    """What one batch gave, for one or more gradient steps.
+    """The targets of one batch, for one or more gradient steps.
 
     Attributes:
-        rollout: what the old policy did.
-        logits: of the classifier on its patches, [B, T, C].
-        reward: mean of its patches' rewards.
-        returns: normalised, [T, B].
-        advantage: of every cell, normalised, [T, B, cells]; None where one cell was sampled.
-        parts: of the latest loss.
+        rollout: the old policy's actions.
+        logits: the classifier's logits on their patches, [B, T, C].
+        reward: mean reward of these patches.
+        returns: normalised returns, [T, B].
+        advantage: normalised advantage of every cell, [T, B, cells]; None where one cell was sampled.
+        parts: parts of the latest loss.
         passes: gradient steps taken.
     """
 
@@ -368,7 +364,7 @@ STAGES: tuple[type[Stage], ...] = (BackboneStage, RandomPatchStage, PolicyStage,
 
 
 def in_chunks(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Run something that takes and gives batches in pieces of :data:`CHUNK`, and join what it gives."""
+    """Call ``run`` on batches in pieces of :data:`CHUNK`; return its outputs, joined."""
     pieces = [run(*parts) for parts in zip(*(torch.split(t, CHUNK) for t in tensors), strict=True)]
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 

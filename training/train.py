@@ -1,82 +1,55 @@
-"""The training loop of all four stages: epochs of updates, validation, checkpoints, and going on after a break."""
+"""The training loop of all four stages: epochs of updates, validation, checkpoints."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import sys
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from adafocus_edge.bundle.store import first_difference, read_classes, same_classes
-from adafocus_edge.errors import CheckpointError, DataError, ShortageError, TrainingError, UsageError
-from adafocus_edge.evaluation.dataset import Split, read_data, read_list
-from adafocus_edge.evaluation.evidence import few_clips_note, share_interval
+from adafocus_edge.errors import DataError, TrainingError, UsageError
 from adafocus_edge.evaluation.metrics import accuracy_curve, top_k_accuracy
 from adafocus_edge.model.logits import softmax
-from adafocus_edge.model.spec import ModelSpec
 from adafocus_edge.system.console import printable, progress_bars
-from training.backbones import BACKBONES
-from training.checkpoint import (
-    Checkpoint,
-    backbone_weights,
-    load_part,
-    official_layout,
-    read_checkpoint,
-    save_checkpoint,
-)
+from adafocus_edge.system.interrupts import DeferredSignals
+from training.compose import Composed, as_yaml, compose_options
 from training.datasets import Batch, EpochSampler
 from training.distributed import Processes, gather, launch
-from training.lineage import (
-    INPUT_OPTIONS,
-    STARTS,
-    UNTOLD_OPTIONS,
-    changed_options,
-    check_pretrained,
-    check_shapes,
-    check_stage,
-    differences,
-    shape_options,
-)
+from training.failures import wrap_loader_errors, wrap_memory_errors
 from training.loading import crops_on_device, make_dataset, make_loader, open_cache, try_queues
 from training.model import AdaFocus
-from training.options import Composed, TrainOptions, compose_options
+from training.options import model_spec
 from training.policy_cache import CacheBuilder, KeptBatches, batch_option, remove_cache, resolve_cache
-from training.policy_watch import collapse_warning, places_picture
-from training.stages import STAGES, PolicyStage, Stage
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from training.policy_watch import collapse_warning
+from training.progress import Progress
+from training.report import Log, epoch_line, open_recorder, print_evaluation
+from training.resume import BEST, LAST, Start, TrainingState
+from training.splits import read_splits, split_notes
+from training.stages import STAGES, GlimpseStage, Stage
 
 Batches: TypeAlias = "DataLoader[Any] | KeptBatches"
-"""What gives the batches of an epoch."""
+"""The batches of an epoch."""
 
-LAST = "last.pth.tar"
-BEST = "best.pth.tar"
-METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
 
 
 def run(overrides: list[str], quiet: bool) -> None:
-    """Train or evaluate as ``key=value`` options say; what ``adafocus-edge train`` calls."""
+    """Compose ``key=value`` options, and train or evaluate."""
     run_composed(compose_options(overrides), quiet)
 
 
 def run_composed(composed: Composed, quiet: bool, *, as_json: bool = False) -> None:
-    """Train or evaluate as options say that were checked; at the end, print what came of it as JSON if asked."""
+    """Train or evaluate with checked options; print the outcome as JSON at the end if ``as_json``."""
     if not quiet:
         for note in composed.notes:
             print(f"note: {printable(note)}", file=sys.stderr)
@@ -85,14 +58,14 @@ def run_composed(composed: Composed, quiet: bool, *, as_json: bool = False) -> N
 
 @dataclass(frozen=True)
 class _Work:
-    """What one process does; an object that other processes can be given."""
+    """The work of one process; an object that can be sent to other processes."""
 
     composed: Composed
     quiet: bool
     as_json: bool
 
     def __call__(self, processes: Processes) -> None:
-        with _wrap_memory_errors(self.composed.options):
+        with wrap_memory_errors(self.composed.options):
             quiet = self.quiet or not processes.first
             Trainer(self.composed, processes, quiet, as_json=self.as_json and processes.first).run()
 
@@ -102,8 +75,8 @@ class Trainer:
 
     Args:
         composed: the options.
-        processes: this process among its like.
-        quiet: whether to keep from printing.
+        processes: this process and the others.
+        quiet: whether to print errors and results only.
         as_json: whether to print the outcome as JSON.
     """
 
@@ -113,30 +86,34 @@ class Trainer:
         self.processes = processes
         self.quiet = quiet
         self.as_json = as_json
-        if note := resolve_cache(options, processes.world):
-            self._say(f"note: {note}")
+        self.log = Log(quiet=quiet, records=processes.first)
+        for note in composed.notes:  # printed before this process began
+            self.log.record(f"note: {note}")
+        if cache_note := resolve_cache(options, processes.world):
+            self.log(f"note: {cache_note}")
         self.train_split, self.val_split = read_splits(options)
-        for note in _split_notes(self.train_split, self.val_split):
-            self._say(f"note: {note}")
+        for note in split_notes(self.train_split, self.val_split):
+            self.log(f"note: {note}")
         self.spec = model_spec(options, len(self.val_split.classes))
         torch.manual_seed(options.seed + processes.rank)
         self.model = AdaFocus(self.spec, options.dropout)
-        start = self._load_weights()
+        start = Start(self.model, composed, self.val_split.classes, self.log).load()
         self.model.to(processes.device).to(memory_format=torch.channels_last)
         if processes.world > 1 and processes.device.type == "cuda":
             # Statistics over the whole batch, as one process would have them.
             self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         if options.compile:
             self.model.compile_backbones()
-        self.stage: Stage = STAGES[_stage(options)](self.model, options)
-        self.optimizer = self.stage.optimizer()
+        self.stage: Stage = STAGES[options.stage](self.model, options)
         amp = options.amp and processes.device.type == "cuda"
         self.autocast = torch.autocast(processes.device.type, torch.float16, enabled=amp)
-        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=amp)
-        self.epoch, self.best, self.run_dir = 0, -1.0, composed.run_dir
-        self.goes_on = start is not None
+        self.state = TrainingState(self.stage.optimizer(), torch.amp.GradScaler(processes.device.type, enabled=amp))
+        self.run_dir = composed.run_dir
+        self.resumes = start is not None
         if start is not None:
-            self._restore(start)
+            self.state.restore(start, composed, processes, self.log)
+            if not composed.chose_run_dir:
+                self.run_dir = start.path.resolve().parent
         self.wrapped: torch.nn.Module = self.stage
         if processes.world > 1:
             devices = [processes.device] if processes.device.type == "cuda" else None
@@ -144,7 +121,7 @@ class Trainer:
         self.failed: set[str] = set()
         self.shortage = ""
         self.started: list[Batches] = []
-        self.interruption = _Interruption()
+        self.interruption = DeferredSignals()
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -155,21 +132,21 @@ class Trainer:
         crops = not crops_on_device(options, processes.device)
         with open_cache(options, splits, self.spec, processes) as (keeping, lines):
             for line in lines:
-                self._say(line)
+                self.log(line)
             seen = make_dataset(self.val_split, self.spec, options, keeping, train=False)
             if options.evaluate:
                 found = self.validate(make_loader(seen, options, processes, train=False))
-                self._print_evaluation(found, self._count_failed())
+                self._report_evaluation(found, self._count_failed())
                 return
             data = make_dataset(self.train_split, self.spec, options, keeping, train=True, crops=crops)
-            # Held by nobody here: the policy cache ends their workers once it needs no clip any more.
+            # Passed on without a name: once the policy cache needs no clips, their workers can end.
             self._train(
                 make_loader(data, options, processes, train=True), make_loader(seen, options, processes, train=False)
             )
 
     def _train(self, batches: Batches, validation: Batches) -> None:
         """Train to the last epoch."""
-        options = self.options
+        options, state = self.options, self.state
         if len(batches) == 0:
             share = f" in each of {self.processes.world} processes" if self.processes.world > 1 else ""
             raise UsageError(
@@ -177,43 +154,59 @@ class Trainer:
                 f"{len(self.train_split.examples)} clips{share}"
             )
         self._prepare_run_dir()
-        if self.epoch >= options.epochs:
-            self._say(f"nothing to do: {options.resume} has finished its {self.epoch} epochs (epochs={options.epochs})")
+        if state.epoch >= options.epochs:
+            self.log(f"nothing to do: {options.resume} has finished its {state.epoch} epochs (epochs={options.epochs})")
             self._print_outcome()
             return
-        told = self._report_how_to_resume()
-        with told, self._log() as log, progress_bars(self.quiet) as bars, self.interruption:
+        with self._report_how_to_resume(), progress_bars(self.quiet) as bars, self.interruption:
+            progress = Progress(bars, self.log)
             if options.policy_cache != "off":
-                batches, validation = self._cached(batches, validation, bars)
-            while self.epoch < options.epochs:
-                started = time.monotonic()
-                trained = self._train_epoch(batches, bars)
-                self.epoch += 1
-                found = None
-                if self.epoch % options.eval_freq == 0 or self.epoch == options.epochs:
-                    found = self.validate(validation, bars)
-                    if warning := collapse_warning(trained, found, options):
-                        self._say(f"warning: epoch {self.epoch}: {warning}")
-                self._save(found)
-                log(trained, found, time.monotonic() - started, self._count_failed())
+                batches, validation = self._cached(batches, validation, progress)
+            self._train_epochs(batches, validation, progress)
         if self.processes.first:
             remove_cache(self.run_dir)
-        self._say(f"done: {self.run_dir / LAST}, best {options.best_by} {self.best:.2f}: {self.run_dir / BEST}")
+        self.log(f"done: {self.run_dir / LAST}, best {options.best_by} {state.best:.2f}: {self.run_dir / BEST}")
         self._print_outcome()
 
-    def _cached(self, batches: Batches, validation: Batches, bars: Progress) -> tuple[KeptBatches, KeptBatches]:
-        """Return the batches of stage 2 from features that are computed once."""
-        assert isinstance(self.stage, PolicyStage)
+    def _train_epochs(self, batches: Batches, validation: Batches, progress: Progress) -> None:
+        """Train and validate, save and record, epoch by epoch."""
+        options, state = self.options, self.state
+        with self._open_recorder() as record:
+            while state.epoch < options.epochs:
+                started = time.monotonic()
+                trained = self._train_epoch(batches, progress)
+                state.epoch += 1
+                found = None
+                if state.epoch % options.eval_freq == 0 or state.epoch == options.epochs:
+                    found = self.validate(validation, progress)
+                    if warning := collapse_warning(trained, found, options):
+                        self.log(f"warning: epoch {state.epoch}: {warning}")
+                state.save(self.model, self.composed, self.val_split.classes, self.processes, found, self.run_dir)
+                seconds = time.monotonic() - started
+                record(trained, found, seconds, self._count_failed())
+                left = progress.count_epoch(seconds, options.epochs - state.epoch)
+                self.log(f"epoch {state.epoch}/{options.epochs}: {epoch_line(trained, found)}  ({seconds:.0f} s{left})")
+
+    @contextmanager
+    def _open_recorder(self) -> Iterator[Any]:
+        """Give a function that records an epoch's figures; only the first process does."""
+        if not self.processes.first:
+            yield lambda *_: None
+            return
+        with open_recorder(self.run_dir, self.state.epoch, asdict(self.options)) as recorder:
+            yield lambda *figures: recorder.record(self.state.epoch, *figures)
+
+    def _cached(self, batches: Batches, validation: Batches, progress: Progress) -> tuple[KeptBatches, KeptBatches]:
+        """Return batches of features that are computed once."""
+        assert isinstance(self.stage, GlimpseStage)
         assert isinstance(batches, DataLoader)
         assert isinstance(validation, DataLoader)
-        task = bars.add_task("policy cache", total=None)
-        builder = CacheBuilder(
-            self.options, self.stage, self.run_dir, self.autocast, self._readable, self._say,
-            lambda done, total: bars.update(task, completed=done, total=total),
-        )  # fmt: skip
-        made = builder.build(batches, validation)
-        bars.remove_task(task)
-        self.started.clear()  # no clip is read any more
+        with progress.task("policy cache") as task:
+            builder = CacheBuilder(
+                self.options, self.stage, self.run_dir, self.autocast, self._readable, self.log, task.update
+            )
+            made = builder.build(batches, validation)
+        self.started.clear()  # no clips are read from now on
         return made
 
     def _count_failed(self) -> int:
@@ -226,37 +219,33 @@ class Trainer:
             yield
         except (KeyboardInterrupt, SystemExit):
             if (self.run_dir / LAST).exists():
-                self._say(
-                    f"stopped after epoch {self.epoch}: go on with the same options and resume={self.run_dir / LAST}"
+                self.log(
+                    f"stopped after epoch {self.state.epoch}: resume with the same options and "
+                    f"resume={self.run_dir / LAST}"
                 )
             raise
 
-    def _train_epoch(self, batches: Batches, bars: Progress) -> dict[str, Any]:
-        options, epoch = self.options, self.epoch
+    def _train_epoch(self, batches: Batches, progress: Progress) -> dict[str, Any]:
+        """Train on every clip once; return the mean loss, top-1 in percent, and the stage's own figures."""
         lr = self._set_learning_rate()
-        cast("EpochSampler", batches.sampler).epoch = epoch
+        cast("EpochSampler", batches.sampler).epoch = self.state.epoch
         self.stage.train()
-        losses, hits, seen = 0.0, 0, 0
-        name = f"epoch {epoch + 1}/{options.epochs}"
-        task = bars.add_task(name, total=len(batches))
-        updates = 0
-        for read in self._readable(batches):
-            # Processes may read unequal numbers of clips; all of them take part in each update, by their shares.
-            count = 0 if read is None else len(read.target)
-            total = self.processes.total(count)
-            if total == 0:
-                continue
-            updates += 1
-            batch = self._nothing() if read is None else read
-            for _ in range(self.stage.passes):
-                loss, logits = self._update(batch, count, total)
-            losses += loss.item() * count
-            hits += int((logits[:, -1].argmax(dim=1) == batch.target).sum()) if count else 0
-            seen += count
-            if seen:
-                shown = f"{name}  loss {losses / seen:.3f}  top-1 {hits / seen:.1%}"
-                bars.update(task, advance=1, description=shown)
-        bars.remove_task(task)
+        losses, hits, seen, updates = 0.0, 0, 0, 0
+        with progress.task(f"epoch {self.state.epoch + 1}/{self.options.epochs}", len(batches)) as task:
+            for read in self._readable(batches):
+                # Processes may read unequal numbers of clips; all take part in each update, by their shares.
+                count = 0 if read is None else len(read.target)
+                total = self.processes.total(count)
+                if total == 0:
+                    continue
+                updates += 1
+                batch = self._black_clip() if read is None else read
+                for _ in range(self.stage.passes):
+                    loss, logits = self._update(batch, count, total)
+                losses += loss.item() * count
+                hits += int((logits[:, -1].argmax(dim=1) == batch.target).sum()) if count else 0
+                seen += count
+                task.advance(f"loss {losses / seen:.3f}  top-1 {hits / seen:.1%}" if seen else "")
         if not updates:
             raise DataError(f"{self.train_split.origin}: not one clip of an epoch can be read")
         totals = np.array(gather((losses, hits, seen))).sum(axis=0)
@@ -269,48 +258,47 @@ class Trainer:
             loss, logits = self.wrapped(batch)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"epoch {self.epoch + 1}: the loss is {loss.item()}: lower backbone_lr, fc_lr or policy_lr, or "
-                "amp=false"
+                f"epoch {self.state.epoch + 1}: the loss is {loss.item()}: lower backbone_lr, fc_lr or policy_lr, or "
+                "give amp=false"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss * (count * self.processes.world / total)).backward()
+        self.state.optimizer.zero_grad(set_to_none=True)
+        self.state.scaler.scale(loss * (count * self.processes.world / total)).backward()
         if self.options.clip_grad:
-            self.scaler.unscale_(self.optimizer)
+            self.state.scaler.unscale_(self.state.optimizer)
             torch.nn.utils.clip_grad_norm_(self._parameters(), self.options.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.state.scaler.step(self.state.optimizer)
+        self.state.scaler.update()
         self.stage.after_update(count)
         return loss, logits
 
-    def _nothing(self) -> Batch:
-        """Return a clip of black frames, with which a process that could read none takes part; its weight is 0."""
+    def _black_clip(self) -> Batch:
+        """Return a clip of black frames, of weight 0, for a process that could read none: it must take part."""
         spec = self.spec
         frames = torch.zeros(1, spec.segments, spec.frame_size, spec.frame_size, 3, dtype=torch.uint8)
         none, zeros = torch.zeros(1, dtype=torch.int64), torch.zeros(1, spec.segments)
         return Batch(frames, none, none, zeros[..., None].expand(-1, -1, 2), zeros, []).to(self.processes.device)
 
     def _parameters(self) -> list[Tensor]:
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return [parameter for group in self.state.optimizer.param_groups for parameter in group["params"]]
 
     def _set_learning_rate(self) -> float:
-        """Set this epoch's learning rate; the policy's stays (official ``adjust_learning_rate``)."""
+        """Set and return this epoch's learning rate; the policy's is constant (official ``adjust_learning_rate``)."""
         options = self.options
         if options.lr_type == "cos":
-            factor = 0.5 * (1 + math.cos(math.pi * self.epoch / options.epochs))
+            factor = 0.5 * (1 + math.cos(math.pi * self.state.epoch / options.epochs))
         else:
-            factor = 0.1 ** sum(self.epoch >= milestone for milestone in options.lr_milestones)
-        for group in self.optimizer.param_groups:
+            factor = 0.1 ** sum(self.state.epoch >= milestone for milestone in options.lr_milestones)
+        for group in self.state.optimizer.param_groups:
             if "base_lr" in group:
                 group["lr"] = group["base_lr"] * factor
-        return float(self.optimizer.param_groups[0]["lr"])
+        return float(self.state.optimizer.param_groups[0]["lr"])
 
-    def validate(self, batches: Batches, bars: Progress | None = None) -> dict[str, Any]:
+    def validate(self, batches: Batches, progress: Progress | None = None) -> dict[str, Any]:
         """Return loss, top-1, top-5 and mAP (percent) over the validation split, and the same after each step."""
         self.stage.train(False)
         self.processes.share_buffers(self.model)
         numbers, logits, losses, seen = [], [], 0.0, 0
-        task = bars.add_task("validating", total=len(batches)) if bars else None
-        with torch.no_grad():
+        with torch.no_grad(), progress.task("validating", len(batches)) if progress else nullcontext() as task:
             for batch in self._readable(batches):
                 if batch is None:
                     continue
@@ -320,10 +308,8 @@ class Trainer:
                 seen += len(batch.target)
                 numbers.append(batch.number.cpu())
                 logits.append(found.cpu())
-                if bars and task is not None:
-                    bars.update(task, advance=1)
-        if bars and task is not None:
-            bars.remove_task(task)
+                if task is not None:
+                    task.advance()
         parts = gather((numbers, logits, losses, seen))
         every = [tensor for part in parts for tensor in part[0]]
         if not every:
@@ -343,187 +329,46 @@ class Trainer:
     # -- data ---------------------------------------------------------------------------------------------------------
 
     def _readable(self, batches: Batches) -> Iterator[Batch | None]:
-        """Yield batches on the device, None for one without a readable clip; tell of each broken clip, once."""
+        """Yield batches on the device, None for one without a readable clip; report each broken clip once."""
         for batch in self._loaded(batches):
             self.interruption.check()
             for name, text in batch if isinstance(batch, list) else batch.failed:
                 if name not in self.failed:
                     self.failed.add(name)
-                    print(f"left out: {printable(text)}", file=sys.stderr)
+                    self.log(f"skipped: {text}", always=True)
             if isinstance(batch, list):
                 yield None
                 continue
             if batch.shortages and not self.shortage:
                 self.shortage = batch.shortages[0]
-                self._say(f"note: cache: {self.shortage}: what is not kept yet is decoded at each epoch")
+                self.log(f"note: cache: {self.shortage}: frames not kept yet are decoded at each epoch")
             yield batch.to(self.processes.device, self.spec.frame_size)
 
     def _loaded(self, batches: Batches) -> Iterator[Any]:
-        """Yield what the loader gives. Raises ``TrainingError`` for what its workers lack."""
-        try:
+        """Yield the loader's batches. Raises ``TrainingError`` for what its workers lack."""
+        with wrap_loader_errors(self.options):
             if batches not in self.started:  # their workers live on
                 try_queues(batches.num_workers)
                 self.started.append(batches)
             yield from batches
-        except (RuntimeError, OSError, ShortageError) as error:  # what a worker raises has its traceback as text
-            lines = [line for line in str(error).splitlines() if line.strip()] or [repr(error)]
-            why = lines[-1 if lines[0].startswith("Caught ") else 0]
-            raise TrainingError(
-                f"workers={self.options.workers}: a batch cannot be loaded ({why}): give fewer workers, or "
-                "workers=0, or raise the limit of open files (ulimit -n), memory, or /dev/shm"
-            ) from error
 
-    # -- weights and state --------------------------------------------------------------------------------------------
-
-    def _load_weights(self) -> Checkpoint | None:
-        """Load what this stage begins with; return the checkpoint of this same stage if it goes on with one."""
-        options = self.options
-        if options.resume:
-            return self._resume(read_checkpoint(options.resume))
-        if _stage(options) >= 2:
-            raise UsageError(
-                f"train_stage={options.train_stage}: needs resume=CHECKPOINT of the stage before: "
-                f"{STARTS[_stage(options)]}"
-            )
-        notes = [note for part in ("glancer", "focuser") for note in self._load_backbone(part)]
-        for note in notes:  # once nothing was refused
-            self._say(f"note: {note}")
-        return None
-
-    def _resume(self, checkpoint: Checkpoint) -> Checkpoint | None:
-        """Load the model of a checkpoint; return the checkpoint if the run goes on with it."""
-        options, stage = self.options, _stage(self.options)
-        notes = [*checkpoint.notes]
-        notes += check_stage(checkpoint, stage, evaluate=options.evaluate, glancer=options.pretrain_glancer)
-        with_policy = stage == 3 or (stage == 2 and (options.evaluate or checkpoint.stage == stage))
-        parts = ["glancer.", "focuser.net.", "classifier.", *(["focuser.policy."] if with_policy else [])]
-        if stage == 0 and checkpoint.stage is None:  # of one backbone alone, if no more is in it
-            parts = ["glancer." if options.pretrain_glancer else "focuser.net."]
-        check_shapes(checkpoint, options, self.spec.classes, parts)
-        for prefix in parts:
-            load_part(self.model, checkpoint, prefix, "resume")
-        self._check_same_model(checkpoint)
-        goes_on = checkpoint.stage == stage and "rng" in checkpoint.state and not options.evaluate
-        if not goes_on:  # else all that changed is reported when its state is restored
-            changed = differences(checkpoint, options, ("dataset", *UNTOLD_OPTIONS))
-            notes += [f"resume={checkpoint.path}: trained with {change}" for change in changed]
-        for note in notes:
-            self._say(f"note: {note}")
-        return checkpoint if goes_on else None
-
-    def _load_backbone(self, part: str) -> list[str]:
-        """Load a backbone from what its options name, if this stage uses it; return notes for the user."""
-        options, stage = self.options, _stage(self.options)
-        name, pretrained = getattr(options, part), getattr(options, f"pretrained_{part}")
-        source = getattr(options, f"{part}_weights")
-        notes: list[str] = []
-        if pretrained:
-            checkpoint = read_checkpoint(pretrained)
-            notes += [*checkpoint.notes, *check_pretrained(checkpoint, part)]
-            changed = differences(checkpoint, options, INPUT_OPTIONS)
-            notes += [f"pretrained_{part}={pretrained}: trained with {change}" for change in changed]
-            found = shape_options(checkpoint.weights).get(part, name)
-            if found != name:
-                raise CheckpointError(
-                    f"pretrained_{part}={pretrained}: its {part} is a {found}, the options say {part}={name}"
-                )
-            load_part(self.model, checkpoint, f"{part}.net.", f"pretrained_{part}")
-        elif stage == 1 or (part == "glancer") == options.pretrain_glancer:
-            backbone_weights(getattr(self.model, part).net, name, source, f"{part}_weights")
-            if stage == 1 and part == "glancer" and source in ("imagenet", "random"):
-                notes.append(
-                    f"stage 1 does not train the glancer: it stays as glancer_weights={source} has it; "
-                    "pretrained_glancer=CKPT takes one that stage 0 trained"
-                )
-        return notes
-
-    def _check_same_model(self, checkpoint: Checkpoint) -> None:
-        """Refuse a model that its weights cannot tell apart, unless that was asked for in so many words."""
-        given = {text.partition("=")[0] for text in self.composed.given}
-        for name in UNTOLD_OPTIONS:
-            before, now = checkpoint.config.get(name), getattr(self.options, name)
-            if before is not None and before != now and name not in given:
-                raise UsageError(f"resume={checkpoint.path}: trained with {name}={before}, now {now}: give {name}=")
-        trained, classes = checkpoint.classes, self.val_split.classes
-        if trained is not None and not same_classes(trained, classes):
-            raise UsageError(
-                f"resume={checkpoint.path}: trained on other classes ({first_difference(trained, classes)}): give the "
-                "class names of that training, in their order"
-            )
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        """Go on exactly where a run of this stage stopped, in its own folder unless another was asked for."""
-        state = checkpoint.state
-        try:
-            self.epoch, self.best = int(state["epoch"]), float(state["best_acc"])
-            asked = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(state["optimizer"])
-            for group, settings in zip(self.optimizer.param_groups, asked, strict=True):
-                group.update(settings)  # what the options say counts, should they have changed
-            if state.get("scaler"):
-                self.scaler.load_state_dict(state["scaler"])
-            generators = state["rng"]
-            if len(generators) == self.processes.world:
-                mine = generators[self.processes.rank]
-                torch.set_rng_state(mine["cpu"])
-                if self.processes.device.type == "cuda" and mine.get("cuda") is not None:
-                    torch.cuda.set_rng_state(mine["cuda"], self.processes.device)
-            else:
-                self._say(
-                    f"note: {len(generators)} processes before, {self.processes.world} now: dropout is drawn anew"
-                )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"resume={checkpoint.path}: its training state does not fit these options ({error})"
-            ) from None
-        if not self.composed.chose_run_dir:
-            self.run_dir = checkpoint.path.resolve().parent
-        changed = changed_options(checkpoint, self.options)
-        self._say(f"going on after epoch {self.epoch} of {checkpoint.path}")
-        if changed:
-            self._say(f"note: options changed since: {', '.join(changed)}")
-
-    def _save(self, found: dict[str, Any] | None) -> None:
-        """Write the last checkpoint, and the best one if this is it; the metrics decide on all processes alike."""
-        generators = {"cpu": torch.get_rng_state(), "cuda": None}
-        if self.processes.device.type == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state(self.processes.device)
-        every = gather(generators)
-        accuracy = None if found is None else float(found[self.options.best_by])
-        better = accuracy is not None and accuracy > self.best
-        if better and accuracy is not None:
-            self.best = accuracy
-        if not self.processes.first:
-            return
-        content = {
-            **official_layout(self.model, with_policy=_stage(self.options) >= 2),
-            "epoch": self.epoch,
-            "acc": accuracy,
-            "best_acc": self.best,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict() or None,
-            "rng": every,
-            "config": asdict(self.options),
-            "class_names": list(self.val_split.classes),
-        }
-        if better:
-            save_checkpoint(content, self.run_dir / BEST)
-        save_checkpoint(content, self.run_dir / LAST)
-
-    # -- what people see ----------------------------------------------------------------------------------------------
+    # -- run folder and outcome ----------------------------------------------------------------------------------------
 
     def _prepare_run_dir(self) -> None:
         if not self.processes.first:
             return
         last = self.run_dir / LAST
-        if last.exists() and not (self.goes_on and last.samefile(self.options.resume)):
-            raise UsageError(f"{self.run_dir}: holds a run already: go on with it by resume={last}, or name another")
+        if last.exists() and not (self.resumes and last.samefile(self.options.resume)):
+            raise UsageError(
+                f"{self.run_dir}: holds a run already: resume it by resume={last}, or give another hydra.run.dir"
+            )
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            (self.run_dir / CONFIG).write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(self.options))))
+            (self.run_dir / CONFIG).write_text(as_yaml(self.options))
         except OSError as error:
             raise TrainingError(f"{self.run_dir}: cannot be written ({error.strerror})") from None
-        self._say(
+        self.log.open(self.run_dir)
+        self.log(
             f"stage {self.options.train_stage}: {len(self.train_split.examples)} clips to train on"
             + (f" ({self.train_split.left_out} too short)" if self.train_split.left_out else "")
             + f", "
@@ -532,57 +377,11 @@ class Trainer:
             + f"; into {self.run_dir}"
         )
 
-    @contextmanager
-    def _log(self) -> Iterator[Any]:
-        """Give a function that records an epoch: a line of metrics.jsonl, TensorBoard events, a line on stderr."""
-        if not self.processes.first:
-            yield lambda *_: None
-            return
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of TensorBoard's own dependencies
-            from torch.utils.tensorboard import SummaryWriter
-
-            writer = SummaryWriter(str(self.run_dir), purge_step=self.epoch + 1)
-
-        def log(trained: dict[str, Any], found: dict[str, Any] | None, seconds: float, failed: int) -> None:
-            entry = {"epoch": self.epoch, "train": trained, "val": found, "seconds": round(seconds, 3)}
-            entry["unreadable_clips"] = failed
-            with (self.run_dir / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-            for part, values in (("train", trained), ("val", found or {})):
-                for name, value in values.items():
-                    if isinstance(value, (int, float)):
-                        writer.add_scalar(f"{part}/{name}", value, self.epoch)
-                    elif name == "places":
-                        writer.add_image(f"{part}/places", places_picture(value), self.epoch)
-            writer.flush()
-            told = f"epoch {self.epoch}/{self.options.epochs}: loss {trained['loss']:.4f}, top-1 {trained['top1']:.1f}"
-            if found:
-                told += f"; validation: loss {found['loss']:.4f}, top-1 {found['top1']:.2f}, mAP {found['mAP']:.2f}"
-                if "random_top1" in found:
-                    told += f" (random patches: top-1 {found['random_top1']:.2f}), {found['cells_used']} cells used"
-            self._say(f"{told}  ({seconds:.0f} s)")
-
-        try:
-            yield log
-        finally:
-            writer.close()
-
-    def _print_evaluation(self, found: dict[str, Any], failed: int) -> None:
+    def _report_evaluation(self, found: dict[str, Any], failed: int) -> None:
+        """Print an evaluation. Raises ``DataError`` if clips could not be read."""
         if not self.processes.first:
             return
-        if self.as_json:
-            print(json.dumps({**found, "left_out": failed}))
-        else:
-            for number, step in enumerate(found["per_step"]):
-                print(f"step {number + 1:3d}: top-1 {step['top1']:.2f}  mAP {step['mAP']:.2f}")
-            print(
-                f"{found['clips']} clips: top-1 {found['top1']:.2f}, top-5 {found['top5']:.2f}, "
-                f"mAP {found['mAP']:.3f}, loss {found['loss']:.4f}" + (f"; {failed} clips left out" if failed else "")
-            )
-        right = round(found["top1"] * found["clips"] / 100)
-        if note := few_clips_note(share_interval(right, found["clips"]), found["clips"]):
-            self._say(f"note: {note}")
+        print_evaluation(found, failed, self.log, as_json=self.as_json)
         if failed:
             raise DataError(f"{self.val_split.origin}: {failed} of its clips could not be read")
 
@@ -594,144 +393,10 @@ class Trainer:
                 "checkpoint": str(self.run_dir / LAST),
                 "best_checkpoint": str(self.run_dir / BEST),
                 "best_by": self.options.best_by,
-                "best": self.best,
-                "epochs": self.epoch,
+                "best": self.state.best,
+                "epochs": self.state.epoch,
             }
             print(json.dumps(outcome))
-
-    def _say(self, text: str) -> None:
-        if not self.quiet:
-            print(printable(text), file=sys.stderr, flush=True)
-
-
-def model_spec(options: TrainOptions, classes: int) -> ModelSpec:
-    """Return the model that options describe. Raises ``UsageError`` if its sizes do not fit together."""
-    try:
-        return ModelSpec(
-            glancer=options.glancer,
-            focuser=options.focuser,
-            glance_dim=BACKBONES[options.glancer].dim,
-            focus_dim=BACKBONES[options.focuser].dim,
-            frame_size=options.input_size,
-            glance_size=options.glance_size,
-            patch_size=options.patch_size,
-            grid=math.isqrt(options.action_dim),
-            segments=options.num_segments,
-            policy_state=options.hidden_state_dim,
-            classifier_state=options.hidden_dim if options.consensus == "gru" else classes + 1,
-            classes=classes,
-            consensus=options.consensus,  # type: ignore[arg-type]
-            with_glancer=options.with_glancer,
-            policy_conv=options.policy_conv,
-            fit=options.fit,  # type: ignore[arg-type]
-            motion_gap_s=options.motion_gap_s,
-        )
-    except ValueError as error:
-        raise UsageError(f"options: {error}") from None
-
-
-def read_splits(options: TrainOptions) -> tuple[Split, Split]:
-    """Read the training and the validation split. Raises ``DataError`` that names file, line and what is wrong."""
-    classes: tuple[str, ...] | None = None
-    if options.path("classes").exists() or options.dataset != "custom":
-        classes = read_classes(options.path("classes"))
-    if options.evaluate and classes is not None:
-        # The training list need not be there.
-        val = _read_split(options, "val_list", classes)
-        return val, val
-    train = _read_split(options, "train_list", classes)
-    return train, _read_split(options, "val_list", train.classes)
-
-
-def _split_notes(train: Split, val: Split) -> list[str]:
-    """Return what the user should know of the two splits; an evaluation reads one only."""
-    if train is val:
-        return list(val.notes)
-    notes = list(dict.fromkeys((*train.notes, *val.notes)))
-    shared = {os.path.normpath(e.path) for e in train.examples} & {os.path.normpath(e.path) for e in val.examples}
-    if shared:
-        notes.append(
-            f"{len(shared)} clips to validate are in {train.origin}, too, so they prove nothing: {min(shared)}"
-        )
-    return notes
-
-
-def _read_split(options: TrainOptions, name: str, classes: tuple[str, ...] | None) -> Split:
-    path = options.path(name)
-    if path.is_dir() or path.suffix.lower() == ".csv":
-        return read_data(path, classes)
-    if classes is None:
-        raise DataError(
-            f"{options.path('classes')}: no such class file; the ids in {path} are its line numbers, from 0"
-        )
-    # Frames where they were extracted; else, unless another place was named, the videos themselves.
-    places = [options.path("root_path")]
-    if options.root_path == TrainOptions.root_path:
-        places += [options.root / "videos", options.root]
-    root = next((place for place in places if place.is_dir()), None)
-    if root is None:
-        raise DataError(f"{places[0]}: no such folder of frames or videos (root_path)")
-    return read_list(path, root, classes, options.separator)
-
-
-def _stage(options: TrainOptions) -> int:
-    assert options.train_stage is not None
-    return options.train_stage
-
-
-class _Interruption:
-    """Ctrl-C, SIGTERM and SIGHUP, taken between two batches; the second one at once. A context manager.
-
-    Their exception would be lost, and the run go on, if it were raised inside a destructor, as that of the data loader.
-    """
-
-    def __init__(self) -> None:
-        self._before: dict[int, Any] = {}
-        self._received: int | None = None
-
-    def __enter__(self) -> None:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, signal.SIGTERM)  # Windows has no SIGHUP
-            handler = signal.getsignal(number)
-            if number not in self._before and callable(handler):  # one that is ignored stays so
-                self._before[number] = signal.signal(number, self._receive)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def check(self) -> None:
-        """Raise what a signal that came meanwhile stands for."""
-        if self._received is not None:
-            self._before[self._received](self._received, None)
-
-    def _receive(self, number: int, frame: object) -> None:
-        if self._received is not None:
-            self._before[number](number, frame)
-        self._received = number
-
-
-@contextmanager
-def _wrap_memory_errors(options: TrainOptions) -> Iterator[None]:
-    """Turn running out of memory, on a device or the host, into what to lower."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        text = str(error).lower()
-        if options.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise TrainingError(
-                f"compile=true: the backbones cannot be compiled here ({next(iter(str(error).splitlines()), error)}): "
-                "install a C++ compiler, or Triton for a GPU, or give compile=false"
-            ) from None
-        lost = "worker" in text and any(sign in text for sign in ("signal: killed", "bus error", "exited unexpectedly"))
-        out = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not (out or lost or "out of memory" in text or "can't allocate memory" in text):
-            raise
-        raise TrainingError(
-            f"out of memory: lower batch_size (now {options.batch_size})"
-            + (f" or workers (now {options.workers})" if lost or isinstance(error, MemoryError) else "")
-            + f", patch_size ({options.patch_size}) or num_segments ({options.num_segments}); process {os.getpid()}"
-        ) from None
 
 
 __all__ = ["BEST", "LAST", "Trainer", "model_spec", "read_splits", "run"]

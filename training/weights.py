@@ -1,4 +1,4 @@
-"""Parameters of a checkpoint under their plain names, however the model and the file were wrapped when saved."""
+"""Parameters of a checkpoint under their plain names, without the wrappers of model and file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ WRAPPERS = frozenset(
         "_checkpoint_wrapped_module",
     )
 )
-"""Components that wrappers add to parameters' names, anywhere and repeatedly; no part of a model is called so."""
+"""Components that wrappers add to parameters' names, anywhere and repeatedly; no module of a model has these names."""
 HOLDERS = ("model_state_dict", "state_dict", "model", "net", "network", "module", "weights", "params")
-"""Keys under which training scripts store a state dict; the first that holds weights counts."""
+"""Keys under which training scripts store a state dict; the first one with weights is used."""
 AVERAGES = ("ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "averaged_model")
-"""The same for weights averaged over time; they count where there are no others."""
+"""Keys of weights averaged over time, which are used if there are no others."""
 SECTIONS = {
     "glancer": "glancer.",
     "focuser": "focuser.",
@@ -35,7 +35,7 @@ SECTIONS = {
 POLICIES = ("focuser.policy.policy.", "focuser.policy.policy_old.")
 """Prefixes of the two copies of the policy: the one that learns, and the one that acts."""
 MAX_DEPTH = 3
-"""Holders within holders; a crafted file may nest them without end."""
+"""Max depth of nested holders; a crafted file may nest them without end."""
 
 
 def gather(content: Mapping[Any, Any], path: Path | str, depth: int = 0) -> dict[str, Tensor]:
@@ -44,9 +44,9 @@ def gather(content: Mapping[Any, Any], path: Path | str, depth: int = 0) -> dict
     Args:
         content: the checkpoint: sections, a state dict under one of the usual keys, or a bare state dict.
         path: its file, for messages.
-        depth: how many holders were opened already.
+        depth: number of holders opened so far.
 
-    Batch norms saved before PyTorch 0.4.1 have no ``num_batches_tracked``: 0, as PyTorch itself takes it. Raises
+    Batch norms saved before PyTorch 0.4.1 have no ``num_batches_tracked``: it becomes 0, as in PyTorch itself. Raises
     ``CheckpointError`` if two parameters have the same plain name.
     """
     weights: dict[str, Tensor] = {}
@@ -72,7 +72,7 @@ def gather(content: Mapping[Any, Any], path: Path | str, depth: int = 0) -> dict
 
 
 def unused_averages(content: Mapping[Any, Any]) -> str | None:
-    """Return the key of averaged weights that a checkpoint holds beside those that count, or None."""
+    """Return the key of averaged weights that a checkpoint holds beside the weights in use, or None."""
     others = (*HOLDERS, *SECTIONS)
     if not any(isinstance(content.get(key), Mapping) for key in others):
         return None
@@ -80,9 +80,9 @@ def unused_averages(content: Mapping[Any, Any]) -> str | None:
 
 
 def plain_weights(state: Mapping[Any, Any], path: Path | str) -> dict[str, Tensor]:
-    """Return a state dict's tensors without their wrappers' prefixes, nor numbers that wrappers count with.
+    """Return a state dict's tensors without wrappers' prefixes and counters.
 
-    Raises ``CheckpointError`` that names both if two become one.
+    Raises ``CheckpointError`` that names two parameters with the same plain name.
     """
     found: dict[str, Tensor] = {}
     given: dict[str, str] = {}

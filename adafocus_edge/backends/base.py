@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from adafocus_edge.model.spec import TensorSpec
+from adafocus_edge.model.spec import Glimpse, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from adafocus_edge.backends.tensors import Buffer, Work
+    from adafocus_edge.bundle.manifest import Bundle
 
 
 ConvSearch = Literal["heuristic", "exhaustive"]
@@ -21,18 +23,42 @@ CONV_SEARCH: ConvSearch = "heuristic"
 """The default: with ``exhaustive`` the first clip of the default model took 4.2 s on an H200."""
 
 
-class Tensor(Protocol):
-    """What flows between sessions: a NumPy array, or something on a device that acts like one where it must.
+CPU_BACKEND = "onnxruntime-cpu"
+"""The backend that runs everywhere."""
+ORT_TENSORRT_BACKEND = "onnxruntime-tensorrt"
 
-    Cutting along the batch gives a view; ``numpy.asarray`` brings the values to the host.
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """A variant to open on a backend.
+
+    Attributes:
+        bundle: that holds it.
+        variant: its name.
+        backend: its name.
+        threads: for computing on the CPU; None for as many as there are usable cores.
+        conv_search: see :data:`ConvSearch`.
+    """
+
+    bundle: Bundle
+    variant: str
+    backend: str
+    threads: int | None = None
+    conv_search: ConvSearch = CONV_SEARCH
+
+
+class Tensor(Protocol):
+    """An input or output of sessions: a NumPy array, or a tensor on a device with the same few methods.
+
+    A slice of the batch is a view; ``numpy.asarray`` copies the values to the host.
     """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape, the batch first."""
+        """Return its shape, the batch first."""
 
     def __getitem__(self, rows: slice, /) -> Any:
-        """Cut a range of the batch out, without a copy."""
+        """Return a range of the batch, without a copy."""
 
     def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> NDArray[Any]:
         """Copy to the host."""
@@ -42,61 +68,89 @@ class Session(Protocol):
     """One graph, ready to run.
 
     Attributes:
-        inputs: what it takes.
-        outputs: what it gives.
+        inputs: its input tensors.
+        outputs: its output tensors.
     """
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What it takes."""
+        """Return its input tensors."""
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What it gives."""
+        """Return its output tensors."""
 
     def run(self, feeds: Mapping[str, Tensor | NDArray[np.generic]]) -> dict[str, Any]:
         """Run the graph once. Feeds may come from the host or from another session of the same backend."""
 
     def close(self) -> None:
-        """Give its memory back; it cannot run after that."""
+        """Free its memory; it cannot run after that."""
 
 
 class Program(Protocol):
-    """One graph that runs on tensors where they lie, in a device's queue.
+    """One graph that runs on tensors in a device's memory, in the order of its queue.
 
     Attributes:
-        inputs: what it takes.
-        outputs: what it gives.
-        capturable: whether what it queues may be recorded with other work (:meth:`Device.capture`).
-        largest_batch: the most rows it takes, or None for any number.
+        inputs: its input tensors.
+        outputs: its output tensors.
+        capturable: whether the work that it queues may be recorded with other work (:meth:`Device.capture`).
+        largest_batch: the maximum number of rows, or None for no limit.
     """
 
     @property
     def capturable(self) -> bool:
-        """Whether what it queues may be recorded with other work."""
+        """Return whether the work that it queues may be recorded with other work."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What it takes."""
+        """Return its input tensors."""
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What it gives."""
+        """Return its output tensors."""
 
     @property
     def largest_batch(self) -> int | None:
-        """The most rows it takes, or None for any number."""
+        """Return the maximum number of rows, or None for no limit."""
 
     def bind(self, tensors: Mapping[str, Buffer], *, fixed: bool) -> Work:
-        """Return what queues one run on these tensors.
+        """Return a callable that queues one run on these tensors.
 
         Args:
             tensors: every input and every output, by name, all of the same batch.
-            fixed: whether it will run on them again and again.
+            fixed: whether it will run on them repeatedly.
 
         Raises:
             BackendError: it cannot run at this batch.
         """
 
     def close(self) -> None:
-        """Give its memory back; it cannot run after that."""
+        """Free its memory; it cannot run after that."""
+
+
+class Steps(Protocol):
+    """N clips, one frame of each at a time; both states are kept between steps."""
+
+    def reset(self) -> None:
+        """Start every clip again with the next step."""
+
+    def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Glimpse:
+        """Run one step with one frame of each clip, uint8 [S, S, 3]; return origins [N, 2] and logits [N, C]."""
+
+
+class Runner(Protocol):
+    """Runs a model's graphs over whole clips and over steps, on the host or on a device.
+
+    Attributes:
+        largest_batch: how many clips can step together at most, or None for no limit.
+    """
+
+    @property
+    def largest_batch(self) -> int | None:
+        """Return how many clips can step together at most, or None for no limit."""
+
+    def see_clip(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
+        """Run a whole clip of frames uint8 [S, S, 3]; yield one glimpse per frame, for a batch of one."""
+
+    def steps(self, clips: int) -> Steps:
+        """Return a new loop over the steps of N clips at once, with states of its own."""

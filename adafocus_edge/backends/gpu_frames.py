@@ -1,4 +1,4 @@
-"""Frames of live sources in a GPU's memory: kept beside the model's own, by threads that are not the model's."""
+"""Frames of live sources in a GPU's memory, stored by other threads than the model's."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
 BLANK_SIDE = 64
 BLANK = Decoded(BLANK_SIDE, BLANK_SIDE)
-"""What a blank frame is made of."""
+"""The layout of the decoded frame from which a blank one is made."""
 
 
 class FrameStore:
-    """Memory and a queue of its own on the GPU of a model, for any thread.
+    """Memory on a model's GPU with a queue of its own, for any thread.
 
-    A model's device belongs to the model's thread. This one takes turns: what is asked of it is done when the call
-    returns, so every tensor that it gave may be read from any queue. It is closed when nothing refers to it any more:
-    a picture that waits to be shown outlives its source.
+    A model's device belongs to the model's thread. This one serves one thread at a time, and its work is done when a
+    call returns, so every tensor that it returns can be read from any queue. It is closed when nothing refers to it any
+    more: a picture that waits to be shown outlives its source.
 
     Args:
-        resident: the model.
+        resident: runs the model.
     """
 
     def __init__(self, resident: DeviceRunner) -> None:
@@ -49,27 +49,27 @@ class FrameStore:
         weakref.finalize(self, _close, self._device)
 
     def keep(self, tensor: Any, shape: tuple[int, ...]) -> Buffer:
-        """Copy a decoder's surface, which is written to again soon.
+        """Copy a decoder's surface, which the decoder will overwrite.
 
         Args:
             tensor: uint8 with ``__dlpack__``, in the memory of this device.
-            shape: that it must have.
+            shape: the expected shape.
 
         Raises:
-            BackendError: the device failed, or the tensor is another than expected.
+            BackendError: the device failed, or the tensor is not as expected.
         """
         device = self._device
         with self._lock, device.use():
             found = from_dlpack(tensor, device)
             if found.shape != shape:
-                raise BackendError(f"a decoded frame is {found.shape}, expected NV12 {shape}")
+                raise BackendError(f"decoded frame of shape {found.shape}, expected NV12 {shape}")
             kept = device.empty(shape, np.uint8)
             device.copy(kept, found)
             device.finish()
         return kept
 
     def upload(self, pixels: NDArray[np.uint8]) -> Buffer:
-        """Copy an array of the host into a tensor [1, ...], by way of page-locked memory. Raises ``BackendError``."""
+        """Copy an array of the host to a tensor [1, ...], through page-locked memory. Raises ``BackendError``."""
         device = self._device
         with self._lock, device.use():
             pinned = device.pinned((1, *pixels.shape), np.uint8)
@@ -92,12 +92,12 @@ def _close(device: Device) -> None:
 
 @dataclass(frozen=True, eq=False)
 class DeviceFrame:
-    """A decoded frame on the GPU; calling it makes RGB uint8 [H, W, 3] of it, in any thread.
+    """A decoded frame on the GPU; calling it returns RGB uint8 [H, W, 3], in any thread.
 
     Attributes:
-        store: whose memory it lies in.
+        store: that owns its memory.
         planes: NV12, uint8 [3/2 height, width].
-        layout: what they are.
+        layout: their format.
     """
 
     store: FrameStore
@@ -113,26 +113,26 @@ class DeviceFrame:
 
 @dataclass(frozen=True, eq=False)
 class UnmadeFrame:
-    """Decoded frames of which the model's thread makes one model frame.
+    """Decoded frames from which the model's thread makes one model frame.
 
     Attributes:
-        parts: one frame, or three of a model that sees motion, of one layout.
+        parts: one frame, or three for a model that sees motion, of one layout.
     """
 
     parts: tuple[DeviceFrame, ...]
 
     def make(self, maker: PixelMaker) -> FrameBuffer:
-        """Queue the making of the model frame, which keeps the decoded ones alive. Raises ``BackendError``."""
+        """Queue making the model frame, which keeps the decoded ones alive. Raises ``BackendError``."""
         planes = [part.planes for part in self.parts]
         made = maker.make(planes, self.parts[0].layout)
         return replace(made, owner=(made.owner, planes))
 
 
 def unmade(pictures: Sequence[Any]) -> UnmadeFrame | None:
-    """Return the frame to make of pictures where all of them are on the GPU and alike, else None.
+    """Return the frame to make from pictures if all of them are on the GPU with one layout, else None.
 
     Args:
-        pictures: what makes RGB of each: ``to_rgb`` of :class:`adafocus_edge.live.messages.LiveFrame`.
+        pictures: the callable that makes RGB of each: ``to_rgb`` of :class:`adafocus_edge.live.messages.LiveFrame`.
     """
     parts = tuple(each for each in pictures if isinstance(each, DeviceFrame))
     if len(parts) < len(pictures) or len({part.layout for part in parts}) != 1:
@@ -141,11 +141,11 @@ def unmade(pictures: Sequence[Any]) -> UnmadeFrame | None:
 
 
 class LiveFrames:
-    """Brings the frames of live sources to a model on a GPU.
+    """Makes frames of live sources available to a model on a GPU.
 
     Args:
-        resident: the model.
-        decoder: ``cpu``, ``auto`` or ``gpu``: whether sources are decoded on the GPU, if they can be, or must be.
+        resident: runs the model.
+        decoder: ``cpu``, ``auto`` (sources are decoded on the GPU if possible) or ``gpu`` (always).
     """
 
     def __init__(self, resident: DeviceRunner, decoder: str) -> None:
@@ -166,7 +166,7 @@ class LiveFrames:
         return FrameBuffer.of(self.store.upload(pixels), self._spec)
 
     def made(self, pixels: FrameBuffer | UnmadeFrame | ModelFrame) -> FrameBuffer | ModelFrame:
-        """Return what the model takes, in the model's thread. Raises ``BackendError``."""
+        """Return the frame as the model takes it; call it in the model's thread. Raises ``BackendError``."""
         if not isinstance(pixels, UnmadeFrame):
             return pixels
         assert self._maker is not None

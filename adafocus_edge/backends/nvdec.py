@@ -1,4 +1,4 @@
-"""Decoding on an NVIDIA GPU with PyNvVideoCodec: frames are made into model frames where they were decoded."""
+"""Decoding on an NVIDIA GPU with PyNvVideoCodec: model frames are made on the GPU that decoded them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from adafocus_edge.media.video_file import VideoFile
 
 Choice = Literal["auto", "cpu", "gpu"]
-"""What decodes: the GPU where it can, the CPU, or the GPU and nothing else."""
+"""Where to decode: on the GPU if it can, on the CPU, or on the GPU only."""
 INSTALL = "pip install 'adafocus-edge[nvdec]', or use --decoder cpu"
 STDOUT, STDERR = 1, 2
 UINT8 = (1, 8, 1)
@@ -57,29 +57,29 @@ DEVICE_TYPES = {"cpu": 1, "cuda": 2}
 
 
 def from_dlpack(tensor: Any, device: Device) -> Buffer:
-    """Take a tensor of bytes where it lies, through DLPack.
+    """Wrap a tensor of bytes without a copy, through DLPack.
 
     Args:
-        tensor: with ``__dlpack__``; it must not be written to as long as the buffer is in use.
-        device: whose memory it lies in.
+        tensor: with ``__dlpack__``; it must not be written to while the buffer is in use.
+        device: that owns its memory.
 
     Raises:
-        BackendError: it lies elsewhere, is not dense, or holds no bytes.
+        BackendError: it is on another device, is not dense, or does not hold bytes.
     """
-    # The producer lets our queue wait for the tensor to be there.
+    # The producer makes our queue wait until the tensor is written.
     capsule = tensor.__dlpack__(stream=device.stream) if isinstance(device, CudaDevice) else tensor.__dlpack__()
     read = ctypes.pythonapi.PyCapsule_GetPointer
     read.restype, read.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     found = _DLTensor.from_address(int(read(capsule, b"dltensor")))
     shape = tuple(found.shape[: found.ndim])
     if found.device_type != DEVICE_TYPES[device.kind]:
-        raise BackendError(f"a decoded frame lies on DLPack's device {found.device_type}, not on {device.kind}")
+        raise BackendError(f"decoded frame on DLPack device {found.device_type}, expected {device.kind}")
     if (found.code, found.bits, found.lanes) != UINT8:
-        raise BackendError("a decoded frame holds no bytes: only 8-bit video can be decoded on the GPU")
+        raise BackendError("decoded frame does not hold bytes: only 8-bit video can be decoded on the GPU")
     dense = [int(np.prod(shape[place + 1 :], dtype=np.int64)) for place in range(found.ndim)]
     if found.strides and list(found.strides[: found.ndim]) != dense:
-        raise BackendError("a decoded frame has gaps between its rows")
-    # The capsule owns the tensor as long as nobody takes it over.
+        raise BackendError("decoded frame has gaps between its rows")
+    # The capsule owns the tensor until a consumer takes it over, which we do not.
     return Buffer(device, int(found.data) + found.byte_offset, shape, np.dtype(np.uint8), (capsule, tensor))
 
 
@@ -88,17 +88,17 @@ def library() -> Any:
     try:
         import PyNvVideoCodec as codec  # noqa: N813
     except (ImportError, OSError, RuntimeError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BackendError(f"PyNvVideoCodec cannot be loaded here ({said}): {INSTALL}") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackendError(f"PyNvVideoCodec cannot be loaded ({reason}): {INSTALL}") from None
     return codec
 
 
 def send_library_output_to_stderr() -> None:
-    """Let what C libraries print go to stderr: NVDEC's reports of damaged pictures would end up between JSON lines."""
+    """Redirect the output of C libraries to stderr: NVDEC's reports of damaged pictures would mix with JSON lines."""
     try:
         if sys.stdout.fileno() != STDOUT:
             return
-    except (OSError, ValueError):  # no file
+    except (OSError, ValueError):  # not a file
         return
     sys.stdout.flush()
     ours = os.dup(STDOUT)
@@ -110,16 +110,16 @@ def send_library_output_to_stderr() -> None:
 
 
 def usable_decoder(choice: Choice, model: LoadedModel, note: Callable[[str], None]) -> Choice:
-    """Return the decoder for a model: the choice, or ``cpu`` where ``auto`` finds that the GPU cannot decode.
+    """Return the decoder for a model: the choice, or ``cpu`` if ``auto`` finds that the GPU cannot decode.
 
     Args:
-        choice: as asked for.
-        model: that frames are for.
-        note: called with one line if ``auto`` comes down to the CPU.
+        choice: the value of ``--decoder``.
+        model: that will take the frames.
+        note: called with one line if ``auto`` falls back to the CPU.
 
     Raises:
-        UsageError: ``gpu``, and the model does not run on a GPU.
-        BackendError: ``gpu``, and PyNvVideoCodec or the graph that makes frames is missing.
+        UsageError: ``gpu``, but the model does not run on a GPU.
+        BackendError: ``gpu``, but PyNvVideoCodec or the graph that makes frames is missing.
     """
     if choice == "cpu":
         return choice
@@ -140,17 +140,17 @@ def usable_decoder(choice: Choice, model: LoadedModel, note: Callable[[str], Non
 def sampled_frames_on_gpu(
     clip: Clip, resident: DeviceRunner, segments: int, *, strict: bool, note: Callable[[str], None]
 ) -> Iterator[tuple[int, Buffer | ModelFrame]]:
-    """Decode the frames that stand for a clip on the model's GPU, or those that it cannot decode on the CPU.
+    """Decode the frames that represent a clip on the model's GPU; decode on the CPU those that the GPU cannot.
 
     Args:
-        clip: a video, or a folder of frames, which are never decoded on the GPU.
-        resident: the model.
+        clip: a video, or a folder of frames, which is never decoded on the GPU.
+        resident: runs the model.
         segments: T.
         strict: whether to raise an error instead of decoding on the CPU.
-        note: called with one line where the CPU has to decode.
+        note: called with one line if the CPU has to decode.
 
     Yields:
-        each number with a model frame, on the device or on the host.
+        Each frame number with a model frame, on the device or on the host.
 
     Raises:
         SourceError: the clip cannot be decoded.
@@ -167,28 +167,28 @@ def sampled_frames_on_gpu(
         return
     except NotOnGpuError as error:
         if strict:
-            raise SourceError(f"{clip.name}: {error}: leave out --decoder gpu") from None
+            raise SourceError(f"{clip.name}: {error}: remove --decoder gpu") from None
         note(f"{clip.name}: decoded on the CPU: {error}")
     yield from model_frames(clip, sample_indices(clip.frame_count, segments)[done:], resident.spec)
 
 
 def decoded_frames(clip: VideoFile, resident: DeviceRunner, segments: int) -> Iterator[tuple[int, Buffer]]:
-    """Decode the frames that stand for a clip, as the model sees them, on the model's GPU.
+    """Decode the frames that represent a clip on the model's GPU, and make model frames of them.
 
-    Frames have the numbers that the CPU's decoder gives them (:func:`adafocus_edge.media.preprocess.sampled_frames`).
+    Frames are numbered as by the CPU's decoder (:func:`adafocus_edge.media.preprocess.sampled_frames`).
 
     Args:
         clip: the video.
-        resident: the model.
+        resident: runs the model.
         segments: T.
 
     Yields:
-        each number with uint8 [1, S, S, 3] on the device.
+        Each frame number with uint8 [1, S, S, 3] on the device.
 
     Raises:
         BackendError: PyNvVideoCodec cannot be loaded, or the device failed.
-        NotOnGpuError: it cannot decode this video, or counts other frames than the CPU's decoder.
-        SourceError: nothing can decode this video.
+        NotOnGpuError: the GPU cannot decode this video, or counts frames differently from the CPU's decoder.
+        SourceError: neither can decode this video.
     """
     layout = clip.nv12()
     codec = library()
@@ -208,7 +208,7 @@ def decoded_frames(clip: VideoFile, resident: DeviceRunner, segments: int) -> It
 def make_frames(
     read: Any, clip: Clip, layout: Decoded, resident: DeviceRunner, segments: int
 ) -> Iterator[tuple[int, Buffer]]:
-    """Make a clip's model frames of what ``read`` decodes by number: NV12 planes, uint8 [3/2 height, width]."""
+    """Make a clip's model frames; ``read`` decodes a frame by its number to NV12 planes, uint8 [3/2 height, width]."""
     spec, maker = resident.spec, PixelMaker(resident)
     for index in sample_indices(clip.frame_count, segments):
         numbers: Sequence[int] = motion_frame_indices(clip, index, spec.motion_gap_s) if spec.motion_gap_s else (index,)
@@ -216,8 +216,10 @@ def make_frames(
         for number in numbers:
             frame = read(number)
             if frame.shape != (layout.height * 3 // 2, layout.width):
-                raise NotOnGpuError(f"a decoded frame is {frame.shape}, not NV12 of {layout.width} x {layout.height}")
-            kept = resident.device.empty(frame.shape, np.uint8)  # decoders use their memory again
+                raise NotOnGpuError(
+                    f"decoded frame of shape {frame.shape}, expected NV12 of {layout.width} x {layout.height}"
+                )
+            kept = resident.device.empty(frame.shape, np.uint8)  # the decoder reuses its memory
             with resident.device.use():
                 resident.device.copy(kept, frame)
                 resident.device.finish()
@@ -227,11 +229,11 @@ def make_frames(
 
 @contextmanager
 def wrap_errors(address: str) -> Iterator[None]:
-    """Raise what the library raises as ``NotOnGpuError``, in one line without the secrets of an address."""
+    """Convert the library's exceptions to ``NotOnGpuError``, in one line without secrets of the address."""
     try:
         yield
     except AdaFocusError:
         raise
-    except Exception as error:  # it raises exceptions of its own kinds
-        said = conceal((str(error).strip().splitlines() or [type(error).__name__])[0], address)
-        raise NotOnGpuError(f"the GPU cannot decode it ({said})") from None
+    except Exception as error:  # the library has exception types of its own
+        reason = conceal((str(error).strip().splitlines() or [type(error).__name__])[0], address)
+        raise NotOnGpuError(f"the GPU cannot decode it ({reason})") from None

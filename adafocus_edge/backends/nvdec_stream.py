@@ -1,9 +1,10 @@
 """Decoding streams on an NVIDIA GPU: PyAV reads the packets, with its time limits, and NVDEC decodes them.
 
-What PyNvVideoCodec does was read in its wheel (2.2.4) and its public sources, and these calls were not seen on a GPU
-yet: ``PacketData`` filled in by us, ``CreateDecoder``, ``Decode``. Its decoder writes to a surface again with the next
-``Decode``, scales pictures of another size to the first one's, and deinterlaces: so surfaces are copied at once, each
-new set of sequence parameters gets a decoder of its own, and what may be interlaced is left to the CPU.
+The behaviour of PyNvVideoCodec is known from its wheel (2.2.4) and its public sources; these calls have not run on a
+GPU yet: ``PacketData`` filled in by us, ``CreateDecoder``, ``Decode``. Its decoder overwrites a surface with the next
+``Decode``, scales pictures of another size to the size of the first, and deinterlaces. Therefore surfaces are copied at
+once, each new set of sequence parameters gets a decoder of its own, and possibly interlaced streams are decoded on the
+CPU.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ if TYPE_CHECKING:
     from adafocus_edge.media.video_file import VideoFile
 
 STREAMED = frozenset(("h264", "hevc"))
-"""Codecs whose packets are handed to NVDEC one by one: those whose changes of size show in every stream."""
+"""Codecs whose packets are passed to NVDEC one by one: their streams always signal a change of size."""
 START_CODE = re.compile(rb"\x00\x00\x01")
 MAX_FAILURES = 3
-"""After so many failures, each less than :data:`HEALTHY_PICTURES` after the one before, a stream is left to the CPU."""
+"""After this many failures, each within :data:`HEALTHY_PICTURES` of the previous one, the CPU decodes a stream."""
 HEALTHY_PICTURES = 100
-"""So many pictures after a failure, it is forgotten."""
+"""A failure is forgotten after this many pictures."""
 MAX_BLIND = 2
-"""Key frames in a row that show nothing by themselves: streams of gradual refresh have no others."""
+"""Successive key frames that cannot be decoded on their own, as in streams with gradual refresh."""
 ON_GPU = "decoded on the GPU"
 
 
@@ -52,10 +53,10 @@ class Decoding:
     """How one source is decoded on the GPU.
 
     Attributes:
-        store: where frames are kept.
+        store: keeps the frames.
         address: of the source, for errors.
         strict: whether to raise an error instead of decoding on the CPU.
-        note: called with a line that says what decodes, each time that changes.
+        note: called with a line that names the decoder, whenever it changes.
         damaged: called for each packet that the GPU's decoder refuses.
     """
 
@@ -66,29 +67,29 @@ class Decoding:
     damaged: Callable[[], None] = field(kw_only=True)
 
     def refuse(self, reason: str) -> None:
-        """Leave the source to the CPU. Raises ``BackendError`` where the GPU must decode it."""
+        """Let the CPU decode the source. Raises ``BackendError`` if ``strict``."""
         if self.strict:
-            raise BackendError(f"{reason}: leave out --decoder gpu")
+            raise BackendError(f"{reason}: remove --decoder gpu")
         self.note(f"decoded on the CPU: {reason}")
 
     def stream_decoder(self, stream: VideoStream) -> Callable[[Packet[Any]], Iterator[Picture]]:
-        """Return what decodes the packets of an open track; see :meth:`StreamDecoder.decode`."""
+        """Return a callable that decodes the packets of an open track; see :meth:`StreamDecoder.decode`."""
         decoder = StreamDecoder(stream, self)
         return lambda packet: (picture for _, picture in decoder.decode(packet))
 
     def file_pictures(self, clip: VideoFile) -> Iterator[tuple[int, Picture]]:
-        """Decode all frames of a video file in order, on the GPU where that is possible.
+        """Decode all frames of a video file in order, on the GPU if possible.
 
         Yields:
-            each number and the picture.
+            Each frame number and the picture.
 
         Raises:
             SourceError: the file cannot be decoded.
-            BackendError: the GPU cannot decode it, and must.
+            BackendError: the GPU cannot decode it, and ``strict`` is set.
         """
         try:
             if clip.is_counted:
-                raise NotOnGpuError("the times in it do not find its frames")
+                raise NotOnGpuError("its frames cannot be found by their times")
             clip.nv12()
         except NotOnGpuError as error:
             self.refuse(str(error))
@@ -101,24 +102,24 @@ class Decoding:
             try:
                 pictures = list(decoder.decode(packet))
             except av.error.FFmpegError as error:
-                raise clip.broken(error) from None
+                raise clip.reading_error(error) from None
             for time, picture in pictures:
                 number = None if time is None else clip.index_at(time)
-                if number is not None:  # an edit list leaves frames out that others need
+                if number is not None:  # an edit list hides frames that others refer to
                     yield number, picture._replace(sample_aspect=clip.sample_aspect)
 
 
 class StreamDecoder:
-    """Decodes the packets of one opened track on the GPU, or on the CPU where the GPU cannot.
+    """Decodes the packets of one open track on the GPU, or on the CPU if the GPU cannot.
 
-    It begins at a key frame, which the CPU decodes, too: to know what the stream holds.
+    It begins at a key frame, which the CPU decodes as well, to learn the stream's format.
 
     Args:
-        stream: the track, of an open container; its own decoder is the CPU's.
-        decoding: how.
+        stream: the track, of an open container; its own decoder runs on the CPU.
+        decoding: see :class:`Decoding`.
 
     Raises:
-        BackendError: the GPU cannot decode it, and must.
+        BackendError: the GPU cannot decode it, and ``strict`` is set.
     """
 
     def __init__(self, stream: VideoStream, decoding: Decoding) -> None:
@@ -132,27 +133,27 @@ class StreamDecoder:
         self._failures = 0
         self._blind = 0
         self._worked = False  # whether the present decoder has taken a packet
-        self._pictures = 0  # of it; with B-frames the first packets give none
+        self._pictures = 0  # from that decoder; with B-frames the first packets yield none
         self._newest: int | None = None
         try:
             self._codec = library()
             self._name = stream.codec_context.name
             self._kind = getattr(self._codec.cudaVideoCodec, codec_of(self._name))
             if self._name not in STREAMED:
-                raise NotOnGpuError(f"streams of {self._name} are not decoded on the GPU")
+                raise NotOnGpuError(f"{self._name} streams are not decoded on the GPU")
             self._filter = _to_annex_b(stream)
         except (BackendError, NotOnGpuError) as error:
             self._give_up(str(error))
 
     def decode(self, packet: Packet[Any]) -> Iterator[tuple[int | None, Picture]]:
-        """Decode a packet, or with an empty one what is left at the end.
+        """Decode a packet; an empty one flushes the decoder at the end.
 
         Yields:
-            each picture with its time in ticks, if it has one.
+            Each picture with its time in ticks, or None.
 
         Raises:
             FFmpegError: the CPU cannot decode it.
-            BackendError: the GPU cannot decode this stream, and must.
+            BackendError: the GPU cannot decode this stream, and ``strict`` is set.
         """
         if not self._on_cpu:
             yield from self._decode_on_gpu(packet)
@@ -171,8 +172,8 @@ class StreamDecoder:
             yield frame.pts, decoded_picture(frame, self._aspect(frame))
 
     def _aspect(self, frame: VideoFrame | None) -> Fraction:
+        from adafocus_edge.media.containers import pixel_aspect
         from adafocus_edge.media.orientation import is_sideways
-        from adafocus_edge.media.video_file import pixel_aspect
 
         return pixel_aspect(self._stream.sample_aspect_ratio, frame is not None and is_sideways(frame))
 
@@ -180,21 +181,21 @@ class StreamDecoder:
 
     def _decode_on_gpu(self, packet: Packet[Any]) -> Iterator[tuple[int | None, Picture]]:
         if packet.has_sidedata("new_extradata"):
-            self._give_up("its parameters change in mid-stream")
+            self._give_up("its parameters change in the middle of the stream")
             return
         units = self._annex_b(packet) if packet.size else b""
         parameters = sequence_parameters(units, self._name)
         if self._decoder is not None and parameters not in (b"", self._parameters):
-            yield from self._pictures_of(b"", None)  # those it still holds
-            self._decoder = None  # another size would be scaled to the first one's
-            if self._on_cpu:  # the old decoder failed at that
+            yield from self._pictures_of(b"", None)  # pictures that it still holds
+            self._decoder = None  # it would scale pictures of another size to the size of the first
+            if self._on_cpu:  # flushing the old decoder failed
                 return
         if units and not self._is_ready(packet, parameters):
             return
         yield from self._pictures_of(units, packet.pts)
 
     def _pictures_of(self, units: bytes, pts: int | None) -> Iterator[tuple[int | None, Picture]]:
-        """Decode a packet's units; without any, what is left."""
+        """Decode a packet's units; without units, flush the decoder."""
         if self._decoder is None or self._layout is None:
             return
         layout, shape = self._layout, (self._layout.height * 3 // 2, self._layout.width)
@@ -208,7 +209,7 @@ class StreamDecoder:
         self._worked = True
         for time, planes in frames:
             if self._low_latency and self._newest is not None and time < self._newest:
-                # Frames are decoded in another order than they are shown in, which the stream did not say.
+                # The decoding order differs from the display order, which the stream did not signal.
                 self._reorders, self._decoder = True, None
                 return
             self._newest = time
@@ -219,7 +220,7 @@ class StreamDecoder:
             yield time, Picture(made, layout.width, layout.height, self._aspect(None))
 
     def _is_ready(self, packet: Packet[Any], parameters: bytes) -> bool:
-        """Open a decoder where one is needed and a packet allows it; say whether the packet can be decoded."""
+        """Open a decoder if one is needed and the packet allows it; return whether the packet can be decoded."""
         if self._decoder is None and packet.is_keyframe:
             try:
                 self._open(packet, parameters)
@@ -228,7 +229,7 @@ class StreamDecoder:
         return self._decoder is not None
 
     def _open(self, packet: Packet[Any], parameters: bytes) -> None:
-        """Look at a key frame on the CPU, and open a decoder for what follows. Raises ``NotOnGpuError``."""
+        """Decode a key frame on the CPU, and open a decoder for the packets from there on. Raises ``NotOnGpuError``."""
         context = self._stream.codec_context
         try:
             frames = [*context.decode(packet), *context.decode(None)]
@@ -237,7 +238,7 @@ class StreamDecoder:
         if not frames:
             self._blind += 1
             if self._blind >= MAX_BLIND:
-                raise NotOnGpuError("its key frames cannot be decoded by themselves")
+                raise NotOnGpuError("its key frames cannot be decoded on their own")
             return
         self._blind = 0
         self._layout = layout_of(frames[0])
@@ -256,18 +257,18 @@ class StreamDecoder:
         self._how.note(ON_GPU)
 
     def _annex_b(self, packet: Packet[Any]) -> bytes:
-        """Return a packet's units behind start codes, with the parameters before a key frame."""
-        copy: Packet[Any] = av.Packet(bytes(packet))  # the filter takes a packet's content away
+        """Return a packet's units with start codes, and the parameters before a key frame."""
+        copy: Packet[Any] = av.Packet(bytes(packet))  # the filter consumes its packet
         copy.is_keyframe, copy.pts, copy.dts = packet.is_keyframe, packet.pts, packet.dts
         units = b"".join(bytes(each) for each in self._filter.filter(copy))
         extradata = bytes(self._stream.codec_context.extradata or b"")
         stored = not START_CODE.match(extradata, 0, 4) and not START_CODE.match(extradata, 1, 4)
         if packet.is_keyframe and not stored and not sequence_parameters(units, self._name):
-            return extradata + units  # some cameras tell their parameters only when they are called
+            return extradata + units  # some cameras send their parameters only at the start of a session
         return units
 
     def _packet(self, units: bytes, time: int | None) -> Any:
-        """Return what the GPU's decoder takes: nothing at the end of a stream."""
+        """Return a packet for the GPU's decoder; without units, it ends the stream."""
         made = self._codec.PacketData()
         content = np.frombuffer(units, np.uint8)
         made.bsl, made.bsl_data = len(units), content.ctypes.data if units else 0
@@ -277,16 +278,16 @@ class StreamDecoder:
         return made
 
     def _fail(self, reason: str) -> None:
-        """Begin anew at the next key frame, or leave the stream to the CPU.
+        """Restart at the next key frame, or let the CPU decode the stream.
 
         Raises:
-            BackendError: the GPU must decode it, and never did.
-            SourceError: the GPU must decode it, and did before: the source is opened again.
+            BackendError: ``strict`` is set, and the GPU has never decoded it.
+            SourceError: ``strict`` is set, and the GPU has decoded it before: the source is opened again.
         """
         self._decoder = None
         self._failures += 1
         self._how.damaged()
-        # What NVDEC does not support it refuses at the first packet, which the CPU has decoded.
+        # NVDEC rejects an unsupported stream at its first packet, which the CPU has decoded.
         if self._worked and self._failures < MAX_FAILURES:
             return
         if self._worked and self._how.strict:
@@ -295,10 +296,10 @@ class StreamDecoder:
 
 
 def sequence_parameters(units: bytes, name: str) -> bytes:
-    """Return the sequence parameter sets before the first picture, with their start codes; empty if there are none.
+    """Return the sequence parameter sets before the first picture, with their start codes, or empty bytes.
 
     Args:
-        units: behind start codes (ITU-T H.264 and H.265, annex B).
+        units: with start codes (ITU-T H.264 and H.265, annex B).
         name: ``h264`` or ``hevc``.
     """
     found = []
@@ -317,5 +318,5 @@ def sequence_parameters(units: bytes, name: str) -> bytes:
 
 
 def _to_annex_b(stream: VideoStream) -> Any:
-    """Return FFmpeg's filter that puts start codes before a stream's units, and leaves those alone that have them."""
+    """Return FFmpeg's filter that adds start codes to a stream's units where they are missing."""
     return BitStreamFilterContext(f"{stream.codec_context.name}_mp4toannexb", stream)

@@ -1,4 +1,4 @@
-"""Why something cannot run here, and asking the driver for a GPU."""
+"""Obstacles: why something cannot run on this machine. Asks the driver for a GPU."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why something cannot run here.
+    """Why something cannot run on this machine.
 
     Attributes:
         why: in words.
-        fix: the command or step that changes that; empty where this machine just has no such thing.
+        fix: the command or step that removes the obstacle; empty if this machine lacks the hardware.
     """
 
     why: str
@@ -21,7 +21,7 @@ class Obstacle:
 
 
 def gpu_obstacle() -> Obstacle | None:
-    """Ask the driver for a GPU."""
+    """Ask the driver for a GPU; return why there is no usable one, or None."""
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(name)

@@ -21,10 +21,10 @@ and vectorised kernels fault ("misaligned address") without it."""
 
 @dataclass(frozen=True)
 class Buffer:
-    """A tensor in a device's memory, or a range of one's rows; tensors are dense, the batch first.
+    """A dense tensor in a device's memory, or a range of its rows; the batch is the first dimension.
 
     Attributes:
-        device: whose memory it is.
+        device: that owns the memory.
         address: of its first byte, in that memory.
         shape: the batch first.
         dtype: of its elements.
@@ -39,34 +39,34 @@ class Buffer:
 
     @property
     def size_bytes(self) -> int:
-        """How much memory it covers."""
+        """Its size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def is_aligned(self) -> bool:
-        """Whether a program may be bound to it: its address is a multiple of :data:`ALIGNMENT`."""
+        """Whether a program can be bound to it: its address is a multiple of :data:`ALIGNMENT`."""
         return self.address % ALIGNMENT == 0
 
     def __getitem__(self, rows: slice) -> Buffer:
         start, stop, step = rows.indices(self.shape[0])
         if step != 1:
-            raise ValueError("only a range without steps can be cut out of a device's tensor")
+            raise ValueError("a tensor on a device can only be sliced with step 1")
         stop = max(start, stop)
         row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         shape = (stop - start, *self.shape[1:])
         return Buffer(self.device, self.address + start * row_bytes, shape, self.dtype, self.owner)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
-        del copy  # bringing it to the host is a copy
+        del copy  # the result on the host is always a copy
         return np.asarray(self.device.fetch(self), dtype=dtype)
 
 
 class Device(Protocol):
     """Where a model's tensors live, and the queue of work on them.
 
-    Work is done in the order in which it was queued, later than the call; uploads have a queue of their own, so that
-    they pass while the device computes. Every method raises ``BackendError`` if the device fails, and where a device is
-    used from two threads at the same time.
+    Work is done in the order in which it was queued, after the call has returned; uploads have a queue of their own and
+    run while the device computes. Every method raises ``BackendError`` if the device fails, and if two threads use a
+    device at the same time.
 
     Attributes:
         kind: ``cpu`` or ``cuda``, as ONNX Runtime calls it.
@@ -75,19 +75,19 @@ class Device(Protocol):
     kind: str
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
-        """Allocate a tensor, freed when nothing refers to it any more, or when the device is closed."""
+        """Allocate a tensor, freed when nothing refers to it any more or the device is closed."""
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """Allocate host memory that the device copies from and to without a detour; freed when it is closed."""
+        """Allocate host memory that the device copies from and to directly; freed when the device is closed."""
 
     def upload(self, target: Buffer, source: NDArray[Any]) -> None:
-        """Queue a copy from pinned memory among the uploads; ``source`` must stay as it is until that is done."""
+        """Queue a copy from pinned memory among the uploads; ``source`` must not change until it is done."""
 
     def after_uploads(self) -> None:
-        """Let all work that is queued from now on wait for the uploads so far."""
+        """Make all work that is queued from now on wait for the uploads so far."""
 
     def store(self, array: NDArray[Any]) -> Buffer:
-        """Copy any array of the host into a new tensor, in order with the queued work."""
+        """Copy an array of the host to a new tensor, in order with the queued work."""
 
     def download(self, target: NDArray[Any], source: Buffer) -> None:
         """Queue a copy to pinned memory."""
@@ -99,17 +99,17 @@ class Device(Protocol):
         """Queue filling a tensor with zeros."""
 
     def launch(self, work: Work) -> None:
-        """Queue what a backend computes; ``work`` hands it to the device."""
+        """Queue a backend's computation; ``work`` submits it to the device."""
 
     def capture(self, work: Work) -> Work:
-        """Record what ``work`` queues, without doing it, and return what queues all of it again in one launch.
+        """Record the work that ``work`` queues, without doing it; return a callable that queues it all in one launch.
 
-        Only queued work can be recorded: allocating, waiting and uploading cannot. What is returned keeps ``work``, and
-        with it the tensors that it uses, alive.
+        Only queued work can be recorded: allocating, waiting and uploading cannot. The callable keeps ``work`` alive,
+        and with it the tensors that it uses.
         """
 
     def mark(self) -> Any:
-        """Return a mark at the end of what is queued now."""
+        """Return a mark after all work that is queued now."""
 
     def wait(self, mark: Any) -> None:
         """Block until everything before a mark is done."""
@@ -118,10 +118,10 @@ class Device(Protocol):
         """Wait for a tensor and copy it to the host."""
 
     def finish(self) -> None:
-        """Block until everything that was queued is done."""
+        """Block until all queued work is done."""
 
     def use(self) -> Any:
-        """Return a context manager: this thread uses the device until it is left. Refuses a second thread."""
+        """Return a context manager in which this thread uses the device. Raises ``BusyError`` in a second thread."""
 
     def close(self) -> None:
-        """Free everything; nothing of it can be used after that."""
+        """Free everything; neither the device nor its tensors can be used after that."""

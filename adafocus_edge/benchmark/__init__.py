@@ -1,1 +1,1 @@
-"""Benchmarks: what is measured, how, and what is made of it."""
+"""Benchmarks: plan a grid of settings, measure each, and report accuracy against latency."""

@@ -1,4 +1,4 @@
-"""Joules that the device has drawn, from counters where it has them, else by adding up its power."""
+"""Measure the joules that the device draws, from energy counters if it has any, else by integrating its power."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from adafocus_edge.system.sensors import EnergyCounters, SensorReader
 
 PAUSE_S = 0.01
-"""Between two readings of a power meter that is added up."""
+"""Pause between two readings of a power meter."""
 
 
 class EnergyMeter:
-    """Joules drawn since it was made: counters (RAPL, NVML) if there are any, else a Jetson's or a system's meter.
+    """Joules drawn since its construction: from counters (RAPL, NVML), or the power meter of a Jetson or a system.
 
-    A context manager: leaving it stops the thread that adds up.
+    A context manager: leaving it stops the thread that integrates the power.
 
     Args:
-        root: of the file system.
+        root: root of the file system.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -28,7 +28,7 @@ class EnergyMeter:
         self._joules = 0.0
         self._thread: threading.Thread | None = None
         self.of = self._counters.of
-        """What it measures: ``cpu``, ``gpu``, ``cpu and gpu``, ``module``, ``system``, ``chips``; empty for nothing."""
+        """What is measured: ``cpu``, ``gpu``, ``cpu and gpu``, ``module``, ``system``, ``chips``; empty if nothing."""
         power_of = self._reader.read().power_of
         if power_of in ("module", "system") or (not self.of and power_of is not None):
             self.of = power_of
@@ -36,13 +36,13 @@ class EnergyMeter:
             self._thread.start()
 
     def joules(self) -> float | None:
-        """Return the joules so far, or None where nothing tells."""
+        """Return the joules so far, or None without a counter or meter."""
         if self._thread is not None:
             return self._joules
         return self._counters.joules() if self.of else None
 
     def close(self) -> None:
-        """Stop adding up."""
+        """Stop integrating."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

@@ -1,4 +1,4 @@
-"""What is measured: one row per setting, the settings that a grid asks for, and why some cannot run here."""
+"""Plan a benchmark: one row per setting of a grid, and the reasons why some settings are skipped."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from adafocus_edge.backends.registry import BACKENDS, obstacle
-from adafocus_edge.bundle.variants import ON_CPU
+from adafocus_edge.backends.registry import BACKENDS, find_backend, obstacle
+from adafocus_edge.benchmark.settings import PEERS
+from adafocus_edge.bundle.variants import EXACT_INT8, ON_CPU, VARIANTS
 from adafocus_edge.errors import UsageError
 from adafocus_edge.system.cpu import usable_cores
 
@@ -16,33 +17,21 @@ if TYPE_CHECKING:
 
     from adafocus_edge.bundle.manifest import Bundle
 
-PEERS = {
-    "pytorch-eager": "eager PyTorch, the official way",
-    "pytorch-compile": "the same networks by torch.compile",
-    "openvino": "the FP32 graphs by OpenVINO",
-    "whole-frames": "the focuser on whole frames (TSN), into the classifier, which was trained on patches",
-    "glancer-alone": "the glancer and the classifier, without a focuser",
-    "centre-patches": "patches at the centre, without a policy",
-    "random-patches": "patches at random, without a policy",
-}
-"""What the model is compared with, by the names that ``--peers`` takes."""
 CHECKPOINT_PEER = "checkpoint:"
-"""Before the name of a checkpoint that is run as a peer."""
+"""Prefix of a peer that is a checkpoint, before its name."""
 TORCH_PEERS = ("pytorch-eager", "pytorch-compile")
-"""Those whose weights come from a checkpoint, or are random."""
-INT8_ON_GPU = ("tensorrt", "onnxruntime-tensorrt")
-"""Backends that compute in 8 bits what ``int8-trt`` has in 8 bits."""
+"""Peers whose weights come from a checkpoint, or are random."""
 
 
 @dataclass(frozen=True, order=True)
 class Loading:
-    """What has to be loaded for a row; each is loaded in a process of its own.
+    """A model to load for a row, in a process of its own.
 
     Attributes:
-        bundle: its name in the report.
-        backend: one of the backends, or a peer.
-        variant: of the bundle.
-        threads: for computing on the CPU.
+        bundle: the bundle's name in the report.
+        backend: name of a backend or a peer.
+        variant: the bundle's variant.
+        threads: CPU threads.
     """
 
     bundle: str
@@ -52,29 +41,29 @@ class Loading:
 
     @property
     def key(self) -> str:
-        """What it is called in files."""
+        """Its name in files."""
         return f"{self.bundle} {self.backend} {self.variant} {self.threads}t"
 
     @property
     def peer(self) -> bool:
-        """Whether it is something to compare with."""
+        """Whether it is a peer."""
         return self.backend not in BACKENDS
 
     @property
     def on_gpu(self) -> bool:
         """Whether it is the bundle's model on a GPU."""
-        return not self.peer and self.backend != "onnxruntime-cpu"
+        return not self.peer and find_backend(self.backend).on_gpu
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting.
+    """One setting to measure.
 
     Attributes:
-        loading: what runs it.
-        schedule: how it sees a clip.
+        loading: the model that runs it.
+        schedule: ``clip`` or ``stream``.
+        segments: frames per clip.
         exit: ``SET/ORDER`` of the bundle's exit thresholds, or empty for all steps.
-        segments: frames of a clip.
         streams: clips that step together.
     """
 
@@ -86,35 +75,35 @@ class Row:
 
     @property
     def order(self) -> str:
-        """In which its frames are seen."""
+        """The order of its frames."""
         return self.exit.partition("/")[2] or "clip"
 
     @property
     def key(self) -> str:
-        """What it is called in files: rows of two reports with the same key are compared."""
+        """Its name in files; `--compare` compares the rows of two reports with the same key."""
         return f"{self.loading.key} {self.schedule} {self.exit or 'all-steps'} T{self.segments} x{self.streams}"
 
     @property
     def seen(self) -> str:
-        """What its logits are called: rows that differ in schedule, thresholds or streams only share them."""
+        """The name of its logits, which rows that differ only in schedule, thresholds or streams share."""
         return f"{self.loading.key} T{self.segments} {self.order}"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Which settings to measure; None wherever the bundle and the machine decide.
+    """The settings to measure; None stands for everything that suits the bundle and the machine.
 
     Attributes:
-        backends: of :data:`BACKENDS`.
-        variants: of the bundles.
+        backends: names from :data:`BACKENDS`.
+        variants: variants of the bundles.
         schedules: ``clip``, ``stream``.
         exits: names of threshold sets.
-        segments: frames of a clip.
-        streams: clips that step together.
-        threads: for computing on the CPU.
-        peers: of :data:`PEERS`.
+        segments: numbers of frames per clip.
+        streams: numbers of clips that step together.
+        threads: numbers of CPU threads.
+        peers: names from :data:`PEERS`.
         checkpoints: names of checkpoints to run as peers.
-        labelled: whether there are labelled clips: where thresholds stop depends on what is seen.
+        labelled: whether the clips have labels; exit thresholds are measured only on real clips.
     """
 
     backends: tuple[str, ...] | None = None
@@ -131,16 +120,17 @@ class Grid:
 
 @dataclass(frozen=True)
 class Skipped:
-    """What was not measured, and why."""
+    """A setting that was not measured, and the reason."""
 
     what: str
     why: str
 
 
 def plan(bundles: Mapping[str, Bundle], grid: Grid) -> tuple[list[Row], list[Skipped]]:
-    """Return the rows of a grid and what is left out of it.
+    """Return the rows of a grid, and the settings that are skipped.
 
-    Raises ``UsageError`` for a backend, variant, peer or threshold set that none of the bundles knows.
+    Raises ``UsageError`` for an unknown backend, schedule or peer, a variant or threshold set that no bundle has, or a
+    number out of range.
     """
     _check(bundles, grid)
     rows: list[Row] = []
@@ -164,7 +154,7 @@ def plan(bundles: Mapping[str, Bundle], grid: Grid) -> tuple[list[Row], list[Ski
 
 
 def _of_model(bundle: Bundle, loading: Loading, grid: Grid, skipped: list[Skipped]) -> list[Row]:
-    """Return the rows that one loaded model serves."""
+    """Return the rows of one loaded model."""
     own = bundle.spec.segments
     rows = []
     for segments in grid.segments or (own,):
@@ -177,7 +167,7 @@ def _of_model(bundle: Bundle, loading: Loading, grid: Grid, skipped: list[Skippe
         if grid.exits is not None and name not in grid.exits:
             continue
         if not grid.labelled:
-            skipped.append(Skipped(f"exit {name}", "where it stops depends on the clips: give --data"))
+            skipped.append(Skipped(f"exit {name}", "the steps it takes depend on the clips: give --data"))
             continue
         if own not in (grid.segments or (own,)):
             skipped.append(Skipped(f"{loading.bundle} exit {name}", f"its thresholds are for {own} frames"))
@@ -198,13 +188,14 @@ def _peers(name: str, bundle: Bundle, grid: Grid, skipped: list[Skipped]) -> lis
 
 
 def _unsuitable(backend: str, variant: str) -> str | None:
-    """Say why a variant is not measured on a backend unless it is asked for, or return None."""
-    if backend == "onnxruntime-cpu":
-        return None if variant in ON_CPU else "made for a GPU: name it with --variants to time it here all the same"
-    if variant == "int8-cpu":
+    """Return why a variant is not measured on a backend unless named, or None if it is."""
+    runner = find_backend(backend)
+    if not runner.on_gpu:
+        return None if variant in ON_CPU else "made for a GPU: name it with --variants to time it here anyway"
+    if any(one.name == variant and "gpu" not in one.hardware for one in VARIANTS):
         return "made for a CPU"
-    if variant == "int8-trt" and backend not in INT8_ON_GPU:
-        return "computes in floats there: TensorRT runs it in 8 bits"
+    if variant in EXACT_INT8 and not runner.exact_int8:
+        return "this backend computes it in floating point; TensorRT computes it in 8 bits"
     return None
 
 
@@ -226,10 +217,12 @@ def _check(bundles: Mapping[str, Bundle], grid: Grid) -> None:
     ):
         for number in numbers:
             if not 1 <= number <= most:
-                raise UsageError(f"{option} {number}: takes 1 to {most}")
+                raise UsageError(f"{option} {number}: must be from 1 to {most}")
 
 
 def _check_names(option: str, asked: Sequence[str], known: Sequence[str]) -> None:
     for name in asked:
         if name not in known:
-            raise UsageError(f"{option} {name}: known are {', '.join(dict.fromkeys(known)) or 'none'}")
+            if not known:
+                raise UsageError(f"{option} {name}: the bundle has none")
+            raise UsageError(f"{option} {name}: must be one of {', '.join(dict.fromkeys(known))}")

@@ -1,4 +1,4 @@
-"""What a model is compared with, as models that the same loop runs: parts of it left out, or other runtimes."""
+"""Load the peers that a model is compared with, for the same loop: the model without some parts, or other runtimes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adafocus_edge.backends.loaded import LoadedModel
-from adafocus_edge.backends.registry import CPU_BATCH, open_graphs
+from adafocus_edge.backends.loaded import CPU_BATCH, LoadedModel
 from adafocus_edge.benchmark.grid import CHECKPOINT_PEER, TORCH_PEERS
 from adafocus_edge.bundle.store import check_graph_files
 from adafocus_edge.errors import BackendError, MissingExtraError
@@ -19,7 +18,7 @@ from adafocus_edge.model.spec import GRAPHS, Glimpse, contract
 from adafocus_edge.system.companions import import_companion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -31,11 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Peer:
-    """A peer that was loaded.
+    """A loaded peer.
 
     Attributes:
-        model: what the loop runs.
-        gflops_per_step: multiply-adds in units of 1e9.
+        model: the model that the loop runs.
+        gflops_per_step: multiply-adds per step, in units of 1e9.
     """
 
     model: LoadedModel
@@ -43,38 +42,34 @@ class Peer:
 
 
 class OnePiece:
-    """Something that turns a clip into logits in one call, behind the contract of a resident model's clip loop.
+    """A function from a clip to logits, wrapped as the runner of a model.
 
     Args:
-        predict: uint8 [T, S, S, 3] to logits float32 [T, C].
+        predict: maps frames uint8 [T, S, S, 3] to logits float32 [T, C].
     """
 
     def __init__(self, predict: Predict) -> None:
         self._predict = predict
 
-    def clip(self, frames: int) -> OnePiece:
-        """Be its own loop."""
-        del frames
-        return self
-
-    def see(self, frames: list[NDArray[np.uint8]]) -> Glimpse:
-        """Predict one clip; where it looked is not known."""
-        logits = self._predict(np.stack(frames))
-        return Glimpse(np.zeros((len(frames), 2), np.float32), logits)
+    def see_clip(self, frames: Sequence[NDArray[np.uint8]]) -> Iterator[Glimpse]:
+        """Predict one clip; the patches are unknown."""
+        logits = self._predict(np.stack(list(frames)))
+        for step in range(len(frames)):
+            yield Glimpse(np.zeros((1, 2), np.float32), logits[step : step + 1])
 
     def release(self) -> None:
-        """Nothing is held."""
+        """Do nothing: it holds nothing."""
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: it holds nothing."""
 
 
 class Constant:
-    """Stands in for a graph that is left out: gives zeros of the right shapes at no cost.
+    """A session that replaces a graph and returns zeros of the right shapes at no cost.
 
     Args:
-        inputs: of the graph.
-        outputs: of the graph.
+        inputs: the graph's inputs.
+        outputs: the graph's outputs.
     """
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
@@ -92,17 +87,17 @@ class Constant:
         return self._made[rows]
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: it holds nothing."""
 
 
 class OpenVinoSession:
-    """One graph by OpenVINO on the CPU, set to answer one request as fast as it can.
+    """One graph in OpenVINO on the CPU, configured for the lowest latency of a single request.
 
     Args:
-        path: of the graph.
-        threads: for computing.
-        inputs: what it takes.
-        outputs: what it gives.
+        path: path of the graph.
+        threads: CPU threads.
+        inputs: the graph's inputs.
+        outputs: the graph's outputs.
     """
 
     def __init__(
@@ -115,38 +110,39 @@ class OpenVinoSession:
         try:
             self._compiled = openvino.Core().compile_model(path, "CPU", settings)
         except RuntimeError as error:
-            raise BackendError(f"{path}: OpenVINO cannot take it: {str(error).strip().splitlines()[-1]}") from None
+            raise BackendError(f"{path}: OpenVINO cannot compile it: {str(error).strip().splitlines()[-1]}") from None
         self._request = self._compiled.create_infer_request()
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Run the graph once."""
         made = self._request.infer({name: np.ascontiguousarray(value) for name, value in feeds.items()})
-        # Its output tensors are used again by the next call.
+        # Copy the output tensors: the next call reuses them.
         return {spec.name: np.array(made[spec.name]) for spec in self.outputs}
 
     def close(self) -> None:
-        """Drop it."""
+        """Release the compiled graph."""
         del self._request, self._compiled
 
 
 def load_peer(bundle: Bundle, peer: str, threads: int, checkpoint: Path | None = None, *, on_gpu: bool = False) -> Peer:
-    """Load what a bundle's model is compared with.
+    """Load a peer of a bundle's model.
 
     Args:
-        bundle: the model.
-        peer: one of :data:`adafocus_edge.benchmark.grid.PEERS`, or ``checkpoint:NAME``.
-        threads: for computing.
-        checkpoint: for ``pytorch-*``: whose weights to take, None for random ones; for ``checkpoint:``: what to run.
-        on_gpu: run it on the NVIDIA GPU, if it can; else on the CPU.
+        bundle: the model's bundle.
+        peer: one of :data:`adafocus_edge.benchmark.settings.PEERS`, or ``checkpoint:NAME``.
+        threads: CPU threads.
+        checkpoint: for ``pytorch-*``, the checkpoint with the weights, or None for random ones; for ``checkpoint:``,
+            the checkpoint to run.
+        on_gpu: run peers that support it on the NVIDIA GPU, all others on the CPU.
 
     Raises:
-        MissingExtraError: what it needs is not installed.
+        MissingExtraError: a package that it needs is not installed.
         BackendError: it cannot run here.
     """
     if peer not in TORCH_PEERS and not peer.startswith(CHECKPOINT_PEER):
         openvino = peer == "openvino"
         model = _openvino(bundle, threads) if openvino else _of_graphs(bundle, peer, threads, on_gpu=on_gpu)
-        check_graph_files(bundle, "fp32")  # what was loaded is what was hashed
+        check_graph_files(bundle, "fp32")  # the loaded files are those that were hashed
         return Peer(model, gflops_per_step(bundle, peer))
     made = import_companion("training.peers", f"benchmark --peers {peer}", "train")
     device = "cuda" if on_gpu else "cpu"
@@ -168,6 +164,8 @@ def _one_piece(bundle: Bundle, peer: str, predict: Predict) -> LoadedModel:
 
 def _of_graphs(bundle: Bundle, peer: str, threads: int, *, on_gpu: bool) -> LoadedModel:
     """Load the bundle's own FP32 graphs, some of them replaced."""
+    from adafocus_edge.backends.onnxruntime import open_graphs
+
     spec = bundle.spec
     paths = {graph: bundle.graph_path("fp32", graph) for graph in GRAPHS}
     with tempfile.TemporaryDirectory() as folder:
@@ -181,7 +179,7 @@ def _of_graphs(bundle: Bundle, peer: str, threads: int, *, on_gpu: bool) -> Load
     made = with_patches(model, "random" if peer == "random-patches" else "centre")
     if peer == "glancer-alone":
         made = replace(made, focuser=Constant(*contract(spec, "focuser")))
-    elif not spec.with_glancer:  # nothing reads what it gives
+    elif not spec.with_glancer:  # no graph reads its outputs
         made = replace(made, glancer=Constant(*contract(spec, "glancer")))
     return replace(made, backend=peer)
 
@@ -209,6 +207,6 @@ def gflops_per_step(bundle: Bundle, backend: str, variant: str = "fp32") -> floa
     if backend == "glancer-alone":
         graphs.pop("policy")
         graphs.pop("focuser")
-    if backend == "whole-frames":  # convolutions everywhere: what they cost grows with the pixels
+    if backend == "whole-frames":  # the cost of convolutions is proportional to the number of pixels
         graphs["focuser"] *= (spec.frame_size / spec.patch_size) ** 2
     return sum(graphs.values())

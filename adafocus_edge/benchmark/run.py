@@ -1,4 +1,4 @@
-"""A benchmark: accuracy of every row on the same clips, then rounds in which every row has its turn."""
+"""Run a benchmark: measure every row's accuracy on the same clips, then time all rows in rounds."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from adafocus_edge import __version__
-from adafocus_edge.benchmark.compare import SCHEMA
 from adafocus_edge.benchmark.grid import Grid, Loading, Row, Skipped, plan
 from adafocus_edge.benchmark.machine import describe
 from adafocus_edge.benchmark.report import assemble
-from adafocus_edge.benchmark.state import State
+from adafocus_edge.benchmark.schema import SCHEMA, Data, FailedClip, Report, to_json
+from adafocus_edge.benchmark.state import Process, State
 from adafocus_edge.benchmark.timing import NoiseClip
 from adafocus_edge.benchmark.worker import Memory, Opening, Ready, Worker
 from adafocus_edge.errors import AdaFocusError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.evidence import reused_clips
 from adafocus_edge.media.preprocess import sampled_frames
+from adafocus_edge.model.defaults import SEED
 from adafocus_edge.system.addresses import shown_failure
 from adafocus_edge.system.files import draft_folder
+from adafocus_edge.system.timestamps import iso_now
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,15 +40,15 @@ if TYPE_CHECKING:
     from adafocus_edge.model.exits import Order
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many of its steps are done, and how many there are."""
+"""Called with the current activity, the number of its steps done, and their total."""
 MAX_TIMED_CLIPS = 16
-"""Clips that timings go round."""
+"""Clips that timings cycle through."""
 YARDSTICK_SIZE = 300_000
-"""Numbers that are sorted once per round, on one core: does the machine itself slow down?"""
+"""Numbers sorted once per round on one core, to detect that the machine itself slows down."""
 
 
 class Measures(Protocol):
-    """A loaded model that can be asked; see :class:`Worker`."""
+    """A loaded model that can be measured; see :class:`Worker`."""
 
     ready: Ready
     cold_start_ms: float
@@ -59,30 +60,30 @@ class Measures(Protocol):
         """Return one clip's logits after each step."""
 
     def memory(self) -> Memory:
-        """Return the most memory it has taken."""
+        """Return its peak memory."""
 
     def close(self) -> None:
-        """End it."""
+        """Unload the model."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """A request to measure a grid of settings.
 
     Attributes:
-        bundles: to measure, by the names they have in the report.
+        bundles: bundles to measure, by their names in the report.
         grid: the settings.
         data: labelled clips, or None to time synthetic frames.
-        clips: to judge accuracy on, at most, drawn by the seed.
-        rounds: in each of which every row is timed once.
-        warm_up: runs of each row before that.
-        parts_every: rounds between two timings of the parts.
-        seed: of the choice of clips and of the order within a round.
-        checkpoint: of the PyTorch peers' weights.
-        checkpoints: run as peers, by name.
+        clips: max clips to measure accuracy on, drawn at random.
+        rounds: number of rounds; each times every row once.
+        warm_up: runs of each row before the first round.
+        parts_every: rounds from one timing of the parts to the next.
+        seed: random seed for the choice of clips and the order within a round.
+        checkpoint: checkpoint with the weights of the PyTorch peers, or None for random weights.
+        checkpoints: checkpoints to run as peers, by name.
         multi_label: whether mAP counts all labels of a clip.
-        processes: loaded at the same time, at most.
-        state: folder of what is done, or None.
+        processes: max models loaded at the same time, each in a process of its own.
+        state: folder that keeps measurements, to resume an interrupted run, or None.
     """
 
     bundles: dict[str, Bundle]
@@ -92,7 +93,7 @@ class Request:
     rounds: int = 30
     warm_up: int = 2
     parts_every: int = 2
-    seed: int = 1007
+    seed: int = SEED
     checkpoint: Path | None = None
     checkpoints: dict[str, Path] = field(default_factory=dict)
     multi_label: bool = False
@@ -102,13 +103,13 @@ class Request:
 
 def run(
     request: Request, progress: Progress = lambda *_: None, opened: Callable[[Opening], Measures] = Worker
-) -> dict[str, Any]:
-    """Measure everything that is asked for.
+) -> Report:
+    """Measure every setting of a request.
 
     Args:
         request: see :class:`Request`.
-        progress: told what is being done.
-        opened: loads a model.
+        progress: see :data:`Progress`.
+        opened: function that loads a model.
 
     Returns:
         the report, as docs/reference/benchmark-report.md describes it. Raises ``UsageError`` for an empty grid,
@@ -121,7 +122,7 @@ def run(
     state = State(request.state, _fingerprint(request, rows, examples))
     with draft_folder(Path(tempfile.gettempdir()), "adafocus-edge-benchmark-", "") as folder:
         clips = _Clips(request, examples, folder, progress)
-        # Peers run where the bundle's model can: what they are compared with runs there, too.
+        # Peers run on the GPU if the model does, so that both are compared on the same device.
         on_gpu = any(row.loading.on_gpu for row in rows)
         measuring = _Run(request, state, clips, progress, opened, on_gpu=on_gpu)
         loadings = list(dict.fromkeys(row.loading for row in rows))
@@ -129,31 +130,37 @@ def run(
             block = loadings[start : start + request.processes]
             skipped += measuring.block(block, [row for row in rows if row.loading in block])
     if clips.usable is not None and not clips.usable:
-        raise DataError(f"none of the {len(examples)} clips can be read; the first: {clips.failed[0][1]}")
-    header = {
-        "schema": SCHEMA,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "version": __version__,
-        "machine": describe(),
-        "data": None
-        if request.data is None
-        else {
-            "origin": request.data.origin,
-            "clips": len(examples) - len(clips.failed),
-            "chosen": _hash([(e.name, list(e.labels)) for e in examples]),
-            "failed": [{"clip": name, "error": error} for name, error in clips.failed],
-            "reused": {
-                name: reused
-                for name, bundle in request.bundles.items()
-                if (reused := reused_clips(bundle.manifest.reports, examples))
-            },
-        },
-        "rounds": request.rounds,
-        "warm_up": request.warm_up,
-        "seed": request.seed,
-        "random_weights": request.checkpoint is None,
-    }
-    return assemble(header, request.bundles, rows, state, clips.labels, skipped, multi_label=request.multi_label)
+        raise DataError(f"none of the {len(examples)} clips can be read; the first error: {clips.failed[0][1]}")
+    header = Report(
+        schema=SCHEMA,
+        created=iso_now(),
+        version=__version__,
+        machine=describe(),
+        data=_data(request, examples, clips.failed),
+        rounds=request.rounds,
+        warm_up=request.warm_up,
+        seed=request.seed,
+        random_weights=request.checkpoint is None,
+        yardstick_ms=None,
+        energy_of=None,
+        rows=(),
+        skipped=tuple(skipped),
+        findings=(),
+    )
+    return assemble(header, request.bundles, rows, state, clips.labels, multi_label=request.multi_label)
+
+
+def _data(request: Request, examples: list[Example], failed: list[tuple[str, str]]) -> Data | None:
+    if request.data is None:
+        return None
+    reused = {name: reused_clips(bundle.manifest.reports, examples) for name, bundle in request.bundles.items()}
+    return Data(
+        origin=request.data.origin,
+        clips=len(examples) - len(failed),
+        chosen=_hash([(e.name, list(e.labels)) for e in examples]),
+        failed=tuple(FailedClip(clip=name, error=error) for name, error in failed),
+        reused={name: counts for name, counts in reused.items() if counts},
+    )
 
 
 def _chosen(request: Request) -> list[Example]:
@@ -169,7 +176,7 @@ def _hash(content: Any) -> str:
 
 
 def _fingerprint(request: Request, rows: list[Row], examples: list[Example]) -> str:
-    """Return what the measurements depend on, as JSON."""
+    """Return everything that the measurements depend on, as JSON."""
 
     def file(path: Path | None) -> Any:
         if path is None or not path.exists():
@@ -177,7 +184,7 @@ def _fingerprint(request: Request, rows: list[Row], examples: list[Example]) -> 
         about = path.stat()
         return str(path.resolve()), about.st_size, about.st_mtime_ns
 
-    machine = describe()
+    machine = to_json(describe())
     return json.dumps(
         {
             "bundles": {name: file(bundle.path / "bundle.json") for name, bundle in request.bundles.items()},
@@ -192,11 +199,11 @@ def _fingerprint(request: Request, rows: list[Row], examples: list[Example]) -> 
 
 
 class _Clips:
-    """The clips, read once for each way of preprocessing and number of frames, and kept in files.
+    """The clips, read once for each kind of preprocessing and number of frames, and kept in files.
 
     Attributes:
-        usable: numbers of the chosen clips that can be read; None before any was.
-        failed: name and error of the others.
+        usable: indices of the chosen clips that can be read; None before they have been read.
+        failed: names and errors of the other clips.
     """
 
     def __init__(self, request: Request, examples: list[Example], folder: Path, progress: Progress) -> None:
@@ -210,11 +217,11 @@ class _Clips:
 
     @property
     def labels(self) -> list[tuple[int, ...]]:
-        """Class ids of the clips that can be read."""
+        """Class ids of each clip that can be read."""
         return [self._examples[number].labels for number in self.usable or []]
 
     def timed(self) -> list[Any]:
-        """Return the sources that timings go round: spread evenly over the clips that can be read."""
+        """Return the sources that timings cycle through, spread evenly over the clips that can be read."""
         if not self._examples:
             return [NoiseClip(seed=seed) for seed in range(MAX_TIMED_CLIPS)]
         usable = list(range(len(self._examples))) if self.usable is None else self.usable
@@ -222,7 +229,7 @@ class _Clips:
         return [self._examples[usable[place]] for place in picked]
 
     def file(self, bundle: Bundle, segments: int) -> Path:
-        """Return a file of all clips as a bundle's model sees them: uint8 [N, T, S, S, 3]."""
+        """Return the path of a file with all clips, preprocessed for a bundle's model: uint8 [N, T, S, S, 3]."""
         spec = replace(bundle.spec, segments=segments)
         kind = (spec.frame_size, spec.fit, spec.motion_gap_s, segments)
         if kind in self._files:
@@ -231,7 +238,7 @@ class _Clips:
         shape = (len(self._examples), segments, spec.frame_size, spec.frame_size, 3)
         usable = []
         try:
-            # Written, not mapped: a page that no longer fits on the disk would end the process without a word.
+            # Write instead of mapping: on a full disk, a write to a mapped page would kill the process silently.
             with path.open("wb") as file:
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(file, header)
@@ -248,7 +255,7 @@ class _Clips:
                     self._progress("reading clips", number + 1, len(self._examples))
         except OSError as error:
             raise AdaFocusError(
-                f"{path}: the clips' frames cannot be kept ({error.strerror}): set TMPDIR to a folder with "
+                f"{path}: the clips' frames cannot be written ({error.strerror}): set TMPDIR to a folder with "
                 f"{math.prod(shape) / 1e6:.0f} MB free"
             ) from None
         self.usable = usable if self.usable is None else [number for number in self.usable if number in usable]
@@ -257,7 +264,7 @@ class _Clips:
 
 
 class _Run:
-    """Runs blocks of rows: as many as are loaded at the same time."""
+    """Measures rows in blocks whose models are loaded at the same time."""
 
     def __init__(
         self,
@@ -278,11 +285,11 @@ class _Run:
         self._gone: dict[Loading, str] = {}
 
     def block(self, loadings: list[Loading], rows: list[Row]) -> list[Skipped]:
-        """Measure some rows; return what could not be."""
+        """Measure a block of rows; return those that failed, with the reasons."""
         with ExitStack() as stack:
             workers: dict[Loading, Measures] = {}
             labelled = self._request.data is not None
-            if labelled:  # which clips can be read is known before any is timed
+            if labelled:  # find the readable clips before any is timed
                 for row in rows:
                     self._clips.file(self._bundle(row.loading), row.segments)
                 if not self._clips.usable:
@@ -303,17 +310,17 @@ class _Run:
             self._rounds(workers, rows)
             for loading, worker in workers.items():
                 if loading not in self._gone:
-                    self._tell(loading, worker)
+                    self._keep_process(loading, worker)
         return [Skipped(row.key, self._gone[row.loading]) for row in rows if row.loading in self._gone]
 
     def _bundle(self, loading: Loading) -> Bundle:
         return self._request.bundles[loading.bundle]
 
     def _done(self, rows: list[Row]) -> bool:
-        return rows[0].loading.key in self._state.told and not self._pending(rows)
+        return rows[0].loading.key in self._state.processes and not self._pending(rows)
 
     def _pending(self, rows: list[Row]) -> list[tuple[int, Row]]:
-        """Return the rounds that rows have still to run."""
+        """Return the rounds that are still missing, each with its row."""
         return [
             (round_, row)
             for round_ in range(self._request.rounds)
@@ -326,17 +333,22 @@ class _Run:
         first = self._clips.timed()[0]
         return self._opened(Opening(loading, self._bundle(loading).path, checkpoint, row, first, self._on_gpu))
 
-    def _tell(self, loading: Loading, worker: Measures) -> None:
+    def _keep_process(self, loading: Loading, worker: Measures) -> None:
+        """Keep the facts of a process: its start-up times, GFLOPs and memory."""
         try:
             memory = worker.memory()
         except AdaFocusError as error:
             self._gone[loading] = str(error)
             return
-        told = {"cold_start_ms": worker.cold_start_ms, **asdict(worker.ready), **asdict(memory)}
-        self._state.keep("told", loading.key, 0, told)
+        ready = worker.ready
+        facts = Process(
+            worker.cold_start_ms, ready.load_ms, ready.first_ms, ready.gflops_per_step, ready.energy_of,
+            memory.host_mb, memory.device_mb,
+        )  # fmt: skip
+        self._state.keep("process", loading.key, 0, facts)
 
     def _judge(self, workers: dict[Loading, Measures], rows: list[Row]) -> None:
-        """Collect the logits that the rows' accuracies come from: rows that differ in schedule only share them."""
+        """Collect the logits that accuracies are computed from; rows that differ only in schedule share them."""
         needed = {row.seen: row for row in rows if row.loading in workers}
         pending = {name: row for name, row in needed.items() if self._state.logits(name) is None}
         usable = self._clips.usable or []
@@ -357,7 +369,7 @@ class _Run:
                 self._state.keep_logits(name, np.stack(found))
 
     def _rounds(self, workers: dict[Loading, Measures], rows: list[Row]) -> None:
-        """Time every row once per round, in an order drawn anew, so that whatever disturbs hurts all rows alike."""
+        """Time every row once per round, in a new random order each, so that disturbances affect all rows alike."""
         sources = self._clips.timed()
         rows = [row for row in rows if row.loading in workers and row.loading not in self._gone]
         pending = self._pending(rows)

@@ -1,11 +1,11 @@
-"""What a benchmark has measured so far, on disk, so that a run that was broken off goes on where it stopped."""
+"""Keep a benchmark's measurements on disk, so that an interrupted run resumes where it stopped."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,35 @@ FINGERPRINT = "what.json"
 LINES = "rounds.jsonl"
 
 
+@dataclass(frozen=True)
+class Process:
+    """The facts of a process that ran a loaded model.
+
+    Attributes:
+        cold_start_ms: time from its start to its first result.
+        load_ms: time to read and check the bundle and load the model.
+        first_ms: time from then to the first result.
+        gflops_per_step: multiply-adds per step, in units of 1e9.
+        energy_of: the device whose joules it measured; empty without an energy sensor.
+        host_mb: peak main memory, in megabytes.
+        device_mb: GPU memory, in megabytes, or None without a GPU.
+    """
+
+    cold_start_ms: float
+    load_ms: float
+    first_ms: float
+    gflops_per_step: float
+    energy_of: str
+    host_mb: float
+    device_mb: float | None
+
+
 class State:
-    """Measurements by row and round, logits by what gave them, and what processes said.
+    """Measurements by row and round, logits by name, and the facts of each process.
 
     Args:
-        folder: where they are kept; None for in memory only. What lies there of another run is removed.
-        fingerprint: of everything that the measurements depend on.
+        folder: folder to keep them in; None for memory only. Measurements of a different run in it are removed.
+        fingerprint: everything that the measurements depend on, as text.
     """
 
     def __init__(self, folder: Path | None, fingerprint: str) -> None:
@@ -35,11 +58,11 @@ class State:
         self.whole: dict[str, dict[int, Timing]] = {}
         """Timings of whole runs, by row and round."""
         self.parts: dict[str, dict[int, Timing]] = {}
-        """Timings of runs in parts."""
+        """Timings of runs in parts, by row and round."""
         self.yardstick: dict[str, float] = {}
         """Milliseconds of the same work in each round, by block and round."""
-        self.told: dict[str, dict[str, Any]] = {}
-        """What each process said of itself."""
+        self.processes: dict[str, Process] = {}
+        """Facts of each process, by loading."""
         self._logits: dict[str, NDArray[np.float32]] = {}
         if folder is None:
             return
@@ -54,15 +77,15 @@ class State:
 
     @property
     def resumed(self) -> bool:
-        """Whether there is something of an earlier run."""
+        """Whether it holds measurements of an earlier run."""
         return bool(self.whole or self._logits)
 
     def logits(self, name: str) -> NDArray[np.float32] | None:
-        """Return what was kept under a name, or None."""
+        """Return the logits kept under a name, or None."""
         return self._logits.get(name)
 
     def keep_logits(self, name: str, logits: NDArray[np.float32]) -> None:
-        """Keep logits [N, T, C]."""
+        """Keep logits float32 [N, T, C] under a name."""
         self._logits[name] = logits
         if self._folder is not None:
             import io
@@ -73,11 +96,11 @@ class State:
             write_file(self._folder / f"{file}.npz", content.getvalue())
 
     def keep(self, kind: str, name: str, round_: int, value: Any) -> None:
-        """Keep one measurement: ``whole`` or ``parts`` of a row, ``yardstick`` of a block, ``told`` of a process."""
+        """Keep one measurement: ``whole`` or ``parts`` of a row, ``yardstick`` of a block, ``process`` of a loading."""
         self._take(kind, name, round_, value)
         if self._folder is None:
             return
-        plain = asdict(value) if isinstance(value, Timing) else value
+        plain = asdict(value) if isinstance(value, (Timing, Process)) else value
         try:
             with (self._folder / LINES).open("a", encoding="utf-8") as file:
                 file.write(json.dumps([kind, name, round_, plain]) + "\n")
@@ -85,8 +108,8 @@ class State:
             raise AdaFocusError(f"{self._folder / LINES}: cannot be written ({error.strerror})") from None
 
     def _take(self, kind: str, name: str, round_: int, value: Any) -> None:
-        if kind == "told":
-            self.told[name] = value
+        if kind == "process":
+            self.processes[name] = value if isinstance(value, Process) else Process(**value)
         elif kind == "yardstick":
             self.yardstick[f"{name} {round_}"] = value
         else:
@@ -109,6 +132,6 @@ class State:
             try:
                 self._take(*json.loads(line))
             except (ValueError, TypeError, KeyError):
-                break  # the last line of a run that was killed
+                break  # the incomplete last line of a killed run
             whole.append(line)
         write_text(lines, "".join(whole))

@@ -1,8 +1,9 @@
-"""What many timings of one thing come to, whether two of them can be told apart, and which rows are the best."""
+"""Statistics of timings: summaries, whether two rows differ, and which rows are Pareto optimal."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,21 +12,41 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SURE = 0.95
-"""Of every interval that is printed."""
+"""Confidence level of every interval."""
 SAME = 0.01
-"""Two medians whose ratio is nearer to 1 than this are not told apart, however sure it is."""
-FEWEST_TO_TELL = 6
-"""Rounds from which an interval of a median can be 95 % sure at all."""
+"""Two medians whose ratio is nearer to 1 than this count as equal, however certain the ratio."""
+MIN_ROUNDS = 6
+"""Min rounds for a 95 % interval of a median to exist."""
 SMALLEST_RISK = 1e-12
 
 
-def summary(samples: Sequence[float]) -> dict[str, float]:
-    """Return what samples come to, rounded to 4 digits after the point.
+@dataclass(frozen=True)
+class Summary:
+    """The distribution of samples.
 
-    Returns:
-        ``median``, ``p95``, ``p99``, ``min``, ``rounds``; ``spread``: half the width that the middle 90 % of the
-        samples take; ``low`` and ``high``: between them lies the median, 95 % sure (all samples where they are few).
+    Attributes:
+        median: the median.
+        p95: the 95th percentile.
+        p99: the 99th percentile.
+        min: the smallest sample.
+        spread: half the width of the middle 90 % of the samples.
+        low: lower end of the 95 % interval of the median (the smallest sample if they are few).
+        high: its upper end.
+        rounds: number of samples.
     """
+
+    median: float
+    p95: float
+    p99: float
+    min: float
+    spread: float
+    low: float
+    high: float
+    rounds: int
+
+
+def summary(samples: Sequence[float]) -> Summary:
+    """Summarise samples, rounded to 4 digits after the point."""
     values = np.sort(np.asarray(samples, float))
     low, high = _median_ranks(len(values))
     p5, p50, p95, p99 = np.percentile(values, [5, 50, 95, 99])
@@ -33,11 +54,11 @@ def summary(samples: Sequence[float]) -> dict[str, float]:
         "median": p50, "p95": p95, "p99": p99, "min": values[0], "spread": (p95 - p5) / 2,
         "low": values[low], "high": values[high],
     }  # fmt: skip
-    return {**{name: round(float(value), 4) for name, value in found.items()}, "rounds": len(values)}
+    return Summary(**{name: round(float(value), 4) for name, value in found.items()}, rounds=len(values))
 
 
 def _median_ranks(count: int) -> tuple[int, int]:
-    """Return the ranks (from 0) of the order statistics between which the median lies, at least 95 % sure."""
+    """Return the ranks (from 0) of the order statistics that bound the median with at least 95 % confidence."""
     outside = 0.0
     low = 0
     for rank in range(count // 2):
@@ -50,27 +71,28 @@ def _median_ranks(count: int) -> tuple[int, int]:
 
 
 def ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[float, float, float]:
-    """Return the median of the ratios of two rows in the rounds that both took part in, and its 95 % interval.
+    """Return the median of the ratios of two rows in their common rounds, and its 95 % interval.
 
-    A machine that slows down hurts both in the same round, so their ratio stays. NaNs without a common round.
+    A machine that slows down affects both rows in the same round, so their ratio stays the same. Returns NaNs without a
+    common round.
     """
     both = sorted(ours.keys() & theirs.keys())
     if not both:
         return math.nan, math.nan, math.nan
     found = summary([ours[round_] / theirs[round_] for round_ in both])
-    return found["median"], found["low"], found["high"]
+    return found.median, found.low, found.high
 
 
 def distinguishable(ours: Mapping[int, float], theirs: Mapping[int, float]) -> bool:
-    """Whether one of two rows is surely faster, by more than a percent, judged by the rounds that both took part in."""
+    """Return whether one of two rows is significantly faster, by more than a percent, in their common rounds."""
     middle, low, high = ratio(ours, theirs)
-    if len(ours.keys() & theirs.keys()) < FEWEST_TO_TELL:
+    if len(ours.keys() & theirs.keys()) < MIN_ROUNDS:
         return False
     return not low <= 1 <= high and abs(middle - 1) > SAME
 
 
 def front(points: Sequence[tuple[float, float | None]]) -> list[bool]:
-    """Return which of the points (cost, accuracy) are on the Pareto front: none is as cheap and better, or vice versa.
+    """Return which points (cost, accuracy) are on the Pareto front: no other is as good in one and better in the other.
 
     Points without an accuracy are never on it.
     """
@@ -87,11 +109,11 @@ def front(points: Sequence[tuple[float, float | None]]) -> list[bool]:
 
 
 def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> float:
-    """Return how likely two models' right answers on the same clips differ by chance alone (exact McNemar test).
+    """Return the probability that two models' correct answers on the same clips differ by chance (exact McNemar test).
 
     Args:
-        ours: whether each clip is right.
-        theirs: the same clips.
+        ours: whether the one model is right, for each clip.
+        theirs: whether the other model is right, for the same clips.
 
     Returns:
         the two-sided probability, 0 to 1.

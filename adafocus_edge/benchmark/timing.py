@@ -1,7 +1,7 @@
-"""Timing one setting: the product's own path from a file to its result, and each part of it apart.
+"""Time one setting: the path from a file to its result as `classify` runs it, and each of its parts.
 
-The whole is timed with nothing in between; the parts in another run of the same clip, so that their sum can be held
-against the whole.
+The whole path is timed without any probe inside; its parts are timed in another run of the same clip, so that their sum
+can be checked against the whole.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from adafocus_edge.runtime.classifier import Result
 
 PARTS = {"glancer": "glance", "policy": "policy", "focuser": "focus", "classifier": "classify"}
-"""What each graph's share of the time is called."""
+"""The name of the part that each graph's time is reported as."""
 NOISE_SIZE = (256, 340)
-"""Rows and columns of synthetic frames."""
+"""Height and width of synthetic frames, in pixels."""
 NOISE_FPS = 25.0
 NOISE_FRAMES = 64
 
@@ -48,12 +48,12 @@ class Timing:
     """One run of one row.
 
     Attributes:
-        model_ms: in the glimpse loop; for several streams: until all of their clips are seen.
-        step_ms: of each glimpse (stream schedule).
-        steps: how many glimpses it took.
-        whole_ms: from opening the clip to the result; None for several streams, whose frames lie in memory.
-        parts_ms: of that, by part, where the parts were timed.
-        joules: that the device drew meanwhile, all of it; None where the system does not tell.
+        model_ms: time in the glimpse loop; for several streams, until all of their clips are finished.
+        step_ms: time of each glimpse (stream schedule).
+        steps: number of glimpses.
+        whole_ms: time from opening the clip to the result; None for several streams, whose frames are in memory.
+        parts_ms: the parts of that time, or None if they were not timed.
+        joules: energy that the whole device drew meanwhile; None without an energy sensor.
     """
 
     model_ms: float
@@ -73,7 +73,7 @@ class TimedSession:
         self.inside_s = 0.0
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Run the session. What comes back is computed: sessions wait for their device."""
+        """Run the session. Its outputs are complete on return: sessions wait for their device."""
         started = time.perf_counter()
         made = self._session.run(feeds)
         self.inside_s += time.perf_counter() - started
@@ -85,7 +85,7 @@ class TimedSession:
 
 
 class _TimedClip:
-    """A clip that notes how long its reader waits for frames."""
+    """A clip that measures how long its reader waits for frames."""
 
     def __init__(self, clip: Clip) -> None:
         self._clip = clip
@@ -95,7 +95,7 @@ class _TimedClip:
         return getattr(self._clip, name)
 
     def select(self, indices: Sequence[int], convert: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
-        """Read frames."""
+        """Read frames, adding up the waiting time in ``waited_s``."""
         reading = self._clip.select(indices, convert)
         while True:
             started = time.perf_counter()
@@ -107,7 +107,7 @@ class _TimedClip:
 
 
 class _TimedSource:
-    """A source whose clip notes how long its reader waits."""
+    """A source whose clip measures how long its reader waits."""
 
     def __init__(self, source: Any) -> None:
         self.name = source.name
@@ -116,7 +116,7 @@ class _TimedSource:
         self.opened_s = 0.0
 
     def open_clip(self) -> Any:
-        """Open it."""
+        """Open the clip, measuring the time in ``opened_s``."""
         started = time.perf_counter()
         self.clip = _TimedClip(self._source.open_clip())
         self.opened_s = time.perf_counter() - started
@@ -124,7 +124,7 @@ class _TimedSource:
 
 
 class NoiseClip:
-    """A clip of noise, for timing where there are no clips: the same frames for the same seed."""
+    """A clip of random pixels, for timing without data; the same seed gives the same frames."""
 
     is_constant_rate = True
     sample_aspect = SQUARE
@@ -138,21 +138,21 @@ class NoiseClip:
         self._seed = seed
 
     def open_clip(self) -> NoiseClip:
-        """Be its own source."""
+        """Return itself: it is its own source."""
         return self
 
     def time_s(self, index: int) -> float:
-        """Return when a frame is shown."""
+        """Return a frame's timestamp in seconds."""
         return index / self.fps
 
     def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], Any]) -> Iterator[tuple[int, Any]]:
-        """Make frames; see :class:`adafocus_edge.media.clip.Clip`."""
+        """Yield random frames; see :class:`adafocus_edge.media.clip.Clip`."""
         for index in indices:
             random = np.random.default_rng((self._seed, index))
             yield index, convert(random.integers(0, 256, (*NOISE_SIZE, 3), np.uint8))
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Make all frames."""
+        """Yield all frames."""
         yield from self.select(range(self.frame_count), lambda frame: frame)
 
 
@@ -160,10 +160,10 @@ class Bench:
     """A loaded model, ready to be timed.
 
     Args:
-        model: what runs.
+        model: the model.
         classes: class names.
-        exits_of: gives a row's thresholds, by ``SET/ORDER``.
-        meter: of energy, if there is one.
+        exits_of: returns the exit thresholds named ``SET/ORDER``.
+        meter: energy meter, or None.
     """
 
     def __init__(
@@ -180,12 +180,12 @@ class Bench:
         self._ready: dict[Row, Any] = {}
 
     def time(self, row: Row, source: Any, *, parts: bool = False) -> Timing:
-        """Run a row once on a clip. Raises ``SourceError`` if it cannot be read.
+        """Run a row once on a clip. Raises ``SourceError`` if the clip cannot be read.
 
         Args:
             row: the setting.
-            source: of the clip: has a ``name`` and an ``open_clip``.
-            parts: time each part apart, too.
+            source: the clip's source, with a ``name`` and an ``open_clip`` method.
+            parts: whether to time each part, too.
         """
         before = self._meter.joules() if self._meter is not None else None
         if row.streams > 1:
@@ -215,10 +215,10 @@ class Bench:
         return Classifier(model, self._classes, schedule=row.schedule, exits=exits)
 
     def _in_parts(self, row: Row, source: Any) -> Timing:
-        """Run the graphs one by one, each timed, then read the same frames once more without preprocessing them.
+        """Run the graphs one by one, each timed, then read the same frames again without preprocessing them.
 
-        Decoders hand each frame to the preprocessing in their own threads, so what the preprocessing takes is what
-        reading takes longer with it.
+        Decoders call the preprocessing from their own threads, so its time is the difference between reading with and
+        without it.
         """
         piece: object = self._model.resident
         if isinstance(piece, OnePiece):
@@ -245,12 +245,12 @@ class Bench:
         return Timing(result.model_ms, result.step_ms, len(result.steps), result.latency_ms, parts)
 
     def _decode(self, source: Any, result: Result, segments: int) -> float:
-        """Open and decode what a run saw, and nothing else; in milliseconds."""
+        """Open the clip and decode only the frames that a run used; return the milliseconds."""
         started = time.perf_counter()
         clip = source.open_clip()
         gap_s = self._model.spec.motion_gap_s
         steps = result.steps
-        # A run that stops early in time order has not read the rest; in any other order it has read all.
+        # A run that stops early in order of time has not read the rest; in any other order it has read all frames.
         in_time = all(one.frame_index <= other.frame_index for one, other in pairwise(steps))
         last = steps[-1].frame_index if in_time and result.exited_early else clip.frame_count
         wanted = [index for index in sample_indices(clip.frame_count, segments) if index <= last]
@@ -261,7 +261,7 @@ class Bench:
         return (time.perf_counter() - started) * 1e3
 
     def _many(self, row: Row, source: Any) -> Timing:
-        """Step several clips together; each begins at another frame of the same clip."""
+        """Step several streams together, each starting at another frame of the same clip."""
         if row not in self._ready:
             spec = replace(self._model.spec, segments=row.segments)
             model = replace(self._model, spec=spec)

@@ -1,33 +1,39 @@
-"""`adafocus-edge tune`: the setting that meets a demand on this device, kept in the bundle as a named profile."""
+"""Tuning: find the setting that meets a demand on this device, and store it in the bundle as a named profile."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from adafocus_edge.benchmark.measure import measure_settings
+from adafocus_edge.benchmark.settings import Latency, Percentile, TuneOptions
 from adafocus_edge.bundle.manifest import Profile
-from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.bundle.store import bundle_lock, copied_bundle, default_bundle, read_bundle, update_bundle
+from adafocus_edge.errors import AdaFocusError, BundleError, UsageError
+from adafocus_edge.evaluation.dataset import check_data
 from adafocus_edge.evaluation.evidence import Verdict, few_clips_note, reuse_note
+from adafocus_edge.system.timestamps import iso_now
 
 if TYPE_CHECKING:
-    from adafocus_edge.benchmark.report import Report
+    from adafocus_edge.benchmark.run import Progress
+    from adafocus_edge.benchmark.schema import Report, RowReport
+    from adafocus_edge.benchmark.stats import Summary
+    from adafocus_edge.bundle.manifest import Bundle, Manifest
 
-Latency = Literal["model", "whole", "step"]
-"""Of a clip in the glimpse loop; of a clip from opening the file; of one glimpse on the stream schedule."""
-Percentile = Literal["median", "p95", "p99"]
 NO_LIMIT = float("inf")
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What a setting must meet; at least one of the first two.
+    """The limits that a setting must meet; at least one of the first two is given.
 
     Attributes:
-        max_latency_ms: at most; None for any.
-        min_accuracy: top-1 in percent, at least; None for any.
-        latency: which latency.
-        percentile: which of its values.
+        max_latency_ms: max latency, or None for any.
+        min_accuracy: min top-1 accuracy in percent, or None for any.
+        latency: the latency that is limited.
+        percentile: the percentile of that latency.
     """
 
     max_latency_ms: float | None = None
@@ -37,98 +43,170 @@ class Demand:
 
     def __post_init__(self) -> None:
         if self.max_latency_ms is None and self.min_accuracy is None:
-            raise UsageError("say what is wanted: --max-latency-ms, --min-accuracy, or both")
+            raise UsageError("no limit is given: give --max-latency-ms, --min-accuracy, or both")
 
     def __str__(self) -> str:
         words = []
         if self.max_latency_ms is not None:
-            words.append(f"{self.percentile} of a {_OF[self.latency]} at most {self.max_latency_ms:g} ms")
+            words.append(f"{self.percentile} of the {_OF[self.latency]} at most {self.max_latency_ms:g} ms")
         if self.min_accuracy is not None:
             words.append(f"top-1 at least {self.min_accuracy:g} %")
         return ", ".join(words)
 
-    def latency_of(self, row: Report) -> float:
-        """Return what a row takes, or infinity where it has no such latency."""
-        times = row[f"{self.latency}_ms"]
-        return NO_LIMIT if times is None else float(times[self.percentile])
+    def latency_of(self, row: RowReport) -> float:
+        """Return a row's latency, or infinity if it has no such latency."""
+        times: Summary | None = getattr(row, f"{self.latency}_ms")
+        return NO_LIMIT if times is None else float(getattr(times, self.percentile))
 
-    def met_by(self, row: Report) -> bool:
-        """Whether a row meets it."""
+    def met_by(self, row: RowReport) -> bool:
+        """Return whether a row meets the demand."""
         fast = self.max_latency_ms is None or self.latency_of(row) <= self.max_latency_ms
-        return fast and (self.min_accuracy is None or row["top1"] >= self.min_accuracy)
+        return fast and (self.min_accuracy is None or row.accuracy >= self.min_accuracy)
 
 
-_OF = {"model": "clip in the model", "whole": "clip from file to result", "step": "glimpse"}
+_OF = {"model": "model time per clip", "whole": "end-to-end time per clip", "step": "time per glimpse"}
 
 
-def choose(report: Report, demand: Demand) -> Report:
-    """Return the row to use: with an accuracy demanded the fastest that meets it all, else the most accurate.
+def _own_rows(report: Report) -> list[RowReport]:
+    """Return the rows of the model itself, one stream each, whose accuracy was measured."""
+    return [row for row in report.rows if not row.peer and row.streams == 1 and row.top1 is not None]
 
-    Raises ``AdaFocusError`` that says what came nearest if none meets it.
+
+def choose(report: Report, demand: Demand) -> RowReport:
+    """Return the row to use: the fastest that meets the demand if it limits the accuracy, else the most accurate.
+
+    Raises ``AdaFocusError`` with the fastest and the most accurate row if none meets the demand.
     """
-    rows = [row for row in report["rows"] if not row["peer"] and row["streams"] == 1 and "top1" in row]
-    rows = [row for row in rows if demand.latency_of(row) < NO_LIMIT]
+    rows = [row for row in _own_rows(report) if demand.latency_of(row) < NO_LIMIT]
     if not rows:
-        raise AdaFocusError("no setting was measured: " + "; ".join(one["why"] for one in report["skipped"][:2]))
+        raise AdaFocusError("no setting was measured: " + "; ".join(one.why for one in report.skipped[:2]))
     meeting = [row for row in rows if demand.met_by(row)]
     if meeting and demand.min_accuracy is not None:
-        return min(meeting, key=lambda row: (demand.latency_of(row), -row["top1"]))
+        return min(meeting, key=lambda row: (demand.latency_of(row), -row.accuracy))
     if meeting:
-        return max(meeting, key=lambda row: (row["top1"], -demand.latency_of(row)))
+        return max(meeting, key=lambda row: (row.accuracy, -demand.latency_of(row)))
     fastest = min(rows, key=demand.latency_of)
-    best = max(rows, key=lambda row: (row["top1"], -demand.latency_of(row)))
+    best = max(rows, key=lambda row: (row.accuracy, -demand.latency_of(row)))
     raise AdaFocusError(
-        f"no setting meets it ({demand}); the fastest: {demand.latency_of(fastest):.1f} ms, {fastest['top1']:.1f} % "
-        f"({fastest['key']}); the most accurate: {demand.latency_of(best):.1f} ms, {best['top1']:.1f} % ({best['key']})"
+        f"no setting meets the demand ({demand}); "
+        f"the fastest: {demand.latency_of(fastest):.1f} ms, {fastest.accuracy:.1f} % ({fastest.key}); "
+        f"the most accurate: {demand.latency_of(best):.1f} ms, {best.accuracy:.1f} % ({best.key})"
     )
 
 
-def notes_on(report: Report, row: Report, demand: Demand) -> list[str]:
-    """Return what a chosen row's accuracy is worth, a line each: on few clips, and on clips that were used before.
+def notes_on(report: Report, row: RowReport, demand: Demand) -> list[str]:
+    """Return notes on how far a chosen row's accuracy can be trusted, a line each: few clips, clips used before.
 
     Args:
-        report: of the benchmark.
-        row: see :func:`choose`.
-        demand: that it meets.
+        report: the benchmark's report.
+        row: the chosen row; see :func:`choose`.
+        demand: the demand that it meets.
     """
-    data = report["data"]
-    clips, (low, high) = data["clips"], row["top1_interval_95"]
+    clips, reused = (0, None) if report.data is None else (report.data.clips, report.data.reused)
+    low, high = row.interval
     found = [few_clips_note((low, high), clips)]
     if demand.min_accuracy is not None:
-        said = f"top-1 at least {demand.min_accuracy:g} %"
-        verdict = Verdict(said, demand.min_accuracy, row["top1"], (low, high), clips, at_most=False)
+        goal = f"top-1 at least {demand.min_accuracy:g} %"
+        verdict = Verdict(goal, demand.min_accuracy, row.accuracy, (low, high), clips, at_most=False)
         if not verdict.conclusive:
-            found.append(f"too few clips to tell whether {said} holds: {row['top1']:.1f} % ({low:.1f} to {high:.1f})")
+            found.append(
+                f"too few clips to decide whether {goal} holds: {row.accuracy:.1f} % ({low:.1f} to {high:.1f})"
+            )
     else:
-        rows = [one for one in report["rows"] if not one["peer"] and one["streams"] == 1 and "top1" in one]
-        faster = [one for one in rows if demand.latency_of(one) < demand.latency_of(row)]
-        near = [one for one in faster if one["top1_interval_95"][1] >= low]
+        faster = [one for one in _own_rows(report) if demand.latency_of(one) < demand.latency_of(row)]
+        near = [one for one in faster if one.interval[1] >= low]
         if near:
             best = min(near, key=demand.latency_of)
             found.append(
-                f"too few clips to tell its accuracy from that of faster settings, such as {best['key']}: "
-                f"{demand.latency_of(best):.1f} ms, {best['top1']:.1f} %"
+                f"too few clips to distinguish its accuracy from that of faster settings, such as {best.key}: "
+                f"{demand.latency_of(best):.1f} ms, {best.accuracy:.1f} %"
             )
-    found.append(reuse_note(data.get("reused", {}).get(row["bundle"], {}), clips))
+    found.append(reuse_note((reused or {}).get(row.bundle, {}), clips))
     return [note for note in found if note is not None]
 
 
-def profile_of(report: Report, row: Report, demand: Demand) -> Profile:
-    """Make a profile of a row."""
-    machine = report["machine"]
-    gpu = machine["gpu"] if row["backend"] != "onnxruntime-cpu" else ""
+def profile_of(report: Report, row: RowReport, demand: Demand) -> Profile:
+    """Return a row as a profile."""
+    gpu = report.machine.gpu if row.backend != "onnxruntime-cpu" else ""
     return Profile(
-        backend=row["backend"],
-        variant=row["variant"],
-        schedule=row["schedule"],
-        segments=row["segments"],
-        threads=row["threads"],
-        exit=row["exit"] or "",
-        device=gpu or machine["processor"],
+        backend=row.backend,
+        variant=row.variant,
+        schedule=row.schedule,
+        segments=row.segments,
+        threads=row.threads,
+        exit=row.exit or "",
+        device=gpu or report.machine.processor,
         demand=str(demand),
         latency_ms=round(demand.latency_of(row), 3),
-        top1=row["top1"],
-        clips=report["data"]["clips"],
+        top1=row.accuracy,
+        clips=0 if report.data is None else report.data.clips,
         notes=tuple(notes_on(report, row, demand)),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        created=iso_now(),
     )
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A stored profile.
+
+    Attributes:
+        bundle: the folder that holds it.
+        name: of the profile.
+        profile: what was stored.
+        row: the row of the report that it was made of.
+    """
+
+    bundle: Path
+    name: str
+    profile: Profile
+    row: RowReport
+
+
+def tune(bundle: Path | None, options: TuneOptions, log: Callable[[str], None], progress: Progress) -> Tuned:
+    """Measure a bundle's settings, and store the one that meets the demand as a profile of the bundle or of its copy.
+
+    Args:
+        bundle: path, or None for the default model, which is not written to: ``options.output`` must be given then.
+        options: see :class:`TuneOptions`.
+        log: called with lines for the user.
+        progress: called with the name of a step, and how much of it is done.
+
+    Raises:
+        UsageError: the demand is empty, the profile exists already, or there is nowhere to write.
+        AdaFocusError: no setting meets the demand.
+        BundleError: the bundle cannot be written, or its variant was replaced meanwhile.
+    """
+    demand = Demand(options.max_latency_ms, options.min_accuracy, options.latency, options.percentile)
+    if bundle is None and options.output is None:
+        raise UsageError("--output is missing: the default model is read-only; give a folder for a copy of it")
+    check_data(options.labelled, options.frames)
+    found = read_bundle(bundle or default_bundle())
+    if options.output is not None:
+        found = copied_bundle(found, options.output)
+    _check_free(found.manifest, found, options)
+    with bundle_lock(found.path):  # a bundle that cannot be written is reported before anything is measured
+        pass
+    report = measure_settings(found.path, options, log, progress)
+    row = choose(report, demand)
+    profile = profile_of(report, row, demand)
+    for note in profile.notes:
+        log(f"note: {note}")
+    _store(found, profile, options)
+    return Tuned(found.path, options.name, profile, row)
+
+
+def _check_free(manifest: Manifest, bundle: Bundle, options: TuneOptions) -> None:
+    if options.name in manifest.profiles and not options.force:
+        raise UsageError(
+            f"{bundle.path}: has a profile {options.name!r} already; give another --name, or --force to replace it"
+        )
+
+
+def _store(bundle: Bundle, profile: Profile, options: TuneOptions) -> None:
+    def add(manifest: Manifest) -> Manifest:
+        _check_free(manifest, bundle, options)  # again: measuring took a while
+        if manifest.variants.get(profile.variant) != bundle.manifest.variants[profile.variant]:
+            raise BundleError(f"{bundle.path}: its variant {profile.variant} was replaced meanwhile: tune again")
+        return replace(manifest, profiles={**manifest.profiles, options.name: profile})
+
+    update_bundle(bundle.path, add)

@@ -1,11 +1,10 @@
-"""A process per loaded model: thread pools do not meet, memory is its own, and a crash ends its rows only."""
+"""Run each loaded model in a process of its own: separate thread pools and memory; a crash ends only its rows."""
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
 import os
-import signal
 import time
 import warnings
 from contextlib import suppress
@@ -18,6 +17,7 @@ import numpy as np
 from adafocus_edge.benchmark.energy import EnergyMeter
 from adafocus_edge.benchmark.timing import Bench, Timing
 from adafocus_edge.errors import AdaFocusError, BackendError
+from adafocus_edge.system.interrupts import leave_interrupts_to_parent
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from adafocus_edge.model.exits import ExitThresholds, Order
 
 PATIENCE_S = 5.0
-"""For a process to end by itself."""
+"""Time for a process to end by itself before it is killed."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a process begins with.
+    """The arguments of a process.
 
     Attributes:
-        loading: what it loads.
-        bundle: the folder.
-        checkpoint: for peers that PyTorch runs.
+        loading: the model to load.
+        bundle: the bundle's folder.
+        checkpoint: checkpoint for peers that run in PyTorch, or None.
         row: the setting of its first result.
         source: the clip of its first result.
         on_gpu: whether peers run on the GPU.
@@ -54,13 +54,13 @@ class Opening:
 
 @dataclass(frozen=True)
 class Ready:
-    """What a process says when it has its first result.
+    """A process's report after its first result.
 
     Attributes:
-        load_ms: to read and check the bundle and load the model.
-        first_ms: from then to the first result.
-        gflops_per_step: multiply-adds in units of 1e9.
-        energy_of: what its joules are those of; empty where nothing tells.
+        load_ms: time to read and check the bundle and load the model.
+        first_ms: time from then to the first result.
+        gflops_per_step: multiply-adds per step, in units of 1e9.
+        energy_of: the device whose joules it measures; empty without an energy sensor.
     """
 
     load_ms: float
@@ -71,11 +71,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Memory:
-    """The most that a process has taken so far, in megabytes.
+    """The memory of a process, in megabytes.
 
     Attributes:
-        host_mb: of main memory, Python and all libraries included.
-        device_mb: of the GPU's, or None without one.
+        host_mb: peak main memory, including Python and all libraries.
+        device_mb: GPU memory, or None without a GPU.
     """
 
     host_mb: float
@@ -83,9 +83,9 @@ class Memory:
 
 
 class Worker:
-    """A process that was started; it has given its first result when this is made.
+    """A running process with a loaded model; the constructor returns after its first result.
 
-    Raises whatever loading raised.
+    Raises any error that loading raised.
     """
 
     def __init__(self, opening: Opening) -> None:
@@ -104,7 +104,7 @@ class Worker:
         """From the start of the process to its first result."""
 
     def time(self, row: Row, source: Any, *, parts: bool = False) -> Timing:
-        """See :meth:`Bench.time`. Raises ``BackendError`` if the process is gone."""
+        """Run a row once; see :meth:`Bench.time`. Raises ``BackendError`` if the process has ended."""
         timing: Timing = self._ask("time", row, source, parts)
         return timing
 
@@ -114,7 +114,7 @@ class Worker:
         return found
 
     def memory(self) -> Memory:
-        """Return the most memory it has taken."""
+        """Return the memory that the process uses."""
         found: Memory = self._ask("memory")
         return found
 
@@ -150,10 +150,10 @@ class Worker:
 
 
 def _serve(connection: Connection, opening: Opening) -> None:
-    """Load, then answer until told to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asks ends it
+    """Load the model, then answer requests until the parent process stops it."""
+    leave_interrupts_to_parent()
     warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)  # PyTorch's compiler tells what it misses
+    logging.disable(logging.WARNING)  # PyTorch's compiler logs missing optional parts
     try:
         bench, meter, ready = _open(opening)
     except Exception as error:
@@ -212,7 +212,7 @@ def _open(opening: Opening) -> tuple[Bench, EnergyMeter, Ready]:
 
 
 def _as_user_error(error: Exception) -> AdaFocusError:
-    """Return an error that another process can be sent."""
+    """Return an error that can be sent to another process."""
     if isinstance(error, AdaFocusError):
         return type(error)(*error.args) if type(error).__init__ is AdaFocusError.__init__ else AdaFocusError(str(error))
     first = (str(error).splitlines() or [""])[0]
@@ -231,8 +231,8 @@ def _memory() -> Memory:
 
 
 def _device_mb() -> float | None:
-    """Return what this process holds of the GPUs' memory, by NVML."""
-    with suppress(Exception):  # no driver, no package, or a system that does not tell
+    """Return the GPU memory that this process holds, as reported by NVML."""
+    with suppress(Exception):  # no driver, no package, or a system that does not report it
         import pynvml
 
         pynvml.nvmlInit()

@@ -1,4 +1,4 @@
-"""What ``bundle.json`` holds, and a bundle that was read."""
+"""The content of ``bundle.json``, and a bundle as it was read."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class GraphInfo:
         size_bytes: of the file.
         precision: of its arithmetic, such as ``fp32``.
         opset: ONNX operator set version.
-        inputs: what it takes.
-        outputs: what it gives.
+        inputs: its input tensors.
+        outputs: its output tensors.
         gflops: multiply-adds per frame in units of 1e9, as the paper counts.
     """
 
@@ -48,7 +48,7 @@ class GraphInfo:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a frame goes through before it reaches a graph, and what the graphs then do inside.
+    """How frames are prepared for a graph, and what the graphs then do to them.
 
     Attributes:
         short_side: pixels to which the short side is resized; both sides where ``fit`` is ``squash``.
@@ -70,20 +70,20 @@ class Preprocessing:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Preprocessing:
-        """Return a model's preprocessing: the official evaluation's, unless it is told otherwise."""
+        """Return a model's preprocessing: that of the official evaluation, unless ``spec`` differs."""
         short = short_side(spec.frame_size) if spec.fit == "crop" else spec.frame_size
         return cls(short, spec.frame_size, INTERPOLATION, MEAN, STD, spec.fit, spec.motion_gap_s)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting that a model's weights do not tell, and where its value comes from.
+    """A setting that cannot be derived from the weights, and where its value comes from.
 
     Attributes:
-        value: as the bundle has it.
-        origin: ``checkpoint``: recorded there; ``weights``: what fits them; ``option``: asked for, and read from
-            nowhere; ``default``: the official models' value, assumed.
-        trained: what the checkpoint records, where an option contradicts it.
+        value: the bundle's value.
+        origin: ``checkpoint``: recorded there; ``weights``: derived from them; ``option``: given by the user and
+            recorded nowhere; ``default``: the official models' value, assumed.
+        trained: the value in the checkpoint, if an option contradicts it.
     """
 
     value: int | float | str
@@ -99,8 +99,8 @@ class Provenance:
         checkpoint: file name of the checkpoint.
         checkpoint_sha256: of that file.
         created: UTC time, ISO 8601.
-        tools: versions of what made it.
-        settings: those that weights do not tell, by the model's field; empty in bundles of before 0.2.
+        tools: versions of the tools that made it.
+        settings: those that cannot be derived from the weights, by the model's field; empty in bundles from before 0.2.
     """
 
     checkpoint: str
@@ -112,22 +112,22 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Profile:
-    """A setting that `adafocus-edge tune` found for a demand on a device.
+    """A configuration that `adafocus-edge tune` found for a requirement on a device.
 
     Attributes:
-        backend: that ran it.
-        variant: of the bundle.
+        backend: its backend.
+        variant: its variant.
         schedule: ``clip`` or ``stream``.
         segments: frames of a clip.
         threads: for computing on the CPU.
         exit: ``SET/ORDER`` of exit thresholds, or empty.
-        device: it was measured on.
-        demand: that it meets, in words.
-        latency_ms: the latency that was demanded, as measured.
-        top1: in percent, on the clips that it was measured on.
-        clips: how many those were.
+        device: the device on which it was measured.
+        demand: the requirement that it meets, in words.
+        latency_ms: measured, of the kind that the requirement names.
+        top1: in percent, on the clips that were measured.
+        clips: number of those clips.
         created: UTC time, ISO 8601.
-        notes: what that accuracy is worth, a line each.
+        notes: how reliable that accuracy is, a line each.
     """
 
     backend: str
@@ -147,16 +147,16 @@ class Profile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``bundle.json`` holds.
+    """The content of ``bundle.json``.
 
     Attributes:
         model: shapes and names of the model.
         preprocessing: of frames.
         classes_sha256: of ``classes.txt``.
         variants: graphs by variant and graph name.
-        provenance: where it comes from.
+        provenance: its origin.
         thresholds: named sets of exit thresholds, each for one or more orders of frames.
-        profiles: settings that `adafocus-edge tune` found, by name.
+        profiles: configurations that `adafocus-edge tune` found, by name.
         reports: free-form reports: the export's parity, the calibration's accuracy.
         format_version: of this manifest.
     """
@@ -174,11 +174,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that was read and found whole.
+    """A bundle that was read and passed all checks.
 
     Attributes:
         path: its folder.
-        manifest: what it says of itself.
+        manifest: the content of its ``bundle.json``.
         classes: the class names, in the order of the logits.
     """
 
@@ -197,27 +197,29 @@ class Bundle:
         return self.spec
 
     def choose_variant(self, name: str = "auto") -> str:
-        """Return the variant to use. Raises ``UsageError`` that lists what there is."""
+        """Return the variant to use. Raises ``UsageError`` that lists the bundle's variants."""
         variants = self.manifest.variants
         if name == "auto":
             return next((best for best in VARIANT_PREFERENCE if best in variants), next(iter(variants)))
         if name not in variants:
-            raise UsageError(f"{self.path}: no variant {name!r}; it holds: {', '.join(variants)}")
+            raise UsageError(f"{self.path}: no variant {name!r}; its variants are: {', '.join(variants)}")
         return name
 
     def profile(self, name: str) -> Profile:
         """Return a named profile. Raises ``UsageError`` if there is none, or if it no longer fits the bundle."""
         profiles = self.manifest.profiles
         if name not in profiles:
-            known = ", ".join(profiles) or "none: `adafocus-edge tune` makes them"
-            raise UsageError(f"{self.path}: no profile {name!r}; there are: {known}")
+            known = ", ".join(profiles) or "none (`adafocus-edge tune` makes them)"
+            raise UsageError(f"{self.path}: no profile {name!r}; its profiles are: {known}")
         found = profiles[name]
         kind, _, order = found.exit.partition("/")
         orders = [one.order for one in self.manifest.thresholds.get(kind, ())]
         if found.variant not in self.manifest.variants or (found.exit and order not in orders):
-            raise UsageError(f"{self.path}: profile {name!r} uses what the bundle no longer has: tune again")
+            raise UsageError(
+                f"{self.path}: profile {name!r} needs a variant or thresholds that are missing: tune again"
+            )
         if found.threads < 1 or not 1 <= found.segments <= MAX_SEGMENTS:
-            raise UsageError(f"{self.path}: profile {name!r} asks for what cannot be: tune again")
+            raise UsageError(f"{self.path}: profile {name!r} has invalid threads or segments: tune again")
         return found
 
     def graph_path(self, variant: str, graph: str) -> Path:
@@ -231,5 +233,5 @@ class Bundle:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """Return ``bundle.json``'s bytes, indented for people."""
+    """Return the bytes of ``bundle.json``, indented for readers."""
     return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"

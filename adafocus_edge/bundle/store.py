@@ -1,4 +1,4 @@
-"""The bundle on disk: a folder of graphs and a manifest, written whole or not at all, refused if anything is off."""
+"""The bundle on disk: a folder of graphs and a manifest, written atomically and rejected if any check fails."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from adafocus_edge.bundle.classes import check_classes, class_lines
 from adafocus_edge.bundle.manifest import (
     CLASSES,
     FORMAT_VERSION,
@@ -27,31 +28,31 @@ from adafocus_edge.bundle.manifest import (
 )
 from adafocus_edge.bundle.variants import VARIANT_PREFERENCE
 from adafocus_edge.errors import BundleError, UsageError
-from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, TensorSpec, class_name, contract
-from adafocus_edge.system.files import atomic_write, decode_text, draft_folder, locked, read_own, read_text, reason
+from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, TensorSpec, contract
+from adafocus_edge.system.files import atomic_write, decode_text, draft_folder, locked, read_own, reason, writable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 LOCK = ".lock"
-"""Held in a bundle's folder by the process that changes it."""
+"""File in a bundle's folder, locked by the process that changes the bundle."""
 
 
 def default_bundle() -> Path:
-    """Return the folder of the model that ships with the product (its ``MODEL_CARD.md`` says what it is for)."""
+    """Return the folder of the model that ships with the product (its ``MODEL_CARD.md`` describes its purpose)."""
     return Path(__file__).parents[1] / "default_model"
 
 
 _State = tuple[int, ...]
-"""What changes with a file's content: device, inode, size, and the times of its last changes in nanoseconds."""
+"""A file's device, inode, size, and the times of its last changes in nanoseconds: they change with its content."""
 _hashed: dict[_State, str] = {}
-"""SHA-256 of the files that this process has read, by their states then."""
+"""SHA-256 of the files that this process has read, by their states at that time."""
 SETTLED_NS = 100_000_000
-"""A file that was changed so shortly before it is hashed may change again within one tick of its disk's clock."""
+"""A file changed less than this before it is hashed may change again within one tick of its disk's clock."""
 
 
 def sha256_of(path: Path) -> str:
-    """Return a file's SHA-256 in hex. A file that has not changed since this process has hashed it is not read again.
+    """Return a file's SHA-256 in hex. A file that has not changed since this process hashed it is not read again.
 
     Raises ``OSError``.
     """
@@ -59,16 +60,21 @@ def sha256_of(path: Path) -> str:
     if known is not None:
         return known
     now_ns = time.time_ns()
-    with path.open("rb") as file:
-        before = os.fstat(file.fileno())
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-        after = os.fstat(file.fileno())
+    digest, before, after = _read_digest(path)
     changed_ns = max(after.st_mtime_ns, after.st_ctime_ns)
     if _state(before) == _state(after) and changed_ns < now_ns - SETTLED_NS:
-        _hashed[_state(after)] = digest.hexdigest()
-    return digest.hexdigest()
+        _hashed[_state(after)] = digest
+    return digest
+
+
+def _read_digest(path: Path) -> tuple[str, os.stat_result, os.stat_result]:
+    """Read a file; return its SHA-256 in hex, and its state before and after. Raises ``OSError``."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        before = os.fstat(file.fileno())
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest(), before, os.fstat(file.fileno())
 
 
 def _state(found: os.stat_result) -> _State:
@@ -76,7 +82,7 @@ def _state(found: os.stat_result) -> _State:
 
 
 def check_unchanged(path: Path, sha256: str) -> None:
-    """Check that a file is what it was when its bundle was made. Raises ``BundleError``."""
+    """Check that a file has not changed since its bundle was made. Raises ``BundleError``."""
     try:
         found = sha256_of(path)
     except OSError as error:
@@ -86,9 +92,22 @@ def check_unchanged(path: Path, sha256: str) -> None:
 
 
 def read_bundle(path: Path | str) -> Bundle:
-    """Read a bundle and check all of it: version, every hash, and that the graphs fit together.
+    """Read a bundle and check all of it: format version, every hash, and that its graphs fit together.
 
-    Raises ``BundleError`` that names the file and what is wrong with it.
+    Args:
+        path: the bundle's folder, such as :func:`default_bundle`.
+
+    Returns:
+        the bundle; among others ``.spec``, the model's shapes, and ``.classes``, the names of its C classes.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, changed, or of another format version; names the file and the
+            problem.
+
+    Example::
+
+        bundle = read_bundle("my-bundle")
+        print(bundle.spec.frame_size, bundle.classes)
     """
     bundle = open_bundle(path)
     check_graph_files(bundle)
@@ -96,18 +115,18 @@ def read_bundle(path: Path | str) -> Bundle:
 
 
 def open_bundle(path: Path | str) -> Bundle:
-    """Read a bundle and check all of it but the graphs' content, which takes longest: :func:`check_graph_files` does.
+    """Read a bundle and check all of it except the content of the graphs, which :func:`check_graph_files` checks.
 
     Raises ``BundleError`` that names the file and what is wrong with it.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise BundleError(f"{folder}: no such bundle (a folder that `adafocus-edge export` wrote)")
+        raise BundleError(f"{folder}: no such bundle (a folder written by `adafocus-edge export`)")
     manifest = _read_manifest(folder)
     _check_names(folder, manifest)
     check_unchanged(folder / CLASSES, manifest.classes_sha256)
     _check_graphs(folder, manifest)
-    classes = _class_lines(folder / CLASSES)
+    classes = class_lines(folder / CLASSES)
     check_classes(classes, manifest.model.classes, str(folder / CLASSES))
     return Bundle(folder, manifest, classes)
 
@@ -115,8 +134,8 @@ def open_bundle(path: Path | str) -> Bundle:
 def check_graph_files(bundle: Bundle, variant: str | None = None) -> None:
     """Check the content of every graph of a bundle, or of one variant.
 
-    Called again after graphs were loaded, it says whether what was loaded is what was hashed, and reads nothing again
-    that has not changed. Raises ``BundleError`` that names the first that has changed.
+    Called again after graphs were loaded, it confirms that the loaded files are those that were hashed; files that have
+    not changed are not read again. Raises ``BundleError`` that names the first file that has changed.
     """
     variants = bundle.manifest.variants
     infos = [info for name, graphs in variants.items() if variant in (None, name) for info in graphs.values()]
@@ -125,78 +144,23 @@ def check_graph_files(bundle: Bundle, variant: str | None = None) -> None:
             pass
 
 
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Read class names, one per line, in UTF-8; empty lines at the end do not count.
-
-    Raises ``BundleError``, also where two lines name the same class.
-    """
-    names = _class_lines(path)
-    check_distinct(names, str(path))
-    return names
-
-
-def check_distinct(names: Sequence[str], origin: str) -> None:
-    """Check that no two classes have the same name. Raises ``BundleError`` that begins with ``origin``."""
-    lines: dict[str, int] = {}
-    for number, name in enumerate(names, start=1):
-        if (line := lines.setdefault(name, number)) != number:
-            raise BundleError(
-                f"{origin}: lines {line} and {number} both name the class {name!r}: give each its own name"
-            )
-
-
-def _class_lines(path: Path) -> tuple[str, ...]:
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        raise BundleError(f"{path}: no such class file") from None
-    except (OSError, UnicodeError) as error:
-        raise BundleError(f"{path}: not a list of class names in UTF-8 ({reason(error)})") from None
-    lines = [class_name(line.strip()) for line in text.rstrip().splitlines()]
-    if not lines:
-        raise BundleError(f"{path}: no class names in it")
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            raise BundleError(f"{path}: line {number} is empty; there must be one class name per line")
-    return tuple(lines)
-
-
-def same_classes(own: Sequence[str], given: Sequence[str]) -> bool:
-    """Whether two lists of class names say the same in the same order; ways to encode one letter do not count."""
-    return [*map(class_name, own)] == [*map(class_name, given)]
-
-
-def first_difference(own: Sequence[str], given: Sequence[str]) -> str:
-    """Say where two lists of class names differ first."""
-    for number, (before, now) in enumerate(zip(own, given, strict=False)):
-        if not same_classes([before], [now]):
-            return f"class {number} was {before!r}, and is now {now!r}"
-    return f"there were {len(own)} classes, and are now {len(given)}"
-
-
-def check_class_order(own: Sequence[str] | None, given: Sequence[str], where: str) -> None:
-    """Raise ``UsageError`` if a file names a model's own classes in another order: every label would be wrong."""
-    if own and not same_classes(own, given) and same_classes(sorted(own), sorted(given)):
-        raise UsageError(f"{where}: the model's own classes in another order ({first_difference(own, given)})")
-
-
 @contextmanager
 def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Give a temporary folder beside ``path`` to write a bundle into; on success it takes that name in one step.
+    """Yield a temporary folder beside ``path`` to write a bundle into; on success rename it to ``path`` in one step.
 
-    On any error, interruption included, nothing is left of it and what was at ``path`` is untouched. Raises
-    ``UsageError`` if something is there and ``replace`` is not set, and ``BundleError`` for what the disk refuses.
+    On any error or interruption the folder is removed, and an existing bundle at ``path`` is untouched. Raises
+    ``UsageError`` if ``path`` exists and ``replace`` is not set, and ``BundleError`` if the disk refuses a write.
     """
     path = Path(os.path.abspath(path))
     if path.exists() and not replace:
-        raise UsageError(f"{path}: exists already; give another name, or --force to replace it")
+        raise UsageError(f"{path}: already exists; give another name, or --force to replace it")
     if path.exists() and not (path / MANIFEST).is_file():
-        raise UsageError(f"{path}: exists and is no bundle, so it is not replaced")
+        raise UsageError(f"{path}: exists but is not a bundle, so it is not replaced")
     missing = [parent for parent in path.parents if not parent.exists()]
     try:
         with _draft(path) as draft:
             yield draft
-            with _wrap_errors(path):
+            with writable(path, BundleError):
                 _sync(draft)
                 if replace and path.exists():
                     with bundle_lock(path):
@@ -204,16 +168,16 @@ def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 else:
                     draft.rename(path)
     finally:
-        for parent in missing:  # the deepest first; one that holds something stays
+        for parent in missing:  # the deepest first; folders that are not empty stay
             with suppress(OSError):
                 parent.rmdir()
 
 
 @contextmanager
 def _draft(path: Path) -> Iterator[Path]:
-    """Give a folder beside a bundle that is to be, and tell what the disk refuses of it."""
+    """Yield a temporary folder beside a future bundle; report in words what the disk refuses."""
     with ExitStack() as stack:
-        with _wrap_errors(path):
+        with writable(path, BundleError):
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = stack.enter_context(draft_folder(path.parent, f".{path.name}.", ".part"))
             draft.chmod(0o755)
@@ -223,24 +187,24 @@ def _draft(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, draft: Path) -> Iterator[None]:
-    """Tell what the disk refuses while a bundle's parts are made, in a folder and in the system's for temporary files.
+    """Raise ``BundleError`` if the disk refuses a write while a bundle is made, there or in the temporary folder.
 
     Args:
         path: of the bundle.
-        draft: the folder.
+        draft: the folder in which it is made.
     """
     try:
         yield
     except OSError as error:
         files = [Path(os.fsdecode(file)) for file in (error.filename, error.filename2) if file is not None]
         where = str(path)
-        if not files:  # a full disk does not say of what file
+        if not files:  # a full disk names no file
             temporary = Path(tempfile.gettempdir())
             if _free_bytes(temporary) < _free_bytes(draft):
                 where = f"{temporary} (set TMPDIR)"
         elif not any(file.is_relative_to(draft) for file in files):
             raise
-        raise BundleError(f"{where}: cannot be written ({_reason(error)})") from error
+        raise BundleError(f"{where}: cannot be written ({reason(error)})") from error
 
 
 def _free_bytes(folder: Path) -> int:
@@ -250,33 +214,17 @@ def _free_bytes(folder: Path) -> int:
         return 0
 
 
-def _reason(error: OSError) -> str:
-    """Return what the disk says, of the first file where there are several."""
-    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
-        return str(error.args[0][0][2]).partition("] ")[2].partition(": '")[0]
-    return error.strerror or str(error)
-
-
-@contextmanager
-def _wrap_errors(path: Path) -> Iterator[None]:
-    """Tell in words what the disk refuses."""
-    try:
-        yield
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written ({_reason(error)})") from error
-
-
 @contextmanager
 def bundle_lock(path: Path) -> Iterator[None]:
-    """Wait until no other process changes a bundle, and keep them waiting meanwhile. Raises ``BundleError``."""
-    with _wrap_errors(path), locked(path / LOCK, wait=True):
+    """Hold a bundle's lock: wait for other processes that change it, and keep them out. Raises ``BundleError``."""
+    with writable(path, BundleError), locked(path / LOCK, wait=True):
         yield
 
 
 def copy_bundle(source: Path, target: Path) -> Bundle:
-    """Copy a bundle, whole or not at all, and return the copy, which was checked.
+    """Copy a bundle atomically, check the copy, and return it.
 
-    Raises ``UsageError`` if something is there, ``BundleError``.
+    Raises ``UsageError`` if ``target`` exists, ``BundleError``.
     """
     ours = _ours(source, _read_manifest(source))
 
@@ -284,19 +232,19 @@ def copy_bundle(source: Path, target: Path) -> Bundle:
         return {name for name in names if name.startswith(".") or name == "__pycache__"} | ours(folder, names)
 
     with new_bundle(target) as draft:
-        with _wrap_errors(target):
+        with writable(target, BundleError):
             shutil.copytree(source, draft, dirs_exist_ok=True, ignore=left_out)
         try:
             copied = read_bundle(draft)
         except BundleError:
-            raise BundleError(f"{source}: was changed while it was copied: run again") from None
+            raise BundleError(f"{source}: changed while it was being copied: run again") from None
     return replace(copied, path=target)
 
 
 def _ours(path: Path, manifest: Manifest) -> Callable[[str, list[str]], set[str]]:
-    """Return what says which links in a bundle's folder are not copied: those to what its manifest does not name.
+    """Return a filter of the links in a bundle's folder that are not copied: those that its manifest does not name.
 
-    They may lead to anything on this machine, or back up.
+    They may lead to anything on this machine, or to a folder above.
     """
     files = {info.file for graphs in manifest.variants.values() for info in graphs.values()}
     named = {path / name for name in (MANIFEST, CLASSES, *manifest.variants, *files)}
@@ -308,38 +256,38 @@ def _ours(path: Path, manifest: Manifest) -> Callable[[str, list[str]], set[str]
 
 
 def copied_bundle(source: Bundle, target: Path) -> Bundle:
-    """Return a bundle's copy: the one that is at ``target`` if it is one, whatever was added to it, else a new one.
+    """Return a copy of a bundle: an existing one at ``target``, with all that was added to it, or a new one.
 
-    Raises ``UsageError`` if something else is there, ``BundleError``.
+    Raises ``UsageError`` if ``target`` exists and is not a copy, ``BundleError``.
     """
     if not target.exists():
         return copy_bundle(source.path, target)
     if not (target / MANIFEST).is_file() or _origin(_read_manifest(target)) != _origin(source.manifest):
-        raise UsageError(f"{target}: exists already and is no copy of {source.path}; give another name")
+        raise UsageError(f"{target}: already exists and is not a copy of {source.path}; give another name")
     return read_bundle(target)
 
 
 def _origin(manifest: Manifest) -> tuple[Any, ...]:
-    """Return what a bundle keeps through calibrations and tunings."""
+    """Return the parts of a manifest that calibration and tuning do not change."""
     return manifest.model, manifest.provenance, manifest.classes_sha256, manifest.variants.get(VARIANT_PREFERENCE[0])
 
 
 def update_bundle(
     path: Path, change: Callable[[Manifest], Manifest], variant: str | None = None, folder: Path | None = None
 ) -> Bundle:
-    """Change a bundle's manifest, and with it add or replace one variant, so that the bundle is whole at every moment.
+    """Change a bundle's manifest and optionally add or replace one variant; the bundle is valid at every moment.
 
     Args:
         path: the bundle.
-        change: makes the new manifest from the one that is there now; no other process writes the bundle meanwhile.
+        change: makes the new manifest from the present one, while no other process can write the bundle.
         variant: name of the variant that ``folder`` holds.
-        folder: its graphs, on the same disk; it is moved into the bundle.
+        folder: holds its graphs, on the same disk; it is moved into the bundle.
 
     Returns:
-        the bundle, read back. Raises ``BundleError``.
+        The bundle, read back. Raises ``BundleError``.
     """
     path = path.resolve()
-    _read_manifest(path)  # what is no bundle gets no lock file
+    _read_manifest(path)  # a folder without a manifest gets no lock file
     with bundle_lock(path):
         before = _read_manifest(path)
         manifest = change(before)
@@ -372,24 +320,24 @@ def _write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _link(source: str, target: str) -> None:
-    """Give a file a second name, or copy it where the disk knows no such thing."""
+    """Make a hard link to a file, or a copy if the disk has no hard links."""
     try:
         os.link(source, target)
     except OSError:
-        with suppress(FileNotFoundError):  # what a build beside this one has removed meanwhile
+        with suppress(FileNotFoundError):  # a build in another process has removed it
             shutil.copy2(source, target)
 
 
 EXCHANGE = 2
-"""Linux' RENAME_EXCHANGE."""
+"""RENAME_EXCHANGE of Linux."""
 CURRENT_FOLDER = -100
-"""Linux' AT_FDCWD."""
+"""AT_FDCWD of Linux."""
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Put a folder in another's place, in one step where the system can; else one of the two is there afterwards."""
+    """Replace a folder by another, in one step if the system can; after an error one of the two is in place."""
     if _swapped(new, old):
-        return  # what was there is now the draft, which is removed
+        return  # the old folder is now the draft, which is removed
     aside = new.with_suffix(".old")
     old.rename(aside)
     try:
@@ -401,7 +349,7 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 def _swapped(one: Path, other: Path) -> bool:
-    """Let two folders change names in one step, if the system and the disk know how."""
+    """Exchange the names of two folders in one step; return whether the system and the disk can do that."""
     try:
         rename = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):
@@ -417,18 +365,6 @@ def _sync(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
-def check_classes(names: Sequence[str], count: int, origin: str) -> None:
-    """Check that class names can be written one per line and are as many as the model has.
-
-    Raises ``BundleError`` that begins with ``origin``.
-    """
-    if len(names) != count:
-        raise BundleError(f"{origin}: names {len(names)} classes, but the model has {count}")
-    for number, name in enumerate(names):
-        if not name.strip() or name != name.strip() or len(name.splitlines()) != 1:
-            raise BundleError(f"{origin}: class {number} is named {name!r}, which is no line of text")
-
-
 def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
@@ -436,7 +372,7 @@ def _read_manifest(folder: Path) -> Manifest:
     except UnicodeError as error:
         raise BundleError(f"{path}: damaged or not a manifest ({error})") from None
     except OSError:
-        raise BundleError(f"{path}: missing or unreadable, so {folder} is no bundle") from None
+        raise BundleError(f"{path}: missing or unreadable: {folder} is not a bundle") from None
     try:
         version = msgspec.json.decode(content, type=_Versioned).format_version
         if version != FORMAT_VERSION:
@@ -454,7 +390,7 @@ class _Versioned(msgspec.Struct):
 
 
 def _check_names(folder: Path, manifest: Manifest) -> None:
-    """Check that every file is there, in its own variant's folder."""
+    """Check that every file exists, in the folder of its own variant."""
     names = [CLASSES]
     for variant, graphs in manifest.variants.items():
         for info in graphs.values():
@@ -469,17 +405,19 @@ def _check_names(folder: Path, manifest: Manifest) -> None:
 
 def _check_graphs(folder: Path, manifest: Manifest) -> None:
     if manifest.preprocessing != Preprocessing.of(manifest.model):
-        raise BundleError(f"{folder / MANIFEST}: asks for a preprocessing that this adafocus-edge does not do")
+        raise BundleError(
+            f"{folder / MANIFEST}: uses preprocessing that this version does not support: update adafocus-edge"
+        )
     for name, sets in manifest.thresholds.items():
         if any(len(one.values) != manifest.model.segments for one in sets):
-            raise BundleError(f"{folder / MANIFEST}: thresholds {name!r} are not one per frame of a clip")
+            raise BundleError(f"{folder / MANIFEST}: thresholds {name!r} do not have one value per frame of a clip")
     if not manifest.variants:
-        raise BundleError(f"{folder / MANIFEST}: no variant in it")
+        raise BundleError(f"{folder / MANIFEST}: it lists no variant")
     for variant, graphs in manifest.variants.items():
         missing = [graph for graph in GRAPHS if graph not in graphs]
         unknown = [graph for graph in graphs if graph not in (*GRAPHS, STEP_GRAPH)]
         if missing or unknown:
-            named = f"no {missing[0]}" if missing else f"an unknown graph {unknown[0]!r}"
+            named = f"no graph {missing[0]!r}" if missing else f"an unknown graph {unknown[0]!r}"
             raise BundleError(f"{folder / MANIFEST}: variant {variant!r} has {named}")
         for graph, info in graphs.items():
             for kind, expected, actual in zip(
@@ -488,7 +426,7 @@ def _check_graphs(folder: Path, manifest: Manifest) -> None:
                 if expected != actual:
                     raise BundleError(
                         f"{folder / MANIFEST}: the {kind} of {variant}/{graph} do not fit the model: "
-                        f"{describe_tensors(actual)} instead of {describe_tensors(expected)}"
+                        f"found {describe_tensors(actual)}, expected {describe_tensors(expected)}"
                     )
 
 

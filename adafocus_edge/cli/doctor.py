@@ -6,11 +6,16 @@ import json
 
 import typer
 
-from adafocus_edge.cli.options import Debug, Json
+from adafocus_edge.cli.options import Debug, Json, with_options
 
 
+@with_options
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
-    """Say what this machine can run, what is missing, and the command that adds it."""
+    """Report what this machine can run, what is missing, and the command that installs it.
+
+    Examples:
+      adafocus-edge doctor
+    """
     del debug
     from adafocus_edge.doctor import examine, findings_json, findings_table
     from adafocus_edge.system.console import console

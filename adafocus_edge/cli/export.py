@@ -8,56 +8,62 @@ from typing import Annotated
 
 import typer
 
-from adafocus_edge.cli.options import Debug, Json, Quiet
+from adafocus_edge.cli.options import Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import say, say_notes, show_stages
 from adafocus_edge.errors import CheckpointError, UsageError
 from adafocus_edge.system.companions import import_companion
+from adafocus_edge.system.options import MODEL, OUTPUT, Option
+
+GRAPHS = "Graphs"
 
 
+@with_options
 def export_verb(
-    checkpoint: Annotated[Path, typer.Argument(help="An official AdaFocus checkpoint (.pth.tar), or one of `train`.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle to write.")],
-    patch_size: Annotated[int | None, typer.Option(help="Side of the focuser's patch in pixels, such as 128.")] = None,
-    classes: Annotated[Path | None, typer.Option(help="Class names, one per line (classInd.txt).")] = None,
-    segments: Annotated[int | None, typer.Option(help="Frames per clip. [default: 16]")] = None,
-    glance_size: Annotated[
-        int | None, typer.Option(help="Side of the glancer's frame. [default: from the weights]")
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Official AdaFocus checkpoint (.pth.tar), or one that `train` wrote.")
+    ],
+    output: Annotated[Path, Option("Write the bundle to this folder.", OUTPUT, ("--output", "-o"), metavar="DIR")],
+    patch_size: Annotated[
+        int | None,
+        Option(
+            "Set the side of the focuser's patch, such as 128; official checkpoints need it.", MODEL, metavar="PIXELS"
+        ),
     ] = None,
-    input_size: Annotated[int | None, typer.Option(help="Side of the preprocessed frame. [default: 224]")] = None,
-    fused: Annotated[bool, typer.Option("--fused", help="Also write step.onnx, the four graphs joined.")] = False,
+    classes: Annotated[
+        Path | None, Option("Read class names from this file, one per line (classInd.txt).", MODEL, metavar="FILE")
+    ] = None,
+    segments: Annotated[int | None, Option("Set the frames per clip.", MODEL, default="16")] = None,
+    glance_size: Annotated[
+        int | None,
+        Option("Set the side of the glancer's frame.", MODEL, default="from the weights", metavar="PIXELS"),
+    ] = None,
+    input_size: Annotated[
+        int | None, Option("Set the side of the preprocessed frame.", MODEL, default="224", metavar="PIXELS")
+    ] = None,
     half_weights: Annotated[
-        bool,
-        typer.Option("--half-weights", help="Store the fp32 graphs' weights as FP16: half the size, FP32 arithmetic."),
+        bool, Option("Store the weights of the fp32 graphs as FP16: half the size, FP32 arithmetic.", GRAPHS)
     ] = False,
     half: Annotated[
-        bool,
-        typer.Option("--half", help="Also write an fp16 variant, which computes in FP16: for GPUs. Needs no data."),
+        bool, Option("Also write an fp16 variant, which computes in FP16, for GPUs; it needs no data.", GRAPHS)
     ] = False,
-    frames: Annotated[str | None, typer.Option(help="Video or folder of frames to compare the graphs on.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bundle that is there.")] = False,
+    fused: Annotated[bool, Option("Also write step.onnx, the four graphs joined.", GRAPHS)] = False,
+    frames: Annotated[
+        str | None,
+        Option("Compare the graphs with PyTorch on this video or folder of frames.", GRAPHS, metavar="PATH"),
+    ] = None,
+    force: Annotated[bool, Option("Replace an existing bundle.", OUTPUT)] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Export a checkpoint to a bundle of four ONNX graphs, and compare them with PyTorch."""
+    """Export a checkpoint to a bundle of four ONNX graphs, and compare them with PyTorch.
+
+    Examples:
+      adafocus-edge export runs/3/best.pth.tar -o my-bundle
+      adafocus-edge export actnet.pth.tar -o official --patch-size 96 --half
+    """
     del debug
-    # What needs no PyTorch to tell is told at once.
-    if not checkpoint.is_file():
-        raise CheckpointError(f"{checkpoint}: no such checkpoint file")
-    if output.exists() and not force:
-        raise UsageError(f"{output}: exists already; give another name, or --force to replace it")
-    if classes is not None:
-        from adafocus_edge.bundle.store import read_classes
-
-        read_classes(classes)
-    if frames is not None:
-        from adafocus_edge.media.sources import Source
-
-        if (missing := Source(frames, frames).missing()) is not None:
-            raise missing
-    from adafocus_edge.system.retention import check_parent
-
-    check_parent(output)
+    _check_inputs(checkpoint, output, classes, frames, force=force)
     exporter = import_companion("export.exporter", "export", "export")
     halve = import_companion("calibration.fp16", "export", "export").halve if half else None
     options = exporter.ExportOptions(
@@ -76,10 +82,10 @@ def export_verb(
         say(f"warning: {warning}", quiet)
     say_notes(made.notes, quiet)
     if as_json:
-        told = {"warnings": made.warnings, "notes": made.notes}
+        messages = {"warnings": made.warnings, "notes": made.notes}
         reports = made.bundle.manifest.reports
         converted = {"fp16": reports["fp16"]} if half else {}
-        typer.echo(json.dumps({"bundle": str(output), **reports["parity"], **converted, **told}))
+        typer.echo(json.dumps({"bundle": str(output), **reports["parity"], **converted, **messages}))
         return
     from adafocus_edge.cli.tables import parity_table
     from adafocus_edge.system.console import console
@@ -88,3 +94,20 @@ def export_verb(
     clip = gflops * made.bundle.spec.segments
     console().print(parity_table(made.bundle.manifest.reports["parity"]["rows"]))
     console().print(f"{output}: {megabytes:.1f} MB, {gflops:.2f} GFLOPs per frame, {clip:.1f} per clip")
+
+
+def _check_inputs(checkpoint: Path, output: Path, classes: Path | None, frames: str | None, *, force: bool) -> None:
+    """Check what needs no PyTorch, which takes seconds to import. Raises ``AdaFocusError``."""
+    from adafocus_edge.bundle.classes import read_classes
+    from adafocus_edge.media.sources import Source
+    from adafocus_edge.system.retention import check_parent
+
+    if not checkpoint.is_file():
+        raise CheckpointError(f"{checkpoint}: no such checkpoint file")
+    if output.exists() and not force:
+        raise UsageError(f"{output}: exists already; give another name, or --force to replace it")
+    if classes is not None:
+        read_classes(classes)
+    if frames is not None and (missing := Source(frames, frames).missing()) is not None:
+        raise missing
+    check_parent(output)

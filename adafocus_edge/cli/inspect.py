@@ -9,15 +9,21 @@ from typing import Annotated
 
 import typer
 
-from adafocus_edge.cli.options import Debug, Json
+from adafocus_edge.cli.options import Debug, Json, with_options
 
 
+@with_options
 def inspect(
-    bundle: Annotated[Path | None, typer.Argument(help="Folder of a bundle. [default: the default model]")] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle to show.", show_default="the default model")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show what is in a bundle, after checking every hash in it."""
+    """Show what a bundle holds, after checking every hash in it.
+
+    Examples:
+      adafocus-edge inspect my-bundle
+      adafocus-edge inspect my-bundle --json
+    """
     del debug
     from adafocus_edge.bundle.engines import engine_folders
     from adafocus_edge.bundle.manifest import encode_manifest

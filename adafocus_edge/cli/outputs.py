@@ -1,4 +1,4 @@
-"""What verbs print and write, and the checks that it can be written."""
+"""Printing and writing results, and checking beforehand that files can be written."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VIDEO_CONTAINERS = (".mp4", ".mov", ".mkv")
 
 
 class ResultSink:
-    """Where results and failed sources go."""
+    """Prints results and failed sources, writes them to a file, and counts the failures."""
 
     def __init__(self, as_json: bool, logits: bool, file: Any) -> None:
         self.failed = 0
@@ -33,7 +33,7 @@ class ResultSink:
         self._file = file
 
     def result(self, result: Result) -> None:
-        """Print a result, and write it where it was asked for."""
+        """Print a result, and write it to the file."""
         entry = result.to_json(logits=self._logits)
         if self._file is not None:
             self._file.write(entry)
@@ -45,8 +45,8 @@ class ResultSink:
 
             print_result(console(), result)
 
-    def failure(self, source: str, error: AdaFocusError, *, said: bool = False) -> None:
-        """A source that gives no result; ``said`` if stderr has it already."""
+    def failure(self, source: str, error: AdaFocusError, *, reported: bool = False) -> None:
+        """Record a source that gives no result; ``reported`` if stderr has the error already."""
         from adafocus_edge.system.addresses import conceal
 
         entry = {"source": source, "error": conceal(str(error))}
@@ -54,25 +54,25 @@ class ResultSink:
             self._file.write(entry)
         if self._json:
             self._print(entry)
-        if said:
+        if reported:
             self.failed += 1
         else:
             self.complaint(error)
 
     @staticmethod
     def _print(entry: dict[str, Any]) -> None:
-        from adafocus_edge.live.messages import to_line
+        from adafocus_edge.system.json_lines import to_line
 
         print(to_line(entry), flush=True)
 
     def complaint(self, error: AdaFocusError) -> None:
-        """Something that went wrong beside a result."""
+        """Report an error beside a result."""
         self.failed += 1
         print_error(str(error), 1)
 
 
 def video_names(sources: list[Source]) -> list[str]:
-    """Return the annotated videos' names: the source's own, with its folder's and its suffix where two are the same."""
+    """Return the names of annotated videos: the sources', with folder and suffix where two would be the same."""
     from adafocus_edge.system.addresses import shown_path
     from adafocus_edge.system.files import folded
     from adafocus_edge.system.retention import safe_name
@@ -83,7 +83,7 @@ def video_names(sources: list[Source]) -> list[str]:
         path = Path((shown_path(source.address) if is_address else source.address).rstrip("/"))
         name = path.name.replace(".", "-")
         own = [path.stem or "clip", f"{path.parent.name}-{path.stem}", f"{path.parent.name}-{name}"]
-        # Addresses may differ in nothing but what is not shown; their names do.
+        # Addresses may differ only in parts that are not shown; the sources' names differ.
         forms.append([*map(safe_name, (*own, source.name))] if is_address else [*own, own[1]])
     counts = [Counter(map(folded, names)) for names in zip(*forms, strict=True)]
     names = []
@@ -101,7 +101,7 @@ def is_video_file(path: Path) -> bool:
 def _check_video_target(path: Path, sources: list[Source]) -> None:
     one = is_video_file(path)
     if not one and (path.suffix or path.exists()) and not path.is_dir():
-        raise UsageError(f"{path}: annotated videos are written as {', '.join(VIDEO_CONTAINERS)}, or into a folder")
+        raise UsageError(f"--save-video {path}: must be a folder, or a file named {', '.join(VIDEO_CONTAINERS)}")
     if one and len(sources) > 1:
         raise UsageError(f"--save-video {path}: {len(sources)} sources need a folder, not one file")
     targets = [_real(path if one else path / name) for name in video_names(sources)]
@@ -109,7 +109,8 @@ def _check_video_target(path: Path, sources: list[Source]) -> None:
         target = next(target for target in targets if targets.count(target) > 1)
         first, second = [source.name for source, own in zip(sources, targets, strict=True) if own == target][:2]
         raise UsageError(
-            f"--save-video {path}: {first} and {second} would be written to the same file {target.name}: run them apart"
+            f"--save-video {path}: {first} and {second} would be written to the same file {target.name}; classify them "
+            "separately"
         )
     if set(targets) & _own_files(sources):
         raise UsageError(f"--save-video {path}: would overwrite a source")
@@ -120,7 +121,7 @@ def check_targets(
 ) -> None:
     """Check that outputs can be written and overwrite no input. Raises ``UsageError``."""
     if logits and not as_json and (output is None or output.suffix.lower() == ".csv"):
-        raise UsageError("--logits adds to JSON: give --json, or --output FILE that is no CSV, too")
+        raise UsageError("--logits adds to JSON: also give --json, or --output with a file that is not CSV")
     if output is not None:
         _check_output(output, bundle, sources)
     if save_video is not None:
@@ -131,7 +132,7 @@ def _check_output(path: Path, bundle: Path, sources: list[Source]) -> None:
     from adafocus_edge.media.sources import VIDEO_SUFFIXES
 
     if _real(path) in _own_files(sources) or _real(path).is_relative_to(_real(bundle)):
-        raise UsageError(f"--output {path}: would overwrite a source or a part of the bundle")
+        raise UsageError(f"--output {path}: would overwrite a source or a file of the bundle")
     if path.suffix.lower() in VIDEO_SUFFIXES:
         raise UsageError(f"--output {path}: takes results (JSON lines or CSV); --save-video writes videos")
     check_files(path)
@@ -142,23 +143,17 @@ def _own_files(sources: list[Source]) -> set[Path]:
 
 
 def _real(path: Path) -> Path:
-    """Return where a path leads; links in a circle are told by what opens it."""
+    """Return where a path leads; opening it reports a circle of links."""
     return Path(os.path.realpath(path))
 
 
 def check_files(*paths: Path | None) -> None:
-    """Check that files can be written, before anything slow is begun. Raises ``AdaFocusError``."""
+    """Check that files can be written, before anything slow starts. Raises ``AdaFocusError``."""
     from adafocus_edge.system.retention import check_file
 
     for path in paths:
         if path is not None:
             check_file(path)
-
-
-def check_plot_name(plot: Path | None) -> None:
-    """Check that a plot's file is a PNG. Raises ``UsageError``."""
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise UsageError(f"--plot {plot}: is written as PNG, so name it *.png")
 
 
 def say(text: str, quiet: bool) -> None:
@@ -185,7 +180,7 @@ def progress_for(quiet: bool) -> AbstractContextManager[Progress]:
 
 @contextmanager
 def show_stages(quiet: bool) -> Iterator[Any]:
-    """Give a function that shows what is being done: a spinner on a terminal, nothing in a pipe."""
+    """Yield a function that shows the current stage by a spinner on a terminal, and does nothing in a pipe."""
     if quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return

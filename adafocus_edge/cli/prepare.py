@@ -3,60 +3,89 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from adafocus_edge.cli.options import Debug, Json, Quiet
+from adafocus_edge.cli.options import Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import progress_for, say_notes
 from adafocus_edge.cli.process import print_error
+from adafocus_edge.model.defaults import SEED
 from adafocus_edge.system.companions import import_companion
+from adafocus_edge.system.options import GENERAL, INPUT, OUTPUT, Option
+
+FRAMES = "Frames"
+SPLIT = "Split"
+Dataset = Literal["custom", "actnet", "fcvid", "minik"]
+"""Formats of class lists."""
 
 
-class DatasetName(str, Enum):
-    """Values of ``prepare --dataset``."""
-
-    CUSTOM = "custom"
-    ACTNET = "actnet"
-    FCVID = "fcvid"
-    MINIK = "minik"
-
-
+@with_options
 def prepare(
-    source: Annotated[Path, typer.Argument(help="Folder of videos: one sub-folder per class, or with --annotations.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write: the data_dir of `train`.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder of videos, with one sub-folder per class unless --annotations name the classes."),
+    ],
+    output: Annotated[
+        Path, Option("Write to this folder, the data_dir of `train`.", OUTPUT, ("--output", "-o"), metavar="DIR")
+    ],
     dataset: Annotated[
-        DatasetName, typer.Option(help="custom: a folder per class; others: from --annotations.")
-    ] = DatasetName.CUSTOM,
+        Dataset, Option("Read classes from sub-folders (custom), or from the --annotations of this data set.", INPUT)
+    ] = "custom",
     annotations: Annotated[
         list[Path] | None,
-        typer.Option(help="ActivityNet's JSON; FCVID's or Mini-Kinetics' text or CSV (training, then validation)."),
+        Option(
+            "Read classes from this file: ActivityNet's JSON, or FCVID's or Mini-Kinetics' text or CSV (training, then "
+            "validation).",
+            INPUT,
+            metavar="FILE",
+        ),
     ] = None,
     groups: Annotated[
-        Path | None, typer.Option(help="CSV `video,source`: clips of one source stay on one side of the split.")
+        Path | None,
+        Option("Keep clips of one source on one side of the split, by this CSV `video,source`.", SPLIT, metavar="FILE"),
     ] = None,
-    val_share: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of own videos to validate on.")] = 0.2,
-    seed: Annotated[int, typer.Option(min=0, help="Of that split.")] = 1007,
-    size: Annotated[int, typer.Option(min=32, max=8192, help="Short side of the frames in pixels.")] = 256,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 95,
-    fps: Annotated[
-        float | None, typer.Option(min=0.01, max=1000.0, help="Frames per second to keep. [default: all]")
-    ] = None,
+    val_share: Annotated[
+        float,
+        Option(
+            "Hold out this share of the videos for validation (custom only).",
+            SPLIT,
+            minimum=0.01,
+            maximum=0.99,
+            metavar="SHARE",
+        ),
+    ] = 0.2,
+    seed: Annotated[int, Option("Seed the split.", SPLIT, minimum=0)] = SEED,
     frames: Annotated[
-        bool, typer.Option("--frames/--no-frames", help="Without: write lists only; training reads the videos.")
+        bool,
+        Option("Write frames, or only lists: training then reads the videos.", FRAMES, ("--frames/--no-frames",)),
     ] = True,
-    workers: Annotated[int | None, typer.Option(min=1, help="Threads. [default: usable cores]")] = None,
+    size: Annotated[
+        int, Option("Set the short side of the frames.", FRAMES, minimum=32, maximum=8192, metavar="PIXELS")
+    ] = 256,
+    quality: Annotated[int, Option("Set the JPEG quality.", FRAMES, minimum=1, maximum=100)] = 95,
+    fps: Annotated[
+        float | None,
+        Option("Keep this many frames per second.", FRAMES, default="all", minimum=0.01, maximum=1000.0, metavar="FPS"),
+    ] = None,
+    workers: Annotated[
+        int | None, Option("Decode with this many threads.", GENERAL, default="all usable cores", minimum=1)
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Turn videos into frames and split lists for `train`. A run that was broken off goes on where it stopped."""
+    """Turn videos into frames and split lists for `train`. An interrupted run resumes.
+
+    Examples:
+      adafocus-edge prepare videos/ -o data
+      adafocus-edge prepare videos/ -o data --dataset actnet --annotations anet.json
+    """
     del debug
     made = import_companion("training.prepare", "prepare", "train")
     plan = made.PrepareOptions(
-        source=source, output=output, dataset=dataset.value, annotations=tuple(annotations or ()), groups=groups,
+        source=source, output=output, dataset=dataset, annotations=tuple(annotations or ()), groups=groups,
         val_share=val_share, seed=seed, size=size, quality=quality, fps=fps, frames=frames, workers=workers,
     )  # fmt: skip
     with progress_for(quiet) as bars:
@@ -64,7 +93,7 @@ def prepare(
         done = made.prepare(plan, lambda count, total: bars.update(task, completed=count, total=total))
     say_notes(done.notes, quiet)
     for name, error in done.broken:
-        print_error(f"left out: {name}: {error}", 1)
+        print_error(f"skipped: {name}: {error}", 1)
     if as_json:
         typer.echo(json.dumps(done.to_json()))
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from adafocus_edge.errors import AdaFocusError
+from adafocus_edge.system.interrupts import on_termination
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 SIGNALLED = 128
-"""Exit status after a signal, as shells have it, less its number."""
+"""Exit status after a signal, less the signal's number, as shells define it."""
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, as shells define it."""
 
 _debug = False
 
@@ -44,7 +44,7 @@ def is_debugging() -> bool:
 
 
 _ended: list[int] = []
-"""Exit statuses of the signals that came."""
+"""Exit statuses of the signals received."""
 
 
 def _terminate(number: int, _: object) -> None:
@@ -53,12 +53,12 @@ def _terminate(number: int, _: object) -> None:
 
 
 class _Stdout(io.TextIOWrapper):
-    """Stdout, whose errors name it."""
+    """Stdout whose errors name it."""
 
     @classmethod
     def around(cls, stream: io.TextIOWrapper) -> Self:
-        """Return it in place of what Python opened."""
-        # Names of files may hold bytes, and tables signs, that the caller's encoding does not know.
+        """Wrap the stream that Python opened."""
+        # File names may hold bytes, and tables characters, that the caller's encoding does not have.
         return cls(stream.buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
 
     def write(self, text: str) -> int:
@@ -67,7 +67,7 @@ class _Stdout(io.TextIOWrapper):
             return super().write(text)
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write buffered text."""
         with self._wrap_errors():
             super().flush()
 
@@ -81,7 +81,7 @@ class _Stdout(io.TextIOWrapper):
 
 
 class _Stderr(_Stdout):
-    """Stderr: what cannot be told there, as on a full disk, does not end the work."""
+    """Stderr that drops what it cannot write, as on a full disk: the work must not end for that."""
 
     def write(self, text: str) -> int:
         """Write a text."""
@@ -90,17 +90,15 @@ class _Stderr(_Stdout):
         return len(text)
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write buffered text."""
         with suppress(OSError):
             super().flush()
 
 
 def run_command(app: typer.Typer) -> None:
     """Run a command line: every error becomes one line and an exit code."""
-    # Unwinds the stack, as Ctrl-C does, so that nothing half-written stays.
-    signal.signal(signal.SIGTERM, _terminate)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # not so under nohup
-        signal.signal(signal.SIGHUP, _terminate)
+    # Unwind the stack, as Ctrl-C does, so that no half-written file remains.
+    on_termination(_terminate)
     for name, kind in (("stdout", _Stdout), ("stderr", _Stderr)):
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller
@@ -129,7 +127,7 @@ def run_command(app: typer.Typer) -> None:
         status = print_error(": ".join(str(part) for part in (where, error.strerror or error) if part), 1)
     except Exception as error:
         usage = _usage_text(error)
-        if _ended:  # what was interrupted has made another error of it, as libraries do while they are imported
+        if _ended:  # interrupted libraries raise other errors, for instance during their import
             status = _ended[-1]
         elif usage is not None:
             status = print_error(f"{usage} (see --help)", 2)
@@ -137,20 +135,20 @@ def run_command(app: typer.Typer) -> None:
             raise
         else:
             status = print_error(_unexpected(error), 1)
-    if status == INTERRUPTED:  # Typer turns Ctrl-C into this status, too
+    if status == INTERRUPTED:  # Typer also turns Ctrl-C into this status
         print("interrupted", file=sys.stderr)
     _leave(status if isinstance(status, int) else 0)
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print what ``--debug`` shows, without the secrets of addresses: messages of other libraries quote them."""
+    """Print a traceback without the secrets of addresses, which messages of other libraries quote."""
     from adafocus_edge.system.addresses import conceal
 
     print(conceal("".join(traceback.format_exception(kind, error, trace)), *sys.argv[1:]), end="", file=sys.stderr)
 
 
 def _is_here() -> bool:
-    """Whether the current folder is there."""
+    """Whether the current folder exists."""
     try:
         Path.cwd()
     except OSError:
@@ -159,7 +157,7 @@ def _is_here() -> bool:
 
 
 def _leave(code: int) -> None:
-    """End the process: at once where a capture thread hangs in a decoder, which may crash while Python winds down."""
+    """Exit; at once where a capture thread hangs in a decoder, which may crash while Python shuts down."""
     stream = sys.modules.get("adafocus_edge.live.capture")
     if stream is not None and any(t.name.startswith(stream.CAPTURE_THREAD) for t in threading.enumerate()):
         with suppress(OSError):
@@ -177,21 +175,21 @@ def print_error(text: str, status: int) -> int:
 
 
 def _unexpected(error: Exception) -> str:
-    """Say what no one foresaw, and what tight limits on memory and processes do anywhere."""
+    """Describe an unexpected error; limits on memory and processes can cause one anywhere."""
     first = (str(error).splitlines() or [""])[0]
     if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError):
-        return f"a library cannot be loaded ({first or error.name}): memory is short, or it is not installed whole"
+        return f"a library cannot be loaded ({first or error.name}): memory is short, or its installation is incomplete"
     if isinstance(error, RuntimeError) and "start new thread" in first:
         return "no more threads can be started: raise the limit of processes or of memory (ulimit -u, ulimit -v)"
     return f"unexpected {type(error).__name__}: {first} (--debug shows where)"
 
 
 def _usage_text(error: Exception) -> str | None:
-    """Return what Typer says of wrong usage, or None for any other error. No verb at all shows the help."""
+    """Return Typer's message on wrong usage, or None for any other error. Without a verb, print the help."""
     if not hasattr(error, "format_message"):
         return None
     text = str(error.format_message())
     if text.lstrip().startswith("Usage"):
-        print(text, file=sys.stderr)
+        typer.echo(text, err=True)
         return "no verb given"
     return " ".join(text.split())

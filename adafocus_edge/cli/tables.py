@@ -1,4 +1,4 @@
-"""Results and reports as people read them (tables on a terminal) and as programs do (JSON lines, CSV)."""
+"""Tables of reports, for terminals."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from adafocus_edge.bundle.manifest import Bundle, Preprocessing, Setting
 
 MAX_SHOWN_CLASSES = 12
-"""With more classes, the confusion matrix is left to JSON and PNG."""
+"""With more classes, only JSON and PNG show the confusion matrix."""
 
 
 def build_table(built: Built) -> Table:
-    """Return what became of each graph's engine."""
+    """Return a table of the engines of a build: built or kept, size and time."""
     table = Table(**STYLE)
     for column, justify in (("graph", "left"), ("MB", "right"), ("built in", "right"), ("", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -33,7 +33,7 @@ def build_table(built: Built) -> Table:
 
 
 def engines_table(bundle: Bundle) -> Table | None:
-    """Return the TensorRT engines that lie in a bundle, or None if there are none."""
+    """Return a table of the TensorRT engines in a bundle, or None without engines."""
     from adafocus_edge.bundle.engines import engine_folders
 
     found = engine_folders(bundle)
@@ -48,14 +48,14 @@ def engines_table(bundle: Bundle) -> Table | None:
 
 
 def where_built(engines: Engines) -> str:
-    """Say where engines run, and at which batches."""
+    """Describe where engines run, and up to which batch."""
     built = engines.built_for
     place = built.device or ", ".join(built.targets)
     return f"{built.library} {built.version}, {place}, batches up to {max(engines.batches)}"
 
 
 def bundle_tables(bundle: Bundle) -> Iterable[Table]:
-    """Yield what is in a bundle as tables: the model, the graphs, the engines, the parity report, the provenance."""
+    """Yield a bundle's content as tables: model and provenance, graphs, engines, parity report."""
     spec, manifest = bundle.spec, bundle.manifest
     model = Table("model", "", title=escape(str(bundle.path)), **STYLE)
     glance = "" if spec.glance_size == spec.frame_size else f", resized to {spec.glance_size} (nearest)"
@@ -116,13 +116,13 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
 
 
 def _assumed(settings: Mapping[str, Setting]) -> str:
-    """List the settings that were asked for or assumed rather than read from the checkpoint."""
-    said = {"option": "asked for", "default": "assumed"}
+    """List the settings that came from options or defaults instead of the checkpoint."""
+    origins = {"option": "asked for", "default": "assumed"}
     return ", ".join(
-        f"{name} {one.value} ({said[one.origin]}"
+        f"{name} {one.value} ({origins[one.origin]}"
         + (f"; trained with {one.trained})" if one.trained is not None else ")")
         for name, one in settings.items()
-        if one.origin in said
+        if one.origin in origins
     )
 
 
@@ -154,7 +154,7 @@ def evaluation_tables(entry: dict[str, Any]) -> Iterable[Table]:
     low, high = entry["top1_interval_95"]
     rows = {
         **({"read with care": "\n".join(entry["notes"])} if entry.get("notes") else {}),
-        "clips": f"{entry['clips']}" + (f", {len(entry['failed'])} left out" if entry["failed"] else ""),
+        "clips": f"{entry['clips']}" + (f", {len(entry['failed'])} skipped" if entry["failed"] else ""),
         "ran": entry["ran"],
         "top-1": f"{entry['top1']:.2f} %   (95 %: {low:.1f} to {high:.1f})",
         "top-5": f"{entry['top5']:.2f} %",
@@ -202,7 +202,7 @@ def patches_table(entry: dict[str, Any]) -> Table:
 
 
 def calibration_tables(bundle: Bundle) -> Iterable[Table]:
-    """Yield a calibration's report as tables: what each variant costs, each graph alone, and the exit thresholds."""
+    """Yield a calibration's report as tables: cost of each variant, each graph alone, exit thresholds."""
     report = bundle.manifest.reports["calibration"]
     rows = report["rows"]
     table = Table(title=escape(f"{bundle.path}: variants"), **STYLE)
@@ -223,7 +223,7 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
         )  # fmt: skip
     measured = report["measured"]
     table.caption = escape(
-        f"{measured['clips']} clips; on {measured['on']}; in brackets: times of variants that are not made for that"
+        f"{measured['clips']} clips; on {measured['on']}; in brackets: times of variants made for other hardware"
     )
     table.caption_justify = "left"
     yield table
@@ -247,7 +247,7 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
     for column in ("variant", "graph", "layer", "why", "error alone", "error saved"):
         kept.add_column(column)
     for name, row in rows.items():
-        # A stem is kept always, and counted in the table above.
+        # The stem is always kept, and counted in the table above.
         for entry in (entry for entry in row.get("kept", ()) if entry["error_alone"] or entry["layer"] == "all"):
             errors = [f"{entry[key]:.1%}" if entry[key] else "" for key in ("error_alone", "error_saved")]
             kept.add_row(name, entry["graph"], escape(entry["layer"]), entry["why"], *errors)
@@ -263,7 +263,7 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
 
 
 def _points_lost(found: dict[str, Any]) -> str:
-    """Show lost accuracy with its interval, which reports of before 0.2 do not have."""
+    """Format lost accuracy with its interval, which reports from before 0.2 do not have."""
     text = f"{found['top1_drop']:.1f}"
     if interval := found.get("top1_drop_interval_95"):
         text += f" ({interval[0]:.0f} to {interval[1]:.0f})"

@@ -1,4 +1,4 @@
-"""Labelled clips: a folder per class, a CSV, or an official split list; read once, checked line by line."""
+"""Labelled clips from a folder per class, a CSV, or an official split list, checked line by line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adafocus_edge.bundle.classes import check_distinct, read_lines
 from adafocus_edge.errors import DataError
 from adafocus_edge.media.frame_folder import FrameFolder
-from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source, clips_in, entries_in, left_out_note, videos_in
+from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source, clips_in, entries_in, skipped_note, videos_in
 from adafocus_edge.model.spec import class_name
 from adafocus_edge.system.files import read_text
 
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from adafocus_edge.media.clip import Clip
 
 MIN_FRAMES = 3
-"""Clips that a list says are shorter are left out, as in the official code."""
+"""Clips that are shorter by their list are skipped, as in the official code."""
 MAX_DIGITS = 9
-"""Of a number in a list."""
+"""Maximum digits of a number in a list."""
 MAX_LABELS = 3
-"""Class ids that one line of an official list may hold."""
+"""Maximum class ids on one line of an official list."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class Example:
     """One labelled clip, not opened yet.
 
     Attributes:
-        name: how it is shown.
+        name: its name in reports.
         path: a video file, or a folder of frames.
-        labels: its class ids, distinct and rising, at least one; the first is the one that counts where one is wanted.
-        frames: how many frames its list promises (``image_00001.jpg`` ...), or None to take what is there.
-        source: what a CSV's column ``source`` says: clips of one source show the same scene; empty if it does not.
+        labels: its class ids, distinct and ascending, at least one; metrics with one label per clip use the first.
+        frames: number of frames by its list (``image_00001.jpg`` ...), or None for all frames in the folder.
+        source: column ``source`` of a CSV: clips of one source show the same scene; empty if unknown.
     """
 
     name: str
@@ -61,8 +62,8 @@ class Split:
     Attributes:
         examples: the clips.
         classes: class names, in the order of the class ids.
-        origin: where they were read from.
-        left_out: clips of the list that are too short to be used.
+        origin: the folder or file from which they were read.
+        left_out: number of clips in the list that are too short to be used.
         notes: what the user should know, a line each.
     """
 
@@ -74,14 +75,14 @@ class Split:
 
 
 def read_data(path: Path, classes: Sequence[str] | None = None, frames: Path | None = None) -> Split:
-    """Read labelled clips in any of the forms that ``--data`` takes.
+    """Read labelled clips in any form that ``--data`` takes.
 
     Args:
         path: a folder with a sub-folder per class, a CSV with the columns ``video,class``, or an official split list.
-        classes: names that the classes must be among; None to take them from the data.
-        frames: for a split list: the folder in which its paths lie.
+        classes: all allowed class names; None to take them from the data.
+        frames: for a split list: the folder that its paths are relative to.
 
-    Raises ``DataError`` that names the file, the line and what is wrong with it.
+    Raises ``DataError`` that names the file, the line and the mistake.
     """
     if classes is not None:
         classes = class_names(classes)
@@ -92,29 +93,25 @@ def read_data(path: Path, classes: Sequence[str] | None = None, frames: Path | N
         return _read_csv(path, classes)
     assert frames is not None
     if classes is None:
-        raise DataError(f"{path}: a split list names no classes")
+        raise DataError(f"{path}: a split list holds no class names: give --classes FILE")
     return read_list(path, frames, classes)
 
 
 def class_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Return class names in the form that is compared. Raises ``DataError`` if two are the same: no label fits both."""
+    """Return class names in the form in which they are compared. Raises ``DataError`` if two are the same."""
     found = tuple(map(class_name, names))
-    if len(set(found)) < len(found):
-        number, name = next((number, name) for number, name in enumerate(found) if name in found[:number])
-        raise DataError(
-            f"classes {found.index(name)} and {number} are both named {name!r}: labels need names that differ"
-        )
+    check_distinct(found, "class names", DataError, "entries")
     return found
 
 
 def check_data(path: Path, frames: Path | None = None) -> None:
-    """Check that there is something that :func:`read_data` can read, without reading it. Raises ``DataError``."""
+    """Check, without reading it, that data exists for :func:`read_data`. Raises ``DataError``."""
     if not os.path.exists(path):
         raise DataError(f"{path}: no such folder, CSV or split list")
     if os.path.isdir(path) or path.suffix.lower() == ".csv":
         return
     if frames is None:
-        raise DataError(f"{path}: a split list needs the folder that its paths lie in: give --frames DIR")
+        raise DataError(f"{path}: a split list needs the folder of its clips: give --frames DIR")
 
 
 def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | None = None) -> Split:
@@ -122,12 +119,12 @@ def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | N
 
     Args:
         path: of the list.
-        root: the folder in which its paths lie.
-        classes: class names; an id must be below their number. A single class may also stand by its name.
-        separator: ``,`` or a space; None to tell from the first line.
+        root: the folder that its paths are relative to.
+        classes: class names; ids are from 0 to below their number. A line may hold a class name instead.
+        separator: ``,`` or a space; None to detect it from the first line.
 
-    A path is a folder of frames, or a video, with or without its suffix. Raises ``DataError``, also where a path may be
-    two videos, or a clip stands there twice with different classes.
+    A path is a folder of frames, or a video, with or without its suffix. Raises ``DataError``, also if a path matches
+    two videos, or if a clip is listed twice with different classes.
     """
     classes = class_names(classes)
     examples: list[Example] = []
@@ -141,7 +138,7 @@ def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | N
         if len(parts) < 3 or not parts[0]:
             raise DataError(f"{where}: {line!r} is not `path{separator}frames{separator}class`")
         if not is_number(parts[1]):
-            raise DataError(f"{where}: {parts[1]!r} is no number of frames")
+            raise DataError(f"{where}: {parts[1]!r} is not a number of frames")
         if len(parts) > 2 + MAX_LABELS:
             raise DataError(f"{where}: more than {MAX_LABELS} classes")
         labels = tuple(sorted({_label(part, classes, where) for part in parts[2:]}))
@@ -156,7 +153,7 @@ def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | N
 
 
 def is_number(text: str) -> bool:
-    """Whether a list's text is a whole number: Python takes ever longer for those of thousands of digits."""
+    """Return whether text is a whole number of few digits: Python is slow for numbers of thousands of digits."""
     return text.isdecimal() and len(text) <= MAX_DIGITS
 
 
@@ -171,7 +168,7 @@ def _label(text: str, classes: Sequence[str], where: str) -> int:
 
 
 def list_path(name: str) -> str:
-    """Return a list's path as it is compared: with forward slashes, without ``.`` parts, in one Unicode form."""
+    """Return a list's path in the form in which it is compared: forward slashes, no ``.`` parts, Unicode NFC."""
     return unicodedata.normalize("NFC", "/".join(Path(name.replace("\\", "/")).parts))
 
 
@@ -192,27 +189,27 @@ class Seen:
         key, own = os.path.normpath(clip), set(labels)
         before, line = self._found.setdefault(key, (own, where))
         if before != own:
-            told, now = (", ".join(map(repr, sorted(names))) for names in (before, own))
-            raise DataError(f"{where}: {clip} is {now} here, and {told} in {line}: a clip has one line")
+            earlier, now = (", ".join(map(repr, sorted(names))) for names in (before, own))
+            raise DataError(f"{where}: {clip} is {now} here, and {earlier} in {line}: list each clip once")
         if line != where:
             self._twice.append(f"{clip} ({where})")
 
     def notes(self, path: Path) -> tuple[str, ...]:
-        """Return what is to be said of clips that are there twice."""
+        """Return a note if clips are listed more than once."""
         if not self._twice:
             return ()
-        return (f"{path}: names {len(self._twice)} clips again, which then count again: {self._twice[0]}",)
+        return (f"{path}: lists {len(self._twice)} clips again, which are counted again: {self._twice[0]}",)
 
 
 class _Finder:
-    """Finds the clips that a list names in a folder; each folder is listed once, and only where that is needed."""
+    """Finds the clips of a list in a folder; each folder is read at most once, and only if needed."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._videos: dict[Path, dict[str, list[Path]]] = {}
 
     def find(self, name: str, where: str) -> Path | None:
-        """Return a folder of frames or a video, which may be named without its suffix; None if nothing is there.
+        """Return a folder of frames or a video, which may be named without its suffix; None if there is none.
 
         Raises ``DataError`` if two videos have that name.
         """
@@ -224,7 +221,7 @@ class _Finder:
         for path in (self._root / spelling for spelling in spellings):
             found = self._named(path.parent).get(path.name, [])
             if len(found) > 1:
-                raise DataError(f"{where}: {name!r} may be {found[0]} or {found[1]}: give its suffix")
+                raise DataError(f"{where}: {name!r} matches {found[0]} and {found[1]}: give its suffix")
             if found:
                 return found[0]
         return next((self._root / spelling for spelling in spellings if os.path.exists(self._root / spelling)), None)
@@ -235,7 +232,7 @@ class _Finder:
             named = self._videos[folder] = {}
             try:
                 entries = entries_in(folder, [])
-            except OSError:  # opening the clip tells
+            except OSError:  # opening the clip reports the error
                 entries = []
             for entry in entries:
                 if entry.suffix.lower() in VIDEO_SUFFIXES and os.path.isfile(entry):
@@ -244,11 +241,11 @@ class _Finder:
 
 
 class VideoIndex:
-    """The videos in a folder, at any depth, by all that a list may call them.
+    """The videos in a folder, at any depth, by all names that a list may use.
 
     Args:
         folder: to search.
-        left_out: gets what is there and was not taken.
+        left_out: receives the names of skipped files.
     """
 
     def __init__(self, folder: Path, left_out: list[str]) -> None:
@@ -268,10 +265,10 @@ class VideoIndex:
                     self._tails.setdefault("/".join(parts[start:]), []).append(video)
 
     def find(self, name: str, where: str, *, whole: bool = False) -> Path | None:
-        """Return the video that a list calls so, None if there is none. Raises ``DataError`` where it may be two.
+        """Return the video that a name in a list matches, or None. Raises ``DataError`` if it matches two.
 
-        First by its path within the folder, with or without suffix; then by the last parts of one of the two paths,
-        unless paths must be ``whole``: then by a bare name only.
+        Matches its path within the folder, with or without suffix; then the last parts of either path, or with
+        ``whole`` only a bare file name.
         """
         if name in self._raw:
             return self._raw[name]
@@ -284,12 +281,12 @@ class VideoIndex:
         found = next((videos[one] for one, videos in known if one in videos), [])
         if len(found) > 1:
             raise DataError(
-                f"{where}: {name!r} may be {found[0]} or {found[1]}: give its path in the folder, with its suffix"
+                f"{where}: {name!r} matches {found[0]} and {found[1]}: give its path in the folder, with its suffix"
             )
         return found[0] if found else None
 
     def stem(self, name: str) -> Path | None:
-        """Return the only video, in whatever folder, whose name without suffix is that of a path's last part."""
+        """Return the only video in any folder with a path's file name, without suffixes; None if not exactly one."""
         stem = without_suffix(list_path(name)).rpartition("/")[2]
         found = self._whole.get(stem, []) + self._tails.get(stem, [])
         return found[0] if len(found) == 1 else None
@@ -300,32 +297,32 @@ def _read_folders(folder: Path, classes: Sequence[str] | None) -> Split:
     entries = entries_in(folder, left_out)
     groups = [path for path in entries if os.path.isdir(path)]
     strays = [path for path in entries if path.suffix.lower() in VIDEO_SUFFIXES and path not in groups]
-    left_out += [f"{path} (in no class's folder)" for path in strays]
+    left_out += [f"{path} (not in the folder of a class)" for path in strays]
     if not groups:
-        raise DataError(f"{folder}: no sub-folders in it; there must be one for each class")
+        raise DataError(f"{folder}: it has no sub-folders; expected one for each class")
     names = tuple(classes) if classes is not None else tuple(dict.fromkeys(class_name(group.name) for group in groups))
     examples = []
     for group in groups:
         name = class_name(group.name)
         if name not in names:
-            raise DataError(f"{group}: {group.name!r} is none of the classes ({_some(names)})")
+            raise DataError(f"{group}: unknown class {group.name!r}; the classes are {_some(names)}")
         for source in clips_in(group, left_out):
             path = Path(source.address)
             examples.append(Example(str(path.relative_to(folder)), path, (names.index(name),)))
-    return _split(examples, names, str(folder), notes=(left_out_note(left_out),) if left_out else ())
+    return _split(examples, names, str(folder), notes=(skipped_note(left_out),) if left_out else ())
 
 
 def csv_rows(path: Path, *columns: str, also: str = "") -> Iterator[tuple[int, list[str]]]:
     """Yield line number and the stripped values of some columns of each row. Raises ``DataError`` if one is missing.
 
-    The values of column ``also`` come last, empty where there is no such column.
+    The value of column ``also`` comes last, empty if there is no such column.
     """
     try:
         with io.StringIO(read_text(path), newline="") as file:
             rows = csv.DictReader(file)
             if not set(columns) <= set(rows.fieldnames or ()):
                 wanted = " and ".join(f"`{column}`" for column in columns)
-                raise DataError(f"{path}: needs the columns {wanted}, and has {_some(rows.fieldnames or ())}")
+                raise DataError(f"{path}: needs the columns {wanted}, but has {_some(rows.fieldnames or ())}")
             for row in rows:
                 wanted_of = (*columns, also) if also else columns
                 yield rows.line_num, [(row.get(column) or "").strip() for column in wanted_of]
@@ -340,30 +337,24 @@ def _read_csv(path: Path, classes: Sequence[str] | None) -> Split:
     for number, (video, label, source) in csv_rows(path, "video", "class", also="source"):
         where = f"{path}, line {number}"
         if not video or not label:
-            raise DataError(f"{where}: a video and its class must be given")
+            raise DataError(f"{where}: expected a video and its class")
         clip = near.find(video, where) or inside.find(video, where) or path.parent / video
         found.append((video, clip, class_name(label), number, source))
     names = tuple(classes) if classes is not None else tuple(sorted({label for _, _, label, _, _ in found}))
     examples = []
     for video, clip, label, number, source in found:
         if label not in names:
-            raise DataError(f"{path}, line {number}: {label!r} is none of the classes ({_some(names)})")
+            raise DataError(f"{path}, line {number}: unknown class {label!r}; the classes are {_some(names)}")
         seen.add(clip, [label], f"{path}, line {number}")
         examples.append(Example(video, clip, (names.index(label),), source=source))
     return _split(examples, names, str(path), notes=seen.notes(path))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield number and text of each line that is not empty."""
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such split list") from None
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"{path}: not a split list in UTF-8 ({error})") from None
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            yield number, line.strip()
+    """Yield number and text of each line that is not empty. Raises ``DataError``."""
+    for number, line in enumerate(read_lines(path, "split list", "split list", DataError), start=1):
+        if line:
+            yield number, line
 
 
 def _split(

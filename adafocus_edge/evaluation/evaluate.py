@@ -1,18 +1,21 @@
-"""Running a model over labelled clips, and saying how good it is: mAP, top-1, top-5, per step and per class."""
+"""Runs a model over labelled clips and measures its accuracy: mAP, top-1, top-5, per step and per class."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import numpy as np
 
 from adafocus_edge.errors import DataError, SourceError
 from adafocus_edge.evaluation.evidence import few_clips_note, reuse_note, share_interval
 from adafocus_edge.evaluation.metrics import accuracy_curve, top_k_accuracy, wilson_interval
 from adafocus_edge.evaluation.oracle import Oracle
+from adafocus_edge.evaluation.reports import EvaluationReport, ExitFigures, FailedClip, Prediction, StepFigures
+from adafocus_edge.evaluation.settings import Patches
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.preprocess import sampled_frames
 from adafocus_edge.model.exits import exit_steps, random_exit_top1, viewing_order
@@ -31,41 +34,38 @@ if TYPE_CHECKING:
     from adafocus_edge.model.exits import ExitThresholds
     from adafocus_edge.model.spec import ModelSpec
 
-Patches = Literal["policy", "centre", "random", "oracle"]
-PATCHES: tuple[Patches, ...] = get_args(Patches)
-"""Where to look: as the policy says, or, to compare with it, at fixed places, or at the best ones for the label."""
-
 
 class Predict(Protocol):
-    """Whatever turns a clip's model frames, uint8 [T, S, S, 3], into logits after each of them, float32 [T, C]."""
+    """A callable from a clip's model frames, uint8 [T, S, S, 3], to the logits after each frame, float32 [T, C]."""
 
     def __call__(self, frames: NDArray[np.uint8], /) -> NDArray[np.float32]:
         """Predict one clip."""
 
 
 def graphs_used(spec: ModelSpec, patches: Patches) -> tuple[str, ...]:
-    """Return the graphs whose work counts: fixed patches need no policy, nor a glancer that serves it alone."""
+    """Return the graphs that run: fixed patches need no policy, and no glancer that only serves the policy."""
     unused = set() if patches == "policy" else {"policy"} if spec.with_glancer else {"policy", "glancer"}
     return tuple(graph for graph in GRAPHS if graph not in unused)
 
 
 def gflops_per_step(costs: Mapping[str, float], spec: ModelSpec, patches: Patches) -> float:
-    """Return a frame's multiply-adds in units of 1e9; the oracle focuses on every cell and classifies each.
+    """Return the multiply-adds per frame in units of 1e9; the oracle focuses on every cell and classifies each.
 
     Args:
-        costs: of each graph.
+        costs: of each graph, per frame.
         spec: the model's shapes.
-        patches: where it looks.
+        patches: where patches are.
     """
     times = {"focuser": spec.actions, "classifier": spec.actions} if patches == "oracle" else {}
     return sum(costs[graph] * times.get(graph, 1) for graph in graphs_used(spec, patches))
 
 
 class FixedPolicy:
-    """Stands in for a policy's session: centre or random patches, to see what the policy is worth.
+    """Replaces a policy's session by centre or random patches, to measure the policy's benefit.
 
     Args:
-        policy: contract of the session it replaces: its inputs and outputs.
+        inputs: of the session that it replaces.
+        outputs: of that session.
         seed: of random patches; None for the centre.
     """
 
@@ -74,7 +74,7 @@ class FixedPolicy:
         self._random = None if seed is None else np.random.default_rng(seed)
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Return origins without looking at the feature map."""
+        """Return origins that do not depend on the feature map."""
         state = feeds["policy_state"]
         shape = (state.shape[0], 2)
         origin = np.full(shape, 0.5) if self._random is None else self._random.random(shape)
@@ -82,7 +82,7 @@ class FixedPolicy:
         return {"origin": origin.astype(np.float32), "action": action, "policy_state_out": state}
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is nothing to free."""
 
 
 def with_patches(model: LoadedModel, patches: Patches, seed: int = 0) -> LoadedModel:
@@ -90,11 +90,11 @@ def with_patches(model: LoadedModel, patches: Patches, seed: int = 0) -> LoadedM
     if patches == "policy":
         return model
     fixed = FixedPolicy(model.policy.inputs, model.policy.outputs, seed if patches == "random" else None)
-    return replace(model, policy=fixed, resident=None)  # its loops know the model's own policy only
+    return replace(model, policy=fixed, resident=None)  # the runner's loops use the model's own policy
 
 
 def predict_at(model: LoadedModel, patches: Patches, schedule: str = "clip") -> Predict | Oracle:
-    """Return the glimpse loop over one clip, looking at such patches."""
+    """Return the glimpse loop over one clip, with patches of this kind."""
     return Oracle(model) if patches == "oracle" else predict_with(with_patches(model, patches), schedule)
 
 
@@ -114,13 +114,13 @@ def predict_with(model: LoadedModel, schedule: str = "clip") -> Predict:
 
 @dataclass(frozen=True)
 class Scored:
-    """One clip that was seen.
+    """One clip that the model has seen.
 
     Attributes:
         example: the clip.
         logits: float32 [T, C], after each step.
-        read_ms: to open, decode and preprocess it.
-        model_ms: in the model.
+        read_ms: time to open, decode and preprocess it.
+        model_ms: time in the model.
     """
 
     example: Example
@@ -131,16 +131,16 @@ class Scored:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a run over a split gave.
+    """The outcome of a run over a split.
 
     Attributes:
         origin: of the split.
         classes: class names.
-        scored: the clips that were seen, at least one.
+        scored: the clips that the model has seen, at least one.
         failed: name and error of each clip that could not be read.
-        multi_label: whether mAP counts all labels of a clip (FCVID) or its first only (ActivityNet).
+        multi_label: whether mAP counts all labels of a clip (FCVID) or only the first (ActivityNet).
         gflops_per_clip: multiply-adds in units of 1e9.
-        exits: thresholds at which clips stop early, or None; the other figures are those of all steps.
+        exits: thresholds that stop clips early, or None; all other figures are for all steps.
         reused: how many of the clips the bundle's calibration has used; see :func:`reused_clips`.
     """
 
@@ -155,7 +155,7 @@ class Evaluation:
 
     @property
     def notes(self) -> list[str]:
-        """What limits the worth of these figures, a line each."""
+        """Return the limits of these figures, a line each."""
         right, count = int((self.probabilities[:, -1].argmax(axis=1) == self.labels).sum()), len(self.labels)
         missing = len(self.classes) - len({label for s in self.scored for label in self._counted(s)})
         empty = f"no clip shows {missing} of the {len(self.classes)} classes: mAP counts 0 for each of them"
@@ -171,71 +171,77 @@ class Evaluation:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """The label of each clip, int64 [N]."""
+        """Return the first label of each clip, int64 [N]."""
         return np.array([s.example.labels[0] for s in self.scored], np.int64)
 
     @cached_property
     def probabilities(self) -> NDArray[np.float32]:
-        """Of each class after each step, float32 [N, T, C]."""
+        """Return the probability of each class after each step, float32 [N, T, C]."""
         return softmax(np.stack([s.logits for s in self.scored]))
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """How many clips of each class (rows) were taken for each class (columns), by first labels; int64 [C, C]."""
+        """Return the confusion matrix, int64 [C, C]: clips of each true class (rows) by predicted class (columns)."""
         found = np.zeros((len(self.classes),) * 2, np.int64)
         np.add.at(found, (self.labels, self.probabilities[:, -1].argmax(axis=1)), 1)
         return found
 
-    def curve(self) -> list[dict[str, float]]:
+    def curve(self) -> list[StepFigures]:
         """Return top-1 and mAP in percent after each step."""
         labels = [s.example.labels for s in self.scored]
         steps = accuracy_curve(self.probabilities, labels, multi_label=self.multi_label)
-        return [{"step": n, **{name: round(v, 4) for name, v in values.items()}} for n, values in enumerate(steps)]
+        return [StepFigures(n, round(step["top1"], 4), round(step["mAP"], 4)) for n, step in enumerate(steps)]
 
-    def early(self) -> dict[str, float]:
+    def early(self) -> ExitFigures:
         """Return mean steps, top-1 and GFLOPs with early exit, and top-1 of as many exits at random clips."""
         assert self.exits is not None
         logits = np.stack([s.logits for s in self.scored])
-        return exit_figures(logits, self.labels, self.exits, self.gflops_per_clip / logits.shape[1])
+        found = exit_figures(logits, self.labels, self.exits, self.gflops_per_clip / logits.shape[1])
+        return ExitFigures(**found)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as an object for ``--json``."""
+    def report(self) -> EvaluationReport:
+        """Return everything as the object that `--json` prints."""
         curve, probabilities, labels = self.curve(), self.probabilities[:, -1], self.labels
         right = int((probabilities.argmax(axis=1) == labels).sum())
         low, high = wilson_interval(right, len(labels))
-        clips = [
-            {
-                "clip": s.example.name,
-                "class": self.classes[s.example.labels[0]],
-                "label": self.classes[int(p.argmax())],
-                "confidence": round(float(p.max()), 6),
-            }
+        predictions = [
+            Prediction(
+                clip=s.example.name,
+                true=self.classes[s.example.labels[0]],
+                label=self.classes[int(p.argmax())],
+                confidence=round(float(p.max()), 6),
+            )
             for s, p in zip(self.scored, probabilities, strict=True)
         ]
-        return {
-            "data": self.origin,
-            "notes": self.notes,
-            "clips": len(labels),
-            "failed": [{"clip": name, "error": error} for name, error in self.failed],
-            "top1": curve[-1]["top1"],
-            "top1_interval_95": [round(low * 100, 2), round(high * 100, 2)],
-            "top5": round(top_k_accuracy(probabilities, labels, min(5, len(self.classes))), 4),
-            "mAP": curve[-1]["mAP"],
-            "model_ms_per_clip": round(float(np.median([s.model_ms for s in self.scored])), 3),
-            "read_ms_per_clip": round(float(np.median([s.read_ms for s in self.scored])), 3),
-            "gflops_per_clip": round(self.gflops_per_clip, 4),
-            "per_step": curve,
-            **({} if self.exits is None else {"exit": self.early()}),
-            "classes": list(self.classes),
-            "confusion": self.confusion.tolist(),
-            "predictions": clips,
-        }
+        return EvaluationReport(
+            data=self.origin,
+            notes=self.notes,
+            clips=len(labels),
+            failed=[FailedClip(name, error) for name, error in self.failed],
+            top1=curve[-1].top1,
+            top1_interval_95=[round(low * 100, 2), round(high * 100, 2)],
+            top5=round(top_k_accuracy(probabilities, labels, min(5, len(self.classes))), 4),
+            mAP=curve[-1].mAP,
+            model_ms_per_clip=round(float(np.median([s.model_ms for s in self.scored])), 3),
+            read_ms_per_clip=round(float(np.median([s.read_ms for s in self.scored])), 3),
+            gflops_per_clip=round(self.gflops_per_clip, 4),
+            per_step=curve,
+            exit=msgspec.UNSET if self.exits is None else self.early(),
+            classes=list(self.classes),
+            confusion=self.confusion.tolist(),
+            predictions=predictions,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return :meth:`report` as dicts and lists."""
+        found: dict[str, Any] = msgspec.to_builtins(self.report())
+        return found
 
 
 def exit_figures(
     logits: NDArray[np.float32], labels: NDArray[np.int64], exits: ExitThresholds, gflops_per_step: float
 ) -> dict[str, float]:
-    """Return what early exit gives on clips: mean steps, GFLOPs, top-1, and top-1 of as many exits at random clips.
+    """Return figures of early exit: mean steps, GFLOPs, top-1, and top-1 with as many exits at random clips.
 
     Args:
         logits: [N, T, C], in the thresholds' order.
@@ -270,12 +276,12 @@ def evaluate(
         predict: the model; an oracle is given each clip's first label.
         spec: its shapes.
         split: the clips.
-        gflops_per_clip: what one clip costs.
+        gflops_per_clip: multiply-adds of one clip in units of 1e9.
         multi_label: see :class:`Evaluation`.
-        exits: see :class:`Evaluation`; their order is the one that frames are seen in.
-        progress: told how many clips are done.
+        exits: see :class:`Evaluation`; frames are seen in their order.
+        progress: called with the number of clips that are done.
 
-    A clip that cannot be read is listed, and the others go on. Raises ``DataError`` if none can.
+    A clip that cannot be read is listed as failed, and the run continues. Raises ``DataError`` if all clips fail.
     """
     scored: list[Scored] = []
     failed: list[tuple[str, str]] = []

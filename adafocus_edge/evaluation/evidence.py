@@ -1,4 +1,4 @@
-"""What figures on some clips are worth: intervals, demands that few clips cannot settle, clips used before."""
+"""How reliable figures on a set of clips are: intervals, inconclusive requirements, clips used before."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from adafocus_edge.evaluation.metrics import wilson_interval
+from adafocus_edge.evaluation.reports import VerdictReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -17,34 +20,34 @@ if TYPE_CHECKING:
     from adafocus_edge.evaluation.dataset import Example
 
 CALIBRATION = "calibration"
-"""Where a manifest's reports hold what a calibration found."""
+"""Key of the calibration's report in a manifest."""
 CONVERTED = "fp16"
-"""Where a manifest's reports hold what converting to half precision without data changed; name of that variant."""
+"""Key of the report on conversion to half precision without data; also the name of that variant."""
 WIDE_POINTS = 10.0
-"""A 95 % interval of an accuracy that is wider than this is worth a note even where nothing was demanded."""
+"""A 95 % interval of an accuracy that is wider than this gets a note even without a requirement."""
 Z = 1.959964
-"""Standard deviations to either side that hold 95 %."""
+"""Standard deviations on either side of the mean that hold 95 %."""
 SAMPLED_BYTES = 1 << 20
-"""Read of a large file's beginning, middle and end, to know its content again."""
+"""Bytes read at a large file's beginning, middle and end, to recognise its content."""
 Interval = tuple[float, float]
 Part = Literal["calibrate", "report"]
-"""Clips that ranges and thresholds come from, and clips that the report is about."""
+"""The clips for ranges and thresholds, and the clips of the report."""
 
 
 # -- intervals and demands ---------------------------------------------------------------------------------------------
 
 
 def share_interval(hits: int, count: int) -> Interval:
-    """Return the 95 % interval of a share, in percent, inclusive of 0 and 100 where it touches them."""
+    """Return the 95 % interval of a share, in percent; it may include 0 and 100."""
     low, high = wilson_interval(hits, count)
     return round(low * 100, 2) + 0.0, round(high * 100, 2)
 
 
 def drop_interval(before: Sequence[bool], after: Sequence[bool]) -> Interval:
-    """Return the 95 % interval of the points lost from one set of answers to another on the same clips.
+    """Return the 95 % interval of the points lost from one set of predictions to another on the same clips.
 
-    The shares of clips lost and won have a Wilson interval each; those are joined as MOVER does (Zou and Donner 2008),
-    as if they were independent: honest where no clip changed at all, which proves little of few clips.
+    The shares of clips lost and won each have a Wilson interval; MOVER (Zou and Donner 2008) combines them as if they
+    were independent. The interval stays wide if no clip changed, which proves little for few clips.
 
     Args:
         before: whether each clip was right.
@@ -71,15 +74,15 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether clips meet a demand, and whether they are enough to tell.
+    """Whether clips meet a requirement, and whether they are enough to decide that.
 
     Attributes:
         demand: in words, such as ``at most 0.5 points lost``.
         limit: its number.
-        found: the same on these clips.
-        interval: that holds its true value, 95 % sure.
-        clips: how many there were.
-        at_most: whether ``limit`` is the most, else the least.
+        found: the same quantity on these clips.
+        interval: its 95 % interval.
+        clips: number of clips.
+        at_most: whether ``limit`` is a maximum, else a minimum.
     """
 
     demand: str
@@ -91,47 +94,49 @@ class Verdict:
 
     @property
     def met(self) -> bool:
-        """Whether these clips meet it."""
+        """Return whether these clips meet the requirement."""
         return self.found <= self.limit + 1e-9 if self.at_most else self.found >= self.limit - 1e-9
 
     @property
     def conclusive(self) -> bool:
-        """Whether the whole interval lies on one side of the limit."""
+        """Return whether the whole interval is on one side of the limit."""
         low, high = self.interval
         return (high <= self.limit or low > self.limit) if self.at_most else (low >= self.limit or high < self.limit)
 
     def to_json(self) -> dict[str, Any]:
-        """Return it for a report."""
-        return {
-            "demand": self.demand,
-            "limit": self.limit,
-            "found": round(self.found, 4),
-            "interval_95": list(self.interval),
-            "clips": self.clips,
-            "met": self.met,
-            "conclusive": self.conclusive,
-        }
+        """Return the JSON object that a report holds."""
+        report = VerdictReport(
+            demand=self.demand,
+            limit=self.limit,
+            found=round(self.found, 4),
+            interval_95=list(self.interval),
+            clips=self.clips,
+            met=self.met,
+            conclusive=self.conclusive,
+        )
+        made: dict[str, Any] = msgspec.to_builtins(report)
+        return made
 
 
 def warning_of(what: str, verdict: Mapping[str, Any]) -> str | None:
-    """Return what a verdict's JSON object gives reason to say, or None where the demand is met for sure.
+    """Return a warning about a verdict's JSON object, or None if the requirement is met conclusively.
 
     Args:
-        what: that had to meet it.
+        what: the thing that had to meet it, with which the warning begins.
         verdict: see :meth:`Verdict.to_json`.
     """
     low, high = verdict["interval_95"]
     known = f"{verdict['found']:.4g} ({low:.3g} to {high:.3g}, 95 %) on {verdict['clips']} held-out clips"
     if not verdict["met"]:
-        chance = "" if verdict["conclusive"] else "; chance alone may explain that on so few clips"
-        return f"{what}: {verdict['demand']} was demanded, and is missed: {known}{chance}"
+        chance = "" if verdict["conclusive"] else "; with so few clips this may be due to chance"
+        return f"{what}: requirement not met ({verdict['demand']}): {known}{chance}"
     if not verdict["conclusive"]:
-        return f"{what}: too few clips to tell whether {verdict['demand']} holds: {known}"
+        return f"{what}: too few clips to decide whether {verdict['demand']} holds: {known}"
     return None
 
 
 def few_clips_note(interval: Sequence[float], clips: int) -> str | None:
-    """Return a note where clips are too few to know a top-1 accuracy well."""
+    """Return a note if there are too few clips for a precise top-1 accuracy."""
     low, high = interval
     if high - low <= WIDE_POINTS:
         return None
@@ -142,20 +147,20 @@ def few_clips_note(interval: Sequence[float], clips: int) -> str | None:
 
 
 def marks_of(example: Example) -> frozenset[str]:
-    """Return what a clip is known by: hashes of its path, its content and its source; no name is given away."""
-    told = {f"path {example.path.resolve()}"}
+    """Return hashes of a clip's path, content and source, which identify it without revealing names."""
+    facts = {f"path {example.path.resolve()}"}
     if example.source:
-        told.add(f"source {example.source}")
+        facts.add(f"source {example.source}")
     content = content_of(example.path)
     if content is not None:
-        told.add(f"content {content}")
-    return frozenset(hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16] for text in told)
+        facts.add(f"content {content}")
+    return frozenset(hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16] for text in facts)
 
 
 def content_of(path: Path) -> str | None:
     """Return a hash of a file's content, or of a folder of frames: names, sizes and some content; None if unreadable.
 
-    Of a large file, size, beginning, middle and end are taken.
+    For a large file, the size, beginning, middle and end are hashed.
     """
     try:
         if not path.is_dir():
@@ -183,7 +188,7 @@ def _file_hash(path: Path) -> str:
 
 
 def reused_clips(reports: Mapping[str, Any], examples: Iterable[Example]) -> dict[str, int]:
-    """Return how many clips a bundle's calibration has used, by :data:`Part`; empty where none.
+    """Return how many clips a bundle's calibration has used, by :data:`Part`; empty if none.
 
     Args:
         reports: of the bundle's manifest.
@@ -198,7 +203,7 @@ def reused_clips(reports: Mapping[str, Any], examples: Iterable[Example]) -> dic
 
 
 def reuse_note(reused: Mapping[str, int], clips: int) -> str | None:
-    """Return a note for clips that a calibration has used, or None."""
+    """Return a note on clips that a calibration has used, or None."""
     uses = {"calibrate": "ranges and exit thresholds were made on", "report": "the calibration's report is about"}
     parts = [f"{count} of the {clips} clips are among those that {uses[part]}" for part, count in reused.items()]
     if not parts:

@@ -16,7 +16,7 @@ def average_precisions(scores: NDArray[np.floating], positives: NDArray[np.bool_
     """Return each class's average precision: the mean, over its positives, of the precision at that rank.
 
     Args:
-        scores: [clips, classes], higher is surer; the official code ranks by softmax probability.
+        scores: [clips, classes], higher is more confident; the official code ranks by softmax probability.
         positives: [clips, classes], True where a clip belongs to a class.
 
     Returns:
@@ -36,12 +36,12 @@ def mean_average_precision(scores: NDArray[np.floating], positives: NDArray[np.b
 
 
 def top_k_accuracy(scores: NDArray[np.floating], labels: NDArray[np.integer], k: int) -> float:
-    """Return how often the label is among the k best scores, in percent.
+    """Return how often the label is among the k highest scores, in percent.
 
     Args:
         scores: [clips, classes].
         labels: [clips], the right class of each.
-        k: how many guesses count.
+        k: number of classes that count.
     """
     best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return float((best == labels[:, None]).any(axis=1).mean() * 100)
@@ -71,7 +71,7 @@ def accuracy_curve(
 
 
 def wilson_interval(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the Wilson score interval of a share, 0..1: 95 % by default, honest for few clips and near 0 and 1."""
+    """Return the Wilson score interval of a share, 0..1: 95 % by default, valid for few clips and near 0 and 1."""
     share = hits / count
     centre = share + z * z / (2 * count)
     spread = z * float(np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)))

@@ -1,4 +1,4 @@
-"""The best patches there are for a clip whose class is known: how much a policy could gain, at most about."""
+"""The best patches for a clip of a known class: an estimate of the most that a policy could gain."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 def cell_origins(side: int) -> NDArray[np.float32]:
-    """Return each cell's origin in a grid of so many cells a side, row after row; float32 [side * side, 2], (y, x)."""
+    """Return the origins of a grid of ``side`` x ``side`` cells, row by row: float32 [side * side, 2], (y, x)."""
     steps = (np.arange(side) / (side - 1)).astype(np.float32)
     rows, columns = np.meshgrid(steps, steps, indexing="ij")
     return np.stack([rows.ravel(), columns.ravel()], axis=1)
 
 
 class Oracle:
-    """Tries every cell of every frame, and takes the one after which the classifier is surest of the right class.
+    """Tries every cell of every frame, and takes the one with the highest confidence in the right class.
 
-    Step by step, so that it is greedy: an early cell that helped later ones more is not found.
+    The choice is greedy, step by step: an early cell that would help later steps more is not found.
 
     Args:
-        model: the four sessions; its policy is not asked.
+        model: the four sessions; its policy is not used.
     """
 
     def __init__(self, model: LoadedModel) -> None:
@@ -44,7 +44,7 @@ class Oracle:
             feeds = {"state": state}
             if spec.with_glancer:
                 feeds["glance"] = self._model.glancer.run({"frame": frame})["glance"]
-            # One at a time: an engine may have been built for no more.
+            # One row at a time: an engine may be built for batch 1 only.
             tried = [self._model.classifier.run({**feeds, "focus": focus}) for focus in self._focuses(frame)]
             logits = np.concatenate([np.asarray(verdict["logits"]) for verdict in tried])
             best = int(softmax(logits)[:, label].argmax())

@@ -1,4 +1,4 @@
-"""Plots as PNG files, by matplotlib, which is needed for nothing else."""
+"""Plots as PNG files, with matplotlib, which only this module needs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import os
 from typing import TYPE_CHECKING, Any
 
-from adafocus_edge.bundle.variants import ON_CPU
+from adafocus_edge.bundle.variants import ON_CPU, REFERENCE
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
 from adafocus_edge.system.files import write_file
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_NAMED_CLASSES = 20
 """With more classes, a confusion matrix shows no names."""
 EXIT_MARKERS = {"clip": "*", "coarse-to-fine": "P", "live": "D"}
-"""How each order of frames is drawn."""
+"""The marker of each order of frames."""
 
 
 def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
@@ -30,11 +30,9 @@ def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
     figure = new_figure(11, 4.6)
     left, right = figure.subplots(1, 2, width_ratios=(1.25, 1))
     curve = found.curve()
-    steps = [int(entry["step"]) + 1 for entry in curve]
-    for name in ("top1", "mAP"):
-        left.plot(
-            steps, [entry[name] for entry in curve], marker="o", markersize=4, label=name.replace("top1", "top-1")
-        )
+    steps = [figures.step + 1 for figures in curve]
+    left.plot(steps, [figures.top1 for figures in curve], marker="o", markersize=4, label="top-1")
+    left.plot(steps, [figures.mAP for figures in curve], marker="o", markersize=4, label="mAP")
     left.set_xlabel("glimpses seen")
     left.set_ylabel("percent")
     left.set_title(title)
@@ -59,9 +57,9 @@ def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
 
 
 def draw_patches(found: dict[str, dict[str, Any]], title: str, path: Path) -> None:
-    """Draw top-1 with its 95 % interval against multiply-adds, for each kind of patches by its evaluation's JSON.
+    """Draw top-1 with its 95 % interval against multiply-adds; ``found`` holds an evaluation's JSON by kind of patches.
 
-    Raises what :func:`draw_evaluation` does.
+    Raises the errors of :func:`draw_evaluation`.
     """
     figure = new_figure(6.4, 4.6)
     axes = figure.subplots()
@@ -83,7 +81,7 @@ def draw_patches(found: dict[str, dict[str, Any]], title: str, path: Path) -> No
 def draw_calibration(bundle: Bundle, path: Path) -> None:
     """Draw a calibration's report: accuracy against size, against milliseconds, and against steps with early exit.
 
-    Raises what :func:`draw_evaluation` does.
+    Raises the errors of :func:`draw_evaluation`.
     """
     report = bundle.manifest.reports["calibration"]
     rows, measured = report["rows"], report["measured"]
@@ -98,7 +96,7 @@ def draw_calibration(bundle: Bundle, path: Path) -> None:
             time.errorbar(row["ms_per_clip"], row["top1"], yerr=spread, label=name, **style)
     size.set_xlabel("megabytes")
     size.set_ylabel("top-1, percent")
-    reference = rows["fp32"]
+    reference = rows[REFERENCE]
     time.set_xlabel(f"ms per clip\n{measured['on']}")
     curve = reference["per_step_top1"]
     steps.plot(range(1, len(curve) + 1), curve, color="C0", marker="o", markersize=4, label="fp32, fixed steps")
@@ -122,8 +120,8 @@ def draw_calibration(bundle: Bundle, path: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """Return an empty figure of so many inches. Raises ``MissingExtraError`` without matplotlib."""
-    os.environ["MPLBACKEND"] = "agg"  # whatever is set there, which may not be installed: nothing is shown
+    """Return an empty figure of a size in inches. Raises ``MissingExtraError`` without matplotlib."""
+    os.environ["MPLBACKEND"] = "agg"  # the configured one may not be installed, and nothing is shown
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -135,7 +133,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def check_plot(path: Path) -> None:
-    """Tell before a long run that a plot could not be drawn after it. Raises what :func:`draw_evaluation` would."""
+    """Check before a long run that a plot can be drawn after it. Raises the errors of :func:`draw_evaluation`."""
     new_figure(1, 1)
     if path.is_dir():
         raise AdaFocusError(f"{path}: is a folder, not a file to write")

@@ -1,1 +1,1 @@
-"""Live runs: reading sources, the run, what it reports, and where that goes."""
+"""Live runs: reading sources, running the model, and sending its results to outputs."""

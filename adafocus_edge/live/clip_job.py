@@ -1,4 +1,4 @@
-"""A file that is classified beside live sources: its frames are read in a thread of their own."""
+"""A file that is classified beside live sources; a thread of its own reads its frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from adafocus_edge.errors import AdaFocusError, SourceError
-from adafocus_edge.live.capture import CAPTURE_THREAD
+from adafocus_edge.live.capture import CAPTURE_THREAD, POLL_S
 from adafocus_edge.media.preprocess import sampled_frames
 
 if TYPE_CHECKING:
@@ -19,17 +19,14 @@ if TYPE_CHECKING:
     from adafocus_edge.media.sources import Source
     from adafocus_edge.runtime.classifier import Classifier, Result, Step
 
-WAIT_S = 0.1
-"""How often its thread looks whether it should stop."""
-
 
 class ClipJob:
-    """A file that is classified beside the live sources: its T frames, one lane, one result.
+    """A file that is classified beside the live sources: T frames, one lane, one result.
 
     Args:
         source: the file.
-        classifier: the model and its choices.
-        arrived: is notified when a frame is ready, or the end.
+        classifier: the model and its options.
+        arrived: is notified when a frame is ready, and at the end.
     """
 
     def __init__(self, source: Source, classifier: Classifier, arrived: threading.Condition) -> None:
@@ -54,9 +51,9 @@ class ClipJob:
         return taken
 
     def fail(self, error: AdaFocusError) -> None:
-        """Give no result but this."""
+        """Make the result an error, unless there is one already."""
         if not self.result.done():
-            with suppress(Exception):  # done meanwhile
+            with suppress(Exception):  # it was set meanwhile
                 self.result.set_exception(error)
 
     def _read(self) -> None:
@@ -66,16 +63,16 @@ class ClipJob:
             for index, pixels in sampled_frames(clip, self._classifier.model.spec):
                 with self._arrived:
                     while self.ready is not None and not self.cancelled.is_set():
-                        self._arrived.wait(WAIT_S)
+                        self._arrived.wait(POLL_S)
                     if self.cancelled.is_set():
                         break
                     self.ready = (index, clip.time_s(index), pixels)
                     self._arrived.notify_all()
         except AdaFocusError as error:
             self.fail(error)
-        except Exception as error:  # whatever a strange file sets off
+        except Exception as error:  # a file may cause any exception in a decoder
             self.fail(SourceError(f"{self.source.name}: cannot be read (unexpected {type(error).__name__})"))
         if self.cancelled.is_set():
-            self.fail(SourceError(f"{self.source.name}: given up"))
+            self.fail(SourceError(f"{self.source.name}: cancelled"))
         with self._arrived:
             self._arrived.notify_all()

@@ -1,4 +1,4 @@
-"""What is made of many windows: smoothed confidences, and events with a start, an end and a cooldown."""
+"""Smoothed confidences over several windows, and events with a start, an end and a cooldown."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ RULE = r"(.*?)(?:=(\d*\.?\d+))?((?:,(?:for|cooldown)=\d*\.?\d+)*)"
 
 @dataclass(frozen=True)
 class EventRule:
-    """When a label becomes an event.
+    """A rule that turns the confidence of a class into events.
 
     Attributes:
-        label: of a class.
-        threshold: confidence, 0..1, that it must reach.
-        for_s: seconds that it must stay there before the event starts, and stay below before it ends.
-        cooldown_s: seconds after an end in which no new one starts.
+        label: of the class.
+        threshold: confidence to reach, above 0 and at most 1.
+        for_s: seconds at or above the threshold before an event starts, and below it before the event ends.
+        cooldown_s: seconds after an event in which no new one starts.
+
+    Raises:
+        UsageError: a number is out of range.
     """
 
     label: str
@@ -40,23 +43,29 @@ class EventRule:
             raise UsageError(f"event {self.label}: the threshold must be above 0 and at most 1, not {self.threshold:g}")
         for name in ("for_s", "cooldown_s"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"event {self.label}: {name} must be 0 or more seconds, not {getattr(self, name):g}")
+                raise UsageError(f"event {self.label}: {name} must be 0 seconds or more, not {getattr(self, name):g}")
 
     @classmethod
     def parse(cls, text: str) -> EventRule:
-        """Read ``LABEL[=THRESHOLD][,for=SECONDS][,cooldown=SECONDS]``. Raises ``UsageError``."""
+        """Parse ``LABEL[=THRESHOLD][,for=SECONDS][,cooldown=SECONDS]``. Raises ``UsageError``."""
         found = re.fullmatch(RULE, text)
-        assert found is not None  # the label takes whatever is there
+        assert found is not None  # the label matches any text
         label, threshold, more = found.groups()
         label = class_name(label)
         given = {f"{name}_s": float(value) for name, value in re.findall(r",(for|cooldown)=([\d.]+)", more)}
         if not label:
-            raise UsageError(f"--event {text}: LABEL=THRESHOLD,for=SECONDS,cooldown=SECONDS, such as fight=0.8,for=2")
+            raise UsageError(
+                f"--event {text}: must be LABEL=THRESHOLD,for=SECONDS,cooldown=SECONDS, such as fight=0.8,for=2"
+            )
         return cls(label, **given) if threshold is None else cls(label, float(threshold), **given)
 
 
 class Smoother:
-    """The mean of the probabilities of a source's last windows; one without an answer leaves it as it is."""
+    """Averages the probabilities of a source's last windows.
+
+    Args:
+        windows: number of windows to average.
+    """
 
     def __init__(self, windows: int) -> None:
         self._kept: deque[NDArray[np.float32]] = deque(maxlen=windows)
@@ -67,12 +76,22 @@ class Smoother:
         return np.asarray(np.mean(np.stack(self._kept), axis=0, dtype=np.float32))
 
     def clear(self) -> None:
-        """Forget the windows: the source was away."""
+        """Forget all windows: the source was lost."""
         self._kept.clear()
 
 
 class EventDetector:
-    """Follows one rule in one source. Feed it rising times."""
+    """Detects the events of one rule in one source, from confidences in the order of their times.
+
+    Args:
+        rule: the rule.
+
+    Attributes:
+        active: whether an event is under way.
+        start_s: when it started, in the source's seconds.
+        last_s: when the confidence was last at or above the threshold.
+        peak: highest confidence of the event.
+    """
 
     def __init__(self, rule: EventRule) -> None:
         self.rule = rule
@@ -84,7 +103,7 @@ class EventDetector:
         self._quiet_until = float("-inf")
 
     def update(self, time_s: float, confidence: float) -> Literal["start", "end"] | None:
-        """Take a confidence; return what it makes of the event. ``start_s``, ``last_s`` and ``peak`` describe it."""
+        """Take the confidence at a time; return whether an event starts or ends. The attributes describe the event."""
         rule = self.rule
         if confidence >= rule.threshold:
             if self._above_since is None:
@@ -103,7 +122,7 @@ class EventDetector:
         return None
 
     def end(self) -> Literal["end"] | None:
-        """End the event that is under way, if there is one: the source is gone, or the run is over."""
+        """End the event under way, if there is one, because the source is lost or the run is over."""
         self._above_since = None
         if not self.active:
             return None

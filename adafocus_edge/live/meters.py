@@ -1,4 +1,4 @@
-"""Measuring a live run in constant memory: rates over the last seconds, and percentiles over the last results."""
+"""Meters of a live run, in constant memory: counters, rates over the last seconds, latencies of the last results."""
 
 from __future__ import annotations
 
@@ -10,20 +10,43 @@ from dataclasses import dataclass
 import numpy as np
 
 LATENCIES = 1000
-"""Results whose latencies are kept."""
+"""Number of results whose latencies are kept."""
 RATE_S = 10.0
-"""Rates are taken over this time."""
+"""Rates are measured over this time."""
 RATE_STEPS = 40
-"""How finely that time is divided."""
+"""Number of samples in that time."""
 SETTLED_S = 10.0
-"""Nothing must be dropped for so long until dropping counts as over."""
+"""Dropping counts as over once nothing has been dropped for this long."""
 AGAIN_S = 60.0
-"""While dropping goes on, it is reported again after this time."""
+"""While dropping continues, it is reported again after this time."""
+
+
+@dataclass
+class Counters:
+    """Counts of one source since the run began.
+
+    Attributes:
+        frames: frames captured.
+        picked: frames picked for a glimpse.
+        dropped: picked frames that were dropped because the queue was full.
+        damaged: pictures that could not be decoded.
+        connections: how often the source was opened.
+        width: of the newest frame, in pixels.
+        height: of the newest frame, in pixels.
+    """
+
+    frames: int = 0
+    picked: int = 0
+    dropped: int = 0
+    damaged: int = 0
+    connections: int = 0
+    width: int = 0
+    height: int = 0
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """In milliseconds; None before the first result."""
+    """Percentiles of the latency in milliseconds; None before the first result."""
 
     p50: float | None
     p95: float | None
@@ -31,19 +54,19 @@ class Percentiles:
 
 
 class LatencyMeter:
-    """Keeps the latest latencies; used from several threads."""
+    """Keeps the latest latencies. Safe from any thread."""
 
     def __init__(self) -> None:
         self._kept: deque[float] = deque(maxlen=LATENCIES)
         self._lock = threading.Lock()
 
     def add(self, latency_ms: float) -> None:
-        """Add one."""
+        """Add the latency of one result."""
         with self._lock:
             self._kept.append(latency_ms)
 
     def percentiles(self) -> Percentiles:
-        """Return those of the last :data:`LATENCIES`."""
+        """Return the percentiles of the last :data:`LATENCIES`."""
         with self._lock:
             kept = list(self._kept)
         if not kept:
@@ -52,14 +75,14 @@ class LatencyMeter:
 
 
 class RateMeter:
-    """Turns a counter into a rate, from samples that are taken when it is asked."""
+    """Turns a counter into a rate, from samples taken at each call. Safe from any thread."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
         self._lock = threading.Lock()
 
     def rate(self, count: int) -> float:
-        """Return per second how fast ``count``, which only grows, grew over the last :data:`RATE_S` seconds or so."""
+        """Return the growth of ``count``, which never falls, per second over about the last :data:`RATE_S` seconds."""
         now = time.monotonic()
         with self._lock:
             samples = self._samples
@@ -73,13 +96,13 @@ class RateMeter:
 
 @dataclass(frozen=True)
 class DropReport:
-    """What was dropped since dropping began.
+    """The drops since dropping began.
 
     Attributes:
-        lasts: whether it goes on.
-        dropped: how many.
-        total: of how many.
-        over_s: in how many seconds.
+        lasts: whether dropping continues.
+        dropped: number of drops.
+        total: number of frames or messages, dropped or not.
+        over_s: seconds since dropping began.
     """
 
     lasts: bool
@@ -92,21 +115,21 @@ class DropReport:
 
 
 class DropMeter:
-    """Turns counters that only grow into reports: when dropping begins, while it goes on, and when it is over.
+    """Turns counters that never fall into reports: when dropping begins, while it continues, and when it is over.
 
     Args:
-        fewest: drops that are worth a report.
+        min_drops: number of drops that is reported; fewer are ignored.
     """
 
-    def __init__(self, fewest: int = 1) -> None:
+    def __init__(self, min_drops: int = 1) -> None:
         self.dropping = False
-        self._fewest = fewest
+        self._min_drops = min_drops
         self._began = (time.monotonic(), 0, 0)
         self._dropped = 0
         self._dropped_s = self._reported_s = float("-inf")
 
     def update(self, dropped: int, total: int, now_s: float) -> DropReport | None:
-        """Take the counters at a time of ``time.monotonic``; return what must be reported now."""
+        """Take the counters at a time of ``time.monotonic``; return the report that is due now, if any."""
         grows, self._dropped = dropped > self._dropped, dropped
         if grows:
             self._dropped_s = now_s
@@ -117,7 +140,7 @@ class DropMeter:
             was, self.dropping = self.dropping, False
             self._began = (now_s, dropped, total)
             return report if was else None
-        is_due = now_s - self._reported_s >= AGAIN_S if self.dropping else report.dropped >= self._fewest
+        is_due = now_s - self._reported_s >= AGAIN_S if self.dropping else report.dropped >= self._min_drops
         if not (grows and is_due):
             return None
         self.dropping, self._reported_s = True, now_s

@@ -1,4 +1,4 @@
-"""What a live run's frames are shown with: the latest result, drawn on them."""
+"""Drawing the latest result of a live source on its frames."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adafocus_edge.runtime.annotate import Overlay, draw
+from adafocus_edge.system.timestamps import iso
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -15,25 +16,30 @@ if TYPE_CHECKING:
     from adafocus_edge.model.spec import ModelSpec
 
 
+def shown_time(wall_s: float) -> str:
+    """Return a time, in seconds since 1970, as pictures show it: ``2023-11-14 22:13:20 UTC``."""
+    return f"{iso(wall_s)[:19].replace('T', ' ')} UTC"
+
+
 def annotate_live(
-    frame: NDArray[np.uint8], look: ProvisionalResult | None, spec: ModelSpec, note: str = "", lost: str = ""
+    frame: NDArray[np.uint8], latest: ProvisionalResult | None, spec: ModelSpec, note: str = "", lost: str = ""
 ) -> NDArray[np.uint8]:
-    """Draw the latest look of a live source on a frame.
+    """Draw the latest provisional result of a live source on a frame.
 
     Args:
         frame: RGB uint8 [H, W, 3].
-        look: the latest, or None before the first: then nothing is drawn, and only the size is made to fit.
+        latest: the result; None before the first: then only the size is adapted.
         spec: of the model.
-        note: for the end of the smaller line, such as the time of day.
-        lost: what became of the source since, and when: the look is faded.
+        note: appended to the smaller line, such as the time of day.
+        lost: what happened to the source since, and when; the result is then faded.
 
     Returns:
-        uint8 [h, w, 3], as :func:`draw` gives it.
+        uint8 [h, w, 3], as :func:`draw` returns it.
     """
-    if look is None:
+    if latest is None:
         return draw(frame, None, spec)
-    best = look.top[0]
-    parts = [f"glimpse {look.step.step + 1}/{spec.segments}", f"{look.latency_ms:.0f} ms", note]
+    best = latest.top[0]
+    parts = [f"glimpse {latest.step.step + 1}/{spec.segments}", f"{latest.latency_ms:.0f} ms", note]
     detail = "   |   ".join(part for part in parts if part)
     headline = f"{best.label}  {best.confidence:.0%}" + (f", {lost}" if lost else "")
-    return draw(frame, Overlay(look.step.patch, headline, detail, best.confidence, faded=bool(lost)), spec)
+    return draw(frame, Overlay(latest.step.patch, headline, detail, best.confidence, faded=bool(lost)), spec)

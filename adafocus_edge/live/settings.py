@@ -1,59 +1,178 @@
-"""The settings of a live run, as a command line or a program gives them."""
+"""Settings of a live run, as a command line or a program gives them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.system.options import CAMERAS, LIVE, SINKS, Option
 
 FOREVER = "forever"
 DEFAULT_GLIMPSE_FPS = 2.0
+DEFAULT_WAITING = 2
+DEFAULT_ROTATE_MB = 100.0
+DEFAULT_ROTATE_MINUTES = 60.0
+DEFAULT_KEEP = 10
+
+
+Drop = Literal["oldest", "newest", "never"]
+"""The frame to drop when the model is slower than its sources: the one that waits longest, the new one, or none."""
 
 
 @dataclass(frozen=True)
 class LiveArguments:
-    """What was given for a live run; the help of each option says what it does."""
+    """The options of a live run, as given; the help of each field describes it."""
 
-    glimpse_fps: float | None = None
-    duration: float | None = None
-    overlap: int | None = None
-    smooth: int | None = None
-    event: list[str] | None = None
-    drop: Drop | None = None
-    waiting: int | None = None
-    realtime: bool = False
-    loop: bool = False
-    retries: str | None = None
-    camera_size: str | None = None
-    camera_fps: float | None = None
-    camera_format: str | None = None
-    record: Path | None = None
-    rotate_mb: float | None = None
-    rotate_minutes: float | None = None
-    keep: int | None = None
-    snapshots: Path | None = None
-    webhook: str | None = None
-    webhook_header: list[str] | None = None
-    mqtt: str | None = None
-    status: float | None = None
-    log: Path | None = None
-
-
-Drop = Literal["oldest", "newest", "never"]
-"""What is left out when the model is slower than its sources: the frame that waits longest, the new one, or none."""
+    glimpse_fps: Annotated[
+        float | None,
+        Option(
+            "Glimpse this many frames per second of a live source.",
+            LIVE,
+            default=f"{DEFAULT_GLIMPSE_FPS:g}",
+            minimum=0.01,
+            maximum=1000.0,
+            metavar="FPS",
+        ),
+    ] = None
+    duration: Annotated[
+        float | None,
+        Option("Stop after this time.", LIVE, default="run until interrupted", minimum=0.0, metavar="SECONDS"),
+    ] = None
+    overlap: Annotated[
+        int | None,
+        Option(
+            "Run K staggered windows per source: a result every T/K glimpses.",
+            LIVE,
+            default="1",
+            minimum=1,
+            metavar="K",
+        ),
+    ] = None
+    smooth: Annotated[
+        int | None,
+        Option("Average results over this many windows.", LIVE, default="1", minimum=1, maximum=1_000_000),
+    ] = None
+    drop: Annotated[
+        Drop | None,
+        Option(
+            "Drop these frames when the model is slower than its sources.",
+            LIVE,
+            default="oldest, but never for files read as fast as possible",
+        ),
+    ] = None
+    waiting: Annotated[
+        int | None,
+        Option("Let at most this many frames of each source wait.", LIVE, default=f"{DEFAULT_WAITING}", minimum=1),
+    ] = None
+    realtime: Annotated[bool, Option("Play files at their own pace, as live sources.", LIVE)] = False
+    loop: Annotated[bool, Option("Play files over and over.", LIVE)] = False
+    retries: Annotated[
+        str | None,
+        Option(
+            f"Try a lost source again this many times in a row: a number, or `{FOREVER}`.",
+            LIVE,
+            metavar="N",
+            default=f"{FOREVER}, but a single source that never connected fails at once",
+        ),
+    ] = None
+    status: Annotated[
+        float | None,
+        Option(
+            "Print the status of the run every SECONDS, even if the output is not a terminal.",
+            LIVE,
+            minimum=0.1,
+            metavar="SECONDS",
+        ),
+    ] = None
+    camera_size: Annotated[
+        str | None, Option("Ask cameras for this frame size, such as 1280x720.", CAMERAS, metavar="WxH")
+    ] = None
+    camera_fps: Annotated[
+        float | None, Option("Ask cameras for this frame rate.", CAMERAS, minimum=0.1, metavar="FPS")
+    ] = None
+    camera_format: Annotated[
+        str | None,
+        Option("Ask cameras for this pixel format, such as MJPG.", CAMERAS, metavar="FOURCC"),
+    ] = None
+    event: Annotated[
+        list[str] | None,
+        Option(
+            "Report an event while a class is likely: LABEL=THRESHOLD, optionally with ,for=SECONDS and "
+            ",cooldown=SECONDS.",
+            SINKS,
+            metavar="RULE",
+        ),
+    ] = None
+    snapshots: Annotated[
+        Path | None, Option("Write a picture of each event into this folder.", SINKS, metavar="DIR")
+    ] = None
+    webhook: Annotated[
+        str | None,
+        Option("POST each event, or each result without --event, to this address as JSON.", SINKS, metavar="URL"),
+    ] = None
+    webhook_header: Annotated[
+        list[str] | None,
+        Option(
+            "Add this HTTP header to webhook requests, such as 'Authorization: Bearer ...'.", SINKS, metavar="HEADER"
+        ),
+    ] = None
+    mqtt: Annotated[
+        str | None,
+        Option("Publish to a broker: mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC.", SINKS, metavar="URL"),
+    ] = None
+    record: Annotated[
+        Path | None,
+        Option("Record live sources as MP4 files in this folder, with the patch drawn on them.", SINKS, metavar="DIR"),
+    ] = None
+    rotate_mb: Annotated[
+        float | None,
+        Option(
+            "Start a new MP4, results or log file at this size in MB.",
+            SINKS,
+            default=f"{DEFAULT_ROTATE_MB:g}",
+            minimum=0.1,
+            metavar="MB",
+        ),
+    ] = None
+    rotate_minutes: Annotated[
+        float | None,
+        Option(
+            "Start a new MP4 file after this many minutes.",
+            SINKS,
+            default=f"{DEFAULT_ROTATE_MINUTES:g}",
+            minimum=0.05,
+            metavar="MINUTES",
+        ),
+    ] = None
+    keep: Annotated[
+        int | None,
+        Option(
+            "Keep this many rotated files of each kind.",
+            SINKS,
+            default=f"{DEFAULT_KEEP}; MP4 files are all kept",
+            minimum=1,
+        ),
+    ] = None
+    log: Annotated[
+        Path | None,
+        Option("Also write the lines of stderr to this file, with the time of each.", SINKS, metavar="FILE"),
+    ] = None
 
 
 @dataclass(frozen=True)
 class CameraOptions:
-    """What is asked of a camera; None leaves it as it is.
+    """Settings to request from a camera; None keeps the camera's own.
 
     Attributes:
-        width: pixels.
-        height: pixels.
+        width: of its frames, in pixels.
+        height: of its frames, in pixels.
         fps: frames per second.
-        fourcc: four letters of the pixel format, such as MJPG or YUYV.
+        fourcc: pixel format as four characters, such as MJPG or YUYV.
+
+    Raises:
+        UsageError: ``fourcc`` is invalid.
     """
 
     width: int | None = None
@@ -63,30 +182,47 @@ class CameraOptions:
 
     def __post_init__(self) -> None:
         if self.fourcc is not None and not (len(self.fourcc) == 4 and self.fourcc.isascii()):
-            raise UsageError(f"--camera-format {self.fourcc}: four letters, such as MJPG or YUYV")
+            raise UsageError(f"--camera-format {self.fourcc}: must be four ASCII characters, such as MJPG or YUYV")
 
 
 @dataclass(frozen=True)
 class CaptureOptions:
-    """How sources are read.
+    """Options for reading sources.
 
     Attributes:
-        glimpse_fps: frames per second that are looked at, in the source's own time.
-        drop: what is left out when the model is slower; None: the oldest of a live source, none of a file that is read
-            as fast as possible.
-        waiting: frames that may wait for the model, at least 1.
+        glimpse_fps: glimpses per second, in the source's own time.
+        drop: frame to drop when the model is slower; None drops the oldest of a live source, and none of a file that
+            is read as fast as possible.
+        waiting: maximum number of frames that wait for the model, at least 1.
         realtime: whether files are played at their own pace instead of as fast as possible.
-        loop: whether files begin anew at their end.
-        retries: how often in a row a lost source is tried again; None for ever.
-        patient: whether a source that was never there is tried again like one that was lost.
-        camera: what is asked of cameras.
+        loop: whether files start again at their end.
+        retries: how often in a row a lost source is retried; None for no limit.
+        patient: whether a source that has never connected is retried like one that was lost.
+        camera: settings to request from cameras.
     """
 
-    glimpse_fps: float = 2.0
+    glimpse_fps: float = DEFAULT_GLIMPSE_FPS
     drop: Drop | None = None
-    waiting: int = 2
+    waiting: int = DEFAULT_WAITING
     realtime: bool = False
     loop: bool = False
     retries: int | None = None
     patient: bool = False
     camera: CameraOptions = field(default_factory=CameraOptions)
+
+
+@dataclass(frozen=True)
+class Printing:
+    """What a run prints.
+
+    Attributes:
+        as_json: JSON lines instead of tables.
+        logits: the logits of every step in JSON.
+        provisional: provisional results, too.
+        quiet: only errors on stderr.
+    """
+
+    as_json: bool = False
+    logits: bool = False
+    provisional: bool = False
+    quiet: bool = False

@@ -1,4 +1,4 @@
-"""What a clip is: numbered frames, all of which can be reached."""
+"""The interface of a clip: numbered frames in random access."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SQUARE = Fraction(1)
-"""The aspect of most pixels."""
+"""Aspect of square pixels, which most videos have."""
+DEFAULT_FPS = 25.0
+"""Frame rate assumed for a source that does not define one, such as a folder of frames."""
 
 
 class Clip(Protocol):
-    """Something with numbered frames, all of which can be reached.
+    """Numbered frames in random access.
 
     Attributes:
-        name: what the user called it.
-        frame_count: how many frames it has, at least 1.
-        fps: frame rate to show it at.
-        duration_s: its length in seconds, or None where frames have no times.
+        name: name for display, as the user gave it.
+        frame_count: number of frames, at least 1.
+        fps: frame rate for display.
+        duration_s: length in seconds, or None if frames have no times.
         is_constant_rate: whether all frames are shown equally long, as far as is known.
-        sample_aspect: a pixel's width over its height; 1 for square ones.
-        track_note: which of several video tracks this is; empty where there is one.
+        sample_aspect: width of a pixel over its height; 1 for square pixels.
+        track_note: which of several video tracks this is; empty if there is only one.
     """
 
     name: str
@@ -39,13 +41,13 @@ class Clip(Protocol):
 
     @property
     def sample_aspect(self) -> Fraction:
-        """See above."""
+        """Width of a pixel over its height."""
 
     def time_s(self, index: int) -> float | None:
-        """Return when a frame is shown, in seconds from the start, or None where frames have no times."""
+        """Return when a frame is shown, in seconds from the start, or None if frames have no times."""
 
     def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
-        """Read the frames with these rising numbers, apply ``convert`` to each RGB uint8 [H, W, 3], yield in order."""
+        """Read the frames with these numbers, which rise; yield each number and ``convert`` of RGB, uint8 [H, W, 3]."""
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Read all frames in order; yield number and RGB uint8 [H, W, 3]."""
+        """Read all frames in order; yield each number and RGB, uint8 [H, W, 3]."""

@@ -1,4 +1,4 @@
-"""Field-coded H.264: which packets hold the second field of a picture, and so are no frame of their own."""
+"""Field-coded H.264: detecting packets that hold the second field of a picture instead of a frame of their own."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from av.packet import Packet
 
 SLICES = (1, 5)
-"""Types of NAL units that hold a slice of a picture (ITU-T H.264, table 7-1): 5 begins anew."""
+"""Types of NAL units that hold a slice of a picture (ITU-T H.264, table 7-1); 5 refers to no earlier picture."""
 SPS = 7
 """Type of the NAL unit that holds a sequence parameter set."""
 HIGH_PROFILES = frozenset((100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135))
-"""Profiles whose sequence parameter sets say more about colour (section 7.3.2.1.1)."""
+"""Profiles whose sequence parameter sets hold more fields about colour (section 7.3.2.1.1)."""
 CHROMA_444 = 3
 HEADER_BYTES = 64
-"""A slice's header has told all that is read here within so many bytes."""
+"""Bytes of a slice that hold every field of its header that is read here."""
 START_CODE = b"\0\0\1"
 
 
 class _Bits:
-    """Reads the bits of a NAL unit, without the bytes that keep start codes out of it."""
+    """Reads the bits of a NAL unit, without its emulation prevention bytes."""
 
     def __init__(self, unit: bytes) -> None:
         payload = unit.replace(b"\0\0\3", b"\0\0")
@@ -51,7 +51,7 @@ class _Bits:
 
 
 class FieldPairs:
-    """Tells the second fields of one H.264 stream from its frames, packet by packet.
+    """Distinguishes second fields from frames in one H.264 stream, packet by packet.
 
     Source: ITU-T H.264, sections 7.3.2.1.1 (sequence parameter set), 7.3.3 (slice header) and 7.4.1.2.4 (pictures).
 
@@ -59,8 +59,8 @@ class FieldPairs:
         codec: the stream's decoder, with the stream's parameter sets.
 
     Attributes:
-        possible: whether the stream may hold fields at all; False for a progressive one.
-        found: whether a second field has been seen.
+        possible: whether the stream may hold fields at all; False for a progressive stream.
+        found: whether a second field was found.
     """
 
     def __init__(self, codec: CodecContext) -> None:
@@ -81,7 +81,7 @@ class FieldPairs:
                 break
 
     def is_second(self, packet: Packet[Any]) -> bool:
-        """Whether a packet completes the frame that the packet before it began. Packets come in decoding order."""
+        """Return whether a packet completes the frame of the previous packet. Call it in decoding order."""
         content = memoryview(packet)
         units = _by_length(content, self._length_bytes) if self._length_bytes else _by_start_code(bytes(content))
         for unit in units:
@@ -105,7 +105,7 @@ class FieldPairs:
             number = bits.read(self._frame_num_bits)
             is_field = bits.read(1)
             is_bottom = bits.read(1) if is_field else 0
-        except EOFError:  # damaged: decoding tells
+        except EOFError:  # damaged: the decoder will report it
             return False
         if not is_field:
             return False
@@ -142,7 +142,7 @@ class FieldPairs:
 
     @staticmethod
     def _skip_colour(bits: _Bits) -> bool:
-        """Skip what high profiles say of colour; return whether the colour planes are coded apart."""
+        """Skip the colour fields of high profiles; return whether the colour planes are coded separately."""
         chroma = bits.read_golomb()
         has_planes = chroma == CHROMA_444 and bool(bits.read(1))
         bits.read_golomb()
@@ -160,7 +160,7 @@ class FieldPairs:
 
 
 def _by_length(content: bytes | memoryview, length_bytes: int) -> Iterator[bytes]:
-    """Yield the beginning of each NAL unit where its length stands before it."""
+    """Yield the beginning of each NAL unit in content where each unit is preceded by its length."""
     at = 0
     while at + length_bytes < len(content):
         length = int.from_bytes(content[at : at + length_bytes], "big")
@@ -171,7 +171,7 @@ def _by_length(content: bytes | memoryview, length_bytes: int) -> Iterator[bytes
 
 
 def _by_start_code(content: bytes) -> Iterator[bytes]:
-    """Yield the beginning of each NAL unit where a start code stands before it."""
+    """Yield the beginning of each NAL unit in content where each unit is preceded by a start code."""
     at = content.find(START_CODE)
     while at >= 0:
         at += len(START_CODE)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adafocus_edge.errors import SourceError
-from adafocus_edge.media.clip import SQUARE, T
+from adafocus_edge.media.clip import DEFAULT_FPS, SQUARE, T
 from adafocus_edge.media.images import IMAGE_SUFFIXES, read_image
 from adafocus_edge.system.cpu import usable_cores
 from adafocus_edge.system.files import decode_text, read_own
@@ -25,54 +25,55 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-FOLDER_FPS = 25.0
-"""A folder of frames says nothing of time; a video made of it is shown at this rate."""
-
-
 def natural_order(path: Path) -> list[tuple[int, str]]:
-    """Sort key that puts ``frame_10`` behind ``frame_9``."""
+    """Return a sort key that puts ``frame_10`` after ``frame_9``."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
 ONE_DECIMAL = re.compile(r"((?:.*[^\d.,])?)(\d+(?:[.,]\d+)?)")
-"""A frame's name of a time stamp, such as ``1614863201.05`` or ``cam1_1614863201.05``: what is before it, and it."""
+"""A frame name with a time stamp, such as ``1614863201.05`` or ``cam1_1614863201.05``: its prefix and the number."""
 
 
 def frame_order(frames: Sequence[Path]) -> list[Path]:
-    """Return frames in the order of time: by value if the names are one decimal number each, else natural."""
+    """Return frames in order of time: by value if each name holds one decimal number, otherwise in natural order."""
     matches = [ONE_DECIMAL.fullmatch(path.stem) for path in frames]
     found = [match.groups() for match in matches if match is not None]
     values = [Decimal(number.replace(",", ".")) for _, number in found]
-    # Of 1.1 and 1.10, one is no decimal: these are two numbers, as of a shot and of a frame.
+    # If both 1.1 and 1.10 occur, these are not decimals but two numbers, such as those of a shot and of a frame.
     if len(set(values)) == len(frames) and len({before for before, _ in found}) == 1:
         return [path for _, path in sorted(zip(values, frames, strict=True))]
     return sorted(frames, key=natural_order)
 
 
 FRAME_NAME = "image_{:05d}.jpg"
-"""What the official extraction calls frames, counted from 1."""
+"""Name of a frame in the official extraction, counted from 1."""
 FPS_FILE = "fps.txt"
-"""Beside frames that `adafocus-edge prepare` wrote: their rate, for models that see motion."""
+"""File beside frames written by `adafocus-edge prepare`: their rate, for models that see motion."""
 TIMES_FILE = "times.txt"
-"""Beside frames of a video whose rate varies: when each is shown, in seconds, one a line."""
+"""File beside frames of a video with a variable rate: when each is shown, in seconds, one per line."""
 
 
 def _folder_fps(path: Path) -> float:
-    """Return the frame rate that a folder's file says, if there is one. Raises ``SourceError`` if it says none."""
+    """Return the frame rate in a folder's file, or the default without one. Raises ``SourceError`` if it is invalid."""
     try:
         text = decode_text(read_own(path)).strip()
         fps = float(text)
     except OSError:
-        return FOLDER_FPS
+        return DEFAULT_FPS
     except UnicodeError as error:
         raise SourceError(f"{path}: {error}") from None
     except ValueError:
-        raise SourceError(f"{path}: {text[:40]!r} is no frame rate: write frames per second, such as 29.97") from None
-    return fps if 0 < fps < 1000 else FOLDER_FPS
+        raise SourceError(
+            f"{path}: {text[:40]!r} is not a frame rate: write frames per second, such as 29.97"
+        ) from None
+    return fps if 0 < fps < 1000 else DEFAULT_FPS
 
 
 def _folder_times(path: Path, count: int) -> list[float] | None:
-    """Return when each frame of a folder is shown, if a file says so. Raises ``SourceError`` if it says nonsense."""
+    """Return when each frame of a folder is shown, in seconds from the first, or None without a file of times.
+
+    Raises ``SourceError`` if the file is invalid.
+    """
     try:
         times = [float(line) for line in decode_text(read_own(path)).split()]
     except OSError:
@@ -80,11 +81,13 @@ def _folder_times(path: Path, count: int) -> list[float] | None:
     except UnicodeError as error:
         raise SourceError(f"{path}: {error}") from None
     except ValueError as error:
-        raise SourceError(f"{path}: {error}: write the time of each frame in seconds, one a line") from None
+        raise SourceError(f"{path}: {error}: write the time of each frame in seconds, one per line") from None
     if len(times) < count or not all(math.isfinite(time) for time in times):
-        raise SourceError(f"{path}: {len(times)} times for {count} frames: write one a line, in seconds, or remove it")
+        raise SourceError(
+            f"{path}: {len(times)} times for {count} frames: write one per line, in seconds, or remove the file"
+        )
     if any(after < before for before, after in itertools.pairwise(times)):
-        raise SourceError(f"{path}: times must rise from frame to frame")
+        raise SourceError(f"{path}: times must not decrease from one frame to the next")
     return [time - times[0] for time in times[:count]]
 
 
@@ -92,9 +95,12 @@ class FrameFolder:
     """A folder of images as a clip.
 
     Args:
-        path: of the folder.
-        count: how many frames are promised, under their official names (a missing one is told when it is read); None
-            to take all images that are there, in the order of :func:`frame_order`.
+        path: the folder.
+        count: number of frames, under their official names; a missing one raises an error when it is read. None to
+            take all images of the folder, in the order of :func:`frame_order`.
+
+    Raises:
+        SourceError: the folder cannot be read or holds no images, or its file of rates or times is invalid.
     """
 
     sample_aspect = SQUARE
@@ -118,11 +124,11 @@ class FrameFolder:
         self.duration_s: float | None = self._times[-1] + 1 / self.fps if self._times else None
 
     def time_s(self, index: int) -> float | None:
-        """Return when a frame is shown if a file beside it says so; see :class:`Clip`."""
+        """Return when a frame is shown, or None without a file of times; see :class:`Clip`."""
         return self._times[index] if self._times else None
 
     def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
-        """Read the frames with these numbers, over the cores and only a little ahead; see :class:`Clip`."""
+        """Read the frames with these numbers on all cores, only a little ahead of the caller; see :class:`Clip`."""
         waiting = iter(sorted(set(indices)))
         pending: deque[tuple[int, Future[T]]] = deque()
         workers = usable_cores()
@@ -169,15 +175,15 @@ SERVICE_FOLDERS = frozenset(
         "lost+found",
     )
 )  # fmt: skip
-"""Folders that a NAS or a system puts among people's own: they hold thumbnails, and what was deleted."""
+"""Folders that a NAS or an operating system creates among the user's: they hold thumbnails and deleted files."""
 
 
 def is_service(name: str) -> bool:
-    """Whether a file or folder of that name is left out of searches: hidden, or a NAS's or a system's own."""
+    """Return whether searches skip files and folders of this name: hidden ones, and those of a NAS or a system."""
     return name.startswith(".") or name.casefold() in SERVICE_FOLDERS
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the images that lie directly in a folder; hidden files do not count."""
+    """Return the images directly in a folder, without hidden files. Raises ``OSError``."""
     found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not is_service(p.name))
     return [p for p in found if os.path.isfile(p)]

@@ -1,4 +1,4 @@
-"""Model frames: pixels that know what they show, and the checks that refuse what a model would misread."""
+"""Model frames: pixels marked with how they were made, and checks against input that a model would misread."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 
 Kind = Literal["rgb", "motion"]
 MAKERS = "adafocus_edge.media.preprocess"
-"""Where model frames are made; error messages name it."""
+"""The module that makes model frames, as error messages name it."""
 PICTURE_MODES = ("RGB", "L")
-"""Pillow's modes of the pictures that frames are made of."""
+"""Pillow's modes of pictures from which frames can be made."""
 
 
 class ModelFrame(np.ndarray[Any, np.dtype[np.uint8]]):
-    """A frame as a model takes it, or a clip of them: uint8 [S, S, 3] or [T, S, S, 3] that knows how it was made.
+    """The input of a model: a frame, uint8 [S, S, 3], or a clip of them, uint8 [T, S, S, 3].
 
-    It is a NumPy array in every way. Its parts are model frames, too; what is computed or stacked from it is a plain
-    array again, for which :meth:`of` then vouches. ``adafocus_edge.media.preprocess`` makes them.
+    It is a NumPy array that is marked with how it was made. Slices of it are model frames, too. Arrays that are
+    computed or stacked from it are plain arrays; mark them with :meth:`of`. ``adafocus_edge.media.preprocess`` makes
+    model frames.
 
     Attributes:
         fit: how the source frame became square (:class:`ModelSpec`).
-        motion_gap_s: 0 for RGB, else the gap between the three luminances that are its channels, in seconds.
+        motion_gap_s: 0 for RGB; otherwise the gap between the three luminances that are its channels, in seconds.
     """
 
     fit: Fit
@@ -39,7 +40,15 @@ class ModelFrame(np.ndarray[Any, np.dtype[np.uint8]]):
 
     @classmethod
     def of(cls, pixels: NDArray[np.uint8], spec: ModelSpec) -> Self:
-        """Mark pixels that were made as a model's specification says, without a copy. Raises ``FrameError``."""
+        """Mark pixels that were made according to a model's specification, without a copy.
+
+        Args:
+            pixels: uint8 [S, S, 3] or [T, S, S, 3].
+            spec: the model's specification.
+
+        Raises:
+            FrameError: type or shape do not fit the model.
+        """
         _check_pixels(pixels, spec.frame_size, clip=np.ndim(pixels) == 4)
         made = pixels.view(cls)
         made.fit, made.motion_gap_s = spec.fit, spec.motion_gap_s
@@ -47,11 +56,11 @@ class ModelFrame(np.ndarray[Any, np.dtype[np.uint8]]):
 
     @property
     def kind(self) -> Kind:
-        """What the three channels are."""
+        """Content of the three channels: ``rgb`` or ``motion``."""
         return "motion" if self.motion_gap_s else "rgb"
 
     def __array_finalize__(self, parent: Any) -> None:
-        # A view of a plain array knows nothing, and no model takes it.
+        # A view of a plain array has no marks, and models refuse it.
         self.fit = getattr(parent, "fit", None)  # type: ignore[assignment]
         self.motion_gap_s = getattr(parent, "motion_gap_s", None)  # type: ignore[assignment]
 
@@ -63,24 +72,24 @@ class ModelFrame(np.ndarray[Any, np.dtype[np.uint8]]):
 
 @runtime_checkable
 class DeviceTensor(Protocol):
-    """A tensor in a device's memory, as far as checks look at it: a backend's ``Buffer`` is one."""
+    """A tensor in a device's memory, as far as checks need it; a backend's ``Buffer`` is one."""
 
     @property
     def address(self) -> int:
-        """Of its first byte."""
+        """Address of its first byte."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape, the batch first."""
+        """Shape, batch first."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of its elements."""
+        """Type of its elements."""
 
 
 @runtime_checkable
 class KnownFrame(Protocol):
-    """A frame that knows how it was made: a :class:`ModelFrame`, or one in a device's memory."""
+    """A frame marked with how it was made: a :class:`ModelFrame`, or one in a device's memory."""
 
     @property
     def fit(self) -> Fit:
@@ -92,19 +101,20 @@ class KnownFrame(Protocol):
 
 
 def blank_frame(spec: ModelSpec) -> ModelFrame:
-    """Return a black model frame, uint8 [S, S, 3]: what a model is warmed up with."""
+    """Return a black model frame, uint8 [S, S, 3], to warm up a model."""
     return ModelFrame.of(np.zeros((spec.frame_size, spec.frame_size, 3), np.uint8), spec)
 
 
 def check_frames(frames: Sequence[Any] | NDArray[np.uint8], spec: ModelSpec) -> None:
-    """Check that a model can take frames, before one of them is misread.
+    """Check that a model can take frames, before it misreads one.
 
     Args:
         frames: a sequence of uint8 [S, S, 3], or uint8 [N, S, S, 3] as one array: model frames, tensors on a device, or
-            where the model sees RGB plain arrays.
-        spec: of the model.
+            plain arrays if the model sees RGB.
+        spec: the model's specification.
 
-    Raises ``FrameError`` that names what was given and the fix.
+    Raises:
+        FrameError: a frame does not fit the model; names the frame found, what the model takes, and the fix.
     """
     if isinstance(frames, np.ndarray):
         _check_frame(frames, spec, clip=True)
@@ -125,27 +135,27 @@ def _check_frame(frame: Any, spec: ModelSpec, *, clip: bool) -> None:
     if isinstance(frame, (ModelFrame, KnownFrame)):
         if (frame.motion_gap_s, frame.fit) != (spec.motion_gap_s, spec.fit):
             raise FrameError(
-                f"frame: made for {_purpose(frame.motion_gap_s, frame.fit)}, and this model takes "
+                f"frame: made for {_purpose(frame.motion_gap_s, frame.fit)}, but this model takes "
                 f"{_purpose(spec.motion_gap_s, spec.fit)}: make it for this model's spec with {MAKERS}"
             )
     elif spec.motion_gap_s:
         raise FrameError(
-            f"frame: {_described(frame)} may be RGB, and this model takes {_purpose(spec.motion_gap_s, spec.fit)}: "
-            f"make it with FrameMaker, motion_frame or sampled_frames of {MAKERS}; stacked or stored frames are marked "
-            "by adafocus_edge.media.frames.ModelFrame.of(pixels, spec)"
+            f"frame: {_described(frame)} may be RGB, but this model takes {_purpose(spec.motion_gap_s, spec.fit)}: "
+            f"make it with FrameMaker, motion_frame or sampled_frames of {MAKERS}; mark stacked or stored frames with "
+            "adafocus_edge.media.frames.ModelFrame.of(pixels, spec)"
         )
 
 
 def _purpose(motion_gap_s: float | None, fit: Fit | None) -> str:
     if motion_gap_s is None:
-        return "no known model"
+        return "an unknown model"
     if not motion_gap_s:
         return f"RGB frames (fit {fit})"
     return f"motion frames (luminance {2 * motion_gap_s:g} s before, {motion_gap_s:g} s before and now; fit {fit})"
 
 
 def _check_pixels(frame: Any, size: int, *, clip: bool) -> None:
-    """Check type, values' range by it, and shape of a frame (or of a clip's, in one array)."""
+    """Check the type and the shape of a frame, or of a clip's frames in one array."""
     wanted = f"uint8 [{'N, ' * clip}{size}, {size}, 3]"
     if not isinstance(frame, (np.ndarray, DeviceTensor)):
         raise FrameError(f"frame: {_described(frame)}: a model takes {wanted}: make one with {MAKERS}")
@@ -166,16 +176,16 @@ def _fix_of_type(kind: np.dtype[Any]) -> str:
 
 def _fix_of_shape(shape: tuple[int, ...], size: int) -> str:
     if shape[-3:] == (3, size, size):
-        return "the channels come last: transpose it"
+        return "the channels must come last: transpose it"
     if shape[-1:] == (4,):
-        return "leave out the alpha channel"
+        return "remove the alpha channel"
     if len(shape) in (3, 4) and shape[-3:] == (size, size, 3):
         return "pass one frame of each clip, as a list or as one array"
     return f"make it with {MAKERS}"
 
 
 def _described(thing: Any) -> str:
-    """Return a type, and for arrays the type of their elements and their shape."""
+    """Return the type of an object, and for arrays also element type and shape."""
     if isinstance(thing, Image.Image):
         return f"a PIL image ({thing.mode}, {thing.width} x {thing.height})"
     if isinstance(thing, (np.ndarray, DeviceTensor)):
@@ -189,10 +199,11 @@ def as_picture(picture: Any) -> Image.Image:
     """Return a picture of any size as a PIL image in mode RGB or L.
 
     Args:
-        picture: a PIL image in one of these modes, or uint8 [H, W, 3] in the order red, green, blue (OpenCV's is the
-            reverse, which no check can see: pass ``bgr[..., ::-1]``), or grey uint8 [H, W].
+        picture: a PIL image in one of these modes, or uint8 [H, W, 3] in the order red, green, blue (OpenCV's order is
+            the reverse, which no check can detect: pass ``bgr[..., ::-1]``), or grey uint8 [H, W].
 
-    Raises ``FrameError`` for anything else.
+    Raises:
+        FrameError: it is anything else; names what was given and the fix.
     """
     if isinstance(picture, Image.Image):
         if picture.mode not in PICTURE_MODES:
@@ -204,7 +215,7 @@ def as_picture(picture: Any) -> Image.Image:
         raise FrameError(f"picture: {_described(picture)}: give a PIL image, or uint8 [H, W, 3] RGB")
     wrong = f"picture: {_described(picture)}: give a PIL image, or uint8 [H, W, 3] RGB"
     if isinstance(picture, ModelFrame):
-        raise FrameError(f"{wrong}: this is a model frame already")
+        raise FrameError(f"{wrong}: this is already a model frame")
     if picture.dtype != np.uint8:
         raise FrameError(f"{wrong}: {_fix_of_type(picture.dtype)}")
     if 0 in picture.shape:
@@ -216,9 +227,9 @@ def as_picture(picture: Any) -> Image.Image:
 
 def _fix_of_picture(shape: tuple[int, ...]) -> str:
     if len(shape) == 3 and shape[2] == 4:
-        return "leave out the alpha channel: picture[..., :3]"
+        return "remove the alpha channel: picture[..., :3]"
     if len(shape) == 3 and shape[2] == 1:
-        return "a grey one is [H, W]: picture[..., 0]"
+        return "a grey picture must be [H, W]: picture[..., 0]"
     if len(shape) == 3 and shape[0] in (1, 3, 4):
-        return "the channels come last: picture.transpose(1, 2, 0)"
-    return "one picture at a time" if len(shape) == 4 else "those are the dimensions of no picture"
+        return "the channels must come last: picture.transpose(1, 2, 0)"
+    return "give one picture at a time" if len(shape) == 4 else "a picture is [H, W, 3] or [H, W]"

@@ -1,12 +1,12 @@
-"""Model frames made on the device: the CPU path's colours and resize as a graph that every backend runs.
+"""Model frames made on the device: the CPU path's colour conversion and resize as a graph for every backend.
 
-The graph (``pixels.onnx``) takes N decoded frames that make up one model frame (one, or three of a model that sees
-motion) as NV12 and computes M channels of each, N M = 3. Step by step, with the CPU path's own roundings:
+The graph (``pixels.onnx``) takes the N decoded frames of one model frame (one, or three for a model that sees motion)
+as NV12 and computes M channels of each, N M = 3. Its steps, with the same roundings as on the CPU:
 
 1. colour, per channel c: ``floor((Y - black) luma_gain) + floor((U - 128) chroma_gain[0, c]) + floor((V - 128)
-   chroma_gain[1, c])``, clipped to a byte; U and V count for 2 x 2 pixels, wherever sampled, as FFmpeg does it;
-2. channels: ``mix``, rounded: RGB as it is, or the luminance;
-3. resize and crop: times ``columns``, rounded, then ``rows`` times that, rounded.
+   chroma_gain[1, c])``, clipped to a byte; U and V apply to 2 x 2 pixels, wherever sampled, as in FFmpeg;
+2. channels: multiplied by ``mix``, rounded: RGB unchanged, or the luminance;
+3. resize and crop: multiplied by ``columns``, rounded; then ``rows`` multiplied by that, rounded.
 
 ===========  =====================  ===============================================================================
 input        shape                  meaning
@@ -50,18 +50,18 @@ GAIN_STEPS = 8192
 WEIGHT_STEPS = 1 << 22
 """Pillow's weights are multiples of 2^-22 (``Resample.c``)."""
 GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)
-"""Luminance of RGB as :func:`adafocus_edge.media.preprocess.luminance` takes it (ITU-R BT.601, in Pillow's whole
-numbers).
+"""Weights of RGB in the luminance of :func:`adafocus_edge.media.preprocess.luminance` (ITU-R BT.601, in Pillow's
+integers).
 """
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What comes out of a decoder as NV12: Y of every pixel, then U and V side by side of every 2 x 2 of them.
+    """Layout of a decoded NV12 frame: Y of every pixel, then interleaved U and V of every 2 x 2 pixels.
 
     Attributes:
-        height: pixels, even.
-        width: pixels, even.
+        height: in pixels, even.
+        width: in pixels, even.
         matrix: one of :data:`LUMA_WEIGHTS`.
         full_range: whether Y uses all of 0 to 255 instead of 16 to 235.
     """
@@ -73,14 +73,14 @@ class Decoded:
 
     def __post_init__(self) -> None:
         if self.height % 2 or self.width % 2:
-            raise ValueError(f"NV12 has even sides, not {self.width} x {self.height}")
+            raise ValueError(f"NV12 needs an even width and height, not {self.width} x {self.height}")
         if self.matrix not in LUMA_WEIGHTS:
             raise ValueError(f"unknown colour matrix {self.matrix!r}; known: {', '.join(LUMA_WEIGHTS)}")
 
 
 @lru_cache(maxsize=16)
 def matrices(decoded: Decoded, spec: ModelSpec) -> dict[str, NDArray[np.float32]]:
-    """Return the graph's matrices for a source and a model; they must not be written to."""
+    """Return the graph's inputs other than pixels, by name, for a source and a model; do not modify them (cached)."""
     window = CropWindow.of(decoded.height, decoded.width, spec.frame_size, spec.fit)
     size = spec.frame_size
     down = resize_weights(decoded.height, window.resized_height)[window.top : window.top + size]
@@ -102,7 +102,7 @@ def matrices(decoded: Decoded, spec: ModelSpec) -> dict[str, NDArray[np.float32]
 def resize_weights(source: int, target: int) -> NDArray[np.float64]:
     """Return the weights [target, source] of a bilinear, antialiased resize along one side, as Pillow computes them.
 
-    A triangle as wide as the step between two output samples, at least two input samples, centred on each output.
+    The kernel is a triangle centred on each output, as wide as two steps between outputs, but at least two inputs.
     """
     step = source / target
     reach = max(step, 1.0)
@@ -114,7 +114,7 @@ def resize_weights(source: int, target: int) -> NDArray[np.float64]:
 
 
 def rgb_of_yuv(matrix: str, *, full_range: bool) -> tuple[NDArray[np.float64], float]:
-    """Return M [3, 3] and black of ``RGB = M (Y - black, U - 128, V - 128)``, all of them bytes (ITU-T H.273, 8.3)."""
+    """Return M, float64 [3, 3], and black of ``RGB = M (Y - black, U - 128, V - 128)`` in bytes (ITU-T H.273, 8.3)."""
     red, blue = LUMA_WEIGHTS[matrix]
     green = 1 - red - blue
     luma, chroma, black = (1.0, 1.0, 0.0) if full_range else (255 / 219, 255 / 224, 16.0)

@@ -1,4 +1,4 @@
-"""Where a Matroska or WebM file ends by its own account: the one sure sign that it was cut short."""
+"""The declared end of a Matroska or WebM file, which alone shows reliably whether the file was cut short."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEGMENT = 0x18538067
 
 
 def matroska_end(path: Path) -> int | None:
-    """Return how many bytes a file has by its head; None where it does not say, as one that was written live.
+    """Return the size of a file in bytes that its header declares; None if unknown, as for a live recording.
 
     Source: RFC 8794 (EBML), sections 5 and 6; RFC 9559 (Matroska), section 5.1.
     """
@@ -30,7 +30,7 @@ def matroska_end(path: Path) -> int | None:
 
 
 def _read_number(file: BufferedReader, *, keep_marker: bool) -> int | None:
-    """Read a number of variable length; None at the file's end, and for a size that is unknown: all ones."""
+    """Read a number of variable length; return None at the end of the file, and for an unknown size (all ones)."""
     first = file.read(1)
     if not first or not first[0]:
         return None

@@ -1,4 +1,4 @@
-"""What of a video an NVIDIA GPU decodes to NV12, as the CPU path would show it; everything else is left to the CPU."""
+"""Selection of videos that an NVIDIA GPU decodes to NV12 as the CPU path would; the CPU decodes all others."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ CODECS = {
     "mpeg2video": "MPEG2",
     "mpeg1video": "MPEG1",
 }
-"""Decoders of FFmpeg and the names that NVDEC's codecs have (``cudaVideoCodec``)."""
+"""NVDEC's names of codecs (``cudaVideoCodec``), by FFmpeg's decoder."""
 NV12_LIKE = frozenset(("yuv420p", "yuvj420p", "nv12"))
-"""Pixel formats that a GPU's decoder returns as NV12."""
+"""Pixel formats that NVDEC returns as NV12."""
 MATRICES = {1: "bt709", 2: "bt601", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}
-"""By FFmpeg's number (AVColorSpace), as FFmpeg converts them: untagged video counts as BT.601."""
+"""Colour matrices by FFmpeg's number (AVColorSpace), as FFmpeg converts them: untagged video counts as BT.601."""
 LIMITED_RANGE, FULL_RANGE = 1, 2
 """FFmpeg's numbers (AVColorRange)."""
 
 
 class NotOnGpuError(SourceError):
-    """A video that the CPU has to decode; the text is the reason alone."""
+    """A video that the CPU must decode; the message is only the reason."""
 
 
 def codec_of(name: str) -> str:
-    """Return NVDEC's name of a codec. Raises ``NotOnGpuError``.
+    """Return NVDEC's name of a codec. Raises ``NotOnGpuError`` if NVDEC does not decode it.
 
     Args:
-        name: of FFmpeg's decoder.
+        name: name of FFmpeg's decoder.
     """
     if name not in CODECS:
         raise NotOnGpuError(f"the codec {name} is not decoded on the GPU")
@@ -49,18 +49,18 @@ def codec_of(name: str) -> str:
 
 
 def layout_of(frame: VideoFrame) -> Decoded:
-    """Return the layout in which a GPU decodes the video that a frame belongs to.
+    """Return the layout in which a GPU decodes the video of a frame.
 
     Raises:
-        NotOnGpuError: the GPU would decode it to something else than the CPU path shows, with the reason.
+        NotOnGpuError: the GPU's pixels would differ from those of the CPU path; gives the reason.
     """
     from adafocus_edge.media.orientation import orientation
 
     if frame.format.name not in NV12_LIKE or frame.width % 2 or frame.height % 2:
         size = f"{frame.width} x {frame.height}"
-        raise NotOnGpuError(f"{frame.format.name} of {size} is not decoded on the GPU: only 8-bit 4:2:0 of even sides")
+        raise NotOnGpuError(f"{frame.format.name} of {size} is not decoded on the GPU: only 8-bit 4:2:0, even sides")
     if orientation(frame) != (False, 1, 1):
-        raise NotOnGpuError("it asks to be turned or mirrored, which is not done on the GPU")
+        raise NotOnGpuError("it has a rotation or mirror flag, which the GPU path does not support")
     if frame.interlaced_frame:
         raise NotOnGpuError("it is interlaced, which the GPU would deinterlace")
     space = int(frame.colorspace)
@@ -71,10 +71,10 @@ def layout_of(frame: VideoFrame) -> Decoded:
 
 
 def frame_of(planes: NDArray[np.uint8], layout: Decoded) -> VideoFrame:
-    """Return NV12 planes, uint8 [3/2 height, width], as a frame that FFmpeg converts like what the CPU decodes."""
+    """Return NV12 planes, uint8 [3/2 height, width], as a frame that FFmpeg converts like one decoded on the CPU."""
     from av.video.frame import VideoFrame
 
-    # FFmpeg has another conversion for NV12 itself; splitting U from V first changes no sample.
+    # FFmpeg converts NV12 itself in another way; separating U and V first changes no sample.
     frame = VideoFrame.from_ndarray(planes, format="nv12").reformat(format="yuv420p", threads=1)
     frame.colorspace = next(number for number, name in MATRICES.items() if name == layout.matrix)
     frame.color_range = FULL_RANGE if layout.full_range else LIMITED_RANGE

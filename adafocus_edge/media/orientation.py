@@ -1,4 +1,4 @@
-"""Turning decoded frames as their display matrix asks."""
+"""Rotating and mirroring decoded frames according to their display matrix."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _of_thread = threading.local()
 
 
 def orientation(frame: VideoFrame) -> tuple[bool, int, int]:
-    """Return how a decoded frame's display matrix turns it: whether rows become columns, then a step per axis.
+    """Return how a frame's display matrix turns it: whether rows become columns, then a step for rows and for columns.
 
-    A step of -1 reverses the rows, or the columns, of what is shown. So ``pixels.transpose(1, 0, 2)``, if asked for,
-    and ``[::rows, ::columns]`` give the eight ways of turning and mirroring that cameras write. Any other angle is
-    taken for the nearest of them.
+    A step of -1 reverses the displayed rows or columns. ``pixels.transpose(1, 0, 2)``, if the first value is true,
+    followed by ``[::rows, ::columns]`` thus covers the eight rotations and reflections that cameras write. Any other
+    angle is rounded to the nearest of them.
 
     Source: FFmpeg's ``libavutil/display.h``: (x, y) is shown at (a x + c y, b x + d y).
     """
-    stored = cast("Any", frame.side_data).get(SideDataType.DISPLAYMATRIX)  # PyAV's types take names only
+    stored = cast("Any", frame.side_data).get(SideDataType.DISPLAYMATRIX)  # PyAV's type hints allow names only
     if stored is None:
         return False, 1, 1
     matrix = np.frombuffer(bytes(stored), np.int32)
@@ -37,20 +37,20 @@ def orientation(frame: VideoFrame) -> tuple[bool, int, int]:
 
 
 def is_sideways(frame: VideoFrame) -> bool:
-    """Whether a frame is shown with its rows as columns."""
+    """Return whether a frame is displayed with its rows as columns."""
     return orientation(frame)[0]
 
 
 def upright_size(frame: VideoFrame) -> tuple[int, int]:
-    """Return width and height of a decoded frame as it is shown."""
+    """Return width and height of a decoded frame as displayed."""
     return (frame.height, frame.width) if is_sideways(frame) else (frame.width, frame.height)
 
 
 def _converter(frame: VideoFrame) -> VideoReformatter:
-    """Return this thread's converter to RGB, a new one for frames of another kind than the last.
+    """Return this thread's converter to RGB; it is replaced when format, size or colours of frames change.
 
-    PyAV would keep one with every frame, which costs as much to make as its work does, and by default starts several
-    threads for each: a live run had a hundred.
+    PyAV would create one per frame, which takes as long as the conversion, and starts several threads for each by
+    default: a live run had a hundred.
     """
     kind = (frame.format.name, frame.width, frame.height, int(frame.colorspace), int(frame.color_range))
     if getattr(_of_thread, "kind", None) != kind:
@@ -59,7 +59,7 @@ def _converter(frame: VideoFrame) -> VideoReformatter:
 
 
 def upright(frame: VideoFrame) -> NDArray[np.uint8]:
-    """Return a decoded frame as RGB, turned and mirrored as its display matrix asks: uint8 [H, W, 3]."""
+    """Return a decoded frame as RGB, uint8 [H, W, 3], turned and mirrored according to its display matrix."""
     pixels = cast("NDArray[np.uint8]", _converter(frame).reformat(frame, format="rgb24", threads=1).to_ndarray())
     sideways, rows, columns = orientation(frame)
     if sideways:

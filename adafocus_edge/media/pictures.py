@@ -1,4 +1,4 @@
-"""Captured pictures: what shows one, its size, and the shape of its pixels."""
+"""Captured pictures of live sources, converted to RGB only on demand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 
 class Picture(NamedTuple):
-    """A captured frame: what makes RGB uint8 [H, W, 3] of it, its size in pixels, a pixel's width over its height."""
+    """A captured frame.
+
+    Attributes:
+        to_rgb: converts it to RGB, uint8 [H, W, 3].
+        width: in pixels.
+        height: in pixels.
+        sample_aspect: width of a displayed pixel over its height.
+    """
 
     to_rgb: Callable[[], Any]
     width: int
@@ -24,15 +31,15 @@ class Picture(NamedTuple):
 
 
 def decoded_picture(frame: VideoFrame, sample_aspect: Fraction) -> Picture:
-    """Return a frame that the CPU decoded as a picture.
+    """Return the picture of a frame that the CPU has decoded.
 
     Args:
         frame: the frame.
-        sample_aspect: a shown pixel's width over its height.
+        sample_aspect: width of a displayed pixel over its height.
     """
     from adafocus_edge.media.orientation import upright, upright_size
 
-    lock = threading.Lock()  # several threads may want the same frame, whose converter in PyAV takes one at a time
+    lock = threading.Lock()  # several threads may convert one frame, which PyAV does not allow at the same time
 
     def to_rgb() -> NDArray[Any]:
         with lock:

@@ -1,4 +1,4 @@
-"""From decoded frames to the S x S pixels that the model sees; by default as the official evaluation does it."""
+"""From decoded frames to the S x S pixels of a model's input; by default equal to the official evaluation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from adafocus_edge.errors import FrameError
+from adafocus_edge.media.clip import DEFAULT_FPS
 from adafocus_edge.media.frames import ModelFrame, as_picture
 from adafocus_edge.model.spec import short_side
 
@@ -22,18 +23,18 @@ if TYPE_CHECKING:
     from adafocus_edge.model.spec import Fit, ModelSpec
 
 LONGEST_STRIP = 16
-"""Beyond this aspect ratio only the part of the source under the crop is resized."""
+"""Aspect ratio above which only the part of the source under the crop is resized."""
 
 
 @dataclass(frozen=True)
 class CropWindow:
-    """Where the S x S frame lies in its source. All sizes are in pixels.
+    """The position of the S x S frame in its source. All sizes are in pixels.
 
     Attributes:
-        height: of the source frame.
-        width: of the source frame.
-        resized_height: of the whole frame after the resize.
-        resized_width: of the whole frame after the resize.
+        height: height of the source frame.
+        width: width of the source frame.
+        resized_height: height of the whole frame after the resize.
+        resized_width: width of the whole frame after the resize.
         top: first row of the crop in the resized frame.
         left: first column of the crop in the resized frame.
         size: S.
@@ -49,7 +50,7 @@ class CropWindow:
 
     @classmethod
     def of(cls, height: int, width: int, size: int, fit: Fit = "crop") -> CropWindow:
-        """Compute the official evaluation's resize and centre crop for a source of this size, or the whole of it."""
+        """Return the official resize and centre crop for a source of this size; with ``squash``, the whole frame."""
         if fit == "squash":
             return cls(height, width, size, size, 0, 0, size)
         short = short_side(size)
@@ -63,7 +64,7 @@ class CropWindow:
         return cls(height, width, resized_height, resized_width, top, left, size)
 
     def source_box(self, y: float, x: float, height: float, width: float) -> tuple[float, float, float, float]:
-        """Map a rectangle of the S x S frame back to (top, left, bottom, right) in source pixels."""
+        """Return a rectangle of the S x S frame as (top, left, bottom, right) in source pixels."""
         down = self.height / self.resized_height
         across = self.width / self.resized_width
         top = (y + self.top) * down
@@ -72,17 +73,19 @@ class CropWindow:
 
 
 def preprocess(image: Image.Image | NDArray[np.uint8], size: int, fit: Fit = "crop") -> NDArray[np.uint8]:
-    """Resize (bilinear, antialiased) and centre-crop one image; :func:`model_frame` does it as a model wants it.
+    """Resize (bilinear, antialiased) and centre-crop one image; see :func:`model_frame` for the input of a model.
 
     Args:
-        image: an RGB or a grey picture of any size (:func:`adafocus_edge.media.frames.as_picture`).
-        size: S, pixels.
+        image: an RGB or grey picture of any size (:func:`adafocus_edge.media.frames.as_picture`).
+        size: S, in pixels.
         fit: ``squash`` to resize the whole image to S x S instead.
 
     Returns:
-        uint8 [S, S, 3], or [S, S] of a grey image; equal to the official evaluation's pixels; for a strip longer than
-        16 times its width, where the whole resized image would take hundreds of megabytes, within one grey level.
-        Raises ``FrameError`` for what is no such picture.
+        uint8 [S, S, 3], or [S, S] for a grey image, equal to the official evaluation's pixels. For a strip longer than
+        16 times its width, whose whole resized image would take hundreds of megabytes, equal within one grey level.
+
+    Raises:
+        FrameError: ``image`` is not such a picture.
     """
     image = as_picture(image)
     if fit == "squash":
@@ -99,51 +102,52 @@ def preprocess(image: Image.Image | NDArray[np.uint8], size: int, fit: Fit = "cr
 
 
 def sample_indices(frame_count: int, segments: int) -> list[int]:
-    """Choose the frames that stand for a clip: the middle of each of T equal segments (official evaluation).
+    """Return the frames that represent a clip: the middle of each of T equal segments (official evaluation).
 
-    A clip of fewer frames than T gives all of them, and its last one again until there are T.
+    If the clip has fewer than T frames, these are all of them, with the last one repeated.
 
     Args:
-        frame_count: frames in the clip, at least 1.
+        frame_count: number of frames in the clip, at least 1.
         segments: T.
 
     Returns:
-        T indices from 0, rising.
+        T frame numbers from 0, rising.
     """
     if frame_count < segments:
         return [min(index, frame_count - 1) for index in range(segments)]
     return [int(frame_count / segments * (index + 0.5)) for index in range(segments)]
 
 
-UNKNOWN_FPS = 25.0
-"""Assumed where a source does not tell its frame rate."""
-
-
 def luminance(picture: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the luminance (ITU-R BT.601) of an RGB or a grey picture as uint8 [H, W]. Raises ``FrameError``."""
+    """Return the luminance (ITU-R BT.601) of an RGB or grey picture as uint8 [H, W]. Raises ``FrameError``."""
     return np.asarray(as_picture(picture).convert("L"))
 
 
 def motion_indices(index: int, fps: float, gap_s: float) -> tuple[int, int, int]:
-    """Return the frames that make up a motion frame at a constant rate: two gaps before, one gap before, and ``index``.
+    """Return the frames of a motion frame at a constant rate: two gaps before, one gap before, and ``index``.
+
+    Args:
+        index: number of the frame, from 0.
+        fps: frame rate; 0 if unknown, which counts as :data:`DEFAULT_FPS`.
+        gap_s: see :class:`ModelSpec`, ``motion_gap_s``.
 
     See :func:`motion_frame_indices` for a clip of any rate.
     """
-    gap = max(1, round((fps or UNKNOWN_FPS) * gap_s))
+    gap = max(1, round((fps or DEFAULT_FPS) * gap_s))
     return max(0, index - 2 * gap), max(0, index - gap), index
 
 
 SAME_S = 1e-6
-"""Times that differ by less are the same: they come from sums of rounded numbers."""
+"""Times that differ by less are equal: they are sums of rounded numbers."""
 
 
 def nearest_earlier(time_s: Callable[[int], float], start: int, target_s: float) -> int:
-    """Return which frame, from 0 to ``start``, is nearest in time to ``target_s``; of two as near, the earlier.
+    """Return the frame, from 0 to ``start``, that is nearest in time to ``target_s``; of two equally near, the earlier.
 
     Args:
-        time_s: gives a frame's time; rises with its number.
-        start: the latest frame that may be returned.
-        target_s: at or before that frame's time.
+        time_s: returns a frame's time in seconds, which rises with its number.
+        start: the last frame that may be returned.
+        target_s: a time in seconds, at or before that of frame ``start``.
     """
     index = start
     while index > 0 and abs(time_s(index - 1) - target_s) <= abs(time_s(index) - target_s) + SAME_S:
@@ -152,22 +156,27 @@ def nearest_earlier(time_s: Callable[[int], float], start: int, target_s: float)
 
 
 def nearest_motion(time_s: Callable[[int], float], now: int, gap_s: float) -> tuple[int, int, int]:
-    """Return the frames that are nearest in time to two gaps and to one gap before frame ``now``, and it itself.
+    """Return the frames nearest in time to two gaps and to one gap before frame ``now``, and ``now`` itself.
 
     Args:
-        time_s: gives a frame's time; rises with its number, from 0.
-        now: the frame's number.
-        gap_s: see :class:`ModelSpec`.
+        time_s: returns a frame's time in seconds, which rises with its number, from 0.
+        now: number of the frame.
+        gap_s: see :class:`ModelSpec`, ``motion_gap_s``.
     """
     one = nearest_earlier(time_s, now, time_s(now) - gap_s)
     return nearest_earlier(time_s, one, time_s(now) - 2 * gap_s), one, now
 
 
 def motion_frame_indices(clip: Clip, index: int, gap_s: float) -> tuple[int, int, int]:
-    """Return the frames that make up a motion frame of a clip: two gaps before, one gap before, and ``index`` itself.
+    """Return the frames of a motion frame of a clip: two gaps before, one gap before, and ``index`` itself.
 
-    They are the nearest in time, as with cameras. At a constant rate, and where frames have no times,
-    :func:`motion_indices` counts them.
+    They are those nearest in time, as for cameras. At a constant rate, and if frames have no times, they are counted
+    (:func:`motion_indices`).
+
+    Args:
+        clip: the clip.
+        index: number of the frame, from 0.
+        gap_s: see :class:`ModelSpec`, ``motion_gap_s``.
     """
     if clip.is_constant_rate or clip.time_s(index) is None:
         return motion_indices(index, clip.fps, gap_s)
@@ -177,16 +186,17 @@ def motion_frame_indices(clip: Clip, index: int, gap_s: float) -> tuple[int, int
 def glimpse_frames(
     clip: Clip, indices: Sequence[int], motion_gap_s: float, convert: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """Read what is glimpsed at some frames of a clip: RGB, or with a motion gap the luminance of three frames.
+    """Read frames of a clip as RGB, or with a motion gap as the luminance of three frames.
 
     Args:
-        clip: to read.
+        clip: the clip to read.
         indices: rising frame numbers.
         motion_gap_s: see :class:`ModelSpec`; 0 for RGB.
         convert: applied to each decoded frame: uint8 [H, W, 3], or [H, W] with a motion gap.
 
     Yields:
-        each number with what ``convert`` made of it, three of them stacked along a new last axis with a motion gap.
+        each frame's number and the result of ``convert``; with a motion gap, three results stacked along a new last
+        axis.
     """
     if not motion_gap_s:
         yield from clip.select(indices, convert)
@@ -204,7 +214,19 @@ def glimpse_frames(
 
 
 def model_frames(clip: Clip, indices: Sequence[int], spec: ModelSpec) -> Iterator[tuple[int, ModelFrame]]:
-    """Read frames of a clip as a model sees them: number and uint8 [S, S, 3], in the order asked for."""
+    """Read frames of a clip as model frames.
+
+    Args:
+        clip: the clip to read.
+        indices: rising frame numbers, from 0.
+        spec: the model's specification.
+
+    Yields:
+        each frame's number and the model frame, uint8 [S, S, 3], in the order of ``indices``.
+
+    Raises:
+        SourceError: a frame cannot be read.
+    """
 
     def convert(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return preprocess(pixels, spec.frame_size, spec.fit)
@@ -214,25 +236,36 @@ def model_frames(clip: Clip, indices: Sequence[int], spec: ModelSpec) -> Iterato
 
 
 def sampled_frames(clip: Clip, spec: ModelSpec) -> Iterator[tuple[int, ModelFrame]]:
-    """Read the frames that stand for a clip, as a model sees them; see :func:`sample_indices`, :func:`model_frames`."""
+    """Read the T frames that represent a clip (:func:`sample_indices`) as model frames (:func:`model_frames`).
+
+    Example::
+
+        for index, frame in sampled_frames(clip, bundle.spec):
+            glimpse = stream.see([frame])
+    """
     return model_frames(clip, sample_indices(clip.frame_count, spec.segments), spec)
 
 
-# -- frames of pictures from elsewhere --------------------------------------------------------------------------------
+# -- model frames of the caller's own pictures -------------------------------------------------------------------------
 
 
 def model_frame(picture: Image.Image | NDArray[np.uint8], spec: ModelSpec) -> ModelFrame:
-    """Make a frame of one picture for a model that sees RGB.
+    """Return the model frame, uint8 [S, S, 3], of one picture, for a model that sees RGB.
 
     Args:
-        picture: RGB or grey, of any size (:func:`adafocus_edge.media.frames.as_picture`).
-        spec: of the model.
+        picture: an RGB or grey picture of any size (:func:`adafocus_edge.media.frames.as_picture`).
+        spec: the model's specification.
 
-    Raises ``FrameError``, also where the model sees motion, of which one picture shows none.
+    Raises:
+        FrameError: ``picture`` is not such a picture, or the model sees motion, which one picture cannot show.
+
+    Example::
+
+        frame = model_frame(Image.open("photo.jpg").convert("RGB"), bundle.spec)
     """
     if spec.motion_gap_s:
         raise FrameError(
-            f"this model sees motion: its frames are made of three pictures, {spec.motion_gap_s:g} s apart: use "
+            f"this model sees motion: a frame is made from three pictures, {spec.motion_gap_s:g} s apart: use "
             "FrameMaker(spec).add(picture, time_s), or motion_frame(pictures, spec)"
         )
     rgb = as_picture(picture).convert("RGB")
@@ -240,18 +273,25 @@ def model_frame(picture: Image.Image | NDArray[np.uint8], spec: ModelSpec) -> Mo
 
 
 def motion_frame(pictures: Sequence[Image.Image | NDArray[np.uint8]], spec: ModelSpec) -> ModelFrame:
-    """Make a frame of three pictures for a model that sees motion.
+    """Return the model frame, uint8 [S, S, 3], of three pictures, for a model that sees motion.
 
     Args:
         pictures: two gaps before, one gap before, and now (``spec.motion_gap_s`` is the gap in seconds).
-        spec: of the model.
+        spec: the model's specification.
 
-    Raises ``FrameError``, also where the model sees RGB.
+    Raises:
+        FrameError: these are not three pictures (:func:`adafocus_edge.media.frames.as_picture`), or the model sees RGB.
+
+    Example::
+
+        frame = motion_frame([before_last, last, now], bundle.spec)
     """
     if not spec.motion_gap_s:
         raise FrameError("this model sees RGB, not motion: use model_frame(picture, spec)")
     if len(pictures) != 3:
-        raise FrameError(f"a motion frame is made of 3 pictures, not {len(pictures)}: two gaps before, one before, now")
+        raise FrameError(
+            f"a motion frame is made from 3 pictures, not {len(pictures)}: two gaps before, one gap before, now"
+        )
     return ModelFrame.of(np.stack([_plane(picture, spec) for picture in pictures], axis=-1), spec)
 
 
@@ -261,14 +301,20 @@ def _plane(picture: Image.Image | NDArray[np.uint8], spec: ModelSpec) -> NDArray
 
 
 class FrameMaker:
-    """Makes the frames of a model from one live sequence of pictures with time stamps.
+    """Makes model frames from one live sequence of pictures with time stamps.
 
-    A model that sees motion looks back at the pictures whose times are nearest to two gaps and to one gap before, as
-    live sources do; so give it every picture, not only those that are to be looked at. Before the first picture nothing
-    moved.
+    For a model that sees motion, a frame combines the picture with those nearest in time to two gaps and to one gap
+    before, as for live sources. Add every picture, not only those that the model will see. Before the first picture,
+    nothing is assumed to have moved.
 
     Args:
-        spec: of the model.
+        spec: the model's specification.
+
+    Example::
+
+        maker = FrameMaker(bundle.spec)
+        for picture, time_s in pictures:
+            frame = maker.add(picture, time_s)
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -276,22 +322,23 @@ class FrameMaker:
         self._planes: list[tuple[float, NDArray[np.uint8]]] = []
 
     def add(self, picture: Image.Image | NDArray[np.uint8], time_s: float) -> ModelFrame:
-        """Take the next picture and return the frame that shows it.
+        """Add the next picture and return its model frame, uint8 [S, S, 3].
 
         Args:
-            picture: RGB or grey, of any size (:func:`adafocus_edge.media.frames.as_picture`); it is not kept.
-            time_s: of the picture, in seconds from any beginning; later than that of the one before.
+            picture: an RGB or grey picture of any size (:func:`adafocus_edge.media.frames.as_picture`); not kept.
+            time_s: time of the picture in seconds, from any origin; greater than that of the previous picture.
 
-        Raises ``FrameError``.
+        Raises:
+            FrameError: ``picture`` is not such a picture, or ``time_s`` does not rise.
         """
         spec, planes = self._spec, self._planes
         if not spec.motion_gap_s:
             return model_frame(picture, spec)
         if not math.isfinite(time_s) or (planes and time_s <= planes[-1][0]):
-            before = f"the one before has {planes[-1][0]:g}; " if planes else ""
-            raise FrameError(f"time_s {time_s:g}: {before}times rise (a new sequence takes a new FrameMaker)")
+            before = f" after {planes[-1][0]:g}" if planes else ""
+            raise FrameError(f"time_s {time_s:g}{before}: times must rise (use a new FrameMaker for a new sequence)")
         planes.append((time_s, _plane(picture, spec)))
-        # The newest of those that are too old stays: no other may be nearer to the next picture's time.
+        # Keep the newest plane that is older than two gaps: it may be the nearest for the next picture.
         while len(planes) > 1 and planes[1][0] <= time_s - 2 * spec.motion_gap_s:
             planes.pop(0)
         times_s = [kept_s for kept_s, _ in planes]

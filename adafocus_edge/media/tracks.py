@@ -1,4 +1,4 @@
-"""Which of several video tracks holds the main picture, as FFmpeg's command line chooses it."""
+"""Choosing among several video tracks the one with the main picture, as FFmpeg's command line does."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 DEFAULT_BONUS = 5_000_000
-"""What a track that is marked as the default counts for, in pixels of a frame (FFmpeg's ``ffmpeg_mux_init.c``)."""
+"""Pixels of a frame that a track's default flag is worth (FFmpeg's ``ffmpeg_mux_init.c``)."""
 
 
 def ranked_tracks(container: InputContainer) -> list[VideoStream]:
-    """Return the tracks that may hold the main picture, best first: no cover pictures; a track with no frames last.
+    """Return the tracks that may hold the main picture, best first, without cover pictures; tracks without frames last.
 
-    A large picture wins, and the default track, unless another has over five million pixels more; of equals the first.
+    The largest picture wins; the default track counts as five million pixels larger; of equal tracks, the first wins.
     """
     tracks = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
     counted = any(stream.frames for stream in tracks)
 
     def rank(stream: VideoStream) -> tuple[bool, int]:
-        if not stream.width:  # no decoder, or a track in which nothing was found
+        if not stream.width:  # no decoder, or a track without recognisable content
             return False, -1
         area = stream.width * stream.height
         has_frames = stream.frames > 0 or len(stream.index_entries) > 0 or not counted
@@ -37,8 +37,11 @@ def ranked_tracks(container: InputContainer) -> list[VideoStream]:
     return sorted(tracks, key=rank, reverse=True)
 
 
-def asked_track(container: InputContainer, name: str, number: int) -> VideoStream:
-    """Return video track ``number``, counted from 0 as in FFmpeg's ``v:NUMBER``. Raises ``SourceError``."""
+def requested_track(container: InputContainer, name: str, number: int) -> VideoStream:
+    """Return video track ``number``, counted from 0 as in FFmpeg's ``v:NUMBER``.
+
+    Raises ``SourceError`` if there is no such track, or if it is a cover picture.
+    """
     tracks = container.streams.video
     if number >= len(tracks):
         raise SourceError(f"{name}: no video track {number}: it has {len(tracks)}, counted from 0")
@@ -48,7 +51,7 @@ def asked_track(container: InputContainer, name: str, number: int) -> VideoStrea
 
 
 def describe_track(container: InputContainer, taken: VideoStream) -> str:
-    """Say which of several video tracks was taken; empty where there is no choice."""
+    """Return a note on which of several video tracks was selected; empty if there is only one."""
     tracks = container.streams.video
     others = [
         track
@@ -59,14 +62,14 @@ def describe_track(container: InputContainer, taken: VideoStream) -> str:
         return ""
     sizes = ", ".join(f"{tracks.index(track)} ({track.width} x {track.height})" for track in others)
     return (
-        f"has {len(others) + 1} video tracks: took {tracks.index(taken)} ({taken.width} x {taken.height}), "
-        f"left out {sizes}; --video-track takes another"
+        f"has {len(others) + 1} video tracks: using {tracks.index(taken)} ({taken.width} x {taken.height}), "
+        f"ignoring {sizes}; select another with --video-track"
     )
 
 
 def read_only(container: InputContainer, wanted: Sequence[av.stream.Stream]) -> None:
-    """Let the container skip what is not wanted: other variants of an HLS stream are then not even fetched."""
-    discard = getattr(av.stream, "Discard", None)  # since PyAV 18; before, the packets are read and thrown away
+    """Make the container skip all other tracks; other variants of an HLS stream are then not even downloaded."""
+    discard = getattr(av.stream, "Discard", None)  # since PyAV 18; before, packets are read and dropped
     if discard is None:
         return
     kept = {stream.index for stream in wanted}

@@ -1,1 +1,1 @@
-"""The model's shapes and names, its logits, and its exit thresholds."""
+"""The model: tensor shapes and graph names, logits, and exit thresholds."""

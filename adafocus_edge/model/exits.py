@@ -1,4 +1,4 @@
-"""Early exit: how sure a model is after a step, the thresholds at which it stops, and the order frames are seen in."""
+"""Early exit: the confidence after each step, the thresholds at which a clip stops, and the order of its frames."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Confidence = Literal["probability", "logit", "entropy"]
-"""The largest softmax probability; the largest logit; or the negative entropy of the probabilities, in nats."""
+"""The highest softmax probability; the highest logit; or the negative entropy of the probabilities, in nats."""
 Order = Literal["clip", "coarse-to-fine", "live"]
-"""A clip's T frames in time; its middle, its ends, then halves of what lies between; or T frames at a live rate."""
+"""A clip's T frames in order of time; its middle, its ends, then the middles of the gaps; or T frames at a live rate.
+"""
 CONFIDENCES: tuple[Confidence, ...] = get_args(Confidence)
 ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 @dataclass(frozen=True)
 class ExitThresholds:
-    """When a clip may stop.
+    """The confidence at which a clip stops, for each step.
 
     Attributes:
-        order: in which the frames were seen for which these thresholds were solved.
-        confidence: what is compared with them.
-        values: for each of the T steps, the confidence from which the run stops there; None for never.
-        goal: what they were solved for, in words.
-        mean_steps: how many steps they took on the clips they were solved on.
-        top1: and how often they were right there, in percent.
-        glimpse_fps: for ``live``: glimpses per second.
+        order: the order of frames for which the thresholds were solved.
+        confidence: the kind of confidence that is compared with them.
+        values: for each of the T steps, the lowest confidence at which the clip stops there; None: it never does.
+        goal: the target of the solver, in words.
+        mean_steps: mean number of steps on the clips on which they were solved.
+        top1: accuracy on these clips, in percent.
+        glimpse_fps: glimpses per second, for the order ``live``; otherwise None.
     """
 
     order: Order
@@ -47,17 +48,17 @@ class ExitThresholds:
 
     @classmethod
     def at(cls, probability: float, steps: int) -> ExitThresholds:
-        """Return the same probability as the threshold of every step."""
+        """Return thresholds that are the same probability at each of ``steps`` steps."""
         return cls("clip", "probability", (probability,) * steps)
 
     def passes(self, step: int, logits: NDArray[np.float32]) -> bool:
-        """Whether a run may stop after a step (from 0) that gave these logits, float32 [C]."""
+        """Return whether a clip stops after a step (from 0) whose logits are ``logits``, float32 [C]."""
         threshold = self.values[step]
         return threshold is not None and float(confidence_of(logits, self.confidence)) >= threshold
 
 
 def confidence_of(logits: NDArray[np.float32], kind: Confidence) -> NDArray[np.float32]:
-    """Return how sure logits [..., C] are, [...]: larger is surer."""
+    """Return the confidence, float32 [...], of logits, float32 [..., C]; higher means more certain."""
     if kind == "logit":
         return np.asarray(logits.max(axis=-1))
     probabilities = softmax(logits)
@@ -67,7 +68,7 @@ def confidence_of(logits: NDArray[np.float32], kind: Confidence) -> NDArray[np.f
 
 
 def exit_steps(logits: NDArray[np.float32], thresholds: ExitThresholds) -> NDArray[np.int64]:
-    """Return the step, from 0, at which each clip stops; int64 [N] for logits [N, T, C]."""
+    """Return the step, from 0, at which each clip stops: int64 [N] for logits, float32 [N, T, C]."""
     never = np.array([np.inf if value is None else value for value in thresholds.values])
     never[-1] = -np.inf  # after its last step, every clip stops
     passed = confidence_of(logits, thresholds.confidence) >= never
@@ -75,11 +76,11 @@ def exit_steps(logits: NDArray[np.float32], thresholds: ExitThresholds) -> NDArr
 
 
 def random_exit_top1(right: NDArray[np.bool_], steps: NDArray[np.int64]) -> float:
-    """Return the accuracy in percent of stopping as often at each step, at clips drawn at random: the expectation.
+    """Return the expected accuracy, in percent, if the same number of clips stopped at each step, but random ones.
 
     Args:
-        right: [N, T], whether each clip is right after each step.
-        steps: [N], where the clips stop.
+        right: bool [N, T], whether each clip is classified correctly after each step.
+        steps: int64 [N], the steps at which the clips stop.
     """
     shares = np.bincount(steps, minlength=right.shape[1]) / len(steps)
     return float((right.mean(axis=0) * shares).sum() * 100)
@@ -88,7 +89,7 @@ def random_exit_top1(right: NDArray[np.bool_], steps: NDArray[np.int64]) -> floa
 def viewing_order(order: Order, count: int) -> list[int]:
     """Return the order in which a clip's ``count`` frames are seen, as positions from 0.
 
-    Coarse to fine: the middle, the first, the last, then the middle of the widest gap left (the earlier of equals).
+    Coarse to fine: the middle, the first, the last, then the middle of the widest gap (of equal gaps, the earlier).
     """
     if order != "coarse-to-fine":
         return list(range(count))
@@ -101,13 +102,20 @@ def viewing_order(order: Order, count: int) -> list[int]:
 
 
 def find_exits(sets: dict[str, tuple[ExitThresholds, ...]], name: str, orders: Sequence[Order]) -> ExitThresholds:
-    """Return a named set's thresholds for the first of some orders that it has. Raises ``KeyError`` with the reason."""
+    """Return the thresholds of a named set, for the first of ``orders`` that the set has.
+
+    Raises:
+        KeyError: there is no such set, or it has none of these orders; its message says how to get them.
+    """
     if name not in sets:
-        known = ", ".join(sets) or "none: `adafocus-edge calibrate` solves them"
-        raise KeyError(f"no exit thresholds {name!r}; there are: {known}")
+        known = ", ".join(sets) or "none; `adafocus-edge calibrate` computes them"
+        raise KeyError(f"no exit thresholds {name!r}; this bundle has: {known}")
     for order in orders:
         for thresholds in sets[name]:
             if thresholds.order == order:
                 return thresholds
-    there = ", ".join(thresholds.order for thresholds in sets[name])
-    raise KeyError(f"exit thresholds {name!r} are for {there}, not for {' or '.join(orders)}: calibrate with --orders")
+    solved = ", ".join(thresholds.order for thresholds in sets[name])
+    raise KeyError(
+        f"exit thresholds {name!r} are for the order {solved}, not for {' or '.join(orders)}: "
+        "run `adafocus-edge calibrate` with --orders"
+    )

@@ -1,4 +1,4 @@
-"""What logits say."""
+"""Logits and probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Turn logits [..., C] into probabilities."""
+    """Return the probabilities of logits, float32 [..., C], over their last axis."""
     raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probabilities: NDArray[np.float32] = raised / raised.sum(axis=-1, keepdims=True)
     return probabilities

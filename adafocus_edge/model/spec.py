@@ -1,4 +1,4 @@
-"""What passes between modules: frozen dataclasses that check themselves when they are made."""
+"""The model's shapes, graphs and preprocessing: frozen dataclasses that check their values when they are created."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+Library = Literal["auto", "tensorrt", "tensorrt-rtx"]
+"""TensorRT libraries; ``auto`` takes the first that is installed and can run."""
+HardwareCompatibility = Literal["none", "same", "ampere+"]
+"""GPUs that may load an engine: the kind it was built on, all of that compute capability, or all from Ampere on."""
 Consensus = Literal["gru", "fc"]
 Fit = Literal["crop", "squash"]
 GRAPHS = ("glancer", "policy", "focuser", "classifier")
@@ -20,38 +24,44 @@ GRAPHS = ("glancer", "policy", "focuser", "classifier")
 STEP_GRAPH = "step"
 """The optional fifth graph: the whole step, joined from the four."""
 MAX_SEGMENTS = 4096
-"""Frames of a clip: all of them are in memory at once."""
+"""Maximum number of frames of a clip, which are all in memory at once."""
 
 
 def class_name(text: str) -> str:
-    """Return a class name in the form in which names are kept and compared: a Mac's disk writes é as two characters."""
+    """Return a class name in the Unicode form in which names are stored and compared (NFC).
+
+    File systems of macOS store é as two characters.
+    """
     return unicodedata.normalize("NFC", text)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that decides the shapes of an AdaFocus model. Sizes are in pixels, all other numbers are counts.
+    """Everything that determines the shapes of an AdaFocus model. Sizes are in pixels, all other numbers are counts.
 
     Attributes:
-        glancer: name of the backbone that sees whole frames.
-        focuser: name of the backbone that sees patches.
+        glancer: name of the backbone for whole frames.
+        focuser: name of the backbone for patches.
         glance_dim: channels of the glancer's last feature map (1280 for MobileNetV2).
         focus_dim: length of the focuser's pooled feature (2048 for ResNet-50).
         frame_size: S, side of the square preprocessed frame.
-        glance_size: side of the frame as the glancer sees it.
-        patch_size: P, side of the patch that the focuser sees.
-        grid: n of the n x n cells that the policy chooses from.
-        segments: T, frames taken from one clip.
-        policy_state: H of the policy's recurrent state.
-        classifier_state: H of the classifier's recurrent state (with ``consensus="fc"``: classes + 1).
-        classes: C.
+        glance_size: side of the frame at the glancer's input.
+        patch_size: P, side of the patch at the focuser's input.
+        grid: n; the policy chooses one of n x n cells.
+        segments: T, frames sampled from one clip.
+        policy_state: H, length of the policy's recurrent state.
+        classifier_state: H, length of the classifier's recurrent state (with ``consensus="fc"``: classes + 1).
+        classes: C, number of classes.
         consensus: ``gru``, or ``fc`` for the mean of per-frame probabilities.
         with_glancer: whether the classifier also sees the glancer's pooled feature.
         policy_conv: whether the policy's encoder begins with a 1 x 1 convolution.
-        fit: how a source frame becomes square: ``crop`` cuts the centre out, as the official code does; ``squash``
+        fit: how a source frame becomes square: ``crop`` cuts out the centre, as the official code does; ``squash``
             resizes the whole frame, so that nothing at its sides is lost.
         motion_gap_s: 0 for RGB frames, as in the official code. Otherwise a frame's three channels are its luminance
-            two gaps before, one gap before and now, so that what moves shows as colour; in seconds.
+            two gaps before, one gap before and now, so that motion appears as colour; in seconds.
+
+    Raises:
+        ValueError: a value is out of range, with the range.
     """
 
     glancer: str
@@ -76,21 +86,22 @@ class ModelSpec:
         for name in ("glance_dim", "focus_dim", "segments", "policy_state", "classifier_state", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name, most in (("frame_size", 2048), ("glance_size", 2048), ("segments", MAX_SEGMENTS)):
-            if getattr(self, name) > most:
-                raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
+        for name, limit in (("frame_size", 2048), ("glance_size", 2048), ("segments", MAX_SEGMENTS)):
+            if getattr(self, name) > limit:
+                raise ValueError(f"{name} must be at most {limit}, not {getattr(self, name)}")
         if not 0 <= self.motion_gap_s <= 10:
             raise ValueError(f"motion_gap_s must be 0 to 10 seconds, not {self.motion_gap_s}")
         if self.grid < 2:
             raise ValueError(f"the action grid must be at least 2 x 2, not {self.grid} x {self.grid}")
         if not 32 <= self.patch_size <= self.frame_size:
-            raise ValueError(
-                f"patch size {self.patch_size} does not fit: it must be 32 to {self.frame_size}, the frame size"
-            )
+            raise ValueError(f"patch_size must be 32 to {self.frame_size}, the frame size, not {self.patch_size}")
         if self.glance_size < 32:
-            raise ValueError(f"glance size {self.glance_size} is too small: it must be at least 32")
+            raise ValueError(f"glance_size must be at least 32, not {self.glance_size}")
         if self.consensus == "fc" and self.classifier_state != self.classes + 1:
-            raise ValueError("consensus fc keeps classes + 1 numbers as its state")
+            raise ValueError(
+                f"classifier_state must be {self.classes + 1} with consensus fc (classes + 1), not "
+                f"{self.classifier_state}"
+            )
 
     @property
     def feature_map_size(self) -> int:
@@ -99,7 +110,7 @@ class ModelSpec:
 
     @property
     def actions(self) -> int:
-        """How many cells the policy chooses from."""
+        """Number of cells from which the policy chooses."""
         return self.grid * self.grid
 
 
@@ -148,10 +159,10 @@ def contract(spec: ModelSpec, graph: str) -> tuple[tuple[TensorSpec, ...], tuple
 
 @dataclass(frozen=True)
 class Gpu:
-    """Which GPU this is.
+    """A model of GPU.
 
     Attributes:
-        name: such as ``NVIDIA H200``.
+        name: product name, such as ``NVIDIA H200``.
         compute_capability: such as ``9.0``.
     """
 
@@ -160,33 +171,33 @@ class Gpu:
 
     @property
     def slug(self) -> str:
-        """Its name as part of a file's name."""
+        """Name for use in file names, such as ``nvidia-h200``."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     @property
     def sm(self) -> str:
-        """Its compute capability as NVIDIA's tools write it, such as ``sm_90``."""
+        """Compute capability as NVIDIA's tools write it, such as ``sm_90``."""
         return "sm_" + self.compute_capability.replace(".", "")
 
 
 RESIZE_RATIO = (256, 224)
 """The short side is resized to S * 256 / 224 (official ``scale_size``)."""
 INTERPOLATION = "bilinear, antialiased"
-"""Of that resize, by Pillow."""
+"""Interpolation of that resize, by Pillow."""
 
 
 def short_side(size: int) -> int:
-    """Return the pixels to which the short side is resized before the centre S x S is cut out."""
+    """Return the length in pixels to which the short side is resized before the centre S x S is cut out."""
     return size * RESIZE_RATIO[0] // RESIZE_RATIO[1]
 
 
 @dataclass(frozen=True)
 class Glimpse:
-    """What one step gave, for each of N clips.
+    """Result of one step, for each of N clips.
 
     Attributes:
-        origins: float32 [N, 2], the patch's corner (y, x) as a fraction of the free range.
-        logits: float32 [N, C], of everything seen so far.
+        origins: float32 [N, 2], top-left corner (y, x) of the patch as a fraction of its free range, 0 to 1.
+        logits: float32 [N, C], after all frames of the clip so far.
     """
 
     origins: NDArray[np.float32]

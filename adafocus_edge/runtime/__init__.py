@@ -1,1 +1,1 @@
-"""The glimpse loop, and what is made of it: results, batches of streams, annotated frames."""
+"""The glimpse loop, and its uses: results, batches of streams, annotated frames."""

@@ -1,4 +1,4 @@
-"""Drawing what was seen on frames (the patch, the label, its confidence, the latency), and writing such videos."""
+"""Draws results on frames (the patch, the label, its confidence, the latency), and writes such videos."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from adafocus_edge.errors import SourceError
+from adafocus_edge.media.clip import DEFAULT_FPS
+from adafocus_edge.media.encoders import TICKS, video_encoder
 from adafocus_edge.media.preprocess import CropWindow
 from adafocus_edge.system.files import DRAFT, draft_file, take_place
 
@@ -34,14 +36,12 @@ CROP_COLOUR = (255, 255, 255)
 PANEL_COLOUR = (12, 14, 18, 190)
 TEXT_COLOUR = (245, 245, 245)
 FADED_COLOUR = (150, 154, 160)
-"""Of what was seen before the source was lost."""
+"""Colour of a result from before the source was lost."""
 TEXT_SHARE = 22
-"""Text is one 22nd of the frame's short side tall, and at least 10 pixels."""
-TICKS = 60_000
-"""Clock of the written video, in ticks per second. MPEG-4 Part 2, the codec where x264 lacks, allows 65,535 at most."""
+"""Text height is 1/22 of the frame's short side, and at least 10 pixels."""
 LARGEST_FACTOR = 4
 SMALLEST_WIDTH = 360
-"""Narrower videos are written enlarged, so that the text on them can be read."""
+"""Narrower videos are enlarged, so that the text on them can be read."""
 
 
 @lru_cache
@@ -50,22 +50,22 @@ def _font(size: int) -> FreeTypeFont | BuiltinFont:
 
 
 def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> Iterator[int]:
-    """Write the whole clip as an MP4 with what was seen drawn on it. The file appears whole or not at all.
+    """Write the whole clip as an MP4 with the result drawn on it. The file appears whole or not at all.
 
     Args:
-        clip: the clip that was classified.
-        result: what was found in it.
+        clip: the classified clip.
+        result: its result.
         spec: of the model.
         path: of the MP4.
 
     Yields:
-        the number of frames written, after each.
+        The number of frames written, after each.
 
     Raises:
         SourceError: the clip cannot be decoded, or the file cannot be written.
     """
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    steps = sorted(result.steps, key=lambda step: step.frame_index)  # coarse to fine, they were not seen in this order
+    codec = video_encoder()
+    steps = sorted(result.steps, key=lambda step: step.frame_index)  # coarse-to-fine order sees them differently
     first_seen = [step.frame_index for step in steps]
     options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
     try:
@@ -79,7 +79,7 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
                     if stream is None:
                         stream = cast(
                             "VideoStream",
-                            container.add_stream(codec, rate=Fraction(clip.fps or 25.0).limit_denominator(1001)),
+                            container.add_stream(codec, rate=Fraction(clip.fps or DEFAULT_FPS).limit_denominator(1001)),
                         )
                         stream.height, stream.width = picture.shape[:2]
                         stream.pix_fmt = "yuv420p"
@@ -90,11 +90,11 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
                         if codec == "libx264":
                             stream.options = {"preset": "veryfast"}
                         size = picture.shape
-                    if picture.shape != size:  # a stream that changes its size half way
+                    if picture.shape != size:  # a stream that changes its size
                         picture = np.asarray(Image.fromarray(picture).resize((size[1], size[0])))
                     shown = av.VideoFrame.from_ndarray(picture, format="rgb24")
                     time_s = clip.time_s(index)
-                    if time_s is not None:  # else the encoder counts frames
+                    if time_s is not None:  # otherwise the encoder numbers the frames
                         shown.pts, shown.time_base = round(time_s * TICKS), Fraction(1, TICKS)
                     container.mux(stream.encode(shown))
                     yield index + 1
@@ -108,7 +108,7 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
 def shown_size(width: int, height: int, sample_aspect: Fraction) -> tuple[int, int]:
     """Return the width and height in square pixels at which a frame is shown: one side grows, none shrinks.
 
-    For what has no other way to say that its pixels are not square, such as a JPEG.
+    For formats that cannot signal that their pixels are not square, such as JPEG.
     """
     if sample_aspect >= 1:
         return round(width * sample_aspect), height
@@ -116,21 +116,21 @@ def shown_size(width: int, height: int, sample_aspect: Fraction) -> tuple[int, i
 
 
 def in_square_pixels(image: Image.Image, sample_aspect: Fraction) -> Image.Image:
-    """Return an image as it is shown; see :func:`shown_size`."""
+    """Return an image with square pixels; see :func:`shown_size`."""
     size = shown_size(image.width, image.height, sample_aspect)
     return image if size == image.size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """What is drawn on a frame.
+    """The annotation of a frame.
 
     Attributes:
         patch: (y, x, size) in pixels of the preprocessed S x S frame.
         headline: the label and its confidence.
-        detail: the smaller line below.
+        detail: the smaller line below it.
         bar: length of the bar at the bottom, as a share of the width, 0 to 1.
-        faded: whether it says nothing of what is there now.
+        faded: whether the result is out of date.
     """
 
     patch: tuple[int, int, int]
@@ -150,7 +150,7 @@ def annotate(frame: NDArray[np.uint8], step: Step, result: Result, spec: ModelSp
         spec: of the model.
 
     Returns:
-        uint8 [h, w, 3], as :func:`draw` gives it.
+        Uint8 [h, w, 3], as :func:`draw` returns it.
     """
     best = result.top[0]
     detail = (
@@ -162,7 +162,7 @@ def annotate(frame: NDArray[np.uint8], step: Step, result: Result, spec: ModelSp
 
 
 def draw(frame: NDArray[np.uint8], overlay: Overlay | None, spec: ModelSpec) -> NDArray[np.uint8]:
-    """Draw the patch, what the model sees of the frame, and a panel with text and a bar.
+    """Draw the patch, the model's view of the frame, and a panel with text and a bar.
 
     Args:
         frame: RGB uint8 [H, W, 3].
@@ -170,7 +170,7 @@ def draw(frame: NDArray[np.uint8], overlay: Overlay | None, spec: ModelSpec) -> 
         spec: of the model.
 
     Returns:
-        uint8 [h, w, 3], both even as video codecs want them; enlarged if the frame is very small.
+        Uint8 [h, w, 3], both even as video codecs require; enlarged if the frame is very small.
     """
     height, width = frame.shape[:2]
     window = CropWindow.of(height, width, spec.frame_size, spec.fit)

@@ -1,11 +1,12 @@
-"""Classifying one clip: sample it, run the glimpse loop over it, and say what was seen where."""
+"""Classifies a clip: samples it, runs the glimpse loop over it, and returns the classes and the patches."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from adafocus_edge.errors import UsageError
@@ -15,6 +16,8 @@ from adafocus_edge.model.exits import ExitThresholds, viewing_order
 from adafocus_edge.model.logits import softmax
 from adafocus_edge.model.spec import Glimpse
 from adafocus_edge.runtime.glimpse import GlimpseStream, patch_of, see_clip
+from adafocus_edge.runtime.reports import GuessReport, ResultReport, StepReport
+from adafocus_edge.runtime.settings import Schedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,12 +31,11 @@ if TYPE_CHECKING:
 
 WARM_CLIPS = 2
 """Blank clips that prepare a device: the first allocates, and the second may be captured."""
-Schedule = Literal["auto", "clip", "stream"]
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A class and how sure the model is: its softmax probability."""
+    """A class and its confidence, the softmax probability."""
 
     label: str
     class_id: int
@@ -63,7 +65,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """What was found in one clip, or in one window of a stream.
+    """The result for one clip, or for one window of a stream.
 
     Attributes:
         source: its name.
@@ -72,12 +74,12 @@ class Result:
         top: the best classes, best first.
         steps: one per glimpse.
         exited_early: whether the model was sure before the last glimpse.
-        latency_ms: from opening the clip (for a stream: from its last frame's capture) to the result.
-        model_ms: of that, inside the glimpse loop (for a stream: the last glimpse).
+        latency_ms: from opening the clip to the result; for a stream, from capturing its last frame.
+        model_ms: the part of it inside the glimpse loop; for a stream, of the last glimpse.
         backend: that ran it.
         variant: that was run.
-        step_ms: time inside the loop of each glimpse; on the clip schedule all but the last graph's work is in the
-            first one's.
+        step_ms: time inside the loop for each glimpse; on the clip schedule the first includes all work but the last
+            graph's.
     """
 
     source: str
@@ -93,53 +95,68 @@ class Result:
     step_ms: tuple[float, ...] = ()
 
     def to_json(self, *, logits: bool = False) -> dict[str, Any]:
-        """Return the result as design.md's object for ``--json``."""
+        """Return the result as the JSON object that `--json` prints (:class:`ResultReport`).
 
-        def guess(g: Guess) -> dict[str, Any]:
-            return {"label": g.label, "class_id": g.class_id, "confidence": round(g.confidence, 6)}
+        Args:
+            logits: whether each step lists its logits.
+        """
+        first = _guess_report(self.top[0])
+        report = ResultReport(
+            source=self.source,
+            start_s=_seconds(self.start_s),
+            end_s=_seconds(self.end_s),
+            label=first.label,
+            class_id=first.class_id,
+            confidence=first.confidence,
+            top=[_guess_report(guess) for guess in self.top],
+            steps=[_step_report(step, logits=logits) for step in self.steps],
+            steps_used=len(self.steps),
+            exited_early=self.exited_early,
+            latency_ms=round(self.latency_ms, 3),
+            model_ms=round(self.model_ms, 3),
+            backend=self.backend,
+            variant=self.variant,
+        )
+        found: dict[str, Any] = msgspec.to_builtins(report)
+        return found
 
-        def seconds(value: float | None) -> float | None:
-            return None if value is None else round(value, 4)
 
-        steps = []
-        for step in self.steps:
-            entry = {
-                "step": step.step,
-                "frame_index": step.frame_index,
-                "time_s": seconds(step.time_s),
-                "patch": list(step.patch),
-                **guess(step.guess),
-            }
-            if logits:
-                entry["logits"] = [float(value) for value in step.logits]
-            steps.append(entry)
-        return {
-            "source": self.source,
-            "start_s": seconds(self.start_s),
-            "end_s": seconds(self.end_s),
-            **guess(self.top[0]),
-            "top": [guess(g) for g in self.top],
-            "steps": steps,
-            "steps_used": len(self.steps),
-            "exited_early": self.exited_early,
-            "latency_ms": round(self.latency_ms, 3),
-            "model_ms": round(self.model_ms, 3),
-            "backend": self.backend,
-            "variant": self.variant,
-        }
+def _guess_report(guess: Guess) -> GuessReport:
+    return GuessReport(guess.label, guess.class_id, round(guess.confidence, 6))
+
+
+def _step_report(step: Step, *, logits: bool) -> StepReport:
+    guess = _guess_report(step.guess)
+    return StepReport(
+        step=step.step,
+        frame_index=step.frame_index,
+        time_s=_seconds(step.time_s),
+        patch=list(step.patch),
+        label=guess.label,
+        class_id=guess.class_id,
+        confidence=guess.confidence,
+        logits=[float(value) for value in step.logits] if logits else msgspec.UNSET,
+    )
+
+
+def _seconds(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 class Classifier:
-    """A loaded model with its class names and the choices of one run.
+    """A loaded model with its class names and the options of one run.
 
     Args:
         model: the four sessions.
         classes: names in the order of the logits.
         top_k: how many classes a result lists; at most all of them.
-        schedule: how files are seen; ``auto`` is ``clip``, or ``stream`` where an early exit is asked for.
-        exits: stop at the first step that is sure enough; None for never. Their order is the one frames are seen in.
-        decoder: what decodes files and live sources (:func:`adafocus_edge.backends.nvdec.usable_decoder`).
-        note: called with one line where ``auto`` has the CPU decode a file.
+        schedule: for files; ``auto`` is ``clip``, or ``stream`` with an early exit.
+        exits: thresholds that stop a clip early, or None; frames are seen in their order.
+        decoder: for files and live sources (:func:`adafocus_edge.backends.nvdec.usable_decoder`).
+        note: called with one line if ``auto`` decodes a file on the CPU.
+
+    Raises:
+        UsageError: ``exits`` on the clip schedule.
     """
 
     def __init__(
@@ -165,14 +182,14 @@ class Classifier:
         self._note = note
 
     def prepare(self, report: Callable[[str], None] = lambda _: None) -> None:
-        """Run blank clips where the model is kept on a device, so that no file waits for what its first run sets up.
+        """Run blank clips if the model is on a device, so that the first file does not wait for its set-up.
 
         Args:
-            report: is called with a line before that begins.
+            report: called with one line before that begins.
 
         Raises ``BackendError`` if the device fails.
         """
-        if self.model.resident is None:  # a first run on a CPU is no slower than the others
+        if not self.model.on_device:  # on a CPU the first run is as fast as the others
             return
         report("preparing the model ...")
         blank = [blank_frame(self.model.spec)] * self.model.spec.segments
@@ -213,7 +230,7 @@ class Classifier:
         )
 
     def _glimpses(self, frames: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Glimpse, float]]:
-        """Yield frame number, glimpse, and the seconds that the model took for it."""
+        """Yield each frame number, its glimpse, and the model's time for it in seconds."""
         if self.schedule == "stream":
             self._stream = stream = self._stream or GlimpseStream(self.model)
             stream.reset()
@@ -230,13 +247,13 @@ class Classifier:
             before = now
 
     def step(self, number: int, frame_index: int, time_s: float | None, glimpse: Glimpse) -> Step:
-        """Describe a glimpse of one clip."""
+        """Return a glimpse of a clip as a step of its result."""
         logits = glimpse.logits[0]
         patch = patch_of(self.model.spec, glimpse.origins[0])
         return Step(number, frame_index, time_s, patch, self._guesses(logits, 1)[0], logits)
 
     def is_sure(self, step: Step) -> bool:
-        """Whether the run may stop after this step."""
+        """Return whether the run may stop after this step."""
         last = step.step == self.model.spec.segments - 1
         return not last and self.exits is not None and self.exits.passes(step.step, step.logits)
 
@@ -250,7 +267,7 @@ class Classifier:
         latency_ms: float,
         model_ms: float,
     ) -> Result:
-        """Sum up the steps of one clip; there must be at least one."""
+        """Return the result of a clip from its steps, at least one."""
         return Result(
             source, start_s, end_s, self.top(steps[-1]), tuple(steps), exited_early, latency_ms, model_ms,
             self.model.backend, self.model.variant,

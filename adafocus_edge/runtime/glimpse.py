@@ -1,8 +1,8 @@
-"""The glimpse loop: glance, pick a patch, focus on it, add it up, and stop as soon as that is enough.
+"""The glimpse loop: glance, pick a patch, focus on it, classify, and stop as soon as the model is sure.
 
-Paper: arXiv 2105.03245, section 3.1. One model runs on two schedules that give the same result. The policy never needs
+Paper: arXiv 2105.03245, section 3.1. One model runs on two schedules with the same result. The policy never needs
 the focuser, so a clip's frames can be glanced at together and its patches focused on together (``see_clip``); a live
-stream goes one frame at a time (``GlimpseStream``).
+stream is seen one frame at a time (``GlimpseStream``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from adafocus_edge.backends.base import Runner
     from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.model.spec import ModelSpec
 
@@ -29,73 +30,131 @@ def see_clip(model: LoadedModel, frames: Sequence[Any] | NDArray[np.uint8]) -> I
 
     Args:
         model: the four sessions.
-        frames: T model frames, as ``adafocus_edge.media.preprocess`` makes them; where the model sees RGB, plain arrays
-            uint8 [S, S, 3] or [T, S, S, 3], too; where it keeps its tensors on a device, frames may lie there.
+        frames: T model frames, as ``adafocus_edge.media.preprocess`` makes them; if the model sees RGB, also plain
+            arrays uint8 [S, S, 3] or [T, S, S, 3]; if it keeps its tensors on a device, frames may be there.
 
     Yields:
-        one glimpse per frame, for a batch of one. Raises ``FrameError`` for frames that the model would misread.
+        One glimpse per frame, for a batch of one. Raises ``FrameError`` for frames that the model would misread.
     """
     check_frames(frames, model.spec)
-    if model.resident is not None:
-        seen = model.resident.clip(len(frames)).see(list(frames))
-        for step in range(len(frames)):
-            yield Glimpse(seen.origins[step : step + 1], seen.logits[step : step + 1])
-        return
-    frames = np.asarray(frames)
-    steps = range(len(frames))
-    pieces = [slice(start, start + model.batch) for start in range(0, len(frames), model.batch)]
-
-    glances = [model.glancer.run({"frame": frames[piece]}) for piece in pieces]
-
-    policy_state: Any = np.zeros((1, model.spec.policy_state), np.float32)
-    origins = np.empty((len(frames), 2), np.float32)
-    for step in steps:
-        glance, row = glances[step // model.batch], step % model.batch
-        choice = model.policy.run({"feature_map": glance["feature_map"][row : row + 1], "policy_state": policy_state})
-        policy_state = choice["policy_state_out"]
-        origins[step] = np.asarray(choice["origin"])[0]
-
-    focuses = [model.focuser.run({"frame": frames[piece], "origin": origins[piece]}) for piece in pieces]
-
-    state: Any = np.zeros((1, model.spec.classifier_state), np.float32)
-    for step in steps:
-        piece, row = divmod(step, model.batch)
-        feeds = {"focus": focuses[piece]["focus"][row : row + 1], "state": state}
-        if model.spec.with_glancer:
-            feeds["glance"] = glances[piece]["glance"][row : row + 1]
-        verdict = model.classifier.run(feeds)
-        state = verdict["state_out"]
-        yield Glimpse(origins[step : step + 1], np.asarray(verdict["logits"]))
+    yield from runner_of(model).see_clip(frames)
 
 
 class GlimpseStream:
-    """The stream schedule: N clips, one frame of each at a time."""
+    """The stream schedule: N clips that advance together, one frame of each per step.
+
+    Args:
+        model: a loaded model.
+        clips: N, the number of clips.
+
+    Example::
+
+        stream = GlimpseStream(model)
+        for index, frame in sampled_frames(clip, bundle.spec):
+            glimpse = stream.see([frame])  # .origins float32 [1, 2], .logits float32 [1, C]
+    """
 
     def __init__(self, model: LoadedModel, clips: int = 1) -> None:
         self._model = model
         self._clips = clips
-        self._loop = None if model.resident is None else model.resident.steps(clips)
+        self._steps = runner_of(model).steps(clips)
         self.reset()
 
     def reset(self) -> None:
-        """Begin new clips: both states are zero again."""
-        if self._loop is not None:
-            self._loop.reset()
-            return
+        """Start new clips: set both states to zero."""
+        self._steps.reset()
+
+    def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Glimpse:
+        """Run one step with one frame of each clip.
+
+        Args:
+            frames: N model frames, uint8 [S, S, 3] each, as for :func:`see_clip`.
+
+        Returns:
+            ``origins`` float32 [N, 2] and ``logits`` float32 [N, C], after all frames of each clip so far.
+
+        Raises:
+            FrameError: the number of frames is not N, or the model would misread one.
+            BackendError: the backend failed, or another thread is using the model.
+        """
+        check_frames(frames, self._model.spec)
+        if len(frames) != self._clips:
+            raise FrameError(f"{len(frames)} frames for {self._clips} clips: pass one frame of each")
+        return self._steps.see(frames)
+
+
+def runner_of(model: LoadedModel) -> Runner:
+    """Return the runner of a model: on its device, or session by session on the host."""
+    return HostRunner(model) if model.resident is None else model.resident
+
+
+class HostRunner:
+    """The glimpse loop over a model's four sessions, whose tensors are on the host: the :class:`Runner` of the CPU.
+
+    Args:
+        model: the four sessions.
+    """
+
+    largest_batch = None
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+
+    def steps(self, clips: int) -> HostSteps:
+        """Return a new loop over the steps of N clips at once."""
+        return HostSteps(self._model, clips)
+
+    def see_clip(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
+        """Run a whole clip: glance at all frames, choose all patches, focus on all of them, then classify."""
+        model, frames = self._model, np.asarray(frames)
+        steps = range(len(frames))
+        pieces = [slice(start, start + model.batch) for start in range(0, len(frames), model.batch)]
+
+        glances = [model.glancer.run({"frame": frames[piece]}) for piece in pieces]
+
+        policy_state: Any = np.zeros((1, model.spec.policy_state), np.float32)
+        origins = np.empty((len(frames), 2), np.float32)
+        for step in steps:
+            glance, row = glances[step // model.batch], step % model.batch
+            choice = model.policy.run(
+                {"feature_map": glance["feature_map"][row : row + 1], "policy_state": policy_state}
+            )
+            policy_state = choice["policy_state_out"]
+            origins[step] = np.asarray(choice["origin"])[0]
+
+        focuses = [model.focuser.run({"frame": frames[piece], "origin": origins[piece]}) for piece in pieces]
+
+        state: Any = np.zeros((1, model.spec.classifier_state), np.float32)
+        for step in steps:
+            piece, row = divmod(step, model.batch)
+            feeds = {"focus": focuses[piece]["focus"][row : row + 1], "state": state}
+            if model.spec.with_glancer:
+                feeds["glance"] = glances[piece]["glance"][row : row + 1]
+            verdict = model.classifier.run(feeds)
+            state = verdict["state_out"]
+            yield Glimpse(origins[step : step + 1], np.asarray(verdict["logits"]))
+
+
+class HostSteps:
+    """The glimpse loop over N clips, one frame of each at a time.
+
+    Args:
+        model: the four sessions.
+        clips: N.
+    """
+
+    def __init__(self, model: LoadedModel, clips: int) -> None:
+        self._model = model
+        self._clips = clips
+        self.reset()
+
+    def reset(self) -> None:
+        """Set both states to zero."""
         self._policy_state: Any = np.zeros((self._clips, self._model.spec.policy_state), np.float32)
         self._state: Any = np.zeros((self._clips, self._model.spec.classifier_state), np.float32)
 
     def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Glimpse:
-        """Take one step with one frame of each clip: N frames, as :func:`see_clip` takes them.
-
-        Raises ``FrameError`` for frames that the model would misread, or another number of them.
-        """
-        check_frames(frames, self._model.spec)
-        if len(frames) != self._clips:
-            raise FrameError(f"frames: {len(frames)} for {self._clips} clips: pass one frame of each")
-        if self._loop is not None:
-            self._loop.submit(list(frames))
-            return self._loop.collect()
+        """Run one step: glance, choose a patch, focus on it, classify."""
         model, frames = self._model, np.asarray(frames)
         glance = model.glancer.run({"frame": frames})
         choice = model.policy.run({"feature_map": glance["feature_map"], "policy_state": self._policy_state})

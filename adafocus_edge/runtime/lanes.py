@@ -1,4 +1,4 @@
-"""Many streams that step together as one batch, each with a state of its own."""
+"""Many streams that step together as one batch, each with its own state."""
 
 from __future__ import annotations
 
@@ -23,29 +23,39 @@ if TYPE_CHECKING:
 
 
 WARM_STEPS = 2
-"""Steps on each set of tensors that prepare a batch size: the first allocates, and the second may be captured."""
+"""Steps on each set of tensors to prepare a batch size: the first allocates, the second may be captured."""
 
 
 class Lanes:
     """Streams as rows of a batch.
 
-    A stream joins and leaves at any time. The batch is the smallest of 1, 2, 4 ... that holds all that are there; each
-    size is captured once, when it is first needed, and kept. A stream without a frame is left out of a step: it keeps
-    its state and its row, and nobody waits for it. When one leaves, the last row takes its place.
+    Streams join and leave at any time. The batch size is the smallest of 1, 2, 4 ... that holds all streams; each size
+    is captured once, when it is first needed, and kept. A stream without a frame skips a step: it keeps its state and
+    its row, and the others do not wait for it. When a stream leaves, the last row takes its place.
 
     Args:
-        model: on any backend of a bundle.
-        most: how many streams there may be.
+        model: a model loaded on any backend.
+        most: maximum number of streams.
+
+    Raises:
+        UsageError: ``most`` is less than 1, or more than the engines of the model were built for.
+
+    Example::
+
+        lanes = Lanes(model, most=64)
+        front, yard = lanes.join(), lanes.join()
+        seen = lanes.step({front: frame, yard: other})  # {stream: Glimpse of float32 [1, 2] and [1, C]}
+        lanes.leave(yard)
     """
 
     def __init__(self, model: LoadedModel, most: int) -> None:
         if most < 1:
-            raise UsageError(f"streams must be at least 1, not {most}")
+            raise UsageError(f"streams: expected at least 1, found {most}")
         self._most = most
         self._resident = model.resident or _on_host(model)
         largest = self._resident.largest_batch
         if largest is not None and most > largest:
-            raise UsageError(f"{most} streams: the engines take {largest} at most: build them with --streams {most}")
+            raise UsageError(f"{most} streams: the engines take at most {largest}: build them with --streams {most}")
         self._loops: dict[int, StepLoop] = {}
         self._rows: list[int] = []  # the stream of each row
         self._fresh: set[int] = set()
@@ -55,43 +65,43 @@ class Lanes:
 
     @property
     def streams(self) -> tuple[int, ...]:
-        """Who is there."""
+        """Return the numbers of all streams."""
         return tuple(self._rows)
 
     def prepare(self) -> Iterator[int]:
-        """Prepare every batch size that may be needed, largest first, so that no step later waits for it.
+        """Prepare every batch size that may be needed, largest first, so that no later step has to wait for that.
 
-        A size is prepared when the next one is asked for: report what is yielded, and stop asking to give up.
+        A size is prepared when the iterator is advanced, so a caller can report each size, and stop early.
 
         Yields:
-            each size, before it is prepared. Raises ``BackendError`` if the device fails or its memory is used up.
+            Each size, before it is prepared. Raises ``BackendError`` if the device fails or its memory is exhausted.
         """
         blank = blank_frame(self._resident.spec)
         for size in self._sizes():
             yield size
             loop = self._loop_of(size)
-            for _ in range(2 * WARM_STEPS):  # two sets of tensors take turns
+            for _ in range(2 * WARM_STEPS):  # two sets of tensors alternate
                 loop.submit([blank] * size)
                 loop.collect()
             loop.reset()
 
     def join(self) -> int:
-        """Let a stream in, at the beginning of a clip; return its number. Raises ``UsageError`` if there is no room."""
+        """Add a stream, at the beginning of a clip; return its number. Raises ``UsageError`` if there is no room."""
         if len(self._rows) == self._most:
-            raise UsageError(f"{self._most} streams are there already")
+            raise UsageError(f"{self._most} streams have joined, which is the maximum")
         stream, self._count = self._count, self._count + 1
         self._rows.append(stream)
         self._fresh.add(stream)
         try:
             self._fit()
-        except BaseException:  # no memory for a larger batch: those who are there go on
+        except BaseException:  # no memory for a larger batch: the other streams continue
             self._rows.remove(stream)
             self._fresh.discard(stream)
             raise
         return stream
 
     def leave(self, stream: int) -> None:
-        """Take a stream out of the batch. What it has under way is still given by :meth:`collect`."""
+        """Remove a stream from the batch. :meth:`collect` still returns its steps under way."""
         row, last = self._rows.index(stream), len(self._rows) - 1
         loop = self._loop
         if row != last and loop is not None:
@@ -102,13 +112,13 @@ class Lanes:
         self._fit()
 
     def restart(self, stream: int) -> None:
-        """Let a stream begin a new clip with its next frame."""
+        """Start a new clip of a stream with its next frame."""
         if stream not in self._rows:
             raise ValueError(f"no such stream: {stream}")
         self._fresh.add(stream)
 
     def submit(self, frames: Mapping[int, NDArray[Any] | Buffer]) -> None:
-        """Queue a step with a frame of some streams; up to two steps may be under way.
+        """Queue a step with one frame of some of the streams; up to two steps may be under way.
 
         Args:
             frames: by stream, as :func:`adafocus_edge.runtime.glimpse.see_clip` takes them, on the host or on the
@@ -132,20 +142,20 @@ class Lanes:
         self._steps.append((self._loop, [(stream, rows[stream]) for stream in frames]))
 
     def collect(self) -> dict[int, Glimpse]:
-        """Wait for the oldest step under way; return the glimpse of each stream that had a frame in it."""
+        """Wait for the oldest step under way; return the glimpse of each stream with a frame in it."""
         loop, seen = self._steps.popleft()
         made = loop.collect()
         return {stream: Glimpse(made.origins[row : row + 1], made.logits[row : row + 1]) for stream, row in seen}
 
     def step(self, frames: Mapping[int, NDArray[Any] | Buffer]) -> dict[int, Glimpse]:
-        """Take a step and wait for it; steps that are under way must have been collected."""
+        """Run a step and wait for it. Raises ``BackendError`` while other steps are under way."""
         if self._steps:
-            raise BackendError("steps are under way: collect them first")
+            raise BackendError("earlier steps are still running: collect their results first")
         self.submit(frames)
         return self.collect()
 
     def _fit(self) -> None:
-        """Use the loop of the smallest batch that holds all streams, and hand their states over to it."""
+        """Use the loop of the smallest batch that holds all streams, and move their states to it."""
         if not self._rows:
             return
         size = next(size for size in reversed(self._sizes()) if size >= len(self._rows))
@@ -158,7 +168,7 @@ class Lanes:
                 before.move(row, loop, row)
 
     def _sizes(self) -> list[int]:
-        """Return the batch sizes that there are, largest first."""
+        """Return all batch sizes, largest first."""
         powers = (1 << power for power in range((self._most - 1).bit_length()))
         return sorted({*powers, self._most}, reverse=True)
 
@@ -169,15 +179,15 @@ class Lanes:
 
 
 class HostLanes:
-    """The same for a model of plain sessions, which on a CPU gain nothing from a batch of many.
+    """The counterpart of :class:`Lanes` for a model of plain sessions, which on a CPU gain nothing from large batches.
 
-    Streams that are given the very same frame share its glance, and those that look at the same patch of it share the
-    focus: staggered states over one source cost little more than one. No graph is given more than ``model.batch`` rows
-    at once: ONNX Runtime keeps for ever what its largest batch needed, with the default model about 9 MB a frame, and
-    the step in which all sources have a frame may come after hours. The interface is that of :class:`Lanes`.
+    Streams with the same frame object share its glance, and those that look at the same patch of it share the focus:
+    several staggered windows over one source cost little more than one. No graph gets more than ``model.batch`` rows at
+    once: ONNX Runtime never frees the memory of its largest batch, about 9 MB a frame with the default model, and the
+    step in which all sources have a frame may come after hours. The interface is that of :class:`Lanes`.
 
     Args:
-        model: on a backend that keeps nothing on a device.
+        model: on a backend that keeps no tensors on a device.
     """
 
     def __init__(self, model: LoadedModel) -> None:
@@ -187,11 +197,11 @@ class HostLanes:
 
     @property
     def streams(self) -> tuple[int, ...]:
-        """Who is there."""
+        """Return the numbers of all streams."""
         return tuple(self._states)
 
     def prepare(self) -> Iterator[int]:
-        """Take one step with a blank frame, so that the first real one does not wait for memory; see :class:`Lanes`."""
+        """Run one step with a blank frame, so that the first real one need not allocate; see :class:`Lanes`."""
         yield 1
         stream = self.join()
         try:
@@ -200,23 +210,23 @@ class HostLanes:
             self.leave(stream)
 
     def join(self) -> int:
-        """Let a stream in, at the beginning of a clip; return its number."""
+        """Add a stream, at the beginning of a clip; return its number."""
         stream, self._count = self._count, self._count + 1
         self.restart(stream)
         return stream
 
     def leave(self, stream: int) -> None:
-        """Let a stream go."""
+        """Remove a stream."""
         del self._states[stream]
 
     def restart(self, stream: int) -> None:
-        """Let a stream begin a new clip with its next frame."""
+        """Start a new clip of a stream with its next frame."""
         spec = self._model.spec
         zeros = (np.zeros((1, length), np.float32) for length in (spec.policy_state, spec.classifier_state))
         self._states[stream] = (next(zeros), next(zeros))
 
     def step(self, frames: Mapping[int, NDArray[Any]]) -> dict[int, Glimpse]:
-        """Take a step with a frame of some streams; return the glimpse of each. Raises ``FrameError``."""
+        """Run a step with one frame of some of the streams; return the glimpse of each. Raises ``FrameError``."""
         model, streams = self._model, list(frames)
         check_frames(list(frames.values()), model.spec)
         distinct = {id(frame): frame for frame in frames.values()}
@@ -246,7 +256,7 @@ class HostLanes:
         return made
 
     def _run(self, session: Session, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run a graph in pieces, and join what they give."""
+        """Run a graph on pieces of a batch, and join their outputs."""
         count, most = len(next(iter(feeds.values()))), self._model.batch
         pieces = [
             session.run({name: rows[start : start + most] for name, rows in feeds.items()})
@@ -255,8 +265,13 @@ class HostLanes:
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
+def lanes_of(model: LoadedModel, most: int) -> Lanes | HostLanes:
+    """Return lanes for up to ``most`` streams of a model, on its device or on the host. Raises ``UsageError``."""
+    return Lanes(model, most) if model.on_device else HostLanes(model)
+
+
 def _on_host(model: LoadedModel) -> DeviceRunner:
-    """Run a model of the CPU's sessions as if the CPU were a device; the sessions stay the model's."""
+    """Return a runner of a model's CPU sessions with the CPU as the device; the model still owns the sessions."""
     programs: dict[str, Any] = {graph: getattr(model, graph) for graph in GRAPHS}
     if not all(hasattr(program, "bind") for program in programs.values()):
         raise BackendError(f"{model.backend} runs one clip at a time")

@@ -1,14 +1,12 @@
-"""Results as people read them on a terminal, and as files: JSON lines, CSV."""
+"""Prints results on a terminal, and writes them to files: JSON lines, CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import sys
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,12 +14,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.errors import UsageError
 from adafocus_edge.system.console import printable
-from adafocus_edge.system.files import append_whole, is_stream, open_stream, write_all
+from adafocus_edge.system.csv_lines import csv_line
+from adafocus_edge.system.files import append_whole, is_stream, open_stream, writable, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from typing_extensions import Self
 
@@ -35,7 +34,7 @@ CSV_COLUMNS = (
 
 
 def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None = None) -> None:
-    """Print a clip's best classes, and under them what the last windows of a live source come to."""
+    """Print a clip's best classes, and the smoothed result of a live source's last windows if given."""
     timed = result.start_s is not None and result.end_s is not None
     span = f"   {result.start_s:.1f} - {result.end_s:.1f} s" if timed else ""
     to.print(f"[bold]{escape(result.source)}[/]{span}", soft_wrap=True)
@@ -56,11 +55,11 @@ def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None =
 
 
 class ResultFile:
-    """A file of results: CSV if it is called so, else a JSON object per line. A context manager.
+    """A file of results: CSV if its name ends so, else one JSON object per line. A context manager.
 
-    It is ``.NAME.*.part`` until the run ends, so that a file of that name from before is lost only to a finished one,
-    and two runs do not mix. A run that is broken off, as by a full disk, leaves that file with the results it has, if
-    any, and says so on stderr. A device or a pipe is written to as it is.
+    It is named ``.NAME.*.part`` until the run ends, so that only a finished run replaces an earlier file, and two runs
+    do not mix. An interrupted run, for example on a full disk, keeps that file if it holds results, and prints its name
+    on stderr. A device or a pipe is written to directly.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,12 +68,12 @@ class ResultFile:
         self._path = path
         self._draft: Path | None = None
         self._is_csv = path.suffix.lower() == ".csv"
-        with self._wrap_errors():
+        with writable(self._path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if is_stream(path):
                 self._file: IO[bytes] = open_stream(path)
             else:
-                self._path = path.resolve()  # a link stays, and what it leads to is written
+                self._path = path.resolve()  # a link stays, and its target is written
                 handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=self._path.parent)
                 self._draft = Path(name)
                 self._draft.chmod(0o644)
@@ -89,20 +88,15 @@ class ResultFile:
                 raise
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Add one result, or one failed source, as its JSON object; whole or not at all. Raises ``AdaFocusError``."""
+        """Add the JSON object of a result or a failed source, whole or not at all. Raises ``AdaFocusError``."""
         self._append(entry)
         self._held += 1
 
     def _append(self, entry: dict[str, Any]) -> None:
-        if self._is_csv:
-            text = io.StringIO()
-            csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore").writerow(entry)
-            line = text.getvalue()
-        else:
-            line = json.dumps(entry, ensure_ascii=False) + "\n"
-        # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
+        line = csv_line(CSV_COLUMNS, entry) if self._is_csv else json.dumps(entry, ensure_ascii=False) + "\n"
+        # Bytes of a file's name that UTF-8 cannot encode become an escape that JSON reads back.
         content = line.encode(errors="backslashreplace")
-        with self._wrap_errors():
+        with writable(self._path):
             if self._draft is None:
                 write_all(self._file, content)
             else:
@@ -116,13 +110,13 @@ class ResultFile:
         if kind is not None:
             self._leave()
             return
-        with self._wrap_errors():
+        with writable(self._path):
             self._file.close()
             if self._draft is not None:
                 os.replace(self._draft, self._path)
 
     def _leave(self) -> None:
-        """End a run that was broken off: what there is of results stays."""
+        """End an interrupted run: keep the file if it holds results."""
         with suppress(OSError):
             self._file.close()
         if self._draft is not None and self._held:
@@ -130,10 +124,3 @@ class ResultFile:
         elif self._draft is not None:
             with suppress(OSError):
                 self._draft.unlink()
-
-    @contextmanager
-    def _wrap_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise AdaFocusError(f"{self._path}: cannot be written ({error.strerror})") from None

@@ -1,4 +1,4 @@
-"""The web application: which address is answered by what."""
+"""The web application: routes and their handlers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from adafocus_edge.serve import schemas
 from adafocus_edge.serve.board import Board
 from adafocus_edge.serve.cameras import Cameras
 from adafocus_edge.serve.guard import (
@@ -51,20 +52,20 @@ MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 BEAT_S = 1.0
-"""How often those who watch are told how the run is doing."""
-LONGEST_LOGIN_BYTES = 4096
+"""How often connected clients get the run's status."""
+MAX_LOGIN_BYTES = 4096
 LOGIN_WITHIN_S = 10.0
-"""The form must be there within this time from when it began to come."""
+"""Time limit for receiving the login form."""
 LOGIN_MESSAGE = "<!-- message -->"
-"""What the login page has in the place of what went wrong."""
+"""Placeholder for an error message in the login page."""
 
 
 class Service:
-    """What the routes share. Made, used and closed in the server's event loop.
+    """Objects that the routes share. Created, used and closed in the server's event loop.
 
     Args:
-        run: that is served.
-        options: how.
+        run: the run to serve.
+        options: access and limits.
     """
 
     def __init__(self, run: Run, options: ServeOptions) -> None:
@@ -76,19 +77,19 @@ class Service:
         self._beating: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to listen to the run."""
-        with suppress(Exception):  # told by /healthz
+        """Subscribe to the run."""
+        with suppress(Exception):  # /healthz reports it
             await run_in_threadpool(self.board.refresh)
         self._run.listen(self.board)
         self._beating = asyncio.create_task(self._beat())
 
     def begin_closing(self) -> None:
-        """Let what has no end of its own end."""
+        """End the responses that have no end of their own."""
         for part in (self.board, self.pictures, self.uploads):
             part.closing.set()
 
     async def close(self) -> None:
-        """End it all."""
+        """Close cameras and streams, and unsubscribe from the run."""
         self.begin_closing()
         if self._beating is not None:
             self._beating.cancel()
@@ -99,38 +100,39 @@ class Service:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
-            with suppress(Exception):  # a run that is ending; /healthz tells of one that failed
+            with suppress(Exception):  # the run is ending, or it failed, which /healthz reports
                 await self.cameras.close_idle()
                 self.pictures.forget()
                 self.board.beat(await run_in_threadpool(self.board.refresh))
 
 
 class Site:
-    """Answers requests.
+    """Handlers of all routes.
 
     Args:
-        run: that is served.
-        options: how.
-        sessions: that logins open.
-        tries: that failed.
+        run: the run to serve.
+        options: access and limits.
+        sessions: open logins.
+        tries: failed logins.
     """
 
     def __init__(self, run: Run, options: ServeOptions, sessions: Sessions, tries: Tries) -> None:
         self._run, self._options, self._sessions, self._tries = run, options, sessions, tries
         self._files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in MEDIA_TYPES}
         self._tags = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, content in self._files.items()}
+        self._description = bytes(JSONResponse(describe(options)).body)
         self._service: Service | None = None
 
     @property
     def service(self) -> Service:
-        """What the routes share, while the server runs."""
+        """Objects that the routes share while the server runs."""
         if self._service is None:
             raise RuntimeError("the application has not been started")
         return self._service
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Listen to the run while the server runs."""
+        """Subscribe to the run while the server runs."""
         self._service = app.state.service = Service(self._run, self._options)
         await self._service.start()
         try:
@@ -141,15 +143,15 @@ class Site:
     # -- the page -----------------------------------------------------------------------------------------------------
 
     async def page(self, request: Request) -> Response:
-        """Answer ``GET /``."""
+        """Handle ``GET /``."""
         del request
         return HTMLResponse(self._files["index.html"])
 
     async def page_file(self, request: Request) -> Response:
-        """Answer with what the page consists of."""
+        """Handle ``GET /page/{name}``: return a script, style sheet or image of the page."""
         name = request.path_params["name"]
         if name not in self._files or name.endswith(".html"):
-            return refusal(404, "no such file")
+            return refusal(404, "file not found")
         headers = {"Cache-Control": "no-cache", "ETag": self._tags[name]}
         if request.headers.get("if-none-match") == self._tags[name]:
             return Response(status_code=304, headers=headers)
@@ -160,7 +162,7 @@ class Site:
         return HTMLResponse(self._files["login.html"].decode().replace(LOGIN_MESSAGE, shown), status)
 
     async def login(self, request: Request) -> Response:
-        """Answer ``/login``: the form, or where it was filled in rightly a cookie and the page."""
+        """Handle ``/login``: return the form; for a correct token, set the cookie and redirect to the page."""
         if self._options.token is None:
             return RedirectResponse("/", 303)
         if request.method != "POST":
@@ -170,10 +172,10 @@ class Site:
         try:
             given = await asyncio.wait_for(_login_token(request), LOGIN_WITHIN_S)
         except asyncio.TimeoutError:
-            return self._login_page(408, "The token took too long. Try again.")
+            return self._login_page(408, "The request took too long. Try again.")
         if given is None or not same(given, self._options.token):
             self._tries.failed(address_of(request.scope))
-            return self._login_page(401, "That is not the token.")
+            return self._login_page(401, "Wrong token.")
         answer = RedirectResponse("/", 303)
         answer.set_cookie(
             COOKIE,
@@ -181,81 +183,81 @@ class Site:
             max_age=int(self._options.session_s),
             httponly=True,
             samesite="strict",
-            # Behind a proxy that ends TLS only the origin tells.
+            # Behind a proxy that terminates TLS, only the origin shows that the browser uses HTTPS.
             secure=request.headers.get("origin", "").startswith("https:"),
         )
         return answer
 
     async def logout(self, request: Request) -> Response:
-        """Answer ``POST /logout``."""
+        """Handle ``POST /logout``."""
         self._sessions.close(session_name(request.headers))
         answer = RedirectResponse("/login" if self._options.token else "/", 303)
         answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return answer
 
-    # -- what is known ------------------------------------------------------------------------------------------------
+    # -- status and results -------------------------------------------------------------------------------------------
 
     async def description(self, request: Request) -> Response:
-        """Answer ``GET /api/openapi.json`` with what all the others are."""
+        """Handle ``GET /api/openapi.json``: return the description of the API."""
         del request
-        return JSONResponse(describe(self._options))
+        return Response(self._description, media_type="application/json")
 
     async def status(self, request: Request) -> Response:
-        """Answer ``GET /api/status`` with how the run is doing."""
+        """Handle ``GET /api/status``: return the state of the run."""
         del request
-        return JSONResponse(await run_in_threadpool(self.service.board.refresh))
+        return schemas.respond(await run_in_threadpool(self.service.board.refresh))
 
     async def results(self, request: Request) -> Response:
-        """Answer ``GET /api/results``: the last windows, newest first."""
-        if (limit := _limit(request, self._options.kept)) is None:
-            return refusal(400, f"limit must be 1 to {self._options.kept}")
-        source = request.query_params.get("source")
-        return JSONResponse({"results": self.service.board.recent("windows", source, limit)})
-
-    async def events(self, request: Request) -> Response:
-        """Answer ``GET /api/events``: the last events and notices, newest first."""
+        """Handle ``GET /api/results``: return the last windows, newest first."""
         if (limit := _limit(request, self._options.kept)) is None:
             return refusal(400, f"limit must be 1 to {self._options.kept}")
         board, source = self.service.board, request.query_params.get("source")
-        found = {kind: board.recent(kind, source, limit) for kind in ("events", "notices")}
-        return JSONResponse(found)
+        return schemas.respond(schemas.Results(board.recent(board.windows, source, limit)))
+
+    async def events(self, request: Request) -> Response:
+        """Handle ``GET /api/events``: return the last events and notices, newest first."""
+        if (limit := _limit(request, self._options.kept)) is None:
+            return refusal(400, f"limit must be 1 to {self._options.kept}")
+        board, source = self.service.board, request.query_params.get("source")
+        events, notices = board.recent(board.events, source, limit), board.recent(board.notices, source, limit)
+        return schemas.respond(schemas.Events(events, notices))
 
     async def live(self, request: Request) -> Response:
-        """Answer ``GET /api/live`` with server-sent events."""
+        """Handle ``GET /api/live``: stream server-sent events."""
         board = self.service.board
         if board.full:
-            return refusal(503, f"{self._options.max_viewers} people watch already", {"Retry-After": "10"})
+            return refusal(503, f"{self._options.max_viewers} clients are connected already", {"Retry-After": "10"})
         headers = {"Cache-Control": NO_STORE, "X-Accel-Buffering": "no"}
         if request.method == "HEAD":
             return Response(headers=headers, media_type="text/event-stream")
         return StreamingResponse(board.live(), headers=headers, media_type="text/event-stream")
 
     async def metrics(self, request: Request) -> Response:
-        """Answer ``GET /metrics``."""
+        """Handle ``GET /metrics``."""
         del request
         service = self.service
         own = {
-            "web_watchers": (float(service.board.watchers), "Connections that get live data."),
-            "web_videos": (float(service.pictures.viewers), "Connections that get video."),
-            "web_cameras": (float(len(service.cameras)), "Browsers' cameras that are open."),
-            "web_uploads": (float(service.uploads.under_way), "Files that are uploaded or classified."),
+            "web_watchers": (float(service.board.watchers), "Live data connections."),
+            "web_videos": (float(service.pictures.viewers), "Video connections."),
+            "web_cameras": (float(len(service.cameras)), "Open browser cameras."),
+            "web_uploads": (float(service.uploads.under_way), "Files being uploaded or classified."),
         }
         now = await run_in_threadpool(service.board.refresh)
         return Response(exposition(now, own), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def healthz(self, request: Request) -> Response:
-        """Answer ``GET /healthz``: 200 while the run is alive and moves."""
+        """Handle ``GET /healthz``: return 200 while the model's loop runs and makes progress, else 503."""
         del request
         healthy = False
-        with suppress(Exception):  # a run that cannot even tell is not healthy
-            told = (await run_in_threadpool(self._run.status)).to_json()
-            healthy = bool(told["alive"]) and told["stalled_s"] <= self._options.stalled_s
-        return JSONResponse({"status": "ok" if healthy else "failing"}, 200 if healthy else 503)
+        with suppress(Exception):  # a run whose status cannot be read is not healthy
+            status = await run_in_threadpool(self._run.status)
+            healthy = status.alive and status.stalled_s <= self._options.stalled_s
+        return schemas.respond(schemas.Health("ok" if healthy else "failing"), 200 if healthy else 503)
 
     # -- pictures -----------------------------------------------------------------------------------------------------
 
     async def picture(self, request: Request) -> Response:
-        """Answer with a source's newest picture; 204 where the one with the number ``after`` is the newest."""
+        """Handle ``GET .../picture.jpg``: return a source's newest picture, or 204 if ``after`` is its number."""
         name, service = request.path_params["name"], self.service
         if not await self._knows(name):
             return refusal(404, f"{name}: no such source")
@@ -269,12 +271,12 @@ class Site:
         return Response(newest.jpeg, headers=headers, media_type="image/jpeg")
 
     async def video(self, request: Request) -> Response:
-        """Answer with a source's pictures as they come."""
+        """Handle ``GET .../video.mjpeg``: stream a source's pictures."""
         name, service = request.path_params["name"], self.service
         if not await self._knows(name):
             return refusal(404, f"{name}: no such source")
         if service.pictures.full:
-            return refusal(503, f"{self._options.max_viewers} videos are watched already", {"Retry-After": "10"})
+            return refusal(503, f"{self._options.max_viewers} clients are connected already", {"Retry-After": "10"})
         headers = {"Cache-Control": NO_STORE}
         media_type = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
         if request.method == "HEAD":
@@ -283,31 +285,31 @@ class Site:
 
     async def _knows(self, name: str) -> bool:
         board = self.service.board
-        if not board.knows(name):  # it may have come just now
+        if not board.knows(name):  # it may be new
             await run_in_threadpool(board.refresh)
         return board.knows(name)
 
-    # -- what is sent here --------------------------------------------------------------------------------------------
+    # -- files and cameras --------------------------------------------------------------------------------------------
 
     async def classify(self, request: Request) -> Response:
-        """Answer ``POST /api/classify``."""
+        """Handle ``POST /api/classify``."""
         return await self.service.uploads.classify(request)
 
     async def open_camera(self, request: Request) -> Response:
-        """Answer ``POST /api/cameras``."""
+        """Handle ``POST /api/cameras``."""
         return await self.service.cameras.open(request)
 
     async def camera_frame(self, request: Request) -> Response:
-        """Answer ``POST /api/cameras/{id}/frame``."""
+        """Handle ``POST /api/cameras/{id}/frame``."""
         return await self.service.cameras.frame(request)
 
     async def close_camera(self, request: Request) -> Response:
-        """Answer ``DELETE /api/cameras/{id}``."""
+        """Handle ``DELETE /api/cameras/{id}``."""
         return await self.service.cameras.delete(request)
 
 
 def create_app(run: Run, options: ServeOptions) -> Starlette:
-    """Return the application that serves a run. Raises ``UsageError`` where it would be open to other machines."""
+    """Return the application that serves a run. Raises ``UsageError`` if other machines could reach it unprotected."""
     check_exposure(options)
     sessions, tries = Sessions(options.session_s), Tries()
     site = Site(run, options, sessions, tries)
@@ -323,7 +325,7 @@ def create_app(run: Run, options: ServeOptions) -> Starlette:
         Route("/api/results", site.results),
         Route("/api/events", site.events),
         Route("/api/live", site.live),
-        # Names of sources hold slashes: addresses and paths.
+        # Names of sources may contain slashes: they can be addresses or paths.
         Route("/api/streams/{name:path}/picture.jpg", site.picture),
         Route("/api/streams/{name:path}/video.mjpeg", site.video),
         Route("/api/classify", site.classify, methods=["POST"]),
@@ -340,32 +342,31 @@ def create_app(run: Run, options: ServeOptions) -> Starlette:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    del request
     assert isinstance(error, HTTPException)
-    text = {404: "no such page", 405: "not allowed here"}.get(error.status_code, error.detail)
+    text = {404: "not found", 405: f"method {request.method} is not allowed here"}.get(error.status_code, error.detail)
     return refusal(error.status_code, text, dict(error.headers or {}))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    del request, error  # told to whoever runs the server
-    return refusal(500, "something went wrong in the server", {**SECURE_HEADERS, "Cache-Control": NO_STORE})
+    del request, error  # the server's log has the details
+    return refusal(500, "internal server error", {**SECURE_HEADERS, "Cache-Control": NO_STORE})
 
 
-def _limit(request: Request, most: int) -> int | None:
-    """Return how many entries are asked for; None if that is no number or out of range."""
-    given: Any = request.query_params.get("limit", str(min(50, most)))
-    if not (given.isascii() and given.isdigit() and len(given) < 10 and 1 <= int(given) <= most):
+def _limit(request: Request, maximum: int) -> int | None:
+    """Return the query parameter ``limit``, 50 by default; None if it is not a number or out of range."""
+    given: Any = request.query_params.get("limit", str(min(50, maximum)))
+    if not (given.isascii() and given.isdigit() and len(given) < 10 and 1 <= int(given) <= maximum):
         return None
     return int(given)
 
 
 async def _login_token(request: Request) -> str | None:
-    """Read the token from the login's form; None if that is too long."""
+    """Read the token from the login form; return None if the form is too long or incomplete."""
     received = bytearray()
     try:
         async for part in request.stream():
             received += part
-            if len(received) > LONGEST_LOGIN_BYTES:
+            if len(received) > MAX_LOGIN_BYTES:
                 return None
     except ClientDisconnect:
         return None

@@ -1,4 +1,4 @@
-"""What is known of a live run at this moment, kept for those who come later and sent on to those who watch."""
+"""The current state and the last results of a live run, kept for new clients and streamed to connected ones."""
 
 from __future__ import annotations
 
@@ -8,74 +8,80 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from adafocus_edge.live.messages import Drops, Event, Notice, ProvisionalResult, Sink, Window
+import msgspec
+
+from adafocus_edge.live.listener import Sink
+from adafocus_edge.live.messages import Drops, Event, Notice, ProvisionalResult, Window
 from adafocus_edge.media.preprocess import CropWindow
+from adafocus_edge.serve import schemas
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from adafocus_edge.live.messages import Message
     from adafocus_edge.serve.options import ServeOptions
     from adafocus_edge.serve.run import Run
 
 WAITING = 512
-"""Messages of the run that may wait to be written as JSON."""
+"""Queue length: messages of the run that wait to be encoded as JSON."""
 CLIENT_WAITING = 256
-"""Messages that may wait for one watcher; beyond, its oldest are dropped."""
+"""Queue length per client; when it is full, the oldest message is dropped."""
 CURVE_S = 120.0
-"""How far back the page's curve of confidence reaches."""
+"""Time span of the page's confidence curve."""
 CURVE_POINTS = 1200
+"""Points kept per source."""
 CURVE_CLASSES = 3
-"""Points kept of each source, and classes in each."""
+"""Classes per point."""
 KEEP_ALIVE_S = 10.0
-"""A connection on which nothing happens gets a comment after this time, so that nothing between cuts it."""
+"""An idle connection gets a comment after this time, so that no proxy closes it."""
 POLL_S = 0.5
-"""How often a connection on which nothing happens looks whether the server closes."""
+"""How often an idle connection checks whether the server is shutting down."""
 CAMERA_FPS = 8.0
-"""The least that a camera must send to a model that sees motion."""
-FASTEST_CAMERA_FPS = 30.0
+"""Minimum rate of a browser camera for a model with motion input."""
+MAX_CAMERA_FPS = 30.0
 
 Fractions = list[float]
 """Left, top, right, bottom of a rectangle, as fractions of a picture's width and height."""
+Row = TypeVar("Row", schemas.Window, schemas.Event, schemas.Notice)
 
 
 class Watcher:
-    """One who gets live data: what waits to be sent, oldest first. Used in the server's event loop only."""
+    """Queue of one client of the live stream, oldest message first. Used in the server's event loop only."""
 
     def __init__(self, since: int, waiting: int = CLIENT_WAITING) -> None:
         self.dropped = 0
         self._since = since
         self._waiting: deque[bytes] = deque(maxlen=waiting)
-        self._there = asyncio.Event()
+        self._filled = asyncio.Event()
 
     def enqueue(self, number: int, message: bytes) -> None:
-        """Let a message wait; drop the oldest where there is no room."""
+        """Add a message; drop the oldest if the queue is full."""
         if number <= self._since:
             return
         self.dropped += len(self._waiting) == self._waiting.maxlen
         self._waiting.append(message)
-        self._there.set()
+        self._filled.set()
 
     async def take(self, within_s: float) -> bytes:
-        """Return all that waits, or nothing when that stays so."""
+        """Return all queued messages; wait for the first one, and return ``b""`` after ``within_s`` without any."""
         try:
-            await asyncio.wait_for(self._there.wait(), within_s)
+            await asyncio.wait_for(self._filled.wait(), within_s)
         except asyncio.TimeoutError:
             return b""
         taken = b"".join(self._waiting)
         self._waiting.clear()
-        self._there.clear()
+        self._filled.clear()
         return taken
 
 
 class Board(Sink):
-    """Keeps the newest results of a run and hands on what happens, as server-sent events.
+    """Keeps the newest results of a run and streams its messages to clients as server-sent events.
 
     Args:
-        run: that is watched; :meth:`refresh` it once before anything is asked for.
-        options: how much is kept.
+        run: the run to watch; call :meth:`refresh` once before any other method.
+        options: how many entries to keep and how many clients to serve.
         loop: the server's event loop.
     """
 
@@ -88,72 +94,78 @@ class Board(Sink):
         self._lock = threading.Lock()
         self._number = 0
         self._watchers: set[Watcher] = set()
-        self._status: dict[str, Any] = {}
+        self._status: schemas.Status | None = None
         self._sizes: dict[str, tuple[int, int]] = {}
         self._looks: dict[str, dict[str, Any]] = {}
         self._curves: dict[str, deque[dict[str, Any]]] = {}
-        self._windows: deque[dict[str, Any]] = deque(maxlen=options.kept)
-        self._events: deque[dict[str, Any]] = deque(maxlen=options.kept)
-        self._notices: deque[dict[str, Any]] = deque(maxlen=options.kept)
+        self.windows: deque[schemas.Window] = deque(maxlen=options.kept)
+        self.events: deque[schemas.Event] = deque(maxlen=options.kept)
+        self.notices: deque[schemas.Notice] = deque(maxlen=options.kept)
         self.closing = asyncio.Event()
         super().__init__("web page", WAITING, lambda _: None)
 
     # -- in any thread ------------------------------------------------------------------------------------------------
 
-    def refresh(self) -> dict[str, Any]:
-        """Ask the run how it is doing; return that with what a page needs on top."""
-        status = self._run_watched.status().to_json()
-        sizes = {s["name"]: (s["width"], s["height"]) for s in status["sources"] if s.get("width") and s.get("height")}
-        for source in status["sources"]:
+    def refresh(self) -> schemas.Status:
+        """Read the run's status; return it with each source's crop and the time."""
+        read = self._run_watched.status().to_json()
+        sizes = {s["name"]: (s["width"], s["height"]) for s in read["sources"] if s["width"] and s["height"]}
+        for source in read["sources"]:
             source["crop"] = self._crop(sizes.get(source["name"]))
-        status["now_s"] = time.time()
+        status = msgspec.convert({**read, "now_s": time.time()}, schemas.Status)
+        names = {source.name for source in status.sources}
         with self._lock:
             self._status, self._sizes = status, sizes
-            there = {source["name"] for source in status["sources"]}
-            self._looks = {name: look for name, look in self._looks.items() if name in there}
-            self._curves = {name: curve for name, curve in self._curves.items() if name in there}
+            self._looks = {name: look for name, look in self._looks.items() if name in names}
+            self._curves = {name: curve for name, curve in self._curves.items() if name in names}
         return status
 
     def knows(self, name: str) -> bool:
-        """Whether there was a source of this name at the last :meth:`refresh`."""
-        return any(source["name"] == name for source in self._status.get("sources", ()))
+        """Return whether the run had a source of this name at the last :meth:`refresh`."""
+        return self._status is not None and any(source.name == name for source in self._status.sources)
 
     def process(self, message: Message) -> None:
-        """Keep and send on what happened."""
+        """Keep a message and send it to all clients."""
         if isinstance(message, ProvisionalResult):
             self._look(message)
         elif isinstance(message, Window):
             entry = {**message.to_json(), "wall_s": message.wall_s}
-            self._publish("window", entry, self._windows)
+            self._publish_row("window", msgspec.convert(entry, schemas.Window), self.windows)
         elif isinstance(message, Event):
-            # The page's curve has one time for all sources: that of the day.
+            # The page's curve has a single time axis for all sources: the time of day.
             began_s = message.wall_s - max(0.0, message.frame.time_s - message.start_s)
             entry = {**message.to_json(), "wall_s": message.wall_s, "start_wall_s": began_s}
-            self._publish("event", entry, self._events)
+            self._publish_row("event", msgspec.convert(entry, schemas.Event), self.events)
         elif isinstance(message, (Notice, Drops)):
-            self._publish("notice", {**message.to_json(), "wall_s": message.wall_s}, self._notices)
+            entry = {**message.to_json(), "wall_s": message.wall_s}
+            self._publish_row("notice", msgspec.convert(entry, schemas.Notice), self.notices)
 
-    def recent(self, kind: str, source: str | None, limit: int) -> list[dict[str, Any]]:
-        """Return the newest windows, events or notices, newest first, of one source or all."""
-        kept = {"windows": self._windows, "events": self._events, "notices": self._notices}[kind]
+    def recent(self, rows: Iterable[Row], source: str | None, limit: int) -> list[Row]:
+        """Return the newest of :attr:`windows`, :attr:`events` or :attr:`notices`, newest first.
+
+        Args:
+            rows: one of these three.
+            source: name of the source whose rows to return; None for all sources.
+            limit: maximum number of rows.
+        """
         with self._lock:
-            entries = list(kept)
-        return [entry for entry in reversed(entries) if source is None or entry["source"] == source][:limit]
+            kept = list(rows)
+        return [row for row in reversed(kept) if source is None or row.source == source][:limit]
 
     # -- in the event loop --------------------------------------------------------------------------------------------
 
     @property
     def watchers(self) -> int:
-        """How many get live data."""
+        """Number of clients of the live stream."""
         return len(self._watchers)
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for one more watcher."""
+        """Whether the maximum number of clients is connected."""
         return len(self._watchers) >= self._options.max_viewers
 
     async def live(self) -> AsyncIterator[bytes]:
-        """Yield server-sent events to one more watcher: what is known, then what happens, until the server closes."""
+        """Yield server-sent events to a new client: the current state, then each message, until the server closes."""
         with self._lock:
             watcher, hello = Watcher(self._number), to_event("hello", self._hello())
         self._watchers.add(watcher)
@@ -171,33 +183,32 @@ class Board(Sink):
         finally:
             self._watchers.discard(watcher)
 
-    def beat(self, status: dict[str, Any]) -> None:
-        """Send on how the run is doing."""
+    def beat(self, status: schemas.Status) -> None:
+        """Send the status to all clients."""
         with self._lock:
-            self._number += 1
-            number = self._number
-        self._send(number, to_event("status", status))
+            number = self._next_number()
+        self._send(number, to_event("status", msgspec.to_builtins(status)))
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _hello(self) -> dict[str, Any]:
-        """All that a page needs to begin. The lock is held."""
+        """Return everything that a page needs at first. The caller holds the lock."""
         run, options = self._run_watched, self._options
         gap_s = run.spec.motion_gap_s
         camera_fps = 2 * run.glimpse_fps
         if gap_s:
             camera_fps = max(camera_fps, CAMERA_FPS, 1 / gap_s)
         return {
-            "status": self._status,
+            "status": {} if self._status is None else msgspec.to_builtins(self._status),
             "looks": list(self._looks.values()),
             "curves": {name: list(curve) for name, curve in self._curves.items()},
-            "windows": list(self._windows),
-            "events": list(self._events),
-            "notices": list(self._notices),
+            "windows": msgspec.to_builtins(list(self.windows)),
+            "events": msgspec.to_builtins(list(self.events)),
+            "notices": msgspec.to_builtins(list(self.notices)),
             "curve_s": CURVE_S,
             "picture_fps": options.picture_fps,
-            "camera_fps": round(min(camera_fps, FASTEST_CAMERA_FPS), 2),
-            "most_cameras": options.most_cameras,
+            "camera_fps": round(min(camera_fps, MAX_CAMERA_FPS), 2),
+            "most_cameras": options.max_cameras,
             "max_upload_mb": options.max_upload_mb,
             "sign_out": options.token is not None,
         }
@@ -220,24 +231,31 @@ class Board(Sink):
             curve.append(point)
             while curve[0]["t"] < look.frame.wall_s - CURVE_S:
                 curve.popleft()
-        self._publish("look", entry, None)
+            number = self._next_number()
+        self._publish(number, "look", entry)
 
-    def _publish(self, kind: str, entry: dict[str, Any], kept: deque[dict[str, Any]] | None) -> None:
+    def _publish_row(self, kind: str, row: Row, kept: deque[Row]) -> None:
         with self._lock:
-            if kept is not None:
-                kept.append(entry)
-            self._number += 1
-            number = self._number
+            kept.append(row)
+            number = self._next_number()
+        self._publish(number, kind, row)
+
+    def _next_number(self) -> int:
+        """Number a message. The caller holds the lock."""
+        self._number += 1
+        return self._number
+
+    def _publish(self, number: int, kind: str, entry: dict[str, Any] | schemas.Object) -> None:
         if self._watchers:
-            with suppress(RuntimeError):  # the loop was closed meanwhile
-                self._loop.call_soon_threadsafe(self._send, number, to_event(kind, entry))
+            with suppress(RuntimeError):  # the loop was closed in the meantime
+                self._loop.call_soon_threadsafe(self._send, number, to_event(kind, msgspec.to_builtins(entry)))
 
     def _send(self, number: int, message: bytes) -> None:
         for watcher in self._watchers:
             watcher.enqueue(number, message)
 
     def _box(self, size: tuple[int, int] | None, y: float, x: float, side: float) -> Fractions | None:
-        """Map a square of the S x S frame to where it lies in the source's picture."""
+        """Map a square of the S x S frame to the source's picture; return None if the picture's size is unknown."""
         if size is None:
             return None
         width, height = size
@@ -250,5 +268,5 @@ class Board(Sink):
 
 
 def to_event(kind: str, entry: dict[str, Any]) -> bytes:
-    """Return one server-sent event."""
+    """Encode one server-sent event."""
     return f"event: {kind}\ndata: {json.dumps(entry, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()

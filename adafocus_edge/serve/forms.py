@@ -1,4 +1,4 @@
-"""A file in a form, as browsers and ``curl -F`` send it: the one file of a multipart/form-data body, as it comes."""
+"""A file in a form, as browsers and ``curl -F`` send it: streams the single file of a multipart/form-data body."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 FORM = "multipart/form-data"
 HOW = "send it as `curl -F file=@clip.mp4`"
 MAX_OTHER_BYTES = 1_000_000
-"""Of a form, beside its file: other fields, headers, and what stands before the first and behind the last boundary."""
+"""Maximum size of a form without its file: other fields, headers, preamble and epilogue."""
 MAX_PARTS = 32
-LONGEST_BOUNDARY = 256
+MAX_BOUNDARY = 256
 PLAIN_ENCODINGS = ("", "binary", "8bit", "7bit")
 
 
 def is_form(content_type: str) -> bool:
-    """Whether a request's body is a form."""
+    """Return whether a request's body is a form."""
     return content_type.partition(";")[0].strip().lower() == FORM
 
 
@@ -29,42 +29,42 @@ class FormFile:
     """Reads a form up to its file, and then the file.
 
     Args:
-        content_type: of the request, with the boundary.
-        body: as it comes.
+        content_type: the request's Content-Type, which holds the boundary.
+        body: the request's body in chunks.
 
     Raises:
-        RefusedError: the form, or what is in it, cannot be taken.
+        RefusedError: the form is malformed, too large, or does not hold exactly one file.
     """
 
     def __init__(self, content_type: str, body: AsyncIterator[bytes]) -> None:
         boundary = multipart.parse_options_header(content_type)[1].get("boundary", "")
-        if not 0 < len(boundary) <= LONGEST_BOUNDARY or not boundary.isascii() or not boundary.isprintable():
-            raise RefusedError(400, f"a form without a boundary in its Content-Type: {HOW}")
+        if not 0 < len(boundary) <= MAX_BOUNDARY or not boundary.isascii() or not boundary.isprintable():
+            raise RefusedError(400, f"the form's Content-Type has no valid boundary: {HOW}")
         self._body = body
         self._parser = multipart.PushMultipartParser(boundary, max_segment_count=MAX_PARTS)
         self._file: Any = None
         self._in_file = False
-        self._waiting: list[bytes] = []  # of the file
+        self._waiting: list[bytes] = []  # pieces of the file
         self._received = 0
         self._taken = 0
 
     async def name(self) -> str:
-        """Read up to the file; return its name as its sender knows it, perhaps empty."""
+        """Read up to the file; return its name as sent, which may be empty."""
         while self._file is None:
             if not await self._feed():
-                raise RefusedError(400, f"no file in the form: {HOW}")
+                raise RefusedError(400, f"the form has no file: {HOW}")
         return str(self._file.filename)
 
     async def content(self) -> AsyncIterator[bytes]:
         """Yield the file piece by piece, and read the rest of the form."""
         while True:
-            yield b"".join(self._waiting)  # empty where fields are read, so that nobody takes it for silence
+            yield b"".join(self._waiting)  # empty while other fields are read, which shows that data arrives
             self._waiting.clear()
             if not await self._feed():
                 return
 
     async def _feed(self) -> bool:
-        """Parse what comes next; return whether there was anything."""
+        """Parse the next chunk of the body; return whether there was one."""
         chunk = await anext(self._body, b"")
         self._received += len(chunk)
         try:
@@ -72,17 +72,19 @@ class FormFile:
                 for event in self._parser.parse(chunk):
                     self._take(event)
         except multipart.ParserLimitReached as error:
-            raise RefusedError(400, f"the form has too many or too long parts ({error}): {HOW}") from None
+            raise RefusedError(400, f"the form has too many parts, or too long ones ({error}): {HOW}") from None
         except multipart.MultipartError as error:
             if not chunk:
-                raise RefusedError(400, "the form was cut short: its last boundary is missing") from None
-            raise RefusedError(400, f"the form cannot be read ({error}): {HOW}") from None
+                raise RefusedError(400, "the form is incomplete: its last boundary is missing") from None
+            raise RefusedError(400, f"the form cannot be parsed ({error}): {HOW}") from None
         if self._received - self._taken > MAX_OTHER_BYTES:
-            raise RefusedError(413, f"the form holds too much beside its file: {HOW}")
+            raise RefusedError(
+                413, f"the form has more than {MAX_OTHER_BYTES // 1_000_000} MB in addition to its file: {HOW}"
+            )
         return bool(chunk)
 
     def _take(self, event: Any) -> None:
-        """Take a part's head, a piece of its content, or its end."""
+        """Process a part's header, a piece of its content, or its end."""
         if event is None:
             self._in_file = False
         elif isinstance(event, multipart.MultipartSegment):
@@ -90,9 +92,9 @@ class FormFile:
             if not self._in_file:
                 return
             if self._file is not None:
-                raise RefusedError(400, "more than one file in the form: send one at a time")
+                raise RefusedError(400, "the form has more than one file: send one at a time")
             if str(event.header("Content-Transfer-Encoding", "")).lower() not in PLAIN_ENCODINGS:
-                raise RefusedError(400, "a file in an encoding of its own: send it as it is, in binary")
+                raise RefusedError(400, "the file has a Content-Transfer-Encoding: send it in binary")
             self._file = event
         elif self._in_file:
             self._taken += len(event)

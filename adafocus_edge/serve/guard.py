@@ -1,4 +1,4 @@
-"""Who may ask for what: host names, origins, the token, logins; and the headers that every answer carries."""
+"""Access control: host names, origins, the token and logins; and the security headers of every response."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
+from adafocus_edge.serve import schemas
 from adafocus_edge.serve.options import is_local
 
 if TYPE_CHECKING:
@@ -36,35 +37,36 @@ SECURE_HEADERS = {
 NO_STORE = "no-store"
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 OPEN_PATHS = frozenset(("/healthz", "/login", "/page/style.css", "/page/theme.js", "/page/icon.svg"))
-"""What needs no token: the answer to "is it up", and what the login page consists of."""
+"""Paths that need no token: the health check, and the login page with its files."""
 PAGE_PATHS = frozenset(("/", "/login"))
-"""What people open from elsewhere, such as a bookmark or another page's link."""
+"""Paths that other sites may link to."""
 MAX_SESSIONS = 1000
 TRIES = 5
+"""Wrong tokens allowed per address within :data:`TRIES_S`."""
 TRIES_OF_ALL = 50
+"""Wrong tokens allowed from all addresses together within :data:`TRIES_S`."""
 TRIES_S = 60.0
-"""Wrong tokens that one address, and all together, may send within this time; then theirs are refused for a while."""
 MAX_ADDRESSES = 10_000
 
 
 class Tries:
-    """Counts wrong tokens, by address and together."""
+    """Counts wrong tokens, per address and in total."""
 
     def __init__(self) -> None:
         self._of_all: deque[float] = deque(maxlen=TRIES_OF_ALL)
         self._of: dict[str, deque[float]] = {}
 
     def wait_s(self, address: str) -> float:
-        """Return for how long an address must not try; 0 if it may."""
+        """Return how long an address must wait before its next try, in seconds; 0 if it may try now."""
         now_s = time.monotonic()
         waits = [0.0]
-        for failed, most in ((self._of_all, TRIES_OF_ALL), (self._of.get(address, deque[float]()), TRIES)):
-            if len(failed) >= most:
+        for failed, maximum in ((self._of_all, TRIES_OF_ALL), (self._of.get(address, deque[float]()), TRIES)):
+            if len(failed) >= maximum:
                 waits.append(failed[0] + TRIES_S - now_s)
         return max(waits)
 
     def failed(self, address: str) -> None:
-        """Note a wrong token."""
+        """Count a wrong token of an address."""
         if address not in self._of and len(self._of) >= MAX_ADDRESSES:
             del self._of[next(iter(self._of))]
         now_s = time.monotonic()
@@ -73,14 +75,14 @@ class Tries:
 
 
 class Sessions:
-    """Logins: random names in cookies, of which only digests are kept."""
+    """Open logins: random names in cookies. Only their digests are stored."""
 
     def __init__(self, lasts_s: float) -> None:
         self._lasts_s = lasts_s
         self._until: dict[bytes, float] = {}
 
     def open(self) -> str:
-        """Begin one; return its name."""
+        """Open a session; return its name."""
         now_s = time.monotonic()
         self._until = {digest: until_s for digest, until_s in self._until.items() if until_s > now_s}
         if len(self._until) >= MAX_SESSIONS:
@@ -90,30 +92,30 @@ class Sessions:
         return name
 
     def holds(self, name: str) -> bool:
-        """Whether there is one of this name."""
-        # Looked up by digest: how long that takes tells nothing about the names there are.
+        """Return whether a session of this name is open."""
+        # The lookup is by digest, so its timing reveals nothing about the names.
         return self._until.get(_digest(name), 0.0) > time.monotonic()
 
     def close(self, name: str) -> None:
-        """End one."""
+        """Close a session."""
         self._until.pop(_digest(name), None)
 
 
 class Guard:
-    """ASGI middleware that answers in the application's place where a request is not allowed.
+    """ASGI middleware that refuses requests that are not allowed, and adds the security headers.
 
     Args:
-        app: what is guarded.
+        app: the application to protect.
         options: the host and the token.
-        sessions: that logins opened.
-        tries: that failed.
+        sessions: open logins.
+        tries: failed logins.
     """
 
     def __init__(self, app: ASGIApp, options: ServeOptions, sessions: Sessions, tries: Tries) -> None:
         self._app, self._options, self._sessions, self._tries = app, options, sessions, tries
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or let the application do it."""
+        """Refuse a request, or pass it to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -134,16 +136,19 @@ class Guard:
         method, path = scope["method"], scope["path"]
         host = headers.get("host", "")
         if "transfer-encoding" in headers and "content-length" in headers:
-            # A proxy may believe the other one, and take the rest of this request for the next.
-            return refusal(400, "a request of two lengths", {"Connection": "close"})
+            # A proxy may use the other header, and mistake the rest of this request for the next one (smuggling).
+            return refusal(400, "Content-Length and Transfer-Encoding are both set", {"Connection": "close"})
         if path != "/healthz":
             if not host:
-                return refusal(400, "the request names no host")
-            # A page elsewhere can make its own name point here (DNS rebinding); without a token that must be enough.
+                return refusal(400, "the Host header is missing")
+            # Another site can make its own name resolve to this machine (DNS rebinding). Without a token, the name is
+            # the only protection.
             if self._options.token is None and not is_local(host_name(host)):
-                return refusal(403, "open this page as http://localhost or http://127.0.0.1; other names need a token")
+                return refusal(
+                    403, "open http://localhost or http://127.0.0.1; other host names need a token (--token)"
+                )
         if not _same_origin(headers, host, method, path):
-            return refusal(403, "a request from another site's page is not allowed")
+            return refusal(403, "requests from pages of other sites are not allowed")
         if self._options.token is None or path in OPEN_PATHS:
             return None
         return self._without_token(scope, headers, path)
@@ -163,11 +168,13 @@ class Guard:
             return None
         if path == "/":
             return RedirectResponse("/login", 303)
-        return refusal(401, "sign in, or send the token: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+        return refusal(
+            401, "no token: sign in, or send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+        )
 
 
 class RefusedError(Exception):
-    """A body that is answered with an error."""
+    """The body of a request cannot be accepted; carries the status and the text of the response."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -175,24 +182,25 @@ class RefusedError(Exception):
 
 
 def refusal(status: int, text: str, headers: dict[str, str] | None = None) -> Response:
-    """Return an answer with one line on what is wrong, as JSON."""
-    return JSONResponse({"error": text}, status, headers)
+    """Return an error response: JSON with one line of text."""
+    return schemas.respond(schemas.Refusal(text), status, headers)
 
 
 def same(given: str, token: str) -> bool:
-    """Compare a token in a time that says nothing about it."""
+    """Compare two tokens in constant time."""
     return hmac.compare_digest(_digest(given), _digest(token))
 
 
 def address_of(scope: Scope) -> str:
-    """Return the address that a request came from."""
+    """Return the client's address, or nothing if it is unknown."""
     client = scope.get("client")
     return client[0] if client else ""
 
 
 def session_name(headers: Headers) -> str:
-    """Return what the login's cookie holds, or nothing."""
-    # By hand: http.cookies gives up at the first cookie that it finds odd, and other pages of this host set some.
+    """Return the value of the login cookie, or nothing."""
+    # Parsed here because http.cookies rejects the whole header for one malformed cookie, as other services on this
+    # host may set.
     for cookie in headers.get("cookie", "").split(";"):
         name, _, value = cookie.strip().partition("=")
         if name == COOKIE:
@@ -201,7 +209,7 @@ def session_name(headers: Headers) -> str:
 
 
 def host_name(netloc: str) -> str:
-    """Return the name of ``name:port``, without an IPv6 address's brackets; nothing where that is malformed."""
+    """Return the name of ``name:port``, without the brackets of an IPv6 address; nothing if it is malformed."""
     if set(netloc) & set("@/\\?#"):
         return ""
     try:
@@ -211,14 +219,14 @@ def host_name(netloc: str) -> str:
 
 
 def _same_origin(headers: Headers, host: str, method: str, path: str) -> bool:
-    """Whether a request comes from our own page, or from no page at all."""
+    """Return whether a request comes from this server's own page, or not from a page at all."""
     site = headers.get("sec-fetch-site", "none")
     if site not in ("same-origin", "none") and not (method in SAFE_METHODS and path in PAGE_PATHS):
         return False
     origin = headers.get("origin")
     if origin is None or method in SAFE_METHODS:
         return True
-    # Behind a proxy that ends TLS the scheme differs, the host does not.
+    # Behind a proxy that terminates TLS, the scheme differs but the host does not.
     try:
         return urlsplit(origin).netloc.lower() == host.lower()
     except ValueError:

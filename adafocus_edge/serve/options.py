@@ -1,44 +1,70 @@
-"""How the page is served, and what of it may be reached from where."""
+"""Options of the server, and the rule that other machines need a token."""
 
 from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from typing import Annotated
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.system.options import SERVER, Option
 
-SHORTEST_TOKEN = 16
-"""Characters of a token that other machines may try."""
-LONGEST_TOKEN = 512
-HIGHEST_PORT = 65535
+MIN_TOKEN = 16
+"""Minimum length of a token, in characters, if other machines can reach the server."""
+MAX_TOKEN = 512
+MAX_PORT = 65535
 
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What the server offers, to whom, and how much of it. Checked when made; raises ``UsageError``.
+    """Address, access and limits of the server. Raises ``UsageError`` if a value is out of range.
 
     Attributes:
         host: name or address of the interface to listen on.
-        port: 0 for any that is free.
-        token: what a visitor must know; None lets in everybody who can reach the port.
-        max_upload_mb: largest file that is taken for classifying, in millions of bytes.
-        max_uploads: files that are uploaded or classified at the same time.
-        most_cameras: browsers' cameras at the same time.
-        camera_idle_s: a browser's camera that sends nothing for so long is closed.
-        picture_fps: pictures of one stream per second, however many people watch it.
-        picture_width: widest picture, in pixels; wider ones are made smaller.
-        max_viewers: connections that get live data, and as many that get video, at the same time.
-        kept: windows, events and notices that are kept for those who come later, of each.
-        session_s: how long a login lasts.
-        stalled_s: a run that has not moved for so long is told to be unhealthy.
+        port: port to listen on; 0 for any free one.
+        token: access token; None allows everyone who can reach the port.
+        max_upload_mb: maximum size of a file to classify, in millions of bytes.
+        max_uploads: maximum number of files that are uploaded or classified at the same time.
+        max_cameras: maximum number of browser cameras at the same time; 0 for none.
+        camera_idle_s: time after which a browser camera that sends nothing is closed, in seconds.
+        picture_fps: maximum pictures per second and stream, shared by all viewers.
+        picture_width: maximum width of a picture, in pixels; wider ones are scaled down.
+        max_viewers: maximum number of live data connections, and of video connections.
+        kept: number of windows, of events and of notices that are kept for new clients.
+        session_s: how long a login lasts, in seconds.
+        stalled_s: time without progress after which ``/healthz`` reports the run as failing, in seconds.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8765
-    token: str | None = None
-    max_upload_mb: int = 256
+    host: Annotated[
+        str,
+        Option(
+            "Listen on this address or host name; any that other machines can reach needs --token.",
+            SERVER,
+            metavar="HOST",
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, Option("Listen on this port; 0 picks a free one.", SERVER, minimum=0, maximum=MAX_PORT, metavar="PORT")
+    ] = 8765
+    token: Annotated[
+        str | None,
+        Option(
+            f"Require this access token, at least {MIN_TOKEN} characters where other machines can connect.",
+            SERVER,
+            variable="ADAFOCUS_EDGE_TOKEN",
+            metavar="TOKEN",
+        ),
+    ] = None
+    max_upload_mb: Annotated[int, Option("Refuse uploads larger than this.", SERVER, minimum=1, metavar="MB")] = 256
     max_uploads: int = 2
-    most_cameras: int = 4
+    max_cameras: Annotated[
+        int,
+        Option(
+            "Accept at most this many browser cameras at the same time; 0 for none.",
+            SERVER,
+            minimum=0,
+        ),
+    ] = 4
     camera_idle_s: float = 10.0
     picture_fps: float = 8.0
     picture_width: int = 960
@@ -49,50 +75,46 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         if not self.host.strip():
-            raise UsageError("an empty host: give an address or a name, such as 127.0.0.1")
-        if not 0 <= self.port <= HIGHEST_PORT:
-            raise UsageError(f"port {self.port}: must be 1 to {HIGHEST_PORT}, or 0 for one that is free")
+            raise UsageError("host is empty: give an address or a name, such as 127.0.0.1")
+        if not 0 <= self.port <= MAX_PORT:
+            raise UsageError(f"port {self.port}: must be 1 to {MAX_PORT}, or 0 for any free port")
         if not 0.1 <= self.picture_fps <= 60:
-            raise UsageError(f"{self.picture_fps:g} pictures per second: must be 0.1 to 60")
+            raise UsageError(f"picture_fps {self.picture_fps:g}: must be 0.1 to 60")
         if not 16 <= self.picture_width <= 8192:
-            raise UsageError(f"a picture width of {self.picture_width}: must be 16 to 8192 pixels")
-        for name, what in (
-            ("max_upload_mb", "megabytes of an upload"),
-            ("max_uploads", "uploads at a time"),
-            ("max_viewers", "viewers"),
-            ("kept", "results kept"),
-        ):
+            raise UsageError(f"picture_width {self.picture_width}: must be 16 to 8192 pixels")
+        for name in ("max_upload_mb", "max_uploads", "max_viewers", "kept"):
             if getattr(self, name) < 1:
-                raise UsageError(f"{getattr(self, name)} {what}: must be at least 1")
-        if self.most_cameras < 0:
-            raise UsageError(f"{self.most_cameras} browser cameras: must be at least 0, for none")
+                raise UsageError(f"{name} {getattr(self, name)}: must be at least 1")
+        if self.max_cameras < 0:
+            raise UsageError(f"max_cameras {self.max_cameras}: must be at least 0")
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine can reach a host (without a port; IPv6 without brackets)."""
+    """Return whether only this machine can reach a host (given without a port, and IPv6 without brackets)."""
     if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # another name, which may mean anything
+    except ValueError:  # any other name may resolve to any address
         return False
 
 
 def check_exposure(options: ServeOptions) -> None:
-    """Refuse to let other machines in without a token that cannot be guessed. Raises ``UsageError``."""
+    """Raise ``UsageError`` if the token is malformed, or if other machines can connect without a strong one."""
     token = options.token
-    if token is not None and not (0 < len(token) <= LONGEST_TOKEN and token.isascii() and token.isprintable()):
-        raise UsageError(f"the token must be 1 to {LONGEST_TOKEN} printable ASCII characters")
+    if token is not None and not (0 < len(token) <= MAX_TOKEN and token.isascii() and token.isprintable()):
+        raise UsageError(f"the token must be 1 to {MAX_TOKEN} printable ASCII characters")
     if token is not None and token != token.strip():
         raise UsageError("the token must not begin or end with a space")
     if is_local(options.host):
         return
     if token is None:
         raise UsageError(
-            f"{options.host} can be reached from other machines: give --token, or --host 127.0.0.1 for this one only"
+            f"{options.host} can be reached from other machines: add --token, or use --host 127.0.0.1 to serve this "
+            "machine only"
         )
-    if len(token) < SHORTEST_TOKEN:
+    if len(token) < MIN_TOKEN:
         raise UsageError(
-            f"a token of {len(token)} characters can be guessed: {options.host} needs at least {SHORTEST_TOKEN} (try: "
-            "python -c 'import secrets; print(secrets.token_urlsafe())')"
+            f"the token has {len(token)} characters, but {options.host} can be reached from other machines and needs "
+            f"at least {MIN_TOKEN}: generate one with python -c 'import secrets; print(secrets.token_urlsafe())'"
         )

@@ -1,4 +1,4 @@
-"""JPEG pictures of the newest frames: made only while somebody looks, once for all who look at the same stream."""
+"""JPEG pictures of the newest frames: encoded on demand, once for all viewers of a stream."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 JPEG_QUALITY = 78
 ENCODERS = 2
-"""Pictures that are made at the same time: the model needs the cores more."""
+"""Pictures encoded at the same time; few, because the model needs the cores."""
 BOUNDARY = "picture"
 FORGET_S = 10.0
-"""A picture that nobody asked for during this time is forgotten."""
+"""A picture without requests is discarded after this time."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Picture:
     """An encoded frame.
 
     Attributes:
-        index: of the frame.
-        jpeg: its bytes.
-        made_s: when, by ``time.monotonic``.
+        index: number of the frame.
+        jpeg: the encoded bytes.
+        made_s: time of encoding, by ``time.monotonic``.
     """
 
     index: int
@@ -48,8 +48,8 @@ class Pictures:
     """The newest picture of each stream. Used in the server's event loop.
 
     Args:
-        run: whose frames they are.
-        options: how large, how often, for how many.
+        run: the run whose frames are shown.
+        options: maximum size, rate and number of viewers.
     """
 
     def __init__(self, run: Run, options: ServeOptions) -> None:
@@ -62,11 +62,11 @@ class Pictures:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for one more video."""
+        """Whether the maximum number of videos is being streamed."""
         return self.viewers >= self._options.max_viewers
 
     async def newest(self, name: str) -> Picture | None:
-        """Return a picture of a stream's newest frame, or the last one while it is fresh; None where there is none."""
+        """Return a picture of a stream's newest frame, or the last one while it is fresh; None before the first."""
         async with self._busy.setdefault(name, asyncio.Lock()):
             kept = self._newest.get(name)
             if kept is not None and time.monotonic() - kept.made_s < 1 / self._options.picture_fps:
@@ -81,7 +81,7 @@ class Pictures:
             return made
 
     async def video(self, name: str) -> AsyncIterator[bytes]:
-        """Yield the parts of a multipart stream of JPEG pictures, until the source is gone or the server closes."""
+        """Yield the parts of a multipart stream of JPEG pictures until the server closes."""
         self.viewers += 1
         shown = -1
         try:
@@ -98,19 +98,19 @@ class Pictures:
             self.viewers -= 1
 
     def forget(self) -> None:
-        """Let pictures go that nobody looks at."""
+        """Discard pictures that have no viewers."""
         before_s = time.monotonic() - FORGET_S - 1 / self._options.picture_fps
         for name, picture in list(self._newest.items()):
             if picture.made_s < before_s and not self._busy[name].locked():
                 del self._newest[name], self._busy[name]
 
 
-def encode(frame: LiveFrame, widest: int) -> bytes:
-    """Return a frame as JPEG, made smaller where it is wider than ``widest`` pixels."""
+def encode(frame: LiveFrame, max_width: int) -> bytes:
+    """Encode a frame as JPEG; scale it down if it is wider than ``max_width`` pixels."""
     image = Image.fromarray(frame.to_rgb())
     width, height = shown_size(image.width, image.height, frame.sample_aspect)
-    if width > widest:
-        width, height = widest, max(1, round(height * widest / width))
+    if width > max_width:
+        width, height = max_width, max(1, round(height * max_width / width))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
     written = io.BytesIO()

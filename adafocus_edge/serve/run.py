@@ -1,4 +1,4 @@
-"""What the server needs of a live run."""
+"""The interface of a live run that the server uses."""
 
 from __future__ import annotations
 
@@ -11,31 +11,40 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.live.messages import LiveFrame, ProvisionalResult, Sink
+    from adafocus_edge.live.listener import Sink
+    from adafocus_edge.live.messages import LiveFrame, ProvisionalResult
     from adafocus_edge.media.sources import Source
     from adafocus_edge.model.spec import ModelSpec
     from adafocus_edge.runtime.classifier import Result
 
 
 class Status(Protocol):
-    """How a run is doing."""
+    """The state of a run."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the model's loop runs."""
+
+    @property
+    def stalled_s(self) -> float:
+        """Time since the model's loop last moved, in seconds."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as ``GET /api/status`` gives it."""
+        """Return the fields of :class:`~adafocus_edge.serve.schemas.Status` that the run knows."""
 
 
 class Feed(Protocol):
     """A source whose frames are pushed."""
 
     def push(self, to_rgb: Callable[[], NDArray[Any]], width: int, height: int) -> None:
-        """Give a frame; ``to_rgb`` makes RGB uint8 [H, W, 3] of it, in any thread."""
+        """Add a frame; ``to_rgb`` returns it as RGB uint8 [H, W, 3] and may be called in any thread."""
 
     def close(self) -> None:
         """End the source."""
 
 
 class Run(Protocol):
-    """A live run: sources that are watched, and what was seen of them; see ``stream.LiveRun``."""
+    """A live run, as :class:`adafocus_edge.live.run.LiveRun` implements it."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -43,37 +52,37 @@ class Run(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names in the order of the logits."""
+        """Class names in the order of the logits."""
 
     @property
     def backend(self) -> str:
-        """That runs the model."""
+        """Name of the backend that runs the model."""
 
     @property
     def variant(self) -> str:
-        """Of the model."""
+        """Name of the model's variant."""
 
     @property
     def glimpse_fps(self) -> float:
-        """Glimpses of each source per second."""
+        """Glimpses per second and source."""
 
     def status(self) -> Status:
-        """Say how the run is doing."""
+        """Return the state of the run."""
 
     def newest(self, name: str) -> LiveFrame | None:
         """Return the newest frame of a source."""
 
     def latest(self, name: str) -> ProvisionalResult | None:
-        """Return the newest look at a source."""
+        """Return the newest provisional result of a source."""
 
     def listen(self, listener: Sink) -> None:
-        """Tell a listener what happens from now on."""
+        """Send all further messages to a listener."""
 
     def unlisten(self, listener: Sink) -> None:
-        """Tell it no more."""
+        """Stop sending messages to a listener."""
 
     def open_feed(self, name: str) -> Feed:
-        """Add a source whose frames are pushed. Raises ``UsageError`` where there is no room."""
+        """Add a source whose frames are pushed. Raises ``UsageError`` if the run has no room for it."""
 
     def submit_clip(self, source: Source, cancel: threading.Event | None = None) -> Future[Result]:
-        """Classify a source that ends, beside the live ones; the future may raise ``SourceError``."""
+        """Classify a finite source while the live ones run; the future may raise ``SourceError``."""

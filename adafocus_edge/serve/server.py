@@ -1,4 +1,4 @@
-"""The web server in a thread of its own: it begins when its port is there, and ends in bounded time."""
+"""The web server: runs uvicorn in a thread of its own, and closes in bounded time."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 START_S = 15.0
 GRACE_S = 2
-"""Answers that are under way get this long at the end; then their connections are cut."""
+"""When the server closes, responses in progress get this long before their connections are cut."""
 CLOSE_S = 5.0
 MAX_CONNECTIONS = 256
 HEAD_WITHIN_S = 10.0
-"""A connection on which no request is under way must bring the head of one within this time."""
+"""Time limit for the head of the next request on an idle connection."""
 BACKLOG = 128
 
 
@@ -39,21 +39,21 @@ class Server:
     """Serves a live run's page and API. A context manager; it installs no signal handlers and prints nothing.
 
     Args:
-        run: that is served.
-        options: how.
-        tell: takes one line about something that went wrong; None for silence.
+        run: the run to serve.
+        options: address, access and limits.
+        report: called with one line for each error of the server; None ignores them.
 
     Raises:
-        UsageError: on entering, where the host or the port cannot be had, or would be open to other machines.
-        AdaFocusError: on entering, where the server does not start.
+        UsageError: other machines could connect without a token; on entering: the host or port cannot be used.
+        AdaFocusError: on entering: the server did not start.
     """
 
     def __init__(
-        self, run: Run, options: ServeOptions | None = None, tell: Callable[[str], None] | None = None
+        self, run: Run, options: ServeOptions | None = None, report: Callable[[str], None] | None = None
     ) -> None:
         self.options = options or ServeOptions()
         self._app = create_app(run, self.options)
-        self._log = _Log(tell)
+        self._log = _Log(report)
         self._port = self.options.port
         self._server: _Uvicorn | None = None
         self._thread: threading.Thread | None = None
@@ -62,12 +62,12 @@ class Server:
 
     @property
     def port(self) -> int:
-        """The port that is listened on."""
+        """The port that the server listens on."""
         return self._port
 
     @property
     def url(self) -> str:
-        """Where the page is, as one opens it on this machine, or for all interfaces by this machine's name."""
+        """Address of the page; with this machine's name if the server listens on all interfaces."""
         host = self.options.host
         if host in ("0.0.0.0", "::"):
             host = socket.gethostname()
@@ -93,10 +93,10 @@ class Server:
         self._log.attach()
         self._thread = threading.Thread(target=self._run, args=(listening,), name="web server", daemon=True)
         self._thread.start()
-        there = self._server.there.wait(START_S)
-        if self._error is not None or not there:
+        ready = self._server.ready.wait(START_S)
+        if self._error is not None or not ready:
             self.close()
-            reason = self._log.reason or self._error or f"not within {START_S:.0f} s"
+            reason = self._log.reason or self._error or f"not ready after {START_S:.0f} s"
             raise AdaFocusError(f"the web server did not start ({reason})")
         self._log.started = True
         return self
@@ -107,13 +107,13 @@ class Server:
         self.close()
 
     def close(self, within_s: float = CLOSE_S) -> None:
-        """End the server and its connections; what is under way gets :data:`GRACE_S`. May be called again."""
+        """Close the server; responses in progress get :data:`GRACE_S`. May be called more than once."""
         thread, server, loop = self._thread, self._server, self._loop
         if thread is None or server is None:
             return
         self._log.closing = True
         if loop is not None and not loop.is_closed():
-            with suppress(RuntimeError):  # closed meanwhile
+            with suppress(RuntimeError):  # the loop was closed in the meantime
                 loop.call_soon_threadsafe(self._begin_closing)
         server.should_exit = True
         thread.join(within_s)
@@ -136,15 +136,15 @@ class Server:
         try:
             with listening:
                 asyncio.run(self._serve(self._server, listening))
-        except BaseException as error:  # uvicorn exits where it cannot start
+        except BaseException as error:  # uvicorn calls sys.exit if it cannot start
             self._error = error
         finally:
-            self._server.there.set()
+            self._server.ready.set()
 
     async def _serve(self, server: _Uvicorn, listening: socket.socket) -> None:
         self._loop = asyncio.get_running_loop()
         await server.serve(sockets=[listening])
-        # Those that did not end in time: somebody who reads too slowly, or sends without an end.
+        # These did not end in time: the client reads too slowly, or does not stop sending.
         for connection in list(server.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
@@ -154,51 +154,52 @@ class Server:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Tells another thread when it has started; cuts connections that only take up room."""
+    """Signals another thread when it has started; cuts idle connections."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.there = threading.Event()
-        self._idle: dict[Any, tuple[Any, float]] = {}  # by connection: its last request, and since when that is over
+        self.ready = threading.Event()
+        self._idle: dict[Any, tuple[Any, float]] = {}  # connection -> its last request, and the time that ended
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self.there.set()
+        self.ready.set()
 
     async def on_tick(self, counter: int) -> bool:
-        self._cut_silent()
+        self._cut_idle()
         return await super().on_tick(counter)
 
-    def _cut_silent(self) -> None:
-        """Cut who asks for nothing: uvicorn would wait for ever, and a few hundred such leave no room for others."""
+    def _cut_idle(self) -> None:
+        """Cut connections without a request: uvicorn keeps them forever, and enough of them would block all others."""
         now_s = time.monotonic()
         before, self._idle = self._idle, {}
         connections: list[Any] = list(self.server_state.connections)
         for connection in connections:
-            asked = connection.cycle
-            if asked is not None and not asked.response_complete:
+            request = connection.cycle
+            if request is not None and not request.response_complete:
                 continue
             last, since_s = before.get(connection, (None, now_s))
-            self._idle[connection] = asked, since_s if asked is last else now_s
+            self._idle[connection] = request, since_s if request is last else now_s
             if now_s - self._idle[connection][1] > HEAD_WITHIN_S:
                 connection.transport.abort()
 
 
 class _Log(logging.Handler):
-    """Hands on in one line what uvicorn reports as an error, and keeps the rest to itself.
+    """Reports each error that uvicorn logs as one line, and discards all other records.
 
     Attributes:
-        thread_id: of the server's thread: the logger is one for all servers of a process.
-        started: whether errors are told; before, the first is kept as the ``reason``.
-        closing: whether what is cut at the end is no error any more.
+        thread_id: identifier of the server's thread; all servers of a process share uvicorn's logger.
+        started: whether errors are reported; before, the first one is kept as the ``reason``.
+        closing: whether errors are discarded, because connections are being cut.
+        reason: why the server did not start.
     """
 
-    def __init__(self, tell: Callable[[str], None] | None) -> None:
+    def __init__(self, report: Callable[[str], None] | None) -> None:
         super().__init__(logging.ERROR)
         self.thread_id = 0
         self.started = self.closing = False
         self.reason = ""
-        self._tell = tell
+        self._report = report
         self._logger = logging.getLogger("uvicorn")
         self._propagated = True
 
@@ -209,35 +210,35 @@ class _Log(logging.Handler):
         self._logger.addHandler(self)
 
     def detach(self) -> None:
-        """Leave it as it was."""
+        """Restore the logger."""
         self._logger.removeHandler(self)
         self._logger.propagate = self._propagated
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell one error."""
+        """Report an error."""
         if self.closing or record.thread != self.thread_id:
             return
         error = record.exc_info[1] if record.exc_info else None
-        # What keeps the application from starting comes as a traceback in the text; its last line is the error.
+        # An error at startup is logged as a traceback in the text; its last line is the error itself.
         lines = (f"{type(error).__name__}: {error}" if error is not None else record.getMessage()).split("\n")
         text = " ".join(next((line for line in reversed(lines) if line.strip()), "").split())
         if not self.started:
             self.reason = self.reason or text
-        elif self._tell is not None:
-            self._tell(f"web page: {text}")
+        elif self._report is not None:
+            self._report(f"web page: {text}")
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound and listens. Raises ``UsageError``."""
+    """Return a listening socket. Raises ``UsageError`` if the host or the port cannot be used."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError):
-        raise UsageError(f"{host}: no such host: give the address of one of this machine's interfaces") from None
-    # "localhost" may be both; browsers try 127.0.0.1 in any case.
+        raise UsageError(f"--host {host}: unknown host; give the address of one of this machine's interfaces") from None
+    # "localhost" may have an IPv4 and an IPv6 address; browsers always try 127.0.0.1.
     family, kind, protocol, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
     listening = socket.socket(family, kind, protocol)
     try:
-        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows, where the other would share the port
+        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows, where SO_REUSEADDR would share the port
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         else:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -246,10 +247,12 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         if error.errno == errno.EADDRINUSE:
-            raise UsageError(f"port {port} of {host} is taken: give another with --port, or 0 for a free one") from None
+            raise UsageError(
+                f"port {port} of {host} is already in use: choose another with --port, or --port 0 for any free one"
+            ) from None
         if error.errno == errno.EADDRNOTAVAIL:
-            raise UsageError(f"{host} is not an address of this machine: give one with --host") from None
+            raise UsageError(f"--host {host}: not an address of this machine") from None
         if error.errno == errno.EACCES:
-            raise UsageError(f"port {port} needs more rights: give one from 1024 up with --port") from None
-        raise UsageError(f"{host}:{port} cannot be listened on ({error.strerror})") from None
+            raise UsageError(f"no permission to listen on port {port}: choose one from 1024 up with --port") from None
+        raise UsageError(f"cannot listen on {host}:{port} ({error.strerror})") from None
     return listening

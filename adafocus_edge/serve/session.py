@@ -1,4 +1,4 @@
-"""A run that `serve` makes: live sources behind the page, until it is stopped."""
+"""The work of `adafocus-edge serve`: a live run and the server of its page."""
 
 from __future__ import annotations
 
@@ -8,17 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafocus_edge.live.run import LiveRun
-from adafocus_edge.live.session import (
-    Printing,
-    live_options,
-    open_sinks,
-    print_line,
-    reported,
-    run_log,
-    solved_glimpse_fps,
-    status_shown,
-)
-from adafocus_edge.live.settings import LiveArguments
+from adafocus_edge.live.session import connected, live_options, open_sinks, solved_glimpse_fps
+from adafocus_edge.live.settings import LiveArguments, Printing
+from adafocus_edge.live.terminal import print_line, run_log, status_shown
 from adafocus_edge.serve.server import Server
 from adafocus_edge.system.interrupts import stop_on_signals
 from adafocus_edge.system.memory import limit_malloc_arenas
@@ -39,17 +31,17 @@ def serve_live(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Serve a page of live sources until told, or for a time.
+    """Run live sources and serve their page until a signal arrives or the duration is over.
 
-    Files are played at their own pace, sources that were never there are tried again like lost ones, and one that ends
-    or fails stays on the page.
+    Files are played in real time. A source that cannot be opened at first is retried like one that was lost. A source
+    that ends or fails stays on the page.
 
     Raises:
-        AdaFocusError: the options contradict each other, a sink cannot be opened, the port is taken, or the model
+        AdaFocusError: the options contradict each other, a sink cannot be opened, the port is in use, or the model
             failed.
     """
     limit_malloc_arenas()
-    guests = options.most_cameras + options.max_uploads
+    guests = options.max_cameras + options.max_uploads
     arguments = replace(arguments, realtime=True)
     live = live_options(arguments, solved_glimpse_fps(classifier), patient=True, max_guests=guests)
     with ExitStack() as stack:
@@ -57,8 +49,8 @@ def serve_live(
         stop = stack.enter_context(stop_on_signals())
         run = LiveRun(classifier, sources, live, report=log.info)
         sinks = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, Printing(quiet=quiet))
-        with reported(run, sinks, log), Server(run, options, tell=log.warning) as server:
-            log.info(f"serving {server.url} (Ctrl-C ends)")
+        with connected(run, sinks, log), Server(run, options, report=log.warning) as server:
+            log.info(f"serving {server.url} (press Ctrl-C to stop)")
             if as_json:
                 print_line({"url": server.url})
             with status_shown(run, arguments.status, as_json, quiet):

@@ -1,4 +1,4 @@
-"""Classifying a file that a browser sends: received within limits, classified beside the live sources, removed."""
+"""Classification of uploads: a file is received within limits, classified while the live sources run, and deleted."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote
 
+import msgspec
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
 from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source
+from adafocus_edge.serve import schemas
 from adafocus_edge.serve.forms import MAX_OTHER_BYTES, FormFile, is_form
 from adafocus_edge.serve.guard import RefusedError, refusal
 from adafocus_edge.system.files import write_all
@@ -35,25 +37,25 @@ T = TypeVar("T")
 
 MB = 1_000_000
 CHUNK_BYTES = 1 << 20
-"""Written to disk at a time."""
+"""Bytes written to disk at a time."""
 SILENCE_S = 30.0
-"""A sender that sends nothing for this long has given up."""
+"""An upload fails if no data arrives for this time."""
 DRAIN_BYTES = 32 * MB
+"""Bytes still read of a body that is too large: a browser reads no response before it has sent everything."""
 DRAIN_S = 10.0
-"""What is still read of a body that is too large: a browser reads no answer before it has sent all."""
-LONGEST_NAME = 120
+MAX_NAME = 120
 HEAD_BYTES = 64
 TEXT_BYTES = frozenset(range(0x20, 0x7F)) | frozenset(b"\t\r\n\x0c")
 TEXT_VIDEO = b"YUV4MPEG2"
-"""The one kind of video file that begins with text."""
+"""Signature of the only video format that begins with text."""
 
 
 class Uploads:
-    """Takes files and classifies them, a few at a time.
+    """Receives files and classifies them, a limited number at a time.
 
     Args:
-        run: that classifies.
-        options: how large, and how many.
+        run: the run that classifies them.
+        options: maximum size and number.
     """
 
     def __init__(self, run: Run, options: ServeOptions) -> None:
@@ -63,17 +65,16 @@ class Uploads:
         self._run, self._options = run, options
 
     async def classify(self, request: Request) -> Response:
-        """Answer ``POST /api/classify``: the body is the file, ``X-File-Name`` (percent-encoded) or ``name`` its name.
+        """Handle ``POST /api/classify``: return the result as ``classify --json`` prints it.
 
-        Or it is a form with one file in it, which then has its name with it.
-
-        Answers with the result as ``classify --json`` prints it, or with an error that names the sender's file.
+        The body is the file, with its name in ``X-File-Name`` (percent-encoded) or in the query parameter ``name``; or
+        it is a form with one file. Errors name the file as the client does.
         """
         given = request.query_params.get("name") or unquote(request.headers.get("x-file-name", ""))
         name = file_name(given)
         if self.under_way >= self._options.max_uploads:
             return refusal(
-                429, f"{name or 'the file'}: {self.under_way} files are being classified already: try again later",
+                429, f"{name or 'the file'}: {self.under_way} files are being classified already; try again later",
                 {"Retry-After": "5"},
             )  # fmt: skip
         self.under_way += 1
@@ -97,21 +98,21 @@ class Uploads:
             await self._receive(content, handle, name)
             result = await self._result(request, Source(name, str(path)), cancel)
             self.done += 1
-            return JSONResponse({**result.to_json(), "source": name})
+            return schemas.respond(msgspec.convert({**result.to_json(), "source": name}, schemas.Result))
         except RefusedError as error:
-            if form is not None and error.status in (400, 415):  # a sender of a form reads no answer before its end
+            if form is not None and error.status in (400, 415):  # browsers read no response before the form is sent
                 await _drain(body)
             return refusal(error.status, str(error))
         except SourceError as error:
             return refusal(422, _shown(str(error), path, name))
-        except UsageError as error:  # no room beside the live sources
+        except UsageError as error:  # the run has no room for another clip
             return refusal(429, _shown(str(error), path, name), {"Retry-After": "5"})
         except AdaFocusError as error:
             return refusal(503, _shown(str(error), path, name))
         except ClientDisconnect:
-            return refusal(400, f"{name or 'the file'}: the upload was cut short")
+            return refusal(400, f"{name or 'the file'}: the upload is incomplete")
         except OSError as error:
-            return refusal(507, f"{name}: cannot be kept while it is classified ({error.strerror})")
+            return refusal(507, f"{name}: cannot be stored on the server ({error.strerror})")
         finally:
             cancel.set()
             self.under_way -= 1
@@ -121,19 +122,19 @@ class Uploads:
 
     def _too_large(self, name: str) -> RefusedError:
         return RefusedError(
-            413, f"{name or 'the file'}: larger than {self._options.max_upload_mb} MB: send a shorter part of it"
+            413, f"{name or 'the file'}: larger than {self._options.max_upload_mb} MB, the maximum; send a shorter clip"
         )
 
     async def _check_length(self, request: Request, body: AsyncIterator[bytes], name: str, more_bytes: int) -> None:
-        """Raise ``RefusedError`` for a body that says itself to be too large, by more than it holds beside a file."""
+        """Raise ``RefusedError`` if Content-Length exceeds the maximum by more than ``more_bytes``."""
         declared = request.headers.get("content-length", "")
         if declared.isdigit() and int(declared) > self._options.max_upload_mb * MB + more_bytes:
-            if request.headers.get("expect", "").lower() != "100-continue":  # else it has not begun
+            if request.headers.get("expect", "").lower() != "100-continue":  # else the client has not sent it yet
                 await _drain(body)
             raise self._too_large(name)
 
     async def _receive(self, content: AsyncIterator[bytes], handle: int, name: str) -> None:
-        """Write a file as it comes to an open one, and close that. Raises ``RefusedError``."""
+        """Write a file to an open file descriptor as it arrives, and close it. Raises ``RefusedError``."""
         limit_bytes = self._options.max_upload_mb * MB
         with open(handle, "wb", buffering=0) as file:
             received = 0
@@ -161,46 +162,46 @@ class Uploads:
             await run_in_threadpool(write_all, file, bytes(chunk))
 
     async def _result(self, request: Request, source: Source, cancel: threading.Event) -> Result:
-        """Wait for the result; give up when the sender is gone or the server closes."""
+        """Wait for the result; give up when the client disconnects or the server closes."""
         future = asyncio.wrap_future(self._run.submit_clip(source, cancel))
-        gone = asyncio.ensure_future(request.receive())  # the body was read: what comes next is the end
+        gone = asyncio.ensure_future(request.receive())  # the body was read, so the next message is the disconnect
         closing = asyncio.ensure_future(self.closing.wait())
         try:
             await asyncio.wait((future, gone, closing), return_when=asyncio.FIRST_COMPLETED)
             if future.done():
                 return future.result()
-            raise RefusedError(503, f"{source.name}: the server is closing")
+            raise RefusedError(503, f"{source.name}: the server is shutting down")
         finally:
             for waiting in (gone, closing, future):
                 waiting.cancel()
 
 
 def file_name(given: str) -> str:
-    """Return the last part of a file's name as its sender knows it, fit to be shown in one line."""
+    """Return the last component of a file name as sent, shortened and without unprintable characters."""
     last = re.split(r"[/\\]", given)[-1]
     shown = "".join(letter for letter in last if letter.isprintable()).strip()
-    if len(shown) <= LONGEST_NAME:
+    if len(shown) <= MAX_NAME:
         return shown
     stem, dot, suffix = shown.rpartition(".")
-    return f"{stem[: LONGEST_NAME - 20]}...{dot}{suffix[:16]}"
+    return f"{stem[: MAX_NAME - 20]}...{dot}{suffix[:16]}"
 
 
 def _checked_suffix(name: str) -> str:
-    """Return the suffix of a video's name. Raises ``RefusedError``."""
+    """Return the suffix of a video's file name. Raises ``RefusedError`` if it is not one."""
     if not name:
-        raise RefusedError(400, "the file has no name: give it in the header X-File-Name or as ?name=")
+        raise RefusedError(400, "the file has no name: set the header X-File-Name or the query parameter name")
     suffix = Path(name).suffix.lower()
     if suffix not in VIDEO_SUFFIXES:
         known = ", ".join(sorted(kind[1:] for kind in VIDEO_SUFFIXES))
-        raise RefusedError(415, f"{name}: not a video by its name; there are {known}")
+        raise RefusedError(415, f"{name}: not a video file name; it must end in one of {known}")
     return suffix
 
 
 def _check_head(head: bytes | bytearray, name: str) -> None:
-    """Refuse text: decoders take some of it for playlists, which name other files on this machine."""
+    """Raise ``RefusedError`` for text: decoders accept some of it as playlists of other files on this machine."""
     text = head.startswith((b"\xef\xbb\xbf", b"#EXTM3U")) or all(byte in TEXT_BYTES for byte in head)
     if text and not head.startswith(TEXT_VIDEO):
-        raise RefusedError(422, f"{name}: not a video but text")
+        raise RefusedError(422, f"{name}: the file holds text, not a video")
 
 
 async def _drain(body: AsyncIterator[bytes]) -> None:
@@ -216,15 +217,15 @@ async def _drain(body: AsyncIterator[bytes]) -> None:
 
 
 async def _in_time(coming: Awaitable[T], name: str) -> T:
-    """Wait for what a sender sends. Raises ``RefusedError`` where that is nothing for too long."""
+    """Wait for data of an upload. Raises ``RefusedError`` if none arrives for :data:`SILENCE_S`."""
     try:
         return await asyncio.wait_for(coming, SILENCE_S)
     except asyncio.TimeoutError:
-        raise RefusedError(408, f"{name or 'the file'}: nothing came for {SILENCE_S:.0f} s") from None
+        raise RefusedError(408, f"{name or 'the file'}: no data received for {SILENCE_S:.0f} s") from None
 
 
 def _shown(text: str, path: Path | None, name: str) -> str:
-    """Put the sender's name for the temporary file into a message."""
+    """Replace the temporary file's path in a message with the file name as sent."""
     if path is not None:
         text = text.replace(str(path), name).replace(path.name, name)
     return " ".join(text.replace(tempfile.gettempdir() + os.sep, "").split())

@@ -1,4 +1,4 @@
-"""Addresses as they may be shown: without user, password, token or key, wherever in the address these stand."""
+"""Addresses for display: without user, password, token or key, wherever in the address these occur."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from typing import Literal
 from urllib.parse import quote, unquote
 
 BLANK = "***"
-"""Stands for what is not shown."""
+"""Replaces a hidden part."""
 LONGEST_ADDRESS = 2048
-"""Characters; of a longer one no more than the scheme is shown."""
+"""Maximum length in characters; of a longer address, only the scheme is shown."""
 LONGEST_TEXT = 65_536
-"""Characters of a message; of a longer one, such as an error that quotes a damaged list, the middle is left out."""
+"""Maximum length of a message in characters; the middle of a longer one is cut out, such as of an error that quotes a
+damaged list.
+"""
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,31}://")
 IN_TEXT = re.compile(
     r"(?i)(?:[a-z][a-z0-9+.-]{1,31}:/|(?:https?|rtsps?|rtmp\w*|srt|udp|rtp|tcp|ftps?|sftp|mms\w?|wss?|mqtts?):)/[^\s\"<>]*"
 )
-"""An address within a message; with a single slash too, as ``pathlib`` writes it."""
+"""An address within a message, also with a single slash, as ``pathlib`` writes it."""
 AFTER_TEXT = ":,.;)]'"
-"""What stands behind an address in a message, and hardly at the end of one."""
+"""Characters that often follow an address in a message, and rarely end one."""
 
 FILE_SUFFIXES = frozenset(
     ".mp4 .m4v .mov .avi .divx .mkv .webm .mpg .mpeg .mpe .vob .wmv .asf .mxf .ivf .3gp .ogv .h264 .h265 .hevc .y4m "
     ".gif".split()
 )
-"""A path that ends so ends with a file's name."""
+"""A path with one of these suffixes ends with the name of a file."""
 
 # -- the host ----------------------------------------------------------------------------------------------------------
 
@@ -38,7 +40,7 @@ QUERY_VALUE = re.compile(r"\?(?:.*[&;])?[\w.%\[\]-]+=[^&;]*$", re.DOTALL)
 
 
 def _host_kind(host: str) -> HostKind:
-    """Say how sure it is that a text is a host, perhaps with a port: a user and a password look alike."""
+    """Return how certain it is that a text is a host, with or without a port: user and password look the same."""
     port = PORT.search(host)
     name = host[: port.start()] if port else host
     if port and int(port[1]) > 65535:
@@ -55,17 +57,17 @@ def _authority(rest: str) -> str:
 
 
 def _host_start(rest: str) -> int:
-    """Return where the host begins in what follows ``://``: behind the ``@`` of user and password, if there are any.
+    """Return where the host begins in the text after ``://``: after the ``@`` of user and password, if there is one.
 
-    A password may hold any character, and so may a path or a query. In doubt, what stands before the last ``@`` is
-    taken for a password.
+    A password may hold any character, and so may a path or a query. In doubt, the text before the last ``@`` is
+    treated as a password.
     """
     starts = [0, *(match.end() for match in re.finditer("@", rest))]
     return next((start for start in starts[:-1] if _is_host(rest, start)), starts[-1])
 
 
 def _is_host(rest: str, start: int) -> bool:
-    """Whether the host begins here, although an ``@`` comes later."""
+    """Return whether the host begins here, although an ``@`` follows."""
     host = _authority(rest[start:])
     if "@" in host:
         return False
@@ -73,7 +75,7 @@ def _is_host(rest: str, start: int) -> bool:
     if kind in ("certain", "none"):
         return kind == "certain"
     in_query = all(QUERY_VALUE.search(tail[: match.start()]) for match in re.finditer("@", tail))
-    if start > 0 or PORT.search(host):  # else user:password, or the end of a password
+    if start > 0 or PORT.search(host):  # otherwise user:password, or the end of a password
         return kind == "dotted" and in_query
     last = _authority(tail.rpartition("@")[2])
     is_last_host = _host_kind(last) in ("certain", "dotted") or PORT.search(last) is not None
@@ -81,7 +83,7 @@ def _is_host(rest: str, start: int) -> bool:
 
 
 def _shown_host(host: str) -> str:
-    """Return a host; of what is none, as where the ``@`` was forgotten, no more than a name before the colon."""
+    """Return a host; of anything else, as when the ``@`` was forgotten, return at most a name before the colon."""
     if _host_kind(host) != "none":
         return host
     name = host.partition(":")[0]
@@ -95,14 +97,14 @@ SECRET_WORDS = (
     "login", "user", "usr", "nonce", "hmac", "hash", "digest", "md5", "bearer", "cookie", "ticket", "hdnea", "hdnts",
     "hdntl", "policy", "streamid", "keypairid", "key-pair-id", "accesskey", "license",
 )  # fmt: skip
-"""A key that holds one of these has a value that is not shown."""
+"""The value of a key that contains one of these is hidden."""
 SECRET_KEYS = frozenset("u p k un pw psd pas pin otp code uid sid sig key keyid acc account".split())
-"""So has one that is one of these, or whose last part is (``stream_key``)."""
+"""The value of a key is also hidden if the key, or its last part (``stream_key``), is one of these."""
 SECRET_ENDS = ("key", "sid", "sig", "pw")
 PATH_KEYS = "channel|channels|chn|ch|stream|streamtype|subtype|track|profile|resolution|unicast|proto|width|height|fps"
-"""Keys within a path that end the value before them, as in ``user=a_password=b_channel=1_stream=0.sdp``."""
+"""Keys within a path that end the preceding value, as in ``user=a_password=b_channel=1_stream=0.sdp``."""
 PATH_WORDS = frozenset("pass password passwd pwd psw token secret apikey api_key api-key jwt".split())
-"""A part of a path that is one of these is followed by a value that is not shown."""
+"""If a part of a path is one of these, the next part is hidden."""
 LOGINS = "admin|administrator|root|user|username|service|operator|viewer|view|guest|default|supervisor|onvif|login"
 
 EQUALS = r"(?:=|%3D)"
@@ -111,7 +113,7 @@ KEYED = re.compile(rf"(?i)(^|[/_,;&?#|.!:@()~+$' -]|%(?:2[0136CF]|3[BF]|40|5F|7C
 QUERY_OPENS = frozenset(("?", "&", ";", "#", "|", "%26", "%3b", "%3f", "%23", "%7c"))
 QUERY_ENDS = re.compile(rf"(?i)(?:[&;#]|%26|%3B|%23)(?={NAME}{EQUALS})")
 INNER_USER = re.compile(r"(?i)(%3A%2F%2F)(?:(?!%3A%2F%2F)[^&;#])*%40")
-"""User and password of an address that stands, percent-encoded, in a query."""
+"""User and password of a percent-encoded address within a query."""
 
 
 def _is_secret_key(key: str) -> bool:
@@ -126,7 +128,7 @@ PATH_ENDS = re.compile(
 
 
 def _without_values(tail: str) -> str:
-    """Blank the values of secret keys. A value ends where the next key begins, for it may hold other signs."""
+    """Hide the values of secret keys. A value ends where the next key begins, because it may hold any character."""
     shown, at = "", 0
     while (found := KEYED.search(tail, at)) is not None:
         shown += tail[at : found.end()]
@@ -144,7 +146,7 @@ def _without_values(tail: str) -> str:
 
 SHORTEST_TOKEN = 16
 SHORTEST_STREAM_KEY = 8
-"""Of the last part of an RTMP address, which is where publishers' keys stand."""
+"""The same for the last part of an RTMP address, where publishers' keys are."""
 SHORTEST_TANGLE = 8
 JWT = re.compile(r"eyJ[\w-]{6,}\.[\w-]+")
 BOT = re.compile(rf"(?i)bot\d+:.+|(?:{LOGINS}):.+")
@@ -158,15 +160,15 @@ BETWEEN = re.compile(r"(?i)([/?&;#=|,]|%2F|%3D|%26|%3F|%3B)")
 
 
 def _is_word(letters: str) -> bool:
-    """Whether letters can be spoken: dictionaries would be larger than all the rest, and know one language only."""
+    """Return whether letters can be pronounced; a dictionary would be large, and limited to one language."""
     word = letters.lower()
     vowels = len(re.findall("[aeiouy]", word)) / len(word)
-    fewest = 0.26 if len(word) >= 12 else 0.15
-    return len(word) >= 3 and not re.search("[^aeiouy]{5}", word) and fewest <= vowels <= 0.8
+    min_vowels = 0.26 if len(word) >= 12 else 0.15
+    return len(word) >= 3 and not re.search("[^aeiouy]{5}", word) and min_vowels <= vowels <= 0.8
 
 
 def _tangle(piece: str) -> str:
-    """Return of a piece of a name what looks like nobody wrote it: nothing where it is words and numbers."""
+    """Return a piece of a name if it looks randomly generated; return an empty text for words and numbers."""
     piece = TECHNICAL.sub("", piece)
     runs = RUNS.findall(piece)
     letters = [run for run in runs if run[0].isalpha()]
@@ -176,7 +178,7 @@ def _tangle(piece: str) -> str:
 
 
 def is_token(text: str, shortest: int = SHORTEST_TOKEN) -> bool:
-    """Whether a part of an address looks drawn by chance, as tokens and keys are, and not like a name."""
+    """Return whether a part of an address looks randomly generated, like a token or a key, and not like a name."""
     text = unquote(text)
     if JWT.search(text) or BOT.fullmatch(text):
         return True
@@ -193,7 +195,7 @@ def is_token(text: str, shortest: int = SHORTEST_TOKEN) -> bool:
 
 
 def _without_tokens(tail: str, scheme: str) -> str:
-    """Blank what looks like a token in a path, a query and a fragment, but no name of a file."""
+    """Hide everything that looks like a token in a path, a query and a fragment, but not the name of a video file."""
     path = re.split(r"[?#]", tail, maxsplit=1)[0]
     name = path.rpartition("/")[2]
     is_file = scheme.startswith(("http", "ftp")) and PurePosixPath(name).suffix.lower() in FILE_SUFFIXES
@@ -216,11 +218,11 @@ def _without_tokens(tail: str, scheme: str) -> str:
 
 
 def without_password(address: str) -> str:
-    """Return an address as it may be shown: ``***`` stands for what may be secret.
+    """Return an address for display, with ``***`` in place of possible secrets.
 
-    That is: all up to the last ``@`` before the host; values of keys such as ``password``, ``token`` or ``sid``, in a
-    query and in a path; and parts that look drawn by chance, unless they are the name of a video file. What is no
-    address stays as it is.
+    That is: everything up to the last ``@`` before the host; values of keys such as ``password``, ``token`` or ``sid``,
+    in a query and in a path; and parts that look randomly generated, unless they are the name of a video file. A text
+    that is not an address is returned unchanged.
     """
     starts = [match.start() for match in SCHEME.finditer(address)]
     if not starts:
@@ -229,20 +231,20 @@ def without_password(address: str) -> str:
         return f"{address[: address.index('://', starts[0])]}://{BLANK}"
     shown, begin = address[: starts[0]], starts[0]
     for following in starts[1:]:
-        if _is_whole(address[begin:following]):  # it holds a second one; else a password holds "://"
+        if _is_whole(address[begin:following]):  # it contains a second address; otherwise a password contains "://"
             shown += _one_shown(address[begin:following])
             begin = following
     return shown + _one_shown(address[begin:])
 
 
 def shown_server(address: str) -> str:
-    """Return scheme and host of an address, as they may be shown: no path, no query."""
+    """Return scheme and host of an address for display, without path and query."""
     scheme, _, rest = without_password(address).partition("://")
     return f"{scheme}://{_authority(rest)}"
 
 
 def shown_path(address: str) -> str:
-    """Return host and path of an address, as they may be shown."""
+    """Return host and path of an address for display."""
     return re.split("[?#]", without_password(address).partition("://")[2].removeprefix(f"{BLANK}@"), maxsplit=1)[0]
 
 
@@ -255,7 +257,7 @@ def _one_shown(address: str) -> str:
     scheme, _, rest = address.partition("://")
     if scheme.lower() == "file":
         return address
-    rest = _without_values(rest)  # first: a password in a query may hold an "@", too
+    rest = _without_values(rest)  # first, because a password in a query may also hold an "@"
     start = _host_start(rest)
     host = _authority(rest[start:])
     tail = rest[start + len(host) :]
@@ -268,22 +270,22 @@ NO_SCHEME = re.compile(r"[^/\s:@]+:[^@]*@.")
 
 
 def shown_argument(argument: str) -> str:
-    """Return what was given for a file and is none: an address, perhaps, whose scheme was forgotten or misspelt."""
+    """Return an argument that is not a file, for display: it may be an address with a missing or misspelt scheme."""
     if NO_SCHEME.match(argument) and not IN_TEXT.match(argument):
         return without_password(f"rtsp://{argument}").removeprefix("rtsp://")
     return conceal(argument, argument)
 
 
 def conceal(text: str, *known: str) -> str:
-    """Return a message with the addresses in it as they may be shown.
+    """Return a message with the secrets in its addresses hidden.
 
     Args:
-        text: that may quote addresses, such as another library's error.
-        known: what may be quoted in it, such as the arguments of the command: addresses may hold spaces, so that where
-            they end is not seen in a message.
+        text: a message that may quote addresses, such as another library's error.
+        known: texts that it may quote, such as the arguments of the command. Addresses may hold spaces, so a message
+            alone does not show where they end.
     """
     if len(text) > LONGEST_TEXT:
-        # The end goes on behind a space, for what stands there may be the end of an address.
+        # The second half starts after a space, because it may begin in the middle of an address.
         text = f"{text[: LONGEST_TEXT // 2]} [...] {text[-LONGEST_TEXT // 2 :].partition(' ')[2]}"
     for given in known:
         if (scheme := SCHEME.search(given)) is not None:
@@ -301,7 +303,7 @@ def _shown_in_text(found: str) -> str:
 
 
 def shown_failure(name: str, error: object) -> tuple[str, str]:
-    """Return the name of a clip and why it could not be read, where a list may name addresses."""
+    """Return the name of a clip and why it could not be read, without secrets: a list may hold addresses."""
     return conceal(name, name), conceal(str(error), name)
 
 
@@ -309,12 +311,12 @@ MUST_BE_ENCODED = re.compile(r"[#?/@\[\]\\ ]|%(?![0-9A-Fa-f]{2})")
 
 
 def encoding_hint(address: str) -> str:
-    """Return what to say, behind an error, of an address whose user or password is not written as it must be."""
+    """Return the end of an error for an address whose user or password is not percent-encoded, otherwise nothing."""
     scheme, _, rest = address.partition("://")
     has_user = scheme.lower() != "file" and _host_start(_without_values(rest)) > 0
     start = _host_start(rest) if has_user else 0
     odd = sorted(set(MUST_BE_ENCODED.findall(rest[: max(0, start - 1)])))
     if not odd:
         return ""
-    signs = ", ".join(f"{'a space' if sign == ' ' else sign} as {quote(sign, safe='')}" for sign in odd)
-    return f": its user or password must be percent-encoded: {signs}"
+    escapes = ", ".join(f"{'a space' if each == ' ' else each} as {quote(each, safe='')}" for each in odd)
+    return f": its user or password must be percent-encoded: {escapes}"

@@ -1,4 +1,4 @@
-"""The packages beside this one (training, export, calibration), imported only where they are needed."""
+"""The packages beside this one (training, export, calibration), imported only when a command needs them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ from adafocus_edge.errors import AdaFocusError, MissingExtraError
 
 
 def import_companion(module: str, verb: str, extra: str) -> Any:
-    """Import a module of another of our packages, and make sure that it is ours.
+    """Import and return a module of another AdaFocus Edge package.
 
-    The packages' names are general (``export``, ``training``), so a folder of that name where the user stands could
-    come first. Raises ``AdaFocusError`` that names what shadows ours, or ``MissingExtraError``.
+    The packages have general names (``export``, ``training``), so a folder of the same name in the user's working
+    folder could shadow them.
+
+    Args:
+        module: full name of the module.
+        verb: the command that needs it.
+        extra: the extra that installs what the module imports.
+
+    Raises:
+        AdaFocusError: another package shadows ours, or ours is missing.
+        MissingExtraError: a package that the module imports is not installed.
     """
-    Path.cwd()  # raises where that was deleted, which PyTorch's libraries would end the process for
+    Path.cwd()  # raises if the working folder was deleted; PyTorch's libraries would end the process instead
     package = module.partition(".")[0]
     ours = Path(__file__).resolve().parents[2] / package
     spec = importlib.util.find_spec(package)
@@ -28,9 +37,9 @@ def import_companion(module: str, verb: str, extra: str) -> Any:
         raise AdaFocusError(
             f"`adafocus-edge {verb}` needs the package {package!r} in {ours.parent}, but "
             + (
-                f"{found} comes first on Python's path: run from another folder, or rename that"
+                f"{found} comes first on Python's path: run from another folder, or rename it"
                 if found
-                else "it is gone"
+                else "it is missing: install adafocus-edge again"
             )
         )
     try:
@@ -40,7 +49,7 @@ def import_companion(module: str, verb: str, extra: str) -> Any:
 
 
 def check_installed(package: str, verb: str, extra: str) -> None:
-    """Check that a package can be found, without the seconds that importing it takes. Raises ``MissingExtraError``."""
+    """Raise ``MissingExtraError`` if a package is not installed; importing it to find out would take seconds."""
     try:
         found = importlib.util.find_spec(package)
     except (ImportError, ValueError):

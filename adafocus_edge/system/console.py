@@ -1,4 +1,4 @@
-"""What a terminal is shown: text that cannot command it, tables of one style, progress bars."""
+"""Terminal output: text without control codes, tables in one style, progress bars."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 STYLE: dict[str, Any] = {"title_justify": "left", "title_style": "bold", "box": box.SIMPLE_HEAD}
-"""How every table looks."""
+"""Style of every table."""
 
 
 class SafeConsole(Console):
-    """A console that shows codes which a terminal obeys, rather than to send them: names may hold some."""
+    """A console that prints control codes as escapes instead of sending them: names may hold some."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Yield what is printed, piece by piece."""
+        """Yield the segments to print."""
         for piece in super().render(renderable, options):
             text = piece.text
             if piece.control or text == "\n" or text.isprintable():
@@ -37,14 +37,14 @@ class SafeConsole(Console):
 
 
 def console(width: int = 160, *, stderr: bool = False) -> Console:
-    """Return a console; in a pipe it neither colours nor wraps, but at a width."""
+    """Return a console; in a pipe, it prints without colours and wraps at ``width`` characters."""
     plain = SafeConsole(highlight=False, stderr=stderr)
     return plain if plain.is_terminal else SafeConsole(highlight=False, stderr=stderr, width=width)
 
 
 @contextmanager
 def progress_bars(quiet: bool) -> Iterator[Progress]:
-    """Give progress bars on stderr: seen on a terminal, and not if quiet."""
+    """Provide progress bars on stderr, shown only on a terminal and unless ``quiet``."""
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -53,23 +53,26 @@ def progress_bars(quiet: bool) -> Iterator[Progress]:
         console=console(stderr=True),
         transient=True,
         disable=quiet or not sys.stderr.isatty(),
-        # Results that share the terminal go above the bars; into a file or a pipe they go as they are.
+        # Results on the same terminal are printed above the bars; in a file or a pipe, they are written unchanged.
         redirect_stdout=sys.stdout.isatty(),
     ) as bars:
         yield bars
 
 
 def printable(text: str) -> str:
-    """Return a text as one line: a file's name may hold line breaks and codes that a terminal obeys."""
+    """Return a text as one line with escapes for unprintable characters.
+
+    The name of a file may hold line breaks and terminal control codes.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 LONGEST_ERROR = 1000
-"""Characters of an error: a line of a damaged list that it quotes may hold megabytes."""
+"""Maximum length of an error in characters: it may quote a line of a damaged list, which may hold megabytes."""
 
 
 def one_line(text: str) -> str:
-    """Return an error as one line of bearable length, without secrets: where it is too long, its middle is left out."""
+    """Return an error as one line, without secrets; the middle of an error that is too long is cut out."""
     text = conceal(text, *sys.argv[1:])
     if len(text) > LONGEST_ERROR:
         text = f"{text[: LONGEST_ERROR * 2 // 3]} [...] {text[-LONGEST_ERROR // 3 :]}"

@@ -1,4 +1,4 @@
-"""The processor: what it can do, and how much of it this process may use (affinity, cores, container quotas)."""
+"""The processor: its features, and how many cores this process may use (affinity, limits, container quotas)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
+from adafocus_edge.errors import UsageError
+
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _limits: list[int] = []
-"""What :func:`limit_cores` set in this process, the last one counts."""
+"""Limits set by :func:`limit_cores` in this process; the last one applies."""
 
 
 @lru_cache(maxsize=1)
 def processor() -> tuple[str, frozenset[str]]:
-    """Return the processor's name and its abilities as Linux names them (none elsewhere)."""
+    """Return the processor's name and its feature flags as Linux names them (none on other systems)."""
     name, flags = platform.processor() or platform.machine(), frozenset[str]()
     if Path("/proc/cpuinfo").is_file():
         info = Path("/proc/cpuinfo").read_text()
@@ -28,7 +30,7 @@ def processor() -> tuple[str, frozenset[str]]:
 
 
 def physical_cores() -> int:
-    """Return the number of cores this process may run on; two hardware threads of one core count once."""
+    """Return the number of cores on which this process may run; two hardware threads of one core count once."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     cores = set()
@@ -38,15 +40,22 @@ def physical_cores() -> int:
     return len(cores)
 
 
-def limit_cores(most: int) -> None:
-    """Let :func:`usable_cores` return at most so many in this process: it is one of several that share the machine."""
-    _limits.append(most)
+def limit_cores(max_cores: int) -> None:
+    """Make :func:`usable_cores` return at most ``max_cores`` in this process, one of several on the machine."""
+    _limits.append(max_cores)
+
+
+def check_threads(threads: int | None) -> None:
+    """Check that the machine has a processor for each thread. Raises ``UsageError``."""
+    processors = os.cpu_count() or 1
+    if threads is not None and threads > processors:
+        raise UsageError(f"--threads {threads}: must be at most {processors}, the processors of this machine")
 
 
 def usable_cores() -> int:
-    """Return :func:`physical_cores`, or fewer where a container's CPU quota (cgroup v2) or :func:`limit_cores` says so.
+    """Return how many cores this process may use, at least 1.
 
-    At least 1.
+    That is :func:`physical_cores`, or fewer if a container's CPU quota (cgroup v2) or :func:`limit_cores` limits them.
     """
     if _limits and _limits[-1] <= 1:
         return 1

@@ -1,4 +1,4 @@
-"""Reading text as people's editors write it; writing whole or not at all, one process at a time, and tidily."""
+"""Reading text from any editor; writing files whole or not at all, one process at a time, without leftovers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_BYTES = 1 << 28
-"""Of what is read into memory whole: lists, configurations, reports. A device has no end."""
+"""Maximum size of a file that is read into memory whole: a list, a configuration, a report. A device has no end."""
 DRAFT = ".draft"
-"""Ends the name of a file that is being written."""
+"""Suffix of a file that is being written."""
 
 
 def read_whole(path: Path) -> bytes:
-    """Return what is in a file (or comes from a pipe). Raises ``OSError``, also where that is far too much."""
+    """Return the content of a file or a pipe. Raises ``OSError``, also for more than :data:`MAX_BYTES`."""
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -35,9 +35,9 @@ def read_whole(path: Path) -> bytes:
 
 
 def read_own(path: Path) -> bytes:
-    """Return what is in a file of a folder that others may have made: no pipe, which may never give anything.
+    """Return the content of a regular file in a folder that may come from elsewhere.
 
-    Raises ``OSError``.
+    Raises ``OSError``, also for a pipe, which may never deliver anything.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
@@ -45,14 +45,14 @@ def read_own(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file that a person wrote. Raises ``OSError``, and ``UnicodeError`` for what is no UTF-8."""
+    """Return the text of a file that a person wrote. Raises ``OSError``, or ``UnicodeError`` if it is not UTF-8."""
     return decode_text(read_whole(path))
 
 
 def decode_text(content: bytes) -> str:
-    """Decode UTF-8 as editors write it: byte order marks are dropped, those of files that were joined, too.
+    """Decode UTF-8 and drop byte order marks, which some editors write, also in the middle of joined files.
 
-    Raises ``UnicodeError`` whose message says what to do, for UTF-16 (Windows' "Unicode") and other encodings.
+    Raises ``UnicodeError`` with the fix for UTF-16 (Windows' "Unicode") and other encodings.
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise UnicodeError("this is UTF-16: save it as UTF-8")
@@ -66,26 +66,47 @@ def decode_text(content: bytes) -> str:
 
 
 def folded(name: str) -> str:
-    """Return what is the same for two names that some disks take for one: they differ in case or Unicode form only."""
+    """Return a key that is equal for names that some file systems treat as one: without case and Unicode form."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def reason(error: OSError | UnicodeError) -> str:
-    """Return in a few words why a file could not be read."""
+    """Return in a few words why a file could not be read or written; of several files, the first."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        return str(error.args[0][0][2]).partition("] ")[2].partition(": '")[0]
     return getattr(error, "strerror", None) or str(error)
 
 
 @contextmanager
+def writable(path: str | Path, kind: type[AdaFocusError] = AdaFocusError) -> Iterator[None]:
+    """Raise ``PATH: cannot be written (REASON)`` instead of an ``OSError``.
+
+    Args:
+        path: the file or folder that the error names.
+        kind: type of the error.
+
+    Example::
+
+        with writable(path, BundleError), atomic_write(path) as file:
+            file.write(content)
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{path}: cannot be written ({reason(error)})") from error
+
+
+@contextmanager
 def locked(lock: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file, which is made and removed again; whatever became of its holder, a lock never outlives it.
+    """Hold a lock file, which is created and removed again. A lock never outlives its process, however that ends.
 
     Args:
         lock: the file.
-        wait: for another holder to end, rather than to raise.
+        wait: whether to wait until another holder releases it, instead of raising.
 
     Raises:
         BlockingIOError: another process holds it.
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
     while True:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
@@ -96,7 +117,7 @@ def locked(lock: Path, *, wait: bool = False) -> Iterator[None]:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # its last holder has removed it
+        os.close(handle)  # its last holder has removed the file
     try:
         yield
     finally:
@@ -107,13 +128,13 @@ def locked(lock: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def _hold(handle: int, *, wait: bool) -> bool:
-    """Lock an open file or folder until it is closed; say whether the system and the disk know such a thing.
+    """Lock an open file or folder until it is closed; return whether the system and the disk support locks.
 
-    Raises ``BlockingIOError`` if another has it.
+    Raises ``BlockingIOError`` if another process holds the lock and ``wait`` is false.
     """
     try:
         import fcntl
-    except ImportError:  # Windows: two writers would do the work twice, each file still whole
+    except ImportError:  # Windows: two writers would do the work twice, but each file would still be whole
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -125,7 +146,7 @@ def _hold(handle: int, *, wait: bool) -> bool:
 
 
 def _is_at(handle: int, path: Path) -> bool:
-    """Whether a path still leads to an open file."""
+    """Return whether a path still leads to an open file."""
     try:
         return os.path.samestat(os.fstat(handle), path.lstat())
     except OSError:
@@ -134,10 +155,17 @@ def _is_at(handle: int, path: Path) -> bool:
 
 @contextmanager
 def draft_file(path: Path, ending: str = DRAFT, *, tidy: bool = True) -> Iterator[Path]:
-    """Give a new file beside ``path``, called ``.NAME.*``; unless it was renamed, it is removed at the end.
+    """Create a file beside ``path``, called ``.NAME.*``, and remove it at the end unless it was renamed.
 
-    It is locked, so that those of killed runs are told from those in use: they are removed here, unless ``tidy`` is
-    false: a folder of many files is searched for them once (:func:`remove_left`). Raises ``OSError``.
+    The file is locked, which distinguishes it from the leftovers of killed runs.
+
+    Args:
+        path: the file that the draft will replace.
+        ending: suffix of the draft's name.
+        tidy: whether to remove leftovers first. In a folder of many files, call :func:`remove_left` once instead.
+
+    Raises:
+        OSError: the file cannot be created.
     """
     prefix = f".{path.name}."
     if tidy:
@@ -147,12 +175,12 @@ def draft_file(path: Path, ending: str = DRAFT, *, tidy: bool = True) -> Iterato
         draft = Path(name)
         held: int | None = handle
         if not _hold(handle, wait=True):
-            os.close(handle)  # Windows renames no open file
+            os.close(handle)  # Windows cannot rename an open file
             held = None
             break
         if _is_at(handle, draft):
             break
-        os.close(handle)  # another process took it for one of a killed run
+        os.close(handle)  # another process has removed it as the leftover of a killed run
     try:
         yield draft
     finally:
@@ -164,7 +192,7 @@ def draft_file(path: Path, ending: str = DRAFT, *, tidy: bool = True) -> Iterato
 
 @contextmanager
 def draft_folder(parent: Path, prefix: str, ending: str) -> Iterator[Path]:
-    """Give a new folder, which is removed at the end if it is still there; see :func:`draft_file`."""
+    """Create a folder, and remove it at the end if it still exists; see :func:`draft_file`."""
     remove_left(parent, prefix, ending)
     while True:
         draft = Path(tempfile.mkdtemp(ending, prefix, parent))
@@ -172,7 +200,7 @@ def draft_folder(parent: Path, prefix: str, ending: str) -> Iterator[Path]:
         if handle is None:
             if draft.is_dir():  # a system on which folders cannot be locked
                 break
-            continue  # another process took it for one that was left, before it could be locked
+            continue  # another process has removed it as a leftover before it was locked
         if not _hold(handle, wait=True) or _is_at(handle, draft):
             break
         os.close(handle)
@@ -185,14 +213,14 @@ def draft_folder(parent: Path, prefix: str, ending: str) -> Iterator[Path]:
 
 
 def _opened(path: str | Path) -> int | None:
-    """Open a file or a folder, but nothing else; None where that cannot be."""
+    """Open a file or a folder, but no link and no pipe; return None if that fails."""
     with suppress(OSError):
         return os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
     return None
 
 
 def remove_left(folder: Path, prefix: str, ending: str) -> None:
-    """Remove drafts that nobody holds any more."""
+    """Remove the drafts of killed runs: those that no process has locked."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if not (entry.name.startswith(prefix) and entry.name.endswith(ending)):
@@ -214,9 +242,9 @@ def remove_left(folder: Path, prefix: str, ending: str) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write into, which takes its name, flushed to the disk, only if nothing is raised.
+    """Provide a file to write into, which replaces ``path`` at the end, flushed to disk, unless an error is raised.
 
-    Whatever was at ``path`` before is lost only then, and nothing else is left. Raises ``OSError``.
+    After an error, the previous file at ``path`` is unchanged and no draft remains. Raises ``OSError``.
     """
     with draft_file(path) as draft:
         with draft.open("wb") as file:
@@ -227,13 +255,16 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def take_place(draft: Path, path: Path) -> None:
-    """Give a draft its name, in place of what has it. Raises ``OSError``."""
+    """Rename a draft to its final name and replace an existing file. Raises ``OSError``."""
     draft.chmod(0o644)
     os.replace(draft, path)
 
 
 def append_whole(file: IO[bytes], line: bytes, size: int) -> None:
-    """Write a line at the end, at ``size`` bytes; half a line on a full disk is taken back. Raises ``OSError``."""
+    """Append a line to a file of ``size`` bytes; on a full disk, remove the part that was written.
+
+    Raises ``OSError``.
+    """
     try:
         write_all(file, line)
     except OSError:
@@ -243,14 +274,17 @@ def append_whole(file: IO[bytes], line: bytes, size: int) -> None:
 
 
 def write_all(file: IO[bytes], content: bytes) -> None:
-    """Write all of it to an unbuffered file. Raises ``OSError``."""
+    """Write all of ``content`` to an unbuffered file. Raises ``OSError``."""
     view = memoryview(content)
     while view:
         view = view[file.write(view) :]
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a file is written to as it is: a device, a pipe, or what stdout or stderr go to. Raises ``OSError``."""
+    """Return whether a path must be written in place: a device, a pipe, or the target of stdout or stderr.
+
+    Raises ``OSError``.
+    """
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -259,27 +293,27 @@ def is_stream(path: Path) -> bool:
 
 
 def open_stream(path: Path) -> IO[bytes]:
-    """Open such a file, unbuffered; for a pipe this waits for its reader. Raises ``OSError``."""
+    """Open a file that :func:`is_stream`, unbuffered; a pipe waits for its reader. Raises ``OSError``."""
     number = _standard_stream(path.stat())
-    # Opened anew, a file would be written from its beginning, over what goes to stdout.
+    # Opened a second time, the file would be written from its start, over the output of stdout.
     return path.open("wb", buffering=0) if number is None else os.fdopen(os.dup(number), "wb", buffering=0)
 
 
 def _standard_stream(found: os.stat_result) -> int | None:
-    """Return the number of stdout or of stderr if a file is theirs."""
+    """Return 1 or 2 if a file is the target of stdout or of stderr, otherwise None."""
     for number in (1, 2):
-        with suppress(OSError):  # it is closed
+        with suppress(OSError):  # the stream is closed
             if os.path.samestat(found, os.fstat(number)):
                 return number
     return None
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, and the folders above it. Raises ``AdaFocusError``.
+    """Write a file whole or not at all, and create the folders above it. Raises ``AdaFocusError``.
 
-    A link stays, and what it leads to is written; see :func:`is_stream` for what is no file of its own.
+    A symbolic link stays and its target is written; devices and pipes are written in place (:func:`is_stream`).
     """
-    try:
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if is_stream(path):
             with open_stream(path) as stream:
@@ -287,10 +321,8 @@ def write_file(path: Path, content: bytes) -> None:
             return
         with atomic_write(path.resolve()) as file:
             file.write(content)
-    except OSError as error:
-        raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8, whole or not at all, and the folders above it. Raises ``AdaFocusError``."""
+    """Write a file in UTF-8, whole or not at all, and create the folders above it. Raises ``AdaFocusError``."""
     write_file(path, text.encode())

@@ -1,4 +1,4 @@
-"""What outputs that run for months share: safe file names, keeping only the newest, and telling trouble once."""
+"""Shared parts of outputs that run for months: safe file names, retention of the newest files, failure reports."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ import re
 import tempfile
 import time
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.errors import UsageError
 from adafocus_edge.system.addresses import BLANK, without_password
-from adafocus_edge.system.files import folded, is_stream
+from adafocus_edge.system.files import folded, is_stream, writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 LONGEST_NAME_BYTES = 80
-"""Of a source or a label in a file's name; file systems allow 255 for the whole name, with a draft's additions."""
+"""Maximum length of a source or a label in a file name; file systems allow 255 for the whole name of a draft."""
 SETTLED_S = 60.0
-"""Trouble counts as over once all has gone well for so long: what comes and goes is told once, not every time."""
+"""A failure counts as over after this time without another: an intermittent failure is then reported once."""
 
 
 def safe_name(name: str) -> str:
-    """Return a source's or a label's name as a part of file names and of MQTT topics.
+    """Return the name of a source or a label in a form that is safe in file names and MQTT topics.
 
-    Letters, digits, dots, dashes and underscores stay. Of an address, the user and what follows ``?`` go, for these may
-    be secret; where something went, or the name is very long, six digits of a hash keep such names apart.
+    Letters, digits, dots, dashes and underscores stay. The user and the query of an address are removed, because they
+    may be secret. If something was removed, or the name is very long, six digits of a hash keep names distinct.
     """
     kept = without_password(name).replace(f"{BLANK}@", "")
     if "://" in kept:
@@ -50,13 +49,13 @@ def _hash(name: str) -> str:
 
 
 class SafeNames:
-    """Safe names that differ wherever the sources do, for one run."""
+    """Safe names for the sources of one run: different sources have different names."""
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
 
     def of(self, source: str) -> str:
-        """Return the safe name of a source, the same each time."""
+        """Return the safe name of a source, always the same one."""
         if source not in self._names:
             safe = safe_name(source)
             taken = {folded(name) for name in self._names.values()}
@@ -64,57 +63,61 @@ class SafeNames:
         return self._names[source]
 
 
-def stamp(wall_s: float) -> str:
-    """Return a time, in seconds since 1970, as file names have it: ``YYYYmmdd-HHMMSS`` in UTC, as all output is."""
-    return datetime.fromtimestamp(wall_s, timezone.utc).strftime("%Y%m%d-%H%M%S")
-
-
 def check_folder(folder: Path, what: str) -> None:
-    """Make a folder and try to write there. Raises ``UsageError`` for a file, ``AdaFocusError`` where it cannot be."""
+    """Create a folder and check that files can be written into it.
+
+    Args:
+        folder: the folder.
+        what: what will be written there, as the error names it, in the plural.
+
+    Raises:
+        UsageError: it is a file.
+        AdaFocusError: it cannot be created or written.
+    """
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: is a file: {what} go into a folder")
-    try:
+        raise UsageError(f"{folder}: is a file, but {what} are written into a folder")
+    with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise AdaFocusError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def check_parent(path: Path) -> None:
-    """Check that a file or a folder can be made somewhere, without making any. Raises ``AdaFocusError``."""
+    """Raise ``AdaFocusError`` if a file or a folder cannot be created at a path; create nothing."""
     absolute = Path(os.path.abspath(path))
     parent = next(folder for folder in absolute.parents if os.path.lexists(folder))
-    reason = None
+    refused = None
     if not parent.is_dir():
-        reason = errno.ENOTDIR
+        refused = errno.ENOTDIR
     elif not os.access(parent, os.W_OK | os.X_OK):
-        only_read = hasattr(os, "statvfs") and os.statvfs(parent).f_flag & os.ST_RDONLY
-        reason = errno.EROFS if only_read else errno.EACCES
-    if reason is not None:
-        raise AdaFocusError(f"{path}: cannot be written ({os.strerror(reason)})")
+        read_only = hasattr(os, "statvfs") and os.statvfs(parent).f_flag & os.ST_RDONLY
+        refused = errno.EROFS if read_only else errno.EACCES
+    if refused is not None:
+        with writable(path):
+            raise OSError(refused, os.strerror(refused))
 
 
 def check_file(path: Path) -> None:
-    """Check that a file can be written, without touching it. Raises ``UsageError`` for a folder, ``AdaFocusError``."""
+    """Check that a file can be written, without touching it.
+
+    Raises ``UsageError`` for a folder, and ``AdaFocusError`` if it cannot be written.
+    """
     if path.is_dir():
         raise UsageError(f"{path}: is a folder, not a file to write")
-    try:
-        own = not is_stream(path)
-    except OSError as error:  # links in a circle, a folder that may not be entered
-        raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None
-    if own:
+    with writable(path):  # fails for circular links and for folders without permission
+        is_regular = not is_stream(path)
+    if is_regular:
         check_parent(path)
 
 
 class RetentionPolicy:
-    """Keeps only the newest of the files that a run writes and finds.
+    """Keeps only the newest files of an output.
 
-    What this run has written is newer than what was there before, in the order in which it was written: the system's
-    clock may have been set back, and then names and times say otherwise.
+    Files of this run count as newer than existing ones, in the order in which they were written. Their names and times
+    may suggest another order if the system's clock was set back.
 
     Args:
-        keep: how many stay.
+        keep: number of files to keep.
     """
 
     def __init__(self, keep: int) -> None:
@@ -122,14 +125,15 @@ class RetentionPolicy:
         self._written: dict[Path, None] = {}
 
     def wrote(self, path: Path) -> None:
-        """Note a file of this run."""
+        """Record a file that this run has written."""
         self._written.pop(path, None)
         self._written[path] = None
 
     def delete_older(self, found: Sequence[Path]) -> None:
-        """Delete all but the newest of the files found, given oldest first as their names or times have it.
+        """Delete all but the newest files; skip those that no longer exist or cannot be deleted.
 
-        One that is gone or will not go is passed over.
+        Args:
+            found: all files of the output, oldest first by name or time.
         """
         here = set(found)
         self._written = {path: None for path in self._written if path in here}
@@ -140,35 +144,35 @@ class RetentionPolicy:
 
 
 class FailureReporter:
-    """Tells when something stops working and when it works again, and nothing in between.
+    """Reports when something starts to fail and when it works again, and nothing in between.
 
     Args:
-        name: of what it is about; begins each line.
-        tell: takes one line.
-        settled_s: how long all must go well until it counts as working again, in seconds.
+        name: what fails; each line begins with it.
+        report: receives each line.
+        settled_s: time without failures after which it counts as working again, in seconds.
     """
 
-    def __init__(self, name: str, tell: Callable[[str], None], settled_s: float = SETTLED_S) -> None:
+    def __init__(self, name: str, report: Callable[[str], None], settled_s: float = SETTLED_S) -> None:
         self._name = name
-        self._tell = tell
+        self._report = report
         self._settled_s = settled_s
         self._reported: set[str] = set()
         self._failed_at_s = 0.0
 
     @property
     def lasts(self) -> bool:
-        """Whether something failed and it has not worked for long enough since."""
+        """Whether there was a failure, and not enough time without one since."""
         return bool(self._reported)
 
     def failed(self, why: str) -> None:
-        """Note a failure; it is told unless it was told since the trouble began."""
+        """Record a failure, and report it unless the same reason was already reported during this failure."""
         self._failed_at_s = time.monotonic()
         if why not in self._reported and len(self._reported) < 5:
             self._reported.add(why)
-            self._tell(f"{self._name}: {why}")
+            self._report(f"{self._name}: {why}")
 
     def worked(self) -> None:
-        """Note that it works; this is told once it has done so for a while after trouble."""
+        """Record a success, and report it once there was no failure for ``settled_s``."""
         if self._reported and time.monotonic() - self._failed_at_s >= self._settled_s:
             self._reported.clear()
-            self._tell(f"{self._name}: works again")
+            self._report(f"{self._name}: works again")

@@ -1,4 +1,4 @@
-"""What the device itself feels: its temperature and the power it draws, from Linux's sysfs and NVIDIA's NVML."""
+"""Temperature, power and energy of this device, from Linux's sysfs and NVIDIA's NVML."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 PLAUSIBLE_C = (0.0, 150.0)
-"""Sensors that are switched off tell values such as -256; freezing ones are not what to worry about."""
+"""Range of accepted temperatures. Sensors that are switched off report values such as -256, and frost is no concern."""
 FIXED_ZONES = frozenset({"pmic-die"})
-"""Thermal zones (of older Jetsons) that always tell 100 degrees."""
+"""Thermal zones of older Jetsons that always report 100 degrees."""
 TOTAL_RAILS = frozenset({"vdd_in", "pom_5v_in", "5v_in"})
-"""Rails of a Jetson that supply the whole module: the others hang below them."""
+"""Power rails of a Jetson that supply the whole module; they feed all others."""
 INNER_RAILS = frozenset({"nc", "vddq_vdd2_1v8ao"})
-"""Labels of a Jetson's channels that are not connected, or hang below another rail (AGX Orin)."""
+"""Labels of a Jetson's channels that are not connected, or that another rail feeds (AGX Orin)."""
 SHORTEST_S = 0.2
-"""Between two readings of an energy counter; within it, the power from before is told again."""
+"""Minimum time between two readings of an energy counter; within it, the previous power is returned."""
 
 
 @dataclass(frozen=True)
 class Sensors:
-    """One reading; None where the system does not tell.
+    """One reading; None for values that the system does not report.
 
     Attributes:
-        temperature_c: of the hottest sensor, in degrees Celsius.
-        power_w: drawn by what ``power_of`` names, in watts.
+        temperature_c: temperature of the hottest sensor, in degrees Celsius.
+        power_w: power of the part named by ``power_of``, in watts.
         power_of: ``module`` (a Jetson's rails), ``system`` (a meter of the whole machine), ``chips`` (the sum over
             chips with a meter, such as a GPU's), or ``cpu`` (RAPL: the processor's package).
-        gpu_temperature_c: of the hottest NVIDIA GPU.
-        gpu_power_w: drawn by all NVIDIA GPUs together; not part of ``power_w``.
+        gpu_temperature_c: temperature of the hottest NVIDIA GPU, in degrees Celsius.
+        gpu_power_w: power of all NVIDIA GPUs together, in watts; not part of ``power_w``.
     """
 
     temperature_c: float | None
@@ -49,10 +49,10 @@ class Sensors:
 
 
 class SensorReader:
-    """Reads the sensors again and again; the files are looked up once. Safe from any thread.
+    """Reads the sensors repeatedly; finds their files once. Safe to use from any thread.
 
     Args:
-        root: of the file system. NVML is asked only for the real one, ``/``.
+        root: root of the file system. NVML is used only with the real one, ``/``.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -79,7 +79,7 @@ class SensorReader:
         self._nvml = _nvml() if root == Path("/") else None
 
     def read(self) -> Sensors:
-        """Read all sensors. The processor's power is the mean since the reading before, so the first lacks it."""
+        """Read all sensors. The processor's power is the mean since the previous reading; the first one has none."""
         with self._lock:
             heats = [value / 1000 for file in self._temperatures if (value := _number(file)) is not None]
             heats = [heat for heat in heats if PLAUSIBLE_C[0] < heat < PLAUSIBLE_C[1]]
@@ -94,7 +94,7 @@ class SensorReader:
         )
 
     def _power(self) -> tuple[float | None, str | None]:
-        """Return the power of the most that is measured, and what that is."""
+        """Return the power of the largest part of the machine that is measured, and the name of that part."""
         parts = [
             volts * amperes / 1e6
             for volts_file, amperes_file in self._rails
@@ -123,7 +123,7 @@ class SensorReader:
         if self._energy is not None:
             before_s, before = self._energy
             used = [
-                new - old if new >= old else new - old + range_uj  # the counter began anew
+                new - old if new >= old else new - old + range_uj  # the counter wrapped around
                 for new, old, (_, range_uj) in zip(counts, before, self._energies, strict=True)
             ]
             self._cpu_w = sum(used) / 1e6 / (now_s - before_s)
@@ -135,26 +135,26 @@ class SensorReader:
             return None, None
         nvml, gpus = self._nvml
 
-        def told(ask: Callable[..., int], *arguments: Any) -> list[int]:
+        def readings(query: Callable[..., int], *arguments: Any) -> list[int]:
             values = []
             for gpu in gpus:
-                with suppress(Exception):  # not every GPU tells everything, and one may be gone
-                    values.append(int(ask(gpu, *arguments)))
+                with suppress(Exception):  # not every GPU has every sensor, and a GPU may have been removed
+                    values.append(int(query(gpu, *arguments)))
             return values
 
-        heats = told(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU)
-        powers = told(nvml.nvmlDeviceGetPowerUsage)
+        heats = readings(nvml.nvmlDeviceGetTemperature, nvml.NVML_TEMPERATURE_GPU)
+        powers = readings(nvml.nvmlDeviceGetPowerUsage)
         return float(max(heats)) if heats else None, sum(powers) / 1000 if powers else None
 
 
 class EnergyCounters:
-    """Joules by the counters of the processors' packages (RAPL) and of the NVIDIA GPUs (NVML), since it was made.
+    """Measures energy since its creation, by the counters of processors (RAPL) and of NVIDIA GPUs (NVML).
 
     Args:
         root: see :class:`SensorReader`.
 
     Attributes:
-        of: ``cpu``, ``gpu``, ``cpu and gpu``, or empty where nothing tells (RAPL's counters may be for root only).
+        of: ``cpu``, ``gpu``, ``cpu and gpu``, or empty without a counter (only root may read RAPL's on some systems).
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -162,13 +162,16 @@ class EnergyCounters:
         self._nvml = _nvml() if root == Path("/") else None
         self._gpu_began_mj = self._gpu_mj()
         self.of = " and ".join(
-            name for name, there in (("cpu", self._files), ("gpu", self._gpu_began_mj is not None)) if there
+            name for name, found in (("cpu", self._files), ("gpu", self._gpu_began_mj is not None)) if found
         )
         self._before = [int(_number(file) or 0) for file, _ in self._files]
         self._cpu_uj = 0
 
     def joules(self) -> float | None:
-        """Return the joules so far, or None where nothing tells. To be asked before a counter begins anew twice."""
+        """Return the energy so far in joules, or None without a counter.
+
+        Call it at least once per wrap-around of a counter, which takes minutes to hours.
+        """
         if not self.of:
             return None
         now = [int(_number(file) or 0) for file, _ in self._files]
@@ -180,17 +183,17 @@ class EnergyCounters:
         return self._cpu_uj / 1e6 + gpu_j
 
     def _gpu_mj(self) -> int | None:
-        """Return what all GPUs have drawn since their driver was loaded, in millijoules."""
+        """Return the energy of all GPUs since their driver was loaded, in millijoules."""
         if self._nvml is None:
             return None
         nvml, gpus = self._nvml
-        with suppress(Exception):  # older ones do not count
+        with suppress(Exception):  # older GPUs have no counter
             return sum(int(nvml.nvmlDeviceGetTotalEnergyConsumption(gpu)) for gpu in gpus)
         return None
 
 
 def read_sensors(root: Path = Path("/")) -> Sensors:
-    """Read the sensors of this machine, or of one whose ``/`` lies at ``root``; never raises, takes milliseconds."""
+    """Read the sensors of this machine, or of one whose ``/`` is at ``root``; never raises, and takes milliseconds."""
     return _reader(root).read()
 
 
@@ -209,7 +212,7 @@ def _listed(folder: Path, pattern: str) -> list[Path]:
 def _text(file: Path) -> str:
     try:
         return file.read_text(errors="replace").strip()
-    except OSError:  # sensors that are switched off cannot be read
+    except OSError:  # a sensor that is switched off cannot be read
         return ""
 
 
@@ -221,30 +224,30 @@ def _number(file: Path) -> float | None:
 
 
 def _microwatts(files: list[Path]) -> float | None:
-    """Return the sum of meters in watts, or None if none tells."""
+    """Return the sum of meters in watts, or None if none can be read."""
     values = [value for file in files if (value := _number(file)) is not None]
     return sum(values) / 1e6 if values else None
 
 
 def _is_supply(chip: Path) -> bool:
-    """Whether a chip is a battery or an adapter, whose power is not what is drawn (or a thermal zone once more)."""
+    """Return whether a chip is a battery or an adapter, whose power is not the machine's, or repeats a thermal zone."""
     return (
         bool(_text(chip / "device" / "type")) or re.fullmatch(r"(BAT|ACAD|AC|ADP)\d*", _text(chip / "name")) is not None
     )
 
 
 def _meters(chip: Path) -> list[Path]:
-    """Return a chip's power files, one per channel: the average where both are told."""
+    """Return a chip's power files, one per channel: the average where the chip reports both."""
     channels = {file.name.split("_")[0]: file for file in _listed(chip, "power*_input")}
     channels |= {file.name.split("_")[0]: file for file in _listed(chip, "power*_average")}
     return list(channels.values())
 
 
 def _rails(chips: list[Path]) -> list[tuple[Path, Path]]:
-    """Return the files of millivolts and milliamperes of a Jetson's rails that add up to what the module draws."""
+    """Return the files of millivolts and milliamperes of those Jetson rails that add up to the module's power."""
     rails = {}
     for chip in chips:
-        for number in (1, 2, 3):  # above are the voltages over the shunts
+        for number in (1, 2, 3):  # higher numbers are voltages over the shunts
             volts, amperes = chip / f"in{number}_input", chip / f"curr{number}_input"
             label = _text(chip / f"in{number}_label").lower()
             if volts.exists() and amperes.exists() and label not in INNER_RAILS:
@@ -254,22 +257,22 @@ def _rails(chips: list[Path]) -> list[tuple[Path, Path]]:
 
 
 def _energies(powercap: Path) -> list[tuple[Path, int]]:
-    """Return the energy counters of the processors' packages, and where each begins anew; both in microjoules."""
+    """Return the energy counters of the processors' packages, each with its range; both in microjoules."""
     return [
         (zone / "energy_uj", int(_number(zone / "max_energy_range_uj") or 0))
-        for zone in _listed(powercap, "intel-rapl:*")  # AMD's have this name too; parts of a package have two colons
+        for zone in _listed(powercap, "intel-rapl:*")  # AMD's have this name, too; parts of a package have two colons
         if zone.name.count(":") == 1 and _text(zone / "name").startswith("package")
     ]
 
 
 def _nvml() -> tuple[Any, list[Any]] | None:
-    """Return NVML and handles of the GPUs, or None without one; never raises."""
+    """Return NVML and the handles of the GPUs, or None without a GPU; never raises."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an older package of this name tells that it is old
+            warnings.simplefilter("ignore")  # an older package of this name warns that it is deprecated
             pynvml = importlib.import_module("pynvml")
         pynvml.nvmlInit()
         gpus = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except Exception:  # the package, the driver or the GPU is missing or ill
+    except Exception:  # the package, the driver or the GPU is missing or fails
         return None
     return (pynvml, gpus) if gpus else None

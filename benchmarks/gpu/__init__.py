@@ -1,1 +1,1 @@
-"""The check of a GPU machine in parts: ``python -m benchmarks.gpu``, which ``scripts/gpu-check`` runs."""
+"""The check of a GPU machine, in parts: ``python -m benchmarks.gpu``, as run by ``scripts/gpu-check``."""

@@ -1,4 +1,4 @@
-"""The parts of a check, each a function of its own: what it finds is kept after every row."""
+"""The parts of a check, each a function that keeps its results after every row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.official import CHECKPOINT, PATCH_SIZE, ROOT
 
 TEST_LINE = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)")
 REPORT_S = 5.0
-"""What a part leaves of its limit, to report in."""
+"""Time of a part's limit that is reserved for its report."""
 
 
 def setup(work: Work) -> None:
@@ -31,7 +31,7 @@ def setup(work: Work) -> None:
 
 
 def engines(work: Work) -> None:
-    """Build engines of both precisions with every TensorRT that is installed and runs on this GPU."""
+    """Build engines of both precisions with every installed TensorRT that runs on this GPU."""
     from adafocus_edge.backends.device.cuda import find_gpu
     from adafocus_edge.backends.tensorrt.build import BuildRequest, build
     from adafocus_edge.backends.tensorrt.library import NAMES, find_library
@@ -44,7 +44,7 @@ def engines(work: Work) -> None:
         entry: dict[str, Any] = {"library": library}
         try:
             if gpu is None:
-                raise SkipPartError("engines run on a GPU, and --device is cpu")
+                raise SkipPartError("engines need a GPU, but --device is cpu")
             if (obstacle := find_library(library).gpu_obstacle(gpu)) is not None:
                 raise SkipPartError(obstacle)
             for variant in ("fp16", "fp32"):
@@ -60,8 +60,8 @@ def engines(work: Work) -> None:
 
 
 def tests(work: Work) -> None:
-    """Run every test of the GPU; on the CPU they are collected and skip themselves."""
-    files = [path for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
+    """Run every test that needs a GPU; on the CPU, they are collected and skipped."""
+    files = [path for path in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-v", "-rs", "--tb=short", "-p", "no:cacheprovider", "-m", "gpu"]
     command += [str(path.relative_to(ROOT)) for path in files if path.name != "test_gpu_check.py"]
     environment = {**os.environ, **({"ADAFOCUS_EDGE_REQUIRE_GPU": "1"} if work.on_gpu else {})}
@@ -91,7 +91,7 @@ def latency(work: Work) -> None:
 
 
 def leaks(work: Work) -> None:
-    """See whether memory grows over many steps."""
+    """Measure whether memory grows over many steps."""
     _each(work, "leaks", lambda model: speed.leaks(model, work.frames(), work.steps))
 
 
@@ -111,7 +111,7 @@ def throughput(work: Work) -> None:
 
 
 class _Rows:
-    """Rows of one part, kept after each; one row per backend and variant."""
+    """The rows of one part, one per backend and variant, written after each."""
 
     def __init__(self, work: Work, part: str) -> None:
         self.work, self.part = work, part
@@ -119,12 +119,12 @@ class _Rows:
         self.not_run: list[dict[str, str]] = []
 
     def keep(self, row: dict[str, Any]) -> None:
-        """Keep a row, in the place of one of the same backend and variant."""
+        """Keep a row; it replaces an earlier one of the same backend and variant."""
         self.rows[row["backend"], row["variant"]] = row
         self._write()
 
     def models(self) -> Iterator[tuple[dict[str, str], Any]]:
-        """Load each backend and variant that can run; an error of one leaves the others their turn."""
+        """Load each backend and variant that can run; an error of one does not affect the others."""
         bundle = self.work.bundle()
         for backend, variant in self.work.combinations():
             name = {"backend": backend, "variant": variant}
@@ -135,12 +135,12 @@ class _Rows:
                 self.fail(name, error)
 
     def fail(self, name: dict[str, str], error: Exception) -> None:
-        """Keep why a backend gave no row, or no more of it."""
+        """Keep the reason why a backend gave no row, or an incomplete one."""
         self.not_run.append({**name, "why": str(error)})
         self._write()
 
     def check(self) -> None:
-        """Raise ``SystemExit`` where one row is not ok, or none ran."""
+        """Raise ``SystemExit`` if a row is not ok, or none ran."""
         if not self.rows:
             raise SystemExit(f"no backend ran: {self.not_run[0]['why']}")
         if wrong := [row for row in self.rows.values() if not row.get("ok", True)]:
@@ -151,12 +151,12 @@ class _Rows:
 
 
 def _each(work: Work, part: str, measure: Callable[[Any], dict[str, Any]]) -> None:
-    """Measure every backend and variant; raises ``SystemExit`` where one is not ok, or none ran."""
+    """Measure every backend and variant. Raises ``SystemExit`` if one is not ok, or none ran."""
     found = _Rows(work, part)
     for name, model in found.models():
         try:
             found.keep({**name, **measure(model)})
-        except AdaFocusError as error:  # of this backend while it runs
+        except AdaFocusError as error:  # raised by this backend while it runs
             found.fail(name, error)
     found.check()
 
@@ -184,14 +184,14 @@ def peers(work: Work) -> None:
 
 
 def floor(work: Work) -> None:
-    """Measure what no step can be faster than."""
+    """Measure the shortest possible time of a step."""
     from benchmarks.gpu.peers import floor as measure
 
     work.keep("floor", measure(work.bundle(), work.on_gpu))
 
 
 def conv_search(work: Work) -> None:
-    """Time the start and the steady state by how convolution algorithms are searched for, each in a fresh process."""
+    """Time start-up and steady state for each search for convolution algorithms, each in a new process."""
     import multiprocessing
 
     backend, variant = next(work.combinations())
@@ -213,7 +213,7 @@ def conv_search(work: Work) -> None:
 
 
 def _start(connection: Any, work: Work, backend: str, variant: str, search: ConvSearch) -> None:
-    """Load a model and see clips, as a process that has just begun does."""
+    """Load a model and classify clips in a new process; send the start-up times."""
     frames = work.frames()
     marks = [time.perf_counter()]
     with load_model(work.bundle(), variant, backend, conv_search=search) as model:
@@ -239,7 +239,7 @@ def _start(connection: Any, work: Work, backend: str, variant: str, search: Conv
 
 
 def _timed(work: Work, part: Callable[[Work, float], None]) -> None:
-    """Run a part that takes as long as it is given."""
+    """Run a part that uses all the time it is given."""
     part(work, work.limit_s - REPORT_S)
 
 
@@ -258,12 +258,12 @@ PARTS: dict[str, Callable[[Work], None]] = {
     "conv_search": conv_search,
     "floor": floor,
 }
-"""The most important first."""
+"""The parts, the most important first."""
 SHARES: dict[str, float] = {
     "setup": 75, "tests": 70, "engines": 10, "parity": 20, "live": 60, "throughput": 40, "latency": 20, "peers": 30,
     "training": 75, "benchmark": 30, "leaks": 20, "conv_search": 20, "floor": 10,
 }  # fmt: skip
-"""Seconds of each, of :data:`BUDGET_S`."""
+"""Seconds of each part, out of :data:`BUDGET_S`."""
 BUDGET_S = 480.0
 WITHOUT_MODEL = ("setup", "tests", "live", "training", "benchmark")
-"""Parts that run without what ``setup`` makes."""
+"""Parts that do not need the model from ``setup``."""

@@ -1,4 +1,4 @@
-"""PyTorch on the same device, and the floor that no step can be faster than."""
+"""Time PyTorch on the same device, and measure the floor: the shortest possible time of a step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEIGHTED = ("Conv", "Gemm", "MatMul")
 def peers(
     model: AdaFocus, weights: dict[str, Any], frames: np.ndarray, rounds: int, on_gpu: bool
 ) -> Iterator[dict[str, Any]]:
-    """Time PyTorch on the same device: the official way, compiled, and in a CUDA graph; one stream, step by step."""
+    """Time PyTorch on the same device, one stream step by step: as in the official code, in a CUDA graph, compiled."""
     device = torch.device("cuda" if on_gpu else "cpu")
     pixels = torch.from_numpy(frames).to(device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -46,7 +46,7 @@ def peers(
         official.reset()
         return run
 
-    # The compiler takes longest, so it comes last: what it does not end in time is missing alone.
+    # The compiler takes longest, so it comes last: if time runs out, only its rows are missing.
     makers: dict[str, Callable[[bool], Callable[[int], None]]] = {
         "eager PyTorch, the official way": eager,
         "PyTorch in a CUDA graph": lambda half: graphed(steps[half], pixels),
@@ -59,12 +59,12 @@ def peers(
                 with torch.inference_mode():
                     run = make(half)
                 yield {**entry, **timed(run, rounds, len(frames), on_gpu)}
-            except Exception as error:  # a compiler may fail in any way; the others go on
+            except Exception as error:  # a compiler may fail in any way; continue with the other peers
                 yield {**entry, "failed": (str(error).splitlines() or [""])[0]}
 
 
 class TorchStep(torch.nn.Module):
-    """One step of our PyTorch model, as a module of tensors only, so that it can be compiled and captured."""
+    """One step of our PyTorch model as a module with only tensors, so that it can be compiled and captured."""
 
     def __init__(self, model: Any, half: bool) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class TorchStep(torch.nn.Module):
 
 
 def compiled(step: TorchStep, pixels: Any) -> Callable[[int], None]:
-    """Return a step that ``torch.compile`` has seen."""
+    """Return a step compiled by ``torch.compile``, already warmed up."""
     made = torch.compile(step)
     states = fresh_states(step, pixels)
 
@@ -97,7 +97,7 @@ def compiled(step: TorchStep, pixels: Any) -> Callable[[int], None]:
 
 
 def graphed(step: TorchStep, pixels: Any) -> Callable[[int], None]:
-    """Return a step that PyTorch captured in a CUDA graph."""
+    """Return a step captured in a CUDA graph by PyTorch."""
     frame, states = pixels[:1].clone(), fresh_states(step, pixels)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -139,7 +139,7 @@ def timed(run: Callable[[int], None], rounds: int, frames: int, on_gpu: bool) ->
 
 
 def floor(bundle: Bundle, on_gpu: bool) -> dict[str, Any]:
-    """Measure copy bandwidth and matrix rate, and say what a step of one stream cannot be faster than."""
+    """Measure copy bandwidth and matrix rate, and return the lower bound of one stream's step time."""
     device = torch.device("cuda" if on_gpu else "cpu")
     size = 1 << (28 if on_gpu else 24)
     source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
@@ -166,7 +166,7 @@ def floor(bundle: Bundle, on_gpu: bool) -> dict[str, Any]:
 
 
 def activation_bytes(path: Path) -> int:
-    """Return the bytes of all tensors that layers of weights write, at batch 1: each is written and read once."""
+    """Return the bytes moved for the outputs of all layers with weights, at batch 1: each is written and read once."""
     model = onnx.shape_inference.infer_shapes(onnx.load_model(path))
     weighted = {o for node in model.graph.node if node.op_type in WEIGHTED for o in node.output}
     total = 0
@@ -179,7 +179,7 @@ def activation_bytes(path: Path) -> int:
 
 
 def fastest(work: Callable[[], Any], on_gpu: bool) -> float:
-    """Return the fewest seconds of a few runs."""
+    """Return the min seconds of a few runs."""
     times = []
     for _ in range(10):
         if on_gpu:

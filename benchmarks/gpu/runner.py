@@ -1,4 +1,4 @@
-"""Parts of a check, each in a process of its own with a time limit; the report is whole after every part."""
+"""Run the parts of a check, each in a process of its own with a time limit; write the whole report after every part."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from adafocus_edge.system.files import atomic_write
 
 OK, FAILED, TIMED_OUT, SKIPPED = "ok", "failed", "timed out", "skipped"
 SKIP_CODE = 77
-"""Exit code of a part that cannot run here, as Automake has it."""
+"""Exit code of a part that cannot run here, as in Automake."""
 GRACE_S = 3.0
-"""From the signal that asks a part to end to the one that ends it."""
+"""Time from SIGTERM to SIGKILL."""
 MIN_S = 1.0
 LOG_LINES = 25
 
 
 @dataclass(frozen=True)
 class Limit:
-    """What a part may take.
+    """A part's share of the time.
 
     Attributes:
-        name: of the part.
-        share: of the budget, beside the other parts' shares.
-        needs: a part that must have been ok.
+        name: name of the part.
+        share: share of the budget, relative to the other parts' shares.
+        needs: a part that must have ended with ``ok``, or None.
     """
 
     name: str
@@ -49,15 +49,15 @@ def run_parts(
 ) -> None:
     """Run parts one after the other and write the report after each.
 
-    What a part leaves of its time goes to the next ones. A part that hangs is ended with all its processes.
+    Time that a part does not use goes to the next ones. A part that hangs is killed with all its processes.
 
     Args:
-        parts: in order.
-        command: gives the command that runs a part, by its name and limit in seconds.
-        folder: for each part's result ``NAME.json`` and log ``NAME.log``.
-        budget_s: for all of them.
-        report: gets ``parts``, by name.
-        write: keeps the report.
+        parts: the parts, in order.
+        command: returns the command that runs a part, from its name and limit in seconds.
+        folder: folder for each part's result ``NAME.json`` and log ``NAME.log``.
+        budget_s: seconds for all parts.
+        report: the report; the entries of the parts are added to its ``parts``, by name.
+        write: writes the report.
     """
     found: dict[str, Any] = report.setdefault("parts", {})
     total = sum(part.share for part in parts)
@@ -65,7 +65,7 @@ def run_parts(
     for part in parts:
         planned = budget_s * part.share / total
         if part.needs is not None and found.get(part.needs, {}).get("status", OK) != OK:
-            entry: dict[str, Any] = {"status": SKIPPED, "why": f"{part.needs} did not end well", "seconds": 0.0}
+            entry: dict[str, Any] = {"status": SKIPPED, "why": f"{part.needs} did not end with ok", "seconds": 0.0}
         else:
             limit = max(MIN_S, planned + spare)
             print(f"{part.name}: at most {limit:.0f} s", flush=True)
@@ -83,7 +83,7 @@ def run_parts(
 
 
 def run_part(name: str, command: list[str], folder: Path, limit_s: float) -> dict[str, Any]:
-    """Run one part and return its entry of the report: status, seconds, result so far, end of its log."""
+    """Run one part; return its entry in the report: status, seconds, result so far, and the end of its log."""
     result, log = folder / f"{name}.json", folder / f"{name}.log"
     result.unlink(missing_ok=True)
     started = time.monotonic()
@@ -106,14 +106,14 @@ def run_part(name: str, command: list[str], folder: Path, limit_s: float) -> dic
 
 
 def kept(name: str, folder: Path) -> dict[str, Any]:
-    """Return what a part has kept so far, as ``result``."""
+    """Return the result that a part has kept so far, as ``result``."""
     with suppress(OSError, ValueError):
         return {"result": json.loads((folder / f"{name}.json").read_text())}
     return {}
 
 
 def end(running: subprocess.Popen[bytes]) -> None:
-    """End a part and every process that it has started: they are a session of their own."""
+    """End a part and every process that it has started, which form a session of their own."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(running.pid, number)

@@ -1,8 +1,7 @@
-"""Parts that run the command line as a user does: live sources, training, `benchmark` with joules."""
+"""Parts that run the command line as a user does: live sources, training, and `benchmark` with joules."""
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import signal
@@ -18,20 +17,21 @@ from typing import Any
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.system.cpu import usable_cores
 from benchmarks.gpu.work import CALIBRATED, FIGHTS, SkipPartError, Work, calibrated_bundle, edge
+from benchmarks.lists import write_list
 from benchmarks.official import ROOT
 
 GLIMPSE_FPS = 8.0
 OVERLAP = 2
 WARM_UP_S = 15.0
-"""At most, until every source has been glimpsed at."""
+"""Max time until every source has a glimpse."""
 STATUS_S = 0.5
 REPEATED = 512
-"""Clips of an epoch: those of the tests, again and again."""
+"""Clips per epoch: the tests' clips, repeated."""
 REPEATED_ON_CPU = 4
 TIMES_LONGER = 3
-"""Than a live run is measured: training, at least."""
+"""Min time of training, as a multiple of a live run's time."""
 EPOCHS = 2
-"""At least, the first of which warms up."""
+"""Min epochs; the first one warms up."""
 STAGES = {0: ("train_stage=0",), 1: ("train_stage=1",)}
 
 
@@ -39,7 +39,7 @@ STAGES = {0: ("train_stage=0",), 1: ("train_stage=1",)}
 
 
 def live(work: Work, limit_s: float) -> None:
-    """Run many sources at once, files played in a loop at their own pace, and count what was seen after warming up."""
+    """Run many sources at once (files in a loop, in real time), and count glimpses and drops after the warm-up."""
     rows: list[dict[str, Any]] = []
     backend, variant = next(work.combinations())
     each_s = limit_s / len(work.sources)
@@ -47,11 +47,11 @@ def live(work: Work, limit_s: float) -> None:
         rows.append(live_run(backend, variant, sources, work.seconds, each_s))
         work.keep("live", {"rows": rows, "decoding": f"on the CPU, {usable_cores()} cores", "overlap": OVERLAP})
     if not all(row["glimpses"] for row in rows):
-        raise SystemExit(f"a live run saw nothing: {next(row for row in rows if not row['glimpses'])}")
+        raise SystemExit(f"a live run had no glimpses: {next(row for row in rows if not row['glimpses'])}")
 
 
 def live_run(backend: str, variant: str, sources: int, seconds: float, limit_s: float) -> dict[str, Any]:
-    """Run a number of sources and return what happened between two of the run's own status reports."""
+    """Run a number of sources and return the counts between two of the run's own status reports."""
     clips = sorted(FIGHTS.glob("*/*.mp4"))
     named = [f"s{number}={clips[number % len(clips)]}" for number in range(sources)]
     command = [sys.executable, "-m", "adafocus_edge", "classify", *named, "--loop", "--realtime"]
@@ -59,7 +59,7 @@ def live_run(backend: str, variant: str, sources: int, seconds: float, limit_s: 
     command += ["--variant", variant, "--json", "--status", str(STATUS_S)]
     began = time.monotonic()
     statuses: list[tuple[float, list[dict[str, Any]]]] = []
-    complaints: list[str] = []
+    errors: list[str] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as running:
 
         def read() -> None:
@@ -68,10 +68,10 @@ def live_run(backend: str, variant: str, sources: int, seconds: float, limit_s: 
                 if "status" in entry:
                     statuses.append((time.monotonic(), entry["status"]["sources"]))
 
-        def hear() -> None:
-            complaints.extend(running.stderr or ())
+        def read_errors() -> None:
+            errors.extend(running.stderr or ())
 
-        readers = [threading.Thread(target=target, daemon=True) for target in (read, hear)]
+        readers = [threading.Thread(target=target, daemon=True) for target in (read, read_errors)]
         for reader in readers:
             reader.start()
         warm_at: float | None = None
@@ -93,17 +93,17 @@ def live_run(backend: str, variant: str, sources: int, seconds: float, limit_s: 
         for reader in readers:
             reader.join(10)
     if warm_at is None:
-        raise SystemExit(f"no status within {limit_s:.0f} s: {''.join(complaints)[-1500:]}")
+        raise SystemExit(f"no status within {limit_s:.0f} s: {''.join(errors)[-1500:]}")
     return {"model": "default", "backend": backend, "variant": variant, **counted(statuses, warm_at, sources)}
 
 
 def counted(statuses: list[tuple[float, list[dict[str, Any]]]], warm_at: float, sources: int) -> dict[str, Any]:
-    """Return what a run did from its warm status to its last one.
+    """Return a run's counts from its warm status to its last one.
 
     Args:
         statuses: times, and the sources of each status report.
-        warm_at: time of the status that counting begins with.
-        sources: how many were asked for.
+        warm_at: time of the first status that counts.
+        sources: number of sources.
     """
     (begun, before), (ended, after) = next(one for one in statuses if one[0] == warm_at), statuses[-1]
     seconds = max(ended - begun, 1e-9)
@@ -129,7 +129,7 @@ def counted(statuses: list[tuple[float, list[dict[str, Any]]]], warm_at: float, 
 
 
 def training(work: Work, limit_s: float) -> None:
-    """Count the clips per second that stages 0 and 1 train on."""
+    """Measure the clips per second of training in stages 0 and 1."""
     folder = work.folder / "training"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -145,19 +145,15 @@ def training(work: Work, limit_s: float) -> None:
 
 
 def write_clips(path: Path, count: int) -> None:
-    """List clips of the tests until there are enough."""
+    """Write a list of the tests' clips, repeated until there are enough."""
     clips = sorted(FIGHTS.glob("*/*.mp4"))
     order = [clips[number // 2 + len(clips) // 2 * (number % 2)] for number in range(len(clips) // 2 * 2)]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["video", "class"])
-        for number in range(count):
-            clip = order[number % len(order)]
-            writer.writerow([clip, clip.parent.name])
+    chosen = (order[number % len(order)] for number in range(count))
+    write_list(path, ({"video": clip, "class": clip.parent.name} for clip in chosen), ("video", "class"))
 
 
 def train(work: Work, folder: Path, stage: int, options: tuple[str, ...], seconds: float, clips: int) -> dict[str, Any]:
-    """Train a stage until its epochs tell enough, at most for some seconds; the first epoch, which warms up, apart."""
+    """Train a stage for at least :data:`EPOCHS`, within some seconds; the first epoch warms up, counted separately."""
     run = folder / f"stage{stage}"
     command = [
         sys.executable,
@@ -216,9 +212,9 @@ def epoch_seconds(run: Path) -> list[float]:
 
 
 def rows(work: Work, limit_s: float) -> None:
-    """Run `benchmark` on the default model, with the INT8 variants that were prepared: a run for each variant.
+    """Run `benchmark` on the default model with the prepared INT8 variants, a run for each variant.
 
-    `benchmark` writes its report at its end, so that of several short runs those that ended count.
+    `benchmark` writes its report at the end, so with several short runs, those that have ended count.
     """
     began = time.monotonic()
     bundle = calibrated_bundle(work.prepared, work.folder / CALIBRATED)

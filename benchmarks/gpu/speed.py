@@ -1,4 +1,4 @@
-"""What one model on one device does: parity, latency, throughput, leaks."""
+"""Measure one model on one device: parity, latency, throughput, leaks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adafocus_edge.model.spec import GRAPHS
 from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 
 TOLERANCE = {"fp32": 2e-3, "fp16": 2e-2}
-"""Largest error of a logit, by variant; INT8 is judged by the accuracy that its calibration reports."""
+"""Max error of a logit, by variant; for INT8, see the accuracy in the calibration's report."""
 STOPPED_GROWING = 1.05
 LEAKED_DEVICE, LEAKED_HOST = 16 << 20, 32 << 20
 """Bytes from which growth counts as a leak."""
@@ -29,10 +29,10 @@ def parity(model: LoadedModel, frames: np.ndarray, expected: np.ndarray, places:
     """Compare both schedules with a reference.
 
     Args:
-        model: to judge.
+        model: the model to compare.
         frames: uint8 [T, S, S, 3].
-        expected: logits [T, C].
-        places: origins [T, 2] of the patches.
+        expected: the reference's logits [T, C].
+        places: the reference's origins of the patches [T, 2].
     """
     stream = GlimpseStream(model)
     worst, same_places, same_labels = 0.0, True, True
@@ -55,7 +55,7 @@ def parity(model: LoadedModel, frames: np.ndarray, expected: np.ndarray, places:
 
 
 def latency(model: LoadedModel, frames: np.ndarray, rounds: int) -> dict[str, Any]:
-    """Time steps of one stream, what of each the host takes to queue it, and whole clips."""
+    """Time the steps of one stream, the host's time to queue each, and whole clips."""
     loop = resident(model).steps(1)
     took, queued, clips = [], [], []
     for number in range(rounds + 10):
@@ -73,7 +73,7 @@ def latency(model: LoadedModel, frames: np.ndarray, rounds: int) -> dict[str, An
     return {
         "step_ms": percentiles(took[10:]),
         "queueing_ms": on_host,
-        # ONNX Runtime waits for a CUDA graph that it replays: what it takes to queue one cannot be told apart.
+        # ONNX Runtime waits for the CUDA graph that it replays, so the time to queue it cannot be measured.
         "host_share": on_host / statistics.median(took[10:]) if model.backend == "tensorrt" else None,
         "clip_ms": percentiles(clips[2:]),
     }
@@ -82,14 +82,14 @@ def latency(model: LoadedModel, frames: np.ndarray, rounds: int) -> dict[str, An
 def throughput(
     model: LoadedModel, frames: np.ndarray, rounds: int, most: int, keep: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Count clips per second for 1, 2, 4 ... streams that step together, a step ahead, until it stops growing.
+    """Measure clips per second of 1, 2, 4 ... streams that step together, a step ahead, until it stops growing.
 
     Args:
-        model: to time.
-        frames: of a clip, seen by every stream.
-        rounds: a quarter of which each number of streams is timed for.
-        most: streams at most.
-        keep: given all rows after each.
+        model: the model to time.
+        frames: the frames of a clip, used by every stream.
+        rounds: four times the steps to time for each number of streams.
+        most: max streams.
+        keep: called with all rows after each new row.
     """
     where = resident(model)
     found: dict[str, list[dict[str, Any]]] = {}
@@ -122,7 +122,7 @@ def throughput(
 
 
 def leaks(model: LoadedModel, frames: np.ndarray, steps: int) -> dict[str, Any]:
-    """Take steps and clips, and see whether memory grows once all is warm."""
+    """Run steps and clips, and measure whether memory grows after the warm-up."""
     where = resident(model)
     loop, on_gpu = where.steps(1), where.device.kind == "cuda"
 
@@ -148,7 +148,7 @@ def leaks(model: LoadedModel, frames: np.ndarray, steps: int) -> dict[str, Any]:
 
 
 def free_bytes() -> int:
-    """Return the free memory of the GPU."""
+    """Return the free memory of the GPU, in bytes."""
     from adafocus_edge.backends.device.cuda import checked, runtime
 
     cuda = runtime()
@@ -163,5 +163,5 @@ def percentiles(values: list[float]) -> dict[str, float]:
 
 
 def resident(model: LoadedModel) -> DeviceRunner:
-    """Return the model on its device; of the CPU's sessions, on the CPU as a device."""
+    """Return the model on its device, or a model of CPU sessions with the CPU as its device."""
     return model.resident or DeviceRunner(model.spec, {g: getattr(model, g) for g in GRAPHS}, HostDevice())

@@ -1,4 +1,4 @@
-"""What the parts found, as a table in Markdown and as goals reached."""
+"""Format the parts' results as a table in Markdown, and check which goals are reached."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from benchmarks.official import ROOT
 
 GOALS = {"step_ms": 1.0, "host_share": 0.10, "clips_per_s": 2000.0, "times_eager": 3.0}
-"""Of an H200-class GPU with the official model at 128 x 128, FP16."""
+"""Goals for an H200-class GPU with the official model at 128 x 128 in FP16."""
 PAGE_TABLE = re.compile(r"(<!-- gpu-check -->\n).*?(<!-- /gpu-check -->)", re.DOTALL)
 
 
 def rows_of(report: dict[str, Any], part: str) -> list[dict[str, Any]]:
-    """Return the rows that a part found, however far it came."""
+    """Return the rows of a part, even if it was cut short."""
     found: list[dict[str, Any]] = report["parts"].get(part, {}).get("result", {}).get("rows", [])
     return found
 
 
 def reached(report: dict[str, Any]) -> dict[str, Any]:
-    """Say which goals the fastest backend in FP16 reached, and which backend that is; None where nothing tells."""
+    """Return the goals that the fastest backend in FP16 reached, and that backend; None for goals not measured."""
     steps = [row for row in rows_of(report, "latency") if row["variant"] == "fp16"]
     speeds = [row for row in rows_of(report, "throughput") if row["variant"] == "fp16" and "best_clips_per_s" in row]
     eager = {
@@ -34,7 +34,7 @@ def reached(report: dict[str, Any]) -> dict[str, Any]:
         found |= {"backend_of_steps": best["backend"], "step_ms": step_ms <= GOALS["step_ms"]}
         if best["host_share"] is not None:
             found["host_share"] = best["host_share"] <= GOALS["host_share"]
-        if "fp16" in eager:  # FP32 alone would flatter
+        if "fp16" in eager:  # a comparison with FP32 would not be fair
             found["times_eager"] = min(eager.values()) / step_ms >= GOALS["times_eager"]
     if speeds:
         best = max(speeds, key=lambda row: float(row["best_clips_per_s"]))
@@ -86,7 +86,7 @@ def _times(row: dict[str, Any]) -> str:
 
 
 def write_page(report: dict[str, Any]) -> None:
-    """Put the table into docs/results/gpu.md."""
+    """Replace the table in docs/results/gpu.md."""
     path = ROOT / "docs" / "results" / "gpu.md"
     text = path.read_text()
     made = "\n".join(table(report)) + "\n"

@@ -1,4 +1,4 @@
-"""What every part is given: the device, sizes, folders, the model; and what is made beforehand on a CPU."""
+"""The arguments of every part (device, sizes, folders, model), and the files that are prepared on a CPU."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ from benchmarks.official import CASES, CHECKPOINT, GOLDEN, OFFICIAL, ROOT, cache
 
 PREPARED = "prepared.json"
 CALIBRATED = "calibrated"
-"""Folder of the default model with INT8 variants, which need clips and minutes."""
+"""Folder of the default model with INT8 variants, which take clips and minutes to make."""
 FIGHTS = ROOT / "tests" / "fights"
 
 
 class SkipPartError(Exception):
-    """This part cannot run here."""
+    """Raised if a part cannot run here."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a part is given.
+    """The arguments of a part.
 
     Attributes:
         device: ``cuda`` or ``cpu``.
         model: ``official`` or ``default``.
-        folder: kept from part to part.
-        prepared: see :func:`prepare`.
-        steps: of the leak check.
-        rounds: of every timing.
-        streams: to try at most.
-        seconds: that live runs and training are measured for.
-        sources: of the live runs, one run each.
-        limit_s: what this part may take.
+        folder: work folder that all parts share.
+        prepared: folder that :func:`prepare` wrote.
+        steps: steps of the leak check.
+        rounds: rounds of every timing.
+        streams: max streams to try.
+        seconds: time to measure live runs and training for.
+        sources: numbers of live sources, one run each.
+        limit_s: time limit of this part.
     """
 
     device: str
@@ -65,26 +65,26 @@ class Work:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether this is the real thing."""
+        """Whether the check runs on a GPU."""
         return self.device == "cuda"
 
     def bundle(self) -> Bundle:
-        """Return the model with both precisions and a joined step, which the part ``setup`` has made."""
+        """Return the model with both precisions and a joined step, as made by the part ``setup``."""
         return read_bundle(self.folder / "bundle")
 
     def keep(self, part: str, result: dict[str, Any]) -> None:
-        """Keep what a part has found so far: it counts even if the part is cut short."""
+        """Write a part's results so far, which count even if the part is cut short."""
         write_json(self.folder / f"{part}.json", result)
 
     def frames(self) -> np.ndarray:
-        """Return a clip, uint8 [T, S, S, 3]: the golden one, or real frames that stand for the default model's."""
+        """Return a clip, uint8 [T, S, S, 3]: the golden one, or real frames for the default model."""
         from benchmarks.loop import real_frames
 
         spec = self.bundle().spec
         return ModelFrame.of(real_frames()[: spec.segments], spec)
 
     def reference(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return that clip's logits [T, C] and places [T, 2]: of the official code, or else FP32 on the CPU."""
+        """Return the clip's logits [T, C] and origins [T, 2], of the official code or else in FP32 on the CPU."""
         bundle, frames = self.bundle(), self.frames()
         grid = bundle.spec.grid
         if self.model == "official":
@@ -109,7 +109,7 @@ class Work:
 
 
 def edge(*arguments: object, timeout_s: float | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command line and return what it wrote; raises ``SystemExit`` with its error if it failed."""
+    """Run the command line and return its output. Raises ``SystemExit`` with its error if it fails."""
     command = [sys.executable, "-m", "adafocus_edge", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=ROOT)
     if done.returncode:
@@ -139,7 +139,7 @@ def set_up(work: Work) -> dict[str, Any]:
 
 
 def complete(path: Path) -> None:
-    """Give a bundle of the FP32 graphs its joined step and, where it has none, an FP16 variant, in place."""
+    """Add a joined step and an FP16 variant to a bundle in place, unless it has them."""
     from calibration.fp16 import halve
     from export.fuse import fuse
     from export.half_variant import write_half
@@ -173,12 +173,12 @@ def _step_info(spec: ModelSpec, variant: str, graphs: dict[str, Any], file: Path
 
 
 def prepare(folder: Path) -> dict[str, Any]:
-    """Make on a CPU what a GPU machine should not spend time on, small enough to travel: the INT8 variants.
+    """Make the INT8 variants on a CPU, small enough to copy, as a GPU machine should not spend time on them.
 
-    What is quick there is made there: exporting the official sizes and converting them to FP16.
+    The quick steps run on the GPU machine: exporting the official sizes and converting them to FP16.
 
     Returns:
-        what was made, with sizes. A folder of the same default model is left as it is.
+        the files with their sizes. A folder that was prepared from the same default model is kept.
     """
     source = sha256_of(default_bundle() / MANIFEST)
     known = read_prepared(folder)
@@ -191,7 +191,7 @@ def prepare(folder: Path) -> dict[str, Any]:
             "calibrate", "--data", FIGHTS, "-o", draft / CALIBRATED, "--variants", "int8-cpu,int8-trt",
             "--exit-goal", "none", "--method", "minmax", "--max-accuracy-drop", 100, "--quiet",
         )  # fmt: skip
-        for variant in read_bundle(default_bundle()).manifest.variants:  # travel with the code already
+        for variant in read_bundle(default_bundle()).manifest.variants:  # these are in the repository
             shutil.rmtree(draft / CALIBRATED / variant)
         shutil.rmtree(target, ignore_errors=True)
         (draft / CALIBRATED).rename(target)
@@ -202,7 +202,7 @@ def prepare(folder: Path) -> dict[str, Any]:
 
 
 def read_prepared(folder: Path) -> dict[str, Any] | None:
-    """Return what was prepared, or None if nothing was."""
+    """Return the description of the prepared files, or None if there are none."""
     try:
         found: dict[str, Any] = json.loads((folder / PREPARED).read_text())
     except (OSError, ValueError):
@@ -211,7 +211,7 @@ def read_prepared(folder: Path) -> dict[str, Any] | None:
 
 
 def calibrated_bundle(prepared: Path, target: Path) -> Path | None:
-    """Join the prepared INT8 variants with the default model's own; None where nothing fits this default model."""
+    """Join the prepared INT8 variants with the default model's own; None if none were prepared for this model."""
     shutil.rmtree(target, ignore_errors=True)
     try:
         shutil.copytree(prepared / CALIBRATED, target)

@@ -1,10 +1,10 @@
-"""Does the policy look where it matters? Makes the clips, trains all stages, and writes the table and a picture.
+"""Does the policy look where it matters? Creates the clips, trains all stages, and writes a table and a picture.
 
     python -m benchmarks.haystack --backgrounds CLIPS.csv --weights mobilenet_v2_imagenet.pth --out runs/haystack
 
 Goal: the policy's patches at least 25 points above random and centre ones at the same cost, and within 10 points of
-whole frames at full size at less than a third of their GFLOPs. A run that was broken off goes on where it stopped;
-smaller clips and fewer epochs are options, and the report holds all of them.
+whole frames at full size at less than a third of their GFLOPs. An interrupted run resumes where it stopped. The sizes
+of clips and the numbers of epochs are options, and the report records them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from benchmarks.machine import RESULTS, save
 ROOT = Path(__file__).parents[2]
 SMALL_BACKGROUNDS = ROOT / "tests" / "fights" / "sources.csv"
 GOAL_ABOVE = 25.0
-"""Points of top-1 above random and centre patches."""
+"""Min points of top-1 above random and centre patches."""
 GOAL_BELOW = 10.0
-"""Points of top-1 below whole frames at full size, at most."""
+"""Max points of top-1 below whole frames at full size."""
 GOAL_COST = 1 / 3
-"""Of their GFLOPs, at most."""
+"""Max share of their GFLOPs."""
 
 
 def table(evaluations: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one entry per row."""
+    """Return the table's rows, one per evaluation."""
     return [
         {
             "row": name,
@@ -45,7 +45,7 @@ def table(evaluations: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def verdict(rows: list[dict[str, Any]], frame: int) -> dict[str, Any]:
-    """Say how far the policy is from the goal; random and centre patches with the classifier that suits them best."""
+    """Return the policy's distance from the goal; random and centre patches count with their best classifier."""
     by_name = {row["row"]: row for row in rows}
     policy, whole = by_name["bundle, policy patches"], by_name.get(f"whole frames at {frame}")
     others = [row["top1"] for name, row in by_name.items() if name.endswith(("random patches", "centre patches"))]
@@ -62,7 +62,7 @@ def verdict(rows: list[dict[str, Any]], frame: int) -> dict[str, Any]:
 
 
 def add_options(parser: argparse.ArgumentParser, kind: type, prefix: str = "") -> None:
-    """Add an option for each number of a dataclass."""
+    """Add an option for each numeric field of a dataclass."""
     for entry in fields(kind):
         if isinstance(entry.default, (int, float)):
             name = f"--{prefix}{entry.name}".replace("_", "-")
@@ -70,10 +70,15 @@ def add_options(parser: argparse.ArgumentParser, kind: type, prefix: str = "") -
 
 
 def main() -> None:
-    """Make the clips, train, evaluate, and write the report."""
+    """Create the clips, train, evaluate, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backgrounds", type=Path, default=SMALL_BACKGROUNDS, help="CSV with the columns video,source")
-    parser.add_argument("--weights", default="imagenet", help="of MobileNetV2: imagenet, random, or a file")
+    parser.add_argument(
+        "--backgrounds",
+        type=Path,
+        default=SMALL_BACKGROUNDS,
+        help="CSV with the columns video,source",
+    )
+    parser.add_argument("--weights", default="imagenet", help="weights of MobileNetV2: imagenet, random, or a file")
     parser.add_argument("--digits", default="0,1,2,3,4,5,6,7,8,9")
     add_options(parser, Task)
     parser.add_argument("--glance", type=int, default=160)
@@ -83,8 +88,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     add_options(parser, Epochs, "epochs-")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--more", nargs="*", default=[], help="further key=value options of every training run")
-    parser.add_argument("--name", default="haystack", help="of the report in benchmarks/results")
+    parser.add_argument("--more", nargs="*", default=[], help="more key=value options for every training run")
+    parser.add_argument("--name", default="haystack", help="name of the report in benchmarks/results")
     parser.add_argument("--out", type=Path, default=Path("outputs/haystack"))
     options = parser.parse_args()
     numbers = {e.name: getattr(options, e.name) for e in fields(Task) if isinstance(e.default, (int, float))}
@@ -104,7 +109,7 @@ def main() -> None:
     }  # fmt: skip
     evaluations = road.glimpses()
     looked = draw_looks(road.bundle, out / "clips", task.size, RESULTS / f"{options.name}.png")
-    for more in (dict, road.whole_frames):  # what is there is written before the longest runs
+    for more in (dict, road.whole_frames):  # results so far are written before the longest runs
         evaluations |= more()
         rows = table(evaluations)
         said = verdict(rows, task.size)

@@ -1,8 +1,8 @@
-"""Makes the clips: small cards with hand signs drift through real surveillance video; the yellow one gives the class.
+"""Creates the clips: small cards with hand signs drift through real surveillance video; the yellow one is the class.
 
-Where the yellow card is can be seen at low resolution; what is on it only from near. Cards of other colours bear other
-signs, so that a patch on a wrong card misleads. The background's sources and the signing persons of the validation
-clips are none of the training clips'. Such tasks have long been the test of glimpse models (Mnih et al. 2014,
+The place of the yellow card is visible at low resolution, its sign only in a close-up. Cards of other colours show
+other signs, so that a patch on a wrong card misleads. Training and validation clips share neither sources of
+backgrounds nor signing persons. Such tasks have long been the test of glimpse models (Mnih et al. 2014,
 arXiv 1406.6247; Katharopoulos and Fleuret 2019, 1905.03711).
 """
 
@@ -23,15 +23,15 @@ from numpy.typing import NDArray
 
 SIGNS = Path(__file__).with_name("signs")
 TILE = 64
-"""Side of a photograph on its sheet, pixels."""
+"""Side of a photograph on its sheet, in pixels."""
 YELLOW = (245, 210, 25)
 OTHER_COLOURS = ((230, 230, 235), (70, 180, 230), (95, 195, 100), (220, 115, 205), (125, 120, 230), (240, 120, 60))
 BORDER = 0.12
 """Width of a card's coloured border, as a share of its side."""
 MAX_TILT = 12
-"""Of a card, degrees."""
+"""Max tilt of a card, in degrees."""
 VALIDATION_SHARE = 1 / 3
-"""Of the background's sources and of the persons."""
+"""Share of the sources of backgrounds and of the persons held back for validation."""
 PARTS = ("train", "val")
 
 Image = NDArray[np.uint8]
@@ -39,22 +39,22 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Task:
-    """What clips are made.
+    """The clips to create.
 
     Attributes:
-        digits: the signs, one class each.
-        train: clips to train on.
-        val: clips to validate on.
+        digits: signs, one class each.
+        train: number of clips to train on.
+        val: number of clips to validate on.
         size: side of the square frames, pixels.
         card: side of a card, pixels.
         distractors: cards of other colours in each clip.
-        frames: per clip.
-        fps: of the clips.
-        shown: share of the clip in which a card is there.
-        speed: how much of the frame's side a card crosses in a clip, about.
+        frames: frames per clip.
+        fps: frames per second of the clips.
+        shown: share of a clip during which a card is visible.
+        speed: share of the frame's side that a card crosses in a clip, on average.
         near: side of the close-ups, pixels of the frame.
         near_frames: frames of a close-up.
-        seed: of everything random.
+        seed: random seed.
     """
 
     digits: tuple[int, ...] = tuple(range(10))
@@ -77,8 +77,8 @@ class Background:
     """A real video.
 
     Attributes:
-        path: of the file.
-        source: the scene it shows: all its clips go to one part.
+        path: path of the file.
+        source: scene of the video; all clips of a scene belong to one part.
     """
 
     path: Path
@@ -91,10 +91,10 @@ class Card:
 
     Attributes:
         pixels: float32 [side, side, 3], RGB.
-        alpha: float32 [side, side, 1], 1 where the card covers what is behind it.
-        places: its top left corner in each frame, int [frames, 2], (y, x).
-        first: frame from which it is there.
-        last: frame before which it is there.
+        alpha: float32 [side, side, 1], 1 where the card covers the background.
+        places: top left corner in each frame, int [frames, 2], (y, x).
+        first: first frame that shows the card.
+        last: frame after the last one that shows it.
     """
 
     pixels: NDArray[np.float32]
@@ -106,13 +106,13 @@ class Card:
 
 @dataclass(frozen=True)
 class Clip:
-    """What is to be made: one clip of one part.
+    """One clip to create.
 
     Attributes:
         part: ``train`` or ``val``.
-        number: in that part.
+        number: index in that part.
         label: digit on the yellow card.
-        background: behind the cards.
+        background: video behind the cards.
     """
 
     part: str
@@ -137,7 +137,7 @@ class Sheet:
     tiles: Image = field(repr=False)
 
     def of_part(self, part: str) -> Image:
-        """Return the photographs of the persons of a part."""
+        """Return the photographs of a part's persons."""
         cut = round(len(self.tiles) * (1 - VALIDATION_SHARE))
         return self.tiles[:cut] if part == "train" else self.tiles[cut:]
 
@@ -153,14 +153,14 @@ def read_sheet(digit: int) -> Sheet:
 
 
 def read_backgrounds(path: Path) -> list[Background]:
-    """Read a CSV with the columns ``video`` and ``source``; videos lie beside it, or in ``videos/`` there."""
+    """Read a CSV with the columns ``video`` and ``source``; videos are beside it, or in ``videos/`` there."""
     place = path.parent / "videos" if (path.parent / "videos").is_dir() else path.parent
     with path.open(encoding="utf-8-sig", newline="") as file:
         return [Background(place / row["video"], row["source"]) for row in csv.DictReader(file)]
 
 
 def split_sources(backgrounds: Sequence[Background], random: np.random.Generator) -> dict[str, list[Background]]:
-    """Divide backgrounds by source: no source is in both parts."""
+    """Split backgrounds by source, so that no source is in both parts."""
     sources = sorted({background.source for background in backgrounds})
     held = set(random.permutation(sources)[: max(1, round(len(sources) * VALIDATION_SHARE))].tolist())
     return {
@@ -178,7 +178,7 @@ def read_frames(path: Path, size: int) -> Image:
 
 
 def behind(frames: Image, count: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """Take so many frames in a row from a random one on, back and forth; mirror some, make them lighter or darker."""
+    """Return ``count`` consecutive frames from a random start, back and forth, randomly mirrored and brightened."""
     forth = np.arange(len(frames))
     round_trip = np.concatenate([forth, forth[-2:0:-1]])
     start = int(random.integers(len(round_trip)))
@@ -189,7 +189,7 @@ def behind(frames: Image, count: int, random: np.random.Generator) -> NDArray[np
 
 
 def draw_card(photo: Image, colour: tuple[int, int, int], side: int, random: np.random.Generator) -> tuple:
-    """Draw a photograph with a coloured border, tilted; return pixels and alpha as :class:`Card` has them."""
+    """Draw a photograph with a coloured border, tilted; return pixels and alpha of a :class:`Card`."""
     fine = 4 * side  # drawn larger and shrunk: smooth edges
     border = round(fine * BORDER)
     canvas = np.full((fine, fine, 3), colour, np.float32) * np.float32(random.uniform(0.85, 1.05))
@@ -205,7 +205,7 @@ def draw_card(photo: Image, colour: tuple[int, int, int], side: int, random: np.
 
 
 def drift(frames: int, room: int, speed: float, random: np.random.Generator) -> NDArray[np.int64]:
-    """Move a corner straight through a square of so many pixels, reflected at its sides; [frames, 2]."""
+    """Return the path of a corner, [frames, 2]: straight through a square of ``room`` pixels, with reflections."""
     direction = random.uniform(0, 2 * np.pi)
     step = speed * random.uniform(0.5, 1.5) * room / frames * np.array([np.sin(direction), np.cos(direction)])
     unfolded = random.uniform(0, room, 2) + np.arange(frames)[:, None] * step
@@ -214,7 +214,7 @@ def drift(frames: int, room: int, speed: float, random: np.random.Generator) -> 
 
 
 def place_cards(task: Task, clip: Clip, random: np.random.Generator) -> list[Card]:
-    """Draw a clip's cards, the yellow one first, on ways that keep them apart."""
+    """Return a clip's cards, the yellow one first, on paths that keep them apart."""
     digits = [clip.label, *random.choice(task.digits, task.distractors).tolist()]
     colours = [YELLOW, *(OTHER_COLOURS[n] for n in random.permutation(len(OTHER_COLOURS))[: task.distractors])]
     cards: list[Card] = []
@@ -232,7 +232,7 @@ def place_cards(task: Task, clip: Clip, random: np.random.Generator) -> list[Car
 
 
 def compose(task: Task, clip: Clip) -> tuple[Image, Card]:
-    """Return a clip's frames, uint8 [frames, S, S, 3], and its yellow card. The same for the same seed and number."""
+    """Return a clip's frames, uint8 [frames, S, S, 3], and its yellow card, determined by seed and number."""
     random = np.random.default_rng((task.seed, PARTS.index(clip.part), clip.number))
     frames = behind(read_frames(clip.background.path, task.size), task.frames, random)
     cards = place_cards(task, clip, random)
@@ -246,7 +246,7 @@ def compose(task: Task, clip: Clip) -> tuple[Image, Card]:
 
 
 def close_up(task: Task, frames: Image, card: Card, random: np.random.Generator) -> Image:
-    """Cut the surroundings of the yellow card out of some of its frames; uint8 [near_frames, near, near, 3]."""
+    """Crop the surroundings of the yellow card in some of its frames; uint8 [near_frames, near, near, 3]."""
     chosen = np.sort(random.choice(np.arange(card.first, card.last), task.near_frames, replace=True))
     cut = []
     for number in chosen:
@@ -269,7 +269,7 @@ def write_video(path: Path, frames: Image, fps: int, quality: int = 17) -> None:
 
 
 def make_clip(task: Task, out: Path, clip: Clip) -> list[tuple[str, int, float, float]]:
-    """Write a clip and its close-up; return where the yellow card's centre is: (clip, frame, x, y)."""
+    """Write a clip and its close-up; return the places of the yellow card's centre: (clip, frame, x, y)."""
     frames, card = compose(task, clip)
     random = np.random.default_rng((task.seed, 2 + PARTS.index(clip.part), clip.number))
     write_video(out / "videos" / f"{clip.name}.mp4", frames, task.fps)
@@ -282,7 +282,7 @@ def make_clip(task: Task, out: Path, clip: Clip) -> list[tuple[str, int, float, 
 
 
 def plan(task: Task, backgrounds: Sequence[Background]) -> list[Clip]:
-    """Return the clips to make: classes in turn, backgrounds at random."""
+    """Return the clips to create: classes in turn, backgrounds at random."""
     random = np.random.default_rng(task.seed)
     of_part = split_sources(backgrounds, random)
     clips = []
@@ -296,7 +296,7 @@ def plan(task: Task, backgrounds: Sequence[Background]) -> list[Clip]:
 def make(task: Task, backgrounds: Path, out: Path, workers: int = 1) -> None:
     """Write ``train.csv``, ``val.csv``, ``near_train.csv``, ``near_val.csv`` (video, class, source) and ``truth.csv``.
 
-    The same task gives the same clips, whatever the number of workers. What was made by the same task is left as it is.
+    The same task gives the same clips for any number of workers; existing clips of the same task are kept.
     """
     mark, content = out / "task.txt", repr((asdict(task), str(backgrounds.resolve())))
     if mark.is_file() and mark.read_text() == content:

@@ -1,4 +1,4 @@
-"""A picture of where the exported model's policy looked, and how often its patches held the yellow card."""
+"""Draws the patches of the exported model's policy, and counts how often they held the yellow card."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from adafocus_edge.runtime.glimpse import patch_of, see_clip
 
 SHOWN_CLIPS = 6
 CELL_PIXELS = 224
-"""Side of a frame in the picture."""
+"""Side of a frame in the picture, in pixels."""
 FOUND, MISSED = (80, 255, 80), (255, 80, 80)
 
 
 def read_truth(path: Path) -> dict[tuple[str, int], tuple[float, float]]:
-    """Read where the yellow card's centre is, (x, y) in pixels of the clip, by clip and frame."""
+    """Read the centres of the yellow cards, (x, y) in pixels of the clip, by clip and frame."""
     with path.open(encoding="utf-8", newline="") as file:
         return {(row["clip"], int(row["frame"])): (float(row["x"]), float(row["y"])) for row in csv.DictReader(file)}
 
 
 def draw_looks(bundle: Path, data: Path, size: int, picture: Path) -> dict[str, Any]:
-    """Draw the glimpses of some validation clips, whose frames have that side; return figures over all of them.
+    """Draw the glimpses of some validation clips, with frames of side ``size``; return figures over all clips.
 
     Returns:
-        ``found``: percent of the glimpses of frames with a yellow card whose patch holds its centre; ``by_chance``: the
-        same for every cell in turn; ``most_used_cell``: percent; ``cells_used``; ``places``: shares, rows of the grid.
+        ``found``: percent of patches that hold the yellow card's centre, over frames with a card; ``by_chance``: the
+        mean of this over all cells; ``most_used_cell``: percent; ``cells_used``; ``places``: shares, rows of the grid.
     """
     truth, model_of = read_truth(data / "truth.csv"), read_bundle(bundle)
     spec, shown = model_of.spec, []
@@ -72,7 +72,7 @@ def draw_looks(bundle: Path, data: Path, size: int, picture: Path) -> dict[str, 
 
 
 def _marked(frame: np.ndarray, patch: tuple[int, int, int], hit: bool | None) -> np.ndarray:
-    """Draw a patch into a frame: green where it holds the card, red where it misses it, white where there is none."""
+    """Draw a patch into a frame: green if it holds the card, red if it misses it, white if the frame shows none."""
     scale = CELL_PIXELS / len(frame)
     image = Image.fromarray(frame).resize((CELL_PIXELS, CELL_PIXELS))
     x, y, side = (round(value * scale) for value in patch)

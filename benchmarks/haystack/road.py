@@ -1,4 +1,4 @@
-"""Trains and evaluates everything that the table compares, by the command line; what was done before is left alone."""
+"""Trains and evaluates all models of the table by the command line; finished steps are not repeated."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ LAST = "last.pth.tar"
 
 @dataclass(frozen=True)
 class Epochs:
-    """How often each run sees every clip.
+    """Epochs of each run.
 
     Attributes:
-        near: the focuser on close-ups (stage 0).
-        seen: focuser and classifier on whole close-ups (stage 1): a random patch seldom hits a card, so that the
+        near: epochs of the focuser on close-ups (stage 0).
+        seen: epochs of focuser and classifier on whole close-ups (stage 1): random patches seldom show a card, so the
             classifier would learn the signs from a few percent of them only.
-        whole: each network on whole frames.
-        random: the same on random patches of the clips.
-        policy: the policy (stage 2).
-        last: the classifier on the policy's patches (stage 3).
+        whole: epochs of each network on whole frames.
+        random: epochs of focuser and classifier on random patches of the clips.
+        policy: epochs of the policy (stage 2).
+        last: epochs of the classifier on the policy's patches (stage 3).
     """
 
     near: int = 40
@@ -44,17 +44,17 @@ class Road:
         data: folder of clips, as :mod:`benchmarks.haystack.clips` writes it.
         out: folder for runs.
         weights: file of ImageNet weights of MobileNetV2, or ``imagenet`` for torchvision's, or ``random``.
-        frame: side of the frames that are cut, pixels.
-        glance: side of the glances.
-        patch: side of the patches.
+        frame: side of the frames, pixels.
+        glance: side of the glances, pixels.
+        patch: side of the patches, pixels.
         segments: glimpses per clip.
-        cells: of the grid that the policy chooses from; so many that some patch holds a whole card.
-        near: side of the close-ups as the focuser sees them.
+        cells: cells that the policy chooses from; enough that some patch holds a whole card.
+        near: side of the close-ups in the focuser's input, pixels.
         batch: clips per update, except for the policy.
-        epochs: of each run.
-        workers: that read clips.
-        seed: of everything random.
-        more: further options of every training run.
+        epochs: epochs of each run.
+        workers: processes that read clips.
+        seed: random seed.
+        more: more options of every training run.
     """
 
     data: Path
@@ -99,11 +99,11 @@ class Road:
 
     @property
     def bundle(self) -> Path:
-        """The exported model."""
+        """Return the folder of the exported model."""
         return self.out / "bundle"
 
     def seconds(self) -> dict[str, int]:
-        """Return how long each training run took."""
+        """Return the seconds that each training run took."""
         return {path.stem: int(path.read_text()) for path in sorted(self.out.glob("*.seconds"))}
 
     def _near(self) -> Path:
@@ -111,7 +111,7 @@ class Road:
         return self._train(
             "focuser", "train_stage=0", "pretrain_glancer=false", *self._shape(self.near, self.near, self.near),
             "train_list=near_train.csv", "val_list=near_val.csv", f"epochs={self.epochs.near}",
-            f"focuser_weights={self.weights}", "num_segments=1",  # as many updates at a quarter of the work
+            f"focuser_weights={self.weights}", "num_segments=1",  # the same number of updates at a quarter of the work
         )  # fmt: skip
 
     def _whole(self, name: str, frame: int, glance: int, *, glancer: bool, start: Path | None = None) -> Path:
@@ -153,7 +153,7 @@ class Road:
         return [f"input_size={frame}", f"glance_size={glance}", f"patch_size={patch}"]
 
     def _train(self, name: str, *options: str) -> Path:
-        """Train a run, or go on with it; one that is finished is left as it is. Return its last checkpoint."""
+        """Train or resume a run, unless it is finished; return its last checkpoint."""
         run = self.out / name
         last, mark = run / LAST, self.out / f"{name}.seconds"
         if mark.exists():
@@ -175,7 +175,7 @@ class Road:
         return last
 
     def evaluate(self, model: Path, patches: str | None = None) -> dict[str, Any]:
-        """Evaluate a checkpoint or a bundle on the validation clips, or read what was found before."""
+        """Evaluate a checkpoint or a bundle on the validation clips, or read an earlier evaluation."""
         name = model.name if model.is_dir() else model.parent.name
         path = self.out / f"{name}.json"
         if not path.exists():
@@ -186,6 +186,6 @@ class Road:
 
 
 def edge(*arguments: object) -> None:
-    """Run a verb of the command line; its output goes where this program's goes."""
+    """Run a verb of the command line with this program's output."""
     command: Sequence[str] = [sys.executable, "-m", "adafocus_edge", *map(str, arguments)]
     subprocess.run(command, check=True)

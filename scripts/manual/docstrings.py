@@ -6,7 +6,7 @@ import inspect
 import re
 from typing import Any
 
-SECTIONS = ("Attributes", "Args", "Raises", "Returns", "Yields")
+SECTIONS = ("Attributes", "Args", "Example", "Raises", "Returns", "Yields")
 ROLE = re.compile(r":(?:class|meth|func|mod|attr|data):`~?([^`]+)`")
 
 
@@ -21,7 +21,7 @@ def sections(documented: Any) -> dict[str, str]:
     name = ""
     for line in (inspect.getdoc(documented) or "").splitlines():
         if line.rstrip(":") in SECTIONS and line.endswith(":"):
-            name = line[:-1]
+            name = line.rstrip(":")
             parts[name] = []
         elif name and line and not line.startswith(" "):
             name = ""

@@ -43,7 +43,7 @@ def schemas(names: str = "") -> str:
     """Return a table of the fields of each schema: of those that are named, or of all."""
     known = _document()["components"]["schemas"]
     wanted = names.split() or list(known)
-    return "\n\n".join(f"### {name}\n\n{_fields(known[name])}" for name in wanted)
+    return "\n\n".join(f"### {name}\n\n{known[name]['description']}\n\n{_fields(known[name])}" for name in wanted)
 
 
 def _operation(document: dict[str, Any], title: str, operation: dict[str, Any]) -> str:

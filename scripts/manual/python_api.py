@@ -63,9 +63,13 @@ def _text(documented: Any) -> str:
     for section in ("Attributes", "Args"):
         if entries := attributes(documented, section):
             text.append("\n".join(f"- `{name}`: {plain(line)}" for name, line in entries.items()))
-    for section in ("Returns", "Yields", "Raises"):
+    for section in ("Returns", "Yields"):
         if section in parts:
             text.append(f"{section}: {plain(' '.join(parts[section].split()))}")
+    if errors := attributes(documented, "Raises"):
+        text.append("Raises:\n\n" + "\n".join(f"- `{name}`: {plain(line)}" for name, line in errors.items()))
+    if "Example" in parts:
+        text.append(f"```python\n{parts['Example']}\n```")
     return "\n\n".join(text)
 
 

@@ -173,13 +173,13 @@ def test_an_engine_is_built_again_when_and_only_when_something_that_matters_chan
     (done.folder / "glancer.engine").unlink()
     damaged = done.folder / "focuser.engine"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
-    assert built(bundle)[1] == {"glancer": "its file is gone", "focuser": "its file is damaged"}
+    assert built(bundle)[1] == {"glancer": "its file is missing", "focuser": "its file is damaged"}
 
     # The options.
     options = BuildOptions(streams=3)
     assert built(bundle, options=options)[1] == dict.fromkeys(BUILT, "the options changed")
     assert built(bundle, options=options)[1] == {}
-    assert set(built(bundle, options=options, force=True)[1].values()) == {"as asked"}
+    assert set(built(bundle, options=options, force=True)[1].values()) == {"forced"}
 
     # The release of the library: in a folder of its own.
     library = tensorrt_library.find_library("tensorrt-rtx")
@@ -191,7 +191,7 @@ def test_an_engine_is_built_again_when_and_only_when_something_that_matters_chan
     # Even where a folder was renamed, the manifest knows.
     shutil.rmtree(other.folder)
     done.folder.rename(other.folder)
-    assert set(built(bundle, options=options)[1].values()) == {"built for another device or by another version"}
+    assert set(built(bundle, options=options)[1].values()) == {"built for another device or with another version"}
 
 
 def test_a_killed_build_goes_on_where_it_stopped(bundle):
@@ -262,24 +262,26 @@ def test_two_builds_do_not_meet(bundle):
     folder.mkdir(parents=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        one_line_error(edge("build", bundle.path, "--target", "sm_89"), 1, folder.name, "another build is at work")
+        one_line_error(
+            edge("build", bundle.path, "--target", "sm_89"), 1, folder.name, "another build is writing to it"
+        )
 
 
 def test_what_cannot_be_built_is_told_in_a_line(bundle, tmp_path):
     def fails(code, *words, options=()):
         one_line_error(edge("build", bundle.path, *options), code, *words)
 
-    fails(2, "--target sm_42", "knows sm_75", options=["--target", "sm_42"])
+    fails(2, "--target sm_42", "supports sm_75", options=["--target", "sm_42"])
     fails(2, "--target is empty", options=["--target", ","])
-    fails(2, "no variant 'int8-trt'; it holds: fp32", options=["--variant", "int8-trt"])
+    fails(2, "no variant 'int8-trt'; its variants are: fp32", options=["--variant", "int8-trt"])
     fails(1, "TensorRT is not installed", "pip install 'adafocus-edge[tensorrt]'", options=["--library", "tensorrt"])
-    fails(2, "--version-compatible is TensorRT's", options=["--version-compatible"])
-    fails(2, "--hardware-compatible is TensorRT's", options=["--hardware-compatible", "ampere+"])
-    # Turing has no FP32 matrix products: TensorRT-RTX says so itself.
+    fails(2, "--version-compatible is for TensorRT", options=["--version-compatible"])
+    fails(2, "--hardware-compatible is for TensorRT", options=["--hardware-compatible", "ampere+"])
+    # Turing has no FP32 matrix products: TensorRT-RTX reports it itself.
     fails(1, "policy.onnx", "SM75", "FP32 GEMM is not supported", options=["--target", "sm_75"])
     one_line_error(edge("build", tmp_path / "nowhere"), 1, "no such bundle")
     one_line_error(edge("build"), 2, "--output is missing: the default model")
-    fails(2, "exists already and is no copy", options=["-o", tmp_path])
+    fails(2, "already exists and is not a copy", options=["-o", tmp_path])
     fails(2, "--target sm_42", options=["-o", tmp_path / "copy", "--target", "sm_42"])
     assert not (tmp_path / "copy").exists()
     assert not list((bundle.path / "engines").glob("*/.build.*"))
@@ -319,7 +321,7 @@ def test_engines_are_refused_with_a_reason_on_the_wrong_device(bundle, monkeypat
     wrong = Gpu("NVIDIA GeForce RTX 5090", "12.0")
     with pytest.raises(BackendError, match=r"sm89-fp32: built for sm_89, not for sm_120\); run: adafocus-edge build"):
         find_engines(bundle, "fp32", library.name, library.version, wrong)
-    with pytest.raises(BackendError, match=r"built with tensorrt-rtx .*, and 9\.9 is installed"):
+    with pytest.raises(BackendError, match=r"built with tensorrt-rtx .*, but 9\.9 is installed"):
         find_engines(bundle, "fp32", library.name, "9.9", ADA)
     # As a user meets it: the backend that was asked for by name, on another GPU and then without one.
     monkeypatch.setattr(probe, "gpu_obstacle", lambda: None)
@@ -353,8 +355,8 @@ def test_a_gpu_that_the_library_cannot_build_for_is_told(bundle, monkeypatch):
     monkeypatch.setattr(cuda, "this_gpu", lambda: Gpu("NVIDIA H200", "9.0"))
     with pytest.raises(BackendError, match=r"does not run on this GPU \(NVIDIA H200, sm_90\), only on sm_75.*-cuda"):
         built(bundle)
-    assert not (bundle.path / "engines").exists()  # told before anything is built
-    with pytest.raises(UsageError, match=r"--target sm_90: .* knows sm_75, .* onnxruntime-cuda"):
+    assert not (bundle.path / "engines").exists()  # raised before anything is built
+    with pytest.raises(UsageError, match=r"--target sm_90: .* supports sm_75, .* onnxruntime-cuda"):
         built(bundle, targets=("sm_90",))
     with pytest.raises(BackendError, match=r"does not run on this GPU"):
         load_model(bundle, backend="tensorrt")
@@ -426,7 +428,7 @@ ON_H200 = BuiltFor("tensorrt", "10.13.3", "NVIDIA H200", ("sm_90",))
         (ON_H200, {"version_compatible": True}, ("tensorrt", "10.14.0"), ("NVIDIA H200", "9.0"), None),
         (ON_H200, {"version_compatible": True}, ("tensorrt", "10.2.0"), ("NVIDIA H200", "9.0"), "10.2.0 is installed"),
         (ON_H200, {"version_compatible": True}, ("tensorrt", "11.0.0"), ("NVIDIA H200", "9.0"), "11.0.0 is installed"),
-        (ON_H200, {}, ("tensorrt-rtx", "1.7"), ("NVIDIA H200", "9.0"), "tensorrt-rtx is what is here"),
+        (ON_H200, {}, ("tensorrt-rtx", "1.7"), ("NVIDIA H200", "9.0"), "but tensorrt-rtx is installed"),
         (PORTABLE, {}, ("tensorrt-rtx", "1.7"), ("RTX 3060", "8.6"), None),
         (PORTABLE, {}, ("tensorrt-rtx", "1.7"), ("T4", "7.5"), "built for sm_80, sm_86, not for sm_75"),
         (PORTABLE, {}, ("tensorrt-rtx", "1.7"), ("NVIDIA H200", "9.0"), "not for sm_90"),
@@ -439,7 +441,7 @@ def test_who_may_load_what(built_for, options, library, gpu, why):
 
 
 def test_a_library_that_does_not_load_is_told(monkeypatch):
-    with pytest.raises(UsageError, match="known are auto, tensorrt, tensorrt-rtx"):
+    with pytest.raises(UsageError, match="expected one of auto, tensorrt, tensorrt-rtx"):
         tensorrt_library.find_library("openvino")
 
     def broken(name):
@@ -457,4 +459,4 @@ def test_a_damaged_manifest_of_engines_counts_for_nothing(bundle):
     assert set(built(bundle)[1].values()) == {"not built yet"}
     content = (done.folder / "engines.json").read_text()
     (done.folder / "engines.json").write_text(content.replace('"glancer.engine"', '"../../bundle.json"'))
-    one_line_error(edge("inspect", bundle.path), 1, "no engine's")
+    one_line_error(edge("inspect", bundle.path), 1, "not an engine")

@@ -22,13 +22,15 @@ import adafocus_edge.live.capture as capturing
 from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.device.pixels import FrameBuffer
 from adafocus_edge.backends.gpu_frames import DeviceFrame, FrameStore, UnmadeFrame
+from adafocus_edge.backends.loaded import open_programs
 from adafocus_edge.backends.nvdec import usable_decoder
 from adafocus_edge.backends.nvdec_stream import MAX_FAILURES, Decoding, StreamDecoder, sequence_parameters
 from adafocus_edge.backends.onnxruntime import OrtSession
-from adafocus_edge.backends.registry import load_model, open_programs
+from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.engines import PIXELS_FILE, PIXELS_GRAPH
 from adafocus_edge.bundle.store import default_bundle, open_bundle
 from adafocus_edge.errors import BackendError, SourceError, UsageError
+from adafocus_edge.live import readers
 from adafocus_edge.live.messages import LiveFrame, Notice, ProvisionalResult, Window
 from adafocus_edge.live.run import LiveOptions, LiveRun
 from adafocus_edge.live.settings import CaptureOptions
@@ -36,6 +38,7 @@ from adafocus_edge.media.sources import find_sources
 from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.model.spec import GRAPHS
 from adafocus_edge.runtime.classifier import Classifier
+from adafocus_edge.system.backoff import Backoff
 from tests.conftest import CLIPS, ROOT, edge
 from tests.live.test_live import Kept, running, until
 from tests.support import nvcodec_on_cpu
@@ -113,7 +116,7 @@ def test_auto_decodes_on_the_cpu_where_the_gpu_cannot_and_says_why_in_one_line(m
         usable_decoder("gpu", plain, notes.append)
     monkeypatch.setitem(sys.modules, "PyNvVideoCodec", None)
     assert usable_decoder("auto", model, notes.append) == "cpu"
-    with pytest.raises(BackendError, match="PyNvVideoCodec cannot be loaded here .*adafocus-edge\\[nvdec\\]"):
+    with pytest.raises(BackendError, match="PyNvVideoCodec cannot be loaded .*adafocus-edge\\[nvdec\\]"):
         usable_decoder("gpu", model, notes.append)
     monkeypatch.setitem(sys.modules, "PyNvVideoCodec", codec)
     monkeypatch.setattr(model.resident, "programs", {g: p for g, p in model.resident.programs.items() if g in GRAPHS})
@@ -168,7 +171,7 @@ def test_files_decoded_on_the_gpu_give_what_the_cpu_gives(model, plain, bundle, 
 
 def turned(path):
     rotate_clockwise(encode(path / "turned.mp4"))
-    return path / "turned.mp4", "turned or mirrored"
+    return path / "turned.mp4", "rotation or mirror flag"
 
 
 def ten_bits(path):
@@ -212,7 +215,7 @@ def test_what_the_gpu_would_show_otherwise_is_decoded_on_the_cpu(make, model, pl
     assert len(notes) == 1
     assert f"{path}: decoded on the CPU: " in notes[0]
     assert reason in notes[0]
-    with pytest.raises(SourceError, match=f"{reason}.*: leave out --decoder gpu"):
+    with pytest.raises(SourceError, match=f"{reason}.*: remove --decoder gpu"):
         classifier(model, bundle, "gpu").classify(source)
 
 
@@ -365,10 +368,10 @@ def test_sources_bring_their_frames_to_the_model_in_their_own_threads(model, bun
 
 
 @pytest.mark.parametrize(("make", "reason"), [
-    (lambda path: encode(path / "old.avi", codec="mpeg4"), "streams of mpeg4 are not decoded on the GPU"),
-    (lambda path: turned(path)[0], "turned or mirrored"),
+    (lambda path: encode(path / "old.avi", codec="mpeg4"), "mpeg4 streams are not decoded on the GPU"),
+    (lambda path: turned(path)[0], "rotation or mirror flag"),
     (lambda path: ten_bits(path)[0], "yuv420p10le of 320 x 240"),
-    (lambda path: fields(path)[0], "the times in it do not find its frames|may hold fields"),
+    (lambda path: fields(path)[0], "its frames cannot be found by their times|may hold fields"),
 ])  # fmt: skip
 def test_live_sources_that_the_gpu_cannot_decode_say_so_when_they_connect(make, reason, model, bundle, codec, tmp_path):
     import re
@@ -381,7 +384,7 @@ def test_live_sources_that_the_gpu_cannot_decode_say_so_when_they_connect(make, 
     assert kept.of(Window)
     kept, run = live(model, bundle, "gpu", [path])
     assert kept.of(Window) == []
-    assert re.search(f"({reason}).*: leave out --decoder gpu", str(run.errors[str(path)]))
+    assert re.search(f"({reason}).*: remove --decoder gpu", str(run.errors[str(path)]))
 
 
 def packets_of(path):
@@ -426,8 +429,8 @@ def test_damaged_packets_are_counted_and_the_run_goes_on(model, bundle, codec, t
     path = encode(tmp_path / "keys.mp4", options={"x264-params": "keyint=10:scenecut=0"})
     kept, run = live(model, bundle, "auto", [path], capture=CaptureOptions(glimpse_fps=8))
     (status,) = run.status().sources
-    assert status["damaged"] == 1
-    assert 100 < status["frames"] < 120
+    assert status.damaged == 1
+    assert 100 < status.frames < 120
     assert kept.of(Window)
 
 
@@ -457,9 +460,9 @@ def test_parameters_are_found_before_the_first_picture():
 
 @pytest.fixture
 def soon(monkeypatch):
-    monkeypatch.setattr(capturing, "FIRST_PAUSE_S", 0.2)
-    monkeypatch.setattr(capturing, "LONGEST_PAUSE_S", 0.4)
-    monkeypatch.setattr(capturing, "SILENCE_S", 3.0)
+    monkeypatch.setattr(Backoff, "FIRST_S", 0.2)
+    monkeypatch.setattr(Backoff, "MAX_S", 0.4)
+    monkeypatch.setattr(readers, "SILENCE_S", 3.0)
 
 
 def test_a_camera_that_changes_its_size_and_comes_back_is_decoded_on_the_gpu_all_along(model, bundle, codec, soon):
@@ -472,17 +475,17 @@ def test_a_camera_that_changes_its_size_and_comes_back_is_decoded_on_the_gpu_all
         ),
     ):
         run.listen(frames_kept)
-        until(lambda: run.status().sources[0]["glimpses"] >= 8)
+        until(lambda: run.status().sources[0].glimpses >= 8)
         server.switch()
         until(lambda: any("now 640 x 360" in notice.text for notice in kept.of(Notice)))
-        glimpses = run.status().sources[0]["glimpses"]
-        until(lambda: run.status().sources[0]["glimpses"] >= glimpses + 8)
+        glimpses = run.status().sources[0].glimpses
+        until(lambda: run.status().sources[0].glimpses >= glimpses + 8)
         server.kill()
         until(lambda: "lost" in kept.kinds())
         server.restart()
         until(lambda: "reconnected" in kept.kinds())
-        glimpses = run.status().sources[0]["glimpses"]
-        until(lambda: run.status().sources[0]["glimpses"] >= glimpses + 4)
+        glimpses = run.status().sources[0].glimpses
+        until(lambda: run.status().sources[0].glimpses >= glimpses + 4)
         frames = frames_kept.of(LiveFrame)
         assert len(frames) > 50
         assert all(isinstance(frame.to_rgb, DeviceFrame) for frame in frames)
@@ -514,7 +517,7 @@ def test_what_the_gpu_refuses_at_its_first_packet_is_decoded_on_the_cpu_from_the
         shown += len(list(decoder.decode(packet)))
     assert shown == 60
     assert notes[-1].startswith("decoded on the CPU: ")
-    with pytest.raises(BackendError, match="leave out --decoder gpu"):
+    with pytest.raises(BackendError, match="remove --decoder gpu"):
         strict = None
         for stream, packet in packets_of(path):
             strict = strict or StreamDecoder(stream, decoding(FrameStore(model.resident), strict=True))
@@ -534,7 +537,7 @@ def test_a_stream_whose_key_frames_show_nothing_alone_is_decoded_on_the_cpu(mode
         with suppress(av.error.FFmpegError):
             shown += len(list(decoder.decode(packet)))
     assert shown > 20
-    assert notes == ["decoded on the CPU: its key frames cannot be decoded by themselves"]
+    assert notes == ["decoded on the CPU: its key frames cannot be decoded on their own"]
     assert codec.made == []
 
 

@@ -10,8 +10,9 @@ import pytest
 from adafocus_edge.backends.device import cuda
 from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.device.runner import AHEAD
+from adafocus_edge.backends.loaded import open_programs
 from adafocus_edge.backends.onnxruntime import OrtSession
-from adafocus_edge.backends.registry import load_model, open_programs
+from adafocus_edge.backends.registry import load_model
 from adafocus_edge.backends.tensors import Buffer
 from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.errors import BackendError, UsageError
@@ -32,7 +33,7 @@ def plain(small_bundle):
 
 
 class Counting(HostDevice):
-    """Counts what is asked of the device."""
+    """Counts the calls of the device."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +68,7 @@ def model(request, small_bundle):
 
 
 def alone(plain, frames):
-    """What one stream sees of its frames when nobody else is there."""
+    """What one stream sees of its frames when it is alone."""
     stream = GlimpseStream(plain)
     return [stream.see(frame[None]) for frame in frames]
 
@@ -119,7 +120,7 @@ def test_the_steady_state_neither_allocates_nor_captures(model):
 
 
 def test_a_step_keeps_what_it_copies_from_until_it_is_collected(model):
-    """Tensors of another queue are written to again as soon as nobody refers to them."""
+    """Tensors of another queue are overwritten as soon as nothing refers to them."""
     loop = model.resident.steps(1)
     other = HostDevice()
     frame = other.store(FRAMES[0][None])
@@ -151,7 +152,7 @@ def test_a_loop_that_was_broken_off_begins_anew(model, plain, monkeypatch):
     """Ctrl-C between a step and its results, and a device that fails, leave nothing behind."""
     stream = GlimpseStream(model)
     stream.see([FRAMES[3]])
-    loop = stream._loop
+    loop = stream._steps
     loop.submit([FRAMES[5]])  # never collected
     stream.reset()
     expected = alone(plain, FRAMES[:2])
@@ -191,7 +192,7 @@ def test_closing_waits_for_nobody_and_drops_every_loop(model):
 
 
 def test_a_device_that_failed_is_left_all_the_same(small_bundle, monkeypatch):
-    """As after an illegal access on a GPU, when every call fails: what went wrong is told, and everything is closed."""
+    """As after an illegal access on a GPU, when every call fails: the error is raised, and everything is closed."""
     bundle, device, closed = read_bundle(small_bundle), HostDevice(), []
 
     class Told(OrtSession):
@@ -320,7 +321,7 @@ def test_memory_that_nobody_wrote_is_poison_and_what_lies_beside_it_is_fenced():
     device.zero(one)
     device.finish()
     device.zero(beyond)
-    with pytest.raises(BackendError, match="something was written outside of a tensor"):
+    with pytest.raises(BackendError, match="memory was written outside of the tensor"):
         device.finish()
 
 
@@ -414,7 +415,7 @@ def test_a_stream_that_cannot_be_let_in_leaves_the_others_alone(model, plain, mo
 def test_streams_beyond_the_most_and_unknown_ones_are_refused(model, plain):
     lanes = Lanes(plain, most=1)
     stream = lanes.join()
-    with pytest.raises(UsageError, match="1 streams are there already"):
+    with pytest.raises(UsageError, match="1 streams have joined"):
         lanes.join()
     with pytest.raises(ValueError, match="no such stream: 7"):
         lanes.submit({7: FRAMES[0]})

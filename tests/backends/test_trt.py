@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adafocus_edge.backends.device.memory import HostDevice
-from adafocus_edge.backends.registry import open_programs
+from adafocus_edge.backends.loaded import open_programs
 from adafocus_edge.backends.tensorrt.library import Library
 from adafocus_edge.backends.tensorrt.program import TrtProgram, TrtRuntime
 from adafocus_edge.bundle.store import read_bundle
@@ -89,16 +89,16 @@ def test_a_context_is_made_once_for_each_shape(small_bundle, folder, library):
 def test_a_batch_beyond_every_profile_is_told(small_bundle, folder, library):
     with opened(small_bundle, folder, library) as model:
         with pytest.raises(
-            BackendError, match=r"step\.engine: takes batches up to 8, not 9: build it with --streams 9"
+            BackendError, match=r"step\.engine: takes batches of up to 8, not 9: build it with --streams 9"
         ):
             model.resident.steps(9)
-        with pytest.raises(BackendError, match=r"glancer\.engine: takes batches up to 8, not 16"):
+        with pytest.raises(BackendError, match=r"glancer\.engine: takes batches of up to 8, not 16"):
             next(see_clip(model, FRAMES))
 
 
 def test_streams_beyond_what_engines_take_are_told_before_they_come(small_bundle, folder, library):
     with opened(small_bundle, folder, library) as model:
-        with pytest.raises(UsageError, match=r"9 streams: the engines take 8 at most: build them with --streams 9"):
+        with pytest.raises(UsageError, match=r"9 streams: the engines take at most 8: build them with --streams 9"):
             Lanes(model, 9)
         assert Lanes(model, 8).join() == 0
 
@@ -121,14 +121,14 @@ def test_a_damaged_engine_is_told(small_bundle, folder, library):
 
 def test_an_engine_that_is_not_what_the_bundle_says_is_refused(small_bundle, folder, library):
     (folder / "policy.engine").write_bytes((folder / "glancer.engine").read_bytes())
-    with pytest.raises(BackendError, match=r"policy\.engine: takes or gives frame"):
+    with pytest.raises(BackendError, match=r"policy\.engine: graph signature mismatch: found frame"):
         opened(small_bundle, folder, library)
 
 
 def test_an_engine_that_fails_is_told(small_bundle, folder, library, monkeypatch):
     with opened(small_bundle, folder, library) as model:
         monkeypatch.setattr(engine_on_cpu.IExecutionContext, "execute_async_v3", lambda *_: False)
-        with pytest.raises(BackendError, match=r"glancer\.engine: the engine failed: it does not say why"):
+        with pytest.raises(BackendError, match=r"glancer\.engine: the engine failed: it gives no reason"):
             model.glancer.run({"frame": FRAMES[:1]})
 
 

@@ -36,7 +36,7 @@ def gpu_check(*arguments):
 def test_a_run_on_the_cpu_keeps_what_every_part_found(tmp_path):
     prepared = tmp_path / "prepared"
     copy_bundle(default_bundle(), prepared / "calibrated")
-    for variant in ("fp32", "fp16"):  # as --prepare leaves out what the default model has
+    for variant in ("fp32", "fp16"):  # as --prepare skips the variants of the default model
         shutil.rmtree(prepared / "calibrated" / variant)
     (prepared / "prepared.json").write_text(json.dumps({"default_model_sha256": "", "files": {}, "bytes": 0}))
     report = tmp_path / "report.json"
@@ -78,7 +78,7 @@ def test_a_run_on_the_cpu_keeps_what_every_part_found(tmp_path):
 def test_wrong_options_and_a_device_that_is_not_there_are_told(tmp_path):
     done = gpu_check("--parts", "parity,leeks")
     assert done.returncode == 2
-    assert done.stderr.strip().startswith("error: --parts leeks: the parts are setup, ")
+    assert done.stderr.strip().startswith("error: --parts leeks: must be one of setup, ")
     from adafocus_edge.backends.onnxruntime import cuda_obstacle
 
     if cuda_obstacle() is None:
@@ -128,7 +128,7 @@ def test_a_part_that_hangs_is_cut_and_the_others_go_on(tmp_path):
     assert found["hangs"]["result"] == {"rows": [1]}  # what it had kept counts
     assert found["fails"]["why"] == "no such luck"
     assert found["elsewhere"]["why"] == "not on this machine"
-    assert found["needs"]["why"] == "fails did not end well"
+    assert found["needs"]["why"] == "fails did not end with ok"
     assert "needs" not in limits
     assert found["last"]["result"] == {"rows": [2]}
     # What a part leaves goes to the next one; what one took too much is taken from the next ones.

@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
 
-from adafocus_edge.bundle.store import default_bundle, read_bundle
+import pytest
+from typer.testing import CliRunner
+
+from adafocus_edge.bundle import store
+from adafocus_edge.bundle.store import (
+    SETTLED_NS,
+    check_graph_files,
+    default_bundle,
+    open_bundle,
+    read_bundle,
+)
+from adafocus_edge.bundle.variants import REFERENCE
+from adafocus_edge.cli.app import app
+from adafocus_edge.errors import BundleError
 from tests.cli.test_cli import without
 from tests.conftest import CLIPS, ROOT, edge
 
@@ -70,3 +87,30 @@ def test_the_clips_of_the_tests_are_listed() -> None:
     with (FIGHTS / "sources.csv").open() as file:
         listed = {row["video"] for row in csv.DictReader(file)}
     assert listed == {str(path.relative_to(FIGHTS)) for path in FIGHTS.glob("*/*.mp4")}
+
+
+def test_a_run_reads_each_file_of_its_bundle_once_to_hash_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`classify` checks a bundle when it opens it and again once graphs are loaded; both hash each file once."""
+    path = tmp_path / "bundle"
+    shutil.copytree(default_bundle(), path)
+    time.sleep(2 * SETTLED_NS / 1e9)  # a file that has just changed is hashed again
+    hashed: Counter[str] = Counter()
+    read = store._read_digest
+
+    def counted(file: Path) -> object:
+        hashed[file.relative_to(path).as_posix()] += 1
+        return read(file)
+
+    monkeypatch.setattr(store, "_read_digest", counted)
+    clip = FIGHTS / "fight" / "fi013.mp4"
+    done = CliRunner().invoke(app, ["classify", str(clip), "--bundle", str(path), "--backend", "onnxruntime-cpu"])
+    assert done.exit_code == 0, done.output
+    bundle = open_bundle(path)
+    files = {info.file for graphs in bundle.manifest.variants.values() for info in graphs.values()}
+    assert hashed == Counter({"classes.txt", *files})
+
+    graph = bundle.graph_path(REFERENCE, "policy")
+    graph.write_bytes(graph.read_bytes() + b"\0")
+    with pytest.raises(BundleError, match=r"policy\.onnx: changed since the bundle was made"):
+        check_graph_files(bundle, REFERENCE)
+    assert hashed[graph.relative_to(path).as_posix()] == 2

@@ -162,7 +162,7 @@ def test_opening_a_bundle_checks_all_but_the_graphs_content(bundle):
         (("classify", CLIP, "-o", "here/told.json/x"), "cannot be written"),
         (("evaluate", "--data", "nosuch"), "nosuch: no such folder, CSV or split list"),
         (("evaluate", "ckpt.pth", "--data", "nosuch"), "nosuch: no such folder, CSV or split list"),
-        (("evaluate", "nosuch.pth", "--data", FIGHTS), "neither a bundle nor a checkpoint"),
+        (("evaluate", "nosuch.pth", "--data", FIGHTS), "nosuch.pth: no such bundle or checkpoint"),
         (("evaluate", "--data", "list.txt"), "give --frames DIR"),
         (("evaluate", "--data", FIGHTS, "--classes", "nosuch.txt"), "nosuch.txt: no such class file"),
         (("evaluate", "ckpt.pth", "--data", FIGHTS, "-o", "list.txt/x.json"), "Not a directory"),
@@ -308,7 +308,7 @@ def test_the_old_form_writes_the_file_with_a_note(form, measured, tmp_path):
 
 def test_the_switch_may_stand_before_a_bundle(measured, tmp_path):
     done = edge("benchmark", "--json", default_bundle(), "--from", measured[0] / "a.json")
-    one_line_error(done, 2, "--from takes a report that is there: it needs no bundle")  # it was taken for one
+    one_line_error(done, 2, "--from takes an existing report: remove the bundle and --data")  # it was taken for one
     done = edge("benchmark", "--json", "--from", measured[0] / "a.json")
     assert json.loads(done.stdout) == json.loads((measured[0] / "a.json").read_text())
     assert done.stderr == ""

@@ -134,7 +134,7 @@ def test_several_kinds_of_patches_are_one_table(small_bundle: Path, small_checkp
     assert table.returncode == 0, table.stderr
     assert [line.split()[0] for line in table.stdout.splitlines() if "%" in line and " to " in line] == list(found)
     one_line_error(
-        edge("evaluate", small_bundle, *given[:3], "best", "-q"), 2, "'best' is none of policy, centre, random"
+        edge("evaluate", small_bundle, *given[:3], "best", "-q"), 2, "'best' must be one of policy, centre, random"
     )
 
 
@@ -156,7 +156,7 @@ def test_a_bundle_is_evaluated_from_the_command_line(small_bundle: Path, tmp_pat
     (tmp_path / "data.csv").write_text(f"video,class\n{rows}{tmp_path / 'gone.mp4'},activity 3\n")
     done = edge("evaluate", small_bundle, "--data", tmp_path / "data.csv", "--json", "--schedule", "stream")
     assert done.returncode == 1  # one clip is missing
-    assert "left out: " in done.stderr
+    assert "skipped: " in done.stderr
     entry = json.loads(done.stdout)
     assert entry["clips"] == len(videos)
     assert "stream schedule" in entry["ran"]
@@ -167,9 +167,11 @@ def test_a_bundle_is_evaluated_from_the_command_line(small_bundle: Path, tmp_pat
     assert "after each glimpse" in table.stdout
     wrong = tmp_path / "wrong.csv"
     wrong.write_text(f"video,class\n{videos[0]},dancing\n")
-    one_line_error(edge("evaluate", small_bundle, "--data", wrong, "-q"), 1, "wrong.csv, line 2: 'dancing' is none of")
+    one_line_error(
+        edge("evaluate", small_bundle, "--data", wrong, "-q"), 1, "wrong.csv, line 2: unknown class 'dancing'"
+    )
     one_line_error(edge("evaluate", small_bundle, "-q"), 2, "--data is missing")
-    one_line_error(edge("evaluate", tmp_path / "none", "--data", wrong, "-q"), 2, "neither a bundle nor a checkpoint")
+    one_line_error(edge("evaluate", tmp_path / "none", "--data", wrong, "-q"), 2, "no such bundle or checkpoint")
     one_line_error(edge("evaluate", small_bundle, "--data", wrong, "--plot", "p.jpg"), 2, "name it *.png")
 
 

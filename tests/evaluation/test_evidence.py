@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adafocus_edge.benchmark.schema import Data, Report
 from adafocus_edge.benchmark.tune import Demand, notes_on
 from adafocus_edge.evaluation.dataset import Example
 from adafocus_edge.evaluation.evidence import (
@@ -26,6 +27,7 @@ from adafocus_edge.model.exits import ExitThresholds
 from calibration.samples import halve
 from calibration.thresholds import Goal
 from tests.conftest import ROOT, edge, one_line_error
+from tests.support.reports import report_row, report_with, times
 
 FIGHTS = ROOT / "tests" / "fights"
 Z2 = 1.959964**2
@@ -69,11 +71,11 @@ def test_a_demand_is_met_missed_or_left_open() -> None:
         return warning_of("int8", Verdict("at most 0.5 points lost", 0.5, found, (low, high), 12, at_most).to_json())
 
     assert said(0.1, 0.0, 0.4) is None
-    assert "too few clips to tell whether at most 0.5 points lost holds: 0 (0 to 24.2" in str(said(0.0, 0.0, 24.2))
+    assert "too few clips to decide whether at most 0.5 points lost holds: 0 (0 to 24.2" in str(said(0.0, 0.0, 24.2))
     missed = str(said(33.3, 10.0, 60.0))
-    assert "was demanded, and is missed: 33.3 (10 to 60, 95 %) on 12 held-out clips" in missed
+    assert "requirement not met (at most 0.5 points lost): 33.3 (10 to 60, 95 %) on 12 held-out clips" in missed
     assert "chance" not in missed
-    assert "chance alone may explain that" in str(said(8.3, 0.2, 35.0))
+    assert "may be due to chance" in str(said(8.3, 0.2, 35.0))
     assert said(0.9, 0.6, 1.0, at_most=False) is None
 
 
@@ -81,7 +83,7 @@ def test_a_demand_is_met_missed_or_left_open() -> None:
 def test_a_goals_words_are_read_back(text: str) -> None:
     goal = Goal.parse(text)
     assert Goal.said("a", str(goal)) == goal
-    assert Goal.said("a", "what nobody said") is None
+    assert Goal.said("a", "what was never logged") is None
 
 
 def test_exits_are_judged_by_the_clips_that_they_lose() -> None:
@@ -106,20 +108,19 @@ def test_few_clips_are_noted_and_many_are_not() -> None:
 
 
 def test_tune_says_what_few_clips_do_not_tell() -> None:
-    def report(clips: int, *right: int) -> dict[str, Any]:
-        rows = [
-            {"key": f"row {n}", "bundle": "b", "peer": False, "streams": 1, "top1": 100 * hits / clips,
-             "top1_interval_95": share_interval(hits, clips), "model_ms": {"p95": 10.0 * (n + 1)}}
+    def report(clips: int, *right: int) -> Report:
+        rows = (
+            report_row(n, times(10.0 * (n + 1)), top1=100 * hits / clips, top1_interval_95=share_interval(hits, clips))
             for n, hits in enumerate(right)
-        ]  # fmt: skip
-        return {"rows": rows, "data": {"clips": clips, "reused": {}}}
+        )
+        return report_with(*rows, data=Data(origin="x", clips=clips, chosen="these", reused={}))
 
     few, many = report(12, 8, 9), report(3000, 2000, 2600)
-    said = notes_on(few, few["rows"][1], Demand(min_accuracy=70))
-    assert any("too few clips to tell whether top-1 at least 70 % holds: 75.0 %" in note for note in said)
-    assert any("row 0: 10.0 ms, 66.7 %" in note for note in notes_on(few, few["rows"][1], Demand(max_latency_ms=99)))
+    said = notes_on(few, few.rows[1], Demand(min_accuracy=70))
+    assert any("too few clips to decide whether top-1 at least 70 % holds: 75.0 %" in note for note in said)
+    assert any("row 0: 10.0 ms, 66.7 %" in note for note in notes_on(few, few.rows[1], Demand(max_latency_ms=99)))
     for demand in (Demand(min_accuracy=70), Demand(max_latency_ms=99)):
-        assert notes_on(many, many["rows"][1], demand) == []
+        assert notes_on(many, many.rows[1], demand) == []
 
 
 # -- clips used before ------------------------------------------------------------------------------------------------
@@ -179,7 +180,7 @@ def test_calibrate_says_what_a_dozen_clips_do_not_show(calibrated: tuple[Path, A
     assert (not verdict["met"]) or not verdict["conclusive"]
     lines = [line for line in said.splitlines() if "exit thresholds safe (clip)" in line]
     assert len(lines) == 1
-    assert ("too few clips to tell" in lines[0]) == verdict["met"]
+    assert ("too few clips to decide" in lines[0]) == verdict["met"]
     assert lines[0].removeprefix("note: ") in report["warnings"]
     again = edge("calibrate", bundle, "--data", FIGHTS, "--variants", "none", "--threads", 2)
     assert "read with care" in again.stdout

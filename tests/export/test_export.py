@@ -135,7 +135,7 @@ def test_a_half_precision_variant_is_exported_without_data(small_checkpoint, sma
         assert half[graph].size_bytes < 0.6 * single[graph].size_bytes
         stored = {weight.data_type for weight in onnx.load(bundle.graph_path("fp16", graph)).graph.initializer}
         assert onnx.TensorProto.FLOAT16 in stored
-    # What is told is what is there: the same clip through both, by another way.
+    # The reported figures are those of the same clip, run through both variants here.
     frames = frames_of(ROOT / "export" / "frames")[: SMALL.segments]
     logits = []
     for variant in ("fp32", "fp16"):
@@ -312,5 +312,5 @@ def test_what_is_there_is_kept_unless_told(small_checkpoint, small_bundle, tmp_p
     one_line_error(edge(*arguments, small_bundle), 2, "exists already", "--force")
     assert (small_bundle / "bundle.json").read_bytes() == before
     (tmp_path / "photos").mkdir()
-    one_line_error(edge(*arguments, tmp_path / "photos", "--force"), 2, "is no bundle")
+    one_line_error(edge(*arguments, tmp_path / "photos", "--force"), 2, "is not a bundle")
     assert (tmp_path / "photos").is_dir()

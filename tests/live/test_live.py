@@ -27,14 +27,19 @@ from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.errors import HasAnEndError, SourceError, UsageError
 from adafocus_edge.live import capture as capturing
-from adafocus_edge.live import meters
-from adafocus_edge.live.capture import Capture, Feed, _GlimpseSchedule
+from adafocus_edge.live import meters, readers
+from adafocus_edge.live.capture import Capture
 from adafocus_edge.live.events import EventDetector, EventRule, Smoother
-from adafocus_edge.live.messages import Drops, Event, LiveFrame, Notice, ProvisionalResult, Sink, Window, iso
+from adafocus_edge.live.listener import Sink
+from adafocus_edge.live.messages import Drops, Event, LiveFrame, Notice, ProvisionalResult, Window
 from adafocus_edge.live.meters import DropMeter
-from adafocus_edge.live.run import LiveOptions, LiveRun, RunStatus
-from adafocus_edge.live.session import NoticeTeller, Printer, Printing, status_line, status_shown
-from adafocus_edge.live.settings import CameraOptions, CaptureOptions
+from adafocus_edge.live.pacing import GlimpseSchedule
+from adafocus_edge.live.readers import Feed
+from adafocus_edge.live.run import LiveOptions, LiveRun
+from adafocus_edge.live.settings import CameraOptions, CaptureOptions, Printing
+from adafocus_edge.live.status import ModelStatus, RunStatus, SourceStatus
+from adafocus_edge.live.terminal import NoticeLogger, Printer, status_line, status_shown
+from adafocus_edge.media.pictures import Picture
 from adafocus_edge.media.preprocess import sample_indices
 from adafocus_edge.media.sources import Source, find_sources, without_password
 from adafocus_edge.model.exits import ExitThresholds
@@ -42,6 +47,9 @@ from adafocus_edge.model.spec import GRAPHS
 from adafocus_edge.runtime.classifier import Classifier
 from adafocus_edge.runtime.glimpse import GlimpseStream
 from adafocus_edge.runtime.lanes import HostLanes
+from adafocus_edge.system.backoff import Backoff
+from adafocus_edge.system.sensors import Sensors
+from adafocus_edge.system.timestamps import iso
 from tests.conftest import CLIPS, ROOT, edge, one_line_error
 from tests.support.streams import Garbage, HttpStream, RtmpStream, RtspServer, UdpStream
 
@@ -111,9 +119,9 @@ def until(true: Callable[[], Any], within_s: float = 60) -> None:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lost sources are tried again at once, and silence is noticed early."""
-    monkeypatch.setattr(capturing, "FIRST_PAUSE_S", 0.2)
-    monkeypatch.setattr(capturing, "LONGEST_PAUSE_S", 0.4)
-    monkeypatch.setattr(capturing, "SILENCE_S", 3.0)
+    monkeypatch.setattr(Backoff, "FIRST_S", 0.2)
+    monkeypatch.setattr(Backoff, "MAX_S", 0.4)
+    monkeypatch.setattr(readers, "SILENCE_S", 3.0)
 
 
 def capture_threads() -> list[str]:
@@ -131,17 +139,17 @@ def open_files() -> int:
 @pytest.mark.parametrize("fps", [24.0, 30000 / 1001, 25.0, 15.5])
 def test_a_window_over_a_whole_file_takes_the_frames_that_classify_takes(segments: int, fps: float) -> None:
     for count in range(segments, 400):
-        due = _GlimpseSchedule(segments * fps / count)
+        due = GlimpseSchedule(segments * fps / count)
         picked = [index for index in range(count) if due.is_now(index, fps, index / fps)]
         assert picked == sample_indices(count, segments)
 
 
 def test_a_live_source_is_glimpsed_in_the_middle_of_each_period() -> None:
-    due = _GlimpseSchedule(2.0)
+    due = GlimpseSchedule(2.0)
     times = np.arange(0, 5, 1 / 30)
     picked = [time for time in times if due.is_now(None, 0.0, time)]
     np.testing.assert_allclose(picked, np.arange(0.25, 5, 0.5), atol=1 / 30)
-    late = _GlimpseSchedule(2.0)  # what was missed is not made up for
+    late = GlimpseSchedule(2.0)  # what was missed is not made up for
     assert [late.is_now(None, 0.0, time) for time in (0.1, 3.0, 3.01, 3.2, 3.3)] == [False, True, False, False, True]
 
 
@@ -237,7 +245,7 @@ def test_a_live_run_over_a_clip_gives_exactly_what_classify_gives(bundle: str, r
                 assert np.array_equal(found.logits, wanted.logits)
                 assert (found.patch, found.guess) == (wanted.patch, wanted.guess)
             assert window.result.top == expected.top
-            assert run.status().sources[0]["dropped"] == 0
+            assert run.status().sources[0].dropped == 0
             assert run.errors == {}
 
 
@@ -270,7 +278,7 @@ def test_an_early_exit_rests_until_its_window_is_over(small_bundle: Path) -> Non
         assert windows
         assert all(len(window.result.steps) == 3 and window.result.exited_early for window in windows)
         status = run.status().sources[0]
-        assert len(kept.of(ProvisionalResult)) < status["glimpses"]  # the rest of each window was not looked at
+        assert len(kept.of(ProvisionalResult)) < status.glimpses  # the rest of each window was not looked at
         gaps = np.diff([window.result.steps[0].frame_index for window in windows])
         assert np.abs(gaps - 8 * 30 / 4).max() <= 8 * 30 / 4 * 0.3
 
@@ -289,11 +297,11 @@ def test_many_sources_run_side_by_side_and_one_that_fails_stops_none(small_bundl
             np.testing.assert_allclose(found.result.steps[-1].logits, wanted.result.steps[-1].logits, atol=1e-5)
         assert any(window.source == "yard" for window in kept.of(Window))
         assert kept.kinds().count("failed") == 1
-        with pytest.raises(UsageError, match="named twice"):
+        with pytest.raises(UsageError, match="two sources have this name"):
             LiveRun(classifier, find_sources([str(CLIP), str(CLIP)]), options)
-        with pytest.raises(UsageError, match="--overlap 9: 1 to 8"):
+        with pytest.raises(UsageError, match="--overlap 9: must be 1 to 8"):
             LiveRun(classifier, [], LiveOptions(overlap=9))
-        with pytest.raises(UsageError, match="event nap: no such class"):
+        with pytest.raises(UsageError, match="event nap: unknown class"):
             LiveRun(classifier, [], LiveOptions(rules=(EventRule("nap"),)))
 
 
@@ -310,7 +318,7 @@ def test_guests_come_and_go_beside_the_sources(small_bundle: Path) -> None:
                 run.submit_clip(Source("gone", "/gone.mp4")).result(60)
             given_up = threading.Event()
             given_up.set()
-            with pytest.raises(SourceError, match="given up"):
+            with pytest.raises(SourceError, match="cancelled"):
                 run.submit_clip(Source("clip", str(FIGHT)), given_up).result(60)
             feed = run.open_feed("phone")
             picture = np.zeros((48, 64, 3), np.uint8)
@@ -320,13 +328,13 @@ def test_guests_come_and_go_beside_the_sources(small_bundle: Path) -> None:
                 return any(window.source == "phone" for window in kept.of(Window))
 
             until(seen)
-            until(lambda: run.status().sources[-1]["name"] == "phone")
+            until(lambda: run.status().sources[-1].name == "phone")
             second = run.open_feed("tablet")
             with pytest.raises(UsageError, match="try again later"):
                 run.open_feed("third")
             feed.close()
             second.close()
-            until(lambda: [source["name"] for source in run.status().sources] == ["film"])
+            until(lambda: [source.name for source in run.status().sources] == ["film"])
             run.open_feed("third").close()
             status = run.status().to_json()
             assert status["alive"]
@@ -401,7 +409,7 @@ def sound_that_goes_on() -> bytes:
 def test_a_camera_whose_picture_hangs_while_its_sound_goes_on_is_lost(
     small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capturing, "SILENCE_S", 1.0)
+    monkeypatch.setattr(readers, "SILENCE_S", 1.0)
     content, over = sound_that_goes_on(), threading.Event()
 
     class Camera(http.server.BaseHTTPRequestHandler):
@@ -437,18 +445,18 @@ def test_what_nobody_foresaw_is_a_source_that_is_lost(
     error: Exception, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pictures(source: Source, stop: threading.Event, *_: Any) -> Iterator[Any]:
-        yield capturing.Picture(lambda: np.zeros((48, 64, 3), np.uint8), 64, 48)
+        yield Picture(lambda: np.zeros((48, 64, 3), np.uint8), 64, 48)
         raise error
 
-    monkeypatch.setattr(capturing, "_camera_pictures", pictures)
-    monkeypatch.setattr(capturing, "_address_pictures", pictures)
+    monkeypatch.setattr(readers, "camera_pictures", pictures)
+    monkeypatch.setattr(readers, "address_pictures", pictures)
     with (
         classifier_of(small_bundle, schedule="stream") as classifier,
         running(classifier, ["0", "udp://127.0.0.1:9"], LiveOptions()) as (kept, _),
     ):
         until(lambda: kept.kinds().count("reconnected") >= 4)
     lost = {notice.text for notice in kept.of(Notice) if notice.kind == "lost"}
-    assert any(f"camera 0: cannot be read on ({type(error).__name__}" in text for text in lost)
+    assert any(f"camera 0: reading failed ({type(error).__name__}" in text for text in lost)
 
 
 @pytest.mark.usefixtures("soon")
@@ -460,12 +468,12 @@ def test_what_was_under_way_is_told_when_a_source_is_lost_and_not_when_it_is_bac
     def pictures(source: Source, *_: Any) -> Iterator[Any]:
         opened.append(source)
         for _ in range(13 if len(opened) == 1 else 0):  # the first is before its time
-            yield capturing.Picture(lambda: np.zeros((48, 64, 3), np.uint8), 64, 48)
+            yield Picture(lambda: np.zeros((48, 64, 3), np.uint8), 64, 48)
             time.sleep(0.005)
         back.wait(60 if len(opened) > 1 else 0)
         raise SourceError(f"{source.name}: gone")
 
-    monkeypatch.setattr(capturing, "_camera_pictures", pictures)
+    monkeypatch.setattr(readers, "camera_pictures", pictures)
     with classifier_of(small_bundle, schedule="stream") as classifier:
         rules = (EventRule(classifier.classes[0], 1e-6),)
         options = LiveOptions(CaptureOptions(1000.0, drop="never", patient=True), rules=rules)
@@ -487,7 +495,7 @@ def test_an_address_of_a_file_among_live_sources_is_told_at_once(
         raise HasAnEndError(f"{source.name}: has an end")
         yield
 
-    monkeypatch.setattr(capturing, "_address_pictures", ends)
+    monkeypatch.setattr(readers, "address_pictures", ends)
     options = LiveOptions(CaptureOptions(realtime=True, loop=True, patient=True))
     with (
         classifier_of(small_bundle, schedule="stream") as classifier,
@@ -508,7 +516,7 @@ def test_sources_that_hang_are_not_waited_for_one_after_the_other(
         release.wait()
         yield from ()
 
-    monkeypatch.setattr(capturing, "_camera_pictures", hang)
+    monkeypatch.setattr(readers, "camera_pictures", hang)
     with classifier_of(small_bundle, schedule="stream") as classifier:
         run = LiveRun(classifier, find_sources([str(number) for number in range(8)]), LiveOptions())
         stop = threading.Event()
@@ -528,24 +536,22 @@ def test_what_was_seen_of_a_source_that_is_lost_is_stale_until_it_is_seen_again(
         running(classifier, [f"gate={stream.address}"], LiveOptions(CaptureOptions(8.0, patient=True))) as (kept, run),
     ):
 
-        def now() -> dict[str, Any]:
+        def now() -> SourceStatus:
             return run.status().sources[0]
 
-        assert (now()["stale"], now()["last_seen_at"]) == (False, None)
+        assert (now().stale, now().last_seen_at) == (False, None)
         until(lambda: len(kept.of(ProvisionalResult)) > 3)
-        assert not now()["stale"]
+        assert not now().stale
         stream.kill()
-        until(lambda: now()["state"] == "lost")
-        assert now()["stale"]
-        until(
-            lambda: now()["waiting"] == 0 and now()["last_seen_at"] == iso(kept.of(ProvisionalResult)[-1].frame.wall_s)
-        )
+        until(lambda: now().state == "lost")
+        assert now().stale
+        until(lambda: now().waiting == 0 and now().last_seen_at == iso(kept.of(ProvisionalResult)[-1].frame.wall_s))
         lost = now()
         assert "last frame" in status_line(run.status())
         stream.restart()
         until(lambda: "reconnected" in kept.kinds())
-        until(lambda: not now()["stale"])
-        assert now()["last_seen_at"] > lost["last_seen_at"]
+        until(lambda: not now().stale)
+        assert now().last_seen_at > lost.last_seen_at
         assert "last frame" not in status_line(run.status())
 
 
@@ -567,7 +573,7 @@ def test_latency_holds_the_time_in_the_model_that_is_told_beside_it(overlap: int
 
 
 def test_drops_are_reported_when_they_begin_each_minute_and_when_they_are_over() -> None:
-    meter = DropMeter(fewest=3)
+    meter = DropMeter(min_drops=3)
     dropped = {2: 2, 20: 5, **{second: 5 + 10 * (second - 20) for second in range(21, 100)}}
     count, reports = 0, {}
     for second in range(130):
@@ -595,7 +601,7 @@ def test_an_output_that_is_too_slow_is_logged_at_once_and_when_it_keeps_up_again
     said: list[logging.LogRecord] = []
     log = logging.Logger("test")
     log.addHandler(SimpleNamespace(level=0, handle=said.append))  # type: ignore[arg-type]
-    slow, teller = Slow("videos", 2, print), NoticeTeller(log)
+    slow, teller = Slow("videos", 2, print), NoticeLogger(log)
     options = LiveOptions(CaptureOptions(2.0, realtime=True, loop=True))
     with (
         classifier_of(small_bundle, schedule="stream") as classifier,
@@ -612,11 +618,11 @@ def test_an_output_that_is_too_slow_is_logged_at_once_and_when_it_keeps_up_again
 
         try:
             until(lambda: lines("videos: too slow, frames are dropped: "))
-            assert next(one for one in run.status().listeners if one["name"] == "videos")["dropping"]
+            assert next(one for one in run.status().listeners if one.name == "videos").dropping
             assert "videos: " in status_line(run.status())
             release.set()
-            until(lambda: lines("videos: it keeps up again; dropped "))
-            assert not next(one for one in run.status().listeners if one["name"] == "videos")["dropping"]
+            until(lambda: lines("videos: keeps up again; dropped "))
+            assert not next(one for one in run.status().listeners if one.name == "videos").dropping
             assert [record.levelname for record in said if "videos" in record.getMessage()] == ["WARNING", "INFO"]
             dropped, total = map(int, re.findall(r"dropped (\d+) of (\d+)", lines("keeps up")[0])[0])
             assert dropped == slow.dropped
@@ -640,14 +646,14 @@ def test_a_model_that_is_too_slow_for_its_source_is_reported(small_bundle: Path)
         thread.start()
         try:
             until(lambda: told.of(Drops))
-            assert run.status().sources[0]["dropping"]
+            assert run.status().sources[0].dropping
         finally:
             stop.set()
             thread.join(30)
             told.close()
     first = told.of(Drops)[0]
     assert first.to_json()["notice"] == "dropping"
-    assert re.fullmatch(r"film: the model is too slow, frames to look at are dropped: \d+ of \d+ in \d+ s", first.text)
+    assert re.fullmatch(r"film: the model is too slow, frames to glimpse are dropped: \d+ of \d+ in \d+ s", first.text)
 
 
 @pytest.mark.parametrize("drop", ["oldest", "newest", "never"])
@@ -703,7 +709,7 @@ def test_a_listener_that_hangs_holds_nothing_up(small_bundle: Path) -> None:
         run = LiveRun(classifier, find_sources([str(CLIP)]), LiveOptions(CaptureOptions(8.0)), [stuck, kept])
         run.run(threading.Event())
         kept.close()
-        frames = run.status().sources[0]["frames"]
+        frames = run.status().sources[0].frames
         assert frames > 100
         assert len(kept.of(Window)) > 3
         assert stuck.dropped == frames + len(kept.of(Window)) - 3  # one in hand, two waiting
@@ -767,9 +773,9 @@ def test_a_camera_that_is_unplugged_is_opened_again(small_bundle: Path) -> None:
             stop.set()
             thread.join(30)
     kept.close()
-    assert any("the camera gives no more frames; trying again" in notice.text for notice in kept.of(Notice))
+    assert any("the camera delivers no more frames; retrying" in notice.text for notice in kept.of(Notice))
     status = run.status().sources[0]
-    assert (status["width"], status["height"]) == (456, 256)
+    assert (status.width, status.height) == (456, 256)
 
 
 # -- events ------------------------------------------------------------------------------------------------------------
@@ -856,7 +862,7 @@ def test_named_sources_and_lists(tmp_path: Path) -> None:
     assert camera.name == "camera 0"
     (tmp_path / "a=b.mp4").touch()
     assert find_sources([str(tmp_path / "a=b.mp4")])[0].name.endswith("a=b.mp4")
-    for content, words in (("", "lists no sources"), ("x.streams", "no other lists")):
+    for content, words in (("", "the list holds no sources"), ("x.streams", "cannot contain another list")):
         listed.write_text(content)
         with pytest.raises(UsageError, match=words):
             find_sources([str(listed)])
@@ -900,12 +906,12 @@ def test_options_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (("--retries", "often"), "--retries often: a number, or `forever`"),
-        (("--camera-size", "big"), "--camera-size big: WIDTHxHEIGHT"),
-        (("--camera-format", "JPEG2"), "four letters"),
+        (("--retries", "often"), "--retries often: must be a number or `forever`"),
+        (("--camera-size", "big"), "--camera-size big: must be WIDTHxHEIGHT"),
+        (("--camera-format", "JPEG2"), "must be four ASCII characters"),
         (("--event", "fight=0"), "above 0"),
-        (("--event", "nap=0.5"), "event nap: no such class; there are fight, no_fight"),
-        (("--overlap", "9"), "--overlap 9: 1 to 8"),
+        (("--event", "nap=0.5"), "event nap: unknown class; the classes of this model are fight, no_fight"),
+        (("--overlap", "9"), "--overlap 9: must be 1 to 8"),
         (("--snapshots", "x"), "--snapshots: needs --event"),
         (("--webhook-header", "a: b"), "needs --webhook"),
         (("--glimpse-fps", "0"), "glimpse-fps"),
@@ -925,15 +931,15 @@ def test_a_stream_whose_server_dies_is_found_again_twenty_times(small_bundle: Pa
         with running(classifier, [server.address], LiveOptions(CaptureOptions(10.0))) as (kept, run):
             files: list[int] = []
             for number in range(1, 21):
-                until(lambda number=number: run.status().sources[0]["reconnects"] == number - 1)
-                glimpses = run.status().sources[0]["glimpses"]
-                until(lambda glimpses=glimpses: run.status().sources[0]["glimpses"] > glimpses + 3)
+                until(lambda number=number: run.status().sources[0].reconnects == number - 1)
+                glimpses = run.status().sources[0].glimpses
+                until(lambda glimpses=glimpses: run.status().sources[0].glimpses > glimpses + 3)
                 files.append(open_files())
                 assert len(capture_threads()) == 2
                 server.restart()
-            until(lambda: run.status().sources[0]["reconnects"] == 20)
-            glimpses = run.status().sources[0]["glimpses"]
-            until(lambda: run.status().sources[0]["glimpses"] > glimpses + 3)
+            until(lambda: run.status().sources[0].reconnects == 20)
+            glimpses = run.status().sources[0].glimpses
+            until(lambda: run.status().sources[0].glimpses > glimpses + 3)
         assert kept.kinds().count("lost") >= 20
         assert kept.kinds().count("reconnected") == 20
         assert max(files[5:]) <= max(files[:5]) + 1
@@ -970,8 +976,8 @@ def test_streams_of_every_kind_give_windows(name: str, make: Callable[[], Any], 
                 windows = len(kept.of(Window))
                 until(lambda: len(kept.of(Window)) > windows + 1)
             status = run.status().sources[0]
-            assert status["state"] == "running"
-            assert status["glimpses"] + status["dropped"] + status["waiting"] <= status["frames"]
+            assert status.state == "running"
+            assert status.glimpses + status.dropped + status.waiting <= status.frames
 
 
 @pytest.mark.usefixtures("soon")
@@ -989,13 +995,13 @@ def test_streams_of_every_kind_give_windows(name: str, make: Callable[[], Any], 
 def test_garbage_is_a_source_that_is_lost_and_tried_again(
     kind: str, scheme: str, words: str, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(capturing, "OPEN_TIMEOUT_S", 3.0)
+    monkeypatch.setattr(readers, "OPEN_TIMEOUT_S", 3.0)
     with Garbage(kind, scheme) as stream, classifier_of(small_bundle, schedule="stream") as classifier:
         options = LiveOptions(CaptureOptions(8.0, patient=True))
         with running(classifier, [stream.address, str(FIGHT)], options) as (kept, run):
             until(lambda: kept.kinds().count("lost") >= 2, 90)
             assert all(words in notice.text for notice in kept.of(Notice) if notice.kind == "lost")
-            assert run.status().sources[0]["state"] in ("lost", "running")
+            assert run.status().sources[0].state in ("lost", "running")
             until(lambda: any(window.source == str(FIGHT) for window in kept.of(Window)))
     until(lambda: not capture_threads(), 20)
 
@@ -1071,7 +1077,9 @@ def test_lines_of_results_and_of_the_status_do_not_mix(monkeypatch: pytest.Monke
     printer = Printer(Printing(as_json=True), print, lambda: None)
     printer.enqueue(Notice("a", "lost", "gone", 0.0))
     printer.close()
-    run: Any = SimpleNamespace(status=lambda: RunStatus(1.0, {}, [], [], {}, True, 0.0))
+    model = ModelStatus("", "", [], 1, 1, 1, "", 1.0, 1)
+    empty = RunStatus(1.0, model, [], [], Sensors(None, None, None, None, None), True, 0.0)
+    run: Any = SimpleNamespace(status=lambda: empty)
     with status_shown(run, 0.01, as_json=True, quiet=True):
         until(lambda: len(writes) > 4)
     assert [text for text in writes if text and not text.endswith("}\n")] == []
@@ -1083,7 +1091,7 @@ def test_a_lone_source_that_was_never_there_fails_at_once_unless_told_otherwise(
     patient = edge("classify", address, "--retries", 1)
     assert patient.returncode == 1
     lines = [line for line in patient.stderr.splitlines() if not line.startswith(("backend", "the default"))]
-    assert lines[0].endswith("trying again in 1 s")
+    assert lines[0].endswith("retrying in 1 s")
     assert lines[1].startswith("error: ")
     waiting = edge("classify", address, "--retries", "forever", "--duration", 2.5, "--json")
     assert waiting.returncode == 1

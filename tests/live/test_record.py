@@ -403,14 +403,14 @@ def test_what_cannot_be_is_said_before_the_run(tmp_path):
     file = tmp_path / "file"
     file.touch()
     for options, text in (
-        ({"rotate_mb": 0}, "a recording of 0 megabytes cannot be"),
-        ({"rotate_s": -1}, "a recording of -1 seconds cannot be"),
-        ({"fps": float("nan")}, "a recording of nan frames per second cannot be"),
-        ({"keep": 0}, "keeping 0 recordings cannot be"),
-        ({"folder": file}, "is a file: recordings go into a folder"),
+        ({"rotate_mb": 0}, "rotate_mb of a recording must be more than 0, not 0"),
+        ({"rotate_s": -1}, "rotate_s of a recording must be more than 0, not -1"),
+        ({"fps": float("nan")}, "fps of a recording must be more than 0, not nan"),
+        ({"keep": 0}, "keep must be at least 1 recording, the one being written, not 0"),
+        ({"folder": file}, "is a file, but recordings are written into a folder"),
     ):
         with pytest.raises(UsageError, match=text):
-            Recorder(**{"folder": tmp_path / "new", "spec": SPEC, "tell": print, **options})
+            Recorder(**{"folder": tmp_path / "new", "spec": SPEC, "report": print, **options})
     with pytest.raises(AdaFocusError, match="cannot be written"):
         Recorder(Path("/proc/recordings"), SPEC, print)
     with pytest.raises(AdaFocusError, match="cannot be written"):

@@ -192,7 +192,7 @@ def test_close_ends_the_loop_but_not_the_run(screen, tmp_path):
 def test_space_holds_the_picture_and_the_run_goes_on(screen, tmp_path):
     def hold():
         press(pygame.K_SPACE)
-        until(lambda: caption().endswith(", held"))
+        until(lambda: caption().endswith(", paused"))
         for index in range(1, 20):
             screen.enqueue(live_frame(index=index))
         time.sleep(0.3)
@@ -344,14 +344,14 @@ except Exception as error:
 def test_without_a_screen_the_reason_is_said():
     plain = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
     for more, text in (
-        ({}, "there is neither DISPLAY nor WAYLAND_DISPLAY"),
+        ({}, "neither DISPLAY nor WAYLAND_DISPLAY is set"),
         ({"DISPLAY": ":9999"}, "x11 not available"),
         ({"SDL_VIDEODRIVER": "nonsense"}, "nonsense not available"),
     ):
         command = [sys.executable, "-c", TRY]
         done = subprocess.run(command, cwd=ROOT, env=plain | more, capture_output=True, text=True, check=True)
         assert done.stdout == (
-            f"AdaFocusError no screen to show a window on ({text}): leave out --show, or use adafocus-edge serve\n"
+            f"AdaFocusError no screen for a window ({text}): run without --show, or use adafocus-edge serve\n"
         )
         assert done.stderr == ""
 

@@ -215,7 +215,7 @@ def test_lines_wait_until_a_full_disk_has_room_again(tmp_path):
         [sys.executable, "-c", FULL, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stderr == ""
-    assert done.stdout == f"{path}: cannot be written (File too large): tried again every 0.05 s\n"
+    assert done.stdout == f"{path}: cannot be written (File too large): retrying every 0.05 s\n"
     assert [line["id"] for line in lines(path)] == list(range(100))
 
 
@@ -234,11 +234,11 @@ def test_a_run_that_ends_does_not_wait_for_a_full_disk(tmp_path, told):
 def test_files_that_cannot_be_are_refused(tmp_path):
     for options, text in (
         ({"path": tmp_path}, "is a folder, not a file"),
-        ({"rotate_mb": 0}, "a file of 0 megabytes cannot be"),
-        ({"keep": 0}, "keeping 0 older files cannot be"),
+        ({"rotate_mb": 0}, "rotate_mb must be more than 0 megabytes, not 0"),
+        ({"keep": 0}, "keep must be at least 1 older file, not 0"),
     ):
         with pytest.raises(UsageError, match=text):
-            ResultsFile(**{"path": tmp_path / "a", "tell": print, **options})
+            ResultsFile(**{"path": tmp_path / "a", "report": print, **options})
     with pytest.raises(AdaFocusError, match="/proc/a: cannot be written"):
         ResultsFile(Path("/proc/a"), print)
 
@@ -289,7 +289,10 @@ def test_a_folder_that_cannot_be_written_is_told_once(sink, told, tmp_path):
     listener.enqueue(event(number=9))
     listener.close()
     assert len(list(folder.iterdir())) == 1
-    for options, text in (({"keep": 0}, "keeping 0 snapshots"), ({"quality": 0}, "quality is 1 to 95, not 0")):
+    for options, text in (
+        ({"keep": 0}, "keep must be at least 1 snapshot, not 0"),
+        ({"quality": 0}, "quality of a JPEG must be 1 to 95, not 0"),
+    ):
         with pytest.raises(UsageError, match=text):
             Snapshots(tmp_path, SPEC, print, **options)
 
@@ -383,7 +386,7 @@ def test_what_fails_for_now_is_tried_again(sink, told, trouble):
     assert [body["id"] for _, _, body in hook.got if body["answer"] == 200] == [1, 2]
     assert listener.failed == listener.dropped == 0
     assert len(told) == 1
-    assert told[0].endswith(": tried again until it is taken")
+    assert told[0].endswith(": retried until it is accepted")
 
 
 @pytest.mark.parametrize("refusal", [400, 401, 404, 301, 307])
@@ -414,7 +417,7 @@ def test_a_server_that_dies_and_comes_back_gets_everything(sink, told):
     ids = [body["id"] for _, _, body in back.got]
     assert ids[:5] == [2, 3, 4, 5, 6]
     assert told == [
-        f"http://***@127.0.0.1:{hook.port}/...: cannot be reached (Connection refused): tried again until it is taken"
+        f"http://***@127.0.0.1:{hook.port}/...: cannot be reached (Connection refused): retried until it is accepted"
     ]
 
 
@@ -574,7 +577,7 @@ def test_a_broker_that_is_killed_and_comes_back_gets_the_events(broker, sink, to
         until(lambda: any('"id": 12' in payload for _, payload, _ in subscriber.got))
     status = [payload for topic, payload, _ in subscriber.got if topic.endswith("status")]
     assert json.loads(status[-1])["notice"] == "lost"
-    assert told[0] == f"mqtt://127.0.0.1:{broker.port}: the broker is gone: tried again"
+    assert told[0] == f"mqtt://127.0.0.1:{broker.port}: the connection to the broker is lost: retrying"
 
 
 @needs_broker
@@ -669,7 +672,7 @@ def test_login_and_tls(tmp_path, sink, told):
             assert good.name == f"mqtts://***@{place}"
             wrong = sink(Mqtt, f"mqtts://anna:hunter3@{place}/wrong", ca_file=tmp_path / "cert.pem")
             until(lambda: told)
-            assert told == [f"mqtts://***@{place}: the broker refuses (not authorized): tried again"]
+            assert told == [f"mqtts://***@{place}: the broker refuses the connection (not authorized): retrying"]
             wrong.close()
             untrusted = sink(Mqtt, f"mqtts://anna:hunter2%3A%40%2F@{place}/untrusted")
             until(lambda: len(told) > 1)
@@ -691,10 +694,10 @@ def test_brokers_that_cannot_be_are_refused_without_repeating_them(tmp_path, mon
         assert not any(secret in str(caught.value) for secret in SECRETS)
     with pytest.raises(UsageError, match="mqtts://"):
         Mqtt("mqtt://host", print, ca_file=tmp_path / "ca.pem")
-    with pytest.raises(AdaFocusError, match=r"ca\.pem: no certificates to trust"):
+    with pytest.raises(AdaFocusError, match=r"ca\.pem: cannot be read as certificates to trust"):
         Mqtt("mqtts://host", print, ca_file=tmp_path / "ca.pem")
     (tmp_path / "ca.pem").write_text("not one")
-    with pytest.raises(AdaFocusError, match=r"ca\.pem: no certificates to trust"):
+    with pytest.raises(AdaFocusError, match=r"ca\.pem: cannot be read as certificates to trust"):
         Mqtt("mqtts://host", print, ca_file=tmp_path / "ca.pem")
     monkeypatch.setitem(sys.modules, "paho.mqtt.client", None)
     with pytest.raises(MissingExtraError, match=r"paho-mqtt.*adafocus-edge\[mqtt\]"):

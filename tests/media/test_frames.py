@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+import adafocus_edge
 from adafocus_edge.backends.device.memory import HostDevice
 from adafocus_edge.backends.device.pixels import FrameBuffer
+from adafocus_edge.backends.loaded import open_programs
 from adafocus_edge.backends.onnxruntime import OrtSession
-from adafocus_edge.backends.registry import load_model, open_programs
+from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.errors import AdaFocusError, BackendError, FrameError
 from adafocus_edge.media.frames import ModelFrame
@@ -133,6 +136,13 @@ def test_the_manuals_example_prints_the_label_and_the_confidence(tmp_path):
     assert 0.5 <= float(confidence) <= 1
 
 
+def test_the_packages_own_example_runs_and_prints_the_label(tmp_path):
+    code = textwrap.dedent(adafocus_edge.__doc__.partition("Example::")[2])
+    (tmp_path / "clip.mp4").write_bytes(CLIP.read_bytes())
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout == "fight\n"
+
+
 def test_the_manuals_frames_are_those_of_ffmpeg_and_pillow(manual):
     pictures, fps = decoded()
     gap = round(fps * 0.1)
@@ -204,15 +214,15 @@ def test_a_model_of_motion_refuses_plain_arrays_and_names_the_fix(where, request
 def test_frames_made_for_another_model_are_refused(model, rgb_model):
     colour = model_frame(PIXELS[0], RGB)
     for way in everywhere(model, colour):
-        with pytest.raises(FrameError, match=r"made for RGB frames \(fit crop\), and this model takes motion"):
+        with pytest.raises(FrameError, match=r"made for RGB frames \(fit crop\), but this model takes motion"):
             way()
     for way in everywhere(rgb_model, motion_frame(list(PIXELS[:3]), MOTION)):
-        with pytest.raises(FrameError, match=r"made for motion frames .* and this model takes RGB"):
+        with pytest.raises(FrameError, match=r"made for motion frames .* but this model takes RGB"):
             way()
     slower = motion_frame(list(PIXELS[:3]), official_spec(motion_gap_s=0.5, fit="squash"))
     with pytest.raises(FrameError, match=r"1 s before, 0.5 s before and now"):
         GlimpseStream(model).see([slower])
-    with pytest.raises(FrameError, match="no known model"):
+    with pytest.raises(FrameError, match="an unknown model"):
         GlimpseStream(model).see([PIXELS[0].view(ModelFrame)])
 
 
@@ -229,7 +239,7 @@ def test_a_model_of_rgb_takes_plain_arrays_and_its_own_frames(rgb_model):
     [
         (PIXELS[0] / np.float32(255), "float32 .* multiply 0..1 by 255"),
         (PIXELS[0].astype(np.int64), "int64 .* convert it to uint8"),
-        (PIXELS[0].transpose(2, 0, 1), "channels come last"),
+        (PIXELS[0].transpose(2, 0, 1), "channels must come last"),
         (np.zeros((224, 224, 4), np.uint8), "alpha"),
         (np.zeros((224, 224), np.uint8), r"takes uint8 \[224, 224, 3\]"),
         (
@@ -252,9 +262,9 @@ def test_what_is_no_frame_is_refused_in_one_line(frame, words, rgb_model):
 
 
 def test_a_wrong_number_of_frames_is_refused(rgb_model, on_device):
-    with pytest.raises(FrameError, match="2 for 1 clips"):
+    with pytest.raises(FrameError, match="2 frames for 1 clips"):
         GlimpseStream(rgb_model).see(PIXELS[:2])
-    with pytest.raises(FrameError, match="1 for 2 clips"):
+    with pytest.raises(FrameError, match="1 frames for 2 clips"):
         GlimpseStream(on_device, 2).see([motion_frame(list(PIXELS[:3]), MOTION)])
     for frames in (PIXELS[0], "frames", 7):
         with pytest.raises(FrameError, match="frame"):
@@ -287,10 +297,10 @@ def test_tensors_on_a_device_are_checked_too(on_device):
         (PIXELS[0].transpose(2, 0, 1), r"transpose\(1, 2, 0\)"),
         (np.zeros((9, 9, 4), np.uint8), "alpha"),
         (np.zeros((9, 9, 1), np.uint8), r"picture\[..., 0\]"),
-        (np.zeros((9, 9, 2), np.uint8), "no picture"),
+        (np.zeros((9, 9, 2), np.uint8), r"a picture is \[H, W, 3\]"),
         (PIXELS, "one picture at a time"),
         (np.zeros((0, 9, 3), np.uint8), "empty"),
-        (np.zeros(9, np.uint8), "no picture"),
+        (np.zeros(9, np.uint8), r"a picture is \[H, W, 3\]"),
         (Image.new("RGBA", (9, 9)), r"RGBA, 9 x 9\): use image.convert"),
         (Image.new("P", (9, 9)), "convert"),
         ("a.jpg", "a str: give a PIL image"),
@@ -332,12 +342,12 @@ def test_makers_are_for_models_of_their_kind():
         model_frame(PIXELS[0], MOTION)
     with pytest.raises(FrameError, match="sees RGB, not motion: use model_frame"):
         motion_frame(list(PIXELS[:3]), RGB)
-    with pytest.raises(FrameError, match="made of 3 pictures, not 4"):
+    with pytest.raises(FrameError, match="made from 3 pictures, not 4"):
         motion_frame(list(PIXELS), MOTION)
     maker = FrameMaker(MOTION)
     maker.add(PIXELS[0], 1.0)
     for time_s in (1.0, 0.5, float("nan")):
-        with pytest.raises(FrameError, match="times rise"):
+        with pytest.raises(FrameError, match="times must rise"):
             maker.add(PIXELS[0], time_s)
     assert np.array_equal(FrameMaker(RGB).add(PIXELS[0], 0.0), model_frame(PIXELS[0], RGB))
 

@@ -13,20 +13,22 @@ import pytest
 import torch
 from PIL import Image
 
-from adafocus_edge.bundle.store import default_bundle, read_bundle, read_classes
+from adafocus_edge.bundle.classes import read_classes
+from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.cli.outputs import video_names
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import read_data, read_list
 from adafocus_edge.live.events import EventRule
-from adafocus_edge.media.frame_folder import FOLDER_FPS, FrameFolder
+from adafocus_edge.media.clip import DEFAULT_FPS
+from adafocus_edge.media.frame_folder import FrameFolder
 from adafocus_edge.media.sources import Source, find_sources
 from adafocus_edge.system.retention import SafeNames
 from calibration.inputs import _read_split
 from tests.conftest import edge, one_line_error
 from training.checkpoint import read_checkpoint
-from training.options import compose_options
+from training.compose import compose_options
 from training.prepare import PrepareOptions, prepare
-from training.train import _split_notes, read_splits
+from training.splits import read_splits, split_notes
 
 COLOURS = {"run": (220, 30, 30), "walk": (30, 220, 30)}
 NFC, NFD = (unicodedata.normalize(form, "écharpe") for form in ("NFC", "NFD"))
@@ -107,7 +109,7 @@ def test_clips_of_one_name_in_two_folders_keep_their_own_label(
 def test_a_bare_name_of_two_videos_is_an_error_that_names_both(videos: Path, tmp_path: Path) -> None:
     for name in ("001", "001.mp4"):
         path = listed(tmp_path / "list.txt", f"{name},run")
-        with pytest.raises(DataError, match=r"line 1: .*run/001\.mp4 or .*walk/001\.mp4"):
+        with pytest.raises(DataError, match=r"line 1: .*run/001\.mp4 and .*walk/001\.mp4"):
             prepare(PrepareOptions(videos, tmp_path / "out", annotations=(path,)))
 
 
@@ -136,15 +138,15 @@ def test_one_name_with_two_suffixes_needs_the_suffix(tmp_path: Path) -> None:
     for suffix, name in ((".avi", "walk"), (".mp4", "run")):
         video(tmp_path / "V" / "x" / f"001{suffix}", COLOURS[name])
     options = PrepareOptions(tmp_path / "V", tmp_path / "out", size=32)
-    with pytest.raises(UsageError, match=r"two videos are called x/001: x/001\.avi and x/001\.mp4"):
+    with pytest.raises(UsageError, match=r"two videos have the name x/001: x/001\.avi and x/001\.mp4"):
         prepare(options)
     path = listed(tmp_path / "list.txt", "x/001,run")
-    with pytest.raises(DataError, match=r"x/001\.avi or .*x/001\.mp4"):
+    with pytest.raises(DataError, match=r"x/001\.avi and .*x/001\.mp4"):
         prepare(PrepareOptions(tmp_path / "V", tmp_path / "out", annotations=(path,)))
-    with pytest.raises(DataError, match=r"line 1: 'x/001' may be .*x/001\.avi or .*x/001\.mp4: give its suffix"):
+    with pytest.raises(DataError, match=r"line 1: 'x/001' matches .*x/001\.avi and .*x/001\.mp4: give its suffix"):
         read_list(listed(tmp_path / "split.txt", "x/001,4,0"), tmp_path / "V", ["run"])
     csv = listed(tmp_path / "V" / "clips.csv", "video,class", "x/001,run")
-    with pytest.raises(DataError, match=r"line 2: 'x/001' may be"):
+    with pytest.raises(DataError, match=r"line 2: 'x/001' matches"):
         read_data(csv)
     path = listed(tmp_path / "list.txt", "x/001.mp4,run", "x/001.avi,walk")
     prepare(PrepareOptions(tmp_path / "V", tmp_path / "out", annotations=(path,), size=32))
@@ -196,7 +198,7 @@ def test_a_clip_in_both_lists_or_with_two_labels_is_refused(videos: Path, tmp_pa
     with pytest.raises(DataError, match="line 3: .* is 'walk' here"):
         read_data(csv)
     csv = listed(tmp_path / "c.csv", "video,class", f"{videos}/run/001.mp4,run", f"{videos}/run/001.mp4,run")
-    assert "names 1 clips again" in read_data(csv).notes[0]
+    assert "lists 1 clips again" in read_data(csv).notes[0]
 
 
 def test_several_lines_of_a_video_with_several_labels_are_joined(videos: Path, tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ def test_several_lines_of_a_video_with_several_labels_are_joined(videos: Path, t
 
 def test_groups_of_a_bare_name_that_two_videos_have_are_refused(videos: Path, tmp_path: Path) -> None:
     groups = listed(tmp_path / "groups.csv", "video,source", "001.mp4,a")
-    with pytest.raises(DataError, match=r"run/001\.mp4 or .*walk/001\.mp4"):
+    with pytest.raises(DataError, match=r"run/001\.mp4 and .*walk/001\.mp4"):
         prepare(PrepareOptions(videos, tmp_path / "out", groups=groups))
     groups = listed(tmp_path / "groups.csv", "video,source", "run/001.mp4,a", "run/001.mp4,b")
     with pytest.raises(DataError, match=r"line 3: .*run/001\.mp4 is of source 'b' here, and of 'a' above"):
@@ -220,7 +222,7 @@ def test_training_says_which_clips_are_on_both_sides(videos: Path, tmp_path: Pat
     listed(videos / "val.txt", "run/002,4,0", "walk/001.mp4,4,1")
     listed(videos / "names.txt", "run", "walk")
     given = f"dataset=custom train_stage=0 data_dir={videos} train_list=train.txt val_list=val.txt classes=names.txt"
-    notes = _split_notes(*read_splits(compose_options(given.split()).options))
+    notes = split_notes(*read_splits(compose_options(given.split()).options))
     assert len(notes) == 1
     assert "1 clips to validate are in" in notes[0]
     assert notes[0].endswith("walk/001.mp4")
@@ -333,9 +335,9 @@ def test_other_encodings_are_told_in_a_line(encoding: str, tmp_path: Path) -> No
 
 def test_a_frame_rate_that_is_none_is_told(tmp_path: Path) -> None:
     picture(tmp_path / "1.png")
-    assert FrameFolder(str(tmp_path)).fps == FOLDER_FPS
+    assert FrameFolder(str(tmp_path)).fps == DEFAULT_FPS
     (tmp_path / "fps.txt").write_text("29,97\n")
-    with pytest.raises(SourceError, match=r"fps\.txt: '29,97' is no frame rate"):
+    with pytest.raises(SourceError, match=r"fps\.txt: '29,97' is not a frame rate"):
         FrameFolder(str(tmp_path))
 
 
@@ -408,7 +410,7 @@ def test_pictures_beside_videos_and_in_class_folders_are_left_out_and_said(tmp_p
     video(tmp_path / "stray.mp4", COLOURS["run"])
     split = read_data(tmp_path)
     assert [example.name for example in split.examples] == ["run/clip", "walk/clip"]
-    assert "stray.mp4 (in no class's folder)" in split.notes[0]
+    assert "stray.mp4 (not in the folder of a class)" in split.notes[0]
     assert "run/still_0.png (1 of 3 images" in split.notes[0]
     video(tmp_path / "run" / "a.mp4", COLOURS["run"])
     found, left_out = addresses(tmp_path / "run")
@@ -418,7 +420,7 @@ def test_pictures_beside_videos_and_in_class_folders_are_left_out_and_said(tmp_p
 
 def test_frames_that_lie_in_a_class_folder_itself_are_named_in_the_error(tmp_path: Path) -> None:
     picture(tmp_path / "run" / "1.png")
-    with pytest.raises(DataError, match=r"no clips in it \(left out: .*run/1\.png"):
+    with pytest.raises(DataError, match=r"no clips in it \(skipped: .*run/1\.png"):
         read_data(tmp_path)
 
 
@@ -428,7 +430,7 @@ def test_folders_of_frames_are_no_videos_to_prepare_and_said(tmp_path: Path) -> 
     picture(tmp_path / "V" / "run" / "c" / "1.png")
     done = prepare(PrepareOptions(tmp_path / "V", tmp_path / "out", size=32))
     assert sum(done.lists.values()) == 2
-    assert "left out: 1 folders of frames, such as " in done.notes[0]
+    assert "skipped: 1 folders of frames, such as " in done.notes[0]
 
 
 def test_a_cover_does_not_hide_clips_of_frames(tmp_path: Path) -> None:
@@ -445,9 +447,9 @@ def test_what_is_left_out_is_one_line_on_stderr(tmp_path: Path) -> None:
     done = edge("classify", tmp_path / "frames", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["source"] == str(tmp_path / "frames")
-    (line,) = (line for line in done.stderr.splitlines() if "left out" in line)
+    (line,) = (line for line in done.stderr.splitlines() if "skipped: " in line)
     assert line.endswith("and 1 more")
-    assert "left out" not in edge("classify", tmp_path / "frames", "--json", "--quiet").stderr
+    assert "skipped: " not in edge("classify", tmp_path / "frames", "--json", "--quiet").stderr
 
 
 @pytest.mark.parametrize(
@@ -501,7 +503,7 @@ def test_one_class_twice_in_a_list_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=f"lines 1 and 3 both name the class '{NFC}'"):
         read_classes(path)
     (tmp_path / "data" / "run").mkdir(parents=True)
-    with pytest.raises(DataError, match="are both named 'run'"):
+    with pytest.raises(DataError, match="class names: entries 1 and 2 both name the class 'run'"):
         read_data(tmp_path / "data", ("run", "run"))
 
 

@@ -149,7 +149,7 @@ def test_images_of_other_kinds(image, expected, tmp_path):
     path = tmp_path / "1.tif"
     image.save(path)
     if expected is None:
-        with pytest.raises(SourceError, match=r"1\.tif: an image of 32 bits"):
+        with pytest.raises(SourceError, match=r"1\.tif: an image with 32 bits"):
             list(FrameFolder(str(tmp_path)).select([0], lambda rgb: rgb))
         return
     ((_, pixels),) = FrameFolder(str(tmp_path)).select([0], lambda rgb: rgb)

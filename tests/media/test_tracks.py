@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from adafocus_edge.errors import SourceError
-from adafocus_edge.live.capture import Counters, _address_pictures
+from adafocus_edge.live.meters import Counters
+from adafocus_edge.live.readers import address_pictures
 from adafocus_edge.media.sources import Source
 from adafocus_edge.media.video_file import VideoFile
 from tests.conftest import edge
@@ -82,7 +83,7 @@ def test_the_track_is_the_one_that_ffmpeg_takes(kind: str, preview: Path, cover:
     several = kind not in ("empty.ts", "cover.mp4")
     assert bool(video.track_note) == several
     if several:
-        assert f"({expected[0]} x {expected[1]})" in video.track_note.partition("left out")[0]
+        assert f"({expected[0]} x {expected[1]})" in video.track_note.partition("ignoring")[0]
 
 
 def test_another_track_is_taken_if_asked_for(preview: Path, cover: Path) -> None:
@@ -103,15 +104,15 @@ def test_another_track_is_taken_if_asked_for(preview: Path, cover: Path) -> None
 def test_classify_says_which_track_it_took(preview: Path) -> None:
     plain = edge("classify", preview, "--json")
     assert plain.returncode == 0, plain.stderr
-    assert "took 1 (640 x 360), left out 0 (160 x 90)" in plain.stderr
+    assert "using 1 (640 x 360), ignoring 0 (160 x 90)" in plain.stderr
     asked = edge("classify", preview, "--json", "--video-track", 0)
-    assert "took 0 (160 x 90)" in asked.stderr
+    assert "using 0 (160 x 90)" in asked.stderr
     assert asked.stdout != plain.stdout
     wrong = edge("classify", preview, "--json", "--video-track", 7)
     assert wrong.returncode == 1
     assert "no video track 7" in wrong.stderr
     live = edge("classify", preview, "--json", "--provisional")
-    assert "took 1 (640 x 360)" in live.stderr
+    assert "using 1 (640 x 360)" in live.stderr
     folder = edge("classify", "tests/golden/actnet96", "--video-track", 1)
     assert folder.returncode == 1
     assert "has no video tracks" in folder.stderr
@@ -166,7 +167,7 @@ def test_of_a_live_hls_master_one_variant_is_fetched(tmp_path: Path) -> None:
     notes: list[str] = []
     with live_hls(tmp_path) as (address, asked):
         source = Source("hls", f"{address}/master.m3u8")
-        pictures = _address_pictures(source, threading.Event(), Counters(), notes.append)
+        pictures = address_pictures(source, threading.Event(), Counters(), notes.append)
         sizes = set()
         for number, picture in enumerate(pictures):
             sizes.add((picture.width, picture.height))
@@ -174,7 +175,7 @@ def test_of_a_live_hls_master_one_variant_is_fetched(tmp_path: Path) -> None:
                 break
         pictures.close()  # type: ignore[attr-defined]
     assert sizes == {LARGE}
-    assert "took 1 (640 x 360), left out 0 (160 x 90)" in notes[0]
+    assert "using 1 (640 x 360), ignoring 0 (160 x 90)" in notes[0]
     fetched = {name: len({path for path in asked if re.fullmatch(rf"/{name}\d+\.ts", path)}) for name in names}
     # Both are looked into when the list is opened; only one is read on.
     assert fetched["low"] <= 2

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adafocus_edge.errors import SourceError
-from adafocus_edge.live.capture import _clip_pictures
+from adafocus_edge.live.readers import clip_pictures
 from adafocus_edge.media import video_file as video_module
 from adafocus_edge.media.orientation import upright
 from adafocus_edge.media.preprocess import sample_indices
@@ -89,11 +89,12 @@ def test_a_process_of_one_core_decodes_in_order_and_gets_the_same_frames(kind, t
 
 def test_seeking_ends_where_decoding_on_costs_less(tmp_path):
     video = VideoFile(str(encode(tmp_path / "clip.mp4", frames=60, options={"g": "10", "sc_threshold": "0"})))
-    assert video._timeline.keys == [0, 10, 20, 30, 40, 50]
+    timeline = video._timeline
+    assert timeline.keys == [0, 10, 20, 30, 40, 50]
     every = list(range(60))
-    assert video._joined(video._runs(every)) == [every]
+    assert timeline.join_runs(timeline.runs(every)) == [every]
     # Two frames lie between frame 7 and the key frame 10; three between 16 and 20.
-    assert video._joined(video._runs([2, 7, 12, 16, 25, 55])) == [[2, 7, 12, 16], [25], [55]]
+    assert timeline.join_runs(timeline.runs([2, 7, 12, 16, 25, 55])) == [[2, 7, 12, 16], [25], [55]]
 
 
 def test_a_file_that_must_be_counted_is_decoded_once(tmp_path, monkeypatch):
@@ -191,13 +192,13 @@ def test_a_display_matrix_turns_and_mirrors_as_ffmpeg_does(kind, tmp_path):
     video = VideoFile(str(path))
     assert all(np.array_equal(pixels, expected[index]) for index, pixels in video.frames())
     assert all(np.array_equal(pixels, expected[index]) for index, pixels in video.select([1, 4], lambda rgb: rgb))
-    live = [picture for _, picture in _clip_pictures(video)]
+    live = [picture for _, picture in clip_pictures(video)]
     assert all(np.array_equal(picture.to_rgb(), expected[index]) for index, picture in enumerate(live))
     assert {(picture.width, picture.height) for picture in live} == {size}
     if kind == "as stored":
         video.nv12()
     else:
-        with pytest.raises(SourceError, match="turned or mirrored"):
+        with pytest.raises(SourceError, match="rotation or mirror flag"):
             video.nv12()
 
 

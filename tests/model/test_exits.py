@@ -140,7 +140,7 @@ def test_sets_are_found_by_name_and_order():
     sets = {"half": (ExitThresholds("clip", "probability", (0.5,)), ExitThresholds("live", "probability", (0.6,)))}
     assert find_exits(sets, "half", ["live"]).values == (0.6,)
     assert find_exits(sets, "half", ["clip", "coarse-to-fine"]).values == (0.5,)
-    with pytest.raises(KeyError, match="are for clip, live, not for coarse-to-fine"):
+    with pytest.raises(KeyError, match="are for the order clip, live, not for coarse-to-fine"):
         find_exits(sets, "half", ["coarse-to-fine"])
-    with pytest.raises(KeyError, match="no exit thresholds 'third'; there are: half"):
+    with pytest.raises(KeyError, match="no exit thresholds 'third'; this bundle has: half"):
         find_exits(sets, "third", ["clip"])

@@ -94,7 +94,7 @@ def test_classify_takes_it_but_for_what_is_of_the_page(tmp_path):
     config.write_text(text)
     with pytest.raises(UsageError, match="no option 'host'"):
         parse("classify", "--config", str(config))
-    config.write_text(re.sub(r"^# --- the page.*?(?=^# ---)", "", text, flags=re.MULTILINE | re.DOTALL))
+    config.write_text(re.sub(r"^# --- page.*?(?=^# ---)", "", text, flags=re.MULTILINE | re.DOTALL))
     assert len(parse("classify", "--config", str(config))["source"]) == 2
 
 

@@ -182,7 +182,7 @@ def test_the_figures_of_the_readme_are_those_of_the_reports() -> None:
 def test_contributing_names_files_and_names_that_exist() -> None:
     """Of each chapter on where to change something: its files exist, and hold the names that it gives."""
     chapters = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("\n### ")[1:]
-    assert len(chapters) == 8
+    assert len(chapters) == 10
     for chapter in chapters:
         codes = re.findall(r"`([^`\n]+)`", chapter.partition("\n## ")[0])
         files = [ROOT / code for code in codes if re.fullmatch(r"[\w./-]+\.(py|yml|md|toml)", code)]
@@ -249,7 +249,7 @@ class Words(HTMLParser):
 def test_the_reference_has_every_option_of_every_verb_and_of_train(site: Path) -> None:
     shown = Words(site / "reference" / "cli.html").codes
     for command in command_line.commands().values():
-        assert command_line.options_of(command, hidden=False) - {"--help"} <= shown
+        assert command_line.options_of(command, hidden=False) - {"--help", "-h"} <= shown
     assert set(TrainOptions.__dataclass_fields__) <= Words(site / "reference" / "train-options.html").codes
 
 

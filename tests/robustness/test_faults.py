@@ -38,6 +38,7 @@ from adafocus_edge.live.sinks.snapshots import Snapshots
 from adafocus_edge.system.files import draft_file, locked, write_text
 from tests.conftest import ROOT, SMALL, edge, one_line_error
 from tests.support.live_parts import SPEC, WALL_S, event, live_frame, until
+from tests.support.prefork import run_module
 
 FIGHTS = ROOT / "tests" / "fights"
 CLIPS = [FIGHTS / "fight" / "fi013.mp4", FIGHTS / "no_fight" / "nofi018.mp4"]
@@ -91,8 +92,10 @@ class Walk:
 
     def run(self, number: int) -> subprocess.CompletedProcess[str]:
         log = self.folder.parent / "changes.log"
-        process = started("-m", "tests.support.dies", self.folder, number, log, *self.command, **self.environment)
-        done = ended(process)
+        arguments = [str(part) for part in (self.folder, number, log, *self.command)]
+        environment = {**os.environ, **{name: str(value) for name, value in self.environment.items()}}
+        torch = self.command[0] == "export"
+        done = run_module("tests.support.dies", arguments, ROOT, environment, torch=torch, timeout_s=300)
         if number == 0:
             assert done.returncode == 0, done.stderr
             self.changes = log.read_text().splitlines()
@@ -403,7 +406,7 @@ def test_a_full_disk_refuses_an_upload_and_keeps_nothing_of_it(disk, monkeypatch
         with quick(classifier, new_run(classifier)) as server:
             answer = send(server, CLIPS[0].read_bytes(), "clip.mp4")
     assert answer.status == 507
-    assert answer.error == "clip.mp4: cannot be kept while it is classified (No space left on device)"
+    assert answer.error == "clip.mp4: cannot be stored on the server (No space left on device)"
     assert [path.name for path in place.iterdir()] == ["ballast"]
 
 
@@ -550,8 +553,8 @@ def test_a_bundle_is_not_replaced_while_it_is_changed(bundle):
 
 def test_a_lock_does_not_outlive_its_holder(bundle):
     script = (
-        "import sys, time; from pathlib import Path; from adafocus_edge.bundle.store import changing\n"
-        "with changing(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+        "import sys, time; from pathlib import Path; from adafocus_edge.bundle.store import bundle_lock\n"
+        "with bundle_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     process = started("-c", script, bundle.path)
     assert process.stdout is not None
@@ -580,7 +583,7 @@ def test_calibrations_and_tunings_at_the_same_time_lose_nothing(bundle):
         one, other = other, one
     assert one.returncode == 0, one.stderr
     if other.returncode:
-        one_line_error(other, 1, f"{bundle.path}: another calibration is writing it")
+        one_line_error(other, 1, f"{bundle.path}: another calibration is writing to it")
     found = read_bundle(bundle.path).manifest
     assert set(found.variants) == {"fp32", "fp16"}
     assert set(found.thresholds) == {"a"}
@@ -592,19 +595,19 @@ def test_a_profile_that_came_meanwhile_is_not_replaced(bundle, monkeypatch):
     """The name was free when measuring began."""
     from typer.testing import CliRunner
 
+    from adafocus_edge.benchmark import tune
     from adafocus_edge.cli import app as cli
-    from adafocus_edge.cli.measure import Measurement
 
-    measured = Measurement.run
+    measured = tune.measure_settings
     reports: list[Any] = []
 
-    def run(self, *arguments):
-        reports.extend([] if reports else [measured(self, *arguments)])
+    def run(*arguments):
+        reports.extend([] if reports else [measured(*arguments)])
         if change is not None:
             update_bundle(bundle.path, change)
         return reports[0]
 
-    monkeypatch.setattr(Measurement, "run", run)
+    monkeypatch.setattr(tune, "measure_settings", run)
     command = ["tune", *map(str, [bundle.path, "--data", FIGHTS, *TUNE, "-q"])]
     change: Any = None
     assert CliRunner().invoke(cli.app, command).exit_code == 0
@@ -629,7 +632,7 @@ def test_a_profile_that_came_meanwhile_is_not_replaced(bundle, monkeypatch):
 def test_a_calibration_is_not_put_into_another_model(bundle, monkeypatch):
     """Exported anew while it was calibrated: graphs of the old weights would have gone into the new bundle."""
     from calibration import calibrate
-    from calibration.options import read_options
+    from calibration.options import CalibrateArguments
 
     def other(manifest):
         graphs = manifest.variants["fp32"]
@@ -643,11 +646,11 @@ def test_a_calibration_is_not_put_into_another_model(bundle, monkeypatch):
         return made(self, name)
 
     monkeypatch.setattr(calibrate.Maker, "make", make)
-    options = read_options(
+    options = CalibrateArguments(
         data=FIGHTS, frames=None, report_on=None, variants="fp16", output=None, clips=4, samples=8, share=0.5, seed=1,
         patches="policy", method="minmax", max_drop=100.0, exit_goals=["none"], confidence="probability", orders="clip",
-        glimpse_fps=2.0, reduce_range="auto", threads=2, force=False, segments=bundle.spec.segments,
-    )  # fmt: skip
+        glimpse_fps=2.0, reduce_range="auto", threads=2, force=False,
+    ).options(bundle.spec.segments)  # fmt: skip
     before = {path.name: path.read_bytes() for path in (bundle.path / "fp16").iterdir()}
     with pytest.raises(BundleError, match="was replaced by another model meanwhile"):
         calibrate.calibrate(bundle.path, options)
@@ -664,7 +667,7 @@ def test_a_copy_of_a_bundle_that_changes_meanwhile_is_no_copy(bundle, tmp_path, 
         return done
 
     monkeypatch.setattr(shutil, "copytree", changed)
-    with pytest.raises(BundleError, match="was changed while it was copied: run again"):
+    with pytest.raises(BundleError, match="changed while it was being copied: run again"):
         copied_bundle(bundle, tmp_path / "copy")
     monkeypatch.undo()
     assert copied_bundle(bundle, tmp_path / "copy").manifest == bundle.manifest

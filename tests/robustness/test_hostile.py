@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 
 from adafocus_edge.benchmark.compare import read_report
+from adafocus_edge.bundle.classes import read_classes
 from adafocus_edge.bundle.manifest import CLASSES, MANIFEST
-from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, read_classes, sha256_of
+from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, sha256_of
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
 from adafocus_edge.evaluation.dataset import read_data
-from adafocus_edge.live.capture import Counters, _address_pictures
-from adafocus_edge.media import video_file as reading
-from adafocus_edge.media.frame_folder import FOLDER_FPS, FPS_FILE, FrameFolder
+from adafocus_edge.live.meters import Counters
+from adafocus_edge.live.readers import address_pictures
+from adafocus_edge.media import containers as reading
+from adafocus_edge.media.clip import DEFAULT_FPS
+from adafocus_edge.media.frame_folder import FPS_FILE, FrameFolder
 from adafocus_edge.media.sources import Source, find_sources
 from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.system import files
@@ -73,7 +76,7 @@ def website(pages: dict[str, bytes]) -> Iterator[tuple[str, list[str]]]:
 def test_a_file_that_lists_others_is_not_followed(name: str, content: str, tmp_path: Path) -> None:
     shutil.copy(FIGHT, tmp_path / "other.mp4")
     (tmp_path / name).write_text(content, encoding="utf-8")
-    with pytest.raises(SourceError, match="what lists other files is not followed"):
+    with pytest.raises(SourceError, match="files that list other files are not followed"):
         VideoFile(str(tmp_path / name))
 
 
@@ -81,10 +84,10 @@ def test_a_file_that_lists_others_is_not_followed(name: str, content: str, tmp_p
 def test_an_address_that_lists_others_is_not_followed(listed: str) -> None:
     page = CONCAT.format(listed.format(FIGHT)).encode()
     with website({"/list.mp4": page, "/other.mp4": FIGHT.read_bytes()}) as (address, asked):
-        with pytest.raises(SourceError, match="what lists other files is not followed"):
+        with pytest.raises(SourceError, match="files that list other files are not followed"):
             VideoFile(f"{address}/list.mp4")
         with pytest.raises(SourceError, match="cannot be read"):
-            list(_address_pictures(Source("list", f"{address}/list.mp4"), threading.Event(), Counters()))
+            list(address_pictures(Source("list", f"{address}/list.mp4"), threading.Event(), Counters()))
     assert set(asked) == {"/list.mp4"}
 
 
@@ -93,7 +96,7 @@ def test_a_playlist_from_elsewhere_names_no_files_of_this_machine(named: str, tm
     clip = encode(tmp_path / "clip.ts", 30)
     page = PLAYLIST.format(named.format(clip)).encode()
     with website({"/live.m3u8": page}) as (address, _), pytest.raises(SourceError, match="cannot be read"):
-        list(_address_pictures(Source("live", f"{address}/live.m3u8"), threading.Event(), Counters()))
+        list(address_pictures(Source("live", f"{address}/live.m3u8"), threading.Event(), Counters()))
 
 
 # -- pictures that fill memory -----------------------------------------------------------------------------------------
@@ -102,7 +105,7 @@ def test_a_playlist_from_elsewhere_names_no_files_of_this_machine(named: str, tm
 def test_a_video_of_huge_pictures_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = encode(tmp_path / "clip.mp4", 10, size=(320, 240))
     monkeypatch.setattr(reading, "LARGEST_IMAGE", 320 * 240 - 1)
-    with pytest.raises(SourceError, match="320 x 240 pixels are too many for a frame"):
+    with pytest.raises(SourceError, match="frames of 320 x 240 pixels are too large"):
         VideoFile(str(path))
 
 
@@ -121,7 +124,7 @@ def test_huge_pictures_of_a_stream_are_left_out(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(reading, "LARGEST_IMAGE", 400 * 300)
     counters = Counters()
     with website({"/live": clip.read_bytes()}) as (address, _):
-        assert list(_address_pictures(Source("live", f"{address}/live"), threading.Event(), counters)) == []
+        assert list(address_pictures(Source("live", f"{address}/live"), threading.Event(), counters)) == []
     assert counters.damaged > 0
 
 
@@ -188,9 +191,9 @@ def test_a_profile_of_what_cannot_be_is_refused(wrong: dict[str, object], tmp_pa
     manifest["profiles"] = {"mine": profile | wrong}
     (path / MANIFEST).write_text(json.dumps(manifest))
     if "backend" in wrong:
-        one_line_error(edge("classify", FIGHT, "--bundle", path, "--profile", "mine"), 2, "wants the backend")
+        one_line_error(edge("classify", FIGHT, "--bundle", path, "--profile", "mine"), 2, "needs the backend")
         return
-    with pytest.raises(UsageError, match="asks for what cannot be"):
+    with pytest.raises(UsageError, match="has invalid threads or segments"):
         read_bundle(path).profile("mine")
 
 
@@ -201,7 +204,7 @@ DIGITS = "9" * 5000
 
 
 def test_what_has_no_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(files, "MAX_BYTES", 1 << 20)
     zero = {suffix: tmp_path / f"zero{suffix}" for suffix in (".csv", ".txt", ".streams", ".json")}
     for path in zero.values():
         path.symlink_to("/dev/zero")
@@ -219,7 +222,7 @@ def test_what_has_no_end_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.M
 def test_pipes_in_a_folder_are_not_waited_for(tmp_path: Path) -> None:
     frames = shutil.copytree(ROOT / "export" / "frames", tmp_path / "frames")
     os.mkfifo(frames / FPS_FILE)
-    assert FrameFolder(str(frames)).fps == FOLDER_FPS
+    assert FrameFolder(str(frames)).fps == DEFAULT_FPS
     bundle = copied_model(tmp_path / "bundle")
     (bundle / MANIFEST).unlink()
     os.mkfifo(bundle / MANIFEST)

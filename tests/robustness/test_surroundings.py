@@ -23,7 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from adafocus_edge.errors import DataError, ShortageError, TrainingError
-from adafocus_edge.live.session import run_log
+from adafocus_edge.live.terminal import run_log
 from adafocus_edge.media.images import read_image
 from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.system import files
@@ -120,7 +120,11 @@ def test_a_full_log_ends_nothing():
 
 def test_a_file_where_a_folder_of_videos_should_be_is_wrong_use(tmp_path):
     (tmp_path / "file").touch()
-    one_line_error(edge("classify", CLIP, "--quiet", "--save-video", tmp_path / "file"), 2, "into a folder")
+    one_line_error(
+        edge("classify", CLIP, "--quiet", "--save-video", tmp_path / "file"),
+        2,
+        "must be a folder, or a file named .mp4",
+    )
 
 
 # -- names and places --------------------------------------------------------------------------------------------------
@@ -146,7 +150,7 @@ def test_a_name_that_is_too_long_is_told():
     one_line_error(done, 1, "a: File name too long")
 
 
-@pytest.mark.parametrize(("name", "words"), [(b"b\xff", "is no UTF-8"), (b"b\nc", "a line break")])
+@pytest.mark.parametrize(("name", "words"), [(b"b\xff", "is not UTF-8"), (b"b\nc", "a line break")])
 @pytest.mark.parametrize("of", ["class", "video"])
 def test_names_that_no_list_can_hold_are_told_before_the_work(of, name, words, tmp_path):
     (tmp_path / "videos" / "other").mkdir(parents=True)
@@ -190,7 +194,7 @@ def test_what_the_machine_lacks_is_no_fault_of_a_video(tmp_path):
     with no_more_files(), pytest.raises(ShortageError, match="image.png"):
         read_image(tmp_path / "image.png")
     with pytest.raises(ShortageError, match="Resource temporarily unavailable"):  # for want of a decoder's threads
-        clip.broken(av.error.BlockingIOError(11, "Resource temporarily unavailable"))
+        clip.reading_error(av.error.BlockingIOError(11, "Resource temporarily unavailable"))
 
 
 class Samples(Dataset[Any]):
@@ -285,7 +289,7 @@ def test_a_terminal_that_closes_ends_a_run_as_it_should(tmp_path):
 
 
 def test_a_source_that_gave_nothing_in_time_is_told():
-    one_line_error(edge("classify", CLIP, "--realtime", "--duration", 0, "--quiet"), 1, "no frame came")
+    one_line_error(edge("classify", CLIP, "--realtime", "--duration", 0, "--quiet"), 1, "no frame received")
 
 
 @pytest.mark.parametrize(

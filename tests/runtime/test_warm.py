@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from adafocus_edge.backends.device.memory import HostDevice
+from adafocus_edge.backends.loaded import open_programs
 from adafocus_edge.backends.onnxruntime import OrtSession
-from adafocus_edge.backends.registry import open_programs
 from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.errors import BackendError
 from adafocus_edge.live.messages import Notice
 from adafocus_edge.live.run import LiveOptions, LiveRun
 from adafocus_edge.live.settings import CaptureOptions
-from adafocus_edge.live.watchdog import Silence, Watchdog
+from adafocus_edge.live.watchdog import Activity, Watchdog
 from adafocus_edge.media.sources import find_sources
 from adafocus_edge.model.spec import GRAPHS
 from adafocus_edge.runtime.classifier import Classifier
@@ -49,7 +49,7 @@ def on_host(path: Path) -> Iterator[Classifier]:
 
 
 class Listening:
-    """Keeps what a run tells."""
+    """Keeps the messages of a run."""
 
     name = "kept"
     waiting = handled = dropped = failed = 0
@@ -95,9 +95,9 @@ def test_a_run_loses_nothing_while_its_model_warms_up(small_bundle: Path, monkey
         status = run.status().sources[0]
         assert lines == [f"preparing batch {size} ..." for size in (3, 2, 1)]
         assert sizes == [3, 2, 1]
-        assert status["picked"] >= 10
-        assert status["dropped"] == 0
-        assert status["glimpses"] >= status["picked"] - 2  # the last ones were under way
+        assert status.picked >= 10
+        assert status.dropped == 0
+        assert status.glimpses >= status.picked - 2  # the last ones were under way
 
 
 def test_a_run_that_is_told_to_stop_while_it_prepares_starts_nothing(
@@ -114,7 +114,7 @@ def test_a_run_that_is_told_to_stop_while_it_prepares_starts_nothing(
             lambda _: stop.set() if sizes else None,
         )
         run.run(stop)
-        assert sizes == [4, 2]  # told to stop while it prepared the second
+        assert sizes == [4, 2]  # stopped while it prepared the second
         assert kept.told == []
         assert not run.status().alive
 
@@ -146,16 +146,16 @@ def test_guests_that_come_while_the_model_warms_up_are_shown_and_nothing_of_them
         grey = np.full((120, 160, 3), 90, np.uint8)
         while not run._ready.is_set():
             assert run.status().stalled_s == 0
-            assert run.status().sources[0]["dropped"] == 0
+            assert run.status().sources[0].dropped == 0
             feed.push(lambda: grey, 160, 120)
             time.sleep(0.05)
         before = run.status().sources[0]
-        assert before["frames"] > 5
-        assert before["picked"] <= 1
+        assert before.frames > 5
+        assert before.picked <= 1
 
         def glimpsed() -> bool:
             feed.push(lambda: grey, 160, 120)
-            return bool(run.status().sources[0]["glimpses"] > 2)
+            return bool(run.status().sources[0].glimpses > 2)
 
         until(glimpsed)
         stop.set()
@@ -186,28 +186,28 @@ def test_a_prepared_model_gives_what_a_new_one_gives(small_bundle: Path) -> None
 # -- the watchdog -----------------------------------------------------------------------------------------------------
 
 
-def silence(glimpses: int = 0, **more: Any) -> Silence:
+def silence(glimpses: int = 0, **more: Any) -> Activity:
     values: dict[str, Any] = {"step_s": 0.0, "frame_age_s": 0.1, "damaged": 0, "limit_s": 10.0}
-    return Silence("gate", glimpses, **{**values, **more})
+    return Activity("gate", glimpses, **{**values, **more})
 
 
 @pytest.mark.parametrize(
     ("known", "reason"),
     [
         ({"step_s": 9.0}, "the model has been computing one step for 9 s"),
-        ({"frame_age_s": None}, "no frame has come yet"),
-        ({"frame_age_s": 8.0}, "no frame has come for 8 s"),
-        ({"damaged": 70}, "frames come, but 70 of them could not be decoded"),
-        ({}, "frames come, but none of them reaches the model"),
+        ({"frame_age_s": None}, "no frame received yet"),
+        ({"frame_age_s": 8.0}, "no frame received for 8 s"),
+        ({"damaged": 70}, "frames arrive, but 70 of them could not be decoded"),
+        ({}, "frames arrive, but none of them reaches the model"),
     ],
 )
 def test_silence_is_reported_once_with_its_reason_and_so_is_its_end(known: dict[str, Any], reason: str) -> None:
     told: list[Notice] = []
-    now: list[Silence] = []
+    now: list[Activity] = []
     dog = Watchdog(lambda: now, told.append)
     for second, glimpses in enumerate([*[3] * 15, 4, 5, *[5] * 3]):
         now[:] = [silence(glimpses, **known)]
-        dog.look(100.0 + second)
+        dog.check(100.0 + second)
     assert [(notice.kind, notice.text) for notice in told] == [
         ("stalled", f"gate: no glimpse for 10 s: {reason}"),
         ("resumed", "gate: glimpsed again"),
@@ -216,11 +216,11 @@ def test_silence_is_reported_once_with_its_reason_and_so_is_its_end(known: dict[
 
 def test_a_source_that_was_lost_has_its_whole_time_again() -> None:
     told: list[Notice] = []
-    now: list[Silence] = []
+    now: list[Activity] = []
     dog = Watchdog(lambda: now, told.append)
     for second in range(30):
         now[:] = [] if 8 <= second < 12 else [silence(3)]
-        dog.look(100.0 + second)
+        dog.check(100.0 + second)
     assert [notice.kind for notice in told] == ["stalled"]
 
 

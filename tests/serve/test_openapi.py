@@ -1,7 +1,9 @@
-"""The description of the page's API: it tells of all there is, and what it says is true."""
+"""The API's description: it covers every route, and the server behaves as it describes."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from starlette.routing import Route
@@ -17,7 +19,7 @@ from tests.support.fuzzing import api
 
 FOR_PEOPLE = {"/", "/page/{name}", "/login", "/logout"}
 OPERATIONS = 10
-"""Those that end."""
+"""Operations whose responses end."""
 
 
 def test_every_address_for_programs_is_described() -> None:
@@ -42,6 +44,14 @@ def test_only_a_server_with_a_token_asks_for_it() -> None:
     assert [list(way) for way in locked["security"]] == [["token"], ["login"]]
     assert set(locked["components"]["securitySchemes"]) == {"token", "login"}
     assert locked["paths"]["/healthz"]["get"]["security"] == []
+
+
+def test_every_reference_leads_to_a_component() -> None:
+    document = describe(ServeOptions(token="a-token-that-nobody-guesses"))
+    found = set(re.findall(r'"#/components/(\w+)/(\w+)"', json.dumps(document)))
+    assert ("schemas", "Window") in found
+    for kind, name in found:
+        assert name in document["components"][kind]
 
 
 def test_a_server_does_what_its_description_says(tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from adafocus_edge.bundle.classes import read_classes
 from adafocus_edge.bundle.manifest import MANIFEST
-from adafocus_edge.bundle.store import default_bundle, read_bundle, read_classes
+from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.errors import AdaFocusError
 from adafocus_edge.system.console import one_line
 

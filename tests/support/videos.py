@@ -12,7 +12,7 @@ from typing import Any
 import av
 import numpy as np
 
-from adafocus_edge.media.video_file import OPEN_OPTIONS
+from adafocus_edge.media.containers import OPEN_OPTIONS
 from tests.conftest import CLIPS
 
 CLIP = CLIPS / "R6llTwEh07w.mp4"

@@ -358,7 +358,7 @@ def test_no_error_repeats_a_secret(tmp_path: Path) -> None:
         ("classify", listed),
         ("classify", "0", "--config", config),
         ("classify", FIGHT, "--bundle", f"http://admin:{SECRET}@h/b"),
-        ("serve", address),
+        ("serve", address, "--port", "0", "--nosuch"),
         ("evaluate", "--data", f"http://admin:{SECRET}@h/x.csv", "--debug"),
         ("evaluate", "--data", table, "--json", "-o", tmp_path / "evaluation.json"),
         ("prepare", f"http://admin:{SECRET}@h/x", "-o", tmp_path / "prepared"),

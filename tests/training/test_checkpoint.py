@@ -69,8 +69,8 @@ def test_patch_size_is_asked_for_by_its_option(small_checkpoint):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (ModelOptions(patch_size=300), "patch size 300"),
-        (ModelOptions(patch_size=96, glance_size=224), "--glance-size must lie between 65 and 96"),
+        (ModelOptions(patch_size=300), "patch_size must be 32 to 224, .* not 300"),
+        (ModelOptions(patch_size=96, glance_size=224), "--glance-size must be 65 to 96"),
     ],
 )
 def test_impossible_options(options, words, small_checkpoint):
@@ -189,7 +189,7 @@ def test_backbone_weights_of_wrapped_networks_load_into_torchvisions_own(counter
 def test_the_first_blocks_of_a_deeper_network_are_not_taken_for_a_smaller_one(tmp_path):
     torch.save(torchvision.models.resnet34(num_classes=2).state_dict(), tmp_path / "w.pth")
     net = torchvision.models.resnet18(num_classes=2)
-    with pytest.raises(CheckpointError, match="holds a resnet34, but the options say resnet18"):
+    with pytest.raises(CheckpointError, match="holds a resnet34, the options name resnet18"):
         backbone_weights(net, "resnet18", str(tmp_path / "w.pth"), "focuser_weights")
 
 
@@ -201,15 +201,15 @@ def without(weights, *prefixes):
     ("change", "words"),
     [
         (lambda w: without(w, "focuser.policy"), "a stage-1 checkpoint"),
-        (lambda w: without(w, "focuser", "classifier"), "no focuser in it"),
-        (lambda w: without(w, "glancer"), "no glancer in it"),
-        (lambda w: without(w, "focuser.net.layer4.1"), "none of the known backbones"),
+        (lambda w: without(w, "focuser", "classifier"), "holds no focuser"),
+        (lambda w: without(w, "glancer"), "holds no glancer"),
+        (lambda w: without(w, "focuser.net.layer4.1"), "not a known backbone"),
         (lambda w: without(w, "focuser.net.layer4.1.bn2.weight"), "lacks 'focuser.net.layer4.1.bn2.weight'"),
         (lambda w: w | {"focuser.net.conv1.weight": torch.zeros(64, 3, 3, 3)}, r"shape \[64, 3, 3, 3\], but"),
-        (lambda w: w | {"focuser.surprise": torch.zeros(1)}, "'focuser.surprise', which is no part"),
+        (lambda w: w | {"focuser.surprise": torch.zeros(1)}, "'focuser.surprise', which is not part"),
         (lambda w: w | {"focuser.policy.policy_old.actor.0.weight": torch.zeros(2, 64)}, "2 actions"),
         (lambda w: w | {"classifier.gru.weight_ih_l0": torch.zeros(288, 700)}, "takes 700 features"),
-        (lambda w: {"other": torch.zeros(1)}, "no glancer in it"),
+        (lambda w: {"other": torch.zeros(1)}, "holds no glancer"),
         (lambda w: {}, "no model weights"),
     ],
 )
@@ -291,7 +291,7 @@ def test_damaged_weights_are_found(small_checkpoint, tmp_path):
     middle = len(content) // 2
     content[middle : middle + 1000] = bytes(1000)
     (tmp_path / "c.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match="damaged: .* another checksum"):
+    with pytest.raises(CheckpointError, match="damaged: the checksum of its entry"):
         read_checkpoint(tmp_path / "c.pth")
 
 
@@ -320,5 +320,5 @@ def test_two_copies_of_the_policy_may_differ(small_weights, tmp_path):
 def test_tensors_that_are_not_plain_are_refused(change, tmp_path):
     path = tmp_path / "checkpoint.pth.tar"
     torch.save({"fc": {"fc.weight": change(torch.zeros(7, 512))}}, path)
-    with pytest.raises(CheckpointError, match="'classifier.fc.weight' is no plain tensor"):
+    with pytest.raises(CheckpointError, match="'classifier.fc.weight' is not a plain dense tensor"):
         read_checkpoint(path)

@@ -1,4 +1,4 @@
-"""Samples for training: which frames, which crops, the same whatever the workers, and broken clips told."""
+"""Samples for training: which frames, which crops, the same for any number of workers, and broken clips reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kept frames: the same samples as without them, in memory and on disk, told beforehand, and made anew when damaged."""
+"""Kept frames: the same samples as without them, in memory and on disk, and decoded again when damaged."""
 
 from __future__ import annotations
 
@@ -419,8 +419,8 @@ def test_who_crops(tmp_path: Path) -> None:
 # -- workers -----------------------------------------------------------------------------------------------------------
 
 
-class Telling(ClipDataset):
-    """Tells in which process a sample was made, and how much it may use, instead of the clip's number."""
+class Tracing(ClipDataset):
+    """Returns the process that made a sample, and the cores it may use, instead of the clip's number."""
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         from adafocus_edge.system.cpu import usable_cores
@@ -431,7 +431,7 @@ class Telling(ClipDataset):
 @pytest.mark.parametrize("train", [True, False])
 def test_workers_live_across_epochs_and_use_a_core_each(train: bool, tmp_path: Path) -> None:
     spec = official_spec(segments=4, **KINDS["small"])
-    data = Telling(split_of(FRAMES, FIGHT, FRAMES, FIGHT), spec, seed=7, train=train)
+    data = Tracing(split_of(FRAMES, FIGHT, FRAMES, FIGHT), spec, seed=7, train=train)
     batches = make_loader(data, options_of(tmp_path, workers=2, batch_size=1), ONE, train=train)
     seen = Counter(int(batch.number) for _ in range(3) for batch in batches)
     assert len(seen) == batches.num_workers

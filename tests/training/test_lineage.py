@@ -13,10 +13,10 @@ import torch
 from adafocus_edge.errors import AdaFocusError, CheckpointError, UsageError
 from tests.conftest import ROOT, edge, one_line_error
 from training.checkpoint import official_layout, read_checkpoint, save_checkpoint
+from training.compose import compose_options
 from training.distributed import Processes
 from training.lineage import changed_options, possible_stages, untrained
 from training.model import AdaFocus
-from training.options import compose_options
 from training.train import Trainer, model_spec
 
 TINY = (
@@ -88,7 +88,7 @@ REFUSED = [
     (2, 1, "evaluate=true", "train_stage=2 evaluates a stage-2 checkpoint"),
     (3, 0, "evaluate=true", "train_stage=3 evaluates a stage-3 checkpoint"),
     (3, 1, "evaluate=true", "train_stage=3 evaluates a stage-3 checkpoint"),
-    (0, 0, "pretrain_glancer=false", "stage 0 trained the glancer in it"),
+    (0, 0, "pretrain_glancer=false", "holds a stage-0 glancer"),
 ]
 
 
@@ -171,14 +171,14 @@ def test_shapes_that_differ_are_refused_by_the_options_names(data: Path, tmp_pat
     ):  # fmt: skip
         with pytest.raises(CheckpointError, match=f"trained with .*{before}, now {option}"):
             start(data, "train_stage=3", f"resume={path}", option)
-    # A policy that is trained anew may have another shape.
+    # A new policy may have another shape.
     start(data, "train_stage=2", f"resume={own(data, tmp_path / 'd.pth', 1)}", "action_dim=16")
 
 
 def test_the_first_blocks_of_a_deeper_backbone_are_not_taken(data: Path, tmp_path: Path) -> None:
     deep = ["focuser=resnet34", "with_glancer=true"]
     path = own(data, tmp_path / "c.pth", 0, "pretrain_glancer=false", *deep)
-    with pytest.raises(CheckpointError, match="its focuser is a resnet34, the options say focuser=resnet18"):
+    with pytest.raises(CheckpointError, match="its focuser is a resnet34, the options name focuser=resnet18"):
         start(data, "train_stage=1", f"pretrained_focuser={path}", "focuser=resnet18", "with_glancer=true")
 
 
@@ -221,9 +221,9 @@ def test_a_backbone_that_saw_no_training_is_noted(
     path = official(data, tmp_path / "localcnn.pth.tar", 1, trained=False, batches=(0, 9))
     start(data, "train_stage=1", f"pretrained_glancer={path}", f"pretrained_focuser={path}")
     (note,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert f"pretrained_glancer={path}: its glancer saw no batch of training" in note
+    assert f"pretrained_glancer={path}: its glancer saw no training batch" in note
     start(data, "train_stage=1", f"pretrained_focuser={path}")
-    assert "it stays as glancer_weights=random has it" in capsys.readouterr().err
+    assert "it keeps the weights of glancer_weights=random" in capsys.readouterr().err
 
 
 def test_a_stage_1_checkpoint_is_evaluated_by_the_command_in_the_message(data: Path, tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 from tests.conftest import GOLDEN, GOLDEN_CASES, official_spec, weights_of
 from training.checkpoint import ModelOptions, load_model, read_checkpoint
 from training.eager import OfficialWay
+from training.failures import wrap_memory_errors
 from training.geometry import action_grid, crop, patch_corner
 from training.graphs import torch_model
 from training.model import AdaFocus, gru_step
 from training.options import TrainOptions
-from training.train import _wrap_memory_errors
 
 
 def frames_of(folder, count=16, size=224):
@@ -137,7 +137,7 @@ def test_crop_cuts_out_what_slicing_does():
 
 
 def test_impossible_shapes_are_refused():
-    with pytest.raises(ValueError, match="patch size 300"):
+    with pytest.raises(ValueError, match="patch_size must be 32 to 224, .* not 300"):
         official_spec(patch_size=300)
     with pytest.raises(ValueError, match="1 x 1"):
         official_spec(grid=1)
@@ -170,6 +170,6 @@ def test_what_cannot_be_compiled_is_told_in_a_line():
         pytest.raises(
             TrainingError, match="compile=true: the backbones cannot be compiled here .no compiler.: install"
         ),
-        _wrap_memory_errors(TrainOptions(compile=True)),
+        wrap_memory_errors(TrainOptions(compile=True)),
     ):
         raise torch._dynamo.exc.TorchDynamoException("no compiler\nand much more")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+import subprocess
+import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
+import yaml
 
 from adafocus_edge.errors import UsageError
-from training.options import compose_options
+from scripts.manual.docstrings import attributes
+from tests.conftest import ROOT, edge, one_line_error
+from training.compose import compose_options, sweep
+from training.options import CHOICES, GROUPS, UNUSED, TrainOptions
 
 COMMON = (
     "dataset=actnet batch_size=64 workers=8 dropout=0.8 lr_type=cos patch_size=128 glance_size=224 eval_freq=5 "
@@ -79,7 +85,7 @@ def test_defaults_are_the_official_ones(here: list[str]) -> None:
         (["train_stage=4"], "train_stage=4: must be one of 0, 1, 2, 3"),
         (["reward=best"], "reward=best: must be one of random, prev, conf"),
         (["batch_size=0"], "batch_size=0: must be at least 1"),
-        (["backbone_lr=-1"], "backbone_lr=-1.0: must be a number that is not negative"),
+        (["backbone_lr=-1"], "backbone_lr=-1.0: must be a number of at least 0"),
         (["dropout=1"], "dropout"),
         (["action_dim=-1"], "action_dim=-1: must be a square"),
         (["seed=99999999999999999999"], "seed=99999999999999999999: must be at most 4294967295"),
@@ -88,7 +94,7 @@ def test_defaults_are_the_official_ones(here: list[str]) -> None:
         (["continuous=true"], "only discrete policies"),
         (["evaluate=true"], "evaluate=true needs resume=CHECKPOINT"),
         (["resume=/nowhere.pth"], "resume=/nowhere.pth: no such checkpoint"),
-        (["glancer_weights=/nowhere.pth"], "glancer_weights=/nowhere.pth: neither"),
+        (["glancer_weights=/nowhere.pth"], "glancer_weights=/nowhere.pth: must be `imagenet`"),
         (["lr_steps=soon"], "lr_steps=soon"),
         (["best_by=loss"], "best_by=loss: must be one of mAP, top1"),
         (["weight_decay=nan"], "weight_decay=nan"),
@@ -128,4 +134,80 @@ def test_presets_and_what_is_given_come_on_top_of_each_other(here: list[str]) ->
 
 def test_unused_options_are_accepted_with_a_note(here: list[str]) -> None:
     composed = compose_options(["dataset=custom", *here, "train_stage=0", "penalty=0.3"])
-    assert composed.notes == ["penalty=: accepted, and of no effect here"]
+    assert composed.notes == ["penalty=: accepted, without effect"]
+
+
+def test_every_option_is_described_and_has_one_subject() -> None:
+    names = [field.name for field in fields(TrainOptions) if field.name not in UNUSED]
+    grouped = [name for group in GROUPS.values() for name in group]
+    assert sorted(grouped) == sorted(names)
+    described = attributes(TrainOptions)
+    assert sorted(described) == sorted(names)
+    assert set(CHOICES) <= set(names)
+
+
+def test_options_are_read_without_hydra_and_pytorch() -> None:
+    code = "import sys, training.options; sys.exit('|'.join({'hydra', 'omegaconf', 'torch'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("+epochs=3", "+epochs=3: the option exists: write epochs=3"),
+        ("+trial=3", "'trial' is neither an option nor a config group: --config-dir DIR names"),
+        ("~epochs", "~epochs: an option cannot be removed"),
+        ("epochs=3,4", "epochs=3,4: several values need --multirun"),
+        ("--config-dir=X", "unknown option"),
+    ],
+)
+def test_what_hydra_means_otherwise_is_refused_in_a_line(here: list[str], given: str, words: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        compose_options(["dataset=custom", *here, "train_stage=0", given])
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_own_config_files_are_taken_as_hydra_takes_them(here: list[str], tmp_path: Path) -> None:
+    own = tmp_path / "it's mine"
+    for name, text in (
+        ("preset/mine", "defaults:\n  - edge\nepochs: 3\n"),
+        ("trial/long", "epochs: 400\n"),
+        ("trial/wrong", "epoch: 400\n"),
+    ):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / f"{name}.yaml").write_text(f"# @package _global_\n{text}")
+    given = ["dataset=custom", *here, "train_stage=0"]
+    options = compose_options([*given, "preset=mine"], own).options
+    assert (options.preset, options.focuser, options.epochs) == ("mine", "mobilenet_v2", 3)
+    assert compose_options([*given, "preset=mine", "+trial=long", "++batch_size=3"], own).options.epochs == 400
+    with pytest.raises(UsageError, match="Key 'epoch' not in 'TrainOptions'"):
+        compose_options([*given, "+trial=wrong"], own)
+    with pytest.raises(UsageError, match="preset=mine: must be one of edge, official"):
+        compose_options([*given, "preset=mine"])
+    with pytest.raises(UsageError, match="has no folder trials/"):
+        compose_options([*given, "+trials=long"], own)
+
+
+def test_a_sweep_is_a_run_for_each_combination(here: list[str]) -> None:
+    folder = here[0].partition("=")[2]
+    runs = sweep(["dataset=custom", *here, "stages=all", "seed=1,2", "stage1.epochs=3,4", f"hydra.sweep.dir={folder}"])
+    made = [compose_options(run) for run in runs]
+    assert [(one.options.seed, one.of_stages["stage1"]) for one in made] == [
+        (1, ["epochs=3"]), (1, ["epochs=4"]), (2, ["epochs=3"]), (2, ["epochs=4"]),
+    ]  # fmt: skip
+    assert [str(one.run_dir) for one in made] == [f"{folder}/{number}" for number in range(4)]
+    assert re.fullmatch(
+        r"multirun/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d/0", str(compose_options(sweep(runs[0][:-1])[0]).run_dir)
+    )
+    with pytest.raises(UsageError, match=r"with --multirun give hydra\.sweep\.dir="):
+        sweep(["seed=1,2", "hydra.run.dir=x"])
+
+
+def test_cfg_job_prints_the_composed_options(here: list[str]) -> None:
+    done = edge("train", "dataset=custom", *here, "train_stage=1", "preset=edge", "epochs=3", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    found = compose_options(["dataset=custom", *here, "train_stage=1", "preset=edge", "epochs=3"]).options
+    assert yaml.safe_load(done.stdout) == asdict(found)
+    one_line_error(edge("train", "dataset=custom", *here, "--cfg", "hydra"), 2, "--cfg hydra: must be job")

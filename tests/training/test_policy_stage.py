@@ -15,13 +15,13 @@ from adafocus_edge.errors import TrainingError, UsageError
 from tests.conftest import ROOT, edge, one_line_error
 from tests.training.test_stages import SPEC, batch_of, model_of, options
 from training.checkpoint import official_layout
-from training.looks import KeptBatch
+from training.compose import compose_options
 from training.model import AdaFocus
-from training.options import compose_options
+from training.patch_features import KeptBatch
 from training.policy_cache import FOLDER, FeatureStore, Shape
 from training.policy_watch import PolicyWatch, collapse_warning, places_picture
 from training.ppo import act, divergence, expected_parts
-from training.stages import PolicyStage, RandomPatchStage
+from training.stages import ClassifierStage, PolicyStage, RandomPatchStage, Stage
 from training.train import model_spec, run_composed
 
 FIGHTS = ROOT / "tests" / "fights"
@@ -30,7 +30,7 @@ CELLS = SPEC.actions
 
 def kept(stage: PolicyStage, batch: Any) -> KeptBatch:
     """A batch as a cache gives it, in half precision."""
-    maps, cells = stage.look_everywhere(batch)
+    maps, cells = stage.features_of_every_cell(batch)
     return KeptBatch(maps.half(), cells.half(), batch.target, batch.number, batch.origins, batch.draws, [])
 
 
@@ -63,13 +63,35 @@ def test_an_update_on_kept_features_is_that_on_the_clips(estimator: str, with_gl
     assert float(live.norm()) > 0
 
 
+@pytest.mark.parametrize("with_glancer", [True, False])
+@pytest.mark.parametrize("kind", [RandomPatchStage, ClassifierStage])
+def test_a_classifier_learns_from_kept_features_as_from_clips(kind: type[Stage], with_glancer: bool) -> None:
+    gradients = []
+    for from_cache in (False, True):
+        model, batch = model_of(with_glancer=with_glancer), batch_of()
+        stage = kind(model, options(1, with_glancer=with_glancer, freeze_backbones=True))
+        assert [module for module, _ in stage.trained()] == [model.classifier]
+        stage.train()
+        seen = kept(PolicyStage(model, stage.options), batch) if from_cache else on_cells(batch, model)
+        for parameter in model.classifier.parameters():
+            parameter.requires_grad_(True)
+        loss, logits = stage(seen)
+        loss.backward()
+        grads = [p.grad.flatten() for p in model.classifier.parameters() if p.grad is not None]
+        gradients.append((torch.cat(grads), logits))
+    (live, live_logits), (cached, cached_logits) = gradients
+    torch.testing.assert_close(cached_logits, live_logits, atol=5e-3, rtol=0)
+    assert torch.nn.functional.cosine_similarity(live, cached, dim=0) > 0.99
+    assert float(live.norm()) > 0
+
+
 def test_the_expected_reward_is_the_mean_over_what_each_cell_would_give() -> None:
     model, batch = model_of(), batch_of()
     stage = PolicyStage(model, options(2, policy_estimator="expected", gamma=0.0, entropy_weight=0.0))
     stage.train()
     loss, _ = stage(batch)
     # One clip, one step, one cell at a time, along the cells that the acting policy drew.
-    maps = stage.looks(batch).feature_maps
+    maps = stage.patch_features(batch).feature_maps
     drawn = act(model.policy, maps, batch.draws.T).actions
     sure = torch.empty(3, 4, CELLS)
     with torch.no_grad():
@@ -124,7 +146,7 @@ def test_several_passes_keep_what_the_old_policy_did() -> None:
         losses.append(loss.item())
         stage.after_update()
     assert torch.equal(*drawn)
-    assert losses[1] != losses[0]  # judged anew by the policy that the first pass changed
+    assert losses[1] != losses[0]  # evaluated again by the policy that the first pass changed
     assert all(
         torch.equal(value, pair.policy_old.state_dict()[name]) for name, value in pair.policy.state_dict().items()
     )
@@ -177,7 +199,7 @@ def test_a_collapsed_policy_is_warned_of_with_what_to_change(
     text = collapse_warning({"entropy": entropy}, found, chosen)
     assert (text is not None) == warns
     if text is not None:
-        assert f"{share} % of its patches lie in one cell (row 2, column 3)" in text
+        assert f"{share} % of its patches are in one cell (row 2, column 3)" in text
         for word in (
             "policy_batch=64 (now 8)",
             "gamma=0 (now 0.7)",
@@ -200,7 +222,7 @@ def test_features_on_a_disk_are_used_again_by_the_same_run_only(tmp_path: Path) 
     torch.testing.assert_close(found_maps[0], maps[1].half())
     torch.testing.assert_close(found_cells[0], cells[1].half())
     assert FeatureStore(keys, shape, tmp_path / "c", "two").missing() == keys
-    with pytest.raises(TrainingError, match="too large for half precision"):
+    with pytest.raises(TrainingError, match="not finite in half precision"):
         store.put([(0, 0)], maps[:1] * 1e9, cells[:1])
 
 
@@ -277,7 +299,7 @@ def test_frames_kept_on_a_disk_give_the_same_features(start: Path, tmp_path: Pat
 def test_a_cache_that_was_broken_off_is_completed(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(start, tmp_path / "whole", "policy_cache=ram", "policy_views=2")
     looked: list[int] = []
-    look = PolicyStage.look_everywhere
+    look = PolicyStage.features_of_every_cell
 
     def interrupted(stage: PolicyStage, batch: Any) -> Any:
         looked.append(len(batch.target))
@@ -285,7 +307,7 @@ def test_a_cache_that_was_broken_off_is_completed(start: Path, tmp_path: Path, m
             raise KeyboardInterrupt
         return look(stage, batch)
 
-    monkeypatch.setattr(PolicyStage, "look_everywhere", interrupted)
+    monkeypatch.setattr(PolicyStage, "features_of_every_cell", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(start, tmp_path / "disk", "policy_cache=disk", "policy_views=2")
     assert (tmp_path / "disk" / FOLDER / "train" / "features").exists()
@@ -341,7 +363,7 @@ def test_a_broken_clip_is_left_out_of_the_cache(start: Path, tmp_path: Path) -> 
         f"resume={start / 'stage1.pth.tar'}", f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("left out: ") == 1
+    assert done.stderr.count("skipped: ") == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["unreadable_clips"] for line in lines] == [1, 1]
 
@@ -357,7 +379,7 @@ def test_a_broken_clip_is_left_out_of_the_cache(start: Path, tmp_path: Path) -> 
         (["ppo_epochs=0"], "ppo_epochs=0: must be at least 1"),
         (["crop_scales=2"], "crop_scales=2: must be shares of 0.05 to 1"),
         (["crop_scales=big"], "crop_scales=big: must be shares"),
-        (["entropy_weight=-1"], "entropy_weight=-1.0: must be a number that is not negative"),
+        (["entropy_weight=-1"], "entropy_weight=-1.0: must be a number of at least 0"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path, given: list[str], words: str) -> None:
@@ -382,4 +404,4 @@ def test_a_cache_that_cannot_be_is_refused_in_a_line(start: Path, tmp_path: Path
     given += ["multiprocessing_distributed=false", f"resume={start / 'stage1.pth.tar'}", "dist_url=tcp://127.0.0.1:1"]
     assert "policy_cache=ram" in given
     refused = edge("train", *given, f"hydra.run.dir={tmp_path / 'no'}", "policy_batch=0", "distributed=false")
-    one_line_error(refused, 2, "2 processes are asked for")
+    one_line_error(refused, 2, "world_size and the GPUs give 2 processes")

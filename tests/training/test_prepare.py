@@ -1,4 +1,4 @@
-"""Preparing data: frames as the official extraction names them, splits, annotation files, and going on after a kill."""
+"""Preparing data: frames as the official extraction names them, splits, annotation files, and resuming after a kill."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_broken_videos_are_left_out_and_listed_at_the_end(tmp_path: Path) -> Non
     (tmp_path / "in" / "fight" / "notes.mp4").write_text("no video")
     done = edge("prepare", tmp_path / "in", "-o", tmp_path / "out", "--size", 48)
     assert done.returncode == 1
-    assert "2 broken videos left out" in done.stdout
+    assert "2 broken videos skipped" in done.stdout
     told = done.stderr.splitlines()
     assert len(told) == 2
     assert "fight/fi013.mp4" in told[0]
@@ -189,5 +189,5 @@ def test_what_cannot_be_prepared_is_told(tmp_path: Path) -> None:
     for suffix in (".mp4", ".avi"):
         (tmp_path / "in" / "a").mkdir(exist_ok=True)
         shutil.copy(FIGHTS / "fight" / "fi013.mp4", tmp_path / "in" / "a" / f"x{suffix}")
-    with pytest.raises(UsageError, match="two videos are called a/x"):
+    with pytest.raises(UsageError, match="two videos have the name a/x"):
         prepare(PrepareOptions(tmp_path / "in", tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""Training from the command line: the whole road, going on after a kill, several processes, bad data and full disks."""
+"""Training from the command line: the whole road, resuming after a kill, several processes, bad data and full disks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ import torch
 
 from tests.conftest import ROOT, edge, one_line_error
 from tests.support.live_parts import until
+from tests.support.prefork import run_module
 
 FIGHTS = ROOT / "tests" / "fights"
 TINY = (
     "dataset=custom preset=edge input_size=64 glance_size=64 patch_size=32 action_dim=9 hidden_dim=16 "
-    "hidden_state_dim=16 num_segments=4 batch_size=4 epochs=2 workers=2 freeze_bn=false backbone_lr=0.003 fc_lr=0.01 "
+    "hidden_state_dim=16 num_segments=4 batch_size=4 epochs=2 workers=0 freeze_bn=false backbone_lr=0.003 fc_lr=0.01 "
     "glancer_weights=random focuser_weights=random"
 ).split()
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -51,7 +52,7 @@ def road(data: Path) -> Path:
         assert (out / name / "last.pth.tar").is_file()
 
     train("glancer", "train_stage=0")
-    train("focuser", "train_stage=0", "pretrain_glancer=false")
+    train("focuser", "train_stage=0", "pretrain_glancer=false", "workers=2")
     pretrained = [f"pretrained_{part}={out / part / 'last.pth.tar'}" for part in ("glancer", "focuser")]
     train("stage1", "train_stage=1", *pretrained)
     train("stage2", "train_stage=2", f"resume={out / 'stage1' / 'last.pth.tar'}")
@@ -81,7 +82,7 @@ def test_the_whole_road_from_videos_to_a_classified_clip(road: Path, data: Path)
     # The trainer's own validation after the last epoch says the same.
     last = json.loads((road / "stage3" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["val"]["top1"] == pytest.approx(found["checkpoint"]["top1"], abs=1e-3)
-    # (mAP is left out: after so little training, ranks hang on the last digits.)
+    # (mAP is not compared: after so little training, ranks hang on the last digits.)
 
     classified = edge("classify", FIGHTS / "fight", "--bundle", bundle, "--json")
     assert classified.returncode == 0, classified.stderr
@@ -142,10 +143,10 @@ def test_checkpoints_of_every_stage_are_evaluated_for_what_they_are(road: Path, 
     refused = edge("evaluate", road / "stage1" / "last.pth.tar", "--data", FIGHTS)
     one_line_error(refused, 1, "stage-1 checkpoint")
     whole = edge("evaluate", road / "glancer" / "last.pth.tar", "--data", FIGHTS, "--patches", "centre")
-    one_line_error(whole, 2, "--patches is not for it")
+    one_line_error(whole, 2, "--patches does not apply")
     swapped = f"pretrained_focuser={road / 'glancer' / 'last.pth.tar'}"
     refused = edge("train", *TINY, f"data_dir={data}", "train_stage=1", swapped)
-    one_line_error(refused, 2, "stage 0 trained the other part", "focuser_weights=")
+    one_line_error(refused, 2, "holds a stage-0 glancer, not a focuser", "focuser_weights=")
     one_line_error(edge("export", road / "glancer" / "last.pth.tar", "-o", road / "no"), 1, "stage-0 checkpoint")
 
 
@@ -176,7 +177,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(road: Path, data: Path, tmp_pa
     assert whole.returncode == 0, whole.stderr
 
     broken = tmp_path / "broken"
-    command = [sys.executable, "-m", "adafocus_edge", *given, f"hydra.run.dir={broken}"]
+    # Workers change nothing: samples draw from numbers of their own.
+    command = [sys.executable, "-m", "adafocus_edge", *given, "workers=2", f"hydra.run.dir={broken}"]
     with subprocess.Popen(command, env={**os.environ, **ONE_THREAD}, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 300
         while not written(broken / "metrics.jsonl") and time.monotonic() < deadline:
@@ -186,7 +188,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(road: Path, data: Path, tmp_pa
     assert after < 3
     done = edge(*given, f"resume={broken / 'last.pth.tar'}", **ONE_THREAD)
     assert done.returncode == 0, done.stderr
-    assert f"going on after epoch {after}" in done.stderr
+    assert f"resuming after epoch {after}" in done.stderr
     expected, found = weights_in(tmp_path / "whole" / "last.pth.tar"), weights_in(broken / "last.pth.tar")
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -209,7 +211,7 @@ def test_nothing_of_a_killed_run_lives_on(data: Path, tmp_path: Path) -> None:
                 count += mark in path.read_bytes().split(b"\0")
         return count
 
-    given = ["train", *TINY, f"data_dir={data}", "train_stage=0", f"hydra.run.dir={tmp_path / 'run'}"]
+    given = ["train", *TINY, f"data_dir={data}", "train_stage=0", "workers=2", f"hydra.run.dir={tmp_path / 'run'}"]
     with subprocess.Popen(
         [sys.executable, "-m", "adafocus_edge", *given],
         env={**os.environ, "TEST_MARK": str(tmp_path)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -229,11 +231,11 @@ def test_a_run_killed_at_any_of_its_writes_goes_on_to_the_same_weights(data: Pat
 
     def run(folder: Path, point: int, *more: str) -> int:
         """Train, and kill that at its so-many-th change of the folder."""
-        command = [sys.executable, "-m", "tests.support.dies", folder, point, tmp_path / f"{folder.name}.log", *given]
-        return subprocess.run(
-            [*map(str, command), f"hydra.run.dir={folder}", *more],
-            cwd=ROOT, env={**os.environ, **ONE_THREAD}, capture_output=True, check=False,
-        ).returncode  # fmt: skip
+        arguments = [folder, point, tmp_path / f"{folder.name}.log", *given, f"hydra.run.dir={folder}", *more]
+        environment = {**os.environ, **ONE_THREAD}
+        return run_module(
+            "tests.support.dies", [*map(str, arguments)], ROOT, environment, torch=True, timeout_s=300
+        ).returncode
 
     assert run(tmp_path / "whole", 0) == 0
     expected = weights_in(tmp_path / "whole" / "last.pth.tar")
@@ -248,8 +250,9 @@ def test_a_run_killed_at_any_of_its_writes_goes_on_to_the_same_weights(data: Pat
             assert all(json.loads(line)["epoch"] for line in (broken / "metrics.jsonl").read_text().splitlines())
         last = broken / "last.pth.tar"
         assert run(broken, 0, f"resume={last}") == 0
+        found = weights_in(last)
         for name, value in expected.items():
-            assert torch.equal(value, weights_in(last)[name]), (point, name)
+            assert torch.equal(value, found[name]), (point, name)
         assert [json.loads(line)["epoch"] for line in (broken / "metrics.jsonl").read_text().splitlines()] == [1, 2]
         assert not list(broken.glob(".*.draft")), "drafts of the killed run"
 
@@ -334,7 +337,7 @@ def test_broken_frames_are_counted_and_told(data: Path, tmp_path: Path) -> None:
         f"hydra.run.dir={tmp_path / 'run'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = [line for line in done.stderr.splitlines() if line.startswith("left out: ")]
+    told = [line for line in done.stderr.splitlines() if line.startswith("skipped: ")]
     assert len(told) == 1
     assert first in told[0]
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["unreadable_clips"] == 1
@@ -353,7 +356,7 @@ def test_bad_data_and_options_are_told_in_a_line(data: Path, road: Path, tmp_pat
     done = train("train_stage=0", f"train_list={bad}")
     assert done.returncode == 1
     *left_out, told = done.stderr.splitlines()
-    assert all(line.startswith("left out: ") for line in left_out)
+    assert all(line.startswith("skipped: ") for line in left_out)
     assert "not one clip of an epoch can be read" in told
     one_line_error(train("train_stage=0", "batch_size=64"), 2, "batch_size=64: larger than the split")
     one_line_error(train("train_stage=2"), 2, "train_stage=2: needs resume=CHECKPOINT")
@@ -361,7 +364,7 @@ def test_bad_data_and_options_are_told_in_a_line(data: Path, road: Path, tmp_pat
     one_line_error(train("train_stage=3", stage1), 2, "stage 3 needs the checkpoint of stage 2")
     other = train("train_stage=2", stage1, "hidden_dim=32")
     one_line_error(other, 1, "another model", "hidden_dim=16, now hidden_dim=32")
-    one_line_error(train("train_stage=2", stage1, "patch_size=96"), 2, "patch size 96 does not fit")
+    one_line_error(train("train_stage=2", stage1, "patch_size=96"), 2, "patch_size must be 32 to")
     unsaid = [option for option in TINY if not option.startswith("patch_size")]
     done = edge("train", *unsaid, f"data_dir={data}", "train_stage=2", stage1, "input_size=224")
     one_line_error(done, 2, "trained with patch_size=32, now 128")
@@ -400,7 +403,7 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(data: Path, tmp_path: P
 
     frames = tmp_path / "frames"
     done = limited(2_000, "prepare", FIGHTS, "-o", frames)
-    one_line_error(done, 1, "cannot be written", "run again to go on")
+    one_line_error(done, 1, "cannot be written", "run again to resume")
     assert not list(frames.rglob("image_*.jpg"))
     assert not list(frames.rglob("*.part"))
     assert not list(frames.rglob("*split.txt"))
@@ -408,7 +411,7 @@ def test_a_disk_that_is_full_leaves_nothing_half_written(data: Path, tmp_path: P
 
 def test_interrupting_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    given = ["train", *TINY, f"data_dir={data}", "train_stage=0", "epochs=500"]
+    given = ["train", *TINY, f"data_dir={data}", "train_stage=0", "epochs=500", "workers=2"]
     command = [sys.executable, "-m", "adafocus_edge", *given, f"hydra.run.dir={run}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 300

@@ -36,7 +36,7 @@ def runtime() -> Any:
 
 
 def checked(cuda: Any, result: tuple[Any, ...], what: str) -> Any:
-    """Return what a call of the runtime gave, or raise ``BackendError`` with the reason in words."""
+    """Return the value of a call of the runtime, or raise ``BackendError`` with the reason in words."""
     status, *values = result
     if int(status) != 0:
         _, text = cuda.cudaGetErrorString(status)
@@ -48,7 +48,7 @@ def checked(cuda: Any, result: tuple[Any, ...], what: str) -> Any:
 
 
 def this_gpu() -> Gpu:
-    """Say which GPU is used: the first that the driver shows. Raises ``BackendError`` if there is none."""
+    """Return the GPU in use: the first that the driver lists. Raises ``BackendError`` if there is none."""
     cuda = runtime()
     properties = checked(cuda, cuda.cudaGetDeviceProperties(0), "asking for the GPU")
     name = properties.name.decode() if isinstance(properties.name, bytes) else str(properties.name)
@@ -56,14 +56,14 @@ def this_gpu() -> Gpu:
 
 
 def find_gpu() -> Gpu | None:
-    """Return the GPU, or None where no driver finds one. Raises ``BackendError`` where there is one out of reach."""
+    """Return the GPU, or None if no driver finds one. Raises ``BackendError`` if the bindings cannot use it."""
     from adafocus_edge.backends.probe import gpu_obstacle
 
     return this_gpu() if gpu_obstacle() is None else None
 
 
 class CudaDevice:
-    """The first NVIDIA GPU: a non-blocking stream for work, another one for uploads, and memory.
+    """The first NVIDIA GPU: a non-blocking stream for work, another for uploads, and memory.
 
     The methods are those of :class:`adafocus_edge.backends.tensors.Device`.
     """
@@ -74,7 +74,7 @@ class CudaDevice:
         self._runtime = cuda = runtime()
         self._turn = ThreadGuard()
         self._allocated: dict[int, Any] = {}  # address -> the call that frees it
-        # By size, addresses to use again: all work on the device's is in one queue, the host's are waited for.
+        # Addresses to reuse, by size: all work on device memory is in one queue, and host memory is waited for.
         self._spare: dict[int, list[int]] = {}
         self._spare_pinned: dict[int, list[int]] = {}
         self._graphs: weakref.WeakSet[_CudaGraph] = weakref.WeakSet()
@@ -89,14 +89,14 @@ class CudaDevice:
 
     @property
     def _cuda(self) -> Any:
-        """The runtime, as long as the device is open."""
+        """Return the runtime. Raises ``BackendError`` if the device is closed."""
         if self._closed:
             raise BackendError("the device is closed")
         return self._runtime
 
     @property
     def stream(self) -> int:
-        """Handle of the stream that work is queued on."""
+        """Return the handle of the stream on which work is queued."""
         return int(self._stream)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
@@ -125,7 +125,7 @@ class CudaDevice:
     def _take(
         self, pool: dict[int, list[int]], size: int, allocate: Callable[[], Any], free: Any
     ) -> tuple[int, list[int]]:
-        """Return an address of this size, one that was given back if there is one, and where to give it back."""
+        """Return an address of this size, reused if possible, and the list to which it is returned."""
         spare = pool.setdefault(size, [])
         if spare:
             return spare.pop(), spare
@@ -138,8 +138,8 @@ class CudaDevice:
         return address, spare
 
     def _free_spares(self) -> None:
-        """Give back memory that is kept for tensors of other sizes."""
-        self._runtime.cudaGetLastError()  # else the next check may report the allocation that failed
+        """Free memory that is kept for tensors of other sizes."""
+        self._runtime.cudaGetLastError()  # otherwise the next check may report the failed allocation
         self.finish()
         for pool in (self._spare, self._spare_pinned):
             for spare in pool.values():
@@ -153,7 +153,7 @@ class CudaDevice:
         self._copy(target.address, source.ctypes.data, target.size_bytes, kind, self._uploads)
 
     def after_uploads(self) -> None:
-        """Let the stream of work wait for the uploads so far."""
+        """Make the stream of work wait for the uploads so far."""
         self._check(self._cuda.cudaEventRecord(self._uploaded, self._uploads), "uploading")
         self._check(self._cuda.cudaStreamWaitEvent(self._stream, self._uploaded, 0), "uploading")
 
@@ -180,7 +180,7 @@ class CudaDevice:
         self._check(self._cuda.cudaMemsetAsync(target.address, 0, target.size_bytes, self._stream), "clearing a state")
 
     def launch(self, work: Work) -> None:
-        """Let a backend queue its kernels."""
+        """Call ``work``, which queues a backend's kernels."""
         if self._closed:
             raise BackendError("the device is closed")
         work()
@@ -188,7 +188,7 @@ class CudaDevice:
     def capture(self, work: Work) -> Work:
         """Record work as a CUDA graph."""
         cuda = self._cuda
-        # Only this thread's calls are restricted meanwhile: other models of the process go on.
+        # Only this thread's calls are restricted meanwhile: other models of the process continue.
         mode = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._check(cuda.cudaStreamBeginCapture(self._stream, mode), "beginning a CUDA graph")
         end = "ending a CUDA graph"
@@ -209,13 +209,13 @@ class CudaDevice:
         return made
 
     def mark(self) -> Any:
-        """Record an event, which :meth:`wait` gives back."""
+        """Record an event, which :meth:`wait` makes available again."""
         event = self._marks.pop() if self._marks else self._event()
         self._check(self._cuda.cudaEventRecord(event, self._stream), "computing")
         return event
 
     def wait(self, mark: Any) -> None:
-        """Block until an event has passed; errors of the work before it come to light here."""
+        """Block until an event has passed; raise errors of the work before it."""
         self._check(self._cuda.cudaEventSynchronize(mark), "computing")
         self._marks.append(mark)
 
@@ -234,7 +234,7 @@ class CudaDevice:
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """Make the GPU this thread's, and refuse a second thread."""
+        """Select the GPU for this thread, and refuse a second thread."""
         with self._turn.taken():
             if self._closed:
                 raise BackendError("the device is closed")
@@ -277,9 +277,9 @@ class CudaDevice:
 
 
 class _CudaGraph:
-    """A captured piece of work; its graph is destroyed with it.
+    """Captured work; its CUDA graph is destroyed with it.
 
-    The graph knows addresses only: what lies there, and TensorRT's contexts, live as long as the captured work.
+    The graph holds addresses only: the tensors there, and TensorRT's contexts, live as long as the captured work.
     """
 
     def __init__(self, device: CudaDevice, executable: Any, work: Work) -> None:
@@ -295,4 +295,4 @@ class _CudaGraph:
 
 
 class _Owner:
-    """Stands for a piece of memory: gone when nothing refers to it."""
+    """Represents a piece of memory, which is returned when nothing refers to this any more."""

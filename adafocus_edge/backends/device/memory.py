@@ -1,4 +1,4 @@
-"""Memory of a device, and work that is queued on it: one contract for a GPU and, with the same rules, for the CPU."""
+"""Memory of a device and work queued on it: the CPU as a device with the rules of a GPU."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 POISON = 0xFF
-"""Value of every byte that nobody wrote: NaN in floating point, -1 in signed integers."""
+"""Value of every byte that was never written: NaN in floating point, -1 in signed integers."""
 
 
 def check_alignment(tensors: Mapping[str, Buffer]) -> None:
-    """Raise ``BackendError`` if a tensor cannot be bound where it lies. Every backend calls this before it binds."""
+    """Raise ``BackendError`` if a tensor's address cannot be bound. Every backend calls this before it binds."""
     for name, tensor in tensors.items():
         if not tensor.is_aligned:
             raise BackendError(
                 f"{name}: address {tensor.address:#x} is not a multiple of {ALIGNMENT} bytes: copy the rows to a "
-                "tensor of their own before they are bound"
+                "tensor of their own before binding them"
             )
 
 
 def aligned(tensor: Buffer) -> Buffer:
-    """Return the tensor if a program may be bound to it, else queue a copy of it and return that."""
+    """Return the tensor if a program can be bound to it, else queue a copy and return the copy."""
     if tensor.is_aligned:
         return tensor
     made = tensor.device.empty(tensor.shape, tensor.dtype)
@@ -42,14 +42,14 @@ def aligned(tensor: Buffer) -> Buffer:
 
 
 class ThreadGuard:
-    """Makes sure that one thread at a time uses a device: a model keeps its state there between two calls."""
+    """Ensures that one thread at a time uses a device: a model keeps its state there between calls."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Hold the turn. Raises ``BusyError`` at once if another thread holds it."""
+        """Hold the guard. Raises ``BusyError`` at once if another thread holds it."""
         if not self._lock.acquire(blocking=False):
             raise BusyError("this model is in use by another thread: load one model per thread")
         try:
@@ -61,9 +61,10 @@ class ThreadGuard:
 class HostDevice:
     """The CPU as a device: its memory is the host's, and queued work is done at once.
 
-    It keeps the rules of a GPU, so that what runs here obeys them there: tensors are reached by address, and what is
-    captured is recorded, not done, and may neither allocate nor wait. It is stricter in one way: memory that nobody
-    wrote is :data:`POISON`, and so are :data:`ALIGNMENT` bytes on either side of each tensor, which nobody may write.
+    It enforces the rules of a GPU, so that code that runs here keeps them there: tensors are accessed by address, and
+    captured work is recorded, not done, and may neither allocate nor wait. It is stricter in one way: memory that was
+    never written is :data:`POISON`, and so are :data:`ALIGNMENT` bytes on either side of each tensor, which must not be
+    written.
     """
 
     kind = "cpu"
@@ -93,7 +94,7 @@ class HostDevice:
         np.copyto(_view(target), source)
 
     def after_uploads(self) -> None:
-        """Uploads are done at once, so there is nothing to wait for."""
+        """Do nothing: uploads are done at once."""
         self._not_captured("waiting")
 
     def store(self, array: NDArray[Any]) -> Buffer:
@@ -140,11 +141,11 @@ class HostDevice:
         return replay
 
     def mark(self) -> None:
-        """Nothing is ever left to do."""
+        """Do nothing: all work is done when it is queued."""
         self._not_captured("waiting")
 
     def wait(self, mark: None) -> None:
-        """Nothing is ever left to do."""
+        """Do nothing: all work is done when it is queued."""
         del mark
         self._not_captured("waiting")
 
@@ -154,7 +155,7 @@ class HostDevice:
         return _view(source).copy()
 
     def finish(self) -> None:
-        """Nothing is left to do; raise ``BackendError`` if something was written outside of a tensor."""
+        """Raise ``BackendError`` if memory outside of a tensor was written; there is nothing to wait for."""
         self._not_captured("waiting")
         for memory in list(self._allocated):
             memory.check()
@@ -164,7 +165,7 @@ class HostDevice:
         return self._turn.taken()
 
     def close(self) -> None:
-        """Refuse what comes after."""
+        """Refuse all further use."""
         self._closed = True
 
     def _not_captured(self, what: str) -> None:
@@ -192,7 +193,7 @@ class _Fenced:
         """Raise ``BackendError`` if a fence was written to."""
         for fence in (self._raw[self._begin - ALIGNMENT : self._begin], self._raw[self._end : self._end + ALIGNMENT]):
             if not (fence == POISON).all():
-                raise BackendError(f"something was written outside of a tensor at {self.address:#x}")
+                raise BackendError(f"memory was written outside of the tensor at {self.address:#x}")
 
 
 def _view(buffer: Buffer) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Model frames made on the device, by the graph that :mod:`adafocus_edge.media.matrices` describes."""
+"""Makes model frames on the device, with the graph that :mod:`adafocus_edge.media.matrices` describes."""
 
 from __future__ import annotations
 
@@ -23,42 +23,45 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FrameBuffer(Buffer):
-    """A model frame in a device's memory, uint8 [1, S, S, 3]; see :class:`ModelFrame` for what it knows."""
+    """A model frame in a device's memory, uint8 [1, S, S, 3]; see :class:`ModelFrame` for its attributes."""
 
     fit: Fit
     motion_gap_s: float
 
     @classmethod
     def of(cls, buffer: Buffer, spec: ModelSpec) -> FrameBuffer:
-        """Mark a tensor that was made as a model's specification says."""
+        """Return a tensor, made to a model's specification, as a model frame."""
         values = {field.name: getattr(buffer, field.name) for field in fields(Buffer)}
         return cls(**values, fit=spec.fit, motion_gap_s=spec.motion_gap_s)
 
 
 class PixelMaker:
-    """Makes model frames of decoded ones, on a model's device.
+    """Makes model frames from decoded ones, on a model's device.
 
     Args:
-        resident: the device and its graphs, that of pixels among them.
+        resident: the device and its graphs, including the graph of pixels.
+
+    Raises:
+        BackendError: there is no graph of pixels.
     """
 
     def __init__(self, resident: DeviceRunner) -> None:
         if PIXELS_GRAPH not in resident.programs:
-            raise BackendError("this backend has no graph that makes model frames: decode on the CPU")
+            raise BackendError("this backend has no graph that makes model frames: use --decoder cpu")
         self._program = resident.programs[PIXELS_GRAPH]
         self._device = resident.device
         self._spec = resident.spec
         self._matrices: dict[Decoded, dict[str, Buffer]] = {}
 
     def make(self, planes: Sequence[NDArray[np.uint8] | Buffer], decoded: Decoded) -> FrameBuffer:
-        """Queue the making of one model frame.
+        """Queue making one model frame.
 
         Args:
-            planes: one frame, or three of a model that sees motion: uint8 [3/2 height, width].
-            decoded: what they are.
+            planes: one frame, or three for a model that sees motion: uint8 [3/2 height, width].
+            decoded: their format.
 
         Returns:
-            uint8 [1, S, S, 3] on the device, there once the queue has come to it.
+            uint8 [1, S, S, 3] on the device, valid once the queued work is done.
         """
         device, side = self._device, self._spec.frame_size
         height, width = decoded.height, decoded.width

@@ -1,10 +1,10 @@
-"""The glimpse loop kept on a device: frames go up, one launch does a step or a clip, patches and logits come back."""
+"""The glimpse loop on a device: frames are uploaded, one launch runs a step or a clip, patches and logits come back."""
 
 from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from adafocus_edge.backends.tensors import Device, Work
 
 STATES = {"policy_state": "policy_state_out", "state": "state_out"}
-"""What a step takes from the step before: input and output."""
+"""The states that a step takes from the step before: input and output."""
 RESULTS = ("origin", "logits")
-"""What comes back to the host."""
+"""The outputs that are copied to the host."""
 AHEAD = 2
-"""Steps that may be under way: one computes while the next one's frames are uploaded."""
+"""Steps that may be under way: one computes while the frames of the next are uploaded."""
 
 
 class DeviceSession:
-    """One graph as a session: feeds are uploaded or used where they lie, and outputs stay on the device."""
+    """One graph as a session: feeds are uploaded unless they are on the device, and outputs stay there."""
 
     def __init__(self, program: Program, device: Device) -> None:
         self.inputs = program.inputs
@@ -53,19 +53,19 @@ class DeviceSession:
             return made
 
     def close(self) -> None:
-        """Close the program, once nothing of it runs any more."""
+        """Close the program, once its work is done."""
         with suppress(BackendError):
             self._device.finish()
         self._program.close()
 
 
 class DeviceRunner:
-    """A model's graphs on a device, and the loops over them.
+    """A model's graphs on a device, and the loops over them: the :class:`Runner` of a device.
 
     Args:
         spec: the model's shapes and names.
-        programs: the four graphs, or with them the joined step.
-        device: where they run; closed with this.
+        programs: the four graphs, and optionally the joined step and the graph of pixels.
+        device: where they run; closed with the runner.
     """
 
     def __init__(self, spec: ModelSpec, programs: Mapping[str, Program], device: Device) -> None:
@@ -77,10 +77,16 @@ class DeviceRunner:
         self._closing: list[Work] = []
 
     def steps(self, clips: int) -> StepLoop:
-        """Make a loop over the steps of N clips at once, with states of its own."""
+        """Return a new loop over the steps of N clips at once, with states of its own."""
         loop = StepLoop(self, clips)
         self._loops.add(loop)
         return loop
+
+    def see_clip(self, frames: Sequence[NDArray[np.uint8] | Buffer] | NDArray[np.uint8]) -> Iterator[Glimpse]:
+        """Run a whole clip in one launch; see :class:`Runner`."""
+        seen = self.clip(len(frames)).see(list(frames))
+        for step in range(len(frames)):
+            yield Glimpse(seen.origins[step : step + 1], seen.logits[step : step + 1])
 
     def clip(self, frames: int) -> ClipLoop:
         """Return the loop over whole clips of this many frames."""
@@ -91,28 +97,28 @@ class DeviceRunner:
 
     @property
     def largest_batch(self) -> int | None:
-        """How many clips may step together, or None for any number."""
-        return min((most for program in self.programs.values() if (most := program.largest_batch)), default=None)
+        """Return how many clips can step together at most, or None for no limit."""
+        return min((rows for program in self.programs.values() if (rows := program.largest_batch)), default=None)
 
     def on_close(self, work: Work) -> None:
-        """Do something when this is closed, before the device is."""
+        """Call ``work`` when the runner is closed, before the device is closed."""
         self._closing.append(work)
 
     def release(self) -> None:
-        """Let every loop drop what it has bound. Raises ``BusyError`` if another thread is in one of them."""
+        """Release the tensors and bindings of every loop. Raises ``BusyError`` if another thread runs one of them."""
         try:
             with self.device.use():
                 self.device.finish()
         except BusyError:
             raise
         except BackendError:
-            pass  # a device that failed, or was closed before, is left all the same
+            pass  # a device that failed, or was closed before, is released all the same
         for loop in list(self._loops):
             loop.release()
         self._clips.clear()
 
     def close(self) -> None:
-        """Free everything. The four sessions close their programs before this."""
+        """Free everything. The four sessions have closed their programs before."""
         with ExitStack() as stack:
             stack.callback(self.device.close)
             for work in self._closing:
@@ -124,13 +130,13 @@ class DeviceRunner:
 
 @dataclass(frozen=True)
 class _Phase:
-    """One of the two sets of tensors that steps take turns with.
+    """One of the two sets of tensors that steps use alternately.
 
     Attributes:
         host_frame: pinned, uint8 [N, S, S, 3].
         tensors: on the device, by name.
         host: pinned results, by name.
-        step: queues one step: the graphs, and the results' way back.
+        step: queues one step: the graphs, and copying the results to the host.
     """
 
     host_frame: NDArray[np.uint8]
@@ -142,9 +148,9 @@ class _Phase:
 class StepLoop:
     """N clips, one frame of each at a time; both states stay on the device.
 
-    Two sets of tensors take turns: a step reads the states that the one before has written, and its frames may be
+    Two sets of tensors alternate: a step reads the states that the previous one has written, and its frames may be
     uploaded while that one still computes. Each set's step is captured once and replayed. A clip without a frame waits:
-    the batch computes it too, but its states are carried over as they were.
+    the batch computes it too, but its states are carried over unchanged.
 
     Args:
         resident: graphs and device.
@@ -155,21 +161,21 @@ class StepLoop:
         self.clips = clips
         self._device = device = resident.device
         self._next = 0
-        # With the tensors that a step still copies from: those of other queues are written to again once they are free.
+        # With the tensors that a step still copies from: other queues overwrite theirs once they are freed.
         self._under_way: deque[tuple[_Phase, Any, list[Buffer]]] = deque()
         self._fresh: set[int] = set(range(clips))
         with device.use():
-            device.finish()  # what comes now may be memory of a loop that was dropped with a step under way
+            device.finish()  # the new memory may come from a loop that was dropped with a step under way
             self._phases: tuple[_Phase, ...] = _phases(resident, clips)
             device.finish()
 
     def submit(self, frames: Sequence[NDArray[np.uint8] | Buffer | None], fresh: Collection[int] = ()) -> None:
-        """Queue a step; :meth:`collect` gives its results. At most two steps may be under way.
+        """Queue a step; :meth:`collect` returns its results. At most two steps may be under way.
 
         Args:
-            frames: for each clip uint8 [S, S, 3], on the host or on the device, or None to let it wait. Rows that are
-                left out at the end are nobody's: they are computed, and what their states become means nothing.
-            fresh: clips that begin anew with this step.
+            frames: for each clip uint8 [S, S, 3], on the host or on the device, or None to let it wait. Missing
+                rows at the end are unused: they are computed, and their states have no meaning.
+            fresh: clips that start again with this step.
 
         Raises:
             BackendError: the device failed, or two steps are under way.
@@ -177,7 +183,7 @@ class StepLoop:
         if len(frames) > self.clips:
             raise ValueError(f"{len(frames)} frames for {self.clips} clips")
         if len(self._under_way) == AHEAD:
-            raise BackendError(f"{AHEAD} steps are under way: collect the first one's results")
+            raise BackendError(f"{AHEAD} steps are under way: collect the results of the first")
         device = self._device
         with device.use():
             phase = self._phase()
@@ -194,11 +200,16 @@ class StepLoop:
         self._next = 1 - self._next
 
     def collect(self) -> Glimpse:
-        """Wait for the oldest step under way and return what it gave; the rows of waiting clips mean nothing."""
+        """Wait for the oldest step under way and return its result; rows of waiting clips have no meaning."""
         with self._device.use():
             phase, mark, _held = self._under_way.popleft()
             self._device.wait(mark)
             return Glimpse(*(phase.host[name].copy() for name in RESULTS))
+
+    def see(self, frames: Sequence[NDArray[np.uint8] | Buffer] | NDArray[np.uint8]) -> Glimpse:
+        """Run a step with one frame of each clip, and wait for its results."""
+        self.submit(list(frames))
+        return self.collect()
 
     def _phase(self) -> _Phase:
         if not self._phases:
@@ -207,22 +218,22 @@ class StepLoop:
 
     @property
     def under_way(self) -> int:
-        """How many steps are queued and not collected."""
+        """Return how many steps are queued and not collected."""
         return len(self._under_way)
 
     def reset(self) -> None:
-        """Let every clip begin anew with the next step; what is under way is dropped."""
+        """Start every clip again with the next step; discard the steps under way."""
         while self._under_way:
             self.collect()
         self._fresh = set(range(self.clips))
 
     def release(self) -> None:
-        """Drop everything that is bound; the loop cannot be used after that."""
+        """Release tensors and bindings; the loop cannot be used after that."""
         self._under_way.clear()
         self._phases = ()
 
     def move(self, source: int, other: StepLoop, target: int) -> None:
-        """Hand a clip over to a row of another loop (or of this one), with its states."""
+        """Move a clip to a row of another loop (or of this one), with its states."""
         if source in self._fresh:
             other._fresh.add(target)
             return
@@ -233,7 +244,7 @@ class StepLoop:
                 self._device.copy(theirs[name][target : target + 1], mine[name][source : source + 1])
 
     def _bring(self, phase: _Phase, frames: Sequence[NDArray[np.uint8] | Buffer | None]) -> None:
-        """Bring a step's frames to the device."""
+        """Copy a step's frames to the device."""
         device, target = self._device, phase.tensors["frame"]
         on_host = []
         for row, frame in enumerate(frames):
@@ -250,7 +261,7 @@ class StepLoop:
 
 
 class ClipLoop:
-    """A whole clip in one launch: all frames are glanced at, then all patches chosen, then all of them focused on.
+    """A whole clip in one launch: glance at all frames, choose all patches, focus on all of them, classify.
 
     Args:
         resident: graphs and device.
@@ -265,8 +276,8 @@ class ClipLoop:
         with device.use():
             device.finish()  # see StepLoop
             self._tensors = clip = _tensors(resident, frames)
-            # The recurrent graphs run on one set of tensors of a single row, always the same: what they read is copied
-            # in and what they give is copied out. Rows of the clip's own would lie at addresses that no library likes.
+            # The recurrent graphs always run on the same tensors of a single row: inputs are copied in and outputs are
+            # copied out. Rows of the clip's tensors would have addresses that are not aligned.
             row = _tensors(resident, 1)
 
             def bound(program: Program, tensors: Mapping[str, Buffer]) -> Work:
@@ -304,7 +315,7 @@ class ClipLoop:
             device.finish()
 
     def release(self) -> None:
-        """Drop everything that is bound; the loop cannot be used after that."""
+        """Release tensors and bindings; the loop cannot be used after that."""
         self._run = None
         self._tensors = {}
 
@@ -315,7 +326,7 @@ class ClipLoop:
             frames: T of uint8 [S, S, 3], on the host or on the device.
 
         Returns:
-            origins [T, 2] and logits [T, C] of all its steps.
+            Origins [T, 2] and logits [T, C] of all its steps.
         """
         device = self._device
         with device.use():
@@ -335,15 +346,15 @@ class ClipLoop:
 
 
 def _checked(feed: Any, spec: TensorSpec) -> NDArray[Any]:
-    """Return what a graph is fed as an array. Raises ``BackendError`` rather than convert it, which loses values."""
+    """Return a feed as an array. Raises ``BackendError`` for another type, since converting would lose values."""
     array = np.asarray(feed)
     if array.dtype != spec.dtype:
-        raise BackendError(f"{spec.name}: the graph takes {spec.dtype}, not {array.dtype}")
+        raise BackendError(f"{spec.name}: expected {spec.dtype}, found {array.dtype}")
     return array
 
 
 def shape_of(spec: TensorSpec, batch: int) -> tuple[int, ...]:
-    """Return a tensor's shape at a batch."""
+    """Return a tensor's shape for a batch size."""
     return tuple(batch if side == "N" else int(side) for side in spec.shape)
 
 
@@ -382,14 +393,14 @@ def _phases(resident: DeviceRunner, clips: int) -> tuple[_Phase, _Phase]:
 
 
 def _captured(device: Device, work: Work, programs: Sequence[Program]) -> Work:
-    """Run work once, which lets libraries allocate what they need, then capture it where that is possible."""
+    """Run work once, so that libraries allocate their memory, then capture it if all programs can be captured."""
     work()
     device.finish()
     return device.capture(work) if all(program.capturable for program in programs) else work
 
 
 def _runs(rows: Sequence[int]) -> list[tuple[int, int]]:
-    """Return rising row numbers as (first, last) of each stretch without a gap."""
+    """Return ascending row numbers as (first, last) of each range without a gap."""
     runs: list[tuple[int, int]] = []
     for row in rows:
         if runs and row == runs[-1][1] + 1:

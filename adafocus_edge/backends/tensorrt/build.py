@@ -1,9 +1,8 @@
-"""`adafocus-edge build`: TensorRT engines of a variant's graphs, each built only if something that matters changed."""
+"""`adafocus-edge build`: TensorRT engines of a variant's graphs, each built only if it is missing or out of date."""
 
 from __future__ import annotations
 
 import shutil
-import signal
 import tempfile
 import threading
 import time
@@ -35,43 +34,44 @@ from adafocus_edge.bundle.store import LOCK, bundle_lock, copied_bundle, sha256_
 from adafocus_edge.errors import BackendError, BuildError, BundleError, UsageError
 from adafocus_edge.model.spec import GRAPHS, ModelSpec
 from adafocus_edge.system.files import atomic_write, locked
+from adafocus_edge.system.interrupts import note_interrupts
 
 if TYPE_CHECKING:
     from adafocus_edge.bundle.manifest import Bundle
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many of its steps are done, and how many there are."""
+"""Called with the name of the present task, the number of its steps that are done, and their total."""
 Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 Join = Callable[[ModelSpec, Mapping[str, Path], Path], None]
 """Joins four graphs into the step: :func:`export.fuse.fuse`."""
 MIN_SIDE, LARGEST_SIDE = 16, 4096
-"""Of a decoded frame, in pixels, that the graph of pixels takes."""
+"""Range of a decoded frame's sides, in pixels, that the graph of pixels takes."""
 USUAL_SIDES = (1080, 1920)
-"""Height and width that it is tuned for."""
+"""Height and width for which it is tuned."""
 LEVELS = {"none": "NONE", "same": "SAME_COMPUTE_CAPABILITY", "ampere+": "AMPERE_PLUS"}
-"""TensorRT's names of how far engines are hardware-compatible."""
+"""TensorRT's names of the levels of hardware compatibility."""
 POLL_S = 0.2
 FIXES = {
-    "UNSUPPORTED_NODE": "a newer TensorRT may know this operator; --backend onnxruntime-cuda runs the bundle meanwhile",
-    "UNSUPPORTED_NODE_ATTR": "a newer TensorRT may; --backend onnxruntime-cuda runs the bundle meanwhile",
+    "UNSUPPORTED_NODE": "a newer TensorRT may support this operator; until then use --backend onnxruntime-cuda",
+    "UNSUPPORTED_NODE_ATTR": "a newer TensorRT may support it; until then use --backend onnxruntime-cuda",
     "UNSUPPORTED_NODE_DATATYPE": "use another variant, such as fp16",
-    "MODEL_DESERIALIZE_FAILED": "the file is no ONNX graph: export it again",
+    "MODEL_DESERIALIZE_FAILED": "the file is not an ONNX graph: export it again",
     "MEM_ALLOC_FAILED": "free memory, or build with fewer --streams",
 }
-"""What to do about a parser's error, by its code."""
+"""How to fix a parser's error, by its code."""
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What ``adafocus-edge build`` was asked for.
+    """The options of ``adafocus-edge build``.
 
     Attributes:
         library: ``tensorrt``, ``tensorrt-rtx`` or ``auto``.
         variant: of the bundle, or ``auto``.
-        targets: compute capabilities such as ``sm_89``; empty for the GPU at hand (TensorRT-RTX only).
+        targets: compute capabilities such as ``sm_89``; empty for the GPU of this machine. Only for TensorRT-RTX.
         options: see :class:`BuildOptions`.
-        force: whether to build what is there already.
-        output: where to copy the bundle first, and build in the copy; None for in the bundle itself.
+        force: whether to rebuild engines that are up to date.
+        output: where to copy the bundle first, to build in the copy; None to build in the bundle itself.
     """
 
     library: str = "auto"
@@ -84,11 +84,11 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one graph.
+    """The engine of one graph, and whether it was built.
 
     Attributes:
         graph: its name.
-        built: why it was built, or None if the engine that was there does.
+        built: why it was built, or None if the existing engine was up to date.
         engine: the engine.
     """
 
@@ -99,11 +99,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Built:
-    """What came of it.
+    """The result of a build.
 
     Attributes:
         folder: of the engines.
-        engines: what it holds.
+        engines: its manifest.
         rows: one per graph.
     """
 
@@ -113,20 +113,20 @@ class Built:
 
 
 def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progress: Progress) -> Built:
-    """Build the engines of a variant that are not there, or no longer fit.
+    """Build the engines of a variant that are missing or out of date.
 
-    Each engine takes its place when it is done, so a run that was broken off goes on with the next one.
+    Each engine is put in place when it is done, so an interrupted build resumes with the next one.
 
     Args:
-        bundle: whose graphs.
+        bundle: that holds the graphs.
         request: see :class:`BuildRequest`.
-        join: gives what joins four graphs into a step; asked only where a variant has no joined step yet.
-        progress: told what is being done.
+        join: returns the function that joins four graphs into a step; called only if a variant has no joined step.
+        progress: see :data:`Progress`.
 
     Raises:
-        UsageError: what was asked for contradicts itself.
-        BackendError: no library, or no GPU where it needs one.
-        BuildError: the library refuses a graph; engines that were built before stay.
+        UsageError: the options contradict each other or the library.
+        BackendError: no library is installed, or it needs a GPU and there is none.
+        BuildError: the library rejects a graph; engines that were built before stay.
     """
     library = find_library(request.library)
     variant = bundle.choose_variant(request.variant)
@@ -140,16 +140,16 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
     rows: list[Row] = []
     with (
         _alone(folder),
-        _interruptions() as check,
+        note_interrupts() as check,
         tempfile.TemporaryDirectory(prefix=".build.", dir=folder) as scratch,
     ):
         for left in folder.glob(".build.*"):  # of a build that was killed
             if left != Path(scratch):
                 shutil.rmtree(left, ignore_errors=True)
-        there = _what_is_there(folder)
+        there = _present_engines(folder)
         hashes = {graph: graph_hash(bundle, variant, graph) for graph in BUILT}
         reasons = {
-            graph: "as asked" if request.force else why_rebuild(folder, there, wanted, graph, hashes[graph])
+            graph: "forced" if request.force else why_rebuild(folder, there, wanted, graph, hashes[graph])
             for graph in BUILT
         }
         kept = {} if there is None else {g: info for g, info in there.engines.items() if reasons.get(g) is None}
@@ -161,7 +161,7 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
                 started = time.monotonic()
                 cache = folder.parent / f"timing-{library.name}-{library.version}-{device}.cache"
                 plan = _build_one(library, path, graph, engines, bundle.spec.frame_size, cache, progress, check)
-                with bundle_lock(bundle.path):  # or what a calibration puts in the bundle's place would lack it
+                with bundle_lock(bundle.path):  # otherwise a calibration that replaces the bundle could lose it
                     info = _keep(folder, graph, plan, hashes[graph], time.monotonic() - started)
                     engines = replace(engines, engines={**engines.engines, graph: info})
                     write_engines(folder, engines)
@@ -169,64 +169,35 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
     return Built(folder, engines, tuple(rows))
 
 
-@contextmanager
-def _interruptions() -> Iterator[Callable[[], None]]:
-    """Note Ctrl-C where a library swallows it: one that comes while TensorRT calls back into Python is lost there.
-
-    Yields what raises ``KeyboardInterrupt`` if there was one.
-    """
-    came = threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-
-    def check() -> None:
-        if came.is_set():
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield check
-        return
-
-    def note(number: int, frame: Any) -> None:
-        came.set()
-        before(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-        check()
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _check_options(library: Library, options: BuildOptions) -> None:
-    """Refuse what a library does not know. Raises ``UsageError``."""
+    """Raise ``UsageError`` for options that a library does not support."""
     if library.name == "tensorrt-rtx" and options.hardware_compatible != "none":
-        raise UsageError("--hardware-compatible is TensorRT's; for TensorRT-RTX name the GPUs: --target sm_86,sm_89")
+        raise UsageError("--hardware-compatible is for TensorRT; for TensorRT-RTX name the GPUs: --target sm_86,sm_89")
     if library.name == "tensorrt-rtx" and options.version_compatible:
         raise UsageError(
-            "--version-compatible is TensorRT's; TensorRT-RTX engines run with the release that built them"
+            "--version-compatible is for TensorRT; TensorRT-RTX engines run with the release that built them"
         )
     if not hasattr(library.module.HardwareCompatibilityLevel, LEVELS[options.hardware_compatible]):
-        raise UsageError(f"--hardware-compatible {options.hardware_compatible}: {library.title} knows no such thing")
+        raise UsageError(f"--hardware-compatible {options.hardware_compatible}: {library.title} does not support it")
 
 
 def _built_for(library: Library, targets: tuple[str, ...]) -> tuple[BuiltFor, str]:
-    """Say where the engines will run, and how that is called in the folder's name."""
+    """Return where the engines will run, and its name in the folder of engines."""
     from adafocus_edge.backends.device.cuda import find_gpu
 
     gpu = find_gpu()
     if library.name == "tensorrt":
         if targets:
-            raise UsageError("--target is TensorRT-RTX's (--library tensorrt-rtx): TensorRT builds for the GPU at hand")
+            raise UsageError("--target is for --library tensorrt-rtx: TensorRT builds for the GPU of this machine")
         if gpu is None:
-            raise BackendError("TensorRT builds on the GPU that will run the engines, and there is none here")
+            raise BackendError("TensorRT builds on the GPU that will run the engines, but this machine has none")
         return BuiltFor(library.name, library.version, gpu.name, (gpu.sm,)), gpu.slug
     known = _targets(library)
     for target in targets:
         if target not in known:
             raise UsageError(
-                f"--target {target}: {library.title} knows {', '.join(known)}; other GPUs take --backend "
-                "onnxruntime-cuda, or TensorRT"
+                f"--target {target}: {library.title} supports {', '.join(known)}; for other GPUs use TensorRT, or "
+                "--backend onnxruntime-cuda"
             )
     if targets:
         chosen = tuple(sorted(set(targets)))
@@ -236,8 +207,8 @@ def _built_for(library: Library, targets: tuple[str, ...]) -> tuple[BuiltFor, st
             raise BackendError(f"{obstacle} (--library tensorrt); --target builds for another GPU")
         if gpu.sm not in known:
             raise BackendError(
-                f"{library.title} builds for {', '.join(known)}, and this GPU ({gpu.name}) is {gpu.sm}: "
-                "install a newer one, or use --backend onnxruntime-cuda"
+                f"{library.title} builds for {', '.join(known)}, but this GPU ({gpu.name}) is {gpu.sm}: "
+                "install a newer release, or use --backend onnxruntime-cuda"
             )
         return BuiltFor(library.name, library.version, gpu.name, (gpu.sm,)), gpu.slug
     portable = tuple(target for target in known if int(target.removeprefix("sm_")) >= AMPERE * 10)
@@ -245,7 +216,7 @@ def _built_for(library: Library, targets: tuple[str, ...]) -> tuple[BuiltFor, st
 
 
 def _targets(library: Library) -> dict[str, Any]:
-    """Return the compute capabilities that TensorRT-RTX builds for and runs on, by our names."""
+    """Return the compute capabilities that TensorRT-RTX both builds for and runs on, by our names."""
     members = library.module.ComputeCapability.__members__
     known = {f"sm_{name[2:]}": value for name, value in members.items() if name.startswith("SM")}
     return {name: value for name, value in known.items() if name in RTX_RUNS_ON}
@@ -253,28 +224,28 @@ def _targets(library: Library) -> dict[str, Any]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Make a folder of engines and keep other builds out of it. Raises ``BundleError``."""
+    """Make a folder of engines and lock it against other builds. Raises ``BundleError``."""
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.callback(_remove_if_empty, folder)
             stack.enter_context(locked(folder / LOCK))
         except BlockingIOError:
-            raise BundleError(f"{folder}: another build is at work in it") from None
+            raise BundleError(f"{folder}: another build is writing to it") from None
         except OSError as error:
             raise BundleError(f"{folder}: cannot be written ({error.strerror})") from None
         yield
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Leave no empty folders where nothing came of a build."""
+    """Remove a build's folders if they are empty."""
     with suppress(OSError):
         folder.rmdir()
         folder.parent.rmdir()
 
 
-def _what_is_there(folder: Path) -> Engines | None:
-    """Return what a folder of engines holds; a damaged manifest counts for nothing, since all can be built again."""
+def _present_engines(folder: Path) -> Engines | None:
+    """Return a folder's manifest, or None if it is missing or damaged: all engines can be built again."""
     if not (folder / MANIFEST).exists():
         return None
     try:
@@ -315,7 +286,7 @@ def _build_one(
     with wrap_errors(logger, f"{path}: {library.title} failed"):
         builder = trt.Builder(logger)
         flags = trt.NetworkDefinitionCreationFlag
-        # TensorRT 11 knows no other networks, and may drop the flag that asks for them.
+        # TensorRT 11 has no other networks, and may drop this flag.
         network = builder.create_network(1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0)
         parser = trt.OnnxParser(network, logger)
         if not parser.parse_from_file(str(path)):
@@ -343,7 +314,7 @@ def _build_one(
 def _configure(library: Library, config: Any, wanted: Engines) -> None:
     trt, options = library.module, wanted.options
     if hasattr(trt.BuilderFlag, "TF32"):
-        config.clear_flag(trt.BuilderFlag.TF32)  # rounds FP32 to 10 bits; a reduced precision is a variant
+        config.clear_flag(trt.BuilderFlag.TF32)  # TF32 rounds FP32 to 10 bits; a reduced precision is a variant
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     level = LEVELS[options.hardware_compatible]
@@ -356,11 +327,11 @@ def _configure(library: Library, config: Any, wanted: Engines) -> None:
 
 
 def _profiles(graph: str, inputs: list[Any], batches: tuple[int, ...], frame_size: int) -> list[dict[str, Shapes]]:
-    """Return the optimization profiles of a graph: least, best and largest shape of each dynamic input."""
+    """Return the optimization profiles of a graph: minimum, optimum and maximum shape of each dynamic input."""
     if graph == PIXELS_GRAPH:  # decoded frames of any usual size
         high, wide = USUAL_SIDES
         return [
-            {  # a model that sees motion takes three frames, and one channel of each
+            {  # a model that sees motion takes one channel of each of three frames
                 "luma": ((1, MIN_SIDE, MIN_SIDE), (1, high, wide), (3, LARGEST_SIDE, LARGEST_SIDE)),
                 "chroma": (
                     (1, MIN_SIDE // 2, MIN_SIDE),
@@ -377,14 +348,14 @@ def _profiles(graph: str, inputs: list[Any], batches: tuple[int, ...], frame_siz
 
 
 def _timing_cache(library: Library, config: Any, file: Path) -> bool:
-    """Give the builder what it measured before, if it measures; say whether it does. TensorRT-RTX does not."""
+    """Load earlier timings into the builder; return whether it uses timings. TensorRT-RTX does not."""
     if library.name == "tensorrt-rtx":
         return False
     try:
         known = file.read_bytes()
     except OSError:
         known = b""
-    # A cache of another GPU or release, or a damaged one, is refused: then it begins anew.
+    # A cache that is damaged, or from another GPU or release, is rejected: then start with an empty one.
     for content in (known, b""):
         cache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, False):
@@ -393,7 +364,7 @@ def _timing_cache(library: Library, config: Any, file: Path) -> bool:
 
 
 def _run(library: Library, builder: Any, network: Any, config: Any, graph: str, progress: Progress) -> Any:
-    """Build in a thread, so that an interruption arrives at once and stops the builder at its next step."""
+    """Build in a thread, so that an interruption is handled at once and stops the builder at its next step."""
     stop = threading.Event()
     monitor = _monitor(library, graph, progress, stop)
     config.progress_monitor = monitor
@@ -412,7 +383,7 @@ def _monitor(library: Library, graph: str, progress: Progress, stop: threading.E
     trt = library.module
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
-        """Passes on the phase that began last, and asks the builder to stop."""
+        """Reports the phase that began last, and stops the builder on request."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -434,11 +405,11 @@ def _monitor(library: Library, graph: str, progress: Progress, stop: threading.E
 
 
 def in_words(title: str, errors: list[Any]) -> str:
-    """Tell what a parser refused: which node, why, and what to do about it.
+    """Describe a parser's first error: the node, the reason, and the fix.
 
     Args:
         title: the library's name and version.
-        errors: of the parser, the first of which is told.
+        errors: of the parser.
     """
     if not errors:
         return f"{title} cannot read it"
@@ -449,4 +420,4 @@ def in_words(title: str, errors: list[Any]) -> str:
     where = f"node {node or error.node()}{f' ({operator})' if operator else ''}: " if operator or node else ""
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     fix = FIXES.get(code, "")
-    return f"{title} cannot take {where}{reason}{more}{f'; {fix}' if fix else ''}"
+    return f"{title} cannot parse {where}{reason}{more}{f'; {fix}' if fix else ''}"

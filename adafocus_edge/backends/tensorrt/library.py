@@ -18,13 +18,13 @@ MODULES = {
     # The module of the package tensorrt-rtx, and that of the wheels it consists of.
     "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
 }
-"""Import names by library, in the order in which ``auto`` looks for them."""
+"""Import names by library, in the order in which ``auto`` tries them."""
 INSTALL = {
     "tensorrt": "pip install 'adafocus-edge[tensorrt]' (on a Jetson it is part of JetPack)",
     "tensorrt-rtx": "pip install 'adafocus-edge[tensorrt-rtx]'",
 }
 RTX_RUNS_ON = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
-"""Compute capabilities that TensorRT-RTX runs on; on others it may build engines, but refuses to load them."""
+"""Compute capabilities that TensorRT-RTX supports; for others it may build engines, but refuses to load them."""
 NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 
@@ -33,7 +33,7 @@ _LOGGERS: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Library:
-    """A TensorRT that is installed.
+    """An installed TensorRT library.
 
     Attributes:
         name: one of :data:`MODULES`.
@@ -51,7 +51,7 @@ class Library:
         return f"{NAMES[self.name]} {self.version}"
 
     def gpu_obstacle(self, gpu: Gpu) -> str | None:
-        """Say why this library cannot run on a GPU and what can, or return None if it should."""
+        """Return why this library cannot run on a GPU and what can, or None if it should."""
         if self.name != "tensorrt-rtx" or gpu.sm in RTX_RUNS_ON:
             return None
         return (
@@ -60,9 +60,9 @@ class Library:
         )
 
     def logger(self) -> Any:
-        """Return this library's logger, which keeps errors (:func:`pop_first_error`); one per process.
+        """Return this library's logger, which stores errors (:func:`pop_first_error`); there is one per process.
 
-        TensorRT holds on to the first logger that it is given.
+        TensorRT keeps the first logger that it is given.
         """
         if self.module.__name__ in _LOGGERS:
             return _LOGGERS[self.module.__name__]
@@ -70,7 +70,7 @@ class Library:
         serious = (trt.Logger.INTERNAL_ERROR, trt.Logger.ERROR)
 
         class Keeper(trt.ILogger):  # type: ignore[misc, name-defined]
-            """Keeps errors; everything else is of no use to the one who asked."""
+            """Stores errors and drops everything else."""
 
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
@@ -84,17 +84,17 @@ class Library:
 
 
 def find_library(name: str = "auto") -> Library:
-    """Import a TensorRT.
+    """Import a TensorRT library.
 
     Args:
-        name: one of :data:`MODULES`, or ``auto`` for the first that is there.
+        name: one of :data:`MODULES`, or ``auto`` for the first that is installed.
 
     Raises:
         UsageError: an unknown name.
-        BackendError: it is not installed or cannot be loaded, with what to install.
+        BackendError: it is not installed or cannot be loaded; the error says what to install.
     """
     if name != "auto" and name not in MODULES:
-        raise UsageError(f"--library {name}: known are auto, {', '.join(MODULES)}")
+        raise UsageError(f"--library {name}: expected one of auto, {', '.join(MODULES)}")
     wanted = list(MODULES) if name == "auto" else [name]
     broken = ""
     for library in wanted:
@@ -108,7 +108,7 @@ def find_library(name: str = "auto") -> Library:
             except (ImportError, OSError, RuntimeError) as error:  # installed, but its libraries do not load
                 broken = f"{module} cannot be loaded ({' '.join(str(error).split())})"
                 continue
-            if not hasattr(found, "Builder"):  # an empty folder of that name is a module, too
+            if not hasattr(found, "Builder"):  # an empty folder of that name is a module as well
                 continue
             return Library(library, str(found.__version__), found)
     fixes = "; or ".join(INSTALL[library] for library in wanted)
@@ -116,17 +116,17 @@ def find_library(name: str = "auto") -> Library:
 
 
 def pop_first_error(logger: Any) -> str:
-    """Return the first error that a logger kept, and forget them all."""
+    """Return the first error that a logger has stored, and clear them all."""
     errors, logger.errors = logger.errors, []
-    return errors[0] if errors else "it does not say why"
+    return errors[0] if errors else "it gives no reason"
 
 
 @contextmanager
 def wrap_errors(logger: Any, what: str) -> Iterator[None]:
-    """Turn an exception of the library into a ``BackendError`` with what its logger kept."""
+    """Convert an exception of the library to a ``BackendError`` with the first error in its log."""
     logger.errors.clear()
     try:
         yield
     except (RuntimeError, TypeError, ValueError) as error:
-        said = pop_first_error(logger) if logger.errors else " ".join(str(error).split())
-        raise BackendError(f"{what}: {said}") from None
+        reason = pop_first_error(logger) if logger.errors else " ".join(str(error).split())
+        raise BackendError(f"{what}: {reason}") from None

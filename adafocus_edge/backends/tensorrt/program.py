@@ -1,34 +1,41 @@
-"""TensorRT engines on an NVIDIA GPU: deserialized once, a context for each shape, addresses bound before a run."""
+"""TensorRT engines on an NVIDIA GPU: deserialized once, with a context per shape and addresses bound before a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adafocus_edge.backends.device import cuda
 from adafocus_edge.backends.device.memory import check_alignment
-from adafocus_edge.backends.tensorrt.library import Library, pop_first_error, wrap_errors
+from adafocus_edge.backends.loaded import LoadedModel, open_programs
+from adafocus_edge.backends.tensorrt.library import MODULES, Library, find_library, pop_first_error, wrap_errors
+from adafocus_edge.bundle.engines import PIXELS_GRAPH, find_engines
+from adafocus_edge.bundle.store import check_unchanged
 from adafocus_edge.errors import BackendError
-from adafocus_edge.model.spec import TensorSpec
+from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, TensorSpec
 from adafocus_edge.system.files import atomic_write
 
 if TYPE_CHECKING:
-    from adafocus_edge.backends.device.cuda import CudaDevice
+    from adafocus_edge.backends.base import LoadRequest
     from adafocus_edge.backends.tensors import Buffer, Work
 
 Shapes = tuple[tuple[int, ...], ...]
 WORKSPACE_UNIT = 1 << 20
-"""Workspaces are allocated in whole MiB, so that contexts of like shapes share one."""
+"""Workspaces are allocated in whole MiB, so that contexts of similar shapes share one."""
+
+RUNTIME_CACHE = "runtime.cache"
+"""File beside the engines: kernels that TensorRT-RTX compiled on this device."""
 
 
 class TrtRuntime:
-    """What the engines of one model share: the library's runtime, its logger, and its cache of compiled kernels.
+    """The library's runtime, logger and cache of compiled kernels, which the engines of one model share.
 
     Args:
         library: that built the engines.
         cache: file for the kernels that TensorRT-RTX compiles on the device at the first start.
-        host_code: whether engines may bring code for the host, as version-compatible ones do.
+        host_code: whether engines may contain code for the host, as version-compatible ones do.
     """
 
     def __init__(self, library: Library, cache: Path, *, host_code: bool = False) -> None:
@@ -41,12 +48,12 @@ class TrtRuntime:
         self._cache: Any = None
 
     def configure(self, engine: Any) -> Any:
-        """Return the configuration of an engine's contexts, or None where the library knows no such thing."""
+        """Return the configuration of an engine's contexts, or None if the library has none."""
         if self.library.name != "tensorrt-rtx":
             return None
         trt = self.library.module
         config = engine.create_runtime_config()
-        # Kernels for the shapes at hand before the first run: a captured graph would keep the fallbacks for ever.
+        # Compile kernels for these shapes before the first run: a captured graph would keep the fallbacks for ever.
         strategies = trt.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -58,7 +65,7 @@ class TrtRuntime:
         return config
 
     def close(self) -> None:
-        """Keep the compiled kernels for the next start, where the bundle may be written to."""
+        """Store the compiled kernels for the next start, if the bundle is writable."""
         if self._cache is not None:
             kernels = self._cache.serialize()
             with suppress(OSError, TypeError), atomic_write(self._cache_file) as file:
@@ -75,7 +82,7 @@ class TrtProgram:
         device: whose stream it computes on.
     """
 
-    def __init__(self, path: Path, runtime: TrtRuntime, device: CudaDevice) -> None:
+    def __init__(self, path: Path, runtime: TrtRuntime, device: cuda.CudaDevice) -> None:
         self._path = path
         self._runtime = runtime
         self._device = device
@@ -94,15 +101,15 @@ class TrtProgram:
 
     @property
     def largest_batch(self) -> int:
-        """The most rows that a profile takes."""
+        """Return the maximum number of rows of any profile."""
         name = self.inputs[0].name
         numbers = range(self._engine.num_optimization_profiles)
         return max(int(self._engine.get_tensor_profile_shape(name, number)[2][0]) for number in numbers)
 
     def bind(self, tensors: Mapping[str, Buffer], *, fixed: bool) -> Work:
-        """Return what queues one run on these tensors; see :class:`Program`."""
+        """Return a callable that queues one run on these tensors; see :class:`Program`."""
         shapes = tuple(tensors[spec.name].shape for spec in self.inputs)
-        if fixed:  # a captured graph needs a context that nobody else gives other tensors
+        if fixed:  # a captured graph needs a context that is not bound to other tensors later
             context = self._new_context(shapes)
         else:
             context = self._contexts.get(shapes) or self._new_context(shapes)
@@ -149,13 +156,13 @@ class TrtProgram:
             strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
             context = self._engine.create_execution_context(strategy)
         if context is None:
-            raise BackendError(f"{self._path}: no context for it: {pop_first_error(self._runtime.logger)}")
+            raise BackendError(f"{self._path}: no execution context: {pop_first_error(self._runtime.logger)}")
         context.set_optimization_profile_async(profile, self._device.stream)
         self._device.finish()
         for spec, shape in zip(self.inputs, shapes, strict=True):
             if not context.set_input_shape(spec.name, shape):
                 why = pop_first_error(self._runtime.logger)
-                raise BackendError(f"{self._path}: refuses {spec.name} {shape}: {why}")
+                raise BackendError(f"{self._path}: rejects {spec.name} of shape {shape}: {why}")
         # All contexts run one after the other on one stream, so they may share their workspace.
         needed = context.update_device_memory_size_for_shapes()
         if needed:
@@ -169,7 +176,7 @@ class TrtProgram:
         return context
 
     def _profile(self, shapes: Shapes) -> int:
-        """Return the narrowest optimization profile that takes these shapes."""
+        """Return the optimization profile with the smallest batch that takes these shapes. Raises ``BackendError``."""
         fitting = []
         for number in range(self._engine.num_optimization_profiles):
             limits = [self._engine.get_tensor_profile_shape(spec.name, number) for spec in self.inputs]
@@ -181,8 +188,55 @@ class TrtProgram:
         if not fitting:
             batch, most = shapes[0][0], self.largest_batch
             if batch <= most:
-                raise BackendError(f"{self._path}: takes no input of {shapes[0]}: it is too large or too small")
+                raise BackendError(f"{self._path}: input shape {shapes[0]} is outside of the range of its profiles")
             raise BackendError(
-                f"{self._path}: takes batches up to {most}, not {batch}: build it with --streams {batch}"
+                f"{self._path}: takes batches of up to {most}, not {batch}: build it with --streams {batch}"
             )
         return min(fitting)[1]
+
+
+def open_variant(request: LoadRequest) -> LoadedModel:
+    """Open the engines of a variant that were built for this GPU, and check their files.
+
+    Raises ``BackendError`` if no TensorRT library runs on this GPU, or no engines fit.
+    """
+    bundle, variant = request.bundle, request.variant
+    gpu = cuda.this_gpu()
+    found = None
+    refused: BackendError | None = None
+    for name in MODULES:
+        try:
+            library = find_library(name)
+        except BackendError as error:
+            refused = refused or error
+            continue
+        if (obstacle := library.gpu_obstacle(gpu)) is not None:
+            refused = BackendError(obstacle)
+            continue
+        try:
+            found = find_engines(bundle, variant, library.name, library.version, gpu)
+            break
+        except BackendError as error:
+            refused = error
+    if found is None:
+        raise refused or BackendError("TensorRT is not installed")
+    folder, engines = found
+    runtime = TrtRuntime(library, folder / RUNTIME_CACHE, host_code=engines.options.version_compatible)
+    device = cuda.CudaDevice()
+
+    def path_of(graph: str) -> Path:
+        return folder / engines.engines[graph].file
+
+    graphs = (*GRAPHS, *(graph for graph in (STEP_GRAPH, PIXELS_GRAPH) if graph in engines.engines))
+    model = open_programs(
+        bundle.spec, graphs, lambda graph: TrtProgram(path_of(graph), runtime, device), path_of, device,
+        backend=request.backend, variant=variant,
+    )  # fmt: skip
+    assert model.resident is not None
+    model.resident.on_close(runtime.close)
+    with ExitStack() as opened:
+        opened.enter_context(model)
+        for graph in graphs:
+            check_unchanged(path_of(graph), engines.engines[graph].sha256)
+        opened.pop_all()
+    return model

@@ -1,1 +1,1 @@
-"""Where a live run's results go; each sink stands alone."""
+"""Outputs of live runs; no sink imports another."""

@@ -1,4 +1,4 @@
-"""Events, windows and states published to an MQTT broker."""
+"""The MQTT sink: publishes windows, events and states to a broker."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from urllib.parse import unquote
 from uuid import uuid4
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError, UsageError
-from adafocus_edge.live.messages import Event, Message, Notice, Sink, Window, to_line
+from adafocus_edge.live.listener import Sink
+from adafocus_edge.live.messages import Event, Message, Notice, Window
 from adafocus_edge.live.sinks.server import split_server
 from adafocus_edge.system.addresses import encoding_hint, shown_server
+from adafocus_edge.system.backoff import Backoff
+from adafocus_edge.system.json_lines import to_line
 from adafocus_edge.system.retention import FailureReporter, SafeNames
 
 if TYPE_CHECKING:
@@ -20,22 +23,25 @@ if TYPE_CHECKING:
 
     from paho.mqtt.client import MQTTMessageInfo
 
+DEFAULT_PREFIX = "adafocus"
+MAX_PREFIX_BYTES = 1000
+
 
 class Mqtt(Sink):
     """Publishes to an MQTT broker, as JSON, below a prefix: ``SOURCE/window``, ``SOURCE/event``, ``SOURCE/status``.
 
-    Events and states arrive at least once (QoS 1), if need be after the broker is back; windows arrive at most once.
-    States are retained, and so is ``online``: 1, and 0 once the run has ended or was cut off.
+    Events and states arrive at least once (QoS 1), if necessary after the broker is back; windows arrive at most once.
+    States are retained, and so is ``online``: 1, and 0 once the run has ended or its connection has broken.
 
     Args:
-        address: ``mqtt://user:password@host:port/topic/prefix``, or ``mqtts://`` for TLS; user, port and prefix may
-            be left out.
-        tell: takes one line about something that went wrong.
+        address: ``mqtt://user:password@host:port/topic/prefix``, or ``mqtts://`` for TLS; user, port and prefix are
+            optional.
+        report: is called with one line for each new error.
         ca_file: certificates to trust with ``mqtts://`` instead of the system's.
-        waiting: messages that may wait, here and again in the client while the broker is away.
+        waiting: maximum number of messages in the queue, and again in the client while the broker is away.
 
     Raises:
-        UsageError: the address cannot be used.
+        UsageError: the address is invalid.
         AdaFocusError: ``ca_file`` cannot be read.
         MissingExtraError: paho-mqtt is not installed.
     """
@@ -43,56 +49,46 @@ class Mqtt(Sink):
     wants = (Window, Event, Notice)
     KEEPALIVE_S = 20
     CONNECT_S = 5.0
-    LONGEST_PAUSE_S = 60
     FAREWELL_S = 2.0
-    """How long the end waits for the broker to have taken everything."""
+    """How long the end waits for the broker to accept all messages."""
 
     def __init__(
-        self, address: str, tell: Callable[[str], None], *, ca_file: Path | None = None, waiting: int = 1000
+        self, address: str, report: Callable[[str], None], *, ca_file: Path | None = None, waiting: int = 1000
     ) -> None:
         parts, host, port = split_server(address, "a broker's address", ("mqtt", "mqtts"))
         tls = parts.scheme == "mqtts"
         if ca_file is not None and not tls:
-            raise UsageError("certificates are for mqtts:// only: begin the broker's address so, or leave them out")
-        self._prefix = unquote(parts.path).strip("/") or "adafocus"
-        if re.search("[?#]", address) and (hint := encoding_hint(address)):
-            raise UsageError(f"a broker's address cannot be read{hint}")
-        if re.search(r"[+#\0]", self._prefix) or re.search("[?#]", address) or self._prefix.startswith("$"):
-            raise UsageError("an MQTT topic cannot hold + # ?, nor begin with $: change the path of the address")
-        if len(self._prefix.encode(errors="replace")) > 1000:
-            raise UsageError("an MQTT topic of more than 1000 bytes: shorten the path of the address")
-        try:
-            from paho.mqtt.client import Client
-            from paho.mqtt.enums import CallbackAPIVersion
-        except ImportError:
-            raise MissingExtraError("publishing to an MQTT broker", "mqtt", "paho-mqtt") from None
-        client = self._client = Client(CallbackAPIVersion.VERSION2, client_id=f"adafocus-{uuid4().hex[:12]}")
+            raise UsageError("certificates need mqtts://: change the scheme of the broker's address, or remove them")
+        self._prefix = _prefix(address, unquote(parts.path))
+        client = self._client = _new_client()
         if parts.username is not None:
             client.username_pw_set(unquote(parts.username), unquote(parts.password or ""))
         if tls:
             try:
                 client.tls_set(None if ca_file is None else str(ca_file))
             except OSError as error:
-                raise AdaFocusError(f"{ca_file}: no certificates to trust ({error.strerror or error})") from None
+                raise AdaFocusError(
+                    f"{ca_file}: cannot be read as certificates to trust ({error.strerror or error})"
+                ) from None
         self._names = SafeNames()
         self._status: dict[str, bytes] = {}
         self._was_connected = False
         name = shown_server(address)
-        self._outage = FailureReporter(name, tell)
+        self._outage = FailureReporter(name, report)
         client.will_set(f"{self._prefix}/online", "0", qos=1, retain=True)
         client.max_queued_messages_set(waiting)
-        client.reconnect_delay_set(1, self.LONGEST_PAUSE_S)
+        client.reconnect_delay_set(int(Backoff.FIRST_S), int(Backoff.MAX_S))  # the client doubles its pauses itself
         client.connect_timeout = self.CONNECT_S
-        client.suppress_exceptions = True  # of ``tell``, which would end the client's thread
+        client.suppress_exceptions = True  # of ``report``, which would end the client's thread
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail
         client.on_disconnect = self._on_disconnect
         client.connect_async(host, port or (8883 if tls else 1883), self.KEEPALIVE_S)
         client.loop_start()
-        super().__init__(name, waiting, tell)
+        super().__init__(name, waiting, report)
 
     def process(self, message: Message) -> None:
-        """Hand one message to the client; drops and counts a window that the broker is not there for."""
+        """Hand one message to the client; a window is dropped and counted while there is no broker."""
         if not isinstance(message, (Window, Event, Notice)):
             return
         body = to_line(message.to_json()).encode(errors="backslashreplace")
@@ -100,7 +96,7 @@ class Mqtt(Sink):
         if isinstance(message, Event):
             self._publish(f"{topic}/event", body, qos=1)
         elif isinstance(message, Notice):
-            self._status[f"{topic}/status"] = body  # first: whoever connects now publishes it
+            self._status[f"{topic}/status"] = body  # first: a connection that is made now publishes it
             if self._client.is_connected():
                 self._publish(f"{topic}/status", body, qos=1, retain=True)
         elif self._client.is_connected():
@@ -110,25 +106,25 @@ class Mqtt(Sink):
         self.idle()
 
     def idle(self) -> None:
-        """Note that the broker is there."""
+        """Note that the broker is connected."""
         if self._client.is_connected():
             self._outage.worked()
 
     def _publish(self, topic: str, body: bytes, *, qos: int, retain: bool = False) -> MQTTMessageInfo:
         from paho.mqtt.enums import MQTTErrorCode
 
-        told = self._client.publish(topic, body, qos, retain)
-        if told.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE and retain:  # states must not wait behind events
-            told = self._client.publish(topic, body, 0, retain)
-        kept = told.rc == MQTTErrorCode.MQTT_ERR_NO_CONN and qos > 0  # waits in the client
-        if told.rc != MQTTErrorCode.MQTT_ERR_SUCCESS and not kept:
+        sent: MQTTMessageInfo = self._client.publish(topic, body, qos, retain)
+        if sent.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE and retain:  # states must not wait behind events
+            sent = self._client.publish(topic, body, 0, retain)
+        kept = sent.rc == MQTTErrorCode.MQTT_ERR_NO_CONN and qos > 0  # waits in the client
+        if sent.rc != MQTTErrorCode.MQTT_ERR_SUCCESS and not kept:
             self.dropped += 1
-        return told
+        return sent
 
     def finish(self) -> None:
-        """Say good-bye to the broker, and end the client."""
+        """Publish that the run is offline, and end the client."""
         if self._client.is_connected():
-            # Queued behind all that waits: once it has arrived, so has everything.
+            # It is queued behind all other messages: once it has arrived, so have they.
             last = self._publish(f"{self._prefix}/online", b"0", qos=1, retain=True)
             with suppress(ValueError, RuntimeError):
                 last.wait_for_publish(self.FAREWELL_S)
@@ -137,17 +133,41 @@ class Mqtt(Sink):
 
     def _on_connect(self, _: Any, __: Any, ___: Any, reason: Any, ____: Any) -> None:
         if reason.is_failure:
-            self._outage.failed(f"the broker refuses ({str(reason).lower()}): tried again")
+            self._outage.failed(f"the broker refuses the connection ({str(reason).lower()}): retrying")
             return
         self._was_connected = True
         self._publish(f"{self._prefix}/online", b"1", qos=1, retain=True)
-        for topic, body in list(self._status.items()):  # a broker that was restarted may have forgotten them
+        for topic, body in list(self._status.items()):  # a broker that was restarted may have lost them
             self._publish(topic, body, qos=1, retain=True)
 
     def _on_connect_fail(self, *_: Any) -> None:
-        self._outage.failed("the broker cannot be reached: tried again")
+        self._outage.failed("the broker cannot be reached: retrying")
 
     def _on_disconnect(self, _: Any, __: Any, ___: Any, reason: Any, ____: Any) -> None:
-        lost, self._was_connected = self._was_connected, False
-        if lost and reason.is_failure:
-            self._outage.failed("the broker is gone: tried again")
+        was_connected, self._was_connected = self._was_connected, False
+        if was_connected and reason.is_failure:
+            self._outage.failed("the connection to the broker is lost: retrying")
+
+
+def _prefix(address: str, path: str) -> str:
+    """Return the prefix of all topics. Raises ``UsageError`` that does not repeat the address."""
+    prefix = path.strip("/") or DEFAULT_PREFIX
+    if re.search("[?#]", address) and (hint := encoding_hint(address)):
+        raise UsageError(f"a broker's address cannot be parsed{hint}")
+    if re.search(r"[+#\0]", prefix) or re.search("[?#]", address) or prefix.startswith("$"):
+        raise UsageError("an MQTT topic must not contain + # ?, nor begin with $: change the path of the address")
+    if len(prefix.encode(errors="replace")) > MAX_PREFIX_BYTES:
+        raise UsageError(
+            f"an MQTT topic must have at most {MAX_PREFIX_BYTES} bytes: shorten the path of the broker's address"
+        )
+    return prefix
+
+
+def _new_client() -> Any:
+    """Return a client of paho-mqtt. Raises ``MissingExtraError`` if that is not installed."""
+    try:
+        from paho.mqtt.client import Client
+        from paho.mqtt.enums import CallbackAPIVersion
+    except ImportError:
+        raise MissingExtraError("publishing to an MQTT broker", "mqtt", "paho-mqtt") from None
+    return Client(CallbackAPIVersion.VERSION2, client_id=f"adafocus-{uuid4().hex[:12]}")

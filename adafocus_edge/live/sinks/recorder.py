@@ -1,4 +1,4 @@
-"""Recording a live run: every frame, with what was seen drawn on it, in MP4 files that are whole after a power cut."""
+"""The recorder sink: writes annotated frames to MP4 files that survive a power cut."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ import av
 from av.video.frame import PictureType
 
 from adafocus_edge.errors import UsageError
-from adafocus_edge.live.messages import LiveFrame, Message, Notice, ProvisionalResult, Sink, iso
-from adafocus_edge.live.overlay import annotate_live
-from adafocus_edge.runtime.annotate import TICKS
-from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder, stamp
+from adafocus_edge.live.listener import RETRY_S, Sink
+from adafocus_edge.live.messages import LiveFrame, Message, Notice, ProvisionalResult
+from adafocus_edge.live.overlay import annotate_live, shown_time
+from adafocus_edge.media.encoders import TICKS, video_encoder
+from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder
+from adafocus_edge.system.timestamps import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,35 +33,35 @@ if TYPE_CHECKING:
 
     from adafocus_edge.model.spec import ModelSpec
 
-ENCODERS = {
+ENCODER_OPTIONS: dict[str, dict[str, str]] = {
     "libx264": {"preset": "veryfast", "tune": "zerolatency", "sc_threshold": "0"},
     "mpeg4": {"flags": "+qscale", "global_quality": "472"},  # 4 times 118, the unit of its quantiser: visually good
 }
-"""In the order in which they are preferred, with their options."""
 FRAGMENTED = {"movflags": "empty_moov+frag_keyframe+default_base_moof", "flush_packets": "1"}
 KEY_S = 2.0
-"""Each key frame puts what came before it on the disk: what a crash may cost."""
+"""Time between key frames. Each one flushes the frames before it to the disk, so a crash loses at most this much."""
 MAX_BETWEEN_KEYS = 600
-"""Frames; the longest that MPEG-4 Part 2 allows. Key frames are asked for by time."""
+"""Maximum number of frames between key frames that MPEG-4 Part 2 allows. Key frames are requested by time."""
 ENCODER_THREADS = 2
-"""More would take cores from the model."""
-RETRY_S = 5.0
-"""Pause before a file is opened again after one could not be written."""
+"""More threads would take cores from the model."""
 GAP_S = 10.0
-"""A source that gave nothing for so long goes on in a new file, rather than with a still picture in the old one."""
+"""A source that delivered no frame for this long continues in a new file, not with a still picture in the old one."""
 USUAL_GAPS = 5
-"""Unless it has always been slow: a gap must also be this many times the time between its last two frames."""
+"""A gap must also be this many times as long as the time between the last two frames: some sources are always slow."""
 JUMP_BACK_S = 0.5
-"""A clock that goes back by less is taken for jitter: the frame is shown at once after the one before."""
+"""A clock that goes back by less counts as jitter: the frame is shown directly after the one before."""
 JITTER = 0.1
-"""Of the time between two frames: how much too early a frame may be for the frame rate that was asked for."""
+"""How much too early a frame may be for the requested frame rate, as a fraction of the time between two frames."""
 
 
 class _Output:
-    """A new file as PyAV writes to it. One that PyAV opens itself stays open where its disk is full when it is closed.
+    """A new file that PyAV writes to. One that PyAV opens itself stays open if the disk is full when it is closed.
 
     Args:
-        path: of the file. Raises ``FileExistsError`` if there is one, and other kinds of ``OSError``.
+        path: of the file.
+
+    Raises:
+        OSError: the file cannot be created; ``FileExistsError`` if it exists.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,7 +70,7 @@ class _Output:
         self._file = path.open("xb", buffering=0)
 
     def write(self, data: bytes) -> int:
-        """Write all of the data, at once. Raises ``OSError``."""
+        """Write all data, unbuffered. Raises ``OSError``."""
         left = memoryview(data)
         while left:
             left = left[self._file.write(left) :]
@@ -76,11 +78,11 @@ class _Output:
         return len(data)
 
     def is_deleted(self) -> bool:
-        """Whether what is written here will be lost."""
+        """Return whether the file has been deleted, so that data written to it is lost."""
         return os.fstat(self._file.fileno()).st_nlink == 0
 
     def close(self) -> None:
-        """Close the file; may be done again."""
+        """Close the file; may be called again."""
         self._file.close()
 
 
@@ -89,11 +91,11 @@ class _File:
     output: _Output
     container: OutputContainer
     stream: VideoStream
-    shape: tuple[object, ...]  # of the frames before they are drawn on, and of their pixels
+    shape: tuple[object, ...]  # of the frames before annotation, and of their pixels
     first_s: float
     last_tick: int = -1
     key_s: float = 0.0
-    fragments: int = 0  # that are on the disk
+    fragments: int = 0  # on the disk
 
 
 @dataclass
@@ -112,24 +114,24 @@ class _Series:
 
 
 class Recorder(Sink):
-    """Writes what a live run sees as annotated MP4 files, a series per source: ``SOURCE-YYYYmmdd-HHMMSS.mp4``, UTC.
+    """Records annotated frames as MP4 files, a series per source: ``SOURCE-YYYYmmdd-HHMMSS.mp4``, UTC.
 
-    A file can be played while it grows, and but for its last two seconds after a crash. A new one begins when the
-    picture's size changes, after a gap, and when the source's clock goes back. A disk that is full or a folder that is
-    gone is told once, and tried again every few seconds; frames until then are dropped and counted.
+    A file can be played while it grows, and after a crash except for its last two seconds. A new one begins when the
+    picture's size changes, after a gap, and when the source's clock goes back. A full disk or a missing folder is
+    reported once, and retried every few seconds; frames until then are dropped and counted.
 
     Args:
-        folder: to write into; made if need be.
-        spec: of the model, for where a patch lies in the frame.
-        tell: takes one line about something that went wrong.
-        rotate_mb: size after which a new file begins, in megabytes; exceeded by up to two seconds of video.
-        rotate_s: length after which one begins, in seconds of the source.
-        keep: how many files per source stay, the newest, with the one that is being written; None for all.
-        fps: frames per second that are recorded at most; None for all.
-        waiting: frames that may wait, of all sources.
+        folder: to write into; created if necessary.
+        spec: of the model, for the place of a patch in the frame.
+        report: is called with one line for each new error.
+        rotate_mb: size in megabytes after which a new file begins; exceeded by up to two seconds of video.
+        rotate_s: length after which a new file begins, in seconds of the source.
+        keep: number of files per source that are kept, the newest, including the one being written; None for all.
+        fps: maximum number of frames per second to record; None for all.
+        waiting: maximum number of frames in the queue, of all sources.
 
     Raises:
-        UsageError: a number makes no sense, or ``folder`` is a file.
+        UsageError: a number is out of range, or ``folder`` is a file.
         AdaFocusError: ``folder`` cannot be written.
     """
 
@@ -141,7 +143,7 @@ class Recorder(Sink):
         self,
         folder: Path,
         spec: ModelSpec,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         *,
         rotate_mb: float | None = None,
         rotate_s: float | None = 3600.0,
@@ -149,11 +151,11 @@ class Recorder(Sink):
         fps: float | None = None,
         waiting: int = 8,
     ) -> None:
-        for what, value in (("megabytes", rotate_mb), ("seconds", rotate_s), ("frames per second", fps)):
+        for name, value in (("rotate_mb", rotate_mb), ("rotate_s", rotate_s), ("fps", fps)):
             if value is not None and not value > 0:
-                raise UsageError(f"a recording of {value:g} {what} cannot be: give more than 0")
+                raise UsageError(f"{name} of a recording must be more than 0, not {value:g}")
         if keep is not None and keep < 1:
-            raise UsageError(f"keeping {keep} recordings cannot be: give at least 1, the one that is being written")
+            raise UsageError(f"keep must be at least 1 recording, the one being written, not {keep}")
         check_folder(folder, "recordings")
         self._folder = folder
         self._spec = spec
@@ -161,27 +163,28 @@ class Recorder(Sink):
         self._rotate_s = rotate_s
         self._keep = keep
         self._interval_s = None if fps is None else 1 / fps
-        self._encoder = next(codec for codec in ENCODERS if codec in av.codecs_available)
+        self._encoder = video_encoder()
         self._names = SafeNames()
-        self._newest: dict[str, RetentionPolicy] = {}
+        self._retention: dict[str, RetentionPolicy] = {}
         self._series: dict[str, _Series] = {}
-        self._looks: dict[str, ProvisionalResult] = {}
+        self._latest: dict[str, ProvisionalResult] = {}
         self._lost_s: dict[str, float] = {}  # by time.monotonic
         self._due_s: dict[str, float] = {}
-        self._outage = FailureReporter(str(folder), tell)
-        super().__init__(str(folder), waiting, tell)
+        self._outage = FailureReporter(str(folder), report)
+        super().__init__(str(folder), waiting, report)
 
     def enqueue(self, message: Message) -> None:
-        """Take a frame or a look; see :meth:`Sink.enqueue`. Looks need no room: only the latest is drawn.
+        """Take a frame or a provisional result; see :meth:`Sink.enqueue`.
 
-        What was seen before a source was lost is not drawn on the frames after.
+        Results take no room in the queue, since only the latest is drawn. Results of frames from before a loss are not
+        drawn on the frames after it.
         """
         if isinstance(message, ProvisionalResult):
             if message.frame.captured_s > self._lost_s.get(message.source, 0.0):
-                self._looks[message.source] = message
+                self._latest[message.source] = message
         elif isinstance(message, Notice) and message.kind == "lost":
             self._lost_s[message.source] = time.monotonic()
-            self._looks.pop(message.source, None)
+            self._latest.pop(message.source, None)
         elif isinstance(message, LiveFrame) and self._is_due(message):
             super().enqueue(message)
 
@@ -192,13 +195,13 @@ class Recorder(Sink):
         late_s = frame.time_s - due_s
         if -self._interval_s < late_s < -JITTER * self._interval_s:
             return False
-        # In step with the rate that was asked for, unless the source has jumped.
+        # In step with the requested rate, unless the source has jumped.
         start_s = due_s if abs(late_s) < self._interval_s else frame.time_s
         self._due_s[frame.source] = start_s + self._interval_s
         return True
 
     def process(self, message: Message) -> None:
-        """Draw and write one frame."""
+        """Annotate and write one frame."""
         if not isinstance(message, LiveFrame):
             return
         self.idle()
@@ -208,9 +211,9 @@ class Recorder(Sink):
         if now_s < series.retry_s:
             self.dropped += 1
             return
-        clock = iso(message.wall_s)[:19].replace("T", " ") + " UTC"
         rgb = message.to_rgb()
-        picture = annotate_live(rgb, self._looks.get(message.source), self._spec, clock)
+        latest = self._latest.get(message.source)
+        picture = annotate_live(rgb, latest, self._spec, shown_time(message.wall_s))
         try:
             self._write(series, message, (*rgb.shape, message.sample_aspect), picture)
         except (OSError, av.error.FFmpegError) as error:
@@ -218,12 +221,12 @@ class Recorder(Sink):
             self._give_up(series, error)
 
     def idle(self) -> None:
-        """Finish the files of sources that have given nothing for a while."""
+        """Finish the files of sources that have delivered no frame for a while."""
         now_s = time.monotonic()
         for series in self._series.values():
             if now_s - series.given_s > series.gap_s:
                 self._end_file(series)
-                self._looks.pop(series.source, None)  # it holds a frame, and guests never come back
+                self._latest.pop(series.source, None)  # it holds a frame, and guests never return
 
     def finish(self) -> None:
         """Finish all files."""
@@ -267,10 +270,11 @@ class Recorder(Sink):
         output = self._new_output(f"{name}-{stamp(frame.wall_s)}")
         try:
             if self._keep is not None:
-                self._newest.setdefault(name, RetentionPolicy(self._keep)).wrote(output.path)
-                self._newest[name].delete_older(self._files(name))
+                self._retention.setdefault(name, RetentionPolicy(self._keep)).wrote(output.path)
+                self._retention[name].delete_older(self._files(name))
             container = av.open(output, "w", format="mp4", options=FRAGMENTED)
-            stream = cast("VideoStream", container.add_stream(self._encoder, options=ENCODERS[self._encoder]))
+            options = ENCODER_OPTIONS[self._encoder]
+            stream = cast("VideoStream", container.add_stream(self._encoder, options=options))
             stream.height, stream.width = picture.shape[:2]
             stream.pix_fmt = "yuv420p"
             stream.codec_context.sample_aspect_ratio = frame.sample_aspect
@@ -280,7 +284,7 @@ class Recorder(Sink):
         except BaseException:
             output.close()
             with suppress(OSError):
-                output.path.unlink()  # or there would be an empty one every few seconds
+                output.path.unlink()  # or each retry would leave an empty file
             raise
         return _File(output, container, stream, shape, frame.time_s, key_s=frame.time_s)
 
@@ -289,7 +293,7 @@ class Recorder(Sink):
         for number in count(1):
             with suppress(FileExistsError):
                 return _Output(self._folder / (f"{base}.mp4" if number == 1 else f"{base}-{number}.mp4"))
-        raise AssertionError("numbers do not end")
+        raise AssertionError("unreachable: there is always another number")
 
     def _files(self, name: str) -> list[Path]:
         """Return a source's recordings in the folder, oldest first."""
@@ -313,11 +317,11 @@ class Recorder(Sink):
         series.file = None
 
     def _give_up(self, series: _Series, error: Exception) -> None:
-        """Leave a file that cannot be written as it is, or delete it where nothing can be played of it."""
+        """Abandon a file that cannot be written, and delete it if no part of it can be played."""
         self.failed += 1
         series.retry_s = time.monotonic() + RETRY_S
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        self._outage.failed(f"recordings cannot be written ({why}): tried again every {RETRY_S:g} s")
+        self._outage.failed(f"recordings cannot be written ({why}): retrying every {RETRY_S:g} s")
         file, series.file = series.file, None
         if file is None:
             return

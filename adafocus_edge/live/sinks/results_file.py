@@ -1,17 +1,18 @@
-"""Where a live run's results go: a growing file, pictures of events, a webhook, an MQTT broker."""
+"""The results file sink: appends results of a live run to a file that rotates."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from adafocus_edge.errors import AdaFocusError, UsageError
-from adafocus_edge.live.messages import Event, Message, Notice, ProvisionalResult, Sink, Window, to_line
+from adafocus_edge.live.listener import RETRY_S, Sink
+from adafocus_edge.live.messages import Event, Message, Notice, ProvisionalResult, Window
 from adafocus_edge.runtime.results import CSV_COLUMNS
+from adafocus_edge.system.csv_lines import csv_header, csv_line
 from adafocus_edge.system.files import append_whole, is_stream, open_stream, write_all
+from adafocus_edge.system.json_lines import to_line
 from adafocus_edge.system.retention import FailureReporter
 
 if TYPE_CHECKING:
@@ -20,29 +21,29 @@ if TYPE_CHECKING:
 
 
 LIVE_CSV_COLUMNS = (*CSV_COLUMNS, "at", "event", "cut", "text")
-"""Of live results: ``event`` is empty for windows, ``start`` or ``end`` for events, ``provisional`` for looks, and for
-notices what happened to the source; ``text`` says it in words."""
-RETRY_S = 5.0
-"""Pause before a file that could not be written is tried again."""
+"""Columns of live results. ``event`` is empty for windows, ``start`` or ``end`` for events, ``provisional`` for
+provisional results, and the kind of a notice; ``text`` is the text of a notice."""
+CSV_HEADER = csv_header(LIVE_CSV_COLUMNS).encode()
 
 
 class ResultsFile(Sink):
-    """Appends results to a file as they come: JSON lines, or CSV where its name ends in ``.csv``; each line is flushed.
+    """Appends each result to a file at once: as JSON lines, or as CSV if its name ends in ``.csv``.
 
-    Where the disk is full, lines wait until there is room again. A line is written whole or not at all. A file that
-    was moved away or deleted meanwhile (logrotate) is begun anew; a device or a pipe is written to as it is.
+    While the disk is full, lines wait for room. A line is written whole or not at all. If the file is moved away or
+    deleted meanwhile (logrotate), a new one is created; a device or a pipe is written to as it is.
 
     Args:
         path: of the file.
-        tell: takes one line about something that went wrong.
-        provisional: whether looks are written too.
+        report: is called with one line for each new error.
+        provisional: whether provisional results are written too.
         logits: whether JSON lines hold the logits of every step.
-        rotate_mb: size in megabytes before which the file becomes ``NAME.1``, ``NAME.1`` becomes ``NAME.2``, and so on.
-        keep: how many of these stay.
-        waiting: messages that may wait.
+        rotate_mb: maximum size in megabytes: then the file becomes ``NAME.1``, ``NAME.1`` becomes ``NAME.2``, and so
+            on. None for no limit.
+        keep: number of these files that are kept.
+        waiting: maximum number of messages in the queue.
 
     Raises:
-        UsageError: a number makes no sense, or ``path`` is a folder or a CSV with other columns.
+        UsageError: a number is out of range, or ``path`` is a folder or a CSV with other columns.
         AdaFocusError: ``path`` cannot be written.
     """
 
@@ -52,7 +53,7 @@ class ResultsFile(Sink):
     def __init__(
         self,
         path: Path,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         *,
         provisional: bool = False,
         logits: bool = False,
@@ -61,41 +62,41 @@ class ResultsFile(Sink):
         waiting: int = 1000,
     ) -> None:
         if rotate_mb is not None and not rotate_mb > 0:
-            raise UsageError(f"a file of {rotate_mb:g} megabytes cannot be: give more than 0")
+            raise UsageError(f"rotate_mb must be more than 0 megabytes, not {rotate_mb:g}")
         if keep < 1:
-            raise UsageError(f"keeping {keep} older files cannot be: give at least 1")
+            raise UsageError(f"keep must be at least 1 older file, not {keep}")
         if path.is_dir():
             raise UsageError(f"{path}: is a folder, not a file to write")
         self._is_regular = not is_stream(path)
-        self._path = path.resolve() if self._is_regular else path  # a link stays, and what it leads to is rotated
+        self._path = path.resolve() if self._is_regular else path  # a link stays, and its target is rotated
         self._is_csv = path.suffix.lower() == ".csv"
         self._provisional = provisional
         self._logits = logits
         self._rotate_bytes = None if rotate_mb is None else rotate_mb * 1e6
         self._keep = keep
         self._file: IO[bytes] | None = None
-        self._outage = FailureReporter(str(path), tell)
+        self._outage = FailureReporter(str(path), report)
         try:
-            if self._is_regular:  # opening a pipe waits for its reader: that is left to the thread
+            if self._is_regular:  # opening a pipe waits for its reader, so the thread does that
                 self._open()
         except OSError as error:
             self._close_file()
             raise AdaFocusError(f"{path}: cannot be written ({error.strerror})") from None
-        super().__init__(str(path), waiting, tell)
+        super().__init__(str(path), waiting, report)
 
     def enqueue(self, message: Message) -> None:
-        """Take a message; see :meth:`Sink.enqueue`. Looks only if provisional results are asked for."""
+        """Take a message, or a provisional result if these are written too; see :meth:`Sink.enqueue`."""
         if self._provisional or not isinstance(message, ProvisionalResult):
             super().enqueue(message)
 
     def process(self, message: Message) -> None:
-        """Write one line; waits and tries again where that fails, until the run ends."""
+        """Write one line; if that fails, wait and retry until the run ends."""
         line = self._line(message)
         while True:
             try:
                 self._write(line)
             except OSError as error:
-                self._outage.failed(f"cannot be written ({error.strerror}): tried again every {RETRY_S:g} s")
+                self._outage.failed(f"cannot be written ({error.strerror}): retrying every {RETRY_S:g} s")
                 self._close_file()
                 if self._stopping.wait(RETRY_S):
                     self.dropped += 1
@@ -114,8 +115,8 @@ class ResultsFile(Sink):
         else:
             assert isinstance(message, (Event, Notice, ProvisionalResult))
             entry = message.to_json()
-        text = _csv_line(_csv_row(entry)) if self._is_csv else to_line(entry) + "\n"
-        # What no UTF-8 can hold (odd bytes of a file's name) becomes an escape that JSON reads back.
+        text = csv_line(LIVE_CSV_COLUMNS, _csv_row(entry)) if self._is_csv else to_line(entry) + "\n"
+        # Characters that UTF-8 cannot encode (odd bytes of a file's name) become escapes that JSON decodes.
         return text.encode(errors="backslashreplace")
 
     def _write(self, line: bytes) -> None:
@@ -131,7 +132,7 @@ class ResultsFile(Sink):
             try:
                 self._rotate()
             except OSError as error:  # a file that is too large is better than none
-                self._outage.failed(f"cannot be renamed ({error.strerror}): it grows on")
+                self._outage.failed(f"cannot be renamed ({error.strerror}): it keeps growing")
             file = self._open()
             size = _size_bytes(file)
         append_whole(file, line, size)
@@ -152,10 +153,10 @@ class ResultsFile(Sink):
         with self._path.open("rb") as before:
             first = before.readline(10_000)
             before.seek(max(0, size - 1))
-            torn = before.read(1) not in (b"", b"\n")  # by a crash in the middle of a line
+            torn = before.read(1) not in (b"", b"\n")  # a crash ended it in the middle of a line
         if self._is_csv and first and first != CSV_HEADER:
             self._close_file()
-            raise UsageError(f"{self._path}: is a CSV with other columns: give another name, or move it away")
+            raise UsageError(f"{self._path}: is a CSV with other columns: choose another name, or move it away")
         if self._is_csv and not size:
             append_whole(file, CSV_HEADER, 0)
         elif torn:
@@ -181,7 +182,7 @@ class ResultsFile(Sink):
 
 
 def _csv_row(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return a message's JSON object under the columns of the CSV."""
+    """Return a message's JSON object with the keys of the CSV's columns."""
     if "notice" in entry:
         return {**entry, "event": entry["notice"]}
     if "event" in entry:
@@ -189,15 +190,6 @@ def _csv_row(entry: dict[str, Any]) -> dict[str, Any]:
     if "provisional" in entry:
         return {**entry, "event": "provisional", "start_s": entry["time_s"]}
     return entry
-
-
-def _csv_line(row: dict[str, Any]) -> str:
-    text = io.StringIO()
-    csv.DictWriter(text, LIVE_CSV_COLUMNS, extrasaction="ignore").writerow(row)
-    return text.getvalue()
-
-
-CSV_HEADER = _csv_line(dict(zip(LIVE_CSV_COLUMNS, LIVE_CSV_COLUMNS, strict=True))).encode()
 
 
 def _size_bytes(file: IO[bytes]) -> int:

@@ -1,4 +1,4 @@
-"""A picture of each event."""
+"""The snapshot sink: saves a picture of each event."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adafocus_edge.errors import UsageError
-from adafocus_edge.live.messages import Event, Message, Sink, iso
+from adafocus_edge.live.listener import Sink
+from adafocus_edge.live.messages import Event, Message
 from adafocus_edge.system.files import atomic_write
-from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder, safe_name, stamp
+from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder, safe_name
+from adafocus_edge.system.timestamps import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,15 +26,15 @@ class Snapshots(Sink):
     """Saves a picture when an event starts: ``SOURCE-YYYYmmdd-HHMMSS-LABEL.jpg``, UTC, whole or not at all.
 
     Args:
-        folder: to write into; made if need be.
-        spec: of the model, for where the patch lies in the frame.
-        tell: takes one line about something that went wrong.
-        keep: how many pictures of the folder stay, the newest; None for all.
+        folder: to write into; created if necessary.
+        spec: of the model, for the place of the patch in the frame.
+        report: is called with one line for each new error.
+        keep: number of pictures that are kept in the folder, the newest; None for all.
         quality: of the JPEG, 1 to 95.
-        waiting: events that may wait.
+        waiting: maximum number of events in the queue.
 
     Raises:
-        UsageError: a number makes no sense, or ``folder`` is a file.
+        UsageError: a number is out of range, or ``folder`` is a file.
         AdaFocusError: ``folder`` cannot be written.
     """
 
@@ -43,41 +45,42 @@ class Snapshots(Sink):
         self,
         folder: Path,
         spec: ModelSpec,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         *,
         keep: int | None = 1000,
         quality: int = 90,
         waiting: int = 32,
     ) -> None:
         if keep is not None and keep < 1:
-            raise UsageError(f"keeping {keep} snapshots cannot be: give at least 1")
+            raise UsageError(f"keep must be at least 1 snapshot, not {keep}")
         if not 1 <= quality <= 95:
-            raise UsageError(f"a JPEG's quality is 1 to 95, not {quality}")
+            raise UsageError(f"quality of a JPEG must be 1 to 95, not {quality}")
         check_folder(folder, "snapshots")
         self._folder = folder
         self._spec = spec
-        self._newest = None if keep is None else RetentionPolicy(keep)
+        self._retention = None if keep is None else RetentionPolicy(keep)
         self._quality = quality
         self._names = SafeNames()
-        self._outage = FailureReporter(str(folder), tell)
-        super().__init__(str(folder), waiting, tell)
+        self._outage = FailureReporter(str(folder), report)
+        super().__init__(str(folder), waiting, report)
 
     def enqueue(self, message: Message) -> None:
-        """Take an event's start; see :meth:`Sink.enqueue`."""
+        """Take the start of an event; see :meth:`Sink.enqueue`."""
         if isinstance(message, Event) and message.kind == "start":
             super().enqueue(message)
 
     def process(self, message: Message) -> None:
-        """Save one picture; where that fails it is dropped and counted."""
+        """Save one picture; if that fails, it counts as dropped and failed."""
         if not isinstance(message, Event):
             return
         from PIL import Image
 
+        from adafocus_edge.live.overlay import shown_time
         from adafocus_edge.runtime.annotate import Overlay, draw, in_square_pixels
 
-        clock = iso(message.wall_s)[:19].replace("T", " ") + " UTC"
         headline = f"{message.label}  {message.peak:.0%}"
-        overlay = Overlay(message.patch, headline, f"{message.source}   |   {clock}", message.peak)
+        detail = f"{message.source}   |   {shown_time(message.wall_s)}"
+        overlay = Overlay(message.patch, headline, detail, message.peak)
         drawn = Image.fromarray(np.asarray(draw(message.frame.to_rgb(), overlay, self._spec)))
         picture = in_square_pixels(drawn, message.frame.sample_aspect)
         base = f"{self._names.of(message.source)}-{stamp(message.wall_s)}-{safe_name(message.label)}"
@@ -88,9 +91,9 @@ class Snapshots(Sink):
                 path = self._folder / f"{base}-{message.number}.jpg"
             with atomic_write(path) as file:
                 picture.save(file, "JPEG", quality=self._quality)
-            if self._newest is not None:
-                self._newest.wrote(path)
-                self._newest.delete_older(self._saved())
+            if self._retention is not None:
+                self._retention.wrote(path)
+                self._retention.delete_older(self._saved())
         except OSError as error:
             self.failed += 1
             self.dropped += 1

@@ -1,4 +1,4 @@
-"""Events posted to an address."""
+"""The webhook sink: posts events to an address."""
 
 from __future__ import annotations
 
@@ -12,42 +12,41 @@ from urllib.parse import quote, unquote
 
 from adafocus_edge import __version__
 from adafocus_edge.errors import AdaFocusError, UsageError
-from adafocus_edge.live.messages import Event, Message, Sink, Window, to_line
+from adafocus_edge.live.listener import Sink
+from adafocus_edge.live.messages import Event, Message, Window
 from adafocus_edge.live.sinks.server import split_server
 from adafocus_edge.system.addresses import encoding_hint, shown_server
+from adafocus_edge.system.backoff import Backoff
+from adafocus_edge.system.json_lines import to_line
 from adafocus_edge.system.retention import FailureReporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-LONGEST_PAUSE_S = 60.0
-"""Pauses between attempts at a webhook grow from 1 s, doubling, up to this."""
-
-
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would turn the POST into a GET, and take secret headers to another host."""
+    """Follows no redirect: that would turn the POST into a GET, and send secret headers to another host."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 class Webhook(Sink):
-    """Posts each event as JSON to an address, again and again until it is taken.
+    """Posts each event as JSON to an address, and retries until the server accepts it.
 
-    What is refused for good (4xx but 408 and 429, and redirects, which are not followed) is counted as failed.
-    Nothing of the address but its host is ever told: user, path and query may be secret.
+    Permanent refusals (4xx except 408 and 429, and redirects, which are not followed) count as failed. Reports name
+    only the host of the address, since user, path and query may be secret.
 
     Args:
         url: of the hook, http or https; a user and password in it are sent as basic authorization.
-        tell: takes one line about something that went wrong.
+        report: is called with one line for each new error.
         windows: whether windows are posted too.
-        headers: more of them, such as ``Authorization: Bearer ...``.
-        timeout_s: for connecting, and for each wait for an answer.
-        waiting: messages that may wait.
+        headers: additional ones, such as ``Authorization: Bearer ...``.
+        timeout_s: for connecting, and for each wait for an answer, in seconds.
+        waiting: maximum number of messages in the queue.
 
     Raises:
-        UsageError: the address or a header cannot be used.
+        UsageError: the address or a header is invalid.
     """
 
     wants = (Event, Window)
@@ -55,7 +54,7 @@ class Webhook(Sink):
     def __init__(
         self,
         url: str,
-        tell: Callable[[str], None],
+        report: Callable[[str], None],
         *,
         windows: bool = False,
         headers: Sequence[str] = (),
@@ -75,50 +74,47 @@ class Webhook(Sink):
         if parts.username is not None:
             login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             self._headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
-        for number, header in enumerate(headers, 1):
-            field, colon, value = header.partition(":")
-            value = value.strip()
-            if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~\w-]+", field, re.ASCII) or not value.isprintable():
-                raise UsageError(f"header {number} of the webhook must look like 'Name: value'")
-            if not value.isascii():
-                raise UsageError(f"header {number} of the webhook, {field}: only ASCII can be sent")
-            self._headers[field] = value
+        self._headers.update(_parse_header(number, header) for number, header in enumerate(headers, 1))
         self._windows = windows
         self._timeout_s = timeout_s
         self._opener = urllib.request.build_opener(_NoRedirects)
         secret = bool(parts.path.strip("/") or parts.query)
         name = f"{shown_server(url)}{'/...' if secret else ''}"
         self._hint = encoding_hint(url)
-        self._outage = FailureReporter(name, tell)
-        super().__init__(name, waiting, tell)
+        self._outage = FailureReporter(name, report)
+        super().__init__(name, waiting, report)
 
     def enqueue(self, message: Message) -> None:
-        """Take an event, or a window where these are asked for; see :meth:`Sink.enqueue`."""
+        """Take an event, or a window if these are posted too; see :meth:`Sink.enqueue`."""
         if self._windows or not isinstance(message, Window):
             super().enqueue(message)
 
     def process(self, message: Message) -> None:
-        """Post one message, with growing pauses until it is taken or the run ends. Raises where it is refused."""
+        """Post one message; retry with growing pauses until it is accepted or the run ends.
+
+        Raises:
+            AdaFocusError: the server refuses it permanently.
+        """
         if not isinstance(message, (Event, Window)):
             return
         if self._stopping.is_set() and self._outage.lasts:
-            self.dropped += 1  # there is no time left for an address that does not answer
+            self.dropped += 1  # no time is left for a server that does not answer
             return
         body = to_line(message.to_json()).encode(errors="backslashreplace")
-        pause_s = 1.0
+        backoff = Backoff()
         while True:
-            why = self._post(body)
-            if why is None:
+            failure = self._post(body)
+            if failure is None:
                 self._outage.worked()
                 return
-            self._outage.failed(f"{why}{self._hint}: tried again until it is taken")
-            if self._stopping.wait(pause_s):
+            self._outage.failed(f"{failure}{self._hint}: retried until it is accepted")
+            if self._stopping.wait(backoff.pause_s):
                 self.dropped += 1
                 return
-            pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+            backoff.failed()
 
     def _post(self, body: bytes) -> str | None:
-        """Post once. Returns why it must be tried again, or None. Raises ``AdaFocusError`` where it is refused."""
+        """Post once; return None, or why to retry. Raises ``AdaFocusError`` if the server refuses it permanently."""
         request = urllib.request.Request(self._url, body, self._headers, method="POST")
         try:
             with self._opener.open(request, timeout=self._timeout_s):
@@ -126,7 +122,7 @@ class Webhook(Sink):
         except urllib.error.HTTPError as error:
             error.close()
             if error.code < 500 and error.code not in (408, 429):
-                hint = ": give the address that it leads to" if error.code < 400 else ""
+                hint = ": use the address that it redirects to" if error.code < 400 else ""
                 raise AdaFocusError(f"refused with HTTP {error.code}{hint}") from None
             return f"answers HTTP {error.code}"
         except urllib.error.URLError as error:
@@ -135,8 +131,19 @@ class Webhook(Sink):
             return _reason(error)
 
 
+def _parse_header(number: int, header: str) -> tuple[str, str]:
+    """Return the name and the value of a header. Raises ``UsageError`` that does not repeat the value."""
+    field, colon, value = header.partition(":")
+    value = value.strip()
+    if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~\w-]+", field, re.ASCII) or not value.isprintable():
+        raise UsageError(f"header {number} of the webhook must look like 'Name: value'")
+    if not value.isascii():
+        raise UsageError(f"header {number} of the webhook, {field}: must be ASCII")
+    return field, value
+
+
 def _reason(error: object) -> str:
-    """Say why there was no answer, in words that cannot hold the address."""
+    """Return why there was no answer, in words that cannot contain the address."""
     if isinstance(error, TimeoutError):
         return "does not answer in time"
     if isinstance(error, ssl.SSLCertVerificationError):

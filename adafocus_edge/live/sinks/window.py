@@ -1,4 +1,4 @@
-"""A live run in a window on this machine's screen."""
+"""The screen: shows a live run in a window on this machine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
-from adafocus_edge.live.messages import CLOSE_S, LiveFrame, Message, Notice, OnceReporter, ProvisionalResult, iso
+from adafocus_edge.live.listener import CLOSE_S, OnceReporter
+from adafocus_edge.live.messages import LiveFrame, Message, Notice, ProvisionalResult
 from adafocus_edge.media.clip import SQUARE
 from adafocus_edge.system.files import write_file
-from adafocus_edge.system.retention import safe_name, stamp
+from adafocus_edge.system.retention import safe_name
+from adafocus_edge.system.timestamps import stamp
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,70 +29,70 @@ if TYPE_CHECKING:
 
 TITLE = "AdaFocus Edge"
 REDRAW_S = 1 / 30
-"""Shortest time between two pictures, and how soon keys are answered."""
+"""Minimum time between two pictures, and maximum delay of a key."""
 NOTE_S = 4.0
-"""How long the title says what a key did."""
+"""How long the title shows the effect of a key."""
 FIRST_SIZE = (960, 540)
-"""Of the window, in pixels, until the first frame."""
+"""Width and height of the window in pixels, until the first frame."""
 SHARE_OF_SCREEN = 0.8
-"""Of its width and height: what the window takes at most when it opens."""
+"""Maximum share of the screen's width and height that the window takes when it opens."""
 SMALLEST_WIDTH = 640
-"""Of the window for a small frame, in pixels."""
+"""Minimum width of the window in pixels, for small frames."""
 BACKGROUND = (12, 14, 18)
 
 
 class Screen:
-    """Shows the newest frame of a source with the latest look, and obeys keys.
+    """Shows the newest frame of a source with its latest provisional result, and handles keys.
 
-    Space holds the picture (the run goes on), ``s`` saves it, Tab and 1 to 9 choose the source, ``q`` and Escape end
-    the run, as closing the window does. It listens to a run as :class:`Sink` does, but draws in the thread that
-    calls :meth:`loop`, which must be the main thread: window systems want that.
+    Space pauses the picture while the run continues, ``s`` saves it, Tab and 1 to 9 select the source; ``q``, Escape
+    and closing the window end the run. It subscribes to a run as :class:`Sink` does, but draws in the thread that calls
+    :meth:`loop`, which must be the main thread, as window systems require.
 
     Args:
-        spec: of the model, for where a patch lies in the frame.
-        tell: takes one line about something that went wrong.
+        spec: of the model, for the place of a patch in the frame.
+        report: is called with one line for each new error.
 
     Attributes:
-        name: for people.
-        dropped: frames that were never drawn because a newer one came, or another source was shown.
+        name: shown to users.
+        dropped: frames that were never drawn, because a newer one arrived or another source was selected.
         failed: frames that could not be drawn.
         handled: frames that were drawn.
 
     Raises:
         MissingExtraError: pygame-ce is not installed.
-        AdaFocusError: this machine has no screen, or none that this process may use.
+        AdaFocusError: this machine has no screen, or this process may not use it.
     """
 
     wants: tuple[type, ...] = (LiveFrame, ProvisionalResult, Notice)
 
-    def __init__(self, spec: ModelSpec, tell: Callable[[str], None]) -> None:
+    def __init__(self, spec: ModelSpec, report: Callable[[str], None]) -> None:
         self.name = "screen"
         self.dropped = 0
         self.failed = 0
         self.handled = 0
         self._spec = spec
-        self._tell_once = OnceReporter(self.name, tell)
+        self._report_once = OnceReporter(self.name, report)
         self._pygame = _open_display()
         self._lock = threading.Lock()
-        self._sources: list[str] = []  # in the order in which they came
+        self._sources: list[str] = []  # in the order of their first frames
         self._frames: dict[str, LiveFrame] = {}
-        self._looks: dict[str, ProvisionalResult] = {}
+        self._latest: dict[str, ProvisionalResult] = {}
         self._lost: dict[str, Notice] = {}
         self._lost_s: dict[str, float] = {}  # by time.monotonic
         self._undrawn: set[str] = set()
         self._news = threading.Event()
         self._closed = threading.Event()
-        self._at = 0  # of the source that is shown
+        self._selected = 0  # index of the source that is shown
         self._paused = False
         self._shown: LiveFrame | None = None
-        self._shown_look: ProvisionalResult | None = None
+        self._shown_result: ProvisionalResult | None = None
         self._shown_lost: Notice | None = None
-        self._rgb: NDArray[np.uint8] | None = None  # of the frame that is shown, uint8 [H, W, 3]
+        self._rgb: NDArray[np.uint8] | None = None  # the frame that is shown, uint8 [H, W, 3]
         self._note = ""
         self._note_until_s = 0.0
 
     def enqueue(self, message: Message) -> None:
-        """Take what is shown, of which only the newest per source is kept; from any thread, never blocks."""
+        """Take a message, from any thread, without blocking; only the newest of each kind is kept per source."""
         if self._closed.is_set():
             return
         with self._lock:
@@ -102,7 +104,7 @@ class Screen:
                 self._frames[source] = message
                 self._undrawn.add(source)
             elif isinstance(message, ProvisionalResult):
-                self._looks[source] = message
+                self._latest[source] = message
                 if message.frame.captured_s > self._lost_s.get(source, 0.0):
                     self._lost.pop(source, None)
             elif isinstance(message, Notice) and message.kind in ("lost", "ended", "failed"):
@@ -113,21 +115,21 @@ class Screen:
 
     @property
     def waiting(self) -> int:
-        """How many sources have a frame that was not drawn yet."""
+        """Number of sources whose newest frame has not been drawn."""
         return len(self._undrawn)
 
     def close(self, within_s: float = CLOSE_S) -> None:
-        """Let :meth:`loop` end, which closes the window; returns at once, from any thread."""
+        """Ask :meth:`loop` to end and close the window, from any thread, without waiting for it."""
         del within_s
         self._closed.set()
         self._news.set()
 
     def loop(self, stop: threading.Event, snapshot_folder: Path) -> None:
-        """Show what comes until ``stop`` is set, which ``q``, Escape and closing the window do; in the main thread.
+        """Show frames until ``stop`` is set, which ``q``, Escape and closing the window do; call it in the main thread.
 
         Args:
             stop: ends the run.
-            snapshot_folder: where ``s`` saves pictures as PNG; made when it is needed.
+            snapshot_folder: where ``s`` saves pictures as PNG; created when needed.
 
         Raises:
             AdaFocusError: no window can be opened.
@@ -137,7 +139,7 @@ class Screen:
             try:
                 window = pygame.display.set_mode(FIRST_SIZE, pygame.RESIZABLE)
             except pygame.error as error:
-                raise AdaFocusError(f"no window can be opened ({error}): leave out --show") from None
+                raise AdaFocusError(f"no window can be opened ({error}): run without --show") from None
             title = ""
             redraw = True
             while not stop.is_set() and not self._closed.is_set():
@@ -162,13 +164,13 @@ class Screen:
                     title = now_title
                     pygame.display.set_caption(title)
                 took_s = time.monotonic() - began_s
-                time.sleep(max(REDRAW_S - took_s, took_s))  # at least half of the core is left to the model
+                time.sleep(max(REDRAW_S - took_s, took_s))  # leaves at least half of a core to the model
         finally:
             self._closed.set()
             pygame.display.quit()
 
     def _key(self, key: int, stop: threading.Event, snapshot_folder: Path) -> bool:
-        """Do what a key is for; return whether the picture may have changed."""
+        """Handle a key; return whether the picture may have changed."""
         pygame = self._pygame
         count = len(self._sources)
         if key in (pygame.K_q, pygame.K_ESCAPE):
@@ -178,53 +180,52 @@ class Screen:
         elif key == pygame.K_s:
             self._save(snapshot_folder)
         elif key == pygame.K_TAB and count:
-            return self._choose((self._at + 1) % count)
+            return self._select((self._selected + 1) % count)
         elif pygame.K_1 <= key <= pygame.K_9:
-            return self._choose(key - pygame.K_1)
+            return self._select(key - pygame.K_1)
         elif pygame.K_KP_1 <= key <= pygame.K_KP_9:
-            return self._choose(key - pygame.K_KP_1)
+            return self._select(key - pygame.K_KP_1)
         else:
             return False
         return True
 
-    def _choose(self, at: int) -> bool:
+    def _select(self, at: int) -> bool:
         if at >= len(self._sources):
             return False
-        self._at = at
+        self._selected = at
         self._paused = False
         return True
 
     def _take(self) -> bool:
-        """Take the newest frame and look of the source that is shown; return whether these are new."""
+        """Take the newest frame and result of the selected source; return whether they are new."""
         with self._lock:
             if self._paused or not self._sources:
                 return False
-            source = self._sources[self._at]
-            frame, look, lost = self._frames[source], self._looks.get(source), self._lost.get(source)
+            source = self._sources[self._selected]
+            frame, result, lost = self._frames[source], self._latest.get(source), self._lost.get(source)
             self._undrawn.discard(source)
-        if frame is self._shown and look is self._shown_look and lost is self._shown_lost:
+        if frame is self._shown and result is self._shown_result and lost is self._shown_lost:
             return False
         if frame is not self._shown:
             try:
                 self._rgb = frame.to_rgb()
-            except Exception as error:  # one frame's trouble is not the run's
+            except Exception as error:  # an error of one frame must not end the run
                 self.failed += 1
-                self._tell_once(error)
+                self._report_once(error)
                 return False
             self.handled += 1
-        self._shown, self._shown_look, self._shown_lost = frame, look, lost
+        self._shown, self._shown_result, self._shown_lost = frame, result, lost
         return True
 
     def _annotated(self, rgb: NDArray[np.uint8], shown: LiveFrame) -> NDArray[np.uint8]:
-        from adafocus_edge.live.overlay import annotate_live
+        from adafocus_edge.live.overlay import annotate_live, shown_time
 
         notice = self._shown_lost
-        lost = "" if notice is None else f"{notice.kind} at {iso(notice.wall_s)[11:19]} UTC"
-        clock = iso(shown.wall_s)[:19].replace("T", " ") + " UTC"
-        return annotate_live(rgb, self._shown_look, self._spec, clock, lost)
+        lost = "" if notice is None else f"{notice.kind} at {shown_time(notice.wall_s)[11:]}"
+        return annotate_live(rgb, self._shown_result, self._spec, shown_time(shown.wall_s), lost)
 
     def _paint(self, window: Any) -> None:
-        """Draw the frame, scaled to the window, in its middle."""
+        """Draw the frame scaled to the window, in its middle."""
         from PIL import Image
 
         pygame = self._pygame
@@ -234,7 +235,7 @@ class Screen:
             width, height = self._shown_size(rgb)
             scale = min(window.get_width() / width, window.get_height() / height)
             size = max(1, round(width * scale)), max(1, round(height * scale))
-            if scale < 1:  # first, for drawing costs less on fewer pixels
+            if scale < 1:  # before annotating, which costs less on fewer pixels
                 fewer = max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale))
                 rgb = np.asarray(Image.fromarray(rgb).resize(fewer, Image.Resampling.BILINEAR, reducing_gap=2.0))
             picture = self._annotated(rgb, self._shown)
@@ -250,7 +251,7 @@ class Screen:
         return shown_size(rgb.shape[1], rgb.shape[0], self._shown.sample_aspect if self._shown else SQUARE)
 
     def _first_size(self, rgb: NDArray[np.uint8]) -> tuple[int, int]:
-        """Return the size of the window for a frame: its own, but neither tiny nor larger than the screen."""
+        """Return the size of the window for a frame: the frame's own, unless that is tiny or larger than the screen."""
         width, height = self._shown_size(rgb)
         screen_width, screen_height = self._pygame.display.get_desktop_sizes()[0]
         room = min(SHARE_OF_SCREEN * screen_width / width, SHARE_OF_SCREEN * screen_height / height)
@@ -259,7 +260,7 @@ class Screen:
 
     def _save(self, folder: Path) -> None:
         if self._rgb is None or self._shown is None:
-            return self._say("nothing to save yet")
+            return self._show_note("nothing to save yet")
         from PIL import Image
 
         from adafocus_edge.runtime.annotate import in_square_pixels
@@ -272,10 +273,10 @@ class Screen:
         try:
             write_file(path, content.getvalue())
         except AdaFocusError as error:
-            return self._say(str(error))
-        return self._say(f"saved {path.resolve()}")
+            return self._show_note(str(error))
+        return self._show_note(f"saved {path.resolve()}")
 
-    def _say(self, note: str) -> None:
+    def _show_note(self, note: str) -> None:
         self._note = note
         self._note_until_s = time.monotonic() + NOTE_S
 
@@ -284,15 +285,15 @@ class Screen:
             return f"{TITLE}: {self._note}"
         if not self._sources:
             return f"{TITLE}: waiting for the first frame"
-        source = self._sources[self._at]
-        which = f" ({self._at + 1} of {len(self._sources)})" if len(self._sources) > 1 else ""
-        return f"{TITLE}: {source}{which}{', held' if self._paused else ''}"
+        source = self._sources[self._selected]
+        which = f" ({self._selected + 1} of {len(self._sources)})" if len(self._sources) > 1 else ""
+        return f"{TITLE}: {source}{which}{', paused' if self._paused else ''}"
 
 
 def _open_display() -> Any:
-    """Import pygame and let it find a screen. Raises ``MissingExtraError`` or ``AdaFocusError``."""
+    """Return pygame with an open display. Raises ``MissingExtraError`` or ``AdaFocusError``."""
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # the run has its own
+    os.environ.setdefault("SDL_NO_SIGNAL_HANDLERS", "1")  # the run has its own handlers
     try:
         import pygame
     except ImportError:
@@ -301,13 +302,13 @@ def _open_display() -> Any:
     seats = {"x11": os.environ.get("DISPLAY"), "wayland": os.environ.get("WAYLAND_DISPLAY")}
     try:
         if sys.platform.startswith("linux") and not chosen:
-            # Named, or SDL ends at a driver without any window. The last one draws on a console.
+            # Named explicitly, or SDL falls back to a driver without windows. KMSDRM draws on a console.
             os.environ["SDL_VIDEODRIVER"] = ",".join(driver for driver, seat in seats.items() if seat) or "KMSDRM"
         pygame.display.init()
     except pygame.error as error:
-        why = str(error) if chosen or any(seats.values()) else "there is neither DISPLAY nor WAYLAND_DISPLAY"
-        advice = "leave out --show, or use adafocus-edge serve"
-        raise AdaFocusError(f"no screen to show a window on ({why}): {advice}") from None
+        why = str(error) if chosen or any(seats.values()) else "neither DISPLAY nor WAYLAND_DISPLAY is set"
+        advice = "run without --show, or use adafocus-edge serve"
+        raise AdaFocusError(f"no screen for a window ({why}): {advice}") from None
     finally:
         if not chosen:
             os.environ.pop("SDL_VIDEODRIVER", None)

@@ -1,13 +1,13 @@
-// This browser's camera as a source: pictures are taken at the rate the model needs, and sent one by one.
+// This browser's camera as a source: captures pictures at the rate that the model needs and uploads them.
 
-import { ask, say, still } from "./dom.js";
+import { ask, reducedMotion, setText } from "./dom.js";
 
 const WIDTH = 640;
 const HEIGHT = 480;
 const QUALITY = 0.82;
 const IN_FLIGHT = 2;
-const FAILURES = 8; // In a row; a short break of the line is bridged.
-const SETTLE_MS = 1500; // What is under way when the camera is stopped gets this long.
+const MAX_FAILURES = 8; // Consecutive; fewer are a short interruption of the connection.
+const SETTLE_MS = 1500; // Time for uploads in progress when the camera is stopped.
 
 export class Camera {
   constructor(page) {
@@ -26,19 +26,19 @@ export class Camera {
   }
 
   check() {
-    if (this.page.hello.most_cameras === 0) this.forbid("This server takes no browser cameras.");
+    if (this.page.hello.most_cameras === 0) this.forbid("Browser cameras are disabled on this server.");
     else if (!isSecureContext || !navigator.mediaDevices) {
-      this.forbid("Browsers give their camera to pages from localhost or over HTTPS only.");
+      this.forbid("The browser's camera needs HTTPS or a page on localhost.");
     }
   }
 
   forbid(text) {
     this.button.disabled = true;
-    this.tell(text);
+    this.setNote(text);
   }
 
-  tell(text, bad = false) {
-    say(this.note, text);
+  setNote(text, bad = false) {
+    setText(this.note, text);
     this.note.classList.toggle("bad", bad);
   }
 
@@ -57,15 +57,15 @@ export class Camera {
       this.number = 0;
       this.flying = 0;
       this.failed = 0;
-      for (const track of this.stream.getTracks()) track.addEventListener("ended", () => this.stop("The camera has ended.", true));
-      say(this.button.querySelector("span"), "Stop the camera");
-      this.tell(`Sent as “${source}”, ${this.page.hello.camera_fps} pictures per second.`);
+      for (const track of this.stream.getTracks()) track.addEventListener("ended", () => this.stop("The camera was disconnected.", true));
+      setText(this.button.querySelector("span"), "Stop the camera");
+      this.setNote(`Streaming as “${source}” at ${this.page.hello.camera_fps} pictures per second.`);
       this.timer = setInterval(() => this.capture(), 1000 / this.page.hello.camera_fps);
-      this.page.expect(source, !still());
+      this.page.expect(source, !reducedMotion());
     } catch (error) {
       this.close(this.release());
-      const refused = { NotAllowedError: "The browser was not allowed to use its camera.", NotFoundError: "This browser has no camera." };
-      this.tell(refused[error.name] ?? `The camera cannot be used: ${error.message}`, true);
+      const known = { NotAllowedError: "Access to the camera was denied.", NotFoundError: "No camera was found." };
+      this.setNote(known[error.name] ?? `Cannot use the camera: ${error.message}`, true);
     }
     this.button.disabled = false;
   }
@@ -88,7 +88,7 @@ export class Camera {
           this.failed = 0;
         } catch (error) {
           this.failed += 1;
-          if (this.id === id && (error.status === 404 || this.failed >= FAILURES)) this.stop(`Stopped: ${error.message}`, true);
+          if (this.id === id && (error.status === 404 || this.failed >= MAX_FAILURES)) this.stop(`Stopped: ${error.message}`, true);
         } finally {
           this.flying -= 1;
         }
@@ -100,9 +100,9 @@ export class Camera {
 
   async stop(text, bad = false) {
     const id = this.release();
-    this.tell(text, bad);
+    this.setNote(text, bad);
     if (id === null) return;
-    // Nothing should be asked of a source that is gone.
+    // Request nothing more of a source that is being closed.
     const card = this.page.cards.get(this.source);
     if (card) card.leaving = true;
     const until = Date.now() + SETTLE_MS;
@@ -110,13 +110,13 @@ export class Camera {
     this.close(id);
   }
 
-  /** Let the server close it, also while the page is left; one that is closed already is as well. */
+  /** Close a camera on the server, even while the page is unloading. Errors are ignored: it may be closed already. */
   close(id) {
     if (id === null) return;
     fetch(`/api/cameras/${encodeURIComponent(id)}`, { method: "DELETE", keepalive: true }).catch(() => {});
   }
 
-  /** Let the camera itself go; return what the server knows it by. */
+  /** Release the camera device; return its id on the server. */
   release() {
     clearInterval(this.timer);
     for (const track of this.stream?.getTracks() ?? []) track.stop();
@@ -124,7 +124,7 @@ export class Camera {
     this.video.srcObject = null;
     const { id } = this;
     this.id = null;
-    say(this.button.querySelector("span"), "Use this browser’s camera");
+    setText(this.button.querySelector("span"), "Use this browser’s camera");
     return id;
   }
 }

@@ -1,12 +1,12 @@
-// One stream: its picture with the patch moving over it, what is seen, and how it is doing.
+// The card of one stream: its picture with the moving patch, the current result, and counters.
 
 import { Curve } from "./curve.js";
-import { clock, count, make, percent, say, seconds, showBars, signIn, still, without } from "./dom.js";
+import { clock, count, make, percent, setText, seconds, showBars, signIn, reducedMotion, without } from "./dom.js";
 
 const GLIDE_MS = 180;
 const PATCH_COLOUR = "#ffb000";
-const STALE_COLOUR = "#a9b1ba"; // Of the patch where the source was lost since.
-const SLOW_MS = 2000; // How often a picture is asked for that is not expected to change.
+const STALE_COLOUR = "#a9b1ba"; // Of the patch if the result is out of date.
+const SLOW_MS = 2000; // Interval of picture requests if no new picture is expected.
 const NAMES = { connecting: "Connecting", running: "Live", lost: "Reconnecting", ended: "Ended", failed: "Failed" };
 
 export class Card {
@@ -28,11 +28,11 @@ export class Card {
     this.paused = false;
     this.visible = true;
     this.gone = false;
-    this.leaving = false; // Whether its source is about to be closed by this page.
-    this.asking = false;
+    this.leaving = false; // Whether this page is closing the source.
+    this.loading = false;
     this.index = -1;
     this.state = "connecting";
-    this.stale = false; // Whether what was seen last says nothing of what is there now.
+    this.stale = false; // Whether the last result is out of date.
     this.seenS = null;
     this.box = null;
     this.crop = null;
@@ -63,7 +63,7 @@ export class Card {
     this.paused = paused;
     const button = this.find(".pause");
     button.setAttribute("aria-pressed", String(paused));
-    button.setAttribute("aria-label", paused ? "Go on with the picture" : "Pause the picture");
+    button.setAttribute("aria-label", paused ? "Resume the picture" : "Pause the picture");
     button.title = button.getAttribute("aria-label");
     this.showNote();
   }
@@ -71,10 +71,10 @@ export class Card {
   showNote() {
     const note = this.find(".note");
     note.hidden = !this.paused && this.index >= 0;
-    say(note, this.paused ? "Picture paused" : "No picture yet");
+    setText(note, this.paused ? "Picture paused" : "No picture yet");
   }
 
-  /** Ask for one picture after another: a slow line gets fewer of them, and never old ones. */
+  /** Request one picture after another: a slow connection gets fewer pictures, but never old ones. */
   async pictures() {
     const address = `/api/streams/${encodeURIComponent(this.name)}/picture.jpg`;
     while (!this.gone) {
@@ -82,16 +82,16 @@ export class Card {
       let pauseMs = 1000 / this.page.pictureFps();
       if (this.state !== "running" && this.index >= 0) pauseMs = SLOW_MS;
       if (!this.paused && !this.leaving && this.visible && !document.hidden && this.page.connected) {
-        this.asking = true;
+        this.loading = true;
         try {
           const answer = await fetch(`${address}?after=${this.index}`, { signal: AbortSignal.timeout(10000) });
           if (answer.status === 200) await this.show(await answer.blob(), Number(answer.headers.get("X-Frame-Index")));
           else if (answer.status === 401) signIn();
           else if (answer.status !== 204) pauseMs = SLOW_MS;
         } catch {
-          pauseMs = SLOW_MS; // The banner tells of a lost connection.
+          pauseMs = SLOW_MS; // The banner reports a lost connection.
         }
-        this.asking = false;
+        this.loading = false;
       }
       await new Promise((resume) => setTimeout(resume, Math.max(10, pauseMs - (performance.now() - begun))));
     }
@@ -116,12 +116,12 @@ export class Card {
     }
   }
 
-  /** Let the patch glide to its new place, or jump there for those who want no motion. */
+  /** Move the patch to its new position; without animation if the user prefers reduced motion. */
   moveTo(box) {
     const from = this.box?.at ?? box;
     this.box = { from, to: box, at: from, begun: performance.now() };
     this.overlay.dataset.box = box.join(",");
-    if (still() || document.hidden) {
+    if (reducedMotion() || document.hidden) {
       this.box.at = box;
       this.drawOverlay();
       return;
@@ -151,7 +151,7 @@ export class Card {
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
     if (this.index < 0) return;
-    // Where the picture lies in its stage: as large as it fits, in the middle.
+    // The picture is centred in its stage, as large as fits.
     const scale = Math.min(width / picture.width, height / picture.height);
     const left = (width - picture.width * scale) / 2;
     const top = (height - picture.height * scale) / 2;
@@ -183,7 +183,7 @@ export class Card {
     }
   }
 
-  // -- what is seen ---------------------------------------------------------------------------------------------------
+  // -- the result -----------------------------------------------------------------------------------------------------
 
   look(entry) {
     this.setStale(false, null);
@@ -191,13 +191,13 @@ export class Card {
     this.recall(entry);
   }
 
-  /** Show a look whose point the curve has already. */
+  /** Show a provisional result that the curve contains already. */
   recall(entry) {
     this.newest = entry;
     if (entry.box) this.moveTo(entry.box);
     if (this.dirty) return;
     this.dirty = true;
-    // Looks may come faster than anybody reads.
+    // Update at most ten times per second, which is as fast as one can read.
     setTimeout(() => {
       this.dirty = false;
       this.showLook();
@@ -208,9 +208,9 @@ export class Card {
     const entry = this.newest;
     if (!entry || this.gone) return;
     const segments = this.page.model.segments;
-    say(this.find(".label"), entry.label);
+    setText(this.find(".label"), entry.label);
     this.find(".label").title = entry.label;
-    say(this.find(".confidence"), percent(entry.confidence));
+    setText(this.find(".confidence"), percent(entry.confidence));
     this.showStanding();
     const progress = this.find(".progress");
     while (progress.children.length < segments) progress.append(make("i"));
@@ -228,26 +228,26 @@ export class Card {
     if (changed || stale) this.showStanding();
   }
 
-  /** Say how much the verdict is worth: of a source that was lost, when it was reached. */
+  /** Show whether the result is settled; if it is out of date, when it was reached. */
   showStanding() {
     const entry = this.newest;
     if (!entry) return;
     const seenS = this.seenS ?? entry.wall_s;
     const ago = seconds(Math.max(0, Math.round(this.page.nowS() - seenS)));
     const standing = this.stale ? `as of ${clock(seenS)}, ${ago} ago` : entry.settled ? "settled" : "forming";
-    say(this.find(".standing"), standing);
-    const told = `${entry.label}, ${percent(entry.confidence)}${this.stale ? `, ${standing}` : ""}`;
-    this.picture.setAttribute("aria-label", `Picture of ${this.name}: ${told}`);
+    setText(this.find(".standing"), standing);
+    const result = `${entry.label}, ${percent(entry.confidence)}${this.stale ? `, ${standing}` : ""}`;
+    this.picture.setAttribute("aria-label", `Picture of ${this.name}: ${result}`);
   }
 
-  // -- how it is doing ------------------------------------------------------------------------------------------------
+  // -- state and counters ---------------------------------------------------------------------------------------------
 
   status(source) {
     this.state = source.state;
     this.element.dataset.state = source.state;
     const badge = this.find(".badge");
     badge.dataset.state = source.state;
-    say(badge, NAMES[source.state] ?? source.state);
+    setText(badge, NAMES[source.state] ?? source.state);
     this.trouble(["lost", "failed"].includes(source.state) ? source.text : "");
     this.crop = source.crop;
     this.setStale(source.stale, source.last_seen_at);
@@ -261,7 +261,7 @@ export class Card {
     this.counter("dropped", count(source.dropped), source.dropping ? "too slow" : "", source.dropped > 0);
     this.counter("reconnects", count(source.reconnects), "", source.reconnects > 0);
     const damaged = source.damaged > 0 ? `, ${count(source.damaged)} damaged` : "";
-    this.find(".counters").title = `${count(source.frames)} frames, ${count(source.glimpses)} looked at${damaged}`;
+    this.find(".counters").title = `${count(source.frames)} frames captured, ${count(source.glimpses)} processed${damaged}`;
     this.curve.trim(this.page.nowS());
     this.curve.draw(this.page.nowS(), this.page.labels);
   }
@@ -269,7 +269,7 @@ export class Card {
   trouble(text) {
     const line = this.find(".trouble");
     line.hidden = !text;
-    say(line, without(this.name, text));
+    setText(line, without(this.name, text));
   }
 
   counter(name, value, unit = "", alert = false) {

@@ -1,4 +1,4 @@
-// The curve of confidence: the last two minutes, with the ends of windows as ticks and events as shaded spans.
+// The confidence curve: the last two minutes, with window ends as ticks and events as shaded spans.
 
 import { colourOf } from "./dom.js";
 
@@ -6,7 +6,7 @@ const SHOWN = 3; // Classes with a curve of their own.
 const LEFT = 30;
 const BOTTOM = 16;
 const TOP = 6;
-const GAP_S = 6; // Where nothing was seen for so long, the curve is interrupted.
+const GAP_S = 6; // The curve is interrupted where points are further apart.
 
 export class Curve {
   constructor(canvas) {
@@ -33,7 +33,7 @@ export class Curve {
     this.events.set(entry.id, { from: entry.start_wall_s, to: entry.event === "end" ? entry.wall_s : null });
   }
 
-  /** The classes that stood highest over the time shown. */
+  /** Return the classes with the highest mean confidence over the time shown. */
   leaders() {
     const sums = new Map();
     for (const { top } of this.points) for (const [id, share] of top) sums.set(id, (sums.get(id) ?? 0) + share);
@@ -122,8 +122,8 @@ export class Curve {
     pen.restore();
 
     const newest = this.points.at(-1);
-    const told = newest ? newest.top.map(([id, share]) => `${labels[id]} ${Math.round(share * 100)} %`).join(", ") : "nothing yet";
+    const values = newest ? newest.top.map(([id, share]) => `${labels[id]} ${Math.round(share * 100)} %`).join(", ") : "no data yet";
     const when = newest && nowS - newest.t > GAP_S ? "last" : "now";
-    canvas.setAttribute("aria-label", `Confidence over the last ${this.spanS} seconds; ${when} ${told}`);
+    canvas.setAttribute("aria-label", `Confidence over the last ${this.spanS} seconds; ${when} ${values}`);
   }
 }

@@ -1,6 +1,6 @@
-// Small helpers: elements whose text is always set as text, and numbers and times as people read them.
+// Small helpers: elements whose text is always set as text (never as HTML), and formatting of numbers and times.
 
-/** Make an element with a class and text, and put others into it. */
+/** Create an element with a class, text and children. */
 export function make(tag, className = "", text = "", ...children) {
   const element = document.createElement(tag);
   if (className) element.className = className;
@@ -9,14 +9,14 @@ export function make(tag, className = "", text = "", ...children) {
   return element;
 }
 
-/** Change an element's text only where it differs, so that nothing is read out or laid out in vain. */
-export function say(element, text) {
+/** Set an element's text if it differs, to avoid needless layout and announcements by screen readers. */
+export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
 const clockFormat = new Intl.DateTimeFormat([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 
-/** The time of day of seconds since 1970. */
+/** Return the time of day of seconds since 1970. */
 export function clock(wallS) {
   return clockFormat.format(new Date(wallS * 1000));
 }
@@ -36,21 +36,21 @@ export function seconds(value) {
   return `${Math.floor(value / 86400)} d ${Math.floor((value % 86400) / 3600)} h`;
 }
 
-/** A message without the name of its source before it, where that is beside it already. */
+/** Return a message without its source's name at the start, for places that show the name already. */
 export function without(name, text) {
   return text.startsWith(`${name}: `) ? text.slice(name.length + 2) : text;
 }
 
-/** The colour of a class, the same everywhere on the page. */
+/** Return the colour of a class, the same everywhere on the page. */
 export function colourOf(classId) {
   return `var(--c${classId % 8})`;
 }
 
-export function still() {
+export function reducedMotion() {
   return matchMedia("(prefers-reduced-motion: reduce)").matches;
 }
 
-/** Fill a list of bars, one per class. Few classes keep their order, so that rows do not jump. */
+/** Fill a list of bars, one per class. If all classes are shown, their order is fixed, so that rows do not jump. */
 export function showBars(list, top, classes) {
   const best = top[0].class_id;
   const shown = classes > 0 && top.length >= classes ? [...top].sort((a, b) => a.class_id - b.class_id) : top;
@@ -63,25 +63,25 @@ export function showBars(list, top, classes) {
   shown.forEach((guess, place) => {
     const row = list.children[place];
     const name = row.querySelector(".class span");
-    say(name, guess.label);
+    setText(name, guess.label);
     name.title = guess.label;
     row.style.setProperty("--colour", colourOf(guess.class_id));
     row.querySelector("i").style.width = `${guess.confidence * 100}%`;
-    say(row.querySelector(".value"), percent(guess.confidence));
+    setText(row.querySelector(".value"), percent(guess.confidence));
     row.classList.toggle("best", guess.class_id === best);
   });
 }
 
-/** Fetch JSON; an answer that tells an error becomes an exception with its one line. */
+/** Fetch JSON; throw an Error with the server's message for an error response. */
 export async function ask(address, options = {}) {
   const answer = await fetch(address, options);
   if (answer.status === 401) signIn();
   if (!answer.ok) {
-    let text = `the server answered with ${answer.status}`;
+    let text = `the server returned status ${answer.status}`;
     try {
       text = (await answer.json()).error || text;
     } catch {
-      // No JSON: something between here and the server answered.
+      // Not JSON: the response comes from a proxy.
     }
     throw Object.assign(new Error(text), { status: answer.status });
   }

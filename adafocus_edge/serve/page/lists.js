@@ -1,14 +1,14 @@
-// The lists beside the streams: events and notices, and the results of finished windows, newest first.
+// The lists next to the streams: events and notices, results of finished windows, outputs. Newest first.
 
-import { clock, colourOf, count, make, percent, say, seconds, without } from "./dom.js";
+import { clock, colourOf, count, make, percent, setText, seconds, without } from "./dom.js";
 
-const MOST = 100;
+const MAX_ROWS = 100;
 
 function put(list, row) {
   const atTop = list.scrollTop < 8;
   list.prepend(row);
-  while (list.children.length > MOST) list.lastElementChild.remove();
-  // Who has scrolled down to read something keeps it before their eyes.
+  while (list.children.length > MAX_ROWS) list.lastElementChild.remove();
+  // Keep the scroll position of someone who has scrolled down to read.
   if (!atTop) list.scrollTop += row.offsetHeight;
 }
 
@@ -34,7 +34,7 @@ export class Events {
       row.style.setProperty("--colour", colourOf(Math.max(0, this.page.labels.indexOf(entry.label))));
       this.rows.set(entry.id, row);
       put(this.list, row);
-      // A page may stay open for months: rows that have left the list are let go.
+      // A page may stay open for months: forget rows that have left the list.
       for (const [id, other] of this.rows) if (!other.isConnected) this.rows.delete(id);
     }
     const what = row.querySelector(".what");
@@ -77,14 +77,14 @@ export class Results {
   }
 }
 
-/** What the server knows at the top of the page: model and device. */
+/** Show facts about the model and the device in the page's header. */
 export function showFacts(list, status) {
   const { model, sensors } = status;
   const facts = [
     ["Backend", model.backend],
     ["Variant", model.variant],
     ["Glimpses", `${Number(model.glimpse_fps)} per s, ${model.segments} per window`],
-    ["Up", seconds(status.uptime_s)],
+    ["Uptime", seconds(status.uptime_s)],
   ];
   if (typeof sensors.temperature_c === "number") facts.push(["Temperature", `${Math.round(sensors.temperature_c)} °C`]);
   if (typeof sensors.power_w === "number") facts.push(["Power", `${sensors.power_w.toFixed(1)} W`]);
@@ -92,14 +92,14 @@ export function showFacts(list, status) {
   while (list.children.length > facts.length) list.lastElementChild.remove();
   facts.forEach(([name, value], place) => {
     const item = list.children[place] ?? list.appendChild(make("li", "", "", make("span"), " ", make("b")));
-    say(item.firstElementChild, name);
-    say(item.lastElementChild, value);
+    setText(item.firstElementChild, name);
+    setText(item.lastElementChild, value);
   });
 }
 
 const INNER = new Set(["web page", "notices", "stdout", "screen"]);
 
-/** Where results go, and what each output was too slow for. */
+/** Show the outputs and how many messages each of them handled, dropped and failed. */
 export function showOutputs(panel, list, listeners) {
   const outputs = listeners.filter(({ name, dropped }) => !INNER.has(name) || (dropped > 0 && name !== "screen"));
   panel.hidden = outputs.length === 0;
@@ -107,12 +107,12 @@ export function showOutputs(panel, list, listeners) {
   outputs.forEach(({ name, handled, dropped, failed, dropping }, place) => {
     const row = list.children[place] ?? list.appendChild(make("li", "", "", make("span", "where"), make("span", "what")));
     const [where, what] = row.children;
-    say(where, name);
+    setText(where, name);
     where.title = name;
-    const told = [`${count(handled)} done`];
-    if (dropped > 0) told.push(`${count(dropped)} dropped${dropping ? " and more" : ""}`);
-    if (failed > 0) told.push(`${count(failed)} failed`);
-    say(what, told.join(", "));
+    const counts = [`${count(handled)} written`];
+    if (dropped > 0) counts.push(`${count(dropped)} dropped${dropping ? " and counting" : ""}`);
+    if (failed > 0) counts.push(`${count(failed)} failed`);
+    setText(what, counts.join(", "));
     row.classList.toggle("alert", dropped > 0 || failed > 0);
     row.classList.toggle("dropping", dropping);
   });

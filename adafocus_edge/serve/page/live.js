@@ -1,12 +1,12 @@
-// The connection over which everything comes that happens; it is opened again for as long as the page is.
+// The connection for live data; it reconnects for as long as the page is open.
 
 const KINDS = ["hello", "look", "window", "event", "notice", "status"];
-const SILENT_MS = 6000; // The server says something every second.
+const SILENT_MS = 6000; // The server sends a status every second.
 const FIRST_PAUSE_MS = 1000;
-const LONGEST_PAUSE_MS = 8000;
+const MAX_PAUSE_MS = 8000;
 
 export class Live {
-  /** `take(kind, entry)` is handed what comes, `changed(connected)` is told when the connection comes and goes. */
+  /** `take(kind, entry)` is called for each message, `changed(connected)` when the connection opens or is lost. */
   constructor(take, changed) {
     this.take = take;
     this.changed = changed;
@@ -46,18 +46,18 @@ export class Live {
     this.changed(false);
     clearTimeout(this.retry);
     this.retry = setTimeout(() => this.again(), this.pauseMs);
-    this.pauseMs = Math.min(2 * this.pauseMs, LONGEST_PAUSE_MS);
+    this.pauseMs = Math.min(2 * this.pauseMs, MAX_PAUSE_MS);
   }
 
   async again() {
     try {
-      // An event stream does not tell why it was refused; a login may have ended, or the server be another one.
+      // An EventSource does not report why it was refused: the login may have expired, or the server was restarted.
       const answer = await fetch("/api/status", { signal: AbortSignal.timeout(5000) });
       if (answer.status === 401) return location.assign("/login");
       this.open();
     } catch {
       this.retry = setTimeout(() => this.again(), this.pauseMs);
-      this.pauseMs = Math.min(2 * this.pauseMs, LONGEST_PAUSE_MS);
+      this.pauseMs = Math.min(2 * this.pauseMs, MAX_PAUSE_MS);
     }
   }
 }

@@ -1,14 +1,14 @@
-// The page: puts what comes from the server into its cards and lists.
+// The page: distributes the server's messages to cards and lists.
 
 import { Camera } from "./camera.js";
 import { Card } from "./card.js";
-import { say } from "./dom.js";
+import { setText } from "./dom.js";
 import { Events, Results, showFacts, showOutputs } from "./lists.js";
 import { Live } from "./live.js";
 import { Upload } from "./upload.js";
 
-const MOST_PICTURES = 24; // Per second, of all streams that are shown: more helps nobody, and takes cores from the model.
-const BANNER_MS = 1500; // A connection that is back at once was not worth a word.
+const MAX_PICTURE_FPS = 24; // Of all visible streams together: encoding more would take CPU time from the model.
+const BANNER_MS = 1500; // Shorter interruptions are not reported.
 
 const page = {
   hello: null,
@@ -20,12 +20,12 @@ const page = {
   large: null,
   expected: null,
 
-  /** The server's time: this machine's clock may be off. */
+  /** Return the server's time; this machine's clock may be wrong. */
   nowS: () => Date.now() / 1000 + page.clockS,
 
   pictureFps() {
     const shown = [...page.cards.values()].filter((card) => card.visible && !card.paused).length;
-    return Math.max(1, Math.min(page.hello.picture_fps, MOST_PICTURES / Math.max(1, shown)));
+    return Math.max(1, Math.min(page.hello.picture_fps, MAX_PICTURE_FPS / Math.max(1, shown)));
   },
 
   enlarge(card) {
@@ -35,7 +35,7 @@ const page = {
     if (page.large) card.element.scrollIntoView({ block: "nearest" });
   },
 
-  /** A source is about to come that should be brought into view. */
+  /** Scroll to a source as soon as it appears. */
   expect(name, smooth) {
     page.expected = { name, smooth };
     seek();
@@ -57,11 +57,11 @@ function arrange() {
     card.element.classList.toggle("large", large);
     const button = card.find(".enlarge");
     button.setAttribute("aria-pressed", String(large));
-    button.setAttribute("aria-label", large ? "Make small again" : "Enlarge");
+    button.setAttribute("aria-label", large ? "Reduce" : "Enlarge");
     button.title = button.getAttribute("aria-label");
   }
   nothing.hidden = page.cards.size > 0;
-  say(nothing, "No streams. Classify a file, or use this browser’s camera.");
+  setText(nothing, "No streams. Classify a file or use this browser’s camera.");
 }
 
 function seek() {
@@ -104,7 +104,7 @@ const take = {
     for (const [kind, entry] of past) take[kind](entry);
     for (const entry of hello.windows) take.window(entry);
     document.getElementById("sign-out").hidden = !hello.sign_out;
-    say(document.getElementById("drop-hint"), `Drop or choose one, up to ${hello.max_upload_mb} MB`);
+    setText(document.getElementById("drop-hint"), `Drop a file here or click to choose, up to ${hello.max_upload_mb} MB`);
     upload ??= new Upload(page);
     camera ??= new Camera(page);
   },
@@ -115,9 +115,9 @@ const take = {
     page.labels = status.model.classes;
     showFacts(document.getElementById("facts"), status);
     showOutputs(document.getElementById("outputs-panel"), document.getElementById("outputs"), status.listeners);
-    const there = new Set(status.sources.map((source) => source.name));
+    const names = new Set(status.sources.map((source) => source.name));
     for (const [name, card] of page.cards) {
-      if (there.has(name)) continue;
+      if (names.has(name)) continue;
       card.remove();
       page.cards.delete(name);
       if (page.large === name) page.large = null;
@@ -154,17 +154,17 @@ function connection(connected) {
   page.connected = connected;
   document.body.classList.toggle("offline", !connected);
   link.dataset.state = connected ? "live" : "lost";
-  say(link.querySelector(".text"), connected ? "Live" : "Lost");
+  setText(link.querySelector(".text"), connected ? "Connected" : "Disconnected");
   clearTimeout(bannerTimer);
   bannerTimer = null;
   if (connected) {
     banner.hidden = true;
-    say(banner, "");
+    setText(banner, "");
     return;
   }
   bannerTimer = setTimeout(() => {
     banner.hidden = false;
-    say(banner, "The connection to the server is lost. Trying again by itself; what is shown is from before.");
+    setText(banner, "The connection to the server is lost. Reconnecting; the page shows the last data received.");
   }, BANNER_MS);
 }
 
@@ -175,7 +175,7 @@ for (const input of document.querySelectorAll("#theme input")) {
     try {
       localStorage.setItem("adafocus-theme", input.value);
     } catch {
-      // Then it lasts as long as the page.
+      // Storage is blocked: the choice lasts until the page is closed.
     }
     for (const card of page.cards.values()) card.curve.draw(page.nowS(), page.labels);
   });

@@ -1,4 +1,4 @@
-// Classifying a file: sent with a bar that shows how far it is, then what was found in it and where it was looked for.
+// Classification of a file: uploads it with a progress bar, then shows the result and where the model looked.
 
 import { count, make, percent, showBars, signIn } from "./dom.js";
 
@@ -22,7 +22,7 @@ export class Upload {
       depth = inside === null ? depth : Math.max(0, depth + inside);
       this.zone.classList.toggle("over", depth > 0);
     };
-    // Anywhere on the page: a file that misses the zone must not replace the page.
+    // Accept drops anywhere: by default, the browser would open a file that misses the zone in place of the page.
     addEventListener("dragenter", (event) => over(event, 1));
     addEventListener("dragleave", (event) => over(event, -1));
     addEventListener("dragover", (event) => over(event, null));
@@ -44,8 +44,8 @@ export class Upload {
     head.firstElementChild.title = file.name;
     const bar = make("progress");
     bar.max = 1;
-    bar.setAttribute("aria-label", `Sending ${file.name}`);
-    const note = make("p", "hint", "Sending");
+    bar.setAttribute("aria-label", `Uploading ${file.name}`);
+    const note = make("p", "hint", "Uploading");
     const box = make("div", "upload", "", head, bar, note);
     this.place.replaceChildren(box);
     const end = (text) => {
@@ -60,7 +60,7 @@ export class Upload {
       }
     };
     if (file.size > limit) {
-      end(`${file.name}: ${Math.ceil(file.size / 1e6)} MB are more than the ${this.page.hello.max_upload_mb} MB that are taken`);
+      end(`${file.name}: ${Math.ceil(file.size / 1e6)} MB exceed the maximum of ${this.page.hello.max_upload_mb} MB`);
       return;
     }
     const request = (this.request = new XMLHttpRequest());
@@ -74,17 +74,17 @@ export class Upload {
     request.responseType = "json";
     request.upload.onprogress = (event) => {
       if (event.lengthComputable) bar.value = event.loaded / event.total;
-      note.textContent = `Sending, ${percent(bar.value)} of ${count(Math.ceil(file.size / 1e6))} MB`;
+      note.textContent = `Uploading: ${percent(bar.value)} of ${count(Math.ceil(file.size / 1e6))} MB`;
     };
     request.upload.onload = () => {
       bar.removeAttribute("value");
-      note.textContent = "Looking at it";
+      note.textContent = "Classifying";
     };
-    request.onerror = () => end(`${file.name}: the connection was lost while it was sent`);
+    request.onerror = () => end(`${file.name}: the connection was lost during the upload`);
     request.onload = () => {
       if (request.status === 401) signIn();
       const answer = request.response;
-      end(request.status === 200 ? "" : answer?.error ?? `${file.name}: the server answered with ${request.status}`);
+      end(request.status === 200 ? "" : answer?.error ?? `${file.name}: the server returned status ${request.status}`);
       if (request.status === 200) this.show(box, answer);
     };
     request.send(file);
@@ -97,9 +97,9 @@ export class Upload {
     bars.setAttribute("aria-label", "Most likely classes");
     showBars(bars, result.top.slice(0, 5), this.page.labels.length);
     const steps = make("ol", "steps");
-    steps.setAttribute("aria-label", "Glimpses: where the patch was, and the confidence after it");
+    steps.setAttribute("aria-label", "Glimpses: position of the patch, and confidence after each");
     for (const step of result.steps) steps.append(this.step(step));
-    box.append(verdict, bars, make("p", "hint", "Where it looked, and its confidence after each glimpse:"), steps);
+    box.append(verdict, bars, make("p", "hint", "Where the model looked, and its confidence after each glimpse:"), steps);
   }
 
   step(step) {

@@ -1,4 +1,4 @@
-"""What stage 2 asks of a batch of clips: features of the patches at some places, computed on demand or kept before."""
+"""Features of the patches of a batch of clips, computed on demand or kept by a cache."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from training.datasets import Batch
 from training.model import AdaFocus
 
 
-class Looks(Protocol):
-    """A batch's clips as the policy and the classifier see them.
+class PatchFeatures(Protocol):
+    """A batch's clips as inputs of the policy and the classifier.
 
     Attributes:
-        feature_maps: what the policy sees, float32 [T, B, dim, h, w].
+        feature_maps: the policy's input, float32 [T, B, dim, h, w].
     """
 
     feature_maps: Tensor
@@ -26,20 +26,20 @@ class Looks(Protocol):
         """Return the classifier's input for one cell per frame, float32 [B, T, inputs]; actions int64 [T, B]."""
 
     def at_random(self) -> Tensor:
-        """Return the same for one random patch per frame."""
+        """Return the classifier's input for one random patch per frame, float32 [B, T, inputs]."""
 
     def everywhere(self, step: int) -> Tensor:
-        """Return the same for all cells of one frame per clip, float32 [B, cells, inputs]."""
+        """Return the classifier's input for all cells of frame ``step``, float32 [B, cells, inputs]."""
 
 
-class LiveLooks:
-    """Looks that are computed when they are asked for, as in the official code: random patches may lie anywhere.
+class LiveFeatures:
+    """Features computed on demand, as in the official code; random patches may be anywhere.
 
     Args:
-        model: whose grid gives each cell's place.
-        batch: the clips.
-        feature_maps: of the clips, [B * T, dim, h, w].
-        features: gives the classifier's input, [B, T, inputs], of origins [B, T, 2].
+        model: model with the grid of cells.
+        batch: clips.
+        feature_maps: feature maps of the clips, [B * T, dim, h, w].
+        features: returns the classifier's input, [B, T, inputs], for origins [B, T, 2].
     """
 
     def __init__(
@@ -51,15 +51,15 @@ class LiveLooks:
         self._everywhere: Tensor | None = None
 
     def at(self, actions: Tensor) -> Tensor:
-        """See :meth:`Looks.at`."""
+        """See :meth:`PatchFeatures.at`."""
         return self._features(self._grid[actions].transpose(0, 1))
 
     def at_random(self) -> Tensor:
-        """See :meth:`Looks.at_random`."""
+        """See :meth:`PatchFeatures.at_random`."""
         return self._features(self._origins)
 
     def everywhere(self, step: int) -> Tensor:
-        """See :meth:`Looks.everywhere`; all frames are computed at the first call."""
+        """See :meth:`PatchFeatures.everywhere`; the first call computes all frames."""
         if self._everywhere is None:
             cells = [self._features(origin.expand_as(self._origins)) for origin in self._grid]
             self._everywhere = torch.stack(cells, dim=2)
@@ -68,17 +68,17 @@ class LiveLooks:
 
 @dataclass
 class KeptBatch:
-    """Clips of one update whose features were computed before; stands for a :class:`Batch`.
+    """Clips of one update whose features a cache keeps; takes the place of a :class:`Batch`.
 
     Attributes:
         feature_maps: float16 [B, T, dim, h, w].
         cells: the focuser's features of each cell, float16 [B, T, cells, dim].
         target: int64 [B].
         number: int64 [B].
-        origins: float32 [B, T, 2], of which the first number chooses the random cell.
+        origins: float32 [B, T, 2]; the first number selects the random cell.
         draws: float32 [B, T].
-        failed: none: what could not be read was reported when the features were computed.
-        shortages: none, for the same reason.
+        failed: empty: unreadable clips were reported when the features were computed.
+        shortages: empty, for the same reason.
     """
 
     feature_maps: Tensor
@@ -91,18 +91,18 @@ class KeptBatch:
     shortages: tuple[str, ...] = ()
 
     def to(self, device: torch.device, _size: int = 0) -> KeptBatch:
-        """Return the batch on a device; there are no frames to crop."""
+        """Return the batch on a device; it has no frames to crop."""
         tensors = (self.feature_maps, self.cells, self.target, self.number, self.origins, self.draws)
         maps, cells, target, number, origins, draws = (tensor.to(device, non_blocking=True) for tensor in tensors)
         return KeptBatch(maps, cells, target, number, origins, draws, self.failed)
 
 
-class KeptLooks:
-    """Looks at what a cache kept: random patches are cells.
+class KeptFeatures:
+    """Features that a cache keeps; random patches are cells.
 
     Args:
-        batch: of the cache.
-        with_glancer: whether the classifier takes the glance, too.
+        batch: batch of the cache.
+        with_glancer: whether the glance is part of the classifier's input.
     """
 
     def __init__(self, batch: KeptBatch, *, with_glancer: bool) -> None:
@@ -112,16 +112,16 @@ class KeptLooks:
         self._steps = torch.arange(batch.cells.shape[1], device=batch.cells.device)[None]
 
     def at(self, actions: Tensor) -> Tensor:
-        """See :meth:`Looks.at`."""
+        """See :meth:`PatchFeatures.at`."""
         return self._with_glance(self._batch.cells[self._rows, self._steps, actions.T].float())
 
     def at_random(self) -> Tensor:
-        """See :meth:`Looks.at_random`."""
+        """See :meth:`PatchFeatures.at_random`."""
         count = self._batch.cells.shape[2]
         return self.at((self._batch.origins[:, :, 0] * count).long().clamp(max=count - 1).T)
 
     def everywhere(self, step: int) -> Tensor:
-        """See :meth:`Looks.everywhere`."""
+        """See :meth:`PatchFeatures.everywhere`."""
         cells = self._batch.cells[:, step].float()
         if not self._with_glancer:
             return cells

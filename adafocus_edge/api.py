@@ -1,0 +1,567 @@
+"""The Python interface: load a model once, call it with videos, frames or live sources, and get typed results."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
+
+import numpy as np
+from PIL import Image
+
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import default_bundle, open_bundle
+from adafocus_edge.errors import FrameError, SourceError, UsageError
+from adafocus_edge.media.picture_clip import PictureClip, one_picture, pictures_of
+from adafocus_edge.media.preprocess import CropWindow, FrameMaker
+from adafocus_edge.media.sources import Source, find_sources
+from adafocus_edge.model.exits import ExitThresholds
+from adafocus_edge.runtime.annotate import annotate, save_annotated
+from adafocus_edge.runtime.classifier import Classifier, Guess, Result, Step
+from adafocus_edge.runtime.exits import exits_named
+from adafocus_edge.runtime.glimpse import GlimpseStream
+from adafocus_edge.system.companions import import_companion
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from adafocus_edge.benchmark.schema import Report
+    from adafocus_edge.live.messages import Message
+    from adafocus_edge.media.clip import Clip
+    from adafocus_edge.model.spec import ModelSpec
+
+One: TypeAlias = "str | Path"
+"""A file, a folder of frames, or an address."""
+TOP_K = 5
+"""Classes that a result lists, unless asked otherwise."""
+COLUMNS = 4
+"""Of the pictures that :meth:`Prediction.plot` puts together."""
+TILE = 320
+"""Width of each, pixels."""
+WINDOWS_WAITING = 64
+"""Windows of live sources that may wait for the caller; the oldest are dropped and counted beyond that."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one clip, or in one window of a live source.
+
+    Attributes:
+        source: its name.
+        label: the best class.
+        class_id: its number, from 0.
+        confidence: its softmax probability, 0..1.
+        top: the best classes, best first.
+        steps: one per glimpse, in the order in which they were seen.
+        start_s: where the clip or window begins, in seconds of the source; None where frames have no times.
+        end_s: where it ends.
+        exited_early: whether the model was sure before the last glimpse.
+        latency_ms: from opening the source (of a live one: from the last frame's capture) to the result.
+        model_ms: of that, in the model.
+        backend: that ran the model.
+        variant: of the bundle that was run.
+        cut: of a live window: whether it ended before its time.
+    """
+
+    source: str
+    label: str
+    class_id: int
+    confidence: float
+    top: tuple[Guess, ...]
+    steps: tuple[Step, ...]
+    start_s: float | None
+    end_s: float | None
+    exited_early: bool
+    latency_ms: float
+    model_ms: float
+    backend: str
+    variant: str
+    cut: bool = False
+    _result: Result = field(repr=False, kw_only=True)
+    _spec: ModelSpec = field(repr=False, kw_only=True)
+    _clip: Clip | None = field(repr=False, kw_only=True, default=None)
+
+    @classmethod
+    def _of(cls, result: Result, spec: ModelSpec, clip: Clip | None, *, cut: bool = False) -> Prediction:
+        best = result.top[0]
+        return cls(
+            result.source, best.label, best.class_id, best.confidence, result.top, result.steps, result.start_s,
+            result.end_s, result.exited_early, result.latency_ms, result.model_ms, result.backend, result.variant, cut,
+            _result=result, _spec=spec, _clip=clip,
+        )  # fmt: skip
+
+    @property
+    def patches(self) -> NDArray[np.int64]:
+        """The patch of each glimpse, int64 [T, 3]: (y, x, size) in pixels of the model's square frame."""
+        return np.array([step.patch for step in self.steps], np.int64)
+
+    @property
+    def times(self) -> tuple[float | None, ...]:
+        """When each glimpsed frame is shown, in seconds; None where frames have no times."""
+        return tuple(step.time_s for step in self.steps)
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """The logits after each glimpse, float32 [T, C]."""
+        return np.stack([step.logits for step in self.steps])
+
+    def boxes(self, height: int, width: int) -> NDArray[np.float64]:
+        """Return the patch of each glimpse in pixels of a source frame of this size, float64 [T, 4]: x1, y1, x2, y2."""
+        window = CropWindow.of(height, width, self._spec.frame_size, self._spec.fit)
+        rows = []
+        for y, x, size in self.patches.tolist():
+            top, left, bottom, right = window.source_box(y, x, size, size)
+            rows.append((left, top, right, bottom))
+        return np.array(rows)
+
+    def to_dict(self, *, logits: bool = False) -> dict[str, Any]:
+        """Return the object that ``classify --json`` prints."""
+        return self._result.to_json(logits=logits)
+
+    def to_json(self, *, logits: bool = False) -> str:
+        """Return :meth:`to_dict` as one line of JSON."""
+        return json.dumps(self.to_dict(logits=logits), ensure_ascii=False)
+
+    def plot(self, path: str | Path | None = None) -> Image.Image:
+        """Draw the glimpsed frames with their patches, in the order of time.
+
+        Args:
+            path: also write the picture here.
+
+        Raises ``SourceError`` if the source cannot be read again, as of live sources, or the file cannot be written.
+        """
+        clip = self._readable("plot")
+        by_frame = {step.frame_index: step for step in self.steps}
+        tiles = []
+        for index, pixels in clip.select(sorted(by_frame), lambda rgb: rgb):
+            drawn = Image.fromarray(annotate(pixels, by_frame[index], self._result, self._spec))
+            tiles.append(drawn.resize((TILE, max(1, round(drawn.height * TILE / drawn.width)))))
+        columns = min(COLUMNS, len(tiles))
+        height = tiles[0].height
+        sheet = Image.new("RGB", (columns * TILE, -(-len(tiles) // columns) * height))
+        for number, tile in enumerate(tiles):
+            sheet.paste(tile, (number % columns * TILE, number // columns * height))
+        if path is not None:
+            try:
+                sheet.save(path)
+            except (OSError, ValueError) as error:
+                raise SourceError(f"{path}: cannot be written ({error})") from None
+        return sheet
+
+    def save(self, path: str | Path) -> Path:
+        """Write the whole clip as a video with what was seen drawn on it; the file appears whole or not at all.
+
+        Raises ``SourceError`` if the source cannot be read again, as of live sources, or the file cannot be written.
+        """
+        for _ in save_annotated(self._readable("save"), self._result, self._spec, Path(path)):
+            pass
+        return Path(path)
+
+    def _readable(self, what: str) -> Clip:
+        if self._clip is None:
+            raise SourceError(f"{self.source}: {what} needs a file or frames: a live source cannot be read again")
+        return self._clip
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.label} {self.confidence:.1%} ({len(self.steps)} glimpses)"
+
+
+class AdaFocus:
+    """An AdaFocus model that is ready to be called. A context manager, and it closes itself when it is not needed.
+
+    Args:
+        model: folder of a bundle, as ``adafocus-edge export`` writes it; None for the default model.
+        backend: ``auto`` for the fastest that can run here, or the name of one.
+        variant: ``auto`` for the preferred one of the bundle, or the name of one.
+        threads: of the CPU backend; None for all cores.
+        top_k: classes that a result lists, at most.
+        exit: a named set of early-exit thresholds of the bundle; clips then stop once the model is sure.
+        exit_confidence: stop a clip once its best class has this probability, 0..1; instead of ``exit``.
+
+    Raises:
+        BundleError: the bundle is missing or damaged.
+        BackendError: the backend cannot run here.
+        UsageError: an option is none of the allowed ones.
+
+    One model may be called from one thread at a time.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        backend: str = "auto",
+        variant: str = "auto",
+        threads: int | None = None,
+        top_k: int = TOP_K,
+        exit: str | None = None,  # noqa: A002
+        exit_confidence: float | None = None,
+    ) -> None:
+        if exit is not None and exit_confidence is not None:
+            raise UsageError("exit and exit_confidence: give one of them")
+        if exit_confidence is not None and not 0 <= exit_confidence <= 1:
+            raise UsageError(f"exit_confidence={exit_confidence:g}: must be 0 to 1")
+        if top_k < 1:
+            raise UsageError(f"top_k={top_k}: must be at least 1")
+        self.bundle = open_bundle(default_bundle() if model is None else Path(model))
+        self.names: tuple[str, ...] = self.bundle.classes
+        self._exit, self._exit_confidence = exit, exit_confidence
+        self._top_k = min(top_k, len(self.names))
+        self._exits(live=False)  # a wrong name is reported before anything is loaded
+        self._stack = ExitStack()
+        self._model = self._stack.enter_context(load_model(self.bundle, variant, backend, threads))
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model's shapes and preprocessing."""
+        return self._model.spec
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs the model."""
+        return self._model.backend
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant that is run."""
+        return self._model.variant
+
+    @overload
+    def __call__(self, source: One, *, fps: None = None, times: None = None) -> Prediction: ...
+
+    @overload
+    def __call__(
+        self, source: list[One] | tuple[One, ...], *, fps: None = None, times: None = None
+    ) -> list[Prediction]: ...
+
+    @overload
+    def __call__(self, source: Any, *, fps: float | None = None, times: Sequence[float] | None = None) -> Any: ...
+
+    def __call__(self, source: Any, *, fps: float | None = None, times: Sequence[float] | None = None) -> Any:
+        """Classify.
+
+        Args:
+            source: a file, a folder of frames or an address: one :class:`Prediction`. A list of these, of folders of
+                videos and of patterns such as ``clips/*.mp4``: a list of predictions. Frames: one prediction; they are
+                PIL images, arrays uint8 [H, W, 3] in RGB or tensors, in a list, an iterator or one array
+                uint8 [T, H, W, 3]; an iterator may give pairs of a frame and its time in seconds.
+            fps: of frames; models that see motion need it, or times.
+            times: when each frame is shown, in seconds, instead of ``fps``.
+
+        Raises:
+            SourceError: a source cannot be read.
+            FrameError: frames that the model would misread.
+            UsageError: a live source, which has no end (:meth:`stream`), or a folder that holds several videos.
+        """
+        if isinstance(source, (str, Path)):
+            return self._one(source)
+        if isinstance(source, Sequence) and source and all(isinstance(one, (str, Path)) for one in source):
+            return list(self.each(source))
+        return self._frames(source, fps, times)
+
+    def each(self, sources: One | Sequence[One]) -> Iterator[Prediction]:
+        """Classify files, folders and patterns one after the other, and yield each result when it is there.
+
+        Raises as :meth:`__call__`.
+        """
+        given = [sources] if isinstance(sources, (str, Path)) else list(sources)
+        for source in find_sources([str(one) for one in given]):
+            yield self._classify(source)
+
+    def stream(
+        self,
+        source: Any,
+        *,
+        glimpse_fps: float = 2.0,
+        overlap: int = 1,
+        duration_s: float | None = None,
+        loop: bool = False,
+        realtime: bool = False,
+    ) -> Iterator[Prediction]:
+        """Watch live sources, and yield each window of T glimpses when it is over.
+
+        Args:
+            source: a camera's number, an address, a file, or a list of these; or an iterator of pairs of a frame and
+                its time in seconds, which is read in this thread.
+            glimpse_fps: frames per second of a source that are glimpsed.
+            overlap: windows under way at a time: one ends every T / overlap glimpses.
+            duration_s: end after this time; None for no end.
+            loop: start files again at their end.
+            realtime: play files at their own pace.
+
+        Ending the iteration (``break``, ``close()``) ends the run.
+
+        Raises:
+            UsageError: an option does not fit the model.
+            SourceError: no source could be read.
+        """
+        if isinstance(source, (str, Path, int)):
+            source = [source]
+        if isinstance(source, Sequence) and all(isinstance(one, (str, Path, int)) for one in source):
+            from adafocus_edge.live.run import LiveOptions
+            from adafocus_edge.live.settings import CaptureOptions
+
+            capture = CaptureOptions(glimpse_fps=glimpse_fps, loop=loop, realtime=realtime)
+            return self._live([str(one) for one in source], LiveOptions(capture, overlap), duration_s)
+        if overlap != 1 or loop or realtime or duration_s is not None:
+            raise UsageError("frames: overlap, loop, realtime and duration_s are for cameras, addresses and files")
+        return self._live_frames(source, glimpse_fps)
+
+    # -- the other verbs, where their extras are installed ------------------------------------------------------------
+
+    @staticmethod
+    def train(*options: str, **named: Any) -> Path:
+        """Train, as ``adafocus-edge train`` does; needs the extra ``[train]``.
+
+        Args:
+            options: ``key=value`` each, as on the command line; for keys with dots, such as ``hydra.run.dir=DIR``.
+            named: the same as keyword arguments: ``dataset="custom", epochs=5``.
+
+        Returns:
+            the run folder: it holds ``last.pth.tar``, or with ``stages="all"`` a folder per stage.
+
+        Raises ``AdaFocusError`` with what is wrong or missing.
+        """
+        compose = import_companion("training.compose", "train", "train")
+        written = [f"{key}={_option(value)}" for key, value in named.items()]
+        composed = compose.compose_options([*options, *written])
+        if composed.options.stages:
+            all_stages = import_companion("training.all_stages", "train", "train")
+            all_stages.train_all(composed, True, export=AdaFocus.export)
+        else:
+            import_companion("training.train", "train", "train").run_composed(composed, True)
+        return Path(composed.run_dir)
+
+    @staticmethod
+    def export(checkpoint: str | Path, output: str | Path, **model: int) -> Path:
+        """Export a checkpoint to a bundle, as ``adafocus-edge export`` does; needs the extra ``[export]``.
+
+        Args:
+            checkpoint: official, or one that training wrote.
+            output: folder of the bundle, which must not exist.
+            model: settings that an official checkpoint does not hold: ``patch_size``, ``num_segments``,
+                ``glance_size``, ``input_size``.
+
+        Returns:
+            the bundle's folder. Raises ``AdaFocusError``.
+        """
+        exporter = import_companion("export.exporter", "export", "export")
+        options = exporter.ExportOptions(model=exporter.ModelOptions(**model))
+        exporter.export(Path(checkpoint), Path(output), options)
+        return Path(output)
+
+    def evaluate(self, data: str | Path, **options: Any) -> dict[str, Any]:
+        """Measure this model's bundle on labelled clips, as ``adafocus-edge evaluate`` does.
+
+        Args:
+            data: a folder per class, a CSV, or a split list.
+            options: fields of :class:`adafocus_edge.evaluation.settings.EvaluateOptions`.
+
+        Returns:
+            the object of ``evaluate --json``. Raises ``AdaFocusError``.
+        """
+        from adafocus_edge.evaluation.run import check_inputs, evaluate_model
+        from adafocus_edge.evaluation.settings import EvaluateOptions
+
+        asked = EvaluateOptions(data=Path(data), backend=self.backend, variant=self.variant, **options)
+        check_inputs(self.bundle.path, asked)
+        done = evaluate_model(self.bundle.path, asked, lambda _: None, lambda _: nullcontext(lambda _: None))
+        return done.to_json()
+
+    def benchmark(self, data: str | Path | None = None, **options: Any) -> Report:
+        """Measure this model's bundle over the settings that this machine can run; see ``adafocus-edge benchmark``.
+
+        Args:
+            data: labelled clips, or None to measure time only.
+            options: fields of :class:`adafocus_edge.benchmark.settings.BenchmarkOptions`, such as ``quick=True``.
+
+        Raises ``AdaFocusError``.
+        """
+        from adafocus_edge.benchmark.measure import benchmark
+        from adafocus_edge.benchmark.settings import BenchmarkOptions
+
+        asked = BenchmarkOptions(data=None if data is None else Path(data), **options)
+        return benchmark([self.bundle.path], asked, None, lambda _: None, lambda *_: None)
+
+    def close(self) -> None:
+        """Free what the model holds. Calling it again does nothing."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        stack = getattr(self, "_stack", None)
+        if stack is not None:
+            with suppress(Exception):  # the interpreter may be going down
+                stack.close()
+
+    def __repr__(self) -> str:
+        return f"AdaFocus({str(self.bundle.path)!r}, backend={self.backend!r}, variant={self.variant!r})"
+
+    def _classifier(self, *, live: bool = False) -> Classifier:
+        return Classifier(self._model, self.names, top_k=self._top_k, exits=self._exits(live=live))
+
+    def _exits(self, *, live: bool) -> ExitThresholds | None:
+        if self._exit_confidence is not None:
+            return ExitThresholds.at(self._exit_confidence, self.bundle.spec.segments)
+        return None if self._exit is None else exits_named(self.bundle, self._exit, live=live)
+
+    def _one(self, source: One) -> Prediction:
+        found = find_sources([str(source)])
+        if len(found) != 1:
+            raise UsageError(f"{source}: holds {len(found)} videos: pass a list, as model([{str(source)!r}])")
+        return self._classify(found[0])
+
+    def _classify(self, source: Source) -> Prediction:
+        if source.live:
+            raise UsageError(f"{source.name}: has no end: use model.stream({source.name!r})")
+        if (missing := source.missing()) is not None:
+            raise missing
+        result, clip = self._classifier().classify(source)
+        return Prediction._of(result, self.spec, clip)
+
+    def _frames(self, frames: Any, fps: float | None, times: Sequence[float] | None) -> Prediction:
+        pairs = None
+        if not isinstance(frames, Sequence) and not hasattr(frames, "shape"):
+            if not isinstance(frames, Iterable):
+                raise UsageError(f"a {type(frames).__name__}: give a path, an address, frames, or a list of these")
+            frames = list(frames)
+        if isinstance(frames, Sequence) and frames and isinstance(frames[0], tuple):
+            if times is not None or fps is not None:
+                raise FrameError("frames: pairs of a frame and its time need neither fps nor times")
+            pairs = frames
+            frames, times = [frame for frame, _ in pairs], [time_s for _, time_s in pairs]
+        clip = PictureClip("frames", pictures_of(frames), times, fps)
+        if self.spec.motion_gap_s and fps is None and times is None:
+            raise FrameError("frames: this model sees motion: pass fps=, or times= with the time of each in seconds")
+        result, seen = self._classifier().classify(_InMemory(clip))
+        return Prediction._of(result, self.spec, seen)
+
+    def _live(self, addresses: list[str], options: Any, duration_s: float | None) -> Iterator[Prediction]:
+        from adafocus_edge.live.run import LiveRun
+
+        sources = find_sources(addresses)
+        windows = _Windows()
+        run = LiveRun(self._classifier(live=True), sources, options, [windows])
+        stop = threading.Event()
+        failed: list[Exception] = []
+
+        def work() -> None:
+            try:
+                run.run(stop, duration_s)
+            except Exception as error:
+                failed.append(error)
+            finally:
+                windows.end()
+
+        thread = threading.Thread(target=work, name="adafocus stream", daemon=True)
+        thread.start()
+        try:
+            yield from (Prediction._of(w.result, self.spec, None, cut=w.cut) for w in windows)
+            if failed:
+                raise failed[0]
+            errors = run.errors
+            if errors and len(errors) == len(sources):
+                raise next(iter(errors.values()))
+        finally:
+            stop.set()
+            thread.join()
+
+    def _live_frames(self, pairs: Iterable[Any], glimpse_fps: float) -> Iterator[Prediction]:
+        if not 0 < glimpse_fps < 1000:
+            raise UsageError(f"glimpse_fps={glimpse_fps:g}: must be above 0 and below 1000")
+        classifier, spec = self._classifier(live=True), self.spec
+        stream, maker = GlimpseStream(self._model), FrameMaker(spec)
+        steps: list[Step] = []
+        due_s, sure = -np.inf, False
+        started_s = 0.0
+        seen = 0
+        for index, (frame, time_s) in enumerate(pairs):
+            made = maker.add(one_picture(frame), time_s)
+            if time_s < due_s:
+                continue
+            due_s = time_s + 1 / glimpse_fps if due_s == -np.inf else max(due_s + 1 / glimpse_fps, time_s)
+            if not seen:
+                started_s = time_s
+            seen += 1
+            if not sure:
+                steps.append(classifier.step(len(steps), index, time_s, stream.see([made])))
+                sure = classifier.is_sure(steps[-1])
+            if seen == spec.segments:
+                result = classifier.result("frames", started_s, time_s, steps, sure, 0.0, 0.0)
+                yield Prediction._of(result, spec, None)
+                stream.reset()
+                steps, sure, seen = [], False, 0
+        if steps:
+            result = classifier.result("frames", started_s, time_s, steps, sure, 0.0, 0.0)
+            yield Prediction._of(result, spec, None, cut=True)
+
+
+def _option(value: Any) -> str:
+    """Return a value as training's options have it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+class _InMemory(Source):
+    """A source that is open already."""
+
+    def __init__(self, clip: Clip) -> None:
+        super().__init__(clip.name, clip.name)
+        object.__setattr__(self, "_clip", clip)
+
+    def open_clip(self) -> Clip:
+        clip: Clip = self._clip  # type: ignore[attr-defined]
+        return clip
+
+
+class _Windows:
+    """Receives the windows of a live run, and yields them to the caller's thread."""
+
+    name = "windows"
+
+    def __init__(self) -> None:
+        self.dropped = self.failed = self.handled = 0
+        self._queue: queue.Queue[Any] = queue.Queue()
+
+    @property
+    def waiting(self) -> int:
+        """Windows that wait."""
+        return self._queue.qsize()
+
+    def enqueue(self, message: Message) -> None:
+        """Take a window; where too many wait, the oldest is dropped and counted."""
+        from adafocus_edge.live.messages import Window
+
+        if not isinstance(message, Window):
+            return
+        if self._queue.qsize() >= WINDOWS_WAITING:
+            with suppress(queue.Empty):
+                self._queue.get_nowait()
+                self.dropped += 1
+        self._queue.put(message)
+
+    def end(self) -> None:
+        """Let the iteration end once all windows are taken."""
+        self._queue.put(None)
+
+    def __iter__(self) -> Iterator[Any]:
+        while (window := self._queue.get()) is not None:
+            self.handled += 1
+            yield window
+
+
+__all__ = ["AdaFocus", "Guess", "Prediction", "Step"]

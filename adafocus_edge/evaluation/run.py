@@ -1,0 +1,190 @@
+"""A whole evaluation: a bundle or a checkpoint on labelled clips, for each kind of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.classes import check_class_order, check_classes, read_classes
+from adafocus_edge.bundle.store import check_graph_files, open_bundle
+from adafocus_edge.errors import UsageError
+from adafocus_edge.evaluation.dataset import check_data, read_data
+from adafocus_edge.evaluation.evaluate import Evaluation, evaluate, gflops_per_step, predict_at
+from adafocus_edge.evaluation.evidence import reused_clips
+from adafocus_edge.runtime.exits import exits_named
+from adafocus_edge.system.companions import import_companion
+
+if TYPE_CHECKING:
+    from adafocus_edge.evaluation.dataset import Split
+    from adafocus_edge.evaluation.settings import EvaluateOptions, Patches
+    from adafocus_edge.model.exits import ExitThresholds
+    from adafocus_edge.model.spec import ModelSpec
+
+Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+"""Opens a progress display for a number of clips; it is given how many are done."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model on one kind of patches.
+
+    Attributes:
+        patches: where it looked.
+        what: what ran, in words.
+        evaluation: its figures.
+    """
+
+    patches: str
+    what: str
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation's runs, at least one, and the model they are of."""
+
+    model: Path
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        """The run on the first kind of patches."""
+        return self.runs[0]
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Error by clip, of those that could not be read in some run."""
+        return {name: error for run in self.runs for name, error in run.evaluation.failed}
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits the worth of the figures, each once."""
+        return list(dict.fromkeys(note for run in self.runs for note in run.evaluation.notes))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object for ``--json``: the figures of the only run, or those of each kind of patches."""
+        if len(self.runs) == 1:
+            return {"model": str(self.model), "ran": self.first.what, **self.first.evaluation.to_json()}
+        every = {run.patches: {"ran": run.what, **run.evaluation.to_json()} for run in self.runs}
+        return {"model": str(self.model), "data": self.first.evaluation.origin, "patches": every}
+
+
+def check_inputs(model: Path, options: EvaluateOptions) -> None:
+    """Check what takes no time, before a model is loaded. Raises ``UsageError``, ``DataError`` or ``BundleError``."""
+    if not model.exists():
+        raise UsageError(f"{model}: no such bundle or checkpoint")
+    check_data(options.clips, options.frames)
+    if options.classes is not None:
+        read_classes(options.classes)
+
+
+def evaluate_model(model: Path, options: EvaluateOptions, log: Callable[[str], None], progress: Progress) -> Evaluated:
+    """Evaluate a bundle (a folder) or a checkpoint (a file) on each kind of patches.
+
+    Args:
+        model: path of either.
+        options: see :class:`EvaluateOptions`.
+        log: called with lines for the user.
+        progress: shows how far each run is.
+
+    Raises ``UsageError`` for options that do not suit the model, ``AdaFocusError`` for what cannot be read or run.
+    """
+    job = _Evaluating(options, log, progress)
+    return Evaluated(model, tuple(job.bundle(model) if model.is_dir() else job.checkpoint(model)))
+
+
+@dataclass(frozen=True)
+class _Evaluating:
+    options: EvaluateOptions
+    log: Callable[[str], None]
+    progress: Progress
+
+    @property
+    def schedule(self) -> str:
+        return "stream" if self.options.schedule == "stream" else "clip"
+
+    @property
+    def patches(self) -> tuple[Patches, ...]:
+        return cast("tuple[Patches, ...]", self.options.patches)
+
+    def bundle(self, path: Path) -> list[Run]:
+        """Evaluate a bundle."""
+        asked = self.options
+        if asked.patch_size is not None:
+            raise UsageError(f"--patch-size {asked.patch_size}: is for official checkpoints; a bundle holds its own")
+        found = open_bundle(path)
+        found.choose_variant(asked.variant)
+        exits = None if asked.exit_set is None else exits_named(found, asked.exit_set, live=False)
+        split = self._split(found.spec, found.classes)
+        check_graph_files(found)
+        runs = []
+        with load_model(found, asked.variant, asked.backend, asked.threads) as model:
+            costs = {name: graph.gflops for name, graph in found.manifest.variants[model.variant].items()}
+            for patches in self.patches:
+                gflops = gflops_per_step(costs, found.spec, patches)
+                predict = predict_at(model, patches, self.schedule)
+                what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {patches} patches"
+                runs.append(Run(patches, what, self._run(predict, found.spec, split, gflops, what, exits)))
+        reports = found.manifest.reports
+        return [
+            replace(run, evaluation=replace(one, reused=reused_clips(reports, [s.example for s in one.scored])))
+            for run in runs
+            if (one := run.evaluation)
+        ]
+
+    def checkpoint(self, path: Path) -> list[Run]:
+        """Evaluate a checkpoint with PyTorch."""
+        asked = self.options
+        if asked.backend != "auto" or asked.variant != "auto" or asked.exit_set is not None:
+            raise UsageError("--backend, --variant and --exit are for bundles: PyTorch runs a checkpoint")
+        training = import_companion("training.predict", "evaluate", "train")
+        options = training.ModelOptions(patch_size=asked.patch_size, num_segments=asked.segments)
+        runs: list[Run] = []
+        split, logged = None, set[str]()
+        for patches in self.patches:
+            loaded = training.load_predictor(path, options, patches, self.schedule, asked.threads)
+            for note in loaded.notes:
+                if note not in logged:
+                    self.log(f"note: {note}")
+            logged |= set(loaded.notes)
+            split = split or self._split(loaded.spec, loaded.classes)
+            run = self._run(loaded.predict, loaded.spec, split, loaded.gflops_per_step, loaded.what)
+            runs.append(Run(patches, loaded.what, run))
+        return runs
+
+    def _split(self, spec: ModelSpec, names: tuple[str, ...] | None) -> Split:
+        """Read the clips, with the classes that the model has."""
+        asked = self.options
+        if asked.classes is not None:
+            own, names = names, read_classes(asked.classes)
+            check_classes(names, spec.classes, str(asked.classes))
+            check_class_order(own, names, str(asked.classes))
+        split = read_data(asked.clips, names, asked.frames)
+        for note in split.notes:
+            self.log(f"note: {note}")
+        check_classes(split.classes, spec.classes, str(asked.data))
+        return split
+
+    def _run(
+        self,
+        predict: Any,
+        spec: ModelSpec,
+        split: Split,
+        gflops: float,
+        what: str,
+        exits: ExitThresholds | None = None,
+    ) -> Evaluation:
+        asked = self.options
+        spec = replace(spec, segments=asked.segments or spec.segments)
+        if exits is not None and len(exits.values) != spec.segments:
+            raise UsageError(f"--segments {spec.segments}: --exit {asked.exit_set} is for {len(exits.values)} frames")
+        self.log(f"evaluating: {what}")
+        with self.progress(len(split.examples)) as done:
+            return evaluate(
+                predict, spec, split, gflops_per_clip=gflops * spec.segments, multi_label=asked.multi_label,
+                exits=exits, progress=done,
+            )  # fmt: skip

@@ -1,0 +1,274 @@
+"""What a live run prints and logs: results on stdout, notices on stderr and in a log file, its status, its summary."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from adafocus_edge.errors import UsageError
+from adafocus_edge.live.listener import Sink
+from adafocus_edge.live.messages import Drops, Event, Message, Notice, ProvisionalResult, Window
+from adafocus_edge.live.settings import DEFAULT_KEEP, DEFAULT_ROTATE_MB, Printing
+from adafocus_edge.runtime.results import print_result
+from adafocus_edge.system.addresses import conceal
+from adafocus_edge.system.console import console, printable
+from adafocus_edge.system.json_lines import to_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from adafocus_edge.live.run import LiveRun
+    from adafocus_edge.live.status import RunStatus, SourceStatus
+
+MAX_WAITING = 1000
+"""Maximum number of messages that wait to be printed or logged."""
+WARNED = ("lost", "stalled", "dropping")
+"""Kinds of notices that are logged as warnings."""
+STATUS_S = 1.0
+"""How often the status on a terminal is redrawn."""
+
+
+class Printer(Sink):
+    """Prints results on stdout, as tables or as JSON lines.
+
+    Args:
+        printing: what to print.
+        report: is called with one line for each new error.
+        on_closed: is called when the reader of stdout has closed it.
+    """
+
+    wants: ClassVar[tuple[type, ...]] = (Window, Event, Notice, ProvisionalResult)
+    local = True
+
+    def __init__(self, printing: Printing, report: Callable[[str], None], on_closed: Callable[[], None]) -> None:
+        self._printing, self._on_closed = printing, on_closed
+        self._console: Console | None = None if printing.as_json else console()
+        super().__init__("stdout", MAX_WAITING, report)
+
+    def enqueue(self, message: Message) -> None:
+        """Take a message; provisional results only with ``--provisional``."""
+        if self._printing.provisional or not isinstance(message, ProvisionalResult):
+            super().enqueue(message)
+
+    def process(self, message: Message) -> None:
+        """Print one message."""
+        if isinstance(message, Notice) and message.kind in ("connected", "ended"):
+            return
+        try:
+            if self._console is None:
+                logits = {"logits": self._printing.logits} if isinstance(message, Window) else {}
+                print_line(message.to_json(**logits))  # type: ignore[union-attr]
+            elif isinstance(message, Window):
+                print_result(self._console, message.result, message.smoothed)
+            elif isinstance(message, ProvisionalResult):
+                best = message.top[0]
+                self._line(f"{message.source}  {message.frame.time_s:.1f} s  {best.label} {best.confidence:.0%}")
+            elif isinstance(message, Event):
+                at_s = message.start_s if message.end_s is None else message.end_s
+                text = f"event {message.number} {message.kind}: {message.label}, up to {message.peak:.0%}"
+                self._line(f"{message.source}  {at_s:.1f} s  {text}")
+        except (BrokenPipeError, SystemExit):  # rich turns the former into the latter
+            self._on_closed()
+
+    def _line(self, text: str) -> None:
+        assert self._console is not None
+        self._console.print(printable(text), markup=False, soft_wrap=True)
+
+
+def print_line(entry: dict[str, Any]) -> None:
+    """Print one line of JSON in a single write, since other threads print, too."""
+    print(to_line(entry) + "\n", end="", flush=True)
+
+
+# -- the log -----------------------------------------------------------------------------------------------------------
+
+
+class NoticeLogger(Sink):
+    """Logs notices of sources and reports of drops."""
+
+    wants: ClassVar[tuple[type, ...]] = (Notice, Drops)
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        super().__init__("notices", MAX_WAITING, log.warning)
+
+    def process(self, message: Message) -> None:
+        """Log one message."""
+        assert isinstance(message, (Notice, Drops))
+        level = (
+            logging.ERROR if message.kind == "failed" else logging.WARNING if message.kind in WARNED else logging.INFO
+        )
+        self._log.log(level, message.text)
+
+
+class _OneLineFormatter(logging.Formatter):
+    """Formats each message as one line, without the secrets of addresses."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return printable(conceal(super().format(record), *sys.argv[1:]))
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to the present ``sys.stderr``, which a status line on a terminal replaces."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        prefix = "error: " if record.levelno >= logging.ERROR else ""
+        with suppress(OSError, ValueError):
+            print(prefix + self.format(record), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def run_log(path: Path | None, quiet: bool, rotate_mb: float | None, keep: int | None) -> Iterator[logging.Logger]:
+    """Yield the logger of a run, which writes to stderr and to a rotating file with times.
+
+    Args:
+        path: of the file; None for none.
+        quiet: whether stderr shows errors only.
+        rotate_mb: maximum size of the file in megabytes; None for the default.
+        keep: number of rotated files that are kept; None for the default.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    log = logging.Logger("adafocus-edge", logging.INFO)
+    stderr = _StderrHandler(logging.ERROR if quiet else logging.INFO)
+    stderr.setFormatter(_OneLineFormatter("%(message)s"))
+    log.addHandler(stderr)
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = logging.handlers.RotatingFileHandler(
+                path, maxBytes=int((rotate_mb or DEFAULT_ROTATE_MB) * 1e6), backupCount=keep or DEFAULT_KEEP,
+                encoding="utf-8", errors="backslashreplace",
+            )  # fmt: skip
+        except OSError as error:
+            raise UsageError(f"--log {path}: cannot be written ({error.strerror})") from None
+        setattr(file, "handleError", lambda _: None)  # noqa: B010 - a full disk must not fill stderr
+        form = _OneLineFormatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+        form.converter = time.gmtime
+        file.setFormatter(form)
+        log.addHandler(file)
+    try:
+        yield log
+    finally:
+        for handler in log.handlers:
+            with suppress(OSError):  # a full disk
+                handler.close()
+
+
+# -- the status --------------------------------------------------------------------------------------------------------
+
+
+def status_line(status: RunStatus) -> str:
+    """Return the status of a run as one line for people."""
+    parts = [_source_text(source) for source in status.sources]
+    parts += [f"{one.name}: {one.dropped} dropped" for one in status.listeners if one.dropped]
+    sensors = status.sensors
+    parts += [f"{sensors.temperature_c:.0f} °C"] if sensors.temperature_c is not None else []
+    parts += [f"{sensors.power_w:.1f} W"] if sensors.power_w is not None else []
+    return " | ".join(parts)
+
+
+def _source_text(source: SourceStatus) -> str:
+    latency = source.latency_ms
+    percentiles = (latency.p50, latency.p95, latency.p99)
+    shown = "-" if latency.p50 is None else "/".join(f"{value:.0f}" for value in percentiles)
+    name = source.name if source.state == "running" else f"{source.name}: {source.state}"
+    return (
+        f"{name}  {source.fps_in:.1f} fps in, {source.fps_glimpsed:.1f} glimpsed, "
+        f"{source.dropped} dropped, {source.waiting} waiting, latency {shown} ms"
+        + (f", last frame {source.last_frame_age_s:.0f} s ago" if source.stale else "")
+    )
+
+
+@contextmanager
+def status_shown(run: LiveRun, every_s: float | None, as_json: bool, quiet: bool) -> Iterator[None]:
+    """Show the status of a run while the block runs.
+
+    Args:
+        run: the run.
+        every_s: print the status this often; None for a line at the bottom of a terminal instead, if there is one.
+        as_json: whether to print it as JSON on stdout, instead of as text on stderr.
+        quiet: whether to leave the terminal alone.
+    """
+    over = threading.Event()
+    if every_s is not None:
+        shown = _printed_status(run, every_s, as_json, over)
+    elif not quiet and sys.stderr.isatty():
+        shown = _drawn_status(run, over)
+    else:
+        yield
+        return
+    with shown as show:
+        thread = threading.Thread(target=show, name="status", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(STATUS_S)
+
+
+@contextmanager
+def _printed_status(
+    run: LiveRun, every_s: float, as_json: bool, over: threading.Event
+) -> Iterator[Callable[[], None]]:  # fmt: skip
+    """Yield a function that prints the status again and again until ``over`` is set."""
+
+    def show() -> None:
+        while not over.wait(min(every_s, threading.TIMEOUT_MAX)):
+            with suppress(OSError, ValueError):
+                if as_json:
+                    print_line({"status": run.status().to_json()})
+                else:
+                    print(printable(status_line(run.status())), file=sys.stderr, flush=True)
+
+    yield show
+
+
+@contextmanager
+def _drawn_status(run: LiveRun, over: threading.Event) -> Iterator[Callable[[], None]]:
+    """Yield a function that redraws the status at the bottom of the terminal until ``over`` is set."""
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(
+        console=console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty(), auto_refresh=False
+    ) as live:
+
+        def show() -> None:
+            while not over.wait(STATUS_S):
+                live.update(Text(printable(status_line(run.status())), style="dim"), refresh=True)
+
+        yield show
+
+
+def summary(status: RunStatus) -> list[str]:
+    """Return the summary of a run: a line per source, and one per output with drops or failures."""
+    lines = []
+    for source in status.sources:
+        if not source.frames:
+            continue  # its error has been reported
+        latency = source.latency_ms
+        shown = (
+            ""
+            if latency.p50 is None
+            else f", latency p50 {latency.p50:.0f}, p95 {latency.p95:.0f}, p99 {latency.p99:.0f} ms"
+        )
+        lines.append(
+            f"{source.name}: {source.frames} frames, {source.glimpses} glimpses, {source.windows} windows, "
+            f"{source.dropped} dropped, {source.damaged} damaged, {source.reconnects} reconnections{shown}"
+        )
+    for one in status.listeners:
+        if one.dropped or one.failed:
+            lines.append(f"{one.name}: {one.dropped} messages dropped, {one.failed} failed")
+    return lines

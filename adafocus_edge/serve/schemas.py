@@ -1,0 +1,207 @@
+"""The JSON of the API: one type per object, from which responses are built and the OpenAPI components are generated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.responses import JSONResponse, Response
+
+from adafocus_edge.live.messages import DropKind, NoticeKind
+
+Count = Annotated[int, Meta(ge=0)]
+Probability = Annotated[float, Meta(ge=0, le=1)]
+DateTime = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+Patch = Annotated[list[Count], Meta(min_length=3, max_length=3, description="y, x, size in pixels of the S x S frame.")]
+Fractions = Annotated[list[float], Meta(min_length=4, max_length=4)]
+State = Literal["connecting", "running", "lost", "ended", "failed"]
+
+
+class Object(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A JSON object with these fields and no others, in this order."""
+
+
+class Refusal(Object, frozen=True):
+    """The body of every response with a status of 400 or above."""
+
+    error: Annotated[str, Meta(description="One line that describes the error.")]
+
+
+class Guess(Object, frozen=True):
+    """A class and its softmax probability."""
+
+    label: str
+    class_id: Count
+    confidence: Probability
+
+
+class Step(Object, frozen=True):
+    """One glimpse, and the most likely class after it."""
+
+    step: Annotated[Count, Meta(description="Number of the glimpse, from 0.")]
+    frame_index: Annotated[Count, Meta(description="Number of the frame in the source, from 0.")]
+    time_s: Annotated[float | None, Meta(description="Time of that frame in the source; null if it has no times.")]
+    patch: Patch
+    label: str
+    class_id: Count
+    confidence: Probability
+
+
+class Result(Object, frozen=True):
+    """The result of one clip."""
+
+    source: str
+    start_s: Annotated[float | None, Meta(description="Start, in seconds of the source; null if it has no times.")]
+    end_s: Annotated[float | None, Meta(description="End, in seconds of the source; null if it has no times.")]
+    label: Annotated[str, Meta(description="The most likely class.")]
+    class_id: Count
+    confidence: Probability
+    top: Annotated[list[Guess], Meta(description="The most likely classes, best first.")]
+    steps: Annotated[list[Step], Meta(description="The glimpses, in the order in which they were taken.")]
+    steps_used: Annotated[Count, Meta(description="Number of glimpses.")]
+    exited_early: Annotated[bool, Meta(description="Whether the model stopped before the last glimpse.")]
+    latency_ms: Annotated[float, Meta(description="From opening the clip, or capturing its last frame, to the result.")]
+    model_ms: Annotated[float, Meta(description="Share of the latency that is spent in the model.")]
+    backend: str
+    variant: str
+
+
+class Window(Result, frozen=True, kw_only=True):
+    """The result of one window of a live source."""
+
+    window_model_ms: Annotated[float, Meta(description="Model time of all glimpses of the window.")]
+    at: Annotated[DateTime, Meta(description="When the last glimpse was captured.")]
+    cut: Annotated[bool, Meta(description="Whether the window ended early: the run ended, or the source was lost.")]
+    smoothed: Annotated[
+        list[Guess] | UnsetType, Meta(description="Average over the last windows; only with --smooth.")
+    ] = UNSET
+    wall_s: Annotated[float, Meta(description="The same as `at`, in seconds since 1970.")]
+
+
+class Event(Object, frozen=True):
+    """The start or the end of an event: a label that stays above its threshold."""
+
+    event: Literal["start", "end"]
+    id: Annotated[Count, Meta(description="The same for start and end, unique within a run.")]
+    source: str
+    label: str
+    start_s: Annotated[float, Meta(description="Start, in seconds of the source.")]
+    end_s: Annotated[float | None, Meta(description="End, in seconds of the source; null at the start.")]
+    peak: Annotated[Probability, Meta(description="Highest confidence so far.")]
+    at: DateTime
+    wall_s: Annotated[float, Meta(description="The same as `at`, in seconds since 1970.")]
+    start_wall_s: Annotated[float, Meta(description="Start, in seconds since 1970.")]
+
+
+class Notice(Object, frozen=True, kw_only=True):
+    """A change of a source's state, or frames or messages that are dropped."""
+
+    source: Annotated[str, Meta(description="Name of the source, or of the output that drops messages.")]
+    notice: Literal[NoticeKind, DropKind]
+    text: str
+    at: DateTime
+    error: Annotated[str | UnsetType, Meta(description="The text again; only if the source failed.")] = UNSET
+    wall_s: Annotated[float, Meta(description="The same as `at`, in seconds since 1970.")]
+
+
+class Latency(Object, frozen=True):
+    """Percentiles of the latency from capture to provisional result, in ms; null before the first result."""
+
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class Source(Object, frozen=True):
+    """The state of a source and its counters."""
+
+    name: str
+    kind: str
+    state: State
+    text: Annotated[str, Meta(description="One line on the state; may be empty.")]
+    width: Annotated[Count, Meta(description="Width of the newest frame in pixels; 0 before the first.")]
+    height: Annotated[Count, Meta(description="Height of the newest frame in pixels; 0 before the first.")]
+    frames: Annotated[Count, Meta(description="Frames captured.")]
+    picked: Annotated[Count, Meta(description="Frames selected for the model.")]
+    glimpses: Annotated[Count, Meta(description="Frames that the model processed.")]
+    windows: Annotated[Count, Meta(description="Windows finished.")]
+    dropped: Annotated[Count, Meta(description="Selected frames that were dropped because the model was busy.")]
+    damaged: Annotated[Count, Meta(description="Frames that could not be decoded.")]
+    reconnects: Annotated[Count, Meta(description="Times the source was reconnected.")]
+    waiting: Annotated[Count, Meta(description="Frames waiting for the model.")]
+    fps_in: Annotated[float, Meta(description="Frames captured per second.")]
+    fps_glimpsed: Annotated[float, Meta(description="Frames processed per second.")]
+    latency_ms: Latency
+    stale: Annotated[
+        bool, Meta(description="Whether the last result is out of date, for example because the source was lost.")
+    ]
+    last_seen_at: Annotated[DateTime | None, Meta(description="When the frame of the last result was captured.")]
+    dropping: Annotated[bool, Meta(description="Whether frames are being dropped because the model is too slow.")]
+    last_frame_age_s: Annotated[float | None, Meta(description="Time since the newest frame; null before the first.")]
+    crop: Annotated[
+        Fractions | None,
+        Meta(description="Part of the picture that the model sees: left, top, right, bottom, as fractions."),
+    ]
+
+
+class Listener(Object, frozen=True):
+    """An output of the run, and what it did with the messages it was sent."""
+
+    name: str
+    waiting: Annotated[Count, Meta(description="Messages in its queue.")]
+    handled: Annotated[Count, Meta(description="Messages processed.")]
+    dropped: Annotated[Count, Meta(description="Messages dropped because the queue was full.")]
+    failed: Annotated[Count, Meta(description="Messages whose processing failed.")]
+    dropping: Annotated[bool, Meta(description="Whether messages are being dropped because the output is too slow.")]
+
+
+class Status(Object, frozen=True):
+    """The state of the run."""
+
+    uptime_s: float
+    model: Annotated[dict[str, Any], Meta(description="Backend, variant, classes and shapes of the model.")]
+    sources: list[Source]
+    listeners: list[Listener]
+    sensors: Annotated[dict[str, Any], Meta(description="Temperature and power of the device, where it reports them.")]
+    alive: Annotated[bool, Meta(description="Whether the model's loop runs.")]
+    stalled_s: Annotated[float, Meta(description="Time since the model's loop last moved.")]
+    now_s: Annotated[float, Meta(description="The server's clock, in seconds since 1970.")]
+
+
+class Results(Object, frozen=True):
+    """Windows, newest first."""
+
+    results: list[Window]
+
+
+class Events(Object, frozen=True):
+    """Events and notices, each newest first."""
+
+    events: list[Event]
+    notices: list[Notice]
+
+
+class OpenedCamera(Object, frozen=True):
+    """A browser camera that was opened."""
+
+    id: Annotated[str, Meta(description="Secret: whoever has it may send pictures.")]
+    source: Annotated[str, Meta(description="Name of the camera's source.")]
+
+
+class Health(Object, frozen=True):
+    """Whether the model's loop makes progress."""
+
+    status: Literal["ok", "failing"]
+
+
+COMPONENTS: tuple[type[Object], ...] = (
+    Refusal, Guess, Step, Result, Window, Event, Notice, Latency, Source, Listener, Status, Results, Events,
+    OpenedCamera, Health,
+)  # fmt: skip
+"""The types that the API's description names."""
+
+
+def respond(answer: Object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a response with an object as JSON."""
+    return JSONResponse(msgspec.to_builtins(answer), status, headers)

@@ -1,0 +1,87 @@
+"""Options of requests: how a dataclass field is given on a command line, without knowing the command line.
+
+A field of a request is annotated with :class:`Option`; its type and its default stand in the dataclass only. The
+command line generates its options from them (``adafocus_edge.cli.options``): a new option is a new field, and its
+effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adafocus_edge.errors import UsageError
+
+INPUT = "Input"
+MODEL = "Model"
+EXIT = "Early exit"
+OUTPUT = "Output"
+LIVE = "Live sources"
+CAMERAS = "Cameras"
+SINKS = "Events and recording"
+SERVER = "Server"
+GENERAL = "General"
+NONE = "none"
+"""The comma-separated list that holds nothing."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """How one field is given on a command line.
+
+    Attributes:
+        help: one or two sentences that start with a verb and name the object.
+        panel: group in the help.
+        names: spellings such as ``--output`` and ``-o``; empty for ``--`` and the field's name.
+        default: the default in words, where it is chosen at run time.
+        minimum: smallest number allowed.
+        maximum: largest number allowed.
+        metavar: placeholder of the value in the help; empty for one that follows from the type.
+        read: makes the field's value of the option's spelling and the value given, and raises ``UsageError``.
+        accepts: type of the values on the command line, where ``read`` is given.
+        variable: environment variable that also sets it.
+    """
+
+    help: str
+    panel: str = GENERAL
+    names: tuple[str, ...] = ()
+    default: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    metavar: str = ""
+    read: Callable[[str, Any], Any] | None = None
+    accepts: Any = str
+    variable: str = ""
+
+
+def read_names(option: str, text: str) -> tuple[str, ...]:
+    """Return comma-separated names without repetitions; ``none`` gives no names.
+
+    Raises ``UsageError`` for a list without names.
+    """
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise UsageError(f"{option} is empty: give comma-separated names, or {NONE}")
+    return () if names == (NONE,) else names
+
+
+def read_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Return comma-separated whole numbers without repetitions. Raises ``UsageError`` for anything else."""
+    names = read_names(option, text)
+    if not names or not all(name.isascii() and name.isdecimal() for name in names):
+        raise UsageError(f"{option} {text}: must be comma-separated whole numbers")
+    return tuple(map(int, names))
+
+
+def reader_of(known: Sequence[str]) -> Callable[[str, str], tuple[str, ...]]:
+    """Return a reader of comma-separated names that raises ``UsageError`` for a name outside ``known``."""
+
+    def read(option: str, text: str) -> tuple[str, ...]:
+        names = read_names(option, text)
+        for name in names:
+            if name not in known:
+                raise UsageError(f"{option} {text}: {name!r} must be one of {', '.join(known)}")
+        return names
+
+    return read

@@ -1,0 +1,169 @@
+"""`from adafocus_edge import AdaFocus`: the same results as the command line, from whatever holds the video."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from adafocus_edge import AdaFocus
+from adafocus_edge.errors import BundleError, FrameError, SourceError, UsageError
+from tests.conftest import ROOT, edge
+
+CLIPS = ROOT / "tests" / "fights" / "fight"
+CLIP = CLIPS / "fi149.mp4"
+FPS = 30000 / 1001
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[AdaFocus]:
+    with AdaFocus(backend="cpu", threads=1) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[np.ndarray]:
+    with av.open(str(CLIP)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_the_manuals_two_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text("utf-8")
+    code = page.partition("```python\n")[2].partition("```")[0]
+    shutil.copy(CLIP, tmp_path / "holiday.mp4")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("fight 0.9")
+
+
+def test_a_file_gives_what_the_command_line_gives(model: AdaFocus) -> None:
+    found = model(str(CLIP))
+    done = edge("classify", CLIP, "--json", "--backend", "cpu", "--threads", 1, "-q")
+    wanted = json.loads(done.stdout)
+    for name in ("latency_ms", "model_ms"):
+        wanted.pop(name)
+    assert {name: value for name, value in found.to_dict().items() if name in wanted} == wanted
+    assert (found.label, found.confidence) == (wanted["label"], pytest.approx(wanted["confidence"], abs=1e-6))
+    assert found.patches.tolist() == [step["patch"] for step in wanted["steps"]]
+    assert [round(time, 4) for time in found.times if time is not None] == [s["time_s"] for s in wanted["steps"]]
+    assert json.loads(found.to_json()) == found.to_dict()
+    assert str(found).startswith(f"{CLIP}: fight ")
+
+
+@pytest.mark.parametrize("kind", ["arrays", "one array", "Pillow", "tensors", "channels first", "pairs", "times"])
+def test_frames_of_any_kind_give_what_their_file_gives(model: AdaFocus, frames: list[np.ndarray], kind: str) -> None:
+    import torch
+
+    given: dict[str, Any] = {"fps": FPS}
+    clip: Any = frames
+    if kind == "one array":
+        clip = np.stack(frames)
+    elif kind == "Pillow":
+        clip = [Image.fromarray(frame) for frame in frames]
+    elif kind == "tensors":
+        clip = [torch.from_numpy(frame) for frame in frames]
+    elif kind == "channels first":
+        clip = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+    elif kind == "pairs":
+        clip, given = ((frame, number / FPS) for number, frame in enumerate(frames)), {}
+    elif kind == "times":
+        given = {"times": [10 + number / FPS for number in range(len(frames))]}
+    found = model(clip, **given)
+    assert np.array_equal(found.logits, model(str(CLIP)).logits)
+    assert found.steps[0].time_s == pytest.approx(model(str(CLIP)).steps[0].time_s)
+
+
+def test_lists_and_folders_and_patterns(model: AdaFocus) -> None:
+    found = model([CLIP, str(CLIPS / "fi013.mp4")])
+    assert [one.source for one in found] == [str(CLIP), str(CLIPS / "fi013.mp4")]
+    assert [one.source for one in model.each(CLIPS)] == [one.source for one in model([f"{CLIPS}/*.mp4"])]
+    assert len(list(model.each(CLIPS))) == 6
+
+
+def test_a_result_can_be_drawn_and_saved(model: AdaFocus, frames: list[np.ndarray], tmp_path: Path) -> None:
+    for found in (model(str(CLIP)), model(frames, fps=FPS)):
+        sheet = found.plot(tmp_path / "sheet.png")
+        with Image.open(tmp_path / "sheet.png") as written:
+            assert sheet.size == written.size
+        assert sheet.width == 4 * 320
+        with av.open(str(found.save(tmp_path / "seen.mp4"))) as container:
+            assert sum(1 for _ in container.decode(video=0)) == len(frames)
+    height, width = frames[0].shape[:2]
+    boxes = found.boxes(height, width)
+    assert boxes.shape == (8, 4)
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    assert (boxes >= -1e-6).all()
+    assert (boxes <= [width + 1e-6, height + 1e-6] * 2).all()
+    with pytest.raises(SourceError, match="cannot be written"):
+        found.plot(tmp_path / "none" / "sheet.png")
+
+
+def test_live_windows_of_a_file_and_of_frames(model: AdaFocus, frames: list[np.ndarray]) -> None:
+    windows = list(model.stream(str(CLIP), glimpse_fps=8))
+    assert [len(window.steps) for window in windows] == [8]
+    assert not windows[0].cut
+    pairs = ((frame, number / FPS) for number, frame in enumerate(frames))
+    (pushed,) = model.stream(pairs, glimpse_fps=8)
+    assert len(pushed.steps) == 8
+    with pytest.raises(SourceError, match="live source cannot be read again"):
+        pushed.plot()
+
+
+def test_leaving_a_stream_ends_its_threads(model: AdaFocus) -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    for window in model.stream(str(CLIP), glimpse_fps=8, loop=True):
+        assert window.label
+        break
+    left = {thread.name for thread in threading.enumerate()} - before
+    assert "adafocus stream" not in left
+
+
+def test_early_exit(model: AdaFocus) -> None:
+    with AdaFocus(backend="cpu", exit_confidence=0.5, top_k=1) as sure:
+        found = sure(str(CLIP))
+        assert found.exited_early
+        assert len(found.steps) < len(model(str(CLIP)).steps)
+        assert len(found.top) == 1
+    with pytest.raises(UsageError, match="no exit thresholds 'none-such'"):
+        AdaFocus(exit="none-such")
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "words"),
+    [
+        ("/nosuch.mp4", SourceError, "no such file"),
+        ("rtsp://10.0.0.7/x", UsageError, "has no end: use model.stream"),
+        (str(CLIPS), UsageError, r"holds 6 videos: pass a list"),
+        (3.5, UsageError, "a float: give a path"),
+        (np.zeros((2, 3)), FrameError, "a clip is uint8"),
+        ([], FrameError, "no frames"),
+        ([np.zeros((4, 4, 3), np.uint8)], FrameError, "sees motion: pass fps="),
+        ([(np.zeros((4, 4, 3), np.float32), 0.0)], FrameError, "uint8"),
+        ([(np.zeros((4, 4, 3), np.uint8), 1.0), (np.zeros((4, 4, 3), np.uint8), 1.0)], FrameError, "times must rise"),
+    ],
+)
+def test_what_cannot_be_classified_is_refused(model: AdaFocus, source: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        model(source)
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BundleError):
+        AdaFocus(tmp_path / "nosuch")
+
+
+def test_closing_twice_and_evaluating(model: AdaFocus) -> None:
+    found = model.evaluate(ROOT / "tests" / "fights")
+    assert found["clips"] == 12
+    assert 0 <= found["top1"] <= 100
+    other = AdaFocus(backend="cpu")
+    other.close()
+    other.close()
