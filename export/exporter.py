@@ -43,6 +43,7 @@ from adafocus_edge.media.frame_folder import FrameFolder
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.preprocess import model_frames, sample_indices
 from adafocus_edge.media.sources import Source
+from adafocus_edge.model.published import published_order
 from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec, contract
 from adafocus_edge.runtime.glimpse import see_clip
 from adafocus_edge.system.timestamps import iso_now
@@ -50,12 +51,12 @@ from export.fuse import fuse
 from export.graphs import OPSET, export_graph
 from export.half import rounded, store_half
 from export.half_variant import Halve, compare_half, half_report, write_half
-from export.parity import BATCHES, TOLERANCE, Comparison, compare
+from export.parity import BATCHES, TOLERANCE, Comparison, compare, same_origins
 from training.checkpoint import Checkpoint, ModelOptions, read_checkpoint
-from training.checkpoint import load_model as load_checkpoint_model
 from training.graphs import count_gflops, torch_model
 from training.lineage import untrained_notes
-from training.model import AdaFocus
+from training.models.base import GlimpseModel
+from training.models.registry import load_model as load_checkpoint_model
 from training.settings import setting_warnings, settings_of
 
 VARIANT = "fp32"
@@ -196,7 +197,7 @@ def _stage_notes(checkpoint: Checkpoint) -> list[str]:
 
 
 def _write_graphs(
-    model: AdaFocus, folder: Path, options: ExportOptions, progress: Callable[[str], None]
+    model: GlimpseModel, folder: Path, options: ExportOptions, progress: Callable[[str], None]
 ) -> tuple[str, ...]:
     """Write the graphs into a new folder and return their names."""
     folder.mkdir()
@@ -273,7 +274,7 @@ def _without_numbers(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-def _describe(model: AdaFocus, draft: Path, graphs: tuple[str, ...], half_weights: bool) -> dict[str, GraphInfo]:
+def _describe(model: GlimpseModel, draft: Path, graphs: tuple[str, ...], half_weights: bool) -> dict[str, GraphInfo]:
     gflops = {graph: count_gflops(model, graph) for graph in GRAPHS}
     gflops[STEP_GRAPH] = sum(gflops.values())
     described = {}
@@ -293,7 +294,7 @@ def _describe(model: AdaFocus, draft: Path, graphs: tuple[str, ...], half_weight
     return described
 
 
-def _compare(model: AdaFocus, bundle: Bundle, frames: NDArray[np.uint8], *, fused: bool) -> list[Comparison]:
+def _compare(model: GlimpseModel, bundle: Bundle, frames: NDArray[np.uint8], *, fused: bool) -> list[Comparison]:
     step = OrtSession(bundle.graph_path(VARIANT, STEP_GRAPH)) if fused else None
     with load_model(bundle, VARIANT, "onnxruntime-cpu") as exported:
         return compare(model, exported, step, frames)
@@ -309,7 +310,7 @@ def _with_half(bundle: Bundle, halve: Halve, frames: NDArray[np.uint8]) -> tuple
     return replace(manifest, reports={**manifest.reports, CONVERTED: report}), parity.note
 
 
-def _rounding(model: AdaFocus, half: AdaFocus, frames: NDArray[np.uint8]) -> Rounding:
+def _rounding(model: GlimpseModel, half: GlimpseModel, frames: NDArray[np.uint8]) -> Rounding:
     """Return how much rounding the weights changes, as the graphs are compared with the rounded model only."""
     clip = frames[: model.spec.segments]
     before, after = (list(see_clip(torch_model(m)[0], clip)) for m in (model, half))
@@ -318,7 +319,7 @@ def _rounding(model: AdaFocus, half: AdaFocus, frames: NDArray[np.uint8]) -> Rou
     return Rounding(
         largest_error=float(np.abs(logits[0] - logits[1]).max()),
         largest_value=float(np.abs(logits[0]).max()),
-        same_patches=bool(np.array_equal(origins[0], origins[1])),
+        same_patches=same_origins(model.spec, origins[0], origins[1]),
     )
 
 
@@ -329,4 +330,6 @@ def _real_frames(source: str | None, spec: ModelSpec) -> ModelFrame:
     pixels = [pixels for _, pixels in model_frames(clip, indices, spec)]
     if not pixels:
         raise SourceError(f"{source}: has no frames")
+    if spec.order != "time":
+        pixels = [pixels[position] for position in published_order(len(pixels))]
     return ModelFrame.of(np.stack(pixels), spec)

@@ -11,7 +11,7 @@ import torch
 from adafocus_edge.errors import ExportError
 from adafocus_edge.model.spec import contract
 from training.graphs import GRAPH_MODULES, example
-from training.model import AdaFocus
+from training.models.base import GlimpseModel
 
 OPSET = 18
 """The exporter's native opset. TensorRT-RTX 1.7 parses it (tested); no operator here needs a newer one."""
@@ -19,7 +19,7 @@ EXAMPLE_BATCH = 2
 """Any number but 1, which the exporter would treat as a constant."""
 
 
-def export_graph(model: AdaFocus, graph: str, path: Path) -> None:
+def export_graph(model: GlimpseModel, graph: str, path: Path) -> None:
     """Write one graph as ONNX: weights inline, dynamic batch, batch norms folded, checked by the ONNX checker.
 
     Raises ``ExportError`` if the exporter fails, or uses another opset or control flow. Names, types and shapes are

@@ -13,13 +13,13 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from adafocus_edge.errors import ExportError
-from training.model import AdaFocus
+from training.models.base import GlimpseModel
 
 SMALLEST = 64
 """Weights with fewer elements stay FP32: a cast would cost more than it saves."""
 
 
-def rounded(model: AdaFocus) -> AdaFocus:
+def rounded(model: GlimpseModel) -> GlimpseModel:
     """Return a copy with batch norms folded into their convolutions and every weight rounded to half precision.
 
     Folding comes first, so that exactly the weights of the graphs are rounded. Raises ``ExportError`` if a weight is

@@ -44,6 +44,7 @@ class ModelOptions:
         patch_size: side of the focuser's patch in pixels.
         glance_size: side of the glancer's frame in pixels.
         input_size: side of the preprocessed frame in pixels.
+        sample: of V2: whether it was trained with ``--sample`` (as all official models were; the default).
         num_segments: frames per clip.
     """
 
@@ -51,6 +52,7 @@ class ModelOptions:
     glance_size: int | None = None
     input_size: int | None = None
     num_segments: int | None = None
+    sample: bool | None = None
 
 
 @dataclass(frozen=True)

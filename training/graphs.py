@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.model.spec import GRAPHS, TensorSpec, contract
-from training.model import AdaFocus
+from training.models.base import GlimpseModel
 
 TORCH_BATCH = 16
 """Frames of a clip per call of PyTorch; recorded frames are run one by one, as steps are."""
@@ -21,48 +21,48 @@ TORCH_BATCH = 16
 class GlancerGraph(nn.Module):
     """``frame`` to ``feature_map`` and ``glance``."""
 
-    def __init__(self, model: AdaFocus) -> None:
+    def __init__(self, model: GlimpseModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, frame: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`AdaFocus.glance`."""
+        """See :meth:`GlimpseModel.glance`."""
         return self.model.glance(frame)
 
 
 class PolicyGraph(nn.Module):
     """``feature_map`` and ``policy_state`` to ``origin``, ``action`` and ``policy_state_out``."""
 
-    def __init__(self, model: AdaFocus) -> None:
+    def __init__(self, model: GlimpseModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, feature_map: Tensor, policy_state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See :meth:`AdaFocus.choose`."""
+    def forward(self, feature_map: Tensor, policy_state: Tensor) -> tuple[Tensor, ...]:
+        """See :meth:`GlimpseModel.choose`."""
         return self.model.choose(feature_map, policy_state)
 
 
 class FocuserGraph(nn.Module):
     """``frame`` and ``origin`` to ``focus``."""
 
-    def __init__(self, model: AdaFocus) -> None:
+    def __init__(self, model: GlimpseModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, frame: Tensor, origin: Tensor) -> Tensor:
-        """See :meth:`AdaFocus.focus`."""
+        """See :meth:`GlimpseModel.focus`."""
         return self.model.focus(frame, origin)
 
 
 class ClassifierGraph(nn.Module):
     """``glance`` (if the classifier uses it), ``focus`` and ``state`` to ``logits`` and ``state_out``."""
 
-    def __init__(self, model: AdaFocus) -> None:
+    def __init__(self, model: GlimpseModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, *features_and_state: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`AdaFocus.classify`."""
+        """See :meth:`GlimpseModel.classify`."""
         *glance, focus, state = features_and_state
         return self.model.classify(glance[0] if glance else None, focus, state)
 
@@ -90,7 +90,7 @@ class TorchSession:
         record: whether to keep inputs and outputs in ``recorded``.
     """
 
-    def __init__(self, model: AdaFocus, graph: str, *, record: bool = False) -> None:
+    def __init__(self, model: GlimpseModel, graph: str, *, record: bool = False) -> None:
         self.inputs, self.outputs = contract(model.spec, graph)
         self._module = GRAPH_MODULES[graph](model).eval()
         self._device = model.mean.device
@@ -117,7 +117,7 @@ class TorchSession:
         self.recorded.clear()
 
 
-def torch_model(model: AdaFocus, *, record: bool = False) -> tuple[LoadedModel, dict[str, TorchSession]]:
+def torch_model(model: GlimpseModel, *, record: bool = False) -> tuple[LoadedModel, dict[str, TorchSession]]:
     """Wrap a PyTorch model for the glimpse loop; also return its sessions, which can record their tensors."""
     sessions = {graph: TorchSession(model, graph, record=record) for graph in GRAPHS}
     batch = 1 if record else TORCH_BATCH
@@ -125,7 +125,7 @@ def torch_model(model: AdaFocus, *, record: bool = False) -> tuple[LoadedModel, 
     return made, sessions
 
 
-def count_gflops(model: AdaFocus, graph: str) -> float:
+def count_gflops(model: GlimpseModel, graph: str) -> float:
     """Return one frame's multiply-adds in units of 1e9, counted as in the paper (convolutions, matrix products)."""
     inputs, _ = contract(model.spec, graph)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

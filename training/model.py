@@ -15,6 +15,7 @@ from adafocus_edge.bundle.manifest import MEAN, STD
 from adafocus_edge.model.spec import ModelSpec
 from training.backbones import backbone
 from training.geometry import action_grid, crop, patch_corner
+from training.models.base import GlimpseModel
 
 ENCODER_CHANNELS = 32
 """Channels of the policy encoder's 1 x 1 convolution."""
@@ -216,10 +217,9 @@ class MeanClassifier(nn.Module):
         return torch.log(total / count), torch.cat([total, count], dim=1)
 
 
-class AdaFocus(nn.Module):
+class AdaFocus(GlimpseModel):
     """Glancer, focuser (with its policy) and classifier, under the official parameter names."""
 
-    mean: Tensor
     std: Tensor
     grid: Tensor
     glance_pixels: Tensor

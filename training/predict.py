@@ -15,10 +15,11 @@ from adafocus_edge.evaluation.evaluate import Predict, gflops_per_step, graphs_u
 from adafocus_edge.evaluation.oracle import Oracle
 from adafocus_edge.evaluation.settings import Patches
 from adafocus_edge.model.spec import ModelSpec
-from training.checkpoint import Checkpoint, ModelOptions, load_model, load_part, read_checkpoint
+from training.checkpoint import Checkpoint, ModelOptions, load_part, read_checkpoint
 from training.graphs import count_gflops, torch_model
 from training.lineage import untrained_notes
 from training.model import AdaFocus
+from training.models.registry import load_model
 from training.options import TrainOptions
 from training.settings import setting_warnings, settings_of
 from training.stages import BackboneStage

@@ -13,7 +13,10 @@ from adafocus_edge.errors import UsageError
 from adafocus_edge.model.exits import ExitThresholds
 from adafocus_edge.model.spec import GRAPHS, INTERPOLATION, MAX_SEGMENTS, Fit, ModelSpec, TensorSpec, short_side
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Newest format: 2 adds the choice of points, the running maximum and the order of frames (AdaFocus V2)."""
+READABLE = (1, 2)
+"""Formats that can be read. A model that needs nothing of format 2 is written in format 1, for older releases."""
 MEAN = (0.485, 0.456, 0.406)
 """ImageNet's, per RGB channel of pixels / 255."""
 STD = (0.229, 0.224, 0.225)
@@ -234,4 +237,9 @@ class Bundle:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the bytes of ``bundle.json``, indented for readers."""
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    entry = msgspec.to_builtins(manifest)
+    if manifest.model.is_first_generation:
+        entry["format_version"] = 1
+        for name in ("choice", "order"):
+            del entry["model"][name]
+    return msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n"

@@ -21,6 +21,7 @@ from adafocus_edge.bundle.manifest import (
     CLASSES,
     FORMAT_VERSION,
     MANIFEST,
+    READABLE,
     Bundle,
     Manifest,
     Preprocessing,
@@ -375,9 +376,9 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path}: missing or unreadable: {folder} is not a bundle") from None
     try:
         version = msgspec.json.decode(content, type=_Versioned).format_version
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise BundleError(
-                f"{path}: format version {version}, but this adafocus-edge reads version {FORMAT_VERSION}: "
+                f"{path}: format version {version}, but this release reads {READABLE[0]} to {READABLE[-1]}: "
                 + ("update adafocus-edge" if version > FORMAT_VERSION else "export it again")
             )
         return msgspec.json.decode(content, type=Manifest)

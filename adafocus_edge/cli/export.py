@@ -40,6 +40,15 @@ def export_verb(
     input_size: Annotated[
         int | None, Option("Set the side of the preprocessed frame.", MODEL, default="224", metavar="PIXELS")
     ] = None,
+    sample: Annotated[
+        bool | None,
+        Option(
+            "Of AdaFocus V2: whether it was trained with --sample, which orders a clip's frames coarse to fine.",
+            MODEL,
+            ("--sample/--no-sample",),
+            default="--sample",
+        ),
+    ] = None,
     half_weights: Annotated[
         bool, Option("Store the weights of the fp32 graphs as FP16: half the size, FP32 arithmetic.", GRAPHS)
     ] = False,
@@ -68,7 +77,11 @@ def export_verb(
     halve = import_companion("calibration.fp16", "export", "export").halve if half else None
     options = exporter.ExportOptions(
         model=exporter.ModelOptions(
-            patch_size=patch_size, glance_size=glance_size, input_size=input_size, num_segments=segments
+            patch_size=patch_size,
+            glance_size=glance_size,
+            input_size=input_size,
+            num_segments=segments,
+            sample=sample,
         ),
         classes=classes,
         fused=fused,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from adafocus_edge.model.spec import Patch
     from adafocus_edge.runtime.classifier import Guess, Result, Step
 
 NoticeKind = Literal["connected", "lost", "reconnected", "changed", "stalled", "resumed", "ended", "failed"]
@@ -137,7 +138,7 @@ class Event:
     peak: float
     wall_s: float
     frame: LiveFrame
-    patch: tuple[int, int, int]
+    patch: Patch
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that outputs write and send."""

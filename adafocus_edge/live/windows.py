@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from adafocus_edge.live.capture import Prepared
     from adafocus_edge.live.events import EventDetector
     from adafocus_edge.live.source_state import SourceState, WindowState
-    from adafocus_edge.model.spec import Glimpse
+    from adafocus_edge.model.spec import Glimpse, Patch
     from adafocus_edge.runtime.classifier import Classifier
-
-Patch = tuple[int, int, int]
 
 
 class ResultMaker:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -12,6 +12,7 @@ from PIL import Image
 from adafocus_edge.errors import FrameError
 from adafocus_edge.media.clip import DEFAULT_FPS
 from adafocus_edge.media.frames import ModelFrame, as_picture
+from adafocus_edge.model.published import published_order
 from adafocus_edge.model.spec import short_side
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from adafocus_edge.media.clip import Clip
     from adafocus_edge.model.spec import Fit, ModelSpec
 
+Sampled = TypeVar("Sampled")
 LONGEST_STRIP = 16
 """Aspect ratio above which only the part of the source under the crop is resized."""
 
@@ -242,8 +244,20 @@ def sampled_frames(clip: Clip, spec: ModelSpec) -> Iterator[tuple[int, ModelFram
 
         for index, frame in sampled_frames(clip, bundle.spec):
             glimpse = stream.see([frame])
+
+    They come in time, or in the order that the model was trained on (``spec.order``).
     """
-    return model_frames(clip, sample_indices(clip.frame_count, spec.segments), spec)
+    return in_viewing_order(model_frames(clip, sample_indices(clip.frame_count, spec.segments), spec), spec)
+
+
+def in_viewing_order(frames: Iterator[Sampled], spec: ModelSpec) -> Iterator[Sampled]:
+    """Yield a clip's frames, given in time, in the order that the model was trained on."""
+    if spec.order == "time":
+        yield from frames
+        return
+    read = list(frames)
+    for position in published_order(len(read)):
+        yield read[position]
 
 
 # -- model frames of the caller's own pictures -------------------------------------------------------------------------

@@ -17,8 +17,15 @@ Library = Literal["auto", "tensorrt", "tensorrt-rtx"]
 """TensorRT libraries; ``auto`` takes the first that is installed and can run."""
 HardwareCompatibility = Literal["none", "same", "ampere+"]
 """GPUs that may load an engine: the kind it was built on, all of that compute capability, or all from Ampere on."""
-Consensus = Literal["gru", "fc"]
+Consensus = Literal["gru", "fc", "max"]
+"""A GRU (V1); the mean of per-frame probabilities (V1); the running maximum, with a linear layer per step (V2)."""
+Choice = Literal["grid", "point"]
+"""The policy's choice: a cell of a grid, in whole pixels (V1); any point, with bilinear patches (V2)."""
+ViewingOrder = Literal["time", "frameexit"]
+"""The order in which a model was trained to see a clip's frames: in time; or as V2's ``--sample`` does."""
 Fit = Literal["crop", "squash"]
+Patch = tuple[float, float, int]
+"""A patch's corner (y, x) and its side, in pixels of the preprocessed frame."""
 GRAPHS = ("glancer", "policy", "focuser", "classifier")
 """The four graphs of a model, in the order in which a step runs them."""
 STEP_GRAPH = "step"
@@ -47,18 +54,21 @@ class ModelSpec:
         frame_size: S, side of the square preprocessed frame.
         glance_size: side of the frame at the glancer's input.
         patch_size: P, side of the patch at the focuser's input.
-        grid: n; the policy chooses one of n x n cells.
+        grid: n; the policy chooses one of n x n cells; 0 with ``choice="point"``.
         segments: T, frames sampled from one clip.
         policy_state: H, length of the policy's recurrent state.
-        classifier_state: H, length of the classifier's recurrent state (with ``consensus="fc"``: classes + 1).
+        classifier_state: H, length of the classifier's recurrent state (with ``consensus="fc"``: classes + 1;
+            with ``consensus="max"``: width of the maximum + 1).
         classes: C, number of classes.
-        consensus: ``gru``, or ``fc`` for the mean of per-frame probabilities.
+        consensus: see :data:`Consensus`.
         with_glancer: whether the classifier also sees the glancer's pooled feature.
         policy_conv: whether the policy's encoder begins with a 1 x 1 convolution.
         fit: how a source frame becomes square: ``crop`` cuts out the centre, as the official code does; ``squash``
             resizes the whole frame, so that nothing at its sides is lost.
         motion_gap_s: 0 for RGB frames, as in the official code. Otherwise a frame's three channels are its luminance
             two gaps before, one gap before and now, so that motion appears as colour; in seconds.
+        choice: see :data:`Choice`.
+        order: see :data:`ViewingOrder`.
 
     Raises:
         ValueError: a value is out of range, with the range.
@@ -81,6 +91,8 @@ class ModelSpec:
     policy_conv: bool = True
     fit: Fit = "crop"
     motion_gap_s: float = 0.0
+    choice: Choice = "grid"
+    order: ViewingOrder = "time"
 
     def __post_init__(self) -> None:
         for name in ("glance_dim", "focus_dim", "segments", "policy_state", "classifier_state", "classes"):
@@ -91,7 +103,9 @@ class ModelSpec:
                 raise ValueError(f"{name} must be at most {limit}, not {getattr(self, name)}")
         if not 0 <= self.motion_gap_s <= 10:
             raise ValueError(f"motion_gap_s must be 0 to 10 seconds, not {self.motion_gap_s}")
-        if self.grid < 2:
+        if self.choice == "point" and self.grid:
+            raise ValueError(f"grid must be 0 for a policy that chooses points, not {self.grid}")
+        if self.choice == "grid" and self.grid < 2:
             raise ValueError(f"the action grid must be at least 2 x 2, not {self.grid} x {self.grid}")
         if not 32 <= self.patch_size <= self.frame_size:
             raise ValueError(f"patch_size must be 32 to {self.frame_size}, the frame size, not {self.patch_size}")
@@ -104,13 +118,18 @@ class ModelSpec:
             )
 
     @property
+    def is_first_generation(self) -> bool:
+        """Whether the model needs nothing that bundles of format 1 could not say."""
+        return self.choice == "grid" and self.consensus != "max" and self.order == "time"
+
+    @property
     def feature_map_size(self) -> int:
         """Side of the glancer's last feature map: the backbones halve a frame five times, rounding up."""
         return math.ceil(self.glance_size / 32)
 
     @property
     def actions(self) -> int:
-        """Number of cells from which the policy chooses."""
+        """Number of cells from which the policy chooses; 0 if it chooses points."""
         return self.grid * self.grid
 
 
@@ -145,14 +164,15 @@ def contract(spec: ModelSpec, graph: str) -> tuple[tuple[TensorSpec, ...], tuple
     classifier_state = state("state", spec.classifier_state)
     classifier_state_out = state("state_out", spec.classifier_state)
     seen = (glance, focus) if spec.with_glancer else (focus,)
+    chosen = (origin, action) if spec.choice == "grid" else (origin,)
     return {
         "glancer": ((frame,), (feature_map, glance)),
-        "policy": ((feature_map, policy_state), (origin, action, policy_state_out)),
+        "policy": ((feature_map, policy_state), (*chosen, policy_state_out)),
         "focuser": ((frame, origin), (focus,)),
         "classifier": ((*seen, classifier_state), (logits, classifier_state_out)),
         STEP_GRAPH: (
             (frame, policy_state, classifier_state),
-            (logits, origin, action, policy_state_out, classifier_state_out),
+            (logits, *chosen, policy_state_out, classifier_state_out),
         ),
     }[graph]
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from PIL.ImageFont import ImageFont as BuiltinFont
 
     from adafocus_edge.media.clip import Clip
-    from adafocus_edge.model.spec import ModelSpec
+    from adafocus_edge.model.spec import ModelSpec, Patch
     from adafocus_edge.runtime.classifier import Result, Step
 
 PATCH_COLOUR = (255, 176, 0)
@@ -133,7 +133,7 @@ class Overlay:
         faded: whether the result is out of date.
     """
 
-    patch: tuple[int, int, int]
+    patch: Patch
     headline: str
     detail: str
     bar: float

@@ -11,10 +11,10 @@ import numpy as np
 
 from adafocus_edge.errors import UsageError
 from adafocus_edge.media.frames import blank_frame
-from adafocus_edge.media.preprocess import sampled_frames
+from adafocus_edge.media.preprocess import in_viewing_order, sampled_frames
 from adafocus_edge.model.exits import ExitThresholds, viewing_order
 from adafocus_edge.model.logits import softmax
-from adafocus_edge.model.spec import Glimpse
+from adafocus_edge.model.spec import Glimpse, Patch
 from adafocus_edge.runtime.glimpse import GlimpseStream, patch_of, see_clip
 from adafocus_edge.runtime.reports import GuessReport, ResultReport, StepReport
 from adafocus_edge.runtime.settings import Schedule
@@ -58,7 +58,7 @@ class Step:
     step: int
     frame_index: int
     time_s: float | None
-    patch: tuple[int, int, int]
+    patch: Patch
     guess: Guess
     logits: NDArray[np.float32]
 
@@ -203,10 +203,10 @@ class Classifier:
         clip = source.open_clip()
         spec = self.model.spec
         frames: Iterator[tuple[int, Any]] = (
-            sampled_frames(clip, spec) if self.decoder == "cpu" else self._decoded_on_gpu(clip)
+            sampled_frames(clip, spec) if self.decoder == "cpu" else in_viewing_order(self._decoded_on_gpu(clip), spec)
         )
         if self.exits is not None and self.exits.order == "coarse-to-fine":
-            read = list(frames)
+            read = sorted(frames, key=lambda frame: frame[0])  # in time
             frames = iter([read[position] for position in viewing_order(self.exits.order, len(read))])
         steps: list[Step] = []
         step_ms: list[float] = []

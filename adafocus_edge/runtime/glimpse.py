@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from adafocus_edge.backends.base import Runner
     from adafocus_edge.backends.loaded import LoadedModel
-    from adafocus_edge.model.spec import ModelSpec
+    from adafocus_edge.model.spec import ModelSpec, Patch
 
 
 def see_clip(model: LoadedModel, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
@@ -167,7 +167,14 @@ class HostSteps:
         return Glimpse(np.asarray(choice["origin"]), np.asarray(verdict["logits"]))
 
 
-def patch_of(spec: ModelSpec, origin: NDArray[np.float32]) -> tuple[int, int, int]:
-    """Return a patch as (y, x, size) in pixels of the S x S frame: the floor is taken in float32, as in the graph."""
-    y, x = np.floor(origin * np.float32(spec.frame_size - spec.patch_size)).astype(int).tolist()
+def patch_of(spec: ModelSpec, origin: NDArray[np.float32]) -> Patch:
+    """Return a patch as (y, x, size) in pixels of the S x S frame, computed in float32, as in the graph.
+
+    A cell's corner is rounded down to whole pixels; a point's is rounded to two decimals, for display only.
+    """
+    corner = origin * np.float32(spec.frame_size - spec.patch_size)
+    if spec.choice == "point":
+        y, x = (round(float(value), 2) for value in corner)
+        return y, x, spec.patch_size
+    y, x = np.floor(corner).astype(int).tolist()
     return y, x, spec.patch_size

@@ -34,7 +34,7 @@ class StepReport:
     step: int
     frame_index: int
     time_s: float | None
-    patch: list[int]
+    patch: list[float]
     label: str
     class_id: int
     confidence: float

@@ -11,16 +11,28 @@ import torch
 from PIL import Image
 
 from adafocus_edge.media.preprocess import preprocess
+from adafocus_edge.model.spec import ModelSpec
 from tests.conftest import GOLDEN
 from tests.golden.v2.weights_v2 import values
-from training.models.v2 import AdaFocusV2, V2Shape, bilinear_crop, v2_weights
+from training.backbones import BACKBONES
+from training.models.v2 import AdaFocusV2, bilinear_crop, v2_weights
 from training.models.v2_loss import Rates, joint_loss, optimizer
 
 V2 = GOLDEN / "v2"
+
+
+def v2_spec(glancer: str, focuser: str, glance: int, patch: int, steps: int, state: int, classes: int) -> ModelSpec:
+    dims = BACKBONES[glancer].dim, BACKBONES[focuser].dim
+    return ModelSpec(
+        glancer, focuser, *dims, 224, glance, patch, 0, steps, state, 4097, classes, "max", choice="point",
+        order="frameexit",
+    )  # fmt: skip
+
+
 CASES = {
-    "v2_actnet128": (11, V2Shape("mobilenet_v2", "resnet50", 224, 224, 128, 16, 2048, 200)),
-    "v2_res50glance": (13, V2Shape("resnet50", "resnet50", 224, 96, 128, 16, 256, 20)),
-    "v2_step_small": (15, V2Shape("resnet18", "resnet18", 224, 96, 64, 4, 128, 10)),
+    "v2_actnet128": (11, v2_spec("mobilenet_v2", "resnet50", 224, 128, 16, 2048, 200)),
+    "v2_res50glance": (13, v2_spec("resnet50", "resnet50", 96, 128, 16, 256, 20)),
+    "v2_step_small": (15, v2_spec("resnet18", "resnet18", 96, 64, 4, 128, 10)),
 }
 
 
@@ -49,8 +61,8 @@ def frames_in(numbers: Any) -> np.ndarray:
 def test_golden_outputs_by_single_steps(case: str) -> None:
     model, golden = golden_model(case), outputs(case)
     frames = torch.from_numpy(frames_in(golden["order"] + 1))
-    policy_state = torch.zeros(1, model.shape.policy_state)
-    state = torch.zeros(1, model.shape.width + 1)
+    policy_state = torch.zeros(1, model.spec.policy_state)
+    state = torch.zeros(1, model.spec.classifier_state)
     logits, origins, glances = [], [], []
     with torch.inference_mode():
         for frame in frames.split(1):

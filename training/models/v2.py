@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -18,56 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adafocus_edge.bundle.manifest import MEAN, STD
+from adafocus_edge.model.spec import ModelSpec
 from training.backbones import backbone
 from training.model import gru_step
+from training.models.base import GlimpseModel
 
 ENCODER_CHANNELS = 64
 """Channels of the policy encoder's 1 x 1 convolution."""
-WIDTH = 4096
-"""Width of the classifier's running maximum in every official model."""
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class V2Shape:
-    """Everything that decides the shapes of a V2 model. Sizes are in pixels, all other numbers are counts.
-
-    Attributes:
-        glancer: name of the backbone that sees whole frames.
-        focuser: name of the backbone that sees patches.
-        frame_size: S, side of the square preprocessed frame.
-        glance_size: side of the frame as the glancer sees it.
-        patch_size: P, side of the patch.
-        segments: T, frames of a clip, and linear layers of the classifier.
-        policy_state: H of the policy's recurrent state.
-        classes: C.
-        width: of the classifier's running maximum.
-    """
-
-    glancer: str
-    focuser: str
-    frame_size: int
-    glance_size: int
-    patch_size: int
-    segments: int
-    policy_state: int
-    classes: int
-    width: int = WIDTH
-
-    @property
-    def glance_dim(self) -> int:
-        """Channels of the glancer's last feature map."""
-        return backbone(self.glancer).dim
-
-    @property
-    def focus_dim(self) -> int:
-        """Length of the focuser's pooled feature."""
-        return backbone(self.focuser).dim
-
-    @property
-    def cells(self) -> int:
-        """Pixels of the glancer's last feature map."""
-        return ((self.glance_size + 31) // 32) ** 2
 
 
 def bilinear_crop(frames: Tensor, corner: Tensor, patch_size: int) -> Tensor:
@@ -98,15 +55,15 @@ def bilinear_crop(frames: Tensor, corner: Tensor, patch_size: int) -> Tensor:
 class PointPolicy(nn.Module):
     """Where to look: a point, given the glancer's feature maps so far (official ``policy_stn``)."""
 
-    def __init__(self, shape: V2Shape) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        state = shape.policy_state
+        state = spec.policy_state
         self.encoder = nn.Sequential(
-            nn.Conv2d(shape.glance_dim, ENCODER_CHANNELS, 1, bias=False),
+            nn.Conv2d(spec.glance_dim, ENCODER_CHANNELS, 1, bias=False),
             nn.BatchNorm2d(ENCODER_CHANNELS),
             nn.Tanh(),
             nn.Flatten(),
-            nn.Linear(ENCODER_CHANNELS * shape.cells, state),
+            nn.Linear(ENCODER_CHANNELS * spec.feature_map_size**2, state),
             nn.BatchNorm1d(state),
             nn.Tanh(),
         )
@@ -145,12 +102,12 @@ class _Layers(nn.Module):
 class MaxClassifier(nn.Module):
     """Keeps the running maximum of what was seen, and has a linear layer for each step."""
 
-    def __init__(self, shape: V2Shape, dropout: float) -> None:
+    def __init__(self, spec: ModelSpec, dropout: float) -> None:
         super().__init__()
-        inputs = shape.glance_dim + shape.focus_dim
-        self.mlp = _Layers(nn.Linear(inputs, shape.width), nn.BatchNorm1d(shape.width), nn.ReLU())
+        inputs, width = spec.glance_dim + spec.focus_dim, spec.classifier_state - 1
+        self.mlp = _Layers(nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU())
         self.classifiers = nn.ModuleList(
-            nn.Sequential(nn.Dropout(dropout), nn.Linear(shape.width, shape.classes)) for _ in range(shape.segments)
+            nn.Sequential(nn.Dropout(dropout), nn.Linear(width, spec.classes)) for _ in range(spec.segments)
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -178,22 +135,21 @@ class MaxClassifier(nn.Module):
         return logits, torch.cat([seen, state[:, -1:] + 1.0], dim=1)
 
 
-class AdaFocusV2(nn.Module):
+class AdaFocusV2(GlimpseModel):
     """Glancer, policy, focuser, classifier, and the two heads that only training uses."""
 
-    mean: Tensor
     std: Tensor
 
-    def __init__(self, shape: V2Shape, dropout: float = 0.2, head_dropout: float = 0.2) -> None:
+    def __init__(self, spec: ModelSpec, dropout: float = 0.2, head_dropout: float = 0.2) -> None:
         super().__init__()
-        self.shape = shape
-        self._glancer, self._focuser = backbone(shape.glancer), backbone(shape.focuser)
+        self.spec = spec
+        self._glancer, self._focuser = backbone(spec.glancer), backbone(spec.focuser)
         self.global_CNN = self._glancer.build(1000)
-        self.global_CNN_fc = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(shape.glance_dim, shape.classes))
+        self.global_CNN_fc = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(spec.glance_dim, spec.classes))
         self.local_CNN = self._focuser.build(1000)
-        self.local_CNN_fc = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(shape.focus_dim, shape.classes))
-        self.policy_stn = PointPolicy(shape)
-        self.classifier = MaxClassifier(shape, dropout)
+        self.local_CNN_fc = nn.Sequential(nn.Dropout(head_dropout), nn.Linear(spec.focus_dim, spec.classes))
+        self.policy_stn = PointPolicy(spec)
+        self.classifier = MaxClassifier(spec, dropout)
         # Not persistent: a checkpoint has the official names and no others.
         self.register_buffer("mean", torch.tensor(MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(STD), persistent=False)
@@ -205,19 +161,19 @@ class AdaFocusV2(nn.Module):
     def glance_normalised(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Look at whole normalised frames, float [N, S, S, 3]; return ``feature_map`` and ``glance``."""
         images = frames.permute(0, 3, 1, 2)
-        if self.shape.glance_size != self.shape.frame_size:
-            images = F.interpolate(images, self.shape.glance_size, mode="bilinear", align_corners=True)
+        if self.spec.glance_size != self.spec.frame_size:
+            images = F.interpolate(images, self.spec.glance_size, mode="bilinear", align_corners=True)
         feature_map = self._glancer.features(self.global_CNN, images)
         return feature_map, feature_map.mean(dim=(2, 3))
 
     def focus_normalised(self, frames: Tensor, origin: Tensor) -> Tensor:
         """Look at one patch per normalised frame, float [N, S, S, 3]; return ``focus``."""
-        patches = bilinear_crop(frames, self.corner(origin), self.shape.patch_size)
+        patches = bilinear_crop(frames, self.corner(origin), self.spec.patch_size)
         return self._focuser.features(self.local_CNN, patches.permute(0, 3, 1, 2)).mean(dim=(2, 3))
 
     def corner(self, origin: Tensor) -> Tensor:
         """Return the patches' corners in pixels, [N, 2], of origins 0..1."""
-        return origin * float(self.shape.frame_size - self.shape.patch_size)
+        return origin * float(self.spec.frame_size - self.spec.patch_size)
 
     def glance(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Look at whole frames, uint8 [N, S, S, 3]; return ``feature_map`` and ``glance``."""
@@ -231,8 +187,9 @@ class AdaFocusV2(nn.Module):
         """Look at one patch per frame, uint8 [N, S, S, 3]; return ``focus``."""
         return self.focus_normalised(self.normalise(frames.float()), origin)
 
-    def classify(self, glance: Tensor, focus: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def classify(self, glance: Tensor | None, focus: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Add one frame's features to what was seen before; return ``logits`` and ``state_out``."""
+        assert glance is not None  # V2 always sees it
         return self.classifier.step(torch.cat([glance, focus], dim=1), state)
 
 

@@ -1,0 +1,41 @@
+"""The AdaFocus families: which one a checkpoint is of, by its parameters' names, and how its model is built.
+
+V1 is arXiv 2105.03245; V2 arXiv 2112.14238; Uni-AdaFocus arXiv 2412.11228.
+"""
+
+from __future__ import annotations
+
+from adafocus_edge.errors import CheckpointError
+from training import checkpoint as v1
+from training.checkpoint import Checkpoint, ModelOptions
+from training.models.base import GlimpseModel
+from training.models.v2_checkpoint import is_v2, load_v2
+
+NOT_SUPPORTED = {
+    "Uni-AdaFocus": ("classifier.global_mlp.layers.0.weight",),
+    "Uni-AdaFocus-TSM": ("global_CNN.new_fc.weight", "spatial_policy.encoder.0.weight"),
+    "AdaFocus V2-TSM": ("global_CNN.new_fc.weight", "policy_stn.0.weight"),
+}
+"""Families whose checkpoints are named and refused, each with parameters that no other one has."""
+
+
+def load_model(checkpoint: Checkpoint, options: ModelOptions, *, without_policy: bool = False) -> GlimpseModel:
+    """Build the model that a checkpoint of any supported family holds, in evaluation mode.
+
+    Args:
+        checkpoint: a finished model; of V1: of stage 2 or 3.
+        options: settings that its weights do not determine.
+        without_policy: of V1: accept a checkpoint of stage 1, too; its policy is then random.
+
+    Raises:
+        UsageError: a setting must be given by an option, or an option contradicts the weights.
+        CheckpointError: the weights are of a family that is not supported, or do not fit together.
+    """
+    for name, marks in NOT_SUPPORTED.items():
+        if all(mark in checkpoint.weights for mark in marks):
+            raise CheckpointError(
+                f"{checkpoint.path}: a checkpoint of {name}, which is not supported yet; AdaFocus V1 and V2 are"
+            )
+    if is_v2(checkpoint.weights):
+        return load_v2(checkpoint, options)
+    return v1.load_model(checkpoint, options, without_policy=without_policy)
