@@ -156,9 +156,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 LONGEST = (
-    "serve/test_serve", "live/test_live", "training/test_train", "robustness/test_faults", "benchmark/test_benchmark",
-    "calibration/test_calibration", "cli/test_cli", "live/test_streams", "live/test_sinks", "training/test_frame_cache",
-    "release/test_install", "robustness/test_hostile", "training/test_policy_stage", "backends/test_nvdec",
+    "live/test_live", "calibration/test_calibration", "release/test_install", "training/test_train",
+    "export/test_export", "robustness/test_faults", "benchmark/test_haystack", "serve/test_serve",
+    "backends/test_build", "live/test_streams", "cli/test_cli", "evaluation/test_evaluate", "training/test_model",
+    "training/test_all_stages", "backends/test_nvdec", "benchmark/test_gpu_check", "benchmark/test_benchmark",
 )  # fmt: skip
 """Files whose tests take longest, which begin first where several processes share them."""
 

@@ -88,7 +88,7 @@ DAMAGE = {
     "outside": (lambda m: m["variants"]["fp32"]["policy"].update(file="../../etc/passwd"), "not a file of variant"),
     "absolute": (lambda m: m["variants"]["fp32"]["policy"].update(file="/etc/passwd"), "not a file of variant"),
     "missing file": (lambda m: m["variants"]["fp32"]["policy"].update(file="fp32/other.onnx"), "other.onnx: missing"),
-    "other preprocessing": (lambda m: m["preprocessing"].update(short_side=300), "a preprocessing that this"),
+    "other preprocessing": (lambda m: m["preprocessing"].update(short_side=300), "uses preprocessing that this"),
     "thresholds": (
         lambda m: m.update(thresholds={"fast": [{"order": "clip", "confidence": "logit", "values": [0.5, None]}]}),
         "'fast' do not have one value per frame",

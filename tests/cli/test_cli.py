@@ -218,7 +218,7 @@ def test_many_sources_are_annotated_into_a_folder(small_bundle, tmp_path):
         (("x.mp4", "--bundle", "BUNDLE", "--save-video", "x.mp4"), 2, "overwrite a source"),
         (("0", "x.mp4", "--bundle", "BUNDLE", "--schedule", "clip"), 2, "frame by frame"),
         (("0", "--bundle", "BUNDLE", "--save-video", "x.mp4"), 2, "--record writes those"),
-        (("97", "--bundle", "BUNDLE"), 1, "camera 97: cannot be opened"),
+        (("97", "--bundle", "BUNDLE"), 1, "camera 97: cannot open the camera"),
         (("http://127.0.0.1:9/a.mp4", "--bundle", "BUNDLE"), 1, "http://127.0.0.1:9/a.mp4: not a video"),
         (("rtsp://u:secret@127.0.0.1:9/x", "--bundle", "BUNDLE"), 1, "rtsp://***@127.0.0.1:9/x: cannot be read"),
     ],

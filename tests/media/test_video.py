@@ -259,7 +259,7 @@ def broken(kind, tmp_path):
 
 BROKEN = {
     "missing": "no such file",
-    "fifo": "not a regular file",
+    "fifo": "not seekable",
     "empty": "empty",
     "text": "not a video",
     "noise": "not a video",

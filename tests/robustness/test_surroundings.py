@@ -214,7 +214,7 @@ def test_a_batch_that_finds_no_shared_memory_ends_a_training():
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(TrainingError, match=r"workers=1: .*unable to resize file .*give fewer workers"):
+        with pytest.raises(TrainingError, match=r"workers=1: .*unable to resize file .*use fewer workers"):
             next(Trainer._loaded(cast("Trainer", trainer), batches))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

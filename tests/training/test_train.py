@@ -363,7 +363,7 @@ def test_bad_data_and_options_are_told_in_a_line(data: Path, road: Path, tmp_pat
     stage1 = f"resume={road / 'stage1' / 'last.pth.tar'}"
     one_line_error(train("train_stage=3", stage1), 2, "stage 3 needs the checkpoint of stage 2")
     other = train("train_stage=2", stage1, "hidden_dim=32")
-    one_line_error(other, 1, "another model", "hidden_dim=16, now hidden_dim=32")
+    one_line_error(other, 1, "does not match the options", "hidden_dim=16, now hidden_dim=32")
     one_line_error(train("train_stage=2", stage1, "patch_size=96"), 2, "patch_size must be 32 to")
     unsaid = [option for option in TINY if not option.startswith("patch_size")]
     done = edge("train", *unsaid, f"data_dir={data}", "train_stage=2", stage1, "input_size=224")
