@@ -1,0 +1,122 @@
+"""AdaFocus V2 from an official checkpoint to results: the bundle, both schedules, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adafocus_edge.bundle.store import read_bundle
+from adafocus_edge.model.published import published_order
+from tests.conftest import GOLDEN, edge, one_line_error
+from tests.golden.v2.weights_v2 import values
+from tests.training.test_v2 import frames_in, v2_spec
+from training.models.v2 import AdaFocusV2
+
+FRAMES = GOLDEN / "v2" / "frames"
+STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def model() -> AdaFocusV2:
+    """A small model with deterministic weights."""
+    made = AdaFocusV2(v2_spec("resnet18", "resnet18", 96, 64, STEPS, 32, 7), 0.0, 0.0)
+    state = {name: torch.as_tensor(values(name, tuple(v.shape), 3)) for name, v in made.state_dict().items()}
+    made.load_state_dict(state)
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: AdaFocusV2, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("v2") / "ckpt.best.pth.tar"
+    torch.save({"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path) -> Path:
+    path = checkpoint.with_name("bundle")
+    done = edge("export", checkpoint, "-o", path, "--patch-size", 64, "--frames", FRAMES, "--fused", "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    rows = {(row["what"], row["batch"]): row for row in json.loads(done.stdout)["rows"]}
+    assert rows["loop, stream schedule", 1]["same_actions"]
+    assert rows["joined step", 1]["max_error"] < 1e-4 * max(1.0, rows["joined step", 1]["scale"])
+    return path
+
+
+def by_steps(model: AdaFocusV2) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and corners of the clip, one frame at a time in PyTorch."""
+    frames = torch.from_numpy(frames_in(np.array(published_order(STEPS)) + 1))
+    policy_state, state = torch.zeros(1, model.spec.policy_state), torch.zeros(1, model.spec.classifier_state)
+    logits, corners = [], []
+    with torch.inference_mode():
+        for frame in frames.split(1):
+            feature_map, glance = model.glance(frame)
+            origin, policy_state = model.choose(feature_map, policy_state)
+            verdict, state = model.classify(glance, model.focus(frame, origin), state)
+            logits.append(verdict)
+            corners.append(model.corner(origin))
+    return torch.cat(logits).numpy(), torch.cat(corners).numpy()
+
+
+@pytest.mark.parametrize("schedule", ["clip", "stream"])
+def test_a_clip_is_seen_in_the_trained_order_and_gives_pytorchs_logits(
+    model: AdaFocusV2, bundle: Path, schedule: str
+) -> None:
+    done = edge("classify", FRAMES, "--bundle", bundle, "--schedule", schedule, "--json", "--logits", "-q")
+    assert done.returncode == 0, done.stderr
+    steps = json.loads(done.stdout)["steps"]
+    logits, corners = by_steps(model)
+    assert [step["frame_index"] for step in steps] == published_order(STEPS)
+    found = np.array([step["logits"] for step in steps])
+    assert np.abs(found - logits).max() <= 2e-3 * np.abs(logits).max()
+    assert np.abs(np.array([step["patch"][:2] for step in steps]) - corners).max() <= 0.02
+    assert {step["patch"][2] for step in steps} == {64}
+
+
+def test_a_bundle_of_v2_has_format_2_and_one_of_v1_stays_as_it_was(bundle: Path, small_bundle: Path) -> None:
+    written = json.loads((bundle / "bundle.json").read_text())
+    assert written["format_version"] == 2
+    assert (written["model"]["choice"], written["model"]["consensus"], written["model"]["order"]) == (
+        "point", "max", "frameexit",
+    )  # fmt: skip
+    first = json.loads((small_bundle / "bundle.json").read_text())
+    assert first["format_version"] == 1
+    assert not {"choice", "order"} & set(first["model"])
+    assert read_bundle(small_bundle).spec.choice == "grid"
+
+
+def test_a_model_trained_in_time_order_is_exported_so(checkpoint: Path) -> None:
+    out = checkpoint.with_name("in-time")
+    given = ("--patch-size", 64, "--no-sample", "--frames", FRAMES, "-q")
+    assert edge("export", checkpoint, "-o", out, *given).returncode == 0
+    done = edge("classify", FRAMES, "--bundle", out, "--json", "-q")
+    assert [step["frame_index"] for step in json.loads(done.stdout)["steps"]] == list(range(STEPS))
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("Uni-AdaFocus", ["classifier.global_mlp.layers.0.weight"]),
+        ("Uni-AdaFocus-TSM", ["global_CNN.new_fc.weight", "spatial_policy.encoder.0.weight"]),
+        ("AdaFocus V2-TSM", ["global_CNN.new_fc.weight", "policy_stn.0.weight"]),
+    ],
+)
+def test_other_families_are_named(tmp_path: Path, family: str, names: list[str]) -> None:
+    torch.save({"state_dict": {f"module.{name}": torch.zeros(2, 2) for name in names}}, tmp_path / "c.pth")
+    refused = edge("export", tmp_path / "c.pth", "-o", tmp_path / "b", "--patch-size", 96, "-q")
+    one_line_error(refused, 1, f"a checkpoint of {family}, which is not supported yet")
+
+
+def test_what_does_not_fit_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    def refused(*options: Any) -> Any:
+        return edge("export", checkpoint, "-o", tmp_path / "b", *options, "-q")
+
+    one_line_error(refused(), 2, "give --patch-size")
+    one_line_error(refused("--patch-size", 64, "--segments", 8), 2, "layers for 16 steps")
+    one_line_error(refused("--patch-size", 64, "--glance-size", 224), 2, "--glance-size must be 65 to 96")
+    assert not (tmp_path / "b").exists()
