@@ -25,17 +25,21 @@ TIMED_STEPS = 8
 """Streamed frames per round; the first one is not counted."""
 
 
+SAME_PATCH_PX = 0.5
+"""Patches whose corners differ by less are the same: cells differ by a pixel or more, points by rounding."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A model's outputs for clips.
 
     Attributes:
         logits: float32 [N, T, C], after each step.
-        patches: int64 [N, T, 2], top-left corner (y, x) of each step's patch, in pixels.
+        patches: float64 [N, T, 2], top-left corner (y, x) of each step's patch, in pixels.
     """
 
     logits: NDArray[np.float32]
-    patches: NDArray[np.int64]
+    patches: NDArray[np.float64]
 
     def right(self, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether each clip is classified correctly after each step, bool [N, T]."""
@@ -89,7 +93,7 @@ def run(
         logits.append(np.concatenate([glimpse.logits for glimpse in glimpses]))
         patches.append([patch_of(model.spec, glimpse.origins[0])[:2] for glimpse in glimpses])
         progress(done)
-    return Run(np.stack(logits), np.array(patches, np.int64))
+    return Run(np.stack(logits), np.array(patches, np.float64))
 
 
 def compare(found: Run, reference: Run, labels: NDArray[np.int64]) -> Difference:
@@ -102,7 +106,7 @@ def compare(found: Run, reference: Run, labels: NDArray[np.int64]) -> Difference
     """
     right, before = found.right(labels)[:, -1], reference.right(labels)[:, -1]
     low, high = wilson_interval(int(right.sum()), len(right))
-    same_patch = (found.patches == reference.patches).all(axis=2)
+    same_patch = (np.abs(found.patches - reference.patches) < SAME_PATCH_PX).all(axis=2)
     # JSON has neither NaN nor infinity: such an error counts as the largest possible one.
     error = np.nan_to_num(np.abs(found.logits - reference.logits), nan=LARGEST, posinf=LARGEST)
     last = (found.logits[:, -1].argmax(axis=1), reference.logits[:, -1].argmax(axis=1))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adafocus_edge.backends.tensorrt.build import Built
     from adafocus_edge.bundle.engines import Engines
     from adafocus_edge.bundle.manifest import Bundle, Preprocessing, Setting
+    from adafocus_edge.model.spec import ModelSpec
 
 MAX_SHOWN_CLASSES = 12
 """With more classes, only JSON and PNG show the confusion matrix."""
@@ -62,10 +63,10 @@ def bundle_tables(bundle: Bundle) -> Iterable[Table]:
     rows = {
         "glancer": f"{spec.glancer}: {spec.glance_dim} features of {spec.frame_size} x {spec.frame_size}{glance}",
         "focuser": f"{spec.focuser}: {spec.focus_dim} features of {spec.patch_size} x {spec.patch_size}",
-        "policy": f"{spec.grid} x {spec.grid} = {spec.actions} patches, state {spec.policy_state}",
+        "policy": _policy(spec),
         "classifier": f"{spec.consensus}, state {spec.classifier_state}"
         + ("" if spec.with_glancer else ", without the glancer's features"),
-        "clip": f"{spec.segments} frames",
+        "clip": f"{spec.segments} frames" + (", seen coarse to fine" if spec.order == "frameexit" else ""),
         "classes": f"{spec.classes}: {', '.join(bundle.classes[:4])}{', ...' if spec.classes > 4 else ''}",
         "preprocessing": _preprocessing(manifest.preprocessing),
         "checkpoint": f"{manifest.provenance.checkpoint} (sha256 {manifest.provenance.checkpoint_sha256[:16]}...)",
@@ -124,6 +125,11 @@ def _assumed(settings: Mapping[str, Setting]) -> str:
         for name, one in settings.items()
         if one.origin in origins
     )
+
+
+def _policy(spec: ModelSpec) -> str:
+    choice = "any point" if spec.choice == "point" else f"{spec.grid} x {spec.grid} = {spec.actions} patches"
+    return f"{choice}, state {spec.policy_state}"
 
 
 def _preprocessing(steps: Preprocessing) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from adafocus_edge.errors import DataError, SourceError
 from adafocus_edge.evaluation.evidence import few_clips_note, reuse_note, share_interval
 from adafocus_edge.evaluation.metrics import accuracy_curve, top_k_accuracy, wilson_interval
-from adafocus_edge.evaluation.oracle import Oracle
+from adafocus_edge.evaluation.oracle import Oracle, tried_grid
 from adafocus_edge.evaluation.reports import EvaluationReport, ExitFigures, FailedClip, Prediction, StepFigures
 from adafocus_edge.evaluation.settings import Patches
 from adafocus_edge.media.frames import ModelFrame
@@ -56,7 +56,8 @@ def gflops_per_step(costs: Mapping[str, float], spec: ModelSpec, patches: Patche
         spec: the model's shapes.
         patches: where patches are.
     """
-    times = {"focuser": spec.actions, "classifier": spec.actions} if patches == "oracle" else {}
+    tried = tried_grid(spec) ** 2
+    times = {"focuser": tried, "classifier": tried} if patches == "oracle" else {}
     return sum(costs[graph] * times.get(graph, 1) for graph in graphs_used(spec, patches))
 
 
@@ -79,7 +80,8 @@ class FixedPolicy:
         shape = (state.shape[0], 2)
         origin = np.full(shape, 0.5) if self._random is None else self._random.random(shape)
         action = np.full(shape[0], -1, np.int64)
-        return {"origin": origin.astype(np.float32), "action": action, "policy_state_out": state}
+        made = {"origin": origin.astype(np.float32), "action": action, "policy_state_out": state}
+        return {tensor.name: made[tensor.name] for tensor in self.outputs}
 
     def close(self) -> None:
         """Do nothing: there is nothing to free."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adafocus_edge.backends.loaded import LoadedModel
+    from adafocus_edge.model.spec import ModelSpec
 
 
 def cell_origins(side: int) -> NDArray[np.float32]:
@@ -21,10 +22,19 @@ def cell_origins(side: int) -> NDArray[np.float32]:
     return np.stack([rows.ravel(), columns.ravel()], axis=1)
 
 
+POINTS = 5
+"""Side of the grid of points that is tried for a policy that chooses points."""
+
+
+def tried_grid(spec: ModelSpec) -> int:
+    """Return the side of the grid whose cells are tried."""
+    return spec.grid or POINTS
+
+
 class Oracle:
     """Tries every cell of every frame, and takes the one with the highest confidence in the right class.
 
-    The choice is greedy, step by step: an early cell that would help later steps more is not found.
+    Of a policy that chooses points, a grid of points is tried. The choice is greedy, step by step: an early cell that would help later steps more is not found.
 
     Args:
         model: the four sessions; its policy is not used.
@@ -32,7 +42,7 @@ class Oracle:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
-        self._origins = cell_origins(model.spec.grid)
+        self._origins = cell_origins(tried_grid(model.spec))
 
     def __call__(self, frames: NDArray[np.uint8], label: int) -> NDArray[np.float32]:
         """Return the logits after each step, float32 [T, C], of a clip of a known class."""
