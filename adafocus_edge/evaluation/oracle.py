@@ -34,7 +34,8 @@ def tried_grid(spec: ModelSpec) -> int:
 class Oracle:
     """Tries every cell of every frame, and takes the one with the highest confidence in the right class.
 
-    Of a policy that chooses points, a grid of points is tried. The choice is greedy, step by step: an early cell that would help later steps more is not found.
+    Of a policy that chooses points, a grid of points is tried. The choice is greedy, step by step: an early cell that
+    would help later steps more is not found.
 
     Args:
         model: the four sessions; its policy is not used.
