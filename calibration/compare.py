@@ -106,7 +106,7 @@ def compare(found: Run, reference: Run, labels: NDArray[np.int64]) -> Difference
     """
     right, before = found.right(labels)[:, -1], reference.right(labels)[:, -1]
     low, high = wilson_interval(int(right.sum()), len(right))
-    same_patch: NDArray[np.bool_] = (np.abs(found.patches - reference.patches) < SAME_PATCH_PX).all(axis=2)
+    same_patch = np.asarray((np.abs(found.patches - reference.patches) < SAME_PATCH_PX).all(axis=2))
     # JSON has neither NaN nor infinity: such an error counts as the largest possible one.
     error = np.nan_to_num(np.abs(found.logits - reference.logits), nan=LARGEST, posinf=LARGEST)
     last = (found.logits[:, -1].argmax(axis=1), reference.logits[:, -1].argmax(axis=1))
