@@ -210,7 +210,8 @@ def test_a_full_disk_changes_no_sample_and_is_told(tmp_path: Path) -> None:
         samples = [data[0, number] for number in (0, 1)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        forkserver._forkserver._stop()  # one that began meanwhile would keep the limit
+        if server := forkserver._forkserver._forkserver_pid:  # one that began meanwhile would keep the limit
+            resource.prlimit(server, resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
     assert not list(tmp_path.iterdir())
     batch = collate(samples)
