@@ -13,7 +13,7 @@ from typing import Any
 from adafocus_edge.errors import UsageError
 from adafocus_edge.system.console import printable
 from training.checkpoint import Checkpoint, read_checkpoint
-from training.compose import STAGE_RUNS, Composed, by_key, compose_options, stage_defaults
+from training.compose import STAGE_RUNS, Composed, by_key, compose_options, quoted, stage_defaults
 from training.lineage import changed_options
 from training.policy_cache import resolve_cache
 from training.resume import BEST, LAST
@@ -139,10 +139,10 @@ def stage_run(composed: Composed, name: str, *, check: bool = False) -> StageRun
     last = folder / LAST
     common = [text for text in composed.given if text.partition("=")[0].lstrip("+") not in ("stages", "export")]
     starts = [] if check else _starts(composed.run_dir, name)
-    resume = [f"resume={_quoted(last)}"] if last.is_file() and not check else []
+    resume = [f"resume={quoted(last)}"] if last.is_file() and not check else []
     options = by_key(
         stage_defaults(preset, composed.config_dir).get(name, ()), common, composed.of_stages.get(name, ()),
-        FIXED[name], starts, resume, [f"hydra.run.dir={_quoted(folder)}"],
+        FIXED[name], starts, resume, [f"hydra.run.dir={quoted(folder)}"],
     )  # fmt: skip
     made = compose_options(options, composed.config_dir)
     made.given = [*common, *composed.of_stages.get(name, ())]
@@ -154,14 +154,9 @@ def stage_run(composed: Composed, name: str, *, check: bool = False) -> StageRun
 def _starts(run_dir: Path, name: str) -> list[str]:
     """Return the options that hand the checkpoints of the runs before on."""
     if name == "stage1":
-        return [f"pretrained_{part}={_quoted(run_dir / part / LAST)}" for part in ("glancer", "focuser")]
+        return [f"pretrained_{part}={quoted(run_dir / part / LAST)}" for part in ("glancer", "focuser")]
     before = {"stage2": "stage1", "stage3": "stage2"}.get(name)
-    return [f"resume={_quoted(run_dir / before / LAST)}"] if before else []
-
-
-def _quoted(path: Path) -> str:
-    """Return a path as Hydra's grammar takes it, whatever it holds."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return [f"resume={quoted(run_dir / before / LAST)}"] if before else []
 
 
 def _check_order(runs: list[StageRun], bundle: Path) -> None:
