@@ -14,25 +14,21 @@ import pytest
 
 from adafocus_edge.errors import UsageError
 from tests.conftest import ROOT, edge, one_line_error
+from tests.training import helpers
+from tests.training.helpers import prepare_fights
 from training.all_stages import stage_run
 from training.compose import STAGE_RUNS, compose_options
 
 FIGHTS = ROOT / "tests" / "fights"
-TINY = (
-    "dataset=custom preset=edge input_size=64 glance_size=64 patch_size=32 action_dim=9 hidden_dim=16 "
-    "hidden_state_dim=16 num_segments=2 batch_size=4 epochs=1 workers=0 backbone_lr=0.003 fc_lr=0.01 device=cpu "
-    "glancer_weights=random focuser_weights=random freeze_backbones=true stages=all"
-).split()
+TINY = [
+    *helpers.TINY,
+    *"num_segments=2 epochs=1 backbone_lr=0.003 fc_lr=0.01 device=cpu freeze_backbones=true stages=all".split(),
+]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "prepared"
-    done = edge(
-        "prepare", FIGHTS, "-o", folder, "--groups", FIGHTS / "sources.csv", "--val-share", 0.3, "--size", 72
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder
+    return prepare_fights(tmp_path_factory.mktemp("data") / "prepared", 72)
 
 
 def epochs_of(run: Path) -> list[int]:

@@ -13,6 +13,7 @@ import torch
 
 from adafocus_edge.errors import TrainingError, UsageError
 from tests.conftest import ROOT, edge, one_line_error
+from tests.training import helpers
 from tests.training.test_stages import SPEC, batch_of, model_of, options
 from training.checkpoint import official_layout
 from training.compose import compose_options
@@ -228,11 +229,7 @@ def test_features_on_a_disk_are_used_again_by_the_same_run_only(tmp_path: Path) 
 
 # -- the command line -------------------------------------------------------------------------------------------------
 
-TINY = (
-    "dataset=custom preset=edge input_size=64 glance_size=64 patch_size=32 action_dim=9 hidden_dim=16 "
-    "hidden_state_dim=16 num_segments=2 batch_size=4 policy_batch=4 workers=0 glancer_weights=random "
-    "focuser_weights=random train_stage=2 root_path= epochs=4 device=cpu"
-).split()
+TINY = [*helpers.TINY, *"num_segments=2 policy_batch=4 train_stage=2 root_path= epochs=4 device=cpu".split()]
 
 
 @pytest.fixture(scope="module")
