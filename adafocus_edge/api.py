@@ -2,209 +2,36 @@
 
 from __future__ import annotations
 
-import io
-import json
-import logging
-import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-import numpy as np
-from PIL import Image
-
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import default_bundle, open_bundle
-from adafocus_edge.errors import FrameError, SourceError, UsageError
-from adafocus_edge.live.listener import POLL_S
-from adafocus_edge.live.messages import Notice, Window
+from adafocus_edge.errors import FrameError, UsageError
 from adafocus_edge.media.picture_clip import PictureClip, one_picture, pictures_of
-from adafocus_edge.media.preprocess import CropWindow, FrameMaker
+from adafocus_edge.media.preprocess import FrameMaker
 from adafocus_edge.media.sources import Source, find_sources
-from adafocus_edge.runtime.annotate import annotate, save_annotated
-from adafocus_edge.runtime.classifier import Classifier, Guess, Result, Step
+from adafocus_edge.runtime.classifier import Classifier, Guess, Step
 from adafocus_edge.runtime.exits import requested_exits
 from adafocus_edge.runtime.glimpse import GlimpseStream
+from adafocus_edge.runtime.prediction import Prediction
 from adafocus_edge.runtime.settings import DEFAULT_TOP_K, RunOptions
 from adafocus_edge.system.companions import import_companion
-from adafocus_edge.system.files import atomic_write, writable
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from numpy.typing import NDArray
     from typing_extensions import Self
 
     from adafocus_edge.benchmark.schema import Report
-    from adafocus_edge.live.messages import Message
-    from adafocus_edge.media.clip import Clip
     from adafocus_edge.model.spec import ModelSpec
 
 One: TypeAlias = "str | Path"
 """A file, a folder of frames, or an address."""
-LOG = logging.getLogger("adafocus_edge")
-COLUMNS = 4
-"""Of the pictures that :meth:`Prediction.plot` puts together."""
-TILE = 320
-"""Width of each, pixels."""
-WINDOWS_WAITING = 64
-"""Windows of live sources that may wait for the caller; the oldest are dropped and counted beyond that."""
-
-
-@dataclass(frozen=True, repr=False)
-class Prediction:
-    """What was found in one clip, or in one window of a live source.
-
-    Attributes:
-        result: the figures, as ``classify`` has them.
-        cut: of a live window: whether it ended before its time.
-    """
-
-    result: Result
-    cut: bool
-    _spec: ModelSpec
-    _clip: Clip | None
-
-    @property
-    def source(self) -> str:
-        """Name of the source."""
-        return self.result.source
-
-    @property
-    def label(self) -> str:
-        """The best class."""
-        return self.result.top[0].label
-
-    @property
-    def class_id(self) -> int:
-        """Number of the best class, from 0."""
-        return self.result.top[0].class_id
-
-    @property
-    def confidence(self) -> float:
-        """Softmax probability of the best class, 0..1."""
-        return self.result.top[0].confidence
-
-    @property
-    def top(self) -> tuple[Guess, ...]:
-        """The best classes, best first."""
-        return self.result.top
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """One per glimpse, in the order in which they were seen."""
-        return self.result.steps
-
-    @property
-    def start_s(self) -> float | None:
-        """Where the clip or window begins, in seconds of the source; None where frames have no times."""
-        return self.result.start_s
-
-    @property
-    def end_s(self) -> float | None:
-        """Where the clip or window ends; see :attr:`start_s`."""
-        return self.result.end_s
-
-    @property
-    def exited_early(self) -> bool:
-        """Whether the model was sure before the last glimpse."""
-        return self.result.exited_early
-
-    @property
-    def latency_ms(self) -> float:
-        """From opening the source to the result; of a live source, from the capture of the last frame."""
-        return self.result.latency_ms
-
-    @property
-    def model_ms(self) -> float:
-        """Time in the model; of a live source, of the last glimpse."""
-        return self.result.model_ms
-
-    @property
-    def backend(self) -> str:
-        """Name of the backend that ran the model."""
-        return self.result.backend
-
-    @property
-    def variant(self) -> str:
-        """Name of the variant that was run."""
-        return self.result.variant
-
-    @property
-    def patches(self) -> NDArray[np.int64]:
-        """The patch of each glimpse, int64 [T, 3]: (y, x, size) in pixels of the model's square frame."""
-        return np.array([step.patch for step in self.steps], np.int64)
-
-    @property
-    def times(self) -> tuple[float | None, ...]:
-        """When each glimpsed frame is shown, in seconds; None where frames have no times."""
-        return tuple(step.time_s for step in self.steps)
-
-    @property
-    def logits(self) -> NDArray[np.float32]:
-        """The logits after each glimpse, float32 [T, C]."""
-        return np.stack([step.logits for step in self.steps])
-
-    def boxes(self, height: int, width: int) -> NDArray[np.float64]:
-        """Return the patch of each glimpse in pixels of a source frame of this size, float64 [T, 4]: x1, y1, x2, y2."""
-        window = CropWindow.of(height, width, self._spec.frame_size, self._spec.fit)
-        rows = []
-        for y, x, size in self.patches.tolist():
-            top, left, bottom, right = window.source_box(y, x, size, size)
-            rows.append((left, top, right, bottom))
-        return np.array(rows)
-
-    def to_dict(self, *, logits: bool = False) -> dict[str, Any]:
-        """Return the object that ``classify --json`` prints."""
-        return self.result.to_json(logits=logits)
-
-    def to_json(self, *, logits: bool = False) -> str:
-        """Return :meth:`to_dict` as one line of JSON."""
-        return json.dumps(self.to_dict(logits=logits), ensure_ascii=False)
-
-    def plot(self, path: str | Path | None = None) -> Image.Image:
-        """Draw the glimpsed frames with their patches, in the order of time.
-
-        Args:
-            path: also write the picture here, whole or not at all, in the format of its suffix.
-
-        Raises ``SourceError`` if the source cannot be read again, as of live sources, or the file cannot be written.
-        """
-        clip = self._readable("plot")
-        by_frame = {step.frame_index: step for step in self.steps}
-        tiles = []
-        for index, pixels in clip.select(sorted(by_frame), lambda rgb: rgb):
-            drawn = Image.fromarray(annotate(pixels, by_frame[index], self.result, self._spec))
-            tiles.append(drawn.resize((TILE, max(1, round(drawn.height * TILE / drawn.width)))))
-        columns = min(COLUMNS, len(tiles))
-        height = tiles[0].height
-        sheet = Image.new("RGB", (columns * TILE, -(-len(tiles) // columns) * height))
-        for number, tile in enumerate(tiles):
-            sheet.paste(tile, (number % columns * TILE, number // columns * height))
-        if path is not None:
-            _write_picture(sheet, Path(path))
-        return sheet
-
-    def save(self, path: str | Path) -> Path:
-        """Write the whole clip as a video with what was seen drawn on it; the file appears whole or not at all.
-
-        Raises ``SourceError`` if the source cannot be read again, as of live sources, or the file cannot be written.
-        """
-        for _ in save_annotated(self._readable("save"), self.result, self._spec, Path(path)):
-            pass
-        return Path(path)
-
-    def _readable(self, what: str) -> Clip:
-        if self._clip is None:
-            raise SourceError(f"{self.source}: {what} needs a file or frames: a live source cannot be read again")
-        return self._clip
-
-    def __str__(self) -> str:
-        return f"{self.source}: {self.label} {self.confidence:.1%} ({len(self.steps)} glimpses)"
 
 
 class AdaFocus:
@@ -484,11 +311,12 @@ class AdaFocus:
 
     def _live(self, addresses: list[str], options: Any, duration_s: float | None) -> Iterator[Prediction]:
         from adafocus_edge.live.run import LiveRun
+        from adafocus_edge.live.window_queue import WindowQueue
 
         sources = find_sources(addresses)
         stop = threading.Event()
         waits = not options.capture.realtime and not any(source.live for source in sources)
-        windows = _Windows(stop if waits else None)
+        windows = WindowQueue(stop if waits else None)
         run = LiveRun(self._live_classifier(), sources, options, [windows])
         failed: list[Exception] = []
 
@@ -554,63 +382,6 @@ def _pair(entry: Any) -> tuple[Any, float]:
     if not isinstance(entry, tuple) or len(entry) != 2:
         raise FrameError(f"frames: a {type(entry).__name__}: give pairs of a frame and its time in seconds")
     return entry
-
-
-def _write_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture, whole or not at all. Raises ``SourceError``."""
-    encoded = io.BytesIO()
-    try:
-        picture.save(encoded, Image.registered_extensions().get(path.suffix.lower()))
-    except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"{path}: cannot be written ({error})") from None
-    with writable(path, SourceError), atomic_write(path) as file:
-        file.write(encoded.getvalue())
-
-
-class _Windows:
-    """Receives the windows of a live run, and yields them to the caller's thread.
-
-    Args:
-        until: where windows wait for a slow caller: what ends that; None to drop the oldest instead.
-    """
-
-    name = "windows"
-
-    def __init__(self, until: threading.Event | None) -> None:
-        self.dropped = self.failed = self.handled = 0
-        self._until = until
-        self._queue: queue.Queue[Window | None] = queue.Queue()
-
-    @property
-    def waiting(self) -> int:
-        """Windows that wait."""
-        return self._queue.qsize()
-
-    def enqueue(self, message: Message) -> None:
-        """Take a window, and log notices of what goes wrong."""
-        if isinstance(message, Notice) and message.kind in ("lost", "failed", "stalled"):
-            LOG.warning(message.text)
-        if not isinstance(message, Window):
-            return
-        while self._queue.qsize() >= WINDOWS_WAITING:
-            if self._until is None:
-                with suppress(queue.Empty):
-                    self._queue.get_nowait()
-                    self.dropped += 1
-                if self.dropped == 1:
-                    LOG.warning("the caller of stream is too slow: the oldest windows are dropped")
-            elif self._until.wait(POLL_S):
-                break
-        self._queue.put(message)
-
-    def end(self) -> None:
-        """Let the iteration end once all windows are taken."""
-        self._queue.put(None)
-
-    def __iter__(self) -> Iterator[Window]:
-        while (window := self._queue.get()) is not None:
-            self.handled += 1
-            yield window
 
 
 __all__ = ["AdaFocus", "Guess", "Prediction", "Step"]

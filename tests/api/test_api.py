@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adafocus_edge import AdaFocus, api
+from adafocus_edge import AdaFocus
 from adafocus_edge.errors import BundleError, FrameError, SourceError, UsageError
+from adafocus_edge.live import window_queue
 from adafocus_edge.live.messages import Notice, Window
 from adafocus_edge.runtime.classifier import Guess, Result
 from tests.conftest import ROOT, edge
@@ -124,7 +125,7 @@ def test_live_windows_of_a_file_and_of_frames(model: AdaFocus, frames: list[np.n
 
 
 def test_a_file_waits_for_a_slow_caller(model: AdaFocus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "WINDOWS_WAITING", 1)
+    monkeypatch.setattr(window_queue, "WINDOWS_WAITING", 1)
     found = []
     for window in model.stream([str(CLIPS / name) for name in ("fi013.mp4", "fi035.mp4", "fi149.mp4")], glimpse_fps=30):
         time.sleep(0.3)
@@ -135,13 +136,13 @@ def test_a_file_waits_for_a_slow_caller(model: AdaFocus, monkeypatch: pytest.Mon
 
 
 def test_windows_that_are_dropped_and_sources_that_fail_are_logged(caplog: pytest.LogCaptureFixture) -> None:
-    windows = api._Windows(None)
+    windows, waiting = window_queue.WindowQueue(None), window_queue.WINDOWS_WAITING
     result = Result("a", 0.0, 1.0, (Guess("fight", 0, 0.9),), (), False, 1.0, 1.0, "b", "v")
-    for number in range(api.WINDOWS_WAITING + 3):
+    for number in range(waiting + 3):
         windows.enqueue(Window(str(number), result, None, 0.0, cut=False))
     windows.enqueue(Notice("gate", "lost", "gate: lost: retrying in 2 s", 0.0))
     windows.end()
-    assert [window.source for window in windows] == [str(number) for number in range(3, api.WINDOWS_WAITING + 3)]
+    assert [window.source for window in windows] == [str(number) for number in range(3, waiting + 3)]
     assert windows.dropped == 3
     assert [one.message for one in caplog.records] == [
         "the caller of stream is too slow: the oldest windows are dropped", "gate: lost: retrying in 2 s",
