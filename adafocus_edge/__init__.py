@@ -23,11 +23,11 @@ import os
 TYPE_CHECKING = False  # typing's takes milliseconds to import
 if TYPE_CHECKING:
     from adafocus_edge.api import AdaFocus as AdaFocus
-    from adafocus_edge.api import Prediction as Prediction
     from adafocus_edge.backends.registry import load_model as load_model
     from adafocus_edge.bundle.store import read_bundle as read_bundle
     from adafocus_edge.runtime.glimpse import GlimpseStream as GlimpseStream
     from adafocus_edge.runtime.lanes import Lanes as Lanes
+    from adafocus_edge.runtime.prediction import Prediction as Prediction
 
 # ONNX Runtime 1.31 collects telemetry unless this is set before its import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -36,7 +36,7 @@ __version__ = "0.1.0"
 __all__ = ["AdaFocus", "GlimpseStream", "Lanes", "Prediction", "load_model", "read_bundle", "__version__"]  # noqa: RUF022
 _HOMES = {
     "AdaFocus": "adafocus_edge.api",
-    "Prediction": "adafocus_edge.api",
+    "Prediction": "adafocus_edge.runtime.prediction",
     "GlimpseStream": "adafocus_edge.runtime.glimpse",
     "Lanes": "adafocus_edge.runtime.lanes",
     "load_model": "adafocus_edge.backends.registry",

@@ -2,176 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-import numpy as np
-from PIL import Image
-
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import default_bundle, open_bundle
-from adafocus_edge.errors import FrameError, SourceError, UsageError
+from adafocus_edge.errors import FrameError, UsageError
 from adafocus_edge.media.picture_clip import PictureClip, one_picture, pictures_of
-from adafocus_edge.media.preprocess import CropWindow, FrameMaker
+from adafocus_edge.media.preprocess import FrameMaker
 from adafocus_edge.media.sources import Source, find_sources
-from adafocus_edge.model.exits import ExitThresholds
-from adafocus_edge.runtime.annotate import annotate, save_annotated
-from adafocus_edge.runtime.classifier import Classifier, Guess, Result, Step
-from adafocus_edge.runtime.exits import exits_named
+from adafocus_edge.runtime.classifier import Classifier, Guess, Step
+from adafocus_edge.runtime.exits import requested_exits
 from adafocus_edge.runtime.glimpse import GlimpseStream
+from adafocus_edge.runtime.prediction import Prediction
+from adafocus_edge.runtime.settings import DEFAULT_TOP_K, RunOptions
 from adafocus_edge.system.companions import import_companion
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from numpy.typing import NDArray
     from typing_extensions import Self
 
     from adafocus_edge.benchmark.schema import Report
-    from adafocus_edge.live.messages import Message
-    from adafocus_edge.media.clip import Clip
     from adafocus_edge.model.spec import ModelSpec
 
 One: TypeAlias = "str | Path"
 """A file, a folder of frames, or an address."""
-TOP_K = 5
-"""Classes that a result lists, unless asked otherwise."""
-COLUMNS = 4
-"""Of the pictures that :meth:`Prediction.plot` puts together."""
-TILE = 320
-"""Width of each, pixels."""
-WINDOWS_WAITING = 64
-"""Windows of live sources that may wait for the caller; the oldest are dropped and counted beyond that."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was found in one clip, or in one window of a live source.
-
-    Attributes:
-        source: its name.
-        label: the best class.
-        class_id: its number, from 0.
-        confidence: its softmax probability, 0..1.
-        top: the best classes, best first.
-        steps: one per glimpse, in the order in which they were seen.
-        start_s: where the clip or window begins, in seconds of the source; None where frames have no times.
-        end_s: where it ends.
-        exited_early: whether the model was sure before the last glimpse.
-        latency_ms: from opening the source (of a live one: from the last frame's capture) to the result.
-        model_ms: of that, in the model.
-        backend: that ran the model.
-        variant: of the bundle that was run.
-        cut: of a live window: whether it ended before its time.
-    """
-
-    source: str
-    label: str
-    class_id: int
-    confidence: float
-    top: tuple[Guess, ...]
-    steps: tuple[Step, ...]
-    start_s: float | None
-    end_s: float | None
-    exited_early: bool
-    latency_ms: float
-    model_ms: float
-    backend: str
-    variant: str
-    cut: bool = False
-    _result: Result = field(repr=False, kw_only=True)
-    _spec: ModelSpec = field(repr=False, kw_only=True)
-    _clip: Clip | None = field(repr=False, kw_only=True, default=None)
-
-    @classmethod
-    def _of(cls, result: Result, spec: ModelSpec, clip: Clip | None, *, cut: bool = False) -> Prediction:
-        best = result.top[0]
-        return cls(
-            result.source, best.label, best.class_id, best.confidence, result.top, result.steps, result.start_s,
-            result.end_s, result.exited_early, result.latency_ms, result.model_ms, result.backend, result.variant, cut,
-            _result=result, _spec=spec, _clip=clip,
-        )  # fmt: skip
-
-    @property
-    def patches(self) -> NDArray[np.int64]:
-        """The patch of each glimpse, int64 [T, 3]: (y, x, size) in pixels of the model's square frame."""
-        return np.array([step.patch for step in self.steps], np.int64)
-
-    @property
-    def times(self) -> tuple[float | None, ...]:
-        """When each glimpsed frame is shown, in seconds; None where frames have no times."""
-        return tuple(step.time_s for step in self.steps)
-
-    @property
-    def logits(self) -> NDArray[np.float32]:
-        """The logits after each glimpse, float32 [T, C]."""
-        return np.stack([step.logits for step in self.steps])
-
-    def boxes(self, height: int, width: int) -> NDArray[np.float64]:
-        """Return the patch of each glimpse in pixels of a source frame of this size, float64 [T, 4]: x1, y1, x2, y2."""
-        window = CropWindow.of(height, width, self._spec.frame_size, self._spec.fit)
-        rows = []
-        for y, x, size in self.patches.tolist():
-            top, left, bottom, right = window.source_box(y, x, size, size)
-            rows.append((left, top, right, bottom))
-        return np.array(rows)
-
-    def to_dict(self, *, logits: bool = False) -> dict[str, Any]:
-        """Return the object that ``classify --json`` prints."""
-        return self._result.to_json(logits=logits)
-
-    def to_json(self, *, logits: bool = False) -> str:
-        """Return :meth:`to_dict` as one line of JSON."""
-        return json.dumps(self.to_dict(logits=logits), ensure_ascii=False)
-
-    def plot(self, path: str | Path | None = None) -> Image.Image:
-        """Draw the glimpsed frames with their patches, in the order of time.
-
-        Args:
-            path: also write the picture here.
-
-        Raises ``SourceError`` if the source cannot be read again, as of live sources, or the file cannot be written.
-        """
-        clip = self._readable("plot")
-        by_frame = {step.frame_index: step for step in self.steps}
-        tiles = []
-        for index, pixels in clip.select(sorted(by_frame), lambda rgb: rgb):
-            drawn = Image.fromarray(annotate(pixels, by_frame[index], self._result, self._spec))
-            tiles.append(drawn.resize((TILE, max(1, round(drawn.height * TILE / drawn.width)))))
-        columns = min(COLUMNS, len(tiles))
-        height = tiles[0].height
-        sheet = Image.new("RGB", (columns * TILE, -(-len(tiles) // columns) * height))
-        for number, tile in enumerate(tiles):
-            sheet.paste(tile, (number % columns * TILE, number // columns * height))
-        if path is not None:
-            try:
-                sheet.save(path)
-            except (OSError, ValueError) as error:
-                raise SourceError(f"{path}: cannot be written ({error})") from None
-        return sheet
-
-    def save(self, path: str | Path) -> Path:
-        """Write the whole clip as a video with what was seen drawn on it; the file appears whole or not at all.
-
-        Raises ``SourceError`` if the source cannot be read again, as of live sources, or the file cannot be written.
-        """
-        for _ in save_annotated(self._readable("save"), self._result, self._spec, Path(path)):
-            pass
-        return Path(path)
-
-    def _readable(self, what: str) -> Clip:
-        if self._clip is None:
-            raise SourceError(f"{self.source}: {what} needs a file or frames: a live source cannot be read again")
-        return self._clip
-
-    def __str__(self) -> str:
-        return f"{self.source}: {self.label} {self.confidence:.1%} ({len(self.steps)} glimpses)"
 
 
 class AdaFocus:
@@ -201,23 +61,22 @@ class AdaFocus:
         backend: str = "auto",
         variant: str = "auto",
         threads: int | None = None,
-        top_k: int = TOP_K,
+        top_k: int = DEFAULT_TOP_K,
         exit: str | None = None,  # noqa: A002
         exit_confidence: float | None = None,
     ) -> None:
-        if exit is not None and exit_confidence is not None:
-            raise UsageError("exit and exit_confidence: give one of them")
         if exit_confidence is not None and not 0 <= exit_confidence <= 1:
             raise UsageError(f"exit_confidence={exit_confidence:g}: must be 0 to 1")
         if top_k < 1:
             raise UsageError(f"top_k={top_k}: must be at least 1")
         self.bundle = open_bundle(default_bundle() if model is None else Path(model))
         self.names: tuple[str, ...] = self.bundle.classes
-        self._exit, self._exit_confidence = exit, exit_confidence
         self._top_k = min(top_k, len(self.names))
-        self._exits(live=False)  # a wrong name is reported before anything is loaded
+        self._options = RunOptions(backend, variant, threads, exit, exit_confidence=exit_confidence)
+        exits = requested_exits(self.bundle, self._options, live=False)  # reported before anything is loaded
         self._stack = ExitStack()
         self._model = self._stack.enter_context(load_model(self.bundle, variant, backend, threads))
+        self._files = Classifier(self._model, self.names, top_k=self._top_k, exits=exits)
 
     @property
     def spec(self) -> ModelSpec:
@@ -261,10 +120,11 @@ class AdaFocus:
             FrameError: frames that the model would misread.
             UsageError: a live source, which has no end (:meth:`stream`), or a folder that holds several videos.
         """
-        if isinstance(source, (str, Path)):
-            return self._one(source)
-        if isinstance(source, Sequence) and source and all(isinstance(one, (str, Path)) for one in source):
-            return list(self.each(source))
+        named = isinstance(source, (str, Path))
+        if named or (isinstance(source, Sequence) and source and all(isinstance(one, (str, Path)) for one in source)):
+            if fps is not None or times is not None:
+                raise UsageError("fps and times are for frames: a file has its own")
+            return self._one(source) if named else list(self.each(source))
         return self._frames(source, fps, times)
 
     def each(self, sources: One | Sequence[One]) -> Iterator[Prediction]:
@@ -297,7 +157,9 @@ class AdaFocus:
             loop: start files again at their end.
             realtime: play files at their own pace.
 
-        Ending the iteration (``break``, ``close()``) ends the run.
+        Ending the iteration (``break``, ``close()``) ends the run. Sources that are lost or fail are logged (logger
+        ``adafocus_edge``). Files wait for a slow caller, unless they are played at their own pace; of live sources, the
+        oldest windows are dropped beyond 64, which is logged, too.
 
         Raises:
             UsageError: an option does not fit the model.
@@ -305,7 +167,11 @@ class AdaFocus:
         """
         if isinstance(source, (str, Path, int)):
             source = [source]
+        if not isinstance(source, Iterable):
+            raise UsageError(f"a {type(source).__name__}: give a camera's number, an address, a file, or frames")
         if isinstance(source, Sequence) and all(isinstance(one, (str, Path, int)) for one in source):
+            if not source:
+                raise UsageError("no source: give a camera's number, an address or a file")
             from adafocus_edge.live.run import LiveOptions
             from adafocus_edge.live.settings import CaptureOptions
 
@@ -331,8 +197,7 @@ class AdaFocus:
         Raises ``AdaFocusError`` with what is wrong or missing.
         """
         compose = import_companion("training.compose", "train", "train")
-        written = [f"{key}={_option(value)}" for key, value in named.items()]
-        composed = compose.compose_options([*options, *written])
+        composed = compose.compose_options([*options, *compose.overrides_of(named)])
         if composed.options.stages:
             all_stages = import_companion("training.all_stages", "train", "train")
             all_stages.train_all(composed, True, export=AdaFocus.export)
@@ -412,13 +277,9 @@ class AdaFocus:
     def __repr__(self) -> str:
         return f"AdaFocus({str(self.bundle.path)!r}, backend={self.backend!r}, variant={self.variant!r})"
 
-    def _classifier(self, *, live: bool = False) -> Classifier:
-        return Classifier(self._model, self.names, top_k=self._top_k, exits=self._exits(live=live))
-
-    def _exits(self, *, live: bool) -> ExitThresholds | None:
-        if self._exit_confidence is not None:
-            return ExitThresholds.at(self._exit_confidence, self.bundle.spec.segments)
-        return None if self._exit is None else exits_named(self.bundle, self._exit, live=live)
+    def _live_classifier(self) -> Classifier:
+        exits = requested_exits(self.bundle, self._options, live=True)
+        return Classifier(self._model, self.names, top_k=self._top_k, exits=exits)
 
     def _one(self, source: One) -> Prediction:
         found = find_sources([str(source)])
@@ -431,11 +292,10 @@ class AdaFocus:
             raise UsageError(f"{source.name}: has no end: use model.stream({source.name!r})")
         if (missing := source.missing()) is not None:
             raise missing
-        result, clip = self._classifier().classify(source)
-        return Prediction._of(result, self.spec, clip)
+        result, clip = self._files.classify(source)
+        return Prediction(result, False, self.spec, clip)
 
     def _frames(self, frames: Any, fps: float | None, times: Sequence[float] | None) -> Prediction:
-        pairs = None
         if not isinstance(frames, Sequence) and not hasattr(frames, "shape"):
             if not isinstance(frames, Iterable):
                 raise UsageError(f"a {type(frames).__name__}: give a path, an address, frames, or a list of these")
@@ -443,21 +303,21 @@ class AdaFocus:
         if isinstance(frames, Sequence) and frames and isinstance(frames[0], tuple):
             if times is not None or fps is not None:
                 raise FrameError("frames: pairs of a frame and its time need neither fps nor times")
-            pairs = frames
-            frames, times = [frame for frame, _ in pairs], [time_s for _, time_s in pairs]
+            frames, times = zip(*map(_pair, frames), strict=True)
         clip = PictureClip("frames", pictures_of(frames), times, fps)
         if self.spec.motion_gap_s and fps is None and times is None:
             raise FrameError("frames: this model sees motion: pass fps=, or times= with the time of each in seconds")
-        result, seen = self._classifier().classify(_InMemory(clip))
-        return Prediction._of(result, self.spec, seen)
+        return Prediction(self._files.classify_clip(clip, clip.name), False, self.spec, clip)
 
     def _live(self, addresses: list[str], options: Any, duration_s: float | None) -> Iterator[Prediction]:
         from adafocus_edge.live.run import LiveRun
+        from adafocus_edge.live.window_queue import WindowQueue
 
         sources = find_sources(addresses)
-        windows = _Windows()
-        run = LiveRun(self._classifier(live=True), sources, options, [windows])
         stop = threading.Event()
+        waits = not options.capture.realtime and not any(source.live for source in sources)
+        windows = WindowQueue(stop if waits else None)
+        run = LiveRun(self._live_classifier(), sources, options, [windows])
         failed: list[Exception] = []
 
         def work() -> None:
@@ -471,7 +331,7 @@ class AdaFocus:
         thread = threading.Thread(target=work, name="adafocus stream", daemon=True)
         thread.start()
         try:
-            yield from (Prediction._of(w.result, self.spec, None, cut=w.cut) for w in windows)
+            yield from (Prediction(window.result, window.cut, self.spec, None) for window in windows)
             if failed:
                 raise failed[0]
             errors = run.errors
@@ -484,84 +344,44 @@ class AdaFocus:
     def _live_frames(self, pairs: Iterable[Any], glimpse_fps: float) -> Iterator[Prediction]:
         if not 0 < glimpse_fps < 1000:
             raise UsageError(f"glimpse_fps={glimpse_fps:g}: must be above 0 and below 1000")
-        classifier, spec = self._classifier(live=True), self.spec
-        stream, maker = GlimpseStream(self._model), FrameMaker(spec)
+        from adafocus_edge.live.pacing import GlimpseSchedule
+
+        classifier, spec = self._live_classifier(), self.spec
+        stream, maker, schedule = GlimpseStream(self._model), FrameMaker(spec), GlimpseSchedule(glimpse_fps)
         steps: list[Step] = []
-        due_s, sure = -np.inf, False
-        started_s = 0.0
-        seen = 0
-        for index, (frame, time_s) in enumerate(pairs):
+        first_s, seen, sure = None, 0, False
+        latency_ms = model_ms = 0.0
+
+        def window(*, cut: bool) -> Prediction:
+            found = classifier.result("frames", steps[0].time_s, steps[-1].time_s, steps, sure, latency_ms, model_ms)
+            return Prediction(found, cut, spec, None)
+
+        for index, (frame, time_s) in enumerate(map(_pair, pairs)):
+            arrived = time.perf_counter()
             made = maker.add(one_picture(frame), time_s)
-            if time_s < due_s:
+            first_s = time_s if first_s is None else first_s
+            if not schedule.is_now(None, 0, time_s - first_s):
                 continue
-            due_s = time_s + 1 / glimpse_fps if due_s == -np.inf else max(due_s + 1 / glimpse_fps, time_s)
-            if not seen:
-                started_s = time_s
             seen += 1
             if not sure:
+                before = time.perf_counter()
                 steps.append(classifier.step(len(steps), index, time_s, stream.see([made])))
                 sure = classifier.is_sure(steps[-1])
+                now = time.perf_counter()
+                latency_ms, model_ms = (now - arrived) * 1e3, (now - before) * 1e3
             if seen == spec.segments:
-                result = classifier.result("frames", started_s, time_s, steps, sure, 0.0, 0.0)
-                yield Prediction._of(result, spec, None)
+                yield window(cut=False)
                 stream.reset()
                 steps, sure, seen = [], False, 0
         if steps:
-            result = classifier.result("frames", started_s, time_s, steps, sure, 0.0, 0.0)
-            yield Prediction._of(result, spec, None, cut=True)
+            yield window(cut=True)
 
 
-def _option(value: Any) -> str:
-    """Return a value as training's options have it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-class _InMemory(Source):
-    """A source that is open already."""
-
-    def __init__(self, clip: Clip) -> None:
-        super().__init__(clip.name, clip.name)
-        object.__setattr__(self, "_clip", clip)
-
-    def open_clip(self) -> Clip:
-        clip: Clip = self._clip  # type: ignore[attr-defined]
-        return clip
-
-
-class _Windows:
-    """Receives the windows of a live run, and yields them to the caller's thread."""
-
-    name = "windows"
-
-    def __init__(self) -> None:
-        self.dropped = self.failed = self.handled = 0
-        self._queue: queue.Queue[Any] = queue.Queue()
-
-    @property
-    def waiting(self) -> int:
-        """Windows that wait."""
-        return self._queue.qsize()
-
-    def enqueue(self, message: Message) -> None:
-        """Take a window; where too many wait, the oldest is dropped and counted."""
-        from adafocus_edge.live.messages import Window
-
-        if not isinstance(message, Window):
-            return
-        if self._queue.qsize() >= WINDOWS_WAITING:
-            with suppress(queue.Empty):
-                self._queue.get_nowait()
-                self.dropped += 1
-        self._queue.put(message)
-
-    def end(self) -> None:
-        """Let the iteration end once all windows are taken."""
-        self._queue.put(None)
-
-    def __iter__(self) -> Iterator[Any]:
-        while (window := self._queue.get()) is not None:
-            self.handled += 1
-            yield window
+def _pair(entry: Any) -> tuple[Any, float]:
+    """Return a frame and its time. Raises ``FrameError`` for anything else."""
+    if not isinstance(entry, tuple) or len(entry) != 2:
+        raise FrameError(f"frames: a {type(entry).__name__}: give pairs of a frame and its time in seconds")
+    return entry
 
 
 __all__ = ["AdaFocus", "Guess", "Prediction", "Step"]

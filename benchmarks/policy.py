@@ -3,13 +3,15 @@
     python -m benchmarks.policy CHECKPOINT --train train.csv --val val.csv
 
 The focuser runs once on every cell of every frame of every clip. These features make it a matter of seconds to compare
-fixed cells, random cells, the checkpoint's policy, policies that PPO trains from scratch for some number of updates,
-and a greedy oracle that knows the label (the possible gain). Frames are sampled as in evaluation, without augmentation.
+the centre cell, random cells, the checkpoint's policy, policies that stage 2 trains from scratch for some number of
+updates, and a greedy oracle that knows the label (the possible gain). Frames are sampled as in evaluation, without
+augmentation. CHECKPOINT is one of stage 2 or 3.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +24,67 @@ from adafocus_edge.media.preprocess import sampled_frames
 from benchmarks.machine import save
 from training.checkpoint import ModelOptions, load_model, read_checkpoint
 from training.model import ActorCritic, AdaFocus
-from training.ppo import BETAS, act, discounted_returns, normalise, ppo_loss, rewards
+from training.options import TrainOptions
+from training.patch_features import KeptBatch
+from training.ppo import act
+from training.stages import PolicyStage
 
-BATCH = 16
-GAMMA = 0.7
+DRAWS = 10
+"""Draws of random cells, over which their row is the mean."""
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "PPO as in preset=official": {},
+    "PPO with 64 clips, gamma 0, entropy 0.03": {"policy_lr": 1e-3, "gamma": 0.0, "entropy_weight": 0.03},
+    "expected reward as in preset=edge": {
+        "policy_estimator": "expected", "policy_lr": 1e-3, "gamma": 0.0, "entropy_weight": 0.03, "policy_batch": 32,
+    },
+}  # fmt: skip
+"""Options of stage 2 by name; the official defaults where nothing is said."""
+UPDATES = (100, 400, 1600)
 
 
 class Seen:
     """Every cell of every frame of a split: feature maps [N, T, ...], features [N, T, cells, dim], labels [N]."""
 
     def __init__(self, model: AdaFocus, data: Path) -> None:
-        maps, features, labels = [], [], []
+        maps, cells, glances, labels = [], [], [], []
         for example in read_data(data).examples:
             sampled = sampled_frames(example.open_clip(), model.spec)
             frames = torch.from_numpy(np.stack([pixels for _, pixels in sampled]))
             with torch.no_grad():
                 feature_map, glance = model.glance(frames)
-                cells = [model.focus(frame.expand(len(model.grid), -1, -1, -1), model.grid) for frame in frames]
-            seen = torch.stack(cells)
-            if model.spec.with_glancer:
-                seen = torch.cat([glance[:, None].expand(-1, len(model.grid), -1), seen], dim=2)
+                seen = [model.focus(frame.expand(len(model.grid), -1, -1, -1), model.grid) for frame in frames]
             maps.append(feature_map)
-            features.append(seen)
+            glances.append(glance)
+            cells.append(torch.stack(seen))
             labels.append(example.labels[0])
-        self.maps, self.features, self.labels = torch.stack(maps), torch.stack(features), torch.tensor(labels)
+        self.maps, self.cells, self.labels = torch.stack(maps), torch.stack(cells), torch.tensor(labels)
+        self.features = self.cells
+        if model.spec.with_glancer:
+            glance = torch.stack(glances)[:, :, None].expand(-1, -1, len(model.grid), -1)
+            self.features = torch.cat([glance, self.cells], dim=3)
 
     def at(self, actions: Tensor) -> Tensor:
         """Return the features of the chosen cells, [N, T, dim]; actions int64 [N, T]."""
         index = actions[:, :, None, None].expand(-1, -1, 1, self.features.shape[-1])
         return self.features.gather(2, index)[:, :, 0]
 
+    def batch(self, clips: int) -> KeptBatch:
+        """Draw clips for one update of stage 2, with its random numbers."""
+        chosen, steps = torch.randperm(len(self.labels))[:clips], self.maps.shape[1]
+        origins, draws = torch.rand(len(chosen), steps, 2), torch.rand(len(chosen), steps)
+        return KeptBatch(self.maps[chosen], self.cells[chosen], self.labels[chosen], chosen, origins, draws, [])
+
 
 @torch.no_grad()
 def judge(model: AdaFocus, seen: Seen, actions: Tensor) -> dict[str, float]:
-    """Return top-1 in percent and the mean probability of the correct class after the last step."""
+    """Return top-1, the mean probability of the correct class after the last step, and the most-used cell's share."""
     probabilities = model.classifier(seen.at(actions))[:, -1].softmax(dim=1)
     right = (probabilities.argmax(dim=1) == seen.labels).float().mean()
+    uses = torch.bincount(actions.flatten(), minlength=len(model.grid))
     return {
         "top1": round(float(right) * 100, 1),
         "confidence": round(float(probabilities.gather(1, seen.labels[:, None]).mean()), 3),
+        "most_used_cell": round(float(uses.max() / uses.sum()) * 100, 1),
     }
 
 
@@ -78,61 +102,64 @@ def oracle(model: AdaFocus, seen: Seen) -> Tensor:
     return torch.stack(actions, dim=1)
 
 
-def train(model: AdaFocus, seen: Seen, lr: float, updates: int) -> ActorCritic:
-    """Train a policy from scratch by PPO, as stage 2 does, on the stored features."""
+def policy_cells(policy: ActorCritic, seen: Seen) -> Tensor:
+    """Return the cells that a policy scores best, int64 [N, T]."""
+    return act(policy, seen.maps.transpose(0, 1), None).actions.T
+
+
+def train(model: AdaFocus, seen: Seen, options: TrainOptions, updates: int) -> ActorCritic:
+    """Train a policy from scratch by stage 2 on the stored features."""
     torch.manual_seed(0)
-    new, old = ActorCritic(model.spec), ActorCritic(model.spec)
-    old.load_state_dict(new.state_dict())
-    optimizer = torch.optim.Adam(new.parameters(), lr=lr, betas=BETAS)
-    clips, steps, cells = seen.features.shape[:3]
-    rows = torch.arange(BATCH)
+    pair = model.focuser.policy
+    for policy in (pair.policy, pair.policy_old):
+        policy.load_state_dict(ActorCritic(model.spec).state_dict())
+    pair.policy_old.load_state_dict(pair.policy.state_dict())
+    stage = PolicyStage(model, options)
+    stage.train()
+    optimizer = stage.optimizer()
     for _ in range(updates):
-        chosen = torch.randint(clips, (BATCH,))
-        rollout = act(old, seen.maps[chosen].transpose(0, 1), torch.rand(steps, BATCH))
-        state, sure, compared = torch.zeros(BATCH, model.spec.classifier_state), [], []
-        with torch.no_grad():
-            for step in range(steps):
-                random = seen.features[chosen, step, torch.randint(cells, (BATCH,))]
-                other, _ = model.classifier.step(random, state)
-                found, state = model.classifier.step(seen.features[chosen, step, rollout.actions[step]], state)
-                sure.append(found.softmax(dim=1)[rows, seen.labels[chosen]])
-                compared.append(other.softmax(dim=1)[rows, seen.labels[chosen]])
-        returns = normalise(discounted_returns(rewards("random", torch.stack(sure), torch.stack(compared)), GAMMA))
+        loss, _ = stage(seen.batch(options.policy_batch or options.batch_size))
         optimizer.zero_grad()
-        ppo_loss(new.evaluate(rollout.feature_maps, rollout.actions), rollout, returns).backward()
+        loss.backward()
         optimizer.step()
-        old.load_state_dict(new.state_dict())
-    return new
+        stage.after_update()
+    model.eval()
+    return pair.policy
 
 
 def main() -> None:
     """Compare, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--val", type=Path, required=True)
+    parser.add_argument("--name", default="policy", help="name of the report in benchmarks/results")
     options = parser.parse_args()
     model = load_model(read_checkpoint(options.checkpoint), ModelOptions())
     splits = {"train": Seen(model, options.train), "val": Seen(model, options.val)}
     rows: list[dict[str, Any]] = []
 
-    def add(name: str, choose: Any) -> None:
-        row = {"patches": name, **{part: judge(model, seen, choose(seen)) for part, seen in splits.items()}}
-        print(row, flush=True)
-        rows.append(row)
+    def add(name: str, choose: Callable[[Seen], Tensor], draws: int = 1) -> None:
+        found = {part: [judge(model, seen, choose(seen)) for _ in range(draws)] for part, seen in splits.items()}
+        means = {
+            part: {key: round(float(np.mean([one[key] for one in several])), 3) for key in several[0]}
+            for part, several in found.items()
+        }
+        rows.append({"patches": name, **means})
+        print(rows[-1], flush=True)
 
-    def best_of(policy: ActorCritic) -> Any:
-        return lambda seen: act(policy, seen.maps.transpose(0, 1), None).actions.T
-
-    centre = len(model.grid) // 2
-    add("centre cell", lambda seen: torch.full(seen.features.shape[:2], centre))
+    cells = len(model.grid)
     torch.manual_seed(0)
-    add("random cells", lambda seen: torch.randint(len(model.grid), seen.features.shape[:2]))
-    add("the checkpoint's policy", best_of(model.policy))
-    for lr, updates in ((3e-4, 100), (3e-4, 1500), (3e-3, 300)):
-        add(f"PPO, {updates} updates at {lr:g}", best_of(train(model, splits["train"], lr, updates)))
+    add("centre cell", lambda seen: torch.full(seen.features.shape[:2], cells // 2))
+    add("random cells", lambda seen: torch.randint(cells, seen.features.shape[:2]), DRAWS)
+    add("the checkpoint's policy", lambda seen: policy_cells(model.policy, seen))
     add("oracle that knows the label", lambda seen: oracle(model, seen))
-    save("policy", {"rows": rows, "train": str(options.train), "val": str(options.val)})
+    for name, given in ESTIMATORS.items():
+        for updates in UPDATES:
+            policy = train(model, splits["train"], TrainOptions(train_stage=2, **given), updates)
+            add(f"{name}, {updates} updates", lambda seen, policy=policy: policy_cells(policy, seen))  # type: ignore[misc]
+    clips = {part: len(seen.labels) for part, seen in splits.items()}
+    save(options.name, {"rows": rows, "clips": clips, "train": options.train.name, "val": options.val.name})
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m benchmarks.stages --data CLIPS.csv --weights mobilenet_v2_imagenet.pth --folds 3 --out runs/stages
 
-``CLIPS.csv`` has the columns ``video,class,source``. Each fold trains stages 0 to 3 with `adafocus-edge train`, never
-on a source that it is tested on. The last checkpoint of each stage is evaluated, not the best one, so nothing is
-selected on the test clips. An interrupted run resumes where it stopped.
+``CLIPS.csv`` has the columns ``video,class,source``. Each fold is one `adafocus-edge train stages=all`, never on a
+source that it is tested on. The last checkpoint of each stage is evaluated, not the best one, so nothing is selected
+on the test clips. An interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.lists import write_list
 from benchmarks.machine import save
 
 LAST = "last.pth.tar"
-COMMON = ["dataset=custom", "preset=edge", "eval_freq=100"]
+COMMON = ["dataset=custom", "preset=edge", "stages=all", "eval_freq=100"]
 
 
 @dataclass(frozen=True)
@@ -76,52 +76,28 @@ def write_folds(data: Path, folds: int, seed: int, out: Path) -> None:
             write_list(out / f"{fold}_{part}.csv", chosen)
 
 
-def edge(*arguments: object) -> str:
-    """Run a verb and return its output."""
+def edge(*arguments: object) -> None:
+    """Run a verb of the command line."""
     command = [sys.executable, "-m", "adafocus_edge", *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    subprocess.run(command, check=True)
 
 
-def train(out: Path, fold: int, weights: Path, name: str, *more: str) -> None:
-    """Train one stage of one fold, or resume it."""
-    run = out / f"fold{fold}" / name
-    last = run / LAST
-    options = [*COMMON, f"data_dir={out}", f"train_list={fold}_train.csv", f"val_list={fold}_val.csv", *more]
-    if last.exists():
-        options = [option for option in options if not option.startswith("resume=")] + [f"resume={last}"]
-    else:
-        options += [f"hydra.run.dir={run}", f"glancer_weights={weights}"]
-    edge("train", *options)
-
-
-def run_fold(out: Path, fold: int, weights: Path) -> dict[str, Any]:
-    """Train and evaluate one fold; return each row's evaluation, by its name."""
+def run_fold(out: Path, fold: int, weights: Path, more: list[str]) -> dict[str, Any]:
+    """Train and evaluate one fold; return each row's evaluation by its name."""
     base = out / f"fold{fold}"
-    glancer = base / "glancer" / LAST
-    train(out, fold, weights, "glancer", "train_stage=0", "epochs=10")
-    train(
-        out,
-        fold,
-        weights,
-        "focuser",
-        "train_stage=0",
-        "epochs=6",
-        "pretrain_glancer=false",
-        f"focuser_weights={weights}",
-    )
-    train(
-        out, fold, weights, "stage1", "train_stage=1", "epochs=8", f"pretrained_glancer={glancer}",
-        f"focuser_weights={glancer}",
+    edge(
+        "train", *COMMON, f"data_dir={out}", f"train_list={fold}_train.csv", f"val_list={fold}_val.csv",
+        f"hydra.run.dir={base}", f"glancer_weights={weights}", f"focuser_weights={weights}", *more,
     )  # fmt: skip
-    train(out, fold, weights, "stage2", "train_stage=2", "epochs=6", f"resume={base / 'stage1' / LAST}")
-    train(out, fold, weights, "stage3", "train_stage=3", "epochs=4", f"resume={base / 'stage2' / LAST}")
     return {row.name: measure(out, fold, base / row.run / LAST, row.patches) for row in ROWS}
 
 
 def measure(out: Path, fold: int, checkpoint: Path, patches: str) -> dict[str, Any]:
     """Evaluate one checkpoint on its fold's unseen sources."""
-    found = edge("evaluate", checkpoint, "--data", out / f"{fold}_val.csv", "--patches", patches, "--json", "-q")
-    result: dict[str, Any] = json.loads(found)
+    path = checkpoint.with_name(f"evaluation-{patches}.json")
+    if not path.exists() or path.stat().st_mtime < checkpoint.stat().st_mtime:
+        edge("evaluate", checkpoint, "--data", out / f"{fold}_val.csv", "--patches", patches, "-q", "-o", path)
+    result: dict[str, Any] = json.loads(path.read_text())
     return result
 
 
@@ -156,11 +132,14 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--only", type=int, nargs="*", help="folds to run. [default: all]")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--more", nargs="*", default=[], help="more key=value options of the training")
+    parser.add_argument("--name", default="stages", help="name of the report in benchmarks/results")
     parser.add_argument("--out", type=Path, default=Path("outputs/stages"))
     options = parser.parse_args()
-    write_folds(options.data, options.folds, options.seed, options.out)
+    out = options.out.resolve()
+    write_folds(options.data, options.folds, options.seed, out)
     numbers = options.only if options.only else list(range(options.folds))
-    entries = table([run_fold(options.out, fold, options.weights.resolve()) for fold in numbers])
+    entries = table([run_fold(out, fold, options.weights.resolve(), options.more) for fold in numbers])
     print(f"| | GFLOPs per clip | top-1, {entries[0]['clips']} clips | 95 % | mAP |\n| --- | --- | --- | --- | --- |")
     for entry in entries:
         low, high = entry["interval_95"]
@@ -168,7 +147,7 @@ def main() -> None:
             f"| {entry['row']} | {entry['gflops_per_clip']:.2f} | {entry['top1']:.1f} % | {low:.0f} to {high:.0f} | "
             f"{entry['mAP_mean_of_folds']:.1f} |"
         )
-    save("stages", {"folds": numbers, "of": options.folds, "rows": entries})
+    save(options.name, {"folds": numbers, "of": options.folds, "more": options.more, "rows": entries})
 
 
 if __name__ == "__main__":

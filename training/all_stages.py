@@ -13,8 +13,9 @@ from typing import Any
 from adafocus_edge.errors import UsageError
 from adafocus_edge.system.console import printable
 from training.checkpoint import Checkpoint, read_checkpoint
-from training.compose import STAGE_RUNS, Composed, by_key, compose_options, stage_defaults
+from training.compose import STAGE_RUNS, Composed, by_key, compose_options, quoted, stage_defaults
 from training.lineage import changed_options
+from training.options import GLANCER
 from training.policy_cache import resolve_cache
 from training.resume import BEST, LAST
 from training.train import run_composed
@@ -100,11 +101,12 @@ def train_all(composed: Composed, quiet: bool, *, as_json: bool = False, export:
     bundle = composed.run_dir / BUNDLE
     if composed.chose_run_dir is False:
         log(f"run folder: {composed.run_dir}; to resume, give the same options and hydra.run.dir={composed.run_dir}")
-    _check_order([stage_run(composed, name, check=True) for name in STAGE_RUNS], bundle)
+    names = names_of(composed)
+    _check_order([stage_run(composed, name, check=True) for name in names], bundle)
     outcomes = []
-    for number, name in enumerate(STAGE_RUNS, start=1):
+    for number, name in enumerate(names, start=1):
         run = stage_run(composed, name)
-        title = f"{name} ({number} of {len(STAGE_RUNS)})"
+        title = f"{name} ({number} of {len(names)})"
         if run.finished:
             log(f"{title}: finished, {run.epochs_done} epochs: {run.last}")
             assert run.checkpoint is not None
@@ -126,6 +128,20 @@ def train_all(composed: Composed, quiet: bool, *, as_json: bool = False, export:
         print(json.dumps({"run_dir": str(composed.run_dir), "stages": outcomes, "bundle": found}))
 
 
+def names_of(composed: Composed) -> tuple[str, ...]:
+    """Return the names of the runs: with ``focuser_weights=glancer`` the focuser has none of its own.
+
+    Raises ``UsageError`` for options of a run that there is not.
+    """
+    if composed.options.focuser_weights != GLANCER:
+        return STAGE_RUNS
+    of_both = composed.of_stages.get("glancer", ())  # stage0.KEY=VALUE stands for both backbones
+    for text in composed.of_stages.get("focuser", ()):
+        if text not in of_both:
+            raise UsageError(f"focuser.{text}: focuser_weights=glancer leaves no such run: remove one of them")
+    return tuple(name for name in STAGE_RUNS if name != "focuser")
+
+
 def stage_run(composed: Composed, name: str, *, check: bool = False) -> StageRun:
     """Return one run with its options and what it has done so far.
 
@@ -137,12 +153,16 @@ def stage_run(composed: Composed, name: str, *, check: bool = False) -> StageRun
     preset = composed.options.preset
     folder = composed.run_dir / name
     last = folder / LAST
-    common = [text for text in composed.given if text.partition("=")[0].lstrip("+") not in ("stages", "export")]
-    starts = [] if check else _starts(composed.run_dir, name)
-    resume = [f"resume={_quoted(last)}"] if last.is_file() and not check else []
+    shared = composed.options.focuser_weights == GLANCER
+    without = ("stages", "export", *(("focuser_weights",) if shared else ()))
+    common = [text for text in composed.given if text.partition("=")[0].lstrip("+") not in without]
+    starts = ["focuser_weights=imagenet"] if shared else []  # which only stage 1 would use, and it has its own
+    if not check:
+        starts += _starts(composed.run_dir, name, shared=shared)
+    resume = [f"resume={quoted(last)}"] if last.is_file() and not check else []
     options = by_key(
         stage_defaults(preset, composed.config_dir).get(name, ()), common, composed.of_stages.get(name, ()),
-        FIXED[name], starts, resume, [f"hydra.run.dir={_quoted(folder)}"],
+        FIXED[name], starts, resume, [f"hydra.run.dir={quoted(folder)}"],
     )  # fmt: skip
     made = compose_options(options, composed.config_dir)
     made.given = [*common, *composed.of_stages.get(name, ())]
@@ -151,17 +171,15 @@ def stage_run(composed: Composed, name: str, *, check: bool = False) -> StageRun
     return StageRun(name, made, read_checkpoint(last) if last.is_file() else None)
 
 
-def _starts(run_dir: Path, name: str) -> list[str]:
-    """Return the options that hand the checkpoints of the runs before on."""
+def _starts(run_dir: Path, name: str, *, shared: bool) -> list[str]:
+    """Return the options that hand the checkpoints of the runs before on; ``shared``: the glancer's for both."""
+    if name == "stage1" and shared:
+        glancer = quoted(run_dir / "glancer" / LAST)
+        return [f"pretrained_glancer={glancer}", f"focuser_weights={glancer}"]
     if name == "stage1":
-        return [f"pretrained_{part}={_quoted(run_dir / part / LAST)}" for part in ("glancer", "focuser")]
+        return [f"pretrained_{part}={quoted(run_dir / part / LAST)}" for part in ("glancer", "focuser")]
     before = {"stage2": "stage1", "stage3": "stage2"}.get(name)
-    return [f"resume={_quoted(run_dir / before / LAST)}"] if before else []
-
-
-def _quoted(path: Path) -> str:
-    """Return a path as Hydra's grammar takes it, whatever it holds."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return [f"resume={quoted(run_dir / before / LAST)}"] if before else []
 
 
 def _check_order(runs: list[StageRun], bundle: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -125,17 +125,17 @@ def stage_defaults(preset: str, config_dir: Path | None) -> dict[str, list[str]]
         if path.is_file():
             try:
                 content = yaml.safe_load(path.read_text("utf-8")) or {}
-                return {
-                    name: [
-                        f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in v.items()
-                    ]
-                    for name, v in content.items()
-                }
+                return {name: overrides_of(values) for name, values in content.items()}
             except (yaml.YAMLError, UnicodeError, AttributeError) as error:
                 raise UsageError(
                     f"{path}: not a table of options by stage ({' '.join(str(error).split())[:200]})"
                 ) from None
     return {}
+
+
+def overrides_of(values: Mapping[str, Any]) -> list[str]:
+    """Return options as ``key=value``, as a command line has them."""
+    return [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in values.items()]
 
 
 def by_key(*parts: Sequence[str]) -> list[str]:
@@ -163,8 +163,7 @@ def _compose(given: list[str], config_dir: Path | None, known: dict[str, Any]) -
     for name, layout in LAYOUTS.items():
         store.store(group="dataset", name=name, node={"dataset": name, **asdict(layout)}, package="_global_")
     if config_dir is not None:
-        folder = str(config_dir.resolve()).replace("\\", "\\\\").replace("'", "\\'")
-        given = [*given, f"hydra.searchpath=['file://{folder}']"]
+        given = [*given, f"hydra.searchpath=[{quoted(f'file://{config_dir.resolve()}')}]"]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -229,14 +228,15 @@ def _normalise(override: str, known: dict[str, Any], config_dir: Path | None, *,
     try:
         parsed = OverridesParser.create().parse_override(f"{key}={value}")
     except HydraException:
-        return f"{key}={_quoted(value)}"
+        return f"{key}={quoted(value)}"
     if parsed.is_sweep_override() and not sweeps:
         if key in known and known[key].type == "str":
-            return f"{key}={_quoted(value)}"
+            return f"{key}={quoted(value)}"
         raise UsageError(f"{key}={value}: several values need --multirun, which trains once with each")
     return f"{key}={value}"
 
 
-def _quoted(value: str) -> str:
-    quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{quoted}'"
+def quoted(value: object) -> str:
+    """Return a value as Hydra's grammar takes it, whatever characters it holds."""
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -42,7 +42,7 @@ INPUT_OPTIONS = ("fit", "motion_gap_s", "input_size", "glance_size")
 """Options of a backbone's input, which its weights do not record."""
 UNRECORDED_OPTIONS = ("patch_size", "num_segments", *INPUT_OPTIONS)
 """Options that affect a model's accuracy and that its weights do not record."""
-WITHOUT_EFFECT = ("resume", "workers", "prefetch_factor", "cache_dir")
+WITHOUT_EFFECT = ("resume", "workers", "prefetch_factor", "cache_dir", "policy_cache_dir")
 """Options that change no sample and no weight."""
 CACHES = ("cache", "policy_cache")
 """Options that change samples by being ``off`` or not, but not by their other values."""

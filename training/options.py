@@ -55,7 +55,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "Optimisation": "optimizer backbone_lr fc_lr policy_lr lr_type lr_steps momentum weight_decay clip_grad "
         "dropout freeze_bn freeze_backbones amp",
         "Policy (stage 2)": "policy_estimator reward gamma entropy_weight policy_batch ppo_epochs policy_cache "
-        "policy_views",
+        "policy_cache_dir policy_views",
         "Augmentation": "dense_sample crop_scales flip colour_jitter",
         "Reading clips": "workers prefetch_factor cache cache_dir cache_frames augment_on",
         "Devices and processes": "device compile multiprocessing_distributed distributed world_size rank dist_url "
@@ -132,7 +132,8 @@ class TrainOptions:
         focuser: backbone of the focuser.
         glancer_weights: initial weights of the glancer: ``imagenet`` (torchvision's), ``random``, or a file with
             torchvision's parameter names or of stage 0 with the same backbone.
-        focuser_weights: initial weights of the focuser, as ``glancer_weights``.
+        focuser_weights: initial weights of the focuser, as ``glancer_weights``; with ``stages=all`` also ``glancer``,
+            if both are the same network: no stage 0 of its own, stage 1 starts from the trained glancer's weights.
         classes: file of class names, one per line, relative to ``data_dir``.
         separator: separator of the fields in split lists.
         multi_label: count all labels of a clip in mAP, not only its first.
@@ -162,6 +163,8 @@ class TrainOptions:
         policy_cache: where stage 2 (with ``freeze_backbones`` also 1 and 3) keeps the frozen networks' features of each
             cell, computed once: in memory, on disk (in the run folder, removed at the end), or ``auto``, in
             memory if they fit, else on disk. ``off`` computes them again for each update, as the official code does.
+        policy_cache_dir: folder of ``policy_cache=disk`` that stays, so that later runs with the same networks, clips
+            and augmentation need not compute the features again; it is never removed, and ``auto`` then uses it.
         policy_views: augmented versions in which ``policy_cache`` keeps each clip, used in turn.
         policy_estimator: estimator of the policy's gradient: PPO, as published, or the expected reward over all cells,
             which has no sampling noise and looks one step ahead (``gamma=0``).
@@ -263,6 +266,7 @@ class TrainOptions:
     flip: bool = True
     crop_scales: Any = "1-0.875-0.75-0.66"
     policy_cache: str = "off"
+    policy_cache_dir: str = ""
     policy_views: int = 1
     policy_estimator: str = "ppo"
     policy_batch: int = 0
@@ -307,6 +311,8 @@ class TrainOptions:
         return tuple(shares)
 
 
+GLANCER = "glancer"
+"""Value of ``focuser_weights``: the trained glancer's, in ``stages=all``."""
 SET_BY_STAGES_ALL = ("train_stage", "resume", "pretrained_glancer", "pretrained_focuser", "evaluate")
 """Options that ``stages=all`` decides for each stage."""
 OPTIONAL = ("train_stage", "stages")
@@ -403,6 +409,14 @@ def _check_files(options: TrainOptions) -> None:
             raise UsageError(f"{name}={value}: no such checkpoint")
     for name in ("glancer_weights", "focuser_weights"):
         value = getattr(options, name)
+        if name == "focuser_weights" and value == GLANCER:
+            if options.stages != "all":
+                raise UsageError("focuser_weights=glancer: is for stages=all: give a stage-0 checkpoint")
+            if options.focuser != options.glancer:
+                raise UsageError(
+                    f"focuser_weights=glancer: the focuser is a {options.focuser}, the glancer a {options.glancer}"
+                )
+            continue
         if value not in ("imagenet", "random") and not Path(value).is_file():
             raise UsageError(f"{name}={value}: must be `imagenet`, `random` or an existing file")
 
@@ -419,6 +433,8 @@ def check_policy_options(options: TrainOptions) -> None:
             raise UsageError(f"ppo_epochs={options.ppo_epochs}: is for policy_estimator=ppo: give ppo_epochs=1")
     if options.policy_views > 1 and options.policy_cache == "off":
         raise UsageError(f"policy_views={options.policy_views}: is for policy_cache=auto, ram or disk")
+    if options.policy_cache_dir and options.policy_cache not in ("auto", "disk"):
+        raise UsageError(f"policy_cache_dir={options.policy_cache_dir}: is for policy_cache=auto or disk")
 
 
 def model_spec(options: TrainOptions, classes: int) -> ModelSpec:

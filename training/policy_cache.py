@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from training.stages import GlimpseStage
 
 FOLDER = "policy-cache"
-"""Folder of the cache in the run folder."""
+"""Folder of the cache in the run folder, unless ``policy_cache_dir`` names another."""
+MADE_OF = "made_of.json"
+"""File that says what decides the features of a folder."""
 MEMORY_SHARE = 0.6
 """Share of the free memory that the cache may take."""
 FEATURE_BYTES = 2
@@ -133,19 +136,27 @@ class FeatureStore:
             self._features: NDArray[np.float16] = np.empty(size, np.float16)
             self._states: NDArray[np.uint8] = np.zeros(len(keys), np.uint8)
             return
-        made = folder / "made_of.json"
         content = json.dumps({"identity": identity, "samples": len(keys)})
         try:
-            if not made.is_file() or made.read_text() != content:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir(parents=True)
-                _reserve(folder / "features", len(keys) * shape.values * FEATURE_BYTES)
-                _reserve(folder / "states", len(keys))
-                made.write_text(content)
+            if not _made_of(folder, content):
+                self._create(folder, content)
             self._features = np.memmap(folder / "features", np.float16, "r+", shape=size)
             self._states = np.memmap(folder / "states", np.uint8, "r+", shape=(len(keys),))
         except (OSError, ValueError) as error:
             raise TrainingError(f"{folder}: the policy cache cannot be written ({error})") from None
+
+    def _create(self, folder: Path, content: str) -> None:
+        """Create the files, complete before they have their place: several runs may share a folder."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f"{folder.name}-", dir=folder.parent) as name:
+            new = Path(name) / folder.name
+            new.mkdir()
+            _reserve(new / "features", len(self.keys) * self.shape.values * FEATURE_BYTES)
+            _reserve(new / "states", len(self.keys))
+            (new / MADE_OF).write_text(content)
+            if not _made_of(folder, content):  # another run may have been quicker
+                shutil.rmtree(folder, ignore_errors=True)
+                new.rename(folder)
 
     def missing(self) -> list[tuple[int, int]]:
         """Return the samples that are not kept yet, without those that cannot be read."""
@@ -176,6 +187,12 @@ class FeatureStore:
             maps.view(-1, segments, *self.shape.map_shape),
             cells.view(-1, segments, *self.shape.cell_shape),
         )
+
+
+def _made_of(folder: Path, content: str) -> bool:
+    """Return whether a folder holds features of this content."""
+    path = folder / MADE_OF
+    return path.is_file() and path.read_text() == content
 
 
 def _flush(values: NDArray[Any]) -> None:
@@ -278,7 +295,7 @@ class CacheBuilder:
         started = time.monotonic()
         made = []
         for name, loader, data, asked in zip(SPLITS, (train, validation), splits, keys, strict=True):
-            own = None if folder is None else folder / name
+            own = None if folder is None else folder / self._name(name, identities[name])
             store = stores[name] if name in stores else FeatureStore(asked, shape, own, identities[name])
             made.append((store, loader, data))
         if self.options.freeze_backbones and folder is None:
@@ -303,10 +320,14 @@ class CacheBuilder:
     def _place(self, shape: Shape, samples: int, counts: list[int]) -> Path | None:
         """Choose where to keep features, and log their size; return a folder, or None for memory."""
         kind, need = self.options.policy_cache, samples * shape.values * FEATURE_BYTES
-        folder, memory = self.run_dir / FOLDER, int(available_memory() * MEMORY_SHARE)
-        room = shutil.disk_usage(self.run_dir).free
+        folder, memory = cache_folder(self.options, self.run_dir), int(available_memory() * MEMORY_SHARE)
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            room = shutil.disk_usage(folder.parent).free
+        except OSError as error:
+            raise TrainingError(f"{folder}: the policy cache cannot be written ({error})") from None
         if kind == "auto":
-            kind = "ram" if need <= memory else "disk"
+            kind = "ram" if need <= memory and not self.options.policy_cache_dir else "disk"
         size = f"{need / 1e6:,.0f} MB"
         views = self.options.policy_views
         what = (
@@ -321,11 +342,15 @@ class CacheBuilder:
         if kind == "disk" and need > room and not folder.exists():
             raise TrainingError(
                 f"policy_cache={self.options.policy_cache}: {what} need {size}, and {memory / 1e6:,.0f} MB of memory "
-                f"may be used, or {room / 1e6:,.0f} MB on the disk of {self.run_dir}: give policy_cache=off, "
-                "another hydra.run.dir, fewer policy_views or a smaller action_dim"
+                f"may be used, or {room / 1e6:,.0f} MB on the disk of {folder.parent}: give policy_cache=off, "
+                "policy_cache_dir= on another disk, fewer policy_views or a smaller action_dim"
             )
         self.log(f"policy cache: {what}: {size} " + ("of memory" if kind == "ram" else f"in {folder}"))
         return None if kind == "ram" else folder
+
+    def _name(self, split: str, identity: str) -> str:
+        """Return the name of a split's folder; in a folder for several runs, by what decides the features."""
+        return f"{split}-{identity[:16]}" if self.options.policy_cache_dir else split
 
     def _fill(self, store: FeatureStore, loader: DataLoader[Any], done: int, total: int) -> int:
         sampler = loader.sampler
@@ -365,9 +390,15 @@ class CacheBuilder:
         return digest.hexdigest()
 
 
-def remove_cache(run_dir: Path) -> None:
-    """Remove the cache of a finished run from its folder."""
-    shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
+def cache_folder(options: TrainOptions, run_dir: Path) -> Path:
+    """Return the folder of a cache on disk."""
+    return Path(options.policy_cache_dir).expanduser() if options.policy_cache_dir else run_dir / FOLDER
+
+
+def remove_cache(options: TrainOptions, run_dir: Path) -> None:
+    """Remove the cache of a finished run from its folder; that of ``policy_cache_dir`` stays for other runs."""
+    if not options.policy_cache_dir:
+        shutil.rmtree(run_dir / FOLDER, ignore_errors=True)
 
 
 def _in_order(keys: list[tuple[int, int]], numbers: list[int]) -> list[tuple[int, int]]:

@@ -164,7 +164,7 @@ class Trainer:
                 batches, validation = self._cached(batches, validation, progress)
             self._train_epochs(batches, validation, progress)
         if self.processes.first:
-            remove_cache(self.run_dir)
+            remove_cache(options, self.run_dir)
         self.log(f"done: {self.run_dir / LAST}, best {options.best_by} {state.best:.2f}: {self.run_dir / BEST}")
         self._print_outcome()
 

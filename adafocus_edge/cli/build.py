@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from adafocus_edge.bundle.variants import BUILT_FROM
 from adafocus_edge.cli.options import Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import progress_for
 from adafocus_edge.errors import UsageError
@@ -28,7 +29,7 @@ def build(
         ),
     ] = None,
     variant: Annotated[
-        str, Option("Build engines of this variant: fp32, fp16 or int8-trt.", MODEL, metavar="NAME")
+        str, Option(f"Build engines of this variant: {', '.join(BUILT_FROM)}.", MODEL, metavar="NAME")
     ] = "auto",
     streams: Annotated[
         int, Option("Allow at most this many streams to step together.", MODEL, minimum=1, maximum=1024)

@@ -201,6 +201,19 @@ class Classifier:
         """Open and classify a source that ends. Raises ``SourceError``."""
         started = time.perf_counter()
         clip = source.open_clip()
+        return self.classify_clip(clip, source.name, started), clip
+
+    def classify_clip(self, clip: Clip, name: str, started: float | None = None) -> Result:
+        """Classify an open clip.
+
+        Args:
+            clip: to read.
+            name: of the source, for the result.
+            started: when its latency began, by ``time.perf_counter``; None for now.
+
+        Raises ``SourceError``.
+        """
+        started = time.perf_counter() if started is None else started
         spec = self.model.spec
         frames: Iterator[tuple[int, Any]] = (
             sampled_frames(clip, spec) if self.decoder == "cpu" else in_viewing_order(self._decoded_on_gpu(clip), spec)
@@ -218,8 +231,8 @@ class Classifier:
         latency_ms = (time.perf_counter() - started) * 1e3
         start_s = None if clip.duration_s is None else 0.0
         exited = len(steps) < spec.segments
-        result = self.result(source.name, start_s, clip.duration_s, steps, exited, latency_ms, sum(step_ms))
-        return replace(result, step_ms=tuple(step_ms)), clip
+        result = self.result(name, start_s, clip.duration_s, steps, exited, latency_ms, sum(step_ms))
+        return replace(result, step_ms=tuple(step_ms))
 
     def _decoded_on_gpu(self, clip: Clip) -> Iterator[tuple[int, Any]]:
         from adafocus_edge.backends.nvdec import sampled_frames_on_gpu

@@ -83,7 +83,7 @@ def main() -> None:
     add_options(parser, Task)
     parser.add_argument("--glance", type=int, default=160)
     parser.add_argument("--patch", type=int, default=96)
-    parser.add_argument("--segments", type=int, default=8)
+    parser.add_argument("--segments", type=int, default=4)
     parser.add_argument("--cells", type=int, default=49)
     parser.add_argument("--batch", type=int, default=16)
     add_options(parser, Epochs, "epochs-")

@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 LAST = "last.pth.tar"
+KEPT_FRAMES = 8
+"""Frames of each clip that training keeps in memory."""
+BACKBONE = ("num_segments=1", "freeze_bn=false")
+"""Options of stage 0: one frame of each clip per epoch, which is as many updates for less work; the batch norms learn,
+since with frozen ones the full-size close-ups did not train at all (loss ln 10 after 12 epochs)."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,8 @@ class Epochs:
     """Epochs of each run.
 
     Attributes:
+        glance: epochs of the glancer on whole frames (stage 0). Few, at a low rate and with frozen batch norms: it sees
+            the cards' colours, which ImageNet taught it, but hardly the signs.
         near: epochs of the focuser on close-ups (stage 0).
         seen: epochs of focuser and classifier on whole close-ups (stage 1): random patches seldom show a card, so the
             classifier would learn the signs from a few percent of them only.
@@ -28,12 +35,13 @@ class Epochs:
         last: epochs of the classifier on the policy's patches (stage 3).
     """
 
+    glance: int = 6
     near: int = 40
-    seen: int = 8
-    whole: int = 12
+    seen: int = 4
+    whole: int = 20
     random: int = 12
-    policy: int = 50
-    last: int = 6
+    policy: int = 60
+    last: int = 20
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class Road:
 
     def glimpses(self) -> dict[str, Any]:
         """Train, export and evaluate the model; return the evaluations by name."""
-        glancer = self._whole("glancer", self.frame, self.glance, glancer=True)
+        glancer = self._glancer()
         stages = self._stages(glancer, self._near())
         if not self.bundle.exists():
             edge("export", stages[-1], "-o", self.bundle)
@@ -93,8 +101,7 @@ class Road:
         """Train and evaluate the focuser on whole frames, at the glance's size and at full size."""
         found = {}
         for side in sorted({self.glance, self.frame}):
-            whole = self._whole(f"whole{side}", side, side, glancer=False, start=self._near())
-            found[f"whole frames at {side}"] = self.evaluate(whole)
+            found[f"whole frames at {side}"] = self.evaluate(self._whole(side))
         return found
 
     @property
@@ -111,16 +118,21 @@ class Road:
         return self._train(
             "focuser", "train_stage=0", "pretrain_glancer=false", *self._shape(self.near, self.near, self.near),
             "train_list=near_train.csv", "val_list=near_val.csv", f"epochs={self.epochs.near}",
-            f"focuser_weights={self.weights}", "num_segments=1",  # the same number of updates at a quarter of the work
+            f"focuser_weights={self.weights}", *BACKBONE,
         )  # fmt: skip
 
-    def _whole(self, name: str, frame: int, glance: int, *, glancer: bool, start: Path | None = None) -> Path:
-        """Train one network on whole frames (stage 0)."""
-        part = "glancer" if glancer else "focuser"
-        begin = f"pretrained_{part}={start}" if start is not None else f"{part}_weights={self.weights}"
+    def _glancer(self) -> Path:
+        """Train the glancer on whole frames (stage 0)."""
         return self._train(
-            name, "train_stage=0", f"pretrain_glancer={str(glancer).lower()}",
-            *self._shape(frame, glance, min(self.patch, frame)), f"epochs={self.epochs.whole}", begin,
+            "glancer", "train_stage=0", "pretrain_glancer=true", *self._shape(self.frame, self.glance, self.patch),
+            f"epochs={self.epochs.glance}", f"glancer_weights={self.weights}", "num_segments=1", "backbone_lr=0.0001",
+        )  # fmt: skip
+
+    def _whole(self, side: int) -> Path:
+        """Train the focuser of close-ups on whole frames of this side (stage 0)."""
+        return self._train(
+            f"whole{side}", "train_stage=0", "pretrain_glancer=false", *self._shape(side, side, min(self.patch, side)),
+            f"epochs={self.epochs.whole}", f"pretrained_focuser={self._near()}", *BACKBONE,
         )  # fmt: skip
 
     def _stages(self, glancer: Path, focuser: Path) -> list[Path]:
@@ -132,18 +144,16 @@ class Road:
             f"pretrained_focuser={focuser}", *rates,
         )  # fmt: skip
         first = self._train(
-            "stage1",
-            "train_stage=1",
-            *shape,
-            f"epochs={self.epochs.seen + self.epochs.random}",
-            f"resume={seen}",
+            "stage1", "train_stage=1", *shape, f"epochs={self.epochs.seen + self.epochs.random}", f"resume={seen}",
             *rates,
-        )
+        )  # fmt: skip
+        # Both stages take the features of all cells from the same files.
+        kept = ["freeze_backbones=true", "policy_cache=disk", f"policy_cache_dir={self.out / 'features'}"]
         second = self._train(
             "stage2", "train_stage=2", *shape, f"epochs={self.epochs.policy}", f"eval_freq={self._every()}",
-            f"resume={first}",
+            f"resume={first}", *kept,
         )  # fmt: skip
-        third = self._train("stage3", "train_stage=3", *shape, f"epochs={self.epochs.last}", f"resume={second}")
+        third = self._train("stage3", "train_stage=3", *shape, f"epochs={self.epochs.last}", f"resume={second}", *kept)
         return [first, second, third]
 
     def _every(self) -> int:
@@ -169,6 +179,8 @@ class Road:
             by_name["resume"] = f"resume={last}"
         else:
             by_name["hydra.run.dir"] = f"hydra.run.dir={run}"
+        segments = int(by_name["num_segments"].partition("=")[2])
+        by_name.setdefault("cache_frames", f"cache_frames={max(1, KEPT_FRAMES // segments)}")
         before = time.monotonic()
         edge("train", *by_name.values())
         mark.write_text(f"{time.monotonic() - before:.0f}\n")
@@ -179,7 +191,7 @@ class Road:
         name = model.name if model.is_dir() else model.parent.name
         path = self.out / f"{name}.json"
         if not path.exists():
-            asked = [] if patches is None else ["--patches", patches]
+            asked = ["--segments", self.segments] if patches is None else ["--patches", patches]
             edge("evaluate", model, "--data", self.data / "val.csv", *asked, "-q", "-o", path)
         found: dict[str, Any] = json.loads(path.read_text())
         return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from PIL import Image
 
 from adafocus_edge import AdaFocus
 from adafocus_edge.errors import BundleError, FrameError, SourceError, UsageError
+from adafocus_edge.live import window_queue
+from adafocus_edge.live.messages import Notice, Window
+from adafocus_edge.runtime.classifier import Guess, Result
 from tests.conftest import ROOT, edge
+from tests.training.helpers import TINY, prepare_fights
 
 CLIPS = ROOT / "tests" / "fights" / "fight"
 CLIP = CLIPS / "fi149.mp4"
@@ -102,8 +107,10 @@ def test_a_result_can_be_drawn_and_saved(model: AdaFocus, frames: list[np.ndarra
     assert (boxes[:, 2:] > boxes[:, :2]).all()
     assert (boxes >= -1e-6).all()
     assert (boxes <= [width + 1e-6, height + 1e-6] * 2).all()
-    with pytest.raises(SourceError, match="cannot be written"):
-        found.plot(tmp_path / "none" / "sheet.png")
+    for name in ("none/sheet.png", "sheet.nosuch", "sheet"):
+        with pytest.raises(SourceError, match="cannot be written"):
+            found.plot(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seen.mp4", "sheet.png"]
 
 
 def test_live_windows_of_a_file_and_of_frames(model: AdaFocus, frames: list[np.ndarray]) -> None:
@@ -115,6 +122,31 @@ def test_live_windows_of_a_file_and_of_frames(model: AdaFocus, frames: list[np.n
     assert len(pushed.steps) == 8
     with pytest.raises(SourceError, match="live source cannot be read again"):
         pushed.plot()
+
+
+def test_a_file_waits_for_a_slow_caller(model: AdaFocus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(window_queue, "WINDOWS_WAITING", 1)
+    found = []
+    for window in model.stream([str(CLIPS / name) for name in ("fi013.mp4", "fi035.mp4", "fi149.mp4")], glimpse_fps=30):
+        time.sleep(0.3)
+        found.append(window)
+    quick = list(model.stream([str(CLIPS / name) for name in ("fi013.mp4", "fi035.mp4", "fi149.mp4")], glimpse_fps=30))
+    assert sorted((one.source, one.start_s) for one in found) == sorted((one.source, one.start_s) for one in quick)
+    assert len(found) > 6
+
+
+def test_windows_that_are_dropped_and_sources_that_fail_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    windows, waiting = window_queue.WindowQueue(None), window_queue.WINDOWS_WAITING
+    result = Result("a", 0.0, 1.0, (Guess("fight", 0, 0.9),), (), False, 1.0, 1.0, "b", "v")
+    for number in range(waiting + 3):
+        windows.enqueue(Window(str(number), result, None, 0.0, cut=False))
+    windows.enqueue(Notice("gate", "lost", "gate: lost: retrying in 2 s", 0.0))
+    windows.end()
+    assert [window.source for window in windows] == [str(number) for number in range(3, waiting + 3)]
+    assert windows.dropped == 3
+    assert [one.message for one in caplog.records] == [
+        "the caller of stream is too slow: the oldest windows are dropped", "gate: lost: retrying in 2 s",
+    ]  # fmt: skip
 
 
 def test_leaving_a_stream_ends_its_threads(model: AdaFocus) -> None:
@@ -155,6 +187,19 @@ def test_what_cannot_be_classified_is_refused(model: AdaFocus, source: Any, erro
         model(source)
 
 
+def test_what_does_not_fit_a_source_is_refused(model: AdaFocus, frames: list[np.ndarray]) -> None:
+    with pytest.raises(UsageError, match="fps and times are for frames"):
+        model(str(CLIP), fps=10)  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="no source"):
+        next(model.stream([]))
+    with pytest.raises(UsageError, match="a float: give"):
+        next(model.stream(3.5))
+    with pytest.raises(FrameError, match="give pairs of a frame and its time"):
+        next(model.stream(iter(frames)))
+    with pytest.raises(FrameError, match="give pairs of a frame and its time"):
+        model([(frames[0], 0.0), frames[1]])
+
+
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BundleError):
         AdaFocus(tmp_path / "nosuch")
@@ -167,3 +212,22 @@ def test_closing_twice_and_evaluating(model: AdaFocus) -> None:
     other = AdaFocus(backend="cpu")
     other.close()
     other.close()
+
+
+def test_training_exporting_and_benchmarking(tmp_path: Path) -> None:
+    data = prepare_fights(tmp_path / "data", 72)
+    run = AdaFocus.train(
+        *TINY, f"hydra.run.dir={tmp_path / 'run'}", data_dir=data, num_segments=2, epochs=1, device="cpu", stages="all",
+        export=True, freeze_bn=False,
+    )  # fmt: skip
+    assert run == tmp_path / "run"
+    bundle = AdaFocus.export(run / "stage3" / "last.pth.tar", tmp_path / "bundle")
+    with AdaFocus(bundle, backend="cpu") as model, AdaFocus(run / "bundle", backend="cpu") as exported:
+        assert np.array_equal(model(str(CLIP)).logits, exported(str(CLIP)).logits)
+        report = model.benchmark(
+            ROOT / "tests" / "fights", backends=("onnxruntime-cpu",), quick=True, peers=(), threads=(1,)
+        )
+    assert {row.schedule for row in report.rows} == {"clip", "stream"}
+    assert report.data is not None
+    with pytest.raises(UsageError, match="unknown option"):
+        AdaFocus.train("dataset=custom", nosuch=1)

@@ -90,7 +90,7 @@ def test_the_policy_beats_random_patches_by_15_points(tmp_path: Path) -> None:
     assert epochs[-1]["val"]["top1"] == pytest.approx(found["policy"], abs=200 / TASK.val)
     assert epochs[-1]["val"]["top1"] >= epochs[-1]["val"]["random_top1"] + MIN_GAIN
     assert epochs[-1]["val"]["cells_used"] > 2
-    assert epochs[-1]["val"]["most_used_cell"] < 50
+    assert epochs[-1]["val"]["most_used_cell"] < 75
 
 
 def test_no_source_and_no_person_is_in_both_parts() -> None:

@@ -29,6 +29,7 @@ from calibration.ranges import histograms
 from calibration.samples import halve, read_windows, record
 from tests.calibration.helpers import FIGHTS, graph_of, ranges_of, run_graph
 from tests.conftest import edge, one_line_error
+from tests.support.trt_networks import parsed
 
 RTX = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="TensorRT-RTX's wheels are for x86-64 Linux"
@@ -102,31 +103,6 @@ def test_live_windows_are_taken_at_the_glimpse_rate(fights):
 
 
 # -- TensorRT ---------------------------------------------------------------------------------------------------------
-
-
-def parsed(path, spec, name, build=True):
-    """Parse a graph as a strongly typed network with TensorRT-RTX, and build it; its layers."""
-    import tensorrt_rtx_bindings as trt
-
-    logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    assert parser.parse_from_file(str(path)), [parser.get_error(n).desc() for n in range(parser.num_errors)]
-    if build:
-        config = builder.create_builder_config()
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-        profile = builder.create_optimization_profile()
-        for tensor in contract(spec, name)[0]:
-            shape = tensor.shape[1:]
-            profile.set_shape(tensor.name, (1, *shape), (1, *shape), (16, *shape))
-        config.add_optimization_profile(profile)
-        engine = builder.build_serialized_network(network, config)
-        assert engine is not None
-        assert engine.nbytes > 1000
-    found = [network.get_layer(number) for number in range(network.num_layers)]
-    return trt, parser, network, found
 
 
 def makers_of(layers_found):

@@ -22,6 +22,7 @@ from adafocus_edge.runtime.glimpse import see_clip
 from export.graphs import export_graph
 from export.parity import compare, largest_error
 from tests.conftest import GOLDEN, ROOT, SMALL, edge, official_spec, one_line_error, write_checkpoint
+from tests.support.trt_networks import parsed
 from tests.training.test_checkpoint import Runs
 from tests.training.test_model import frames_of
 from training.checkpoint import ModelOptions, infer_spec, read_checkpoint
@@ -54,26 +55,8 @@ def test_there_is_no_glance_input_in_a_model_without_glancer(small_bundle):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorrt_parses_and_builds_every_graph(small_bundle):
     """Strongly typed, dynamic batch, for an Ada GPU; TensorRT-RTX builds without having one."""
-    import tensorrt_rtx_bindings as trt
-
-    logger = trt.Logger(trt.Logger.ERROR)
     for name in (*GRAPHS, "step"):
-        builder = trt.Builder(logger)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, logger)
-        parsed = parser.parse_from_file(str(small_bundle / "fp32" / f"{name}.onnx"))
-        assert parsed, [parser.get_error(number).desc() for number in range(parser.num_errors)]
-        config = builder.create_builder_config()
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(trt.ComputeCapability.SM89, 0)
-        profile = builder.create_optimization_profile()
-        for tensor in contract(SMALL, name)[0]:
-            shape = tensor.shape[1:]
-            profile.set_shape(tensor.name, (1, *shape), (1, *shape), (16, *shape))
-        config.add_optimization_profile(profile)
-        engine = builder.build_serialized_network(network, config)
-        assert engine is not None, name
-        assert engine.nbytes > 1000
+        parsed(small_bundle / "fp32" / f"{name}.onnx", SMALL, name)
 
 
 def test_the_report_covers_every_graph_and_both_schedules(small_bundle):

@@ -218,6 +218,8 @@ def test_a_batch_that_finds_no_shared_memory_ends_a_training():
             next(Trainer._loaded(cast("Trainer", trainer), batches))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        if server := forkserver._forkserver._forkserver_pid:  # one that began meanwhile would keep the limit
+            resource.prlimit(server, resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # -- signals -----------------------------------------------------------------------------------------------------------

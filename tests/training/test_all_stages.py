@@ -11,28 +11,25 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from adafocus_edge.errors import UsageError
 from tests.conftest import ROOT, edge, one_line_error
+from tests.training import helpers
+from tests.training.helpers import prepare_fights
 from training.all_stages import stage_run
 from training.compose import STAGE_RUNS, compose_options
 
 FIGHTS = ROOT / "tests" / "fights"
-TINY = (
-    "dataset=custom preset=edge input_size=64 glance_size=64 patch_size=32 action_dim=9 hidden_dim=16 "
-    "hidden_state_dim=16 num_segments=2 batch_size=4 epochs=1 workers=0 backbone_lr=0.003 fc_lr=0.01 device=cpu "
-    "glancer_weights=random focuser_weights=random freeze_backbones=true stages=all"
-).split()
+TINY = [
+    *helpers.TINY,
+    *"num_segments=2 epochs=1 backbone_lr=0.003 fc_lr=0.01 device=cpu freeze_backbones=true stages=all".split(),
+]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "prepared"
-    done = edge(
-        "prepare", FIGHTS, "-o", folder, "--groups", FIGHTS / "sources.csv", "--val-share", 0.3, "--size", 72
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder
+    return prepare_fights(tmp_path_factory.mktemp("data") / "prepared", 72)
 
 
 def epochs_of(run: Path) -> list[int]:
@@ -107,9 +104,35 @@ def test_each_stage_has_its_defaults_its_options_and_the_checkpoints_before(data
     assert stage_run(official, "stage3", check=True).composed.options.fc_lr == 0.005
 
 
+def test_the_focuser_can_begin_as_the_trained_glancer(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    given = ["train", *TINY, f"data_dir={data}", "focuser_weights=glancer", "stage0.epochs=1", f"hydra.run.dir={run}"]
+    done = edge(*given, "--json")
+    assert done.returncode == 0, done.stderr
+    assert [one["stage"] for one in json.loads(done.stdout)["stages"]] == ["glancer", "stage1", "stage2", "stage3"]
+    assert "stage3 (4 of 4)" in done.stderr
+    assert not (run / "focuser").exists()
+    glancer, first = (torch.load(run / name / "last.pth.tar", weights_only=True) for name in ("glancer", "stage1"))
+    trained = {
+        name.removeprefix("glancer.net."): value
+        for name, value in glancer["model_state_dict"].items()
+        if name.startswith("glancer.net.") and "classifier" not in name
+    }
+    assert trained
+    for name, value in trained.items():  # freeze_backbones=true: stage 1 leaves them as they were
+        assert torch.equal(first["model_state_dict"][f"focuser.net.{name}"], value), name
+    again = edge(*given)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count(": finished, ") == 4
+    assert "options changed" not in again.stderr
+    one_line_error(edge(*given, "focuser.epochs=2"), 2, "focuser.epochs=2: focuser_weights=glancer leaves no such run")
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        (["train_stage=1", "focuser_weights=glancer"], "focuser_weights=glancer: is for stages=all"),
+        (["stages=all", "focuser_weights=glancer"], "the focuser is a resnet50, the glancer a mobilenet_v2"),
         (["stages=all", "train_stage=1"], "stages=all: sets train_stage of each stage itself"),
         (["stages=all", "resume=X"], "stages=all: sets resume of each stage itself"),
         (["stages=two"], "stages=two: must be one of"),

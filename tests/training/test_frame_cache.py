@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,8 @@ def test_a_full_disk_changes_no_sample_and_is_told(tmp_path: Path) -> None:
         samples = [data[0, number] for number in (0, 1)]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        if server := forkserver._forkserver._forkserver_pid:  # one that began meanwhile would keep the limit
+            resource.prlimit(server, resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
     assert not list(tmp_path.iterdir())
     batch = collate(samples)

@@ -13,6 +13,7 @@ import torch
 
 from adafocus_edge.errors import TrainingError, UsageError
 from tests.conftest import ROOT, edge, one_line_error
+from tests.training import helpers
 from tests.training.test_stages import SPEC, batch_of, model_of, options
 from training.checkpoint import official_layout
 from training.compose import compose_options
@@ -228,11 +229,7 @@ def test_features_on_a_disk_are_used_again_by_the_same_run_only(tmp_path: Path) 
 
 # -- the command line -------------------------------------------------------------------------------------------------
 
-TINY = (
-    "dataset=custom preset=edge input_size=64 glance_size=64 patch_size=32 action_dim=9 hidden_dim=16 "
-    "hidden_state_dim=16 num_segments=2 batch_size=4 policy_batch=4 workers=0 glancer_weights=random "
-    "focuser_weights=random train_stage=2 root_path= epochs=4 device=cpu"
-).split()
+TINY = [*helpers.TINY, *"num_segments=2 policy_batch=4 train_stage=2 root_path= epochs=4 device=cpu".split()]
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +313,29 @@ def test_a_cache_that_was_broken_off_is_completed(start: Path, tmp_path: Path, m
     assert same(whole, found)
 
 
+def test_a_cache_in_a_folder_of_its_own_serves_later_runs(
+    start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = [f"policy_cache_dir={tmp_path / 'features'}", "epochs=2"]
+    whole = train(start, tmp_path / "whole", "policy_cache=ram", "epochs=2")
+    assert same(whole, train(start, tmp_path / "first", *kept))
+    log = (tmp_path / "first" / "training.log").read_text()
+    assert f"in {tmp_path / 'features'}" in log
+    assert "policy cache: 12 clips computed" in log
+    with monkeypatch.context() as patched:
+
+        def fail(stage: PolicyStage, batch: Any) -> Any:
+            raise AssertionError("features are computed again")
+
+        patched.setattr(PolicyStage, "features_of_every_cell", fail)
+        assert same(whole, train(start, tmp_path / "second", *kept))
+        other = train(start, tmp_path / "third", *kept, "entropy_weight=3")  # decides no feature
+    assert not same(whole, other)
+    train(start, tmp_path / "fourth", *kept, "policy_views=2")  # other features: of a folder of their own
+    assert len(list((tmp_path / "features").glob("train-*"))) == 2
+    assert len(list((tmp_path / "features").glob("val-*"))) == 2
+
+
 def test_the_places_are_a_picture_in_tensorboard(start: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -374,6 +394,7 @@ def test_a_broken_clip_is_left_out_of_the_cache(start: Path, tmp_path: Path) -> 
         (["policy_estimator=expected", "gamma=0.5"], "policy_estimator=expected looks one step ahead: give gamma=0"),
         (["policy_estimator=expected", "ppo_epochs=2"], "ppo_epochs=2: is for policy_estimator=ppo"),
         (["policy_cache=off", "policy_views=3"], "policy_views=3: is for policy_cache=auto, ram or disk"),
+        (["policy_cache=ram", "policy_cache_dir=x"], "policy_cache_dir=x: is for policy_cache=auto or disk"),
         (["policy_cache=tape"], "policy_cache=tape: must be one of off, auto, ram, disk"),
         (["policy_estimator=best"], "policy_estimator=best: must be one of ppo, expected"),
         (["ppo_epochs=0"], "ppo_epochs=0: must be at least 1"),

@@ -20,25 +20,18 @@ import torch
 from tests.conftest import ROOT, edge, one_line_error
 from tests.support.live_parts import until
 from tests.support.prefork import run_module
+from tests.training import helpers
+from tests.training.helpers import prepare_fights
 
 FIGHTS = ROOT / "tests" / "fights"
-TINY = (
-    "dataset=custom preset=edge input_size=64 glance_size=64 patch_size=32 action_dim=9 hidden_dim=16 "
-    "hidden_state_dim=16 num_segments=4 batch_size=4 epochs=2 workers=0 freeze_bn=false backbone_lr=0.003 fc_lr=0.01 "
-    "glancer_weights=random focuser_weights=random"
-).split()
+TINY = [*helpers.TINY, *"num_segments=4 epochs=2 freeze_bn=false backbone_lr=0.003 fc_lr=0.01".split()]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real clips of both classes, prepared with frames."""
-    folder = tmp_path_factory.mktemp("data") / "prepared"
-    done = edge(
-        "prepare", FIGHTS, "-o", folder, "--groups", FIGHTS / "sources.csv", "--val-share", 0.3, "--size", 96
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder
+    return prepare_fights(tmp_path_factory.mktemp("data") / "prepared", 96)
 
 
 @pytest.fixture(scope="module")

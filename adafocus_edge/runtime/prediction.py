@@ -1,0 +1,192 @@
+"""What the Python interface returns of one clip: the result, and the pixels it came from."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from adafocus_edge.errors import SourceError
+from adafocus_edge.media.preprocess import CropWindow
+from adafocus_edge.runtime.annotate import annotate, save_annotated
+from adafocus_edge.system.files import atomic_write, writable
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from adafocus_edge.media.clip import Clip
+    from adafocus_edge.model.spec import ModelSpec
+    from adafocus_edge.runtime.classifier import Guess, Result, Step
+
+COLUMNS = 4
+"""Of the pictures that :meth:`Prediction.plot` puts together."""
+TILE = 320
+"""Width of each, pixels."""
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction:
+    """What was found in one clip, or in one window of a live source.
+
+    Attributes:
+        result: the figures, as ``classify`` has them.
+        cut: of a live window: whether it ended before its time.
+    """
+
+    result: Result
+    cut: bool
+    _spec: ModelSpec
+    _clip: Clip | None
+
+    @property
+    def source(self) -> str:
+        """Name of the source."""
+        return self.result.source
+
+    @property
+    def label(self) -> str:
+        """The best class."""
+        return self.result.top[0].label
+
+    @property
+    def class_id(self) -> int:
+        """Number of the best class, from 0."""
+        return self.result.top[0].class_id
+
+    @property
+    def confidence(self) -> float:
+        """Softmax probability of the best class, 0..1."""
+        return self.result.top[0].confidence
+
+    @property
+    def top(self) -> tuple[Guess, ...]:
+        """The best classes, best first."""
+        return self.result.top
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """One per glimpse, in the order in which they were seen."""
+        return self.result.steps
+
+    @property
+    def start_s(self) -> float | None:
+        """Where the clip or window begins, in seconds of the source; None where frames have no times."""
+        return self.result.start_s
+
+    @property
+    def end_s(self) -> float | None:
+        """Where the clip or window ends; see :attr:`start_s`."""
+        return self.result.end_s
+
+    @property
+    def exited_early(self) -> bool:
+        """Whether the model was sure before the last glimpse."""
+        return self.result.exited_early
+
+    @property
+    def latency_ms(self) -> float:
+        """From opening the source to the result; of a live source, from the capture of the last frame."""
+        return self.result.latency_ms
+
+    @property
+    def model_ms(self) -> float:
+        """Time in the model; of a live source, of the last glimpse."""
+        return self.result.model_ms
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that ran the model."""
+        return self.result.backend
+
+    @property
+    def variant(self) -> str:
+        """Name of the variant that was run."""
+        return self.result.variant
+
+    @property
+    def patches(self) -> NDArray[np.int64]:
+        """The patch of each glimpse, int64 [T, 3]: (y, x, size) in pixels of the model's square frame."""
+        return np.array([step.patch for step in self.steps], np.int64)
+
+    @property
+    def times(self) -> tuple[float | None, ...]:
+        """When each glimpsed frame is shown, in seconds; None where frames have no times."""
+        return tuple(step.time_s for step in self.steps)
+
+    @property
+    def logits(self) -> NDArray[np.float32]:
+        """The logits after each glimpse, float32 [T, C]."""
+        return np.stack([step.logits for step in self.steps])
+
+    def boxes(self, height: int, width: int) -> NDArray[np.float64]:
+        """Return the patch of each glimpse in pixels of a source frame of this size, float64 [T, 4]: x1, y1, x2, y2."""
+        window = CropWindow.of(height, width, self._spec.frame_size, self._spec.fit)
+        rows = []
+        for y, x, size in self.patches.tolist():
+            top, left, bottom, right = window.source_box(y, x, size, size)
+            rows.append((left, top, right, bottom))
+        return np.array(rows)
+
+    def to_dict(self, *, logits: bool = False) -> dict[str, Any]:
+        """Return the object that ``classify --json`` prints."""
+        return self.result.to_json(logits=logits)
+
+    def to_json(self, *, logits: bool = False) -> str:
+        """Return :meth:`to_dict` as one line of JSON."""
+        return json.dumps(self.to_dict(logits=logits), ensure_ascii=False)
+
+    def plot(self, path: str | Path | None = None) -> Image.Image:
+        """Draw the glimpsed frames with their patches, in the order of time.
+
+        Args:
+            path: also write the picture here, whole or not at all, in the format of its suffix.
+
+        Raises ``SourceError`` if the source cannot be read again, as of live sources, or the file cannot be written.
+        """
+        clip = self._readable("plot")
+        by_frame = {step.frame_index: step for step in self.steps}
+        tiles = []
+        for index, pixels in clip.select(sorted(by_frame), lambda rgb: rgb):
+            drawn = Image.fromarray(annotate(pixels, by_frame[index], self.result, self._spec))
+            tiles.append(drawn.resize((TILE, max(1, round(drawn.height * TILE / drawn.width)))))
+        columns = min(COLUMNS, len(tiles))
+        height = tiles[0].height
+        sheet = Image.new("RGB", (columns * TILE, -(-len(tiles) // columns) * height))
+        for number, tile in enumerate(tiles):
+            sheet.paste(tile, (number % columns * TILE, number // columns * height))
+        if path is not None:
+            _write_picture(sheet, Path(path))
+        return sheet
+
+    def save(self, path: str | Path) -> Path:
+        """Write the whole clip as a video with what was seen drawn on it; the file appears whole or not at all.
+
+        Raises ``SourceError`` if the source cannot be read again, as of live sources, or the file cannot be written.
+        """
+        for _ in save_annotated(self._readable("save"), self.result, self._spec, Path(path)):
+            pass
+        return Path(path)
+
+    def _readable(self, what: str) -> Clip:
+        if self._clip is None:
+            raise SourceError(f"{self.source}: {what} needs a file or frames: a live source cannot be read again")
+        return self._clip
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.label} {self.confidence:.1%} ({len(self.steps)} glimpses)"
+
+
+def _write_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture, whole or not at all. Raises ``SourceError``."""
+    encoded = io.BytesIO()
+    try:
+        picture.save(encoded, Image.registered_extensions().get(path.suffix.lower()))
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(f"{path}: cannot be written ({error})") from None
+    with writable(path, SourceError), atomic_write(path) as file:
+        file.write(encoded.getvalue())
