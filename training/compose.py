@@ -22,7 +22,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from adafocus_edge.errors import UsageError
 from training.layouts import LAYOUTS
-from training.options import CONF, DATASETS, EMPTY_MEANS_DEFAULT, PRESETS, UNUSED, TrainOptions, check_options
+from training.options import (
+    CONF,
+    DATASETS,
+    EMPTY_MEANS_DEFAULT,
+    FAMILIES,
+    PRESETS,
+    UNUSED,
+    TrainOptions,
+    check_options,
+    settle_family,
+)
 
 STAGE_RUNS = ("glancer", "focuser", "stage1", "stage2", "stage3")
 """The runs of ``stages=all`` in their order, which are the names of their folders, too."""
@@ -74,10 +84,11 @@ def compose_options(overrides: Sequence[str], config_dir: Path | None = None) ->
     keys = [text.partition("=")[0].lstrip("+") for text in given]
     _check_groups(dict(zip(keys, (text.partition("=")[2] for text in given), strict=True)), config_dir)
     options, run_dir = _compose(given, config_dir, known)
+    family_notes = settle_family(options, keys)
     check_options(options)
     if of_stages and options.stages != "all":
         raise UsageError(f"{next(iter(of_stages))}.KEY=VALUE: options of a single stage are for stages=all")
-    notes = [f"{key}=: accepted, without effect" for key in keys if key in UNUSED]
+    notes = [*family_notes, *(f"{key}=: accepted, without effect" for key in keys if key in UNUSED)]
     chose = "hydra.run.dir" in keys
     return Composed(options, run_dir, chose, notes, common, of_stages, config_dir)
 
@@ -188,7 +199,7 @@ def _sweep_dir(given: list[str]) -> Path:
 
 def _check_groups(chosen: dict[str, str], config_dir: Path | None) -> None:
     """Check the choices of config groups. Raises ``UsageError`` that lists them."""
-    for group, shipped in (("dataset", DATASETS), ("preset", PRESETS)):
+    for group, shipped in (("family", FAMILIES), ("dataset", DATASETS), ("preset", PRESETS)):
         own = tuple(sorted(path.stem for path in (config_dir / group).glob("*.yaml"))) if config_dir else ()
         allowed = tuple(dict.fromkeys((*shipped, *own)))
         if group in chosen and chosen[group] not in allowed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,13 @@ UNUSED = frozenset(
     "rescale_to policy_input_offset save_meta npb penalty gpus random_patch".split()
 )
 """Options that the official code reads and never uses, or that the stage or the data decide; accepted with a note."""
+FAMILIES = ("v1", "v2")
+"""Generations of AdaFocus that can be trained."""
+GLANCE_ARCHES = {"mbv2": "mobilenet_v2", "res50": "resnet50"}
+"""The glancer by its name in V2's official option ``glance_arch``."""
 CHOICES: dict[str, tuple[Any, ...]] = {
+    "family": FAMILIES,
+    "glance_arch": ("", *GLANCE_ARCHES),
     "train_stage": (0, 1, 2, 3),
     "stages": ("all",),
     "glancer": tuple(BACKBONES),
@@ -47,6 +54,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 GROUPS: dict[str, tuple[str, ...]] = {
     title: tuple(names.split())
     for title, names in {
+        "Family": "family",
         "Data": "dataset data_dir train_list val_list root_path classes separator multi_label",
         "Run": "stages export train_stage pretrain_glancer preset epochs batch_size seed eval_freq best_by",
         "Checkpoints": "resume pretrained_glancer pretrained_focuser glancer_weights focuser_weights evaluate",
@@ -56,6 +64,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "dropout freeze_bn freeze_backbones amp",
         "Policy (stage 2)": "policy_estimator reward gamma entropy_weight policy_batch ppo_epochs policy_cache "
         "policy_cache_dir policy_views",
+        "AdaFocus V2": "lr stn_lr_ratio global_lr_ratio classifier_lr_ratio fc_dropout sample stn_hidden_dim "
+        "classifier_dim glance_arch glance_ckpt_path",
         "Augmentation": "dense_sample crop_scales flip colour_jitter",
         "Reading clips": "workers prefetch_factor cache cache_dir cache_frames augment_on",
         "Devices and processes": "device compile multiprocessing_distributed distributed world_size rank dist_url "
@@ -63,6 +73,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
     }.items()
 }
 """The options by subject, for help; :data:`UNUSED` are in none."""
+OWN_OPTIONS: dict[str, frozenset[str]] = {
+    "v1": frozenset(
+        "train_stage pretrain_glancer stages export backbone_lr fc_lr policy_lr action_dim hidden_state_dim "
+        "policy_conv with_glancer consensus freeze_backbones pretrained_glancer pretrained_focuser".split()
+    )
+    | frozenset(GROUPS["Policy (stage 2)"]),
+    "v2": frozenset(GROUPS["AdaFocus V2"]),
+}
+"""Options that one family has alone, by family."""
 EMPTY_MEANS_DEFAULT = frozenset(("train_list", "val_list", "root_path", "classes"))
 """Options whose official default is empty: the data set decides their values."""
 
@@ -75,6 +94,17 @@ class TrainOptions:
     empty ``key=`` stands for None. The others are ours. :data:`GROUPS` orders them by subject.
 
     Attributes:
+        family: generation of AdaFocus to train: ``v1`` in four stages, or ``v2`` in one; a config group.
+        lr: base learning rate of V2, the focuser's.
+        stn_lr_ratio: learning rate of the policy of V2, as a multiple of ``lr``.
+        global_lr_ratio: learning rate of the glancer of V2 and its auxiliary head, as a multiple of ``lr``.
+        classifier_lr_ratio: learning rate of the classifier of V2, as a multiple of ``lr``.
+        fc_dropout: dropout before the auxiliary heads of V2, a probability.
+        sample: train V2 to see frames in the published order, coarse to fine, not in time; live windows are in time.
+        stn_hidden_dim: size of the recurrent state of V2's policy.
+        classifier_dim: width of V2's classifier; 4096 in the official code.
+        glance_arch: glancer of V2 under its official name, ``mbv2`` or ``res50``; empty for ``glancer``.
+        glance_ckpt_path: official name of ``glancer_weights`` in V2.
         dataset: data set, which decides file names and formats; a config group.
         data_dir: folder of the data set's files.
         train_list: split list, CSV or folder per class to train on, relative to ``data_dir``.
@@ -173,6 +203,7 @@ class TrainOptions:
         entropy_weight: weight of the policy's entropy beside the reward; 0.01 in the official code.
     """
 
+    family: str = "v1"
     dataset: str = ""
     data_dir: str = ""
     train_list: str = ""
@@ -272,6 +303,16 @@ class TrainOptions:
     policy_batch: int = 0
     ppo_epochs: int = 1
     entropy_weight: float = 0.01
+    lr: float = 0.01
+    stn_lr_ratio: float = 0.01
+    global_lr_ratio: float = 1.0
+    classifier_lr_ratio: float = 1.0
+    fc_dropout: float = 0.8
+    sample: bool = False
+    stn_hidden_dim: int = 1024
+    classifier_dim: int = 4096
+    glance_arch: str = ""
+    glance_ckpt_path: str = ""
 
     @property
     def root(self) -> Path:
@@ -311,6 +352,10 @@ class TrainOptions:
         return tuple(shares)
 
 
+STAGED = frozenset(("v1",))
+"""Families that are trained in stages; the others have one."""
+RES50_GLANCE = 96
+"""Side of the frame that a ResNet-50 glancer of V2 sees, in pixels; a MobileNetV2 sees the whole frame."""
 GLANCER = "glancer"
 """Value of ``focuser_weights``: the trained glancer's, in ``stages=all``."""
 SET_BY_STAGES_ALL = ("train_stage", "resume", "pretrained_glancer", "pretrained_focuser", "evaluate")
@@ -319,6 +364,33 @@ OPTIONAL = ("train_stage", "stages")
 """Options with choices that may be empty: one of the two is given."""
 LARGEST = 2**32 - 1
 """Max value of a whole number among the options, such as a seed."""
+
+
+def settle_family(options: TrainOptions, given: Collection[str]) -> list[str]:
+    """Settle what a family's options say under names of their own; return notes for the user.
+
+    Args:
+        options: composed; V2's ``glance_arch``, ``glance_ckpt_path`` and ``stn_hidden_dim`` become the common options.
+        given: names of the options that were given.
+
+    Raises ``UsageError`` for an option that another family has alone.
+    """
+    for family, own in OWN_OPTIONS.items():
+        for name in given:
+            if family != options.family and name in own:
+                raise UsageError(f"{name}=: is for family={family}, not for family={options.family}")
+    if options.family in STAGED:
+        return []
+    if options.glance_arch:
+        options.glancer = GLANCE_ARCHES.get(options.glance_arch, options.glancer)
+    if options.glance_ckpt_path:
+        options.glancer_weights = options.glance_ckpt_path
+    if options.glancer in BACKBONES:
+        options.feature_map_channels = BACKBONES[options.glancer].dim
+    if not options.glance_size:
+        options.glance_size = RES50_GLANCE if options.glancer == GLANCE_ARCHES["res50"] else options.input_size
+    options.multi_label = options.multi_label or "multi_label" not in given
+    return [f"{name}=: accepted, without effect" for name in ("hidden_dim",) if name in given]
 
 
 def check_options(options: TrainOptions) -> None:
@@ -345,6 +417,8 @@ def check_options(options: TrainOptions) -> None:
 
 def _check_run(options: TrainOptions) -> None:
     """Check which stages are to be trained."""
+    if options.family not in STAGED:
+        return
     if options.stages == "all":
         given = [name for name in SET_BY_STAGES_ALL if getattr(options, name) not in (None, "", False)]
         if given:
@@ -367,13 +441,14 @@ def _check_numbers(options: TrainOptions) -> None:
     """Check the ranges of numbers, and numbers that depend on each other."""
     for name in (
         "batch_size", "num_segments", "epochs", "eval_freq", "world_size", "hidden_dim", "hidden_state_dim",
-        "cache_frames", "prefetch_factor", "policy_views", "ppo_epochs",
+        "cache_frames", "prefetch_factor", "policy_views", "ppo_epochs", "stn_hidden_dim", "classifier_dim",
     ):  # fmt: skip
         if getattr(options, name) < 1:
             raise UsageError(f"{name}={getattr(options, name)}: must be at least 1")
     for name in (
         "backbone_lr", "fc_lr", "policy_lr", "momentum", "weight_decay", "clip_grad", "workers", "gamma", "seed",
-        "colour_jitter", "rank", "policy_batch", "entropy_weight",
+        "colour_jitter", "rank", "policy_batch", "entropy_weight", "lr", "stn_lr_ratio", "global_lr_ratio",
+        "classifier_lr_ratio",
     ):  # fmt: skip
         if not 0 <= getattr(options, name) < float("inf"):
             raise UsageError(f"{name}={getattr(options, name)}: must be a number of at least 0")
@@ -386,8 +461,9 @@ def _check_numbers(options: TrainOptions) -> None:
         raise UsageError(f"gpu={options.gpu}: must be the number of a CUDA device")
     if options.rank >= options.world_size:
         raise UsageError(f"rank={options.rank}: must be below world_size={options.world_size}")
-    if not 0 <= options.dropout < 1:
-        raise UsageError(f"dropout={options.dropout}: must be at least 0 and below 1")
+    for name in ("dropout", "fc_dropout"):
+        if not 0 <= getattr(options, name) < 1:
+            raise UsageError(f"{name}={getattr(options, name)}: must be at least 0 and below 1")
     root = math.isqrt(max(0, options.action_dim))
     if root < 2 or root * root != options.action_dim:
         raise UsageError(f"action_dim={options.action_dim}: must be a square, such as 25, 36 or 49")

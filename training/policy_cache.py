@@ -71,7 +71,9 @@ def resolve_cache(options: TrainOptions, processes: int) -> str | None:
 
     Raises ``UsageError`` if the cache was given explicitly.
     """
-    if options.evaluate or not (options.stage == 2 or (options.freeze_backbones and options.stage in (1, 3))):
+    if options.evaluate or not (
+        options.train_stage == 2 or (options.freeze_backbones and options.train_stage in (1, 3))
+    ):
         options.policy_cache = "off"
         return None
     if options.policy_cache == "off" or processes == 1:

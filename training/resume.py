@@ -15,7 +15,6 @@ from training.checkpoint import (
     Checkpoint,
     backbone_weights,
     load_part,
-    official_layout,
     read_checkpoint,
     save_checkpoint,
 )
@@ -183,13 +182,13 @@ class TrainingState:
             log(f"note: options changed since: {', '.join(changed)}")
 
     def save(
-        self, model: AdaFocus, composed: Composed, classes: Sequence[str], processes: Processes,
+        self, weights: dict[str, Any], composed: Composed, classes: Sequence[str], processes: Processes,
         found: dict[str, Any] | None, run_dir: Path,
     ) -> None:  # fmt: skip
         """Write the last checkpoint, and the best one if this is it. All processes take part; the first one writes.
 
         Args:
-            model: whose weights are written.
+            weights: the model's, in the official layout.
             composed: the options.
             classes: class names.
             processes: this process and the others.
@@ -208,7 +207,7 @@ class TrainingState:
         if not processes.first:
             return
         content = {
-            **official_layout(model, with_policy=options.stage >= 2),
+            **weights,
             "epoch": self.epoch,
             "acc": accuracy,
             "best_acc": self.best,

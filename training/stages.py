@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.checkpoint import official_layout
 from training.datasets import Batch
 from training.distributed import gather
 from training.model import AdaFocus
@@ -51,6 +52,15 @@ class Stage(nn.Module):
         for module, _ in self.trained():
             for parameter in module.parameters():
                 parameter.requires_grad_(True)
+
+    @property
+    def title(self) -> str:
+        """What is trained, for a run's first line."""
+        return f"stage {self.options.stage}"
+
+    def layout(self) -> dict[str, Any]:
+        """Return the model's weights in the official layout, with the policy from stage 2 on."""
+        return official_layout(self.model, with_policy=self.options.stage >= 2)
 
     def trained(self) -> list[tuple[nn.Module, float]]:
         """Return the modules that this stage trains, each with its learning rate."""

@@ -27,15 +27,15 @@ from training.datasets import Batch, EpochSampler
 from training.distributed import Processes, gather, launch
 from training.failures import wrap_loader_errors, wrap_memory_errors
 from training.loading import crops_on_device, make_dataset, make_loader, open_cache, try_queues
-from training.model import AdaFocus
+from training.models.registry import FAMILIES
 from training.options import model_spec
 from training.policy_cache import CacheBuilder, KeptBatches, batch_option, remove_cache, resolve_cache
 from training.policy_watch import collapse_warning
 from training.progress import Progress
 from training.report import Log, epoch_line, open_recorder, print_evaluation
-from training.resume import BEST, LAST, Start, TrainingState
+from training.resume import BEST, LAST, TrainingState
 from training.splits import read_splits, split_notes
-from training.stages import STAGES, GlimpseStage, Stage
+from training.stages import GlimpseStage
 
 Batches: TypeAlias = "DataLoader[Any] | KeptBatches"
 """The batches of an epoch."""
@@ -94,17 +94,18 @@ class Trainer:
         self.train_split, self.val_split = read_splits(options)
         for note in split_notes(self.train_split, self.val_split):
             self.log(f"note: {note}")
-        self.spec = model_spec(options, len(self.val_split.classes))
+        family = FAMILIES[options.family]
+        self.spec = family.spec(options, len(self.val_split.classes))
         torch.manual_seed(options.seed + processes.rank)
-        self.model = AdaFocus(self.spec, options.dropout)
-        start = Start(self.model, composed, self.val_split.classes, self.log).load()
+        self.model = family.build(self.spec, options)
+        start = family.load_start(self.model, composed, self.val_split.classes, self.log)
         self.model.to(processes.device).to(memory_format=torch.channels_last)
         if processes.world > 1 and processes.device.type == "cuda":
             # Statistics over the whole batch, as one process would have them.
             self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         if options.compile:
             self.model.compile_backbones()
-        self.stage: Stage = STAGES[options.stage](self.model, options)
+        self.stage = family.stage(self.model, options)
         amp = options.amp and processes.device.type == "cuda"
         self.autocast = torch.autocast(processes.device.type, torch.float16, enabled=amp)
         self.state = TrainingState(self.stage.optimizer(), torch.amp.GradScaler(processes.device.type, enabled=amp))
@@ -181,7 +182,14 @@ class Trainer:
                     found = self.validate(validation, progress)
                     if warning := collapse_warning(trained, found, options):
                         self.log(f"warning: epoch {state.epoch}: {warning}")
-                state.save(self.model, self.composed, self.val_split.classes, self.processes, found, self.run_dir)
+                state.save(
+                    self.stage.layout(),
+                    self.composed,
+                    self.val_split.classes,
+                    self.processes,
+                    found,
+                    self.run_dir,
+                )
                 seconds = time.monotonic() - started
                 record(trained, found, seconds, self._count_failed())
                 left = progress.count_epoch(seconds, options.epochs - state.epoch)
@@ -369,7 +377,7 @@ class Trainer:
             raise TrainingError(f"{self.run_dir}: cannot be written ({error.strerror})") from None
         self.log.open(self.run_dir)
         self.log(
-            f"stage {self.options.train_stage}: {len(self.train_split.examples)} clips to train on"
+            f"{self.stage.title}: {len(self.train_split.examples)} clips to train on"
             + (f" ({self.train_split.left_out} too short)" if self.train_split.left_out else "")
             + f", "
             f"{len(self.val_split.examples)} to validate, {self.spec.classes} classes; {self.processes.device.type}"

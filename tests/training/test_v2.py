@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from adafocus_edge.errors import UsageError
 from adafocus_edge.media.preprocess import preprocess
 from adafocus_edge.model.spec import ModelSpec
-from tests.conftest import GOLDEN
+from tests.conftest import GOLDEN, ROOT, edge
 from tests.golden.v2.weights_v2 import values
 from training.backbones import BACKBONES
+from training.compose import compose_options
 from training.models.v2 import AdaFocusV2, bilinear_crop, v2_weights
 from training.models.v2_loss import Rates, joint_loss, optimizer
 
@@ -151,3 +154,96 @@ def test_one_training_step_equals_the_official_one() -> None:
     for counter in golden["counters"]:
         name, batches = str(counter).split("=")
         assert state[name] == int(batches), name
+
+
+# -- the training command ----------------------------------------------------------------------------------------------
+
+FIGHTS = ROOT / "tests" / "fights"
+TINY_V2 = (
+    "dataset=custom family=v2 glancer=mobilenet_v2 focuser=mobilenet_v2 glancer_weights=random focuser_weights=random "
+    "num_segments=3 input_size=64 glance_size=64 patch_size=32 stn_hidden_dim=16 classifier_dim=24 batch_size=4 "
+    "lr=0.01 workers=0 device=cpu eval_freq=1 sample=true root_path="
+).split()
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("v2")
+    videos = sorted(FIGHTS.glob("*/*.mp4"))
+    for name, chosen in (("train", videos[:4] + videos[-4:]), ("val", videos[4:8])):
+        rows = [f"{video},{video.parent.name}\n" for video in chosen]
+        (folder / f"{name}.csv").write_text("video,class\n" + "".join(rows))
+    return folder
+
+
+def train_v2(lists: Path, run: Path, *more: str) -> Path:
+    given = [*TINY_V2, f"data_dir={lists}", "train_list=train.csv", "val_list=val.csv", *more]
+    done = edge("train", *given, *([] if any(m.startswith("resume=") for m in more) else [f"hydra.run.dir={run}"]))
+    assert done.returncode == 0, done.stderr
+    return run / "last.pth.tar"
+
+
+def test_a_run_of_v2_resumes_exactly_and_its_checkpoint_is_exported(lists: Path, tmp_path: Path) -> None:
+    steps = ["lr_type=step", "lr_steps=50-100"]  # a schedule that does not depend on the last epoch
+    whole = train_v2(lists, tmp_path / "whole", *steps, "epochs=2")
+    part = train_v2(lists, tmp_path / "parts", *steps, "epochs=1")
+    train_v2(lists, tmp_path / "parts", *steps, "epochs=2", f"resume={part}")
+    first = torch.load(whole, weights_only=True)
+    again = torch.load(tmp_path / "parts" / "last.pth.tar", weights_only=True)
+    assert all(torch.equal(value, again["state_dict"][name]) for name, value in first["state_dict"].items())
+    # The names are those of the official code.
+    layout = json.loads((V2 / "layout_v2_actnet128.json").read_text())
+    mobile = {name for name in layout if name.startswith("global_CNN.")}
+    assert {name.removeprefix("module.") for name in first["state_dict"] if "global_CNN." in name} == mobile
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert {"logits_loss_policy", "focus_loss_random", "origin_spread"} <= set(line["train"])
+    bundle = tmp_path / "bundle"
+    made = edge("export", whole, "-o", bundle)
+    assert made.returncode == 0, made.stderr
+    val = lists / "val.csv"
+    found = {}
+    for name, model in (("checkpoint", whole), ("bundle", bundle)):
+        done = edge("evaluate", model, "--data", val, "--json")
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads(done.stdout)
+    for one, other in zip(found["bundle"]["predictions"], found["checkpoint"]["predictions"], strict=True):
+        assert one["confidence"] == pytest.approx(other["confidence"], abs=2e-3)
+    assert lines[-1]["val"]["top1"] == pytest.approx(found["checkpoint"]["top1"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["family=v2", "train_stage=1"], "train_stage=: is for family=v1"),
+        (["family=v1", "train_stage=0", "stn_lr_ratio=1"], "stn_lr_ratio=: is for family=v2"),
+        (["family=v3"], "family=v3: must be one of v1, v2"),
+        (["family=v2", "glance_arch=res18"], "glance_arch=res18: must be one of"),
+    ],
+)
+def test_options_of_another_family_are_refused(given: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        compose_options(["dataset=custom", f"data_dir={tmp_path}", *given])
+
+
+def test_official_command_lines_compose(tmp_path: Path) -> None:
+    line = (
+        "glance_arch=res50 workers=8 num_segments=16 dropout=0.2 fc_dropout=0.2 epochs=50 lr=0.002 lr_type=cos "
+        "lr_steps=0-0 batch_size=32 momentum=0.9 weight_decay=1e-4 patch_size=128 global_lr_ratio=0.5 stn_lr_ratio=0.1 "
+        "classifier_lr_ratio=5.0 hidden_dim=1024 stn_hidden_dim=2048 sample=true"
+    ).split()
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    composed = compose_options(
+        ["dataset=actnet", f"data_dir={tmp_path}", "family=v2", *line, f"glance_ckpt_path={weights}"]
+    )
+    options = composed.options
+    assert (options.glancer, options.focuser, options.glance_size) == ("resnet50", "resnet50", 96)
+    assert options.glancer_weights == str(weights)
+    assert options.multi_label  # mAP counts all labels on every data set
+    assert composed.notes == ["hidden_dim=: accepted, without effect"]
+    defaults = compose_options(["dataset=actnet", f"data_dir={tmp_path}", "family=v2"]).options
+    assert (defaults.lr, defaults.dropout, defaults.fc_dropout, defaults.stn_hidden_dim) == (0.01, 0.8, 0.8, 1024)
+    assert (defaults.glance_size, defaults.sample, defaults.stn_lr_ratio) == (224, False, 0.01)
+    edge_v2 = compose_options(["dataset=custom", f"data_dir={tmp_path}", "family=v2", "preset=edge"]).options
+    assert (edge_v2.focuser, edge_v2.stn_hidden_dim, edge_v2.sample) == ("mobilenet_v2", 128, False)

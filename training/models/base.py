@@ -31,3 +31,7 @@ class GlimpseModel(nn.Module, ABC):
     @abstractmethod
     def classify(self, glance: Tensor | None, focus: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Add one frame's features to those before; return ``logits`` and ``state_out``."""
+
+    @abstractmethod
+    def compile_backbones(self, backend: str = "inductor") -> None:
+        """Compile the backbones with PyTorch at their first run; the names of their parameters do not change."""

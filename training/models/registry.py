@@ -5,11 +5,54 @@ V1 is arXiv 2105.03245; V2 arXiv 2112.14238; Uni-AdaFocus arXiv 2412.11228.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, Protocol
+
 from adafocus_edge.errors import CheckpointError
 from training import checkpoint as v1
 from training.checkpoint import Checkpoint, ModelOptions
 from training.models.base import GlimpseModel
+from training.models.v1_training import V1
 from training.models.v2_checkpoint import is_v2, load_v2
+from training.models.v2_training import V2
+from training.stages import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from adafocus_edge.model.spec import ModelSpec
+    from training.compose import Composed
+    from training.options import TrainOptions
+
+
+class Family(Protocol):
+    """How ``adafocus-edge train`` trains one family.
+
+    Attributes:
+        name: value of the option ``family``.
+    """
+
+    name: str
+
+    def spec(self, options: TrainOptions, classes: int) -> ModelSpec:
+        """Return the shapes of the model that options describe. Raises ``UsageError`` if they do not fit together."""
+
+    def build(self, spec: ModelSpec, options: TrainOptions) -> GlimpseModel:
+        """Build the model with random weights."""
+
+    def stage(self, model: Any, options: TrainOptions) -> Stage:
+        """Return the stage that the options name."""
+
+    def load_start(
+        self, model: Any, composed: Composed, classes: Sequence[str], log: Callable[[str], None]
+    ) -> Checkpoint | None:
+        """Load the weights that a run starts from; return the checkpoint if the run resumes it.
+
+        Raises ``UsageError`` or ``CheckpointError`` that names the option.
+        """
+
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (V1(), V2())}
+"""The families that can be trained, by name."""
 
 NOT_SUPPORTED = {
     "Uni-AdaFocus": ("classifier.global_mlp.layers.0.weight",),

@@ -154,6 +154,11 @@ class AdaFocusV2(GlimpseModel):
         self.register_buffer("mean", torch.tensor(MEAN), persistent=False)
         self.register_buffer("std", torch.tensor(STD), persistent=False)
 
+    def compile_backbones(self, backend: str = "inductor") -> None:
+        """Compile the backbones with PyTorch at their first run; the names of their parameters do not change."""
+        for net in (self.global_CNN, self.local_CNN):
+            net.compile(backend=backend)
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise RGB pixels 0..255, float [N, H, W, 3]; channels stay last."""
         return (pixels / 255.0 - self.mean) / self.std
@@ -225,3 +230,28 @@ def v2_weights(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         part = {name.removeprefix(prefix): value for name, value in bare.items() if name.startswith(prefix)}
         named |= {prefix + name: value for name, value in torchvision_names(part).items()}
     return named
+
+
+def official_names(weights: Mapping[str, Value]) -> dict[str, Value]:
+    """Return a model's entries under the official names; the inverse of :func:`v2_weights`, without ``module.``."""
+    found: dict[str, Value] = {}
+    for prefix in ("global_CNN.", "local_CNN."):
+        part = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        mobile = "classifier.1.weight" in part and "features.0.0.weight" in part
+        found |= {prefix + (_older(name) if mobile else name): value for name, value in part.items()}
+    others = {name: value for name, value in weights.items() if not name.startswith(("global_CNN.", "local_CNN."))}
+    return {**found, **others}
+
+
+_NEWER = re.compile(r"features\.(\d+)\.conv\.([\d.]+)\.(\w+)$")
+
+
+def _older(name: str) -> str:
+    """Return the official name of torchvision's entry of a MobileNetV2."""
+    if name.startswith("classifier.1."):
+        return name.replace("classifier.1.", "classifier.")
+    if found := _NEWER.match(name):
+        block, place, rest = found.groups()
+        table = _PLAIN if block == "1" else _EXPANDED
+        return f"features.{block}.conv.{next(old for old, new in table.items() if new == place)}.{rest}"
+    return name

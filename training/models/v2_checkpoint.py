@@ -61,14 +61,20 @@ def infer_v2(checkpoint: Checkpoint, weights: Mapping[str, Tensor], options: Mod
         raise CheckpointError(f"{path}: its policy expects {columns} features, which are not a square feature map")
     if options.num_segments not in (None, steps):
         raise UsageError(f"{path}: --segments {options.num_segments}: its classifier has layers for {steps} steps")
-    patch_size = options.patch_size or checkpoint.config.get("patch_size")
+    config = checkpoint.config
+    patch_size = options.patch_size or config.get("patch_size")
     if not isinstance(patch_size, int):
         raise UsageError(
             f"{path}: the weights do not determine the patch size: give --patch-size (the official models have 96, "
             "128 or 160)"
         )
-    frame_size = options.input_size or 224
-    glance_size = options.glance_size or (frame_size if math.ceil(frame_size / 32) == side else 32 * side)
+    frame_size = options.input_size or config.get("input_size") or 224
+    sample = config.get("sample", True) if options.sample is None else options.sample
+    glance_size = (
+        options.glance_size
+        or config.get("glance_size")
+        or (frame_size if math.ceil(frame_size / 32) == side else 32 * side)
+    )
     if math.ceil(glance_size / 32) != side:
         raise UsageError(
             f"{path}: its policy expects a {side} x {side} feature map, so --glance-size must be "
@@ -90,7 +96,9 @@ def infer_v2(checkpoint: Checkpoint, weights: Mapping[str, Tensor], options: Mod
             classes=int(classes),
             consensus="max",
             choice="point",
-            order="time" if options.sample is False else "frameexit",
+            order="frameexit" if sample else "time",
+            fit=config.get("fit", "crop"),
+            motion_gap_s=config.get("motion_gap_s", 0.0),
         )
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
