@@ -53,10 +53,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "Model": "glancer focuser num_segments input_size glance_size patch_size action_dim hidden_dim "
         "hidden_state_dim policy_conv with_glancer consensus feature_map_channels continuous fit motion_gap_s",
         "Optimisation": "optimizer backbone_lr fc_lr policy_lr lr_type lr_steps momentum weight_decay clip_grad "
-        "dropout freeze_bn freeze_backbones amp",
+        "dropout freeze_bn freeze_backbones ema amp",
         "Policy (stage 2)": "policy_estimator reward gamma entropy_weight policy_batch ppo_epochs policy_cache "
         "policy_cache_dir policy_views",
-        "Augmentation": "dense_sample crop_scales flip colour_jitter",
+        "Augmentation": "dense_sample crop_scales flip colour_jitter mixup",
         "Reading clips": "workers prefetch_factor cache cache_dir cache_frames augment_on",
         "Devices and processes": "device compile multiprocessing_distributed distributed world_size rank dist_url "
         "dist_backend gpu",
@@ -144,6 +144,9 @@ class TrainOptions:
         freeze_backbones: train the classifier alone at stage 1, not the focuser; ``policy_cache`` then serves stages 1
             and 3, too, with random cells for random patches.
         optimizer: optimiser of backbones and classifier; the official code has ``sgd``.
+        mixup: at stages 0 and 1, train on pairs of clips that are mixed pixel by pixel, with both classes.
+        ema: decay of a moving average of the trained weights, which validation and checkpoints then see, such as 0.99;
+            0 for none. Not at stage 2.
         colour_jitter: max relative change of brightness and contrast in training; none in the official code.
         device: device to train on: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         cache: where decoded frames are kept for later epochs (``disk``: for later runs, too); ``off`` decodes them at
@@ -255,6 +258,8 @@ class TrainOptions:
     freeze_bn: bool = False
     freeze_backbones: bool = False
     optimizer: str = "sgd"
+    mixup: bool = False
+    ema: float = 0.0
     colour_jitter: float = 0.0
     device: str = "auto"
     cache: str = "off"
@@ -386,8 +391,9 @@ def _check_numbers(options: TrainOptions) -> None:
         raise UsageError(f"gpu={options.gpu}: must be the number of a CUDA device")
     if options.rank >= options.world_size:
         raise UsageError(f"rank={options.rank}: must be below world_size={options.world_size}")
-    if not 0 <= options.dropout < 1:
-        raise UsageError(f"dropout={options.dropout}: must be at least 0 and below 1")
+    for name in ("dropout", "ema"):
+        if not 0 <= getattr(options, name) < 1:
+            raise UsageError(f"{name}={getattr(options, name)}: must be at least 0 and below 1")
     root = math.isqrt(max(0, options.action_dim))
     if root < 2 or root * root != options.action_dim:
         raise UsageError(f"action_dim={options.action_dim}: must be a square, such as 25, 36 or 49")
