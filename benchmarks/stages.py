@@ -1,6 +1,6 @@
 """Measure what each training stage gains: the default model's recipe on repeated splits by source, in one table.
 
-    python -m benchmarks.stages --data CLIPS.csv --weights mobilenet_v2_imagenet.pth --folds 3 --out runs/stages
+    python -m benchmarks.stages --data CLIPS.csv --weights mobilenet_v2_imagenet.pth --folds 5 --out runs/stages
 
 ``CLIPS.csv`` has the columns ``video,class,source``. Each fold is one `adafocus-edge train stages=all`, never on a
 source that it is tested on. The last checkpoint of each stage is evaluated, not the best one, so nothing is selected
@@ -25,7 +25,11 @@ from benchmarks.lists import write_list
 from benchmarks.machine import save
 
 LAST = "last.pth.tar"
-COMMON = ["dataset=custom", "preset=edge", "stages=all", "eval_freq=100"]
+RECIPE = (
+    "dataset=custom", "preset=edge", "stages=all", "eval_freq=100", "focuser_weights=glancer", "ema=0.99", "mixup=true",
+    "glancer.epochs=14",
+)  # fmt: skip
+"""Options of the default model's training."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,6 @@ class Row:
 
 ROWS = (
     Row("glancer alone, whole frames", "glancer", "policy"),
-    Row("focuser alone, whole frames of 224 (upper bound)", "focuser", "policy"),
     Row("stage 1, centre patches", "stage1", "centre"),
     Row("stage 1, random patches", "stage1", "random"),
     Row("stage 2, the policy's patches", "stage2", "policy"),
@@ -86,8 +89,8 @@ def run_fold(out: Path, fold: int, weights: Path, more: list[str]) -> dict[str, 
     """Train and evaluate one fold; return each row's evaluation by its name."""
     base = out / f"fold{fold}"
     edge(
-        "train", *COMMON, f"data_dir={out}", f"train_list={fold}_train.csv", f"val_list={fold}_val.csv",
-        f"hydra.run.dir={base}", f"glancer_weights={weights}", f"focuser_weights={weights}", *more,
+        "train", *RECIPE, f"data_dir={out}", f"train_list={fold}_train.csv", f"val_list={fold}_val.csv",
+        f"hydra.run.dir={base}", f"glancer_weights={weights}", *more,
     )  # fmt: skip
     return {row.name: measure(out, fold, base / row.run / LAST, row.patches) for row in ROWS}
 
@@ -129,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--only", type=int, nargs="*", help="folds to run. [default: all]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--more", nargs="*", default=[], help="more key=value options of the training")

@@ -61,12 +61,12 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "Model": "glancer focuser num_segments input_size glance_size patch_size action_dim hidden_dim "
         "hidden_state_dim policy_conv with_glancer consensus feature_map_channels continuous fit motion_gap_s",
         "Optimisation": "optimizer backbone_lr fc_lr policy_lr lr_type lr_steps momentum weight_decay clip_grad "
-        "dropout freeze_bn freeze_backbones amp",
+        "dropout freeze_bn freeze_backbones ema amp",
         "Policy (stage 2)": "policy_estimator reward gamma entropy_weight policy_batch ppo_epochs policy_cache "
         "policy_cache_dir policy_views",
         "AdaFocus V2": "lr stn_lr_ratio global_lr_ratio classifier_lr_ratio fc_dropout sample stn_hidden_dim "
         "classifier_dim glance_arch glance_ckpt_path",
-        "Augmentation": "dense_sample crop_scales flip colour_jitter",
+        "Augmentation": "dense_sample crop_scales flip colour_jitter mixup",
         "Reading clips": "workers prefetch_factor cache cache_dir cache_frames augment_on",
         "Devices and processes": "device compile multiprocessing_distributed distributed world_size rank dist_url "
         "dist_backend gpu",
@@ -76,7 +76,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 OWN_OPTIONS: dict[str, frozenset[str]] = {
     "v1": frozenset(
         "train_stage pretrain_glancer stages export backbone_lr fc_lr policy_lr action_dim hidden_state_dim "
-        "policy_conv with_glancer consensus freeze_backbones pretrained_glancer pretrained_focuser".split()
+        "policy_conv with_glancer consensus freeze_backbones pretrained_glancer pretrained_focuser mixup".split()
     )
     | frozenset(GROUPS["Policy (stage 2)"]),
     "v2": frozenset(GROUPS["AdaFocus V2"]),
@@ -174,6 +174,9 @@ class TrainOptions:
         freeze_backbones: train the classifier alone at stage 1, not the focuser; ``policy_cache`` then serves stages 1
             and 3, too, with random cells for random patches.
         optimizer: optimiser of backbones and classifier; the official code has ``sgd``.
+        mixup: at stages 0 and 1, train on pairs of clips that are mixed pixel by pixel, with both classes.
+        ema: decay of a moving average of the trained weights, which validation and checkpoints then see, such as 0.99;
+            0 for none. Not at stage 2.
         colour_jitter: max relative change of brightness and contrast in training; none in the official code.
         device: device to train on: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         cache: where decoded frames are kept for later epochs (``disk``: for later runs, too); ``off`` decodes them at
@@ -286,6 +289,8 @@ class TrainOptions:
     freeze_bn: bool = False
     freeze_backbones: bool = False
     optimizer: str = "sgd"
+    mixup: bool = False
+    ema: float = 0.0
     colour_jitter: float = 0.0
     device: str = "auto"
     cache: str = "off"
@@ -461,7 +466,7 @@ def _check_numbers(options: TrainOptions) -> None:
         raise UsageError(f"gpu={options.gpu}: must be the number of a CUDA device")
     if options.rank >= options.world_size:
         raise UsageError(f"rank={options.rank}: must be below world_size={options.world_size}")
-    for name in ("dropout", "fc_dropout"):
+    for name in ("dropout", "fc_dropout", "ema"):
         if not 0 <= getattr(options, name) < 1:
             raise UsageError(f"{name}={getattr(options, name)}: must be at least 0 and below 1")
     root = math.isqrt(max(0, options.action_dim))

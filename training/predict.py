@@ -64,7 +64,7 @@ def load_predictor(
     if checkpoint.stage == 0:
         if patches != "policy":
             raise UsageError(f"{path}: a stage-0 checkpoint takes whole frames: --patches does not apply")
-        return _backbone_alone(checkpoint, device)
+        return _backbone_alone(checkpoint, options, device)
     model = load_model(checkpoint, options, without_policy=patches != "policy").to(device)
     costs = {graph: count_gflops(model, graph) for graph in graphs_used(model.spec, patches)}
     gflops = gflops_per_step(costs, model.spec, patches)
@@ -83,10 +83,12 @@ def load_predictor(
     )
 
 
-def _backbone_alone(checkpoint: Checkpoint, device: torch.device) -> Predictor:
+def _backbone_alone(checkpoint: Checkpoint, asked: ModelOptions, device: torch.device) -> Predictor:
+    """Return the predictor of a stage-0 checkpoint; ``asked`` may change the number of frames, which are averaged."""
     known = {f.name for f in fields(TrainOptions)}
     try:
         options = TrainOptions(**{k: v for k, v in checkpoint.config.items() if k in known})
+        options.num_segments = asked.num_segments or options.num_segments
         spec = model_spec(options, len(checkpoint.classes or ()))
     except (TypeError, KeyError, UsageError) as error:
         raise CheckpointError(f"{checkpoint.path}: its options cannot be read ({error})") from None

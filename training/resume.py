@@ -183,7 +183,7 @@ class TrainingState:
 
     def save(
         self, weights: dict[str, Any], composed: Composed, classes: Sequence[str], processes: Processes,
-        found: dict[str, Any] | None, run_dir: Path,
+        found: dict[str, Any] | None, run_dir: Path, more: dict[str, Any],
     ) -> None:  # fmt: skip
         """Write the last checkpoint, and the best one if this is it. All processes take part; the first one writes.
 
@@ -194,6 +194,7 @@ class TrainingState:
             processes: this process and the others.
             found: figures of a validation, equal in all processes; None if there was none.
             run_dir: folder of the checkpoints.
+            more: further entries.
         """
         generators = {"cpu": torch.get_rng_state(), "cuda": None}
         if processes.device.type == "cuda":
@@ -216,6 +217,7 @@ class TrainingState:
             "rng": every,
             "config": asdict(options),
             "class_names": list(classes),
+            **more,
         }
         if better:
             save_checkpoint(content, run_dir / BEST)

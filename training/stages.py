@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,9 +40,13 @@ class Stage(nn.Module):
 
     Attributes:
         passes: gradient steps per batch.
+        averages: whether ``ema`` applies.
+        mixes: whether ``mixup`` applies.
     """
 
     passes = 1
+    averages = True
+    mixes = False
 
     def __init__(self, model: AdaFocus, options: TrainOptions) -> None:
         super().__init__()
@@ -68,6 +73,10 @@ class Stage(nn.Module):
 
     def forward(self, batch: Batch | KeptBatch) -> tuple[Tensor, Tensor]:
         """Return the loss, a number, and the logits after each step, float32 [B, T, C]."""
+        if self.options.mixup and self.mixes and isinstance(batch, Batch):
+            mixed, other, share = mix(batch)
+            logits = self.logits(mixed)
+            return share * self.loss(logits, batch.target) + (1 - share) * self.loss(logits, other), logits
         logits = self.logits(batch)
         return self.loss(logits, batch.target), logits
 
@@ -112,6 +121,8 @@ class Stage(nn.Module):
 
 class BackboneStage(Stage):
     """Stage 0: one backbone alone on whole frames; its prediction is the mean of the frames' logits."""
+
+    mixes = True
 
     def trained(self) -> list[tuple[nn.Module, float]]:
         """See :meth:`Stage.trained`."""
@@ -186,6 +197,8 @@ class GlimpseStage(Stage):
 class RandomPatchStage(GlimpseStage):
     """Stage 1: focuser and classifier on random patches, the glancer frozen; with frozen backbones the classifier."""
 
+    mixes = True
+
     def trained(self) -> list[tuple[nn.Module, float]]:
         """See :meth:`Stage.trained`."""
         focuser = [] if self.options.freeze_backbones else [(self.model.focuser.net, self.options.backbone_lr)]
@@ -220,6 +233,8 @@ class PolicyStage(ChosenPatchStage):
     Trained by PPO, or by the expected reward over all cells (``policy_estimator``). Batches hold clips, or features of
     clips that a cache keeps (:mod:`training.policy_cache`).
     """
+
+    averages = False  # the copy of the policy that acts is the latest one
 
     def __init__(self, model: AdaFocus, options: TrainOptions) -> None:
         super().__init__(model, options)
@@ -371,6 +386,18 @@ class ClassifierStage(ChosenPatchStage):
 
 
 STAGES: tuple[type[Stage], ...] = (BackboneStage, RandomPatchStage, PolicyStage, ClassifierStage)
+
+
+def mix(batch: Batch) -> tuple[Batch, Tensor, float]:
+    """Mix each clip of a batch with another one, pixel by pixel (mixup; Zhang et al. 2018, arXiv 1710.09412).
+
+    Returns:
+        The mixed batch, the other clips' classes, and the share of the clips themselves: sin(pi u / 2) ** 2 for the
+        batch's first uniform draw u, which is Beta(1/2, 1/2).
+    """
+    share = math.sin(math.pi / 2 * float(batch.draws[0, 0])) ** 2
+    mixed = torch.lerp(batch.frames.roll(1, dims=0).float(), batch.frames.float(), share).round_().to(torch.uint8)
+    return replace(batch, frames=mixed), batch.target.roll(1), share
 
 
 def in_chunks(run: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -22,6 +22,7 @@ from adafocus_edge.evaluation.metrics import accuracy_curve, top_k_accuracy
 from adafocus_edge.model.logits import softmax
 from adafocus_edge.system.console import printable, progress_bars
 from adafocus_edge.system.interrupts import DeferredSignals
+from training.averaging import STATE, WeightAverage
 from training.compose import Composed, as_yaml, compose_options
 from training.datasets import Batch, EpochSampler
 from training.distributed import Processes, gather, launch
@@ -111,8 +112,11 @@ class Trainer:
         self.state = TrainingState(self.stage.optimizer(), torch.amp.GradScaler(processes.device.type, enabled=amp))
         self.run_dir = composed.run_dir
         self.resumes = start is not None
+        trained = [module for module, _ in self.stage.trained()]
+        self.average = WeightAverage(trained, options.ema if self.stage.averages else 0.0)
         if start is not None:
             self.state.restore(start, composed, processes, self.log)
+            self.average.restore(start.state, start.path)
             if not composed.chose_run_dir:
                 self.run_dir = start.path.resolve().parent
         self.wrapped: torch.nn.Module = self.stage
@@ -177,23 +181,27 @@ class Trainer:
                 started = time.monotonic()
                 trained = self._train_epoch(batches, progress)
                 state.epoch += 1
-                found = None
-                if state.epoch % options.eval_freq == 0 or state.epoch == options.epochs:
-                    found = self.validate(validation, progress)
-                    if warning := collapse_warning(trained, found, options):
-                        self.log(f"warning: epoch {state.epoch}: {warning}")
-                state.save(
-                    self.stage.layout(),
-                    self.composed,
-                    self.val_split.classes,
-                    self.processes,
-                    found,
-                    self.run_dir,
-                )
+                with self.average.applied():
+                    found = self._validate_and_save(trained, validation, progress)
                 seconds = time.monotonic() - started
                 record(trained, found, seconds, self._count_failed())
                 left = progress.count_epoch(seconds, options.epochs - state.epoch)
                 self.log(f"epoch {state.epoch}/{options.epochs}: {epoch_line(trained, found)}  ({seconds:.0f} s{left})")
+
+    def _validate_and_save(
+        self, trained: dict[str, Any], validation: Batches, progress: Progress
+    ) -> dict[str, Any] | None:
+        """Validate if the epoch is one to validate, and write the checkpoints; return the validation's figures."""
+        options, state, found = self.options, self.state, None
+        if state.epoch % options.eval_freq == 0 or state.epoch == options.epochs:
+            found = self.validate(validation, progress)
+            if warning := collapse_warning(trained, found, options):
+                self.log(f"warning: epoch {state.epoch}: {warning}")
+        more = {STATE: self.average.state()}
+        state.save(
+            self.stage.layout(), self.composed, self.val_split.classes, self.processes, found, self.run_dir, more
+        )
+        return found
 
     @contextmanager
     def _open_recorder(self) -> Iterator[Any]:
@@ -277,6 +285,7 @@ class Trainer:
         self.state.scaler.step(self.state.optimizer)
         self.state.scaler.update()
         self.stage.after_update(count)
+        self.average.update()
         return loss, logits
 
     def _black_clip(self) -> Batch:

@@ -133,6 +133,9 @@ def test_checkpoints_of_every_stage_are_evaluated_for_what_they_are(road: Path, 
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert words in json.loads(done.stdout)["ran"]
+    more = edge("evaluate", road / "glancer" / "last.pth.tar", "--data", FIGHTS, "--segments", 5, "--json")
+    assert more.returncode == 0, more.stderr
+    assert len(json.loads(more.stdout)["per_step"]) == 5
     refused = edge("evaluate", road / "stage1" / "last.pth.tar", "--data", FIGHTS)
     one_line_error(refused, 1, "stage-1 checkpoint")
     whole = edge("evaluate", road / "glancer" / "last.pth.tar", "--data", FIGHTS, "--patches", "centre")
