@@ -48,6 +48,8 @@ IDENTITY_OPTIONS = (
     "seed", "dense_sample", "colour_jitter", "flip", "crop_scales", "policy_views", "amp", "cache_frames", "augment_on",
 )  # fmt: skip
 """Options that decide features, beside the model's; whether a frame cache resizes frames decides them, too."""
+BACKBONE_HEADS = ("classifier.", "fc.")
+"""Parameters of torchvision's backbones behind the features."""
 SPLITS = ("train", "val")
 MISSING, KEPT, UNREADABLE = 0, 1, 2
 """States of a clip."""
@@ -386,8 +388,10 @@ class CacheBuilder:
         clips = [(str(example.path), example.labels) for example in data.examples]
         digest = hashlib.sha256(json.dumps([split, options, asdict(self.stage.model.spec), clips]).encode())
         digest.update(str(self.stage.model.mean.device.type).encode())
-        for part in (self.stage.model.glancer, self.stage.model.focuser.net):
-            for value in part.state_dict().values():
+        for part in (self.stage.model.glancer.net, self.stage.model.focuser.net):
+            for name, value in part.state_dict().items():
+                if name.startswith(BACKBONE_HEADS):
+                    continue  # no feature comes from them
                 digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).tobytes())
         return digest.hexdigest()
 

@@ -20,6 +20,8 @@ COLLAPSED_ENTROPY = 0.05
 """Share of the max entropy below which it counts as collapsed, too."""
 MIN_GAIN = 0.01
 """Min confidence beyond that of random patches that counts as better."""
+MAX_LOSS = 0.02
+"""Confidence below that of random patches, on validation clips, above which the policy counts as overfitted."""
 PLACE_PIXELS = 32
 """Side of a cell in the picture of places, in pixels."""
 
@@ -71,6 +73,32 @@ class PolicyWatch:
             "cells_used": int((places > 0).sum()),
             "places": [[round(float(share), 5) for share in row] for row in shares.reshape(side, side)],
         }
+
+
+def policy_warning(trained: dict[str, Any], found: dict[str, Any], options: TrainOptions) -> str | None:
+    """Return a warning if the policy has collapsed, or fits the training clips only; else None.
+
+    Args:
+        trained: figures of an epoch.
+        found: figures of the validation after it.
+        options: options of the run, for the advice.
+    """
+    return collapse_warning(trained, found, options) or overfit_warning(trained, found, options)
+
+
+def overfit_warning(trained: dict[str, Any], found: dict[str, Any], options: TrainOptions) -> str | None:
+    """Return a warning if the policy gains on training clips and loses on validation clips, else None."""
+    if "random_confidence" not in found or trained.get("reward", 0.0) <= 0:
+        return None
+    lost = found["random_confidence"] - found["confidence"]
+    if lost <= MAX_LOSS:
+        return None
+    return (
+        f"the policy fits the training clips only: on validation clips its patches give the correct class "
+        f"{lost:.3f} less confidence than random ones: give fewer epochs (now {options.epochs}), "
+        f"entropy_weight={max(0.1, 3 * options.entropy_weight):g} (now {options.entropy_weight:g}), more clips, or "
+        "policy_views=4"
+    )
 
 
 def collapse_warning(trained: dict[str, Any], found: dict[str, Any], options: TrainOptions) -> str | None:

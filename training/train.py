@@ -31,7 +31,7 @@ from training.loading import crops_on_device, make_dataset, make_loader, open_ca
 from training.models.registry import FAMILIES
 from training.options import model_spec
 from training.policy_cache import CacheBuilder, KeptBatches, batch_option, remove_cache, resolve_cache
-from training.policy_watch import collapse_warning
+from training.policy_watch import policy_warning
 from training.progress import Progress
 from training.report import Log, epoch_line, open_recorder, print_evaluation
 from training.resume import BEST, LAST, TrainingState
@@ -195,7 +195,7 @@ class Trainer:
         options, state, found = self.options, self.state, None
         if state.epoch % options.eval_freq == 0 or state.epoch == options.epochs:
             found = self.validate(validation, progress)
-            if warning := collapse_warning(trained, found, options):
+            if warning := policy_warning(trained, found, options):
                 self.log(f"warning: epoch {state.epoch}: {warning}")
         more = {STATE: self.average.state()}
         state.save(

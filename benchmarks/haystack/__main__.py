@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--weights", default="imagenet", help="weights of MobileNetV2: imagenet, random, or a file")
     parser.add_argument("--digits", default="0,1,2,3,4,5,6,7,8,9")
     add_options(parser, Task)
-    parser.add_argument("--glance", type=int, default=160)
+    parser.add_argument("--glance", type=int, default=192)
     parser.add_argument("--patch", type=int, default=96)
     parser.add_argument("--segments", type=int, default=4)
     parser.add_argument("--cells", type=int, default=49)

@@ -14,6 +14,7 @@ from typing import Any
 LAST = "last.pth.tar"
 KEPT_FRAMES = 8
 """Frames of each clip that training keeps in memory."""
+NEAR_LISTS = ("train_list=near_train.csv", "val_list=near_val.csv")
 BACKBONE = ("num_segments=1", "freeze_bn=false")
 """Options of stage 0: one frame of each clip per epoch, which is as many updates for less work; the batch norms learn,
 since with frozen ones the full-size close-ups did not train at all (loss ln 10 after 12 epochs)."""
@@ -24,9 +25,9 @@ class Epochs:
     """Epochs of each run.
 
     Attributes:
-        glance: epochs of the glancer on whole frames (stage 0). Few, at a low rate and with frozen batch norms: it sees
-            the cards' colours, which ImageNet taught it, but hardly the signs.
-        near: epochs of the focuser on close-ups (stage 0).
+        near: epochs of either backbone on close-ups (stage 0), of the glancer at its own scale.
+        glance: epochs of the glancer on whole frames, from there (stage 0). From ImageNet's weights it learns nothing:
+            the signs are too small to begin with, and its feature map then does not show the cards.
         seen: epochs of focuser and classifier on whole close-ups (stage 1): random patches seldom show a card, so the
             classifier would learn the signs from a few percent of them only.
         whole: epochs of each network on whole frames.
@@ -35,12 +36,12 @@ class Epochs:
         last: epochs of the classifier on the policy's patches (stage 3).
     """
 
-    glance: int = 6
     near: int = 40
+    glance: int = 16
     seen: int = 4
-    whole: int = 20
+    whole: int = 16
     random: int = 12
-    policy: int = 60
+    policy: int = 40
     last: int = 20
 
 
@@ -86,7 +87,7 @@ class Road:
         stages = self._stages(glancer, self._near())
         if not self.bundle.exists():
             edge("export", stages[-1], "-o", self.bundle)
-        found = {"glancer alone": self.evaluate(glancer)}
+        found = {f"glancer alone (whole frames at {self.glance})": self.evaluate(glancer)}
         for name, model, patches in (
             ("stage 1", stages[0], "random,centre"),
             ("stage 2", stages[1], "policy,random,centre"),
@@ -98,11 +99,8 @@ class Road:
         return found
 
     def whole_frames(self) -> dict[str, Any]:
-        """Train and evaluate the focuser on whole frames, at the glance's size and at full size."""
-        found = {}
-        for side in sorted({self.glance, self.frame}):
-            found[f"whole frames at {side}"] = self.evaluate(self._whole(side))
-        return found
+        """Train and evaluate the focuser on whole frames at full size."""
+        return {f"whole frames at {self.frame}": self.evaluate(self._whole(self.frame))}
 
     @property
     def bundle(self) -> Path:
@@ -117,15 +115,19 @@ class Road:
         """Train the focuser on close-ups (stage 0)."""
         return self._train(
             "focuser", "train_stage=0", "pretrain_glancer=false", *self._shape(self.near, self.near, self.near),
-            "train_list=near_train.csv", "val_list=near_val.csv", f"epochs={self.epochs.near}",
-            f"focuser_weights={self.weights}", *BACKBONE,
+            *NEAR_LISTS, f"epochs={self.epochs.near}", f"focuser_weights={self.weights}", *BACKBONE,
         )  # fmt: skip
 
     def _glancer(self) -> Path:
-        """Train the glancer on whole frames (stage 0)."""
+        """Train the glancer on close-ups at the scale of its glances, then on whole frames (stage 0)."""
+        side = round(self.near * self.glance / self.frame)
+        near = self._train(
+            "glancer-near", "train_stage=0", "pretrain_glancer=true", *self._shape(side, side, side), *NEAR_LISTS,
+            f"epochs={self.epochs.near}", f"glancer_weights={self.weights}", *BACKBONE,
+        )  # fmt: skip
         return self._train(
             "glancer", "train_stage=0", "pretrain_glancer=true", *self._shape(self.frame, self.glance, self.patch),
-            f"epochs={self.epochs.glance}", f"glancer_weights={self.weights}", "num_segments=1", "backbone_lr=0.0001",
+            f"epochs={self.epochs.glance}", f"pretrained_glancer={near}", *BACKBONE,
         )  # fmt: skip
 
     def _whole(self, side: int) -> Path:
@@ -140,8 +142,7 @@ class Road:
         rates = ["backbone_lr=0.0001", "fc_lr=0.003"]
         seen = self._train(
             "stage1-near", "train_stage=1", *self._shape(self.near, self.near, self.near), f"epochs={self.epochs.seen}",
-            "train_list=near_train.csv", "val_list=near_val.csv", f"pretrained_glancer={glancer}",
-            f"pretrained_focuser={focuser}", *rates,
+            *NEAR_LISTS, f"pretrained_glancer={glancer}", f"pretrained_focuser={focuser}", *rates,
         )  # fmt: skip
         first = self._train(
             "stage1", "train_stage=1", *shape, f"epochs={self.epochs.seen + self.epochs.random}", f"resume={seen}",

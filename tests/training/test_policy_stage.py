@@ -20,7 +20,7 @@ from training.compose import compose_options
 from training.model import AdaFocus
 from training.patch_features import KeptBatch
 from training.policy_cache import FOLDER, FeatureStore, Shape
-from training.policy_watch import PolicyWatch, collapse_warning, places_picture
+from training.policy_watch import PolicyWatch, collapse_warning, overfit_warning, places_picture
 from training.ppo import act, divergence, expected_parts
 from training.stages import ClassifierStage, PolicyStage, RandomPatchStage, Stage
 from training.train import model_spec, run_composed
@@ -208,6 +208,20 @@ def test_a_collapsed_policy_is_warned_of_with_what_to_change(
             "entropy_weight=0.03",
         ):
             assert word in text
+
+
+@pytest.mark.parametrize(
+    ("reward", "gain", "warns"), [(0.05, -0.05, True), (0.05, -0.01, False), (0.05, 0.1, False), (-0.01, -0.05, False)]
+)
+def test_a_policy_that_fits_the_training_clips_only_is_warned_of(reward: float, gain: float, warns: bool) -> None:
+    chosen = options(2, epochs=50, action_dim=9, entropy_weight=0.03)
+    found = {"confidence": 0.6 + gain, "random_confidence": 0.6}
+    text = overfit_warning({"reward": reward}, found, chosen)
+    assert (text is not None) == warns
+    if text is not None:
+        for word in ("0.050 less confidence than random ones", "epochs (now 50)", "entropy_weight=0.1 (now 0.03)"):
+            assert word in text
+    assert overfit_warning({"reward": reward}, {}, chosen) is None  # not a policy's figures
 
 
 def test_features_on_a_disk_are_used_again_by_the_same_run_only(tmp_path: Path) -> None:
