@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import read_bundle
+from adafocus_edge.media.sources import Source
 from adafocus_edge.model.published import published_order
-from tests.conftest import GOLDEN, edge, one_line_error
+from adafocus_edge.runtime.classifier import Classifier
+from tests.conftest import GOLDEN, ROOT, edge, one_line_error
 from tests.golden.v2.weights_v2 import values
+from tests.serve.test_serve import new_run, quick, running, send
 from tests.training.test_v2 import frames_in, v2_spec
 from training.models.v2 import AdaFocusV2
 
@@ -120,3 +124,76 @@ def test_what_does_not_fit_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     one_line_error(refused("--patch-size", 64, "--segments", 8), 2, "layers for 16 steps")
     one_line_error(refused("--patch-size", 64, "--glance-size", 224), 2, "--glance-size must be 65 to 96")
     assert not (tmp_path / "b").exists()
+
+
+# -- everything that takes a bundle ------------------------------------------------------------------------------------
+
+FIGHTS = ROOT / "tests" / "fights"
+CLIP = FIGHTS / "fight" / "fi013.mp4"
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a small model in time order for the clips' two classes, with an INT8 and an FP16 variant."""
+    folder = tmp_path_factory.mktemp("v2-verbs")
+    made = AdaFocusV2(v2_spec("resnet18", "resnet18", 96, 64, 8, 32, 2), 0.0, 0.0)
+    weights = {name: torch.as_tensor(values(name, tuple(v.shape), 3)) for name, v in made.state_dict().items()}
+    content = {"state_dict": {f"module.{name}": value for name, value in weights.items()}}
+    torch.save({**content, "class_names": ["fight", "no_fight"]}, folder / "c.pth")
+    bundle = folder / "bundle"
+    done = edge("export", folder / "c.pth", "-o", bundle, "--patch-size", 64, "--no-sample", "--fused", "-q")
+    assert done.returncode == 0, done.stderr
+    given = ("--data", FIGHTS, "--clips", 4, "--samples", 12, "--variants", "int8-cpu,int8-trt,fp16", "--json", "-q")
+    calibrated = edge("calibrate", bundle, *given)
+    assert calibrated.returncode == 0, calibrated.stderr
+    assert {"fp32", "int8-cpu", "int8-trt", "fp16"} == set(read_bundle(bundle).manifest.variants)
+    return bundle
+
+
+def test_a_bundle_of_v2_is_inspected_evaluated_and_benchmarked(two_classes: Path) -> None:
+    inspected = edge("inspect", two_classes, "--json")
+    assert inspected.returncode == 0, inspected.stderr
+    kinds = "policy,random,centre,oracle"
+    done = edge("evaluate", two_classes, "--data", FIGHTS, "--patches", kinds, "--json", "-q")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["patches"]
+    assert set(found) == set(kinds.split(","))
+    assert all(one["clips"] == 12 for one in found.values())
+    measured = edge("benchmark", two_classes, "--data", FIGHTS, "--quick", "--rounds", 1, "--json", "-q")
+    assert measured.returncode == 0, measured.stderr
+    assert {row["variant"] for row in json.loads(measured.stdout)["rows"]} >= {"fp32", "int8-cpu"}
+
+
+def test_a_bundle_of_v2_is_tuned_and_its_engines_are_built(two_classes: Path, tmp_path: Path) -> None:
+    given = ("--data", FIGHTS, "--max-latency-ms", 1e6, "--rounds", 1, "--variants", "fp32,int8-cpu", "--exits", "none")
+    tuned = edge("tune", two_classes, *given, "--json", "-q")
+    assert tuned.returncode == 0, tuned.stderr
+    built = edge("build", two_classes, "-o", tmp_path / "built", "--json", "-q")
+    assert built.returncode == 0, built.stderr
+    assert "step" in built.stdout
+
+
+@pytest.mark.parametrize("variant", ["fp32", "int8-cpu", "fp16"])
+def test_a_bundle_of_v2_runs_live(two_classes: Path, variant: str) -> None:
+    given = ("--bundle", two_classes, "--variant", variant, "--realtime", "--glimpse-fps", 8, "--json", "-q")
+    done = edge("classify", CLIP, *given)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    patches = [step["patch"] for result in results for step in result.get("steps", ())]
+    assert patches
+    assert all(0 <= y <= 160 and 0 <= x <= 160 and side == 64 for y, x, side in patches)
+
+
+def test_a_bundle_of_v2_is_served(two_classes: Path) -> None:
+    found = read_bundle(two_classes)
+    with load_model(found, "auto", "onnxruntime-cpu", 1) as model:
+        classifier = Classifier(model, found.classes, top_k=2, schedule="stream")
+        expected, _ = classifier.classify(Source("x", str(CLIP)))
+        run = new_run(classifier)
+        with running(run), quick(classifier, run) as server:
+            answer = send(server, CLIP.read_bytes(), "clip.mp4")
+    assert answer.status == 200, answer.body
+    assert answer.json["label"] == expected.top[0].label
+    assert [step["patch"] for step in answer.json["steps"]] == pytest.approx(
+        [list(step.patch) for step in expected.steps], abs=0.02
+    )
