@@ -245,7 +245,15 @@ def test_class_names_in_another_order_are_refused(small_weights, tmp_path):
 def test_a_class_bias_is_added_to_the_logits_and_recorded(small_checkpoint, small_bundle, tmp_path):
     plain = read_bundle(small_bundle)
     name = plain.classes[1]
-    named = ("export", small_checkpoint, "--patch-size", 96, "--classes", small_bundle / "classes.txt", "-q")
+    named = (
+        "export",
+        small_checkpoint,
+        "--patch-size",
+        SMALL.patch_size,
+        "--classes",
+        small_bundle / "classes.txt",
+        "-q",
+    )
     done = edge(*named, "-o", tmp_path / "b", "--class-bias", f"{name}=1.5")
     assert done.returncode == 0, done.stderr
     biased = read_bundle(tmp_path / "b")
