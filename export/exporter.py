@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import torch
 from numpy.typing import NDArray
 
 from adafocus_edge import __version__
@@ -36,7 +37,7 @@ from adafocus_edge.bundle.manifest import (
     encode_manifest,
 )
 from adafocus_edge.bundle.store import new_bundle, read_bundle, sha256_of
-from adafocus_edge.errors import SourceError
+from adafocus_edge.errors import SourceError, UsageError
 from adafocus_edge.evaluation.evidence import CONVERTED
 from adafocus_edge.media.clip import Clip
 from adafocus_edge.media.frame_folder import FrameFolder
@@ -77,6 +78,7 @@ class ExportOptions:
         frames: video or folder of frames to compare on, or None for the built-in ones.
         replace: whether an existing bundle may be replaced.
         half_weights: whether to store the FP32 graphs' weights in half precision.
+        class_bias: number to add to a class's logit, by the class's name.
     """
 
     model: ModelOptions
@@ -85,6 +87,7 @@ class ExportOptions:
     frames: str | None = None
     replace: bool = False
     half_weights: bool = False
+    class_bias: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,9 @@ def export(
             classes = tuple(f"class {number}" for number in range(model.spec.classes))
             notes.append("no class names: labels are 'class 0', 'class 1', ...; give them with --classes FILE")
         notes += _glance_notes(checkpoint, options, model.spec)
+        if options.class_bias:
+            _add_class_bias(model, classes, options.class_bias)
+            settings["class_bias"] = Setting(" ".join(f"{n}={b:+g}" for n, b in options.class_bias.items()), "option")
         frames = _real_frames(options.frames, model.spec)
         rounding = None
         if options.half_weights:
@@ -246,6 +252,15 @@ def _glance_notes(checkpoint: Checkpoint, options: ExportOptions, spec: ModelSpe
         f"the glance size is assumed to be {spec.glance_size}: set it with --glance-size N, from {32 * side - 31} to "
         f"{32 * side}, which fit the weights"
     ]
+
+
+def _add_class_bias(model: AdaFocus, classes: Sequence[str], class_bias: Mapping[str, float]) -> None:
+    """Add numbers to the logits of classes, by their names. Raises ``UsageError`` for a name that there is not."""
+    for name, bias in class_bias.items():
+        if name not in classes:
+            raise UsageError(f"--class-bias {name}={bias:g}: no such class: the model has {', '.join(classes[:10])}")
+        with torch.no_grad():
+            model.classifier.fc.bias[list(classes).index(name)] += bias
 
 
 def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple[str, ...]:

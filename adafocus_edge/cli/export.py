@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,8 @@ from adafocus_edge.system.companions import import_companion
 from adafocus_edge.system.options import MODEL, OUTPUT, Option
 
 GRAPHS = "Graphs"
+MAX_BIAS = 20
+"""Largest logit that ``--class-bias`` adds or takes."""
 
 
 @with_options
@@ -31,6 +34,14 @@ def export_verb(
     ] = None,
     classes: Annotated[
         Path | None, Option("Read class names from this file, one per line (classInd.txt).", MODEL, metavar="FILE")
+    ] = None,
+    class_bias: Annotated[
+        list[str] | None,
+        Option(
+            "Add LOGITS to this class's logit, to balance classes on validation clips; repeatable.",
+            MODEL,
+            metavar="CLASS=LOGITS",
+        ),
     ] = None,
     segments: Annotated[int | None, Option("Set the frames per clip.", MODEL, default="16")] = None,
     glance_size: Annotated[
@@ -72,6 +83,7 @@ def export_verb(
       adafocus-edge export actnet.pth.tar -o official --patch-size 96 --half
     """
     del debug
+    biases = dict(_parse_bias(text) for text in class_bias or ())
     _check_inputs(checkpoint, output, classes, frames, force=force)
     exporter = import_companion("export.exporter", "export", "export")
     halve = import_companion("calibration.fp16", "export", "export").halve if half else None
@@ -88,6 +100,7 @@ def export_verb(
         frames=frames,
         replace=force,
         half_weights=half_weights,
+        class_bias=biases,
     )
     with show_stages(quiet) as progress:
         made = exporter.export(checkpoint, output, options, progress, halve)
@@ -107,6 +120,20 @@ def export_verb(
     clip = gflops * made.bundle.spec.segments
     console().print(parity_table(made.bundle.manifest.reports["parity"]["rows"]))
     console().print(f"{output}: {megabytes:.1f} MB, {gflops:.2f} GFLOPs per frame, {clip:.1f} per clip")
+
+
+def _parse_bias(text: str) -> tuple[str, float]:
+    """Return the class and the number of ``CLASS=LOGITS``. Raises ``UsageError``."""
+    name, sign, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not sign or not name or not abs(value) <= MAX_BIAS:
+        raise UsageError(
+            f"--class-bias {text}: must be CLASS=LOGITS, such as fight=0.5, from -{MAX_BIAS} to {MAX_BIAS}"
+        )
+    return name, value
 
 
 def _check_inputs(checkpoint: Path, output: Path, classes: Path | None, frames: str | None, *, force: bool) -> None:

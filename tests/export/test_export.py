@@ -242,6 +242,36 @@ def test_class_names_in_another_order_are_refused(small_weights, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_a_class_bias_is_added_to_the_logits_and_recorded(small_checkpoint, small_bundle, tmp_path):
+    plain = read_bundle(small_bundle)
+    name = plain.classes[1]
+    named = (
+        "export",
+        small_checkpoint,
+        "--patch-size",
+        SMALL.patch_size,
+        "--classes",
+        small_bundle / "classes.txt",
+        "-q",
+    )
+    done = edge(*named, "-o", tmp_path / "b", "--class-bias", f"{name}=1.5")
+    assert done.returncode == 0, done.stderr
+    biased = read_bundle(tmp_path / "b")
+    assert biased.manifest.provenance.settings["class_bias"].value == f"{name}=+1.5"
+    logits = []
+    for bundle in (plain, biased):
+        frames = frames_of(ROOT / "export" / "frames")[: SMALL.segments]
+        with load_model(bundle, "fp32", "onnxruntime-cpu", 1) as model:
+            logits.append(np.concatenate([glimpse.logits for glimpse in see_clip(model, frames)]))
+    added = logits[1] - logits[0]
+    assert np.allclose(added[..., 1], 1.5, atol=1e-4)
+    assert np.allclose(np.delete(added, 1, axis=-1), 0, atol=1e-4)
+    for text, words in (("nobody=1", "no such class"), (f"{name}=x", "must be CLASS=LOGITS"), ("1", "must be CLASS=")):
+        refused = edge(*named, "-o", tmp_path / "c", "--class-bias", text)
+        one_line_error(refused, 2, words)
+    assert not (tmp_path / "c").exists()
+
+
 def test_class_names_must_fit(small_checkpoint, tmp_path):
     classes = tmp_path / "classInd.txt"
     classes.write_text("one\ntwo\n")
