@@ -39,7 +39,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Options of stage 2 by name; the official defaults where nothing is said."""
-UPDATES = (100, 400, 1600)
+UPDATES = (50, 200, 800)
 
 
 class Seen:

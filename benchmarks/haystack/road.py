@@ -39,7 +39,7 @@ class Epochs:
     near: int = 40
     glance: int = 16
     seen: int = 4
-    whole: int = 16
+    whole: int = 8
     random: int = 12
     policy: int = 40
     last: int = 20

@@ -44,10 +44,35 @@ def stages() -> str:
                 f"{one['top1']:.1f} %",
                 f"{low:.0f} to {high:.0f}",
                 ", ".join(f"{fold:.1f}" for fold in one["top1_by_fold"]),
-                f"{sum(one['mAP_by_fold']) / len(one['mAP_by_fold']):.1f}",
+                f"{one['mAP_mean_of_folds']:.1f}",
             )
         )
     return table(("", "GFLOPs per clip", "top-1", "95 %", "per fold", "mAP"), rows)
+
+
+def policy() -> str:
+    """Return what policies gain on training and on unseen clips, after how many updates."""
+    rows = [
+        (
+            one["patches"],
+            *(f"{one[part]['top1']:.1f} %" for part in ("train", "val")),
+            *(f"{one[part]['confidence']:.3f}" for part in ("train", "val")),
+            f"{one['val']['most_used_cell']:.0f} %",
+        )
+        for one in report("policy")["rows"]
+    ]
+    heads = ("patches", "top-1, training clips", "unseen", "confidence, training", "unseen", "most-used cell, unseen")
+    return table(heads, rows)
+
+
+def haystack() -> str:
+    """Return accuracy and cost of every model and kind of patches of the policy test."""
+    rows = []
+    for one in report("haystack")["rows"]:
+        low, high = one["interval_95"]
+        gflops, times = f"{one['gflops_per_clip']:.2f}", f"{one['model_ms_per_clip']:.0f}"
+        rows.append((one["row"], f"{one['top1']:.1f} %", f"{low:.0f} to {high:.0f}", gflops, times))
+    return table(("", "top-1", "95 %", "GFLOPs per clip", "ms per clip"), rows)
 
 
 def calibration() -> str:
