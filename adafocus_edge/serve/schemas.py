@@ -13,7 +13,14 @@ from adafocus_edge.live.messages import DropKind, NoticeKind
 Count = Annotated[int, Meta(ge=0)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 DateTime = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
-Patch = Annotated[list[Count], Meta(min_length=3, max_length=3, description="y, x, size in pixels of the S x S frame.")]
+Pixels = Count | Annotated[float, Meta(ge=0)]
+Patch = Annotated[
+    list[Pixels],
+    Meta(
+        min_length=3, max_length=3,
+        description="y, x, size in pixels of the S x S frame; corners of AdaFocus V2 lie between pixels.",
+    ),
+]  # fmt: skip
 Fractions = Annotated[list[float], Meta(min_length=4, max_length=4)]
 State = Literal["connecting", "running", "lost", "ended", "failed"]
 

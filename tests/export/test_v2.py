@@ -194,6 +194,5 @@ def test_a_bundle_of_v2_is_served(two_classes: Path) -> None:
             answer = send(server, CLIP.read_bytes(), "clip.mp4")
     assert answer.status == 200, answer.body
     assert answer.json["label"] == expected.top[0].label
-    assert [step["patch"] for step in answer.json["steps"]] == pytest.approx(
-        [list(step.patch) for step in expected.steps], abs=0.02
-    )
+    patches = np.array([step["patch"] for step in answer.json["steps"]])
+    assert np.abs(patches - np.array([step.patch for step in expected.steps])).max() <= 0.02
