@@ -254,13 +254,14 @@ def _glance_notes(checkpoint: Checkpoint, options: ExportOptions, spec: ModelSpe
     ]
 
 
-def _add_class_bias(model: AdaFocus, classes: Sequence[str], class_bias: Mapping[str, float]) -> None:
+def _add_class_bias(model: GlimpseModel, classes: Sequence[str], class_bias: Mapping[str, float]) -> None:
     """Add numbers to the logits of classes, by their names. Raises ``UsageError`` for a name that there is not."""
+    biases = torch.zeros(len(classes))
     for name, bias in class_bias.items():
         if name not in classes:
             raise UsageError(f"--class-bias {name}={bias:g}: no such class: the model has {', '.join(classes[:10])}")
-        with torch.no_grad():
-            model.classifier.fc.bias[list(classes).index(name)] += bias
+        biases[classes.index(name)] = bias
+    model.add_to_logits(biases)
 
 
 def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple[str, ...]:

@@ -247,6 +247,11 @@ class AdaFocus(GlimpseModel):
             part.compile(backend=backend)
             part.net.compile(backend=backend)  # stage 0 runs this alone
 
+    @torch.no_grad()
+    def add_to_logits(self, biases: Tensor) -> None:
+        """Add a number per class to the classifier's logits (``consensus=fc``: to each frame's), float [C]."""
+        self.classifier.fc.bias.add_(biases)
+
     @property
     def policy(self) -> ActorCritic:
         """Return the copy of the policy that acts. After an update, both copies are equal."""

@@ -41,7 +41,7 @@ def draw_looks(bundle: Path, data: Path, size: int, picture: Path) -> dict[str, 
     corners = np.floor(np.arange(spec.grid) / (spec.grid - 1) * (spec.frame_size - spec.patch_size))
     with load_model(model_of, "fp32", "onnxruntime-cpu") as model:
         for example in read_data(data / "val.csv").examples:
-            sampled = sampled_frames(example.open_clip(), spec)
+            sampled = list(sampled_frames(example.open_clip(), spec))
             frames = np.stack([pixels for _, pixels in sampled])
             row = []
             for (number, _), frame, glimpse in zip(sampled, frames, see_clip(model, frames), strict=True):

@@ -46,7 +46,6 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "schemas": http_api.schemas,
     "machine": results.machine,
     "stages": results.stages,
-    "policy": results.policy,
     "haystack": results.haystack,
     "calibration": results.calibration,
     "calibration-layers": results.calibration_layers,

@@ -50,21 +50,6 @@ def stages() -> str:
     return table(("", "GFLOPs per clip", "top-1", "95 %", "per fold", "mAP"), rows)
 
 
-def policy() -> str:
-    """Return what policies gain on training and on unseen clips, after how many updates."""
-    rows = [
-        (
-            one["patches"],
-            *(f"{one[part]['top1']:.1f} %" for part in ("train", "val")),
-            *(f"{one[part]['confidence']:.3f}" for part in ("train", "val")),
-            f"{one['val']['most_used_cell']:.0f} %",
-        )
-        for one in report("policy")["rows"]
-    ]
-    heads = ("patches", "top-1, training clips", "unseen", "confidence, training", "unseen", "most-used cell, unseen")
-    return table(heads, rows)
-
-
 def haystack() -> str:
     """Return accuracy and cost of every model and kind of patches of the policy test."""
     rows = []

@@ -35,3 +35,7 @@ class GlimpseModel(nn.Module, ABC):
     @abstractmethod
     def compile_backbones(self, backend: str = "inductor") -> None:
         """Compile the backbones with PyTorch at their first run; the names of their parameters do not change."""
+
+    @abstractmethod
+    def add_to_logits(self, biases: Tensor) -> None:
+        """Add a number per class to the classifier's logits, float [C]."""

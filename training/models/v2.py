@@ -159,6 +159,12 @@ class AdaFocusV2(GlimpseModel):
         for net in (self.global_CNN, self.local_CNN):
             net.compile(backend=backend)
 
+    @torch.no_grad()
+    def add_to_logits(self, biases: Tensor) -> None:
+        """Add a number per class to the logits of every step, float [C]."""
+        for head in self.classifier.classifiers:
+            head[1].bias.add_(biases)  # type: ignore[index]
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Normalise RGB pixels 0..255, float [N, H, W, 3]; channels stay last."""
         return (pixels / 255.0 - self.mean) / self.std

@@ -185,7 +185,7 @@ class V2:
 
 
 def _check_shapes(checkpoint: Checkpoint, spec: ModelSpec) -> None:
-    """Compare what a checkpoint's weights tell with the options. Raises ``UsageError`` that names the option."""
+    """Compare what a checkpoint's weights say with the options. Raises ``UsageError`` that names the option."""
     weights: Mapping[str, Tensor] = checkpoint.weights
     steps = sum(name.startswith("classifier.classifiers.") and name.endswith(".1.weight") for name in weights)
     classes, width = weights["classifier.classifiers.0.1.weight"].shape
