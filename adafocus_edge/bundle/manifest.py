@@ -241,5 +241,5 @@ def encode_manifest(manifest: Manifest) -> bytes:
     if manifest.model.is_first_generation:
         entry["format_version"] = 1
         for name in ("choice", "order"):
-            del entry["model"][name]
+            entry["model"].pop(name, None)  # one that was read from format 1 has none
     return msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n"
