@@ -14,7 +14,7 @@ from PIL import Image
 from adafocus_edge.errors import UsageError
 from adafocus_edge.media.preprocess import preprocess
 from adafocus_edge.model.spec import ModelSpec
-from tests.conftest import GOLDEN, ROOT, edge
+from tests.conftest import GOLDEN, ROOT, edge, one_line_error
 from tests.golden.v2.weights_v2 import values
 from training.backbones import BACKBONES
 from training.compose import compose_options
@@ -198,6 +198,8 @@ def test_a_run_of_v2_resumes_exactly_and_its_checkpoint_is_exported(lists: Path,
     lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         assert {"logits_loss_policy", "focus_loss_random", "origin_spread"} <= set(line["train"])
+    first = ("dataset=custom", f"data_dir={lists}", "train_list=train.csv", "val_list=val.csv", "train_stage=3")
+    one_line_error(edge("train", *first, f"resume={whole}"), 2, "a checkpoint of AdaFocus V2: give family=v2")
     bundle = tmp_path / "bundle"
     made = edge("export", whole, "-o", bundle)
     assert made.returncode == 0, made.stderr
