@@ -68,7 +68,7 @@ def wrong_shape(manifest):
 
 
 DAMAGE = {
-    "newer version": (lambda m: m.update(format_version=2), "format version 2, but .* update adafocus-edge"),
+    "newer version": (lambda m: m.update(format_version=3), "format version 3, but .* update adafocus-edge"),
     "older version": (lambda m: m.update(format_version=0), "format version 0, but .* export it again"),
     "no version": (lambda m: m.pop("format_version"), "format_version"),
     "no model": (lambda m: m.pop("model"), "model"),
@@ -111,8 +111,8 @@ def test_a_damaged_manifest_is_refused(kind, bundle):
 
 
 def test_a_newer_bundle_is_told_by_the_command_line(bundle):
-    change_manifest(bundle, lambda m: m.update(format_version=2))
-    one_line_error(edge("inspect", bundle), 1, "version 2", "update adafocus-edge")
+    change_manifest(bundle, lambda m: m.update(format_version=3))
+    one_line_error(edge("inspect", bundle), 1, "version 3", "update adafocus-edge")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
