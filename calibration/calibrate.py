@@ -131,6 +131,11 @@ def calibrate(path: Path, options: CalibrateOptions, progress: Progress = lambda
         raise BundleError(
             f"{path}: has no {REFERENCE} variant to calibrate, only {', '.join(bundle.manifest.variants)}"
         )
+    if bundle.spec.order != "time" and "coarse-to-fine" in options.orders:
+        raise UsageError(
+            "--orders coarse-to-fine: this model was trained to see frames in an order of its own, which --orders clip "
+            "keeps"
+        )
     inputs = read_inputs(
         bundle, options.data, options.frames, options.report_on, options.clips, options.share, options.seed
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -83,7 +84,7 @@ def export_verb(
       adafocus-edge export actnet.pth.tar -o official --patch-size 96 --half
     """
     del debug
-    biases = dict(_parse_bias(text) for text in class_bias or ())
+    biases = _parse_biases(class_bias or ())
     _check_inputs(checkpoint, output, classes, frames, force=force)
     exporter = import_companion("export.exporter", "export", "export")
     halve = import_companion("calibration.fp16", "export", "export").halve if half else None
@@ -120,6 +121,16 @@ def export_verb(
     clip = gflops * made.bundle.spec.segments
     console().print(parity_table(made.bundle.manifest.reports["parity"]["rows"]))
     console().print(f"{output}: {megabytes:.1f} MB, {gflops:.2f} GFLOPs per frame, {clip:.1f} per clip")
+
+
+def _parse_biases(texts: Sequence[str]) -> dict[str, float]:
+    """Return the numbers by class. Raises ``UsageError``, also for a class that is named twice."""
+    biases: dict[str, float] = {}
+    for name, value in map(_parse_bias, texts):
+        if name in biases:
+            raise UsageError(f"--class-bias {name}: given twice")
+        biases[name] = value
+    return biases
 
 
 def _parse_bias(text: str) -> tuple[str, float]:

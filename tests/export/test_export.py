@@ -266,6 +266,8 @@ def test_a_class_bias_is_added_to_the_logits_and_recorded(small_checkpoint, smal
     added = logits[1] - logits[0]
     assert np.allclose(added[..., 1], 1.5, atol=1e-4)
     assert np.allclose(np.delete(added, 1, axis=-1), 0, atol=1e-4)
+    twice = edge(*named, "-o", tmp_path / "c", "--class-bias", f"{name}=1", "--class-bias", f"{name}=2")
+    one_line_error(twice, 2, f"--class-bias {name}: given twice")
     for text, words in (("nobody=1", "no such class"), (f"{name}=x", "must be CLASS=LOGITS"), ("1", "must be CLASS=")):
         refused = edge(*named, "-o", tmp_path / "c", "--class-bias", text)
         one_line_error(refused, 2, words)

@@ -196,3 +196,8 @@ def test_a_bundle_of_v2_is_served(two_classes: Path) -> None:
     assert answer.json["label"] == expected.top[0].label
     patches = np.array([step["patch"] for step in answer.json["steps"]])
     assert np.abs(patches - np.array([step.patch for step in expected.steps])).max() <= 0.02
+
+
+def test_a_trained_order_is_not_replaced_by_another(bundle: Path) -> None:
+    given = ("--data", FIGHTS, "--variants", "none", "--orders", "clip,coarse-to-fine", "-q")
+    one_line_error(edge("calibrate", bundle, *given), 2, "--orders coarse-to-fine", "an order of its own")
