@@ -61,6 +61,10 @@ BACKBONES: dict[str, Backbone] = {
 }
 
 
+HEAD_PREFIXES = ("classifier.", "fc.")
+"""Prefixes of the parameters of a torchvision network's head, which no feature comes from."""
+
+
 def backbone(name: str) -> Backbone:
     """Return a backbone. Raises ``ValueError`` that lists the known names."""
     if name not in BACKBONES:

@@ -21,7 +21,7 @@ from torch import Tensor
 from adafocus_edge.errors import CheckpointError, UsageError
 from adafocus_edge.model.spec import ModelSpec, class_name
 from adafocus_edge.system.files import atomic_write
-from training.backbones import BACKBONES, recognised_backbone
+from training.backbones import BACKBONES, HEAD_PREFIXES, recognised_backbone
 from training.lineage import possible_stages
 from training.model import AdaFocus
 from training.weights import HOLDERS, POLICIES, SECTIONS, gather, unused_averages
@@ -369,7 +369,7 @@ def backbone_weights(net: torch.nn.Module, name: str, source: str, option: str) 
     if (known := recognised_backbone(given)) not in (None, name):
         raise CheckpointError(f"{option}={source}: holds a {known}, the options name {name}")
     own = net.state_dict()
-    heads = [key for key in own if key.startswith(("classifier.", "fc."))]
+    heads = [key for key in own if key.startswith(HEAD_PREFIXES)]
     for key, value in own.items():
         if key in heads or (key.endswith("num_batches_tracked") and key not in given):
             given[key] = value

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from adafocus_edge.bundle.classes import first_difference, same_classes
 from adafocus_edge.errors import CheckpointError, UsageError
 from training.backbones import BACKBONES, recognised_backbone
 from training.weights import POLICIES
@@ -218,6 +219,16 @@ def differences(checkpoint: Checkpoint, options: TrainOptions, names: Sequence[s
         if isinstance(checkpoint.config.get(name), (int, float, str))
         and checkpoint.config[name] != getattr(options, name)
     ]
+
+
+def check_same_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> None:
+    """Refuse a checkpoint given as ``resume`` that was trained on other classes. Raises ``UsageError``."""
+    trained = checkpoint.classes
+    if trained is not None and not same_classes(trained, classes):
+        raise UsageError(
+            f"resume={checkpoint.path}: trained on other classes ({first_difference(trained, classes)}): give the "
+            "class names of that training, in their order"
+        )
 
 
 def changed_options(checkpoint: Checkpoint, options: TrainOptions) -> list[str]:

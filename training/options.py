@@ -174,7 +174,8 @@ class TrainOptions:
         freeze_backbones: train the classifier alone at stage 1, not the focuser; ``policy_cache`` then serves stages 1
             and 3, too, with random cells for random patches.
         optimizer: optimiser of backbones and classifier; the official code has ``sgd``.
-        mixup: at stages 0 and 1, train on pairs of clips that are mixed pixel by pixel, with both classes.
+        mixup: at stages 0 and 1, train on pairs of clips that are mixed pixel by pixel, with both classes; features
+            that ``policy_cache`` keeps at stage 1 are not mixed.
         ema: decay of a moving average of the trained weights, which validation and checkpoints then see, such as 0.99;
             0 for none. Not at stage 2.
         colour_jitter: max relative change of brightness and contrast in training; none in the official code.
@@ -519,7 +520,24 @@ def check_policy_options(options: TrainOptions) -> None:
 
 
 def model_spec(options: TrainOptions, classes: int) -> ModelSpec:
-    """Return the shapes of the model that options describe. Raises ``UsageError`` if its sizes do not fit together."""
+    """Return the shapes of a V1 model. Raises ``UsageError`` if the options' sizes do not fit together."""
+    return family_spec(
+        options,
+        classes,
+        grid=math.isqrt(options.action_dim),
+        policy_state=options.hidden_state_dim,
+        classifier_state=options.hidden_dim if options.consensus == "gru" else classes + 1,
+        consensus=options.consensus,
+        with_glancer=options.with_glancer,
+        policy_conv=options.policy_conv,
+    )
+
+
+def family_spec(options: TrainOptions, classes: int, **of_family: Any) -> ModelSpec:
+    """Return the shapes of a model from the options that all families have and from ``of_family``, fields of its own.
+
+    Raises ``UsageError`` if its sizes do not fit together.
+    """
     try:
         return ModelSpec(
             glancer=options.glancer,
@@ -529,16 +547,11 @@ def model_spec(options: TrainOptions, classes: int) -> ModelSpec:
             frame_size=options.input_size,
             glance_size=options.glance_size,
             patch_size=options.patch_size,
-            grid=math.isqrt(options.action_dim),
             segments=options.num_segments,
-            policy_state=options.hidden_state_dim,
-            classifier_state=options.hidden_dim if options.consensus == "gru" else classes + 1,
             classes=classes,
-            consensus=options.consensus,  # type: ignore[arg-type]
-            with_glancer=options.with_glancer,
-            policy_conv=options.policy_conv,
             fit=options.fit,  # type: ignore[arg-type]
             motion_gap_s=options.motion_gap_s,
+            **of_family,
         )
     except ValueError as error:
         raise UsageError(f"options: {error}") from None

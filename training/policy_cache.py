@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 
 from adafocus_edge.errors import TrainingError, UsageError
 from adafocus_edge.model.spec import ModelSpec
+from training.backbones import HEAD_PREFIXES
 from training.datasets import VALIDATION, Batch, ClipDataset, EpochSampler
 from training.frame_cache import available_memory
 from training.options import TrainOptions
@@ -48,8 +49,6 @@ IDENTITY_OPTIONS = (
     "seed", "dense_sample", "colour_jitter", "flip", "crop_scales", "policy_views", "amp", "cache_frames", "augment_on",
 )  # fmt: skip
 """Options that decide features, beside the model's; whether a frame cache resizes frames decides them, too."""
-BACKBONE_HEADS = ("classifier.", "fc.")
-"""Parameters of torchvision's backbones behind the features."""
 SPLITS = ("train", "val")
 MISSING, KEPT, UNREADABLE = 0, 1, 2
 """States of a clip."""
@@ -390,7 +389,7 @@ class CacheBuilder:
         digest.update(str(self.stage.model.mean.device.type).encode())
         for part in (self.stage.model.glancer.net, self.stage.model.focuser.net):
             for name, value in part.state_dict().items():
-                if name.startswith(BACKBONE_HEADS):
+                if name.startswith(HEAD_PREFIXES):
                     continue  # no feature comes from them
                 digest.update(np.ascontiguousarray(value.detach().cpu().numpy()).tobytes())
         return digest.hexdigest()

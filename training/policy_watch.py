@@ -93,11 +93,12 @@ def overfit_warning(trained: dict[str, Any], found: dict[str, Any], options: Tra
     lost = found["random_confidence"] - found["confidence"]
     if lost <= MAX_LOSS:
         return None
+    views = ", or policy_views=4" if options.policy_cache != "off" else ""
     return (
         f"the policy fits the training clips only: on validation clips its patches give the correct class "
         f"{lost:.3f} less confidence than random ones: give fewer epochs (now {options.epochs}), "
-        f"entropy_weight={max(0.1, 3 * options.entropy_weight):g} (now {options.entropy_weight:g}), more clips, or "
-        "policy_views=4"
+        f"entropy_weight={max(0.1, 3 * options.entropy_weight):g} (now {options.entropy_weight:g}), or more clips"
+        f"{views}"
     )
 
 

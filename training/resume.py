@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from adafocus_edge.bundle.classes import first_difference, same_classes
 from adafocus_edge.errors import CheckpointError, UsageError
 from training.checkpoint import (
     Checkpoint,
@@ -26,12 +25,14 @@ from training.lineage import (
     UNRECORDED_OPTIONS,
     changed_options,
     check_pretrained,
+    check_same_classes,
     check_shapes,
     check_stage,
     differences,
     shape_options,
 )
 from training.model import AdaFocus
+from training.models.v2_checkpoint import is_v2
 
 LAST = "last.pth.tar"
 BEST = "best.pth.tar"
@@ -74,6 +75,8 @@ class Start:
     def _resume(self, checkpoint: Checkpoint) -> Checkpoint | None:
         """Load the model of a checkpoint; return the checkpoint if the run resumes it."""
         options, stage = self.composed.options, self.composed.options.stage
+        if is_v2(checkpoint.weights):
+            raise UsageError(f"resume={checkpoint.path}: a checkpoint of AdaFocus V2: give family=v2")
         notes = [*checkpoint.notes]
         notes += check_stage(checkpoint, stage, evaluate=options.evaluate, glancer=options.pretrain_glancer)
         with_policy = stage == 3 or (stage == 2 and (options.evaluate or checkpoint.stage == stage))
@@ -125,12 +128,7 @@ class Start:
             before, now = checkpoint.config.get(name), getattr(self.composed.options, name)
             if before is not None and before != now and name not in given:
                 raise UsageError(f"resume={checkpoint.path}: trained with {name}={before}, now {now}: give {name}=")
-        trained = checkpoint.classes
-        if trained is not None and not same_classes(trained, self.classes):
-            raise UsageError(
-                f"resume={checkpoint.path}: trained on other classes ({first_difference(trained, self.classes)}): give "
-                "the class names of that training, in their order"
-            )
+        check_same_classes(checkpoint, self.classes)
 
 
 @dataclass

@@ -30,7 +30,7 @@ class Epochs:
             the signs are too small to begin with, and its feature map then does not show the cards.
         seen: epochs of focuser and classifier on whole close-ups (stage 1): random patches seldom show a card, so the
             classifier would learn the signs from a few percent of them only.
-        whole: epochs of each network on whole frames.
+        whole: epochs of the focuser on whole frames at full size.
         random: epochs of focuser and classifier on random patches of the clips.
         policy: epochs of the policy (stage 2).
         last: epochs of the classifier on the policy's patches (stage 3).

@@ -20,3 +20,11 @@ def prepare_fights(folder: Path, size: int) -> Path:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def write_lists(folder: Path) -> None:
+    """Write ``train.csv`` (8 real clips) and ``val.csv`` (4 others) into a folder."""
+    videos = sorted(FIGHTS.glob("*/*.mp4"))
+    for name, chosen in (("train", videos[:4] + videos[-4:]), ("val", videos[4:8])):
+        rows = [f"{video},{video.parent.name}\n" for video in chosen]
+        (folder / f"{name}.csv").write_text("video,class\n" + "".join(rows))

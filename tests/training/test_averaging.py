@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.conftest import ROOT
 from tests.training import helpers
+from tests.training.helpers import write_lists
 from training.averaging import STATE, WeightAverage
 from training.compose import compose_options
 from training.datasets import Batch
@@ -67,10 +68,7 @@ def test_mixed_clips_are_weighted_means_of_pixels() -> None:
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lists")
-    videos = sorted(FIGHTS.glob("*/*.mp4"))
-    for name, chosen in (("train", videos[:4] + videos[-4:]), ("val", videos[4:8])):
-        rows = [f"{video},{video.parent.name}\n" for video in chosen]
-        (folder / f"{name}.csv").write_text("video,class\n" + "".join(rows))
+    write_lists(folder)
     return folder
 
 

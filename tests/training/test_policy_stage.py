@@ -14,6 +14,7 @@ import torch
 from adafocus_edge.errors import TrainingError, UsageError
 from tests.conftest import ROOT, edge, one_line_error
 from tests.training import helpers
+from tests.training.helpers import write_lists
 from tests.training.test_stages import SPEC, batch_of, model_of, options
 from training.checkpoint import official_layout
 from training.compose import compose_options
@@ -250,10 +251,7 @@ TINY = [*helpers.TINY, *"num_segments=2 policy_batch=4 train_stage=2 root_path= 
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Lists of real clips, and a checkpoint of stage 1 with random weights, as training writes it."""
     folder = tmp_path_factory.mktemp("policy")
-    videos = sorted(FIGHTS.glob("*/*.mp4"))
-    for name, chosen in (("train", videos[:4] + videos[-4:]), ("val", videos[4:8])):
-        rows = [f"{video},{video.parent.name}\n" for video in chosen]
-        (folder / f"{name}.csv").write_text("video,class\n" + "".join(rows))
+    write_lists(folder)
     composed = compose_options([*TINY, f"data_dir={folder}", "train_list=train.csv", "val_list=val.csv"])
     torch.manual_seed(3)
     model = AdaFocus(model_spec(composed.options, 2))

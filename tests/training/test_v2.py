@@ -16,6 +16,7 @@ from adafocus_edge.media.preprocess import preprocess
 from adafocus_edge.model.spec import ModelSpec
 from tests.conftest import GOLDEN, ROOT, edge, one_line_error
 from tests.golden.v2.weights_v2 import values
+from tests.training.helpers import write_lists
 from training.backbones import BACKBONES
 from training.compose import compose_options
 from training.models.v2 import AdaFocusV2, bilinear_crop, v2_weights
@@ -169,10 +170,7 @@ TINY_V2 = (
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("v2")
-    videos = sorted(FIGHTS.glob("*/*.mp4"))
-    for name, chosen in (("train", videos[:4] + videos[-4:]), ("val", videos[4:8])):
-        rows = [f"{video},{video.parent.name}\n" for video in chosen]
-        (folder / f"{name}.csv").write_text("video,class\n" + "".join(rows))
+    write_lists(folder)
     return folder
 
 
@@ -212,6 +210,10 @@ def test_a_run_of_v2_resumes_exactly_and_its_checkpoint_is_exported(lists: Path,
     for one, other in zip(found["bundle"]["predictions"], found["checkpoint"]["predictions"], strict=True):
         assert one["confidence"] == pytest.approx(other["confidence"], abs=2e-3)
     assert lines[-1]["val"]["top1"] == pytest.approx(found["checkpoint"]["top1"], abs=1e-3)
+    own = ("train", *TINY_V2, f"data_dir={lists}", "train_list=train.csv", "val_list=val.csv")
+    evaluated = edge(*own, f"resume={whole}", "evaluate=true")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert f"mAP {lines[-1]['val']['mAP']:.3f}" in evaluated.stdout
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adafocus_edge.errors import UsageError
 from adafocus_edge.model.spec import ModelSpec
-from training.checkpoint import Checkpoint, read_checkpoint
+from training.checkpoint import Checkpoint
 from training.model import AdaFocus
-from training.models.v2_checkpoint import is_v2
 from training.options import TrainOptions, model_spec
 from training.resume import Start
 from training.stages import STAGES, Stage
@@ -40,7 +38,4 @@ class V1:
         self, model: Any, composed: Composed, classes: Sequence[str], log: Callable[[str], None]
     ) -> Checkpoint | None:
         """Load the weights that a run starts from; return the checkpoint if the run resumes it."""
-        resume = composed.options.resume
-        if resume and is_v2(read_checkpoint(resume).weights):
-            raise UsageError(f"resume={resume}: a checkpoint of AdaFocus V2: give family=v2")
         return Start(model, composed, classes, log).load()

@@ -9,18 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adafocus_edge.bundle.classes import first_difference, same_classes
 from adafocus_edge.errors import UsageError
 from adafocus_edge.model.published import published_order
 from adafocus_edge.model.spec import ModelSpec
-from training.backbones import BACKBONES
 from training.checkpoint import Checkpoint, ModelOptions, backbone_weights, read_checkpoint
 from training.datasets import Batch
-from training.lineage import changed_options
+from training.distributed import gather
+from training.lineage import changed_options, check_same_classes
 from training.models.v2 import AdaFocusV2, official_names
 from training.models.v2_checkpoint import is_v2, load_v2
 from training.models.v2_loss import joint_loss
-from training.options import TrainOptions
+from training.options import TrainOptions, family_spec
 from training.patch_features import KeptBatch
 from training.stages import Stage, in_chunks
 
@@ -29,34 +28,25 @@ if TYPE_CHECKING:
 
     from training.compose import Composed
 
-PARTS = ("logits", "glance", "focus")
-"""The cross entropies of one set of patches, in their order."""
+FIGURES = (
+    *(f"{part}_loss_{patches}" for patches in ("policy", "random") for part in ("logits", "glance", "focus")),
+    "origin_spread",
+)
+"""Names of the figures of an update, in their order."""
 
 
 def v2_spec(options: TrainOptions, classes: int) -> ModelSpec:
-    """Return the shapes of the model that options describe. Raises ``UsageError`` if its sizes do not fit together."""
-    try:
-        return ModelSpec(
-            glancer=options.glancer,
-            focuser=options.focuser,
-            glance_dim=BACKBONES[options.glancer].dim,
-            focus_dim=BACKBONES[options.focuser].dim,
-            frame_size=options.input_size,
-            glance_size=options.glance_size,
-            patch_size=options.patch_size,
-            grid=0,
-            segments=options.num_segments,
-            policy_state=options.stn_hidden_dim,
-            classifier_state=options.classifier_dim + 1,
-            classes=classes,
-            consensus="max",
-            choice="point",
-            order="frameexit" if options.sample else "time",
-            fit=options.fit,  # type: ignore[arg-type]
-            motion_gap_s=options.motion_gap_s,
-        )
-    except ValueError as error:
-        raise UsageError(f"options: {error}") from None
+    """Return the shapes of a V2 model. Raises ``UsageError`` if the options' sizes do not fit together."""
+    return family_spec(
+        options,
+        classes,
+        grid=0,
+        policy_state=options.stn_hidden_dim,
+        classifier_state=options.classifier_dim + 1,
+        consensus="max",
+        choice="point",
+        order="frameexit" if options.sample else "time",
+    )
 
 
 class JointStage(Stage):
@@ -68,8 +58,7 @@ class JointStage(Stage):
         super().__init__(model, options)  # type: ignore[arg-type]
         steps = model.spec.segments
         self.order = torch.tensor(published_order(steps) if model.spec.order == "frameexit" else range(steps))
-        self._seen = 0
-        self._sums = [0.0] * (2 * len(PARTS) + 1)
+        self._seen, self._sums = 0, torch.zeros(len(FIGURES))
 
     def trained(self) -> list[tuple[nn.Module, float]]:
         """See :meth:`Stage.trained`; the same groups as the official code's."""
@@ -100,11 +89,11 @@ class JointStage(Stage):
         assert isinstance(batch, Batch)
         frames = self.model.normalise(self.frames(batch).float())
         found = joint_loss(self.model, frames, batch.target, batch.origins.flatten(0, 1))
-        clips = len(batch.target)
-        values = [float(part.detach()) for own in found.parts for part in own]
-        spread = float(found.origins.detach().float().std(dim=0).mean())
-        self._seen += clips
-        self._sums = [kept + clips * value for kept, value in zip(self._sums, (*values, spread), strict=True)]
+        spread = found.origins.detach().float().std(dim=0).mean()
+        figures = torch.stack([*(part.detach().float() for own in found.parts for part in own), spread])
+        # They stay on the device until they are reported.
+        self._sums = self._sums.to(figures.device) + len(batch.target) * figures
+        self._seen += len(batch.target)
         return found.loss, found.logits[0]
 
     def logits(self, batch: Batch | KeptBatch) -> Tensor:
@@ -122,13 +111,16 @@ class JointStage(Stage):
         return F.cross_entropy(logits.flatten(0, 1), target.repeat_interleave(logits.shape[1]))
 
     def report(self) -> dict[str, Any]:
-        """Return the mean cross entropies of both sets of patches, and the spread of the policy's places (0 to 0.5)."""
-        if not self._seen:
+        """Return means over all processes since the last report; every process must call this.
+
+        The cross entropies of both sets of patches, and the spread of the policy's places (0 to 0.5).
+        """
+        parts = gather((self._seen, self._sums.tolist()))
+        self._seen, self._sums = 0, torch.zeros(len(FIGURES))
+        seen = sum(count for count, _ in parts)
+        if not seen:
             return {}
-        names = [f"{part}_loss_{kind}" for kind in ("policy", "random") for part in PARTS]
-        found = {name: total / self._seen for name, total in zip((*names, "origin_spread"), self._sums, strict=True)}
-        self._seen, self._sums = 0, [0.0] * len(self._sums)
-        return found
+        return {name: sum(sums[place] for _, sums in parts) / seen for place, name in enumerate(FIGURES)}
 
 
 class V2:
@@ -164,12 +156,7 @@ class V2:
         checkpoint = read_checkpoint(options.resume)
         if not is_v2(checkpoint.weights):
             raise UsageError(f"resume={checkpoint.path}: not a checkpoint of AdaFocus V2 (family=v2)")
-        trained = checkpoint.classes
-        if trained is not None and not same_classes(trained, classes):
-            raise UsageError(
-                f"resume={checkpoint.path}: trained on other classes ({first_difference(trained, classes)}): give the "
-                "class names of that training, in their order"
-            )
+        check_same_classes(checkpoint, classes)
         _check_shapes(checkpoint, model.spec)
         given = load_v2(
             checkpoint,
