@@ -76,7 +76,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 OWN_OPTIONS: dict[str, frozenset[str]] = {
     "v1": frozenset(
         "train_stage pretrain_glancer stages export backbone_lr fc_lr policy_lr action_dim hidden_state_dim "
-        "policy_conv with_glancer consensus freeze_backbones pretrained_glancer pretrained_focuser mixup".split()
+        "policy_conv with_glancer consensus freeze_backbones pretrained_glancer pretrained_focuser".split()
     )
     | frozenset(GROUPS["Policy (stage 2)"]),
     "v2": frozenset(GROUPS["AdaFocus V2"]),
@@ -174,8 +174,8 @@ class TrainOptions:
         freeze_backbones: train the classifier alone at stage 1, not the focuser; ``policy_cache`` then serves stages 1
             and 3, too, with random cells for random patches.
         optimizer: optimiser of backbones and classifier; the official code has ``sgd``.
-        mixup: at stages 0 and 1, train on pairs of clips that are mixed pixel by pixel, with both classes; features
-            that ``policy_cache`` keeps at stage 1 are not mixed.
+        mixup: at stages 0 and 1, and for V2, train on pairs of clips that are mixed pixel by pixel, with both classes;
+            features that ``policy_cache`` keeps at stage 1 are not mixed.
         ema: decay of a moving average of the trained weights, which validation and checkpoints then see, such as 0.99;
             0 for none. Not at stage 2.
         colour_jitter: max relative change of brightness and contrast in training; none in the official code.

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.haystack.clips import Task, make
 from benchmarks.haystack.picture import draw_looks
-from benchmarks.haystack.road import Epochs, Road
+from benchmarks.haystack.road import V2_ROW, Epochs, Road
 from benchmarks.machine import RESULTS, save
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,8 @@ def verdict(rows: list[dict[str, Any]], frame: int) -> dict[str, Any]:
     """Return the policy's distance from the goal; random and centre patches count with their best classifier."""
     by_name = {row["row"]: row for row in rows}
     policy, whole = by_name["bundle, policy patches"], by_name.get(f"whole frames at {frame}")
-    others = [row["top1"] for name, row in by_name.items() if name.endswith(("random patches", "centre patches"))]
+    of_v1 = {name: row["top1"] for name, row in by_name.items() if not name.startswith(V2_ROW)}
+    others = [top1 for name, top1 in of_v1.items() if name.endswith(("random patches", "centre patches"))]
     above = policy["top1"] - max(others)
     if whole is None:
         return {"above_random_and_centre": round(above, 2), "goal_met": None}
@@ -107,10 +108,15 @@ def main() -> None:
         "cells": options.cells, "batch": options.batch, "epochs": asdict(epochs),
         "backgrounds": options.backgrounds.name, "more": options.more,
     }  # fmt: skip
-    evaluations = road.glimpses()
-    looked = draw_looks(road.bundle, out / "clips", task.size, RESULTS / f"{options.name}.png")
-    for more in (dict, road.whole_frames):  # results so far are written before the longest runs
-        evaluations |= more()
+    evaluations: dict[str, Any] = {}
+    looked: dict[str, Any] = {}
+    parts = (("v1", road.glimpses, road.bundle), ("v2", road.second_generation, road.v2_bundle),
+             ("whole frames", road.whole_frames, None))  # fmt: skip
+    for part, measure, bundle in parts:  # results so far are written before the longest runs
+        evaluations |= measure()
+        if bundle is not None:
+            picture = RESULTS / f"{options.name}{'' if part == 'v1' else f'-{part}'}.png"
+            looked[part] = draw_looks(bundle, out / "clips", task.size, picture)
         rows = table(evaluations)
         said = verdict(rows, task.size)
         report = {"settings": settings, "rows": rows, "verdict": said, "places": looked, "seconds": road.seconds()}

@@ -16,6 +16,8 @@ from adafocus_edge.media.preprocess import sampled_frames
 from adafocus_edge.runtime.glimpse import patch_of, see_clip
 
 SHOWN_CLIPS = 6
+CELLS = 7
+"""Cells per side in which the patches of a model without a grid are counted."""
 CELL_PIXELS = 224
 """Side of a frame in the picture, in pixels."""
 FOUND, MISSED = (80, 255, 80), (255, 80, 80)
@@ -33,12 +35,14 @@ def draw_looks(bundle: Path, data: Path, size: int, picture: Path) -> dict[str, 
     Returns:
         ``found``: percent of patches that hold the yellow card's centre, over frames with a card; ``by_chance``: the
         mean of this over all cells; ``most_used_cell``: percent; ``cells_used``; ``places``: shares, rows of the grid.
+        Patches between pixels count for the nearest cell of a grid of :data:`CELLS`.
     """
     truth, model_of = read_truth(data / "truth.csv"), read_bundle(bundle)
     spec, shown = model_of.spec, []
-    counts = np.zeros((spec.grid, spec.grid), np.int64)
+    grid = spec.grid or CELLS
+    counts = np.zeros((grid, grid), np.int64)
     hits, chances = [], []
-    corners = np.floor(np.arange(spec.grid) / (spec.grid - 1) * (spec.frame_size - spec.patch_size))
+    corners = np.floor(np.arange(grid) / (grid - 1) * (spec.frame_size - spec.patch_size))
     with load_model(model_of, "fp32", "onnxruntime-cpu") as model:
         for example in read_data(data / "val.csv").examples:
             sampled = list(sampled_frames(example.open_clip(), spec))
@@ -46,7 +50,7 @@ def draw_looks(bundle: Path, data: Path, size: int, picture: Path) -> dict[str, 
             row = []
             for (number, _), frame, glimpse in zip(sampled, frames, see_clip(model, frames), strict=True):
                 y, x, side = patch_of(spec, glimpse.origins[0])
-                counts[tuple(np.round(glimpse.origins[0] * (spec.grid - 1)).astype(int))] += 1
+                counts[tuple(np.round(glimpse.origins[0] * (grid - 1)).astype(int))] += 1
                 place = truth.get((Path(example.path).stem, number))
                 hit = None
                 if place is not None:

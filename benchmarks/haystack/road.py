@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 LAST = "last.pth.tar"
+V2_ROW = "AdaFocus V2, bundle"
+"""Start of the names of V2's rows."""
 KEPT_FRAMES = 8
 """Frames of each clip that training keeps in memory."""
 NEAR_LISTS = ("train_list=near_train.csv", "val_list=near_val.csv")
@@ -34,6 +36,8 @@ class Epochs:
         random: epochs of focuser and classifier on random patches of the clips.
         policy: epochs of the policy (stage 2).
         last: epochs of the classifier on the policy's patches (stage 3).
+        joint: epochs of AdaFocus V2, all parts together, from the same two backbones: as many CPU seconds as V1 takes
+            from them.
     """
 
     near: int = 40
@@ -43,6 +47,7 @@ class Epochs:
     random: int = 12
     policy: int = 40
     last: int = 20
+    joint: int = 8
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,17 @@ class Road:
             found |= {f"{name}, {one} patches": figures for one, figures in several["patches"].items()}
         return found
 
+    def second_generation(self) -> dict[str, Any]:
+        """Train, export and evaluate AdaFocus V2 from the same two backbones; return the evaluations by name."""
+        checkpoint = self._train(
+            "v2", "family=v2", *self._sizes(self.frame, self.glance, self.patch), f"epochs={self.epochs.joint}",
+            f"glancer_weights={self._glancer()}", f"focuser_weights={self._near()}",
+        )  # fmt: skip
+        if not self.v2_bundle.exists():
+            edge("export", checkpoint, "-o", self.v2_bundle)
+        several = self.evaluate(self.v2_bundle, "policy,random,centre,oracle")
+        return {f"{V2_ROW}, {one} patches": figures for one, figures in several["patches"].items()}
+
     def whole_frames(self) -> dict[str, Any]:
         """Train and evaluate the focuser on whole frames at full size."""
         return {f"whole frames at {self.frame}": self.evaluate(self._whole(self.frame))}
@@ -106,6 +122,11 @@ class Road:
     def bundle(self) -> Path:
         """Return the folder of the exported model."""
         return self.out / "bundle"
+
+    @property
+    def v2_bundle(self) -> Path:
+        """Return the folder of the exported model of AdaFocus V2."""
+        return self.out / "v2-bundle"
 
     def seconds(self) -> dict[str, int]:
         """Return the seconds that each training run took."""
@@ -160,8 +181,11 @@ class Road:
     def _every(self) -> int:
         return max(1, self.epochs.policy // 25)
 
-    def _shape(self, frame: int, glance: int, patch: int) -> list[str]:
+    def _sizes(self, frame: int, glance: int, patch: int) -> list[str]:
         return [f"input_size={frame}", f"glance_size={glance}", f"patch_size={patch}"]
+
+    def _shape(self, frame: int, glance: int, patch: int) -> list[str]:
+        return [*self._sizes(frame, glance, patch), f"action_dim={self.cells}"]
 
     def _train(self, name: str, *options: str) -> Path:
         """Train or resume a run, unless it is finished; return its last checkpoint."""
@@ -171,8 +195,7 @@ class Road:
             return last
         given = [
             "dataset=custom", "preset=edge", f"data_dir={self.data}", "train_list=train.csv", "val_list=val.csv",
-            f"num_segments={self.segments}", f"action_dim={self.cells}",
-            "motion_gap_s=0", "crop_scales=1", f"batch_size={self.batch}",
+            f"num_segments={self.segments}", "motion_gap_s=0", "crop_scales=1", f"batch_size={self.batch}",
             f"workers={self.workers}", f"seed={self.seed}", "eval_freq=1000", *self.more, *options,
         ]  # fmt: skip
         by_name = {option.partition("=")[0]: option for option in given}

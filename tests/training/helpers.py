@@ -11,6 +11,7 @@ TINY = (
     "dataset=custom preset=edge input_size=64 glance_size=64 patch_size=32 action_dim=9 hidden_dim=16 "
     "hidden_state_dim=16 batch_size=4 workers=0 glancer_weights=random focuser_weights=random"
 ).split()
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 def prepare_fights(folder: Path, size: int) -> Path:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,12 +19,12 @@ import torch
 from tests.conftest import ROOT, edge, one_line_error
 from tests.support.live_parts import until
 from tests.support.prefork import run_module
+from tests.support.streams import free_port
 from tests.training import helpers
-from tests.training.helpers import prepare_fights
+from tests.training.helpers import ONE_THREAD, prepare_fights
 
 FIGHTS = ROOT / "tests" / "fights"
 TINY = [*helpers.TINY, *"num_segments=4 epochs=2 freeze_bn=false backbone_lr=0.003 fc_lr=0.01".split()]
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -251,12 +250,6 @@ def test_a_run_killed_at_any_of_its_writes_goes_on_to_the_same_weights(data: Pat
             assert torch.equal(value, found[name]), (point, name)
         assert [json.loads(line)["epoch"] for line in (broken / "metrics.jsonl").read_text().splitlines()] == [1, 2]
         assert not list(broken.glob(".*.draft")), "drafts of the killed run"
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.mark.parametrize(("stage", "launcher"), [(1, "torchrun"), (2, "by hand"), (3, "by hand")])

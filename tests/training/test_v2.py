@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from adafocus_edge.media.preprocess import preprocess
 from adafocus_edge.model.spec import ModelSpec
 from tests.conftest import GOLDEN, ROOT, edge, one_line_error
 from tests.golden.v2.weights_v2 import values
-from tests.training.helpers import write_lists
+from tests.support.streams import free_port
+from tests.training.helpers import ONE_THREAD, write_lists
 from training.backbones import BACKBONES
 from training.compose import compose_options
 from training.models.v2 import AdaFocusV2, bilinear_crop, v2_weights
@@ -157,6 +161,20 @@ def test_one_training_step_equals_the_official_one() -> None:
         assert state[name] == int(batches), name
 
 
+def test_mixed_clips_cost_their_classes_by_share() -> None:
+    model = golden_model("v2_step_small")
+    pixels = torch.from_numpy(np.stack([frames_in(range(first, first + 4)) for first in (1, 5, 9)])).float()
+    frames = (pixels / 255.0 - model.mean) / model.std
+    one, other = torch.tensor([0, 1, 2]), torch.tensor([2, 0, 1])
+    origins = torch.rand(12, 2, generator=torch.Generator().manual_seed(0))
+    both = torch.nn.functional.one_hot(torch.stack([one, other]), 10).float()
+    with torch.no_grad():
+        first, second = (joint_loss(model, frames, target, origins).loss for target in (one, other))
+        mixed = joint_loss(model, frames, torch.lerp(both[1], both[0], 0.3), origins).loss
+    assert mixed.item() == pytest.approx(0.3 * first.item() + 0.7 * second.item(), rel=1e-5)
+    assert first.item() != pytest.approx(second.item(), rel=1e-3)
+
+
 # -- the training command ----------------------------------------------------------------------------------------------
 
 FIGHTS = ROOT / "tests" / "fights"
@@ -182,7 +200,8 @@ def train_v2(lists: Path, run: Path, *more: str) -> Path:
 
 
 def test_a_run_of_v2_resumes_exactly_and_its_checkpoint_is_exported(lists: Path, tmp_path: Path) -> None:
-    steps = ["lr_type=step", "lr_steps=50-100"]  # a schedule that does not depend on the last epoch
+    # A schedule that does not depend on the last epoch.
+    steps = ["lr_type=step", "lr_steps=50-100", "mixup=true", "ema=0.5"]
     whole = train_v2(lists, tmp_path / "whole", *steps, "epochs=2")
     part = train_v2(lists, tmp_path / "parts", *steps, "epochs=1")
     train_v2(lists, tmp_path / "parts", *steps, "epochs=2", f"resume={part}")
@@ -214,6 +233,31 @@ def test_a_run_of_v2_resumes_exactly_and_its_checkpoint_is_exported(lists: Path,
     evaluated = edge(*own, f"resume={whole}", "evaluate=true")
     assert evaluated.returncode == 0, evaluated.stderr
     assert f"mAP {lines[-1]['val']['mAP']:.3f}" in evaluated.stdout
+
+
+def test_two_processes_give_the_update_of_one_with_both_batches(lists: Path, tmp_path: Path) -> None:
+    given = [
+        "train", *TINY_V2, f"data_dir={lists}", "train_list=train.csv", "val_list=val.csv", "epochs=1", "dropout=0",
+        "fc_dropout=0", "freeze_bn=true", "batch_size=8",
+    ]  # fmt: skip
+    done = edge(*given, f"hydra.run.dir={tmp_path / 'one'}", **ONE_THREAD)
+    assert done.returncode == 0, done.stderr
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*launch, "--master-port", str(free_port()), "-m", "adafocus_edge", *given]
+    two = subprocess.run(
+        [*command, f"hydra.run.dir={tmp_path / 'two'}"], check=False, env={**os.environ, **ONE_THREAD},
+        capture_output=True, text=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    expected, found = (
+        torch.load(tmp_path / n / "last.pth.tar", weights_only=True)["state_dict"] for n in ("one", "two")
+    )
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=2e-6, msg=name)
+    one_line, two_line = (json.loads((tmp_path / n / "metrics.jsonl").read_text()) for n in ("one", "two"))
+    for part in ("train", "val"):
+        assert two_line[part]["loss"] == pytest.approx(one_line[part]["loss"], rel=1e-4)
+        assert two_line[part]["top1"] == pytest.approx(one_line[part]["top1"])
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def joint_loss(model: AdaFocusV2, frames: Tensor, target: Tensor, random_origins
     Args:
         model: in training mode.
         frames: normalised float [B, T, S, S, 3], in viewing order.
-        target: int64 [B], the clips' classes.
+        target: int64 [B], the clips' classes; or float [B, C], the share of each class in mixed clips.
         random_origins: float [B * T, 2], 0..1, clip by clip.
     """
     steps = frames.shape[1]
@@ -63,7 +63,7 @@ def joint_loss(model: AdaFocusV2, frames: Tensor, target: Tensor, random_origins
     feature_maps, glances = model.glance_normalised(flat)
     origins = model.policy_stn(feature_maps.detach(), steps)
     glance_logits = model.global_CNN_fc(glances)
-    each_frame = target.repeat_interleave(steps)
+    each_frame = target.repeat_interleave(steps, dim=0)
     glance_loss = F.cross_entropy(glance_logits, each_frame)
 
     logits, parts = [], []

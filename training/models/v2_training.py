@@ -21,7 +21,7 @@ from training.models.v2_checkpoint import is_v2, load_v2
 from training.models.v2_loss import joint_loss
 from training.options import TrainOptions, family_spec
 from training.patch_features import KeptBatch
-from training.stages import Stage, in_chunks
+from training.stages import Stage, in_chunks, mix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -87,8 +87,12 @@ class JointStage(Stage):
     def forward(self, batch: Batch | KeptBatch) -> tuple[Tensor, Tensor]:
         """Return the joint loss, and the logits on the policy's patches after each step, float32 [B, T, C]."""
         assert isinstance(batch, Batch)
+        target = batch.target
+        if self.options.mixup:
+            batch, other, share = mix(batch)
+            target = torch.lerp(*(F.one_hot(of, self.model.spec.classes).float() for of in (other, target)), share)
         frames = self.model.normalise(self.frames(batch).float())
-        found = joint_loss(self.model, frames, batch.target, batch.origins.flatten(0, 1))
+        found = joint_loss(self.model, frames, target, batch.origins.flatten(0, 1))
         spread = found.origins.detach().float().std(dim=0).mean()
         figures = torch.stack([*(part.detach().float() for own in found.parts for part in own), spread])
         # They stay on the device until they are reported.
