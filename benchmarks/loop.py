@@ -1,11 +1,12 @@
-"""Measure milliseconds per 16-frame clip and per streamed frame: a bundle against the official way in eager PyTorch.
+"""Measure milliseconds per 16-frame clip and per streamed frame: bundles against the official way in eager PyTorch.
 
-Usage: python -m benchmarks.loop [CHECKPOINT BUNDLE --patch-size 128] [--rounds 15] [--threads 2]
+Usage: python -m benchmarks.loop [CHECKPOINT BUNDLE] [--rounds 15] [--threads 2]
 
-Without a checkpoint and its bundle it makes both first: the official sizes, deterministic weights (a minute).
+Without a checkpoint and its bundle it makes those of AdaFocus V1 and V2 first, at the official sizes and with
+deterministic weights (a minute), and measures both in the same rounds.
 
-Both run the same weights on the same frames in turns, each in a process of its own so that their thread pools do not
-interfere: a round is one clip and one stream of 16 frames of each, while the other process sleeps. The results of both
+A bundle and PyTorch run the same weights on the same frames in turns, each in a process of its own so that their thread
+pools do not interfere: a round is one clip and one stream of 16 frames of each, while the others sleep. Their results
 are compared before the timing. The host's share of a step is the time outside ONNX Runtime's calls. Each round also
 measures the roof: multiply-adds per second of a large FP32 matrix product (PyTorch with MKL), which no direct FP32
 convolution on this machine can exceed by much.
@@ -31,7 +32,7 @@ from adafocus_edge.benchmark.timing import TimedSession
 from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.media.preprocess import preprocess
 from benchmarks.machine import save
-from benchmarks.official import PATCH_SIZE, make_bundle, make_checkpoint
+from benchmarks.official import make_bundle, make_checkpoint, make_v2_checkpoint
 
 FRAMES = Path(__file__).parent.parent / "export" / "frames"
 
@@ -42,7 +43,8 @@ def real_frames() -> np.ndarray:
 
 
 Ask = Callable[[str, str], Any]
-"""Asks a peer (``bundle``, ``eager``) to run a schedule; returns milliseconds, milliseconds by part, and logits."""
+"""Asks a peer (``v1 bundle``, ``v1 eager`` ...) to run a schedule: milliseconds, those by part, and logits."""
+WAYS = ("bundle", "eager")
 SCHEDULES = {"clip": (1, "ms per 16-frame clip"), "stream": (16, "ms per streamed frame")}
 """What is timed: results per run, and the unit."""
 WARM_UP = 3
@@ -52,7 +54,15 @@ ROOF_SIZE = 1536
 """Side of the square matrices of the roof, large enough that the caches' latency does not matter."""
 
 
-def serve_bundle(connection: Connection, options: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Contender:
+    """One model: its checkpoint, and the bundle that was exported from it."""
+
+    checkpoint: Path
+    bundle: Path
+
+
+def serve_bundle(connection: Connection, of: Contender, threads: int) -> None:
     """Run our loop on request (``clip`` or ``stream``); send the milliseconds, those by part, and the logits."""
     import dataclasses
 
@@ -61,7 +71,7 @@ def serve_bundle(connection: Connection, options: argparse.Namespace) -> None:
     from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 
     frames = real_frames()
-    with load_model(read_bundle(options.bundle), backend="onnxruntime-cpu", threads=options.threads) as model:
+    with load_model(read_bundle(of.bundle), backend="onnxruntime-cpu", threads=threads) as model:
         timed = {graph: TimedSession(getattr(model, graph)) for graph in GRAPHS}
         loop = dataclasses.replace(model, **timed)
         stream = GlimpseStream(loop)
@@ -79,15 +89,17 @@ def serve_bundle(connection: Connection, options: argparse.Namespace) -> None:
             connection.send((took * 1e3, parts | {"host": took * 1e3 - sum(parts.values())}, np.concatenate(logits)))
 
 
-def serve_eager(connection: Connection, options: argparse.Namespace) -> None:
+def serve_eager(connection: Connection, of: Contender, threads: int) -> None:
     """Run eager PyTorch on request, as the official code does."""
     import torch
 
-    from training.checkpoint import read_checkpoint
-    from training.eager import OfficialWay
+    from training.checkpoint import ModelOptions, read_checkpoint
+    from training.models.registry import family_of, load_model
 
-    torch.set_num_threads(options.threads)
-    peer = OfficialWay(read_checkpoint(options.checkpoint).weights, options.focuser, options.patch_size)
+    torch.set_num_threads(threads)
+    spec = read_bundle(of.bundle).spec
+    options = ModelOptions(spec.patch_size, spec.glance_size, spec.frame_size, spec.segments)
+    peer = family_of(spec).official_way(spec, load_model(read_checkpoint(of.checkpoint), options).state_dict())
     frames = torch.from_numpy(real_frames())
     square = torch.rand(ROOF_SIZE, ROOF_SIZE)
     while (what := connection.recv()) != "stop":
@@ -109,16 +121,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?")
     parser.add_argument("bundle", type=Path, nargs="?")
-    parser.add_argument("--focuser", default="resnet50")
-    parser.add_argument("--patch-size", type=int, default=PATCH_SIZE)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name", default="loop", help="name of the file in benchmarks/results")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        options.checkpoint = options.checkpoint or make_checkpoint(Path(folder))
-        options.bundle = options.bundle or make_bundle(options.checkpoint, Path(folder), options.patch_size)
-        measure(options)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        if options.checkpoint and options.bundle:
+            models = {"given": Contender(options.checkpoint, options.bundle)}
+        elif options.checkpoint:
+            parser.error("give a checkpoint and its bundle, or neither")
+        else:
+            models = {
+                name: Contender(checkpoint, make_bundle(checkpoint, folder, name=name))
+                for name, checkpoint in (("v1", make_checkpoint(folder)), ("v2", make_v2_checkpoint(folder)))
+            }
+        measure(models, options)
 
 
 @dataclass(frozen=True)
@@ -126,91 +144,101 @@ class Rounds:
     """The measurements of all rounds.
 
     Attributes:
-        ms: milliseconds by schedule (``clip``, ``stream``) and peer (``bundle``, ``eager``).
-        parts: the bundle's milliseconds by part, by schedule.
+        ms: milliseconds by schedule (``clip``, ``stream``) and peer.
+        parts: milliseconds by part, by schedule and peer, of bundles.
         roof: multiply-adds per second of a large matrix product, in units of 1e9.
     """
 
     ms: dict[tuple[str, str], list[float]]
-    parts: dict[str, list[dict[str, float]]]
+    parts: dict[tuple[str, str], list[dict[str, float]]]
     roof: list[float]
 
 
-def measure(options: argparse.Namespace) -> None:
+def measure(models: dict[str, Contender], options: argparse.Namespace) -> None:
     """Run the rounds, print and write the report."""
     context = mp.get_context("spawn")
     peers: dict[str, Connection] = {}
-    for name, serve in (("bundle", serve_bundle), ("eager", serve_eager)):
-        peers[name], theirs = context.Pipe()
-        context.Process(target=serve, args=(theirs, options), daemon=True).start()
+    for name, of in models.items():
+        for way, serve in zip(WAYS, (serve_bundle, serve_eager), strict=True):
+            peers[f"{name} {way}"], theirs = context.Pipe()
+            context.Process(target=serve, args=(theirs, of, options.threads), daemon=True).start()
 
     def ask(name: str, what: str) -> Any:
         peers[name].send(what)
         return peers[name].recv()
 
-    worst = largest_difference(ask)
-    rounds = run_rounds(ask, options.rounds)
+    worst = {name: largest_difference(ask, name) for name in models}
+    rounds = run_rounds(ask, list(models), options.rounds)
     for connection in peers.values():
         connection.send("stop")
-    rows = rows_of(rounds)
-    model = read_bundle(options.bundle)
-    gmacs = model.totals("fp32")[1] * model.spec.segments
-    rate = gmacs / (rows["clip"]["bundle_median"] / 1e3)
     roof = statistics.median(rounds.roof)
-    print(f"per clip {gmacs:.1f} G multiply-adds: {rate:.0f} G/s of the {roof:.0f} G/s that a large")
-    print(f"matrix product reaches here in the same rounds ({rate / roof:.0%})")
+    found = {}
+    for name, of in models.items():
+        rows = rows_of(rounds, name)
+        model = read_bundle(of.bundle)
+        gmacs = model.totals("fp32")[1] * model.spec.segments
+        rate = gmacs / (rows["clip"]["bundle_median"] / 1e3)
+        print(f"per clip {gmacs:.1f} G multiply-adds: {rate:.0f} G/s of the {roof:.0f} G/s that a large")
+        print(f"matrix product reaches here in the same rounds ({rate / roof:.0%})")
+        found[name] = {
+            "patch_size": model.spec.patch_size,
+            "largest_logit_difference": worst[name],
+            "gmacs_per_clip": round(gmacs, 2),
+            "bundle_gmacs_per_s": round(rate, 1),
+            **rows,
+        }
     path = save(
         options.name,
         {
             "what": "eager PyTorch as in the official code against a bundle, same weights, FP32, interleaved rounds",
-            "command": f"python -m benchmarks.loop --patch-size {options.patch_size} "
-            f"--rounds {options.rounds} --threads {options.threads}",
+            "command": f"python -m benchmarks.loop --rounds {options.rounds} --threads {options.threads}",
             "rounds": options.rounds,
             "threads": options.threads,
-            "patch_size": options.patch_size,
-            "largest_logit_difference": worst,
             "roof_gmacs_per_s": {"median": round(roof, 1), "max": round(max(rounds.roof), 1)},
-            "bundle_gmacs_per_s": round(rate, 1),
-            **rows,
+            "models": found,
         },
     )
     print(f"written to {path}")
 
 
-def largest_difference(ask: Ask) -> float:
-    """Warm up both peers; return the largest difference of their logits. Raises ``SystemExit`` if it is too large."""
+def largest_difference(ask: Ask, name: str) -> float:
+    """Warm up a model's peers; return the largest difference of their logits.
+
+    It is in logits, or relative to the largest logit if that is above 1. Raises ``SystemExit`` if it is too large.
+    """
     worst = 0.0
     for what in SCHEDULES:
         for _ in range(WARM_UP):
-            found, expected = ask("bundle", what)[2], ask("eager", what)[2]
-        worst = max(worst, float(np.abs(found - expected).max()))
+            found, expected = (ask(f"{name} {way}", what)[2] for way in WAYS)
+        worst = max(worst, float(np.abs(found - expected).max()) / max(1.0, float(np.abs(expected).max())))
     if worst > TOLERANCE:
-        raise SystemExit(f"the logits of the bundle and of PyTorch differ by {worst}, at most {TOLERANCE} is allowed")
+        raise SystemExit(f"{name}: the bundle's and PyTorch's logits differ by {worst}, at most {TOLERANCE} is allowed")
     return worst
 
 
-def run_rounds(ask: Ask, count: int) -> Rounds:
+def run_rounds(ask: Ask, models: list[str], count: int) -> Rounds:
     """Run a clip and a stream of each peer per round, and measure the roof."""
-    rounds = Rounds({}, {what: [] for what in SCHEDULES}, [])
+    rounds = Rounds({}, {}, [])
+    names = [f"{model} {way}" for model in models for way in WAYS]
     for _ in range(count):
-        rounds.roof.append(max(ask("eager", "roof") for _ in range(3)))
+        rounds.roof.append(max(ask(names[-1], "roof") for _ in range(3)))
         for what in SCHEDULES:
-            for name in ("bundle", "eager"):
+            for name in names:
                 took, by_part, _ = ask(name, what)
                 rounds.ms.setdefault((what, name), []).append(took)
                 if by_part:
-                    rounds.parts[what].append(by_part)
+                    rounds.parts.setdefault((what, name), []).append(by_part)
     return rounds
 
 
-def rows_of(rounds: Rounds) -> dict[str, Any]:
-    """Print the rows of the report and return them, by schedule."""
+def rows_of(rounds: Rounds, name: str) -> dict[str, Any]:
+    """Print the rows of a model and return them, by schedule."""
     rows: dict[str, Any] = {}
-    print(f"{'':28}{'eager PyTorch':>16}{'bundle':>12}{'times faster':>14}")
+    print(f"{name:28}{'eager PyTorch':>16}{'bundle':>12}{'times faster':>14}")
     for what, (per, label) in SCHEDULES.items():
-        eager, ours = ([value / per for value in rounds.ms[what, name]] for name in ("eager", "bundle"))
+        ours, eager = ([value / per for value in rounds.ms[what, f"{name} {way}"]] for way in WAYS)
         ratios = [e / o for e, o in zip(eager, ours, strict=True)]
-        parts = rounds.parts[what]
+        parts = rounds.parts[what, f"{name} bundle"]
         middle = {part: statistics.median(p[part] for p in parts) / per for part in parts[0]}
         rows[what] = row = {
             "unit": label,

@@ -7,6 +7,7 @@ inputs, so that tests and benchmarks of one checkout export each only once.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -24,6 +25,8 @@ CASES = {"actnet128": (1, PATCH_SIZE), "actnet96": (2, 96)}
 """Seed and patch size of each golden case."""
 OFFICIAL = "actnet128"
 """The golden case that the benchmarks run."""
+V2_OFFICIAL, V2_SEED = "v2_actnet128", 11
+"""Golden case of AdaFocus V2 at the official sizes, and the seed of its weights."""
 CHECKPOINT = "s3_checkpoint.pth.tar"
 DECIDING = ("export", "training", "adafocus_edge/bundle/store.py", "adafocus_edge/model/spec.py", "tests/golden")
 """The inputs of an export: files, and folders of Python and JSON files."""
@@ -38,9 +41,22 @@ def make_checkpoint(folder: Path, case: str = OFFICIAL) -> Path:
     return path
 
 
-def make_bundle(checkpoint: Path, folder: Path, patch_size: int = PATCH_SIZE) -> Path:
+def make_v2_checkpoint(folder: Path) -> Path:
+    """Write the golden checkpoint of AdaFocus V2 (MobileNetV2, ResNet-50, 200 classes) to a folder; return its path."""
+    import torch
+
+    from tests.golden.v2.weights_v2 import values
+
+    layout = json.loads((GOLDEN / "v2" / f"layout_{V2_OFFICIAL}.json").read_text())
+    state = {f"module.{name}": torch.as_tensor(values(name, tuple(size), V2_SEED)) for name, size in layout.items()}
+    path = folder / "v2-checkpoint.pth.tar"
+    torch.save({"state_dict": state}, path)
+    return path
+
+
+def make_bundle(checkpoint: Path, folder: Path, patch_size: int = PATCH_SIZE, name: str = "bundle") -> Path:
     """Export a checkpoint to a bundle in a folder; return its path."""
-    path = folder / "bundle"
+    path = folder / name
     command = [sys.executable, "-m", "adafocus_edge", "export", checkpoint, "-o", path, "--patch-size"]
     subprocess.run([*command, str(patch_size)], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
     return path

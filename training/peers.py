@@ -9,15 +9,16 @@ import torch
 from numpy.typing import NDArray
 
 from adafocus_edge.backends.loaded import LoadedModel
-from adafocus_edge.errors import BackendError, UsageError
+from adafocus_edge.errors import UsageError
 from adafocus_edge.evaluation.evaluate import Predict
 from adafocus_edge.evaluation.oracle import Oracle
 from adafocus_edge.model.defaults import SEED
 from adafocus_edge.model.spec import ModelSpec
-from training.checkpoint import ModelOptions, load_model, read_checkpoint
-from training.eager import OfficialWay
+from training.checkpoint import ModelOptions, read_checkpoint
 from training.graphs import torch_model
-from training.model import AdaFocus
+from training.models.base import GlimpseModel
+from training.models.registry import family_of, load_model
+from training.options import TrainOptions
 from training.predict import load_predictor
 
 
@@ -33,11 +34,8 @@ def eager(spec: ModelSpec, checkpoint: Path | None, threads: int, device: str = 
     Raises:
         BackendError: a model that the official code does not have.
     """
-    if spec.consensus != "gru":
-        raise BackendError("pytorch-eager supports only the GRU classifier")
     torch.set_num_threads(threads)
-    weights = _model(spec, checkpoint).state_dict()
-    official = OfficialWay(weights, spec.focuser, spec.patch_size, spec.glance_size)
+    official = family_of(spec).official_way(spec, _model(spec, checkpoint).state_dict())
     for part in vars(official).values():
         if isinstance(part, torch.nn.Module):
             part.to(device)
@@ -82,11 +80,12 @@ def _options(spec: ModelSpec) -> ModelOptions:
     return ModelOptions(patch_size=spec.patch_size, glance_size=spec.glance_size, num_segments=spec.segments)
 
 
-def _model(spec: ModelSpec, checkpoint: Path | None) -> AdaFocus:
+def _model(spec: ModelSpec, checkpoint: Path | None) -> GlimpseModel:
     if checkpoint is None:
         torch.manual_seed(SEED)
-        return AdaFocus(spec).eval()
+        return family_of(spec).build(spec, TrainOptions()).eval()
     model = load_model(read_checkpoint(checkpoint), _options(spec))
-    if (model.spec.focuser, model.spec.classes) != (spec.focuser, spec.classes):
+    ours, theirs = ((one.choice, one.focuser, one.classes) for one in (spec, model.spec))
+    if ours != theirs:
         raise UsageError(f"{checkpoint}: is not the checkpoint of the bundle ({spec.focuser}, {spec.classes} classes)")
     return model

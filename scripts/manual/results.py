@@ -170,15 +170,20 @@ def _front_rows(made: dict[str, Any]) -> Iterator[tuple[object, ...]]:
 
 
 def loop() -> str:
-    """Return the glimpse loop against eager PyTorch."""
-    made = report("loop")
+    """Return the glimpse loop of each family against eager PyTorch, and the bundle's time by part."""
+    models = report("loop")["models"]
     rows = [
-        (label, f"{one['eager_median']:,.{digits}f} ms", f"{one['bundle_median']:.{digits}f} ms",
+        (f"{name.upper()}, {label}", f"{one['eager_median']:,.{digits}f} ms", f"{one['bundle_median']:.{digits}f} ms",
          f"{one['ratio_median']:.1f}")
+        for name, made in models.items()
         for label, key, digits in (("16-frame clip", "clip", 0), ("streamed frame", "stream", 1))
         for one in (made[key],)
     ]  # fmt: skip
-    return table(("", "eager PyTorch", "bundle, ONNX Runtime", "times faster"), rows) + f"\n\n{machine('loop')}"
+    clips = {name.upper(): made["clip"]["bundle_parts_median"] for name, made in models.items()}
+    parts = [(name, *(f"{ms:.1f}" for ms in found.values())) for name, found in clips.items()]
+    header = ("ms of a clip in the bundle", *next(iter(clips.values())))
+    times = table(("", "eager PyTorch", "bundle, ONNX Runtime", "times faster"), rows)
+    return f"{times}\n\n{table(header, parts)}\n\n{machine('loop')}"
 
 
 def long_file() -> str:

@@ -23,6 +23,7 @@ from tests.support.streams import free_port
 from tests.training.helpers import ONE_THREAD, write_lists
 from training.backbones import BACKBONES
 from training.compose import compose_options
+from training.models.registry import family_of
 from training.models.v2 import AdaFocusV2, bilinear_crop, v2_weights
 from training.models.v2_loss import Rates, joint_loss, optimizer
 
@@ -86,6 +87,20 @@ def test_golden_outputs_by_single_steps(case: str) -> None:
     assert np.abs(model.corner(torch.cat(origins)).numpy() - golden["corners"]).max() <= 1e-3
     assert np.abs(torch.cat(logits).numpy() - golden["logits"]).max() <= 1e-4 * scale
     assert state[0, -1] == 16
+
+
+@pytest.mark.parametrize("case", ["v2_actnet128", "v2_res50glance"])
+def test_the_peer_of_the_benchmarks_gives_the_golden_outputs(case: str) -> None:
+    model, golden = golden_model(case), outputs(case)
+    peer = family_of(model.spec).official_way(model.spec, model.state_dict())
+    frames = torch.from_numpy(frames_in(golden["order"] + 1))
+    origins, logits = peer.clip(frames)
+    scale = np.abs(golden["logits"]).max()
+    assert np.abs(np.asarray(origins) - golden["actions"]).max() <= 1e-5
+    assert np.abs(logits.numpy() - golden["logits"]).max() <= 1e-4 * scale
+    peer.reset()
+    one_by_one = torch.cat([peer.frame(frame)[1] for frame in frames.split(1)])
+    assert (one_by_one - logits).abs().max() <= 1e-4 * scale
 
 
 def test_whole_clips_give_what_single_steps_give() -> None:

@@ -19,8 +19,12 @@ from training.stages import Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from adafocus_edge.model.spec import ModelSpec
+    from torch import Tensor
+
+    from adafocus_edge.model.spec import Choice, ModelSpec
     from training.compose import Composed
+    from training.eager import OfficialWay
+    from training.eager_v2 import OfficialV2Way
     from training.options import TrainOptions
 
 
@@ -29,15 +33,23 @@ class Family(Protocol):
 
     Attributes:
         name: value of the option ``family``.
+        choice: what its policy chooses.
     """
 
     name: str
+    choice: Choice
 
     def spec(self, options: TrainOptions, classes: int) -> ModelSpec:
         """Return the shapes of the model that options describe. Raises ``UsageError`` if they do not fit together."""
 
     def build(self, spec: ModelSpec, options: TrainOptions) -> GlimpseModel:
         """Build the model with random weights."""
+
+    def official_way(self, spec: ModelSpec, weights: dict[str, Tensor]) -> OfficialWay | OfficialV2Way:
+        """Return the official way to run a model, in eager PyTorch; weights as the model's ``state_dict``.
+
+        Raises ``BackendError`` for a model that the official code does not have.
+        """
 
     def stage(self, model: Any, options: TrainOptions) -> Stage:
         """Return the stage that the options name."""
@@ -60,6 +72,11 @@ NOT_SUPPORTED = {
     "AdaFocus V2-TSM": ("global_CNN.new_fc.weight", "policy_stn.0.weight"),
 }
 """Families whose checkpoints are named and refused, each with parameters that no other one has."""
+
+
+def family_of(spec: ModelSpec) -> Family:
+    """Return the family of a model by its shapes."""
+    return next(family for family in FAMILIES.values() if family.choice == spec.choice)
 
 
 def load_model(checkpoint: Checkpoint, options: ModelOptions, *, without_policy: bool = False) -> GlimpseModel:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from adafocus_edge.errors import UsageError
 from adafocus_edge.model.published import published_order
-from adafocus_edge.model.spec import ModelSpec
+from adafocus_edge.model.spec import Choice, ModelSpec
 from training.checkpoint import Checkpoint, ModelOptions, backbone_weights, read_checkpoint
 from training.datasets import Batch
 from training.distributed import gather
+from training.eager_v2 import OfficialV2Way
 from training.lineage import changed_options, check_same_classes
 from training.models.v2 import AdaFocusV2, official_names
 from training.models.v2_checkpoint import is_v2, load_v2
@@ -90,7 +91,8 @@ class JointStage(Stage):
         target = batch.target
         if self.options.mixup:
             batch, other, share = mix(batch)
-            target = torch.lerp(*(F.one_hot(of, self.model.spec.classes).float() for of in (other, target)), share)
+            own, others = (F.one_hot(classes, self.model.spec.classes).float() for classes in (target, other))
+            target = torch.lerp(others, own, share)
         frames = self.model.normalise(self.frames(batch).float())
         found = joint_loss(self.model, frames, target, batch.origins.flatten(0, 1))
         spread = found.origins.detach().float().std(dim=0).mean()
@@ -131,6 +133,7 @@ class V2:
     """How ``adafocus-edge train`` trains AdaFocus V2; see :class:`training.models.registry.Family`."""
 
     name = "v2"
+    choice: Choice = "point"
 
     def spec(self, options: TrainOptions, classes: int) -> ModelSpec:
         """Return the shapes of the model that options describe."""
@@ -139,6 +142,10 @@ class V2:
     def build(self, spec: ModelSpec, options: TrainOptions) -> AdaFocusV2:
         """Build the model with random weights."""
         return AdaFocusV2(spec, options.dropout, options.fc_dropout)
+
+    def official_way(self, spec: ModelSpec, weights: dict[str, Tensor]) -> OfficialV2Way:
+        """Return the official way to run a model, in eager PyTorch."""
+        return OfficialV2Way(weights, spec.glancer, spec.focuser, spec.patch_size, spec.glance_size)
 
     def stage(self, model: Any, options: TrainOptions) -> Stage:
         """Return the one stage."""
