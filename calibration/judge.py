@@ -124,7 +124,8 @@ class Viewer:
             }
             if (goal := Goal.said(name, thresholds.goal)) is not None:
                 verdict = goal.verdict(runs[key].logits, seen.clips.labels, thresholds, gflops)
-                exits[name][thresholds.order]["verdict"] = verdict.to_json()
+                if verdict is not None:
+                    exits[name][thresholds.order]["verdict"] = verdict.to_json()
         found = runs["clip", None]
         per_step = found.right(plain.clips.labels).mean(axis=0) * 100
         return Judgement(

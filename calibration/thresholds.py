@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from adafocus_edge.errors import UsageError
 from adafocus_edge.evaluation.evidence import Verdict, mean_interval, share_interval
 from adafocus_edge.model.exits import Confidence, ExitThresholds, Order, confidence_of, exit_steps
+from adafocus_edge.model.published import NEVER, published_thresholds
 
-Kind = Literal["steps", "gflops", "drop", "accuracy"]
+Kind = Literal["steps", "gflops", "drop", "accuracy", "ratio"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 WORDS: dict[Kind, tuple[str, str]] = {
     "steps": ("at most ", " steps"),
     "gflops": ("at most ", " GFLOPs per clip"),
     "drop": ("at most ", " points lost"),
     "accuracy": ("at least ", " % right"),
+    "ratio": ("as published, shares of exits that grow by ", " per step"),
 }
 """Wording of each kind of goal: the text before and after its number."""
 CONSTANTS = 200
@@ -39,7 +41,8 @@ class Goal:
         kind: ``steps`` or ``gflops``: the best accuracy for a mean budget per clip; ``drop`` or ``accuracy``: the
             min steps with at most that many points lost, or at least that many percent right. Lost clips are those
             that all steps would get right: on few clips, others that are right by chance must not make up for them.
-        value: steps, units of 1e9 multiply-adds, points, or percent.
+            ``ratio``: no search; the shares of clips that exit at each step are given, as AdaFocus V2 publishes it.
+        value: steps, units of 1e9 multiply-adds, points, percent, or the share of a step's exits over those before.
     """
 
     name: str
@@ -63,8 +66,13 @@ class Goal:
 
     def verdict(
         self, logits: NDArray[np.float32], labels: NDArray[np.int64], exits: ExitThresholds, gflops_per_step: float
-    ) -> Verdict:
-        """Return whether thresholds meet the goal on clips, and if the clips suffice; arguments as :func:`solve`."""
+    ) -> Verdict | None:
+        """Return whether thresholds meet the goal on clips, and if the clips suffice; arguments as :func:`solve`.
+
+        None for a ``ratio``, which demands nothing of the result.
+        """
+        if self.kind == "ratio":
+            return None
         right = logits.argmax(axis=2) == labels[:, None]
         steps = exit_steps(logits, exits)
         now, count = right[np.arange(len(steps)), steps], len(steps)
@@ -97,6 +105,8 @@ class Goal:
             raise UsageError(
                 f"--exit-goal {text!r}: must be NAME=KIND:VALUE, KIND one of {', '.join(KINDS)}, such as half=steps:8"
             )
+        if known == "ratio" and not 0.01 <= value <= 100:
+            raise UsageError(f"--exit-goal {text!r}: a ratio must be 0.01 to 100; the published ones are 0.5 to 3.9")
         return cls(name, known, value)
 
 
@@ -122,7 +132,8 @@ def solve(
         glimpse_fps: glimpses per second of live windows.
 
     Two families are tried: one threshold for all steps, and thresholds at which a geometric series of shares of the
-    clips exits, the most confident first (as in MSDNet's dynamic evaluation; arXiv 1703.09844, section 5). Raises
+    clips exits, the most confident first (as in MSDNet's dynamic evaluation; arXiv 1703.09844, section 5). A ``ratio``
+    gives the one set of its series (:func:`~adafocus_edge.model.published.published_thresholds`). Raises
     ``UsageError`` if a budget is below one step, or an accuracy above that of all steps.
     """
     sure = confidence_of(logits, confidence)
@@ -130,7 +141,7 @@ def solve(
     full = float(right[:, -1].mean() * 100)
     best: tuple[tuple[float, float, float], ExitThresholds] | None = None
     longest = logits.shape[1]
-    for values in _candidates(sure):
+    for values in (_published(sure, goal.value),) if goal.kind == "ratio" else _candidates(sure):
         found = ExitThresholds(order, confidence, values, str(goal), glimpse_fps=glimpse_fps)
         steps = exit_steps(logits, found)
         mean_steps, top1 = float(steps.mean() + 1), float(right[np.arange(len(steps)), steps].mean() * 100)
@@ -139,6 +150,8 @@ def solve(
             fits = mean_steps <= budget + 1e-9
             # Prefer thresholds that spend the budget: on few clips, a better accuracy far below it is due to chance.
             score = (float(mean_steps >= SPENT * min(budget, longest)), top1, mean_steps)
+        elif goal.kind == "ratio":
+            fits, score = True, (0.0, 0.0, 0.0)
         else:
             now = right[np.arange(len(steps)), steps]
             lost = float((right[:, -1] & ~now).mean() * 100)
@@ -175,6 +188,11 @@ def _candidates(sure: NDArray[np.float32]) -> Iterator[tuple[float | None, ...]]
             values.append(_below(sure[surest[-1], step]) if len(surest) else None)
             left[surest] = False
         yield (*values, None)
+
+
+def _published(sure: NDArray[np.float32], ratio: float) -> tuple[float | None, ...]:
+    """Return the published thresholds for each step; None where no clip exits, and at the last step."""
+    return tuple(None if abs(value) >= NEVER else float(value) for value in published_thresholds(sure, ratio))
 
 
 def _below(value: float) -> float:

@@ -81,7 +81,7 @@ def calibrate(
     exit_goal: Annotated[
         list[str] | None,
         Option(
-            "Solve thresholds for NAME=steps:N, gflops:G, drop:POINTS or accuracy:PERCENT; `none` solves none.",
+            "Solve thresholds for NAME=steps:N, gflops:G, drop:POINTS, accuracy:PERCENT, ratio:Q; `none` solves none.",
             EXITS,
             default="half=steps:T/2 and safe=drop:0.5",
             metavar="GOAL",

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from adafocus_edge.model.exits import confidence_of
+from adafocus_edge.model.exits import confidence_of, exit_steps
 from adafocus_edge.model.published import published_order, published_thresholds
+from calibration.thresholds import Goal, solve
 from tests.conftest import GOLDEN
 
 V2 = GOLDEN / "v2"
@@ -40,9 +41,9 @@ def test_thresholds_and_exits_are_the_official_ones(kind: str, steps: int, name:
             key.removeprefix(f"{kind}_{name}_"): golden[key] for key in golden if key.startswith(f"{kind}_{name}")
         }
         ratios, costs = golden[f"{kind}_p"], golden[f"{kind}_gflops_at_exits"]
-    solving, _ = clips(71, 300, steps)
+    solving, solving_labels = clips(71, 300, steps)
     judging, labels = clips(72, 200, steps)
-    checked = 0
+    checked, ask = 0, {"order": "clip", "gflops_per_step": 1.0}
     sure, judged = confidence_of(solving, confidence), confidence_of(judging, confidence)  # type: ignore[arg-type]
     for row, ratio in enumerate(ratios):
         counts = 300 * ratio ** np.arange(steps) / (ratio ** np.arange(steps)).sum()
@@ -56,4 +57,9 @@ def test_thresholds_and_exits_are_the_official_ones(kind: str, steps: int, name:
         top1 = (judging[np.arange(200), exits].argmax(axis=1) == labels).mean() * 100
         assert top1 == pytest.approx(wanted["top1"][row])
         assert costs[exits].mean() == pytest.approx(wanted["gflops"][row], rel=1e-6)
+        # As `calibrate --exit-goal NAME=ratio:Q` solves them and `classify` exits by them.
+        goal = Goal.parse(f"v2=ratio:{ratio}")
+        assert Goal.said("v2", str(goal)) is not None
+        solved = solve(goal, solving, solving_labels, confidence=confidence, **ask)  # type: ignore[arg-type]
+        assert exit_steps(judging, solved).tolist() == exits.tolist(), ratio
     assert checked > 10
