@@ -70,8 +70,8 @@ def classify(
     if streamed:
         options.check_live()
     check_targets(
-        options.output, options.save_video, bundle, sources, logits=options.logits, as_json=as_json
-    )  # fmt: skip
+        options.output, options.save_video, bundle, sources, logits=options.logits, as_json=as_json, live=streamed
+    )
     top = top_count(options.top_k, found)
     found.choose_variant(setting.variant)
     requested_exits(found, setting, live=streamed)

@@ -117,24 +117,36 @@ def _check_video_target(path: Path, sources: list[Source]) -> None:
 
 
 def check_targets(
-    output: Path | None, save_video: Path | None, bundle: Path, sources: list[Source], *, logits: bool, as_json: bool
+    output: Path | None,
+    save_video: Path | None,
+    bundle: Path,
+    sources: list[Source],
+    *,
+    logits: bool,
+    as_json: bool,
+    live: bool,
 ) -> None:
-    """Check that outputs can be written and overwrite no input. Raises ``UsageError``."""
+    """Check that outputs can be written and overwrite no input. Raises ``UsageError``, ``MissingExtraError``."""
     if logits and not as_json and (output is None or output.suffix.lower() == ".csv"):
         raise UsageError("--logits adds to JSON: also give --json, or --output with a file that is not CSV")
     if output is not None:
-        _check_output(output, bundle, sources)
+        _check_output(output, bundle, sources, live=live)
     if save_video is not None:
         _check_video_target(save_video, sources)
 
 
-def _check_output(path: Path, bundle: Path, sources: list[Source]) -> None:
+def _check_output(path: Path, bundle: Path, sources: list[Source], *, live: bool) -> None:
     from adafocus_edge.media.sources import VIDEO_SUFFIXES
+    from adafocus_edge.runtime.parquet import check_parquet, is_parquet
 
     if _real(path) in _own_files(sources) or _real(path).is_relative_to(_real(bundle)):
         raise UsageError(f"--output {path}: would overwrite a source or a file of the bundle")
     if path.suffix.lower() in VIDEO_SUFFIXES:
-        raise UsageError(f"--output {path}: takes results (JSON lines or CSV); --save-video writes videos")
+        raise UsageError(f"--output {path}: takes results (JSON lines, CSV, Parquet); --save-video writes videos")
+    if is_parquet(path):
+        if live:
+            raise UsageError(f"--output {path}: a live source, or an address that may be one, has no end: write JSON lines (.jsonl) or CSV")
+        check_parquet()
     check_files(path)
 
 

@@ -65,7 +65,7 @@ def serve(
         bundle = default_bundle()
         say(DEFAULT_MODEL_NOTE, quiet)
     sources = find_inputs(_all_sources(context, source or [], old_sources or []), quiet, options.video_track)
-    check_targets(options.output, None, bundle, sources, logits=False, as_json=True)
+    check_targets(options.output, None, bundle, sources, logits=False, as_json=True, live=True)
     found = open_bundle(bundle)
     top = top_count(options.top_k, found)
     found.choose_variant(options.variant)

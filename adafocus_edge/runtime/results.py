@@ -1,4 +1,4 @@
-"""Prints results on a terminal, and writes them to files: JSON lines, CSV."""
+"""Prints results on a terminal, and writes them to files: JSON lines, CSV, Parquet."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.runtime.parquet import SUFFIX, check_parquet, is_parquet, write_parquet
 from adafocus_edge.system.console import printable
 from adafocus_edge.system.csv_lines import csv_line
 from adafocus_edge.system.files import append_whole, is_stream, open_stream, writable, write_all
@@ -55,11 +56,14 @@ def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None =
 
 
 class ResultFile:
-    """A file of results: CSV if its name ends so, else one JSON object per line. A context manager.
+    """A file of results: CSV or Parquet if its name ends so, else one JSON object per line. A context manager.
 
     It is named ``.NAME.*.part`` until the run ends, so that only a finished run replaces an earlier file, and two runs
     do not mix. An interrupted run, for example on a full disk, keeps that file if it holds results, and prints its name
-    on stderr. A device or a pipe is written to directly.
+    on stderr. A device or a pipe is written to directly. A Parquet file is made of JSON lines when the run ends, so an
+    interrupted run leaves JSON lines.
+
+    Raises ``UsageError``, ``AdaFocusError`` if it cannot be written, ``MissingExtraError``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -68,15 +72,18 @@ class ResultFile:
         self._path = path
         self._draft: Path | None = None
         self._is_csv = path.suffix.lower() == ".csv"
+        self._is_parquet = is_parquet(path)
+        if self._is_parquet:
+            check_parquet()
+            if is_stream(path):
+                raise UsageError(f"{path}: a device or a pipe cannot hold {SUFFIX}: write JSON lines to it")
         with writable(self._path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if is_stream(path):
                 self._file: IO[bytes] = open_stream(path)
             else:
                 self._path = path.resolve()  # a link stays, and its target is written
-                handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=self._path.parent)
-                self._draft = Path(name)
-                self._draft.chmod(0o644)
+                handle, self._draft = self._new_draft()
                 self._file = os.fdopen(handle, "wb", buffering=0)
         self._held = 0  # results
         self._size = 0  # bytes
@@ -86,6 +93,13 @@ class ResultFile:
             except BaseException:
                 self._leave()
                 raise
+
+    def _new_draft(self) -> tuple[int, Path]:
+        """Create an empty file beside the one that it will replace; return its descriptor and its path."""
+        handle, name = tempfile.mkstemp(prefix=f".{self._path.name}.", suffix=".part", dir=self._path.parent)
+        draft = Path(name)
+        draft.chmod(0o644)
+        return handle, draft
 
     def write(self, entry: dict[str, Any]) -> None:
         """Add the JSON object of a result or a failed source, whole or not at all. Raises ``AdaFocusError``."""
@@ -110,10 +124,29 @@ class ResultFile:
         if kind is not None:
             self._leave()
             return
-        with writable(self._path):
-            self._file.close()
-            if self._draft is not None:
-                os.replace(self._draft, self._path)
+        try:
+            with writable(self._path):
+                self._file.close()
+                if self._is_parquet:
+                    self._convert()
+                if self._draft is not None:
+                    os.replace(self._draft, self._path)
+        except BaseException:
+            self._leave()
+            raise
+
+    def _convert(self) -> None:
+        """Make a Parquet file of the draft, which it then replaces."""
+        assert self._draft is not None
+        handle, made = self._new_draft()
+        os.close(handle)
+        try:
+            write_parquet(self._draft, made)
+        except BaseException:
+            made.unlink()
+            raise
+        self._draft.unlink()
+        self._draft = made
 
     def _leave(self) -> None:
         """End an interrupted run: keep the file if it holds results."""

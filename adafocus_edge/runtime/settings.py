@@ -103,7 +103,7 @@ class RunOptions(GraphOptions):
     output: Annotated[
         Path | None,
         Option(
-            "Also write the results to this file: as CSV if its name ends in .csv, else as JSON lines.",
+            "Also write the results to this file: as CSV or Parquet if its name ends so, else as JSON lines.",
             OUTPUT,
             ("--output", "-o"),
             metavar="FILE",

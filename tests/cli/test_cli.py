@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.live.capture import Capture
 from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.media.preprocess import sample_indices
 from adafocus_edge.media.sources import Source
+from adafocus_edge.runtime.parquet import result_schema
 from tests.conftest import CLIPS, GOLDEN, GOLDEN_CASES, ROOT, SMALL, edge, one_line_error
 from tests.training.test_model import frames_of
 from training.eager import OfficialWay
@@ -156,6 +158,26 @@ def test_results_are_written_as_csv(small_bundle, tmp_path):
     assert good["error"] == ""
     assert "no such file" in bad["error"]
     assert [path.name for path in output.parent.iterdir()] == ["results.csv"]
+
+
+def test_results_are_written_as_parquet(small_bundle, tmp_path):
+    output = tmp_path / "new" / "results.parquet"
+    given = ("classify", CLIP, tmp_path / "gone.mp4", "--bundle", small_bundle, "-o", output, "--json", "--logits")
+    done = edge(*given, "--quiet")
+    assert done.returncode == 1
+    assert [path.name for path in output.parent.iterdir()] == ["results.parquet"]
+    table = parquet.read_table(output)
+    assert table.schema.equals(result_schema())
+    good, bad = table.to_pylist()
+    (printed, refused) = results(done)
+    assert good.pop("error") is None
+    assert good == printed
+    assert set(printed) | {"error"} == set(table.column_names)
+    assert (bad["source"], bad["error"]) == (refused["source"], refused["error"])
+    assert all(value is None for key, value in bad.items() if key not in ("source", "error"))
+    live = edge("classify", "rtsp://127.0.0.1:9/x", "-o", tmp_path / "x.parquet", "--quiet")
+    one_line_error(live, 2, "has no end: write JSON lines")
+    assert not (tmp_path / "x.parquet").exists()
 
 
 def test_the_annotated_video_shows_the_patch(small_bundle, tmp_path):

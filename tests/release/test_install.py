@@ -46,7 +46,7 @@ SLOW_IN_TYPER = "pydantic"
 EXTRAS = {
     "torch", "torchvision", "hydra", "tensorboard", "matplotlib", "onnx", "onnxscript", "ml_dtypes", "cuda",
     "tensorrt", "tensorrt_rtx", "PyNvVideoCodec", "starlette", "uvicorn", "multipart", "prometheus_client", "paho",
-    "pygame", "openvino", "pytest",
+    "pygame", "pyarrow", "openvino", "pytest",
 }  # fmt: skip
 """What an environment without extras has not."""
 NEEDING_MORE = {
@@ -63,6 +63,7 @@ NEEDING_MORE = {
     "serve": "serve",
     "classify CLIP --mqtt mqtt://127.0.0.1/site": "mqtt",
     "classify CLIP --show": "show",
+    "classify CLIP -o results.parquet": "parquet",
 }
 """What is asked for, and the extra that it needs."""
 

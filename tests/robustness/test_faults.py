@@ -356,6 +356,13 @@ def test_a_full_disk_keeps_whole_results_only(disk):
         assert hidden(place) == []
         (place / "more").unlink()
     assert out.read_text() == "of yesterday\n"
+    fill(place, 6_000)  # room for the lines, and none for a second form of them
+    done = edge("classify", CLIPS[0], "-o", place / "results.parquet", "-q")
+    assert done.returncode == 1
+    assert done.stderr.endswith("results.parquet: cannot be written (No space left on device)\n"), done.stderr
+    (part,) = hidden(place)
+    assert [json.loads(line)["label"] for line in Path(part).read_text().splitlines()]
+    assert not (place / "results.parquet").exists()
 
 
 def test_a_full_disk_leaves_no_half_video(disk):
