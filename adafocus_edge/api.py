@@ -256,6 +256,29 @@ class AdaFocus:
         asked = BenchmarkOptions(data=None if data is None else Path(data), **options)
         return benchmark([self.bundle.path], asked, None, lambda _: None, lambda *_: None)
 
+    def calibrate(self, data: str | Path, output: str | Path | None = None, **options: Any) -> dict[str, Any]:
+        """Add FP16 and INT8 variants and exit thresholds to this model's bundle; needs the extra ``[calibrate]``.
+
+        Args:
+            data: clips that training has not seen: a folder per class, a CSV, a split list, or plain videos.
+            output: folder for a copy of the bundle with them; None adds them to the bundle itself. The default model
+                needs a folder.
+            options: fields of :class:`adafocus_edge.evaluation.calibrate_settings.CalibrateArguments`.
+
+        Returns:
+            the object of ``calibrate --json``; ``AdaFocus(found["bundle"], variant="int8-cpu")`` loads a variant.
+
+        Raises ``AdaFocusError``.
+        """
+        from adafocus_edge.evaluation.calibrate_settings import CalibrateArguments
+
+        if output is None and self.bundle.path == default_bundle():
+            raise UsageError("output: the default model is read-only; give a folder for a copy of it")
+        asked = CalibrateArguments(data=Path(data), output=None if output is None else Path(output), **options)
+        made = import_companion("calibration.options", "calibrate", "calibrate")
+        found: dict[str, Any] = made.calibrate_as_asked(self.bundle.path, asked).to_json()
+        return found
+
     def close(self) -> None:
         """Free what the model holds. Calling it again does nothing."""
         self._stack.close()

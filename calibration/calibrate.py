@@ -113,6 +113,12 @@ class Calibrated:
         found: dict[str, Any] = self.bundle.manifest.reports[REPORT]
         return found
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the object of ``calibrate --json``: the bundle's folder, the report and all thresholds."""
+        sets = self.bundle.manifest.thresholds
+        thresholds = {name: [asdict(one) for one in of_name] for name, of_name in sets.items()}
+        return {"bundle": str(self.bundle.path), **self.report, "exits": thresholds}
+
 
 def calibrate(path: Path, options: CalibrateOptions, progress: Progress = lambda *_: None) -> Calibrated:
     """Calibrate a bundle.

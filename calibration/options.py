@@ -1,16 +1,19 @@
-"""Turn the command line's words into options: look up names, parse goals, refuse contradictions."""
+"""Turn arguments of the command line or of Python into options: look up names, parse goals, refuse contradictions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
+from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.errors import UsageError
-from adafocus_edge.evaluation.settings import Patches
+from adafocus_edge.evaluation.calibrate_settings import CalibrateArguments
+from adafocus_edge.evaluation.dataset import check_data
+from adafocus_edge.evaluation.settings import CalibrationPatches
+from adafocus_edge.media.sources import VIDEO_SUFFIXES
 from adafocus_edge.model.exits import CONFIDENCES, ORDERS
-from calibration.calibrate import CalibrateOptions
+from calibration.calibrate import Calibrated, CalibrateOptions, Progress, calibrate
 from calibration.int8 import needs_reduced_range
 from calibration.ranges import METHODS
 from calibration.thresholds import Goal
@@ -19,72 +22,47 @@ from calibration.variants import VARIANTS
 Name = TypeVar("Name", bound=str)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CalibrateArguments:
-    """The arguments of ``adafocus-edge calibrate`` as the command line gives them.
+def calibrate_as_asked(path: Path, asked: CalibrateArguments, progress: Progress = lambda *_: None) -> Calibrated:
+    """Calibrate a bundle as ``adafocus-edge calibrate`` does; see :func:`calibration.calibrate.calibrate`."""
+    assert asked.data is not None
+    for clips in (asked.data, asked.report_on):
+        # A single video is accepted as well.
+        if clips is not None and not (clips.suffix.lower() in VIDEO_SUFFIXES and clips.is_file()):
+            check_data(clips, asked.frames)
+    return calibrate(path, settled(asked, read_bundle(path).spec.segments), progress)
 
-    Attributes:
-        variants: comma-separated names, or ``none``.
-        exit_goals: ``NAME=KIND:VALUE`` each, ``none``, or None for two goals: half the steps, and at most half a
-            point lost.
-        method: name of a range method, or ``auto``.
-        confidence: name of a confidence measure.
-        orders: comma-separated names.
-        reduce_range: ``on``, ``off`` or ``auto``.
 
-    The other attributes are those of :class:`CalibrateOptions`.
+def settled(asked: CalibrateArguments, segments: int) -> CalibrateOptions:
+    """Return arguments with names looked up and goals parsed, for a model of ``segments`` steps.
+
+    Raises ``UsageError`` for an unknown name, a malformed or duplicate goal, or nothing to do.
     """
-
-    data: Path
-    frames: Path | None
-    report_on: Path | None
-    variants: str
-    exit_goals: Sequence[str] | None
-    output: Path | None
-    clips: int
-    samples: int
-    share: float
-    seed: int
-    patches: Patches
-    method: str
-    max_drop: float
-    confidence: str
-    orders: str
-    glimpse_fps: float
-    reduce_range: str
-    threads: int | None
-    force: bool
-
-    def options(self, segments: int) -> CalibrateOptions:
-        """Return them with names looked up and goals parsed, for a model of ``segments`` steps.
-
-        Raises ``UsageError`` for an unknown name, a malformed or duplicate goal, or nothing to do.
-        """
-        reduced = _one("--reduce-range", self.reduce_range, ("auto", "on", "off"))
-        options = CalibrateOptions(
-            data=self.data,
-            frames=self.frames,
-            report_on=self.report_on,
-            variants=() if self.variants == "none" else _some("--variants", self.variants, VARIANTS),
-            goals=_goals(self.exit_goals, segments),
-            output=self.output,
-            clips=self.clips,
-            samples=self.samples,
-            share=self.share,
-            seed=self.seed,
-            patches=self.patches,
-            method=None if self.method == "auto" else _one("--method", self.method, METHODS),
-            max_drop=self.max_drop,
-            confidence=_one("--confidence", self.confidence, CONFIDENCES),
-            orders=_some("--orders", self.orders, ORDERS),
-            glimpse_fps=self.glimpse_fps,
-            reduce_range=needs_reduced_range() if reduced == "auto" else reduced == "on",
-            threads=self.threads,
-            force=self.force,
-        )
-        if not options.variants and not options.goals:
-            raise UsageError("--variants none and --exit-goal none: nothing to do: name a variant or a goal")
-        return options
+    assert asked.data is not None
+    reduced = _one("--reduce-range", asked.reduce_range, ("auto", "on", "off"))
+    options = CalibrateOptions(
+        data=asked.data,
+        frames=asked.frames,
+        report_on=asked.report_on,
+        variants=() if asked.variants == "none" else _some("--variants", asked.variants, VARIANTS),
+        goals=_goals(asked.exit_goal, segments),
+        output=asked.output,
+        clips=asked.clips,
+        samples=asked.samples,
+        share=asked.share,
+        seed=asked.seed,
+        patches=_one("--patches", asked.patches, get_args(CalibrationPatches)),
+        method=None if asked.method == "auto" else _one("--method", asked.method, METHODS),
+        max_drop=asked.max_accuracy_drop,
+        confidence=_one("--confidence", asked.confidence, CONFIDENCES),
+        orders=_some("--orders", asked.orders, ORDERS),
+        glimpse_fps=asked.glimpse_fps,
+        reduce_range=needs_reduced_range() if reduced == "auto" else reduced == "on",
+        threads=asked.threads,
+        force=asked.force,
+    )
+    if not options.variants and not options.goals:
+        raise UsageError("--variants none and --exit-goal none: nothing to do: name a variant or a goal")
+    return options
 
 
 def _goals(given: Sequence[str] | None, segments: int) -> tuple[Goal, ...]:

@@ -145,7 +145,9 @@ def _check_output(path: Path, bundle: Path, sources: list[Source], *, live: bool
         raise UsageError(f"--output {path}: takes results (JSON lines, CSV, Parquet); --save-video writes videos")
     if is_parquet(path):
         if live:
-            raise UsageError(f"--output {path}: a live source, or an address that may be one, has no end: write JSON lines (.jsonl) or CSV")
+            raise UsageError(
+                f"--output {path}: a live source, or an address that may be one, has no end: write JSON lines or CSV"
+            )
         check_parquet()
     check_files(path)
 

@@ -231,3 +231,15 @@ def test_training_exporting_and_benchmarking(tmp_path: Path) -> None:
     assert report.data is not None
     with pytest.raises(UsageError, match="unknown option"):
         AdaFocus.train("dataset=custom", nosuch=1)
+
+
+def test_calibrating_writes_a_variant_that_can_be_loaded(model: AdaFocus, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="output: the default model is read-only"):
+        model.calibrate(ROOT / "tests" / "fights")
+    found = model.calibrate(
+        ROOT / "tests" / "fights", tmp_path / "calibrated", variants="int8-cpu", clips=4, samples=8, method="minmax",
+        max_accuracy_drop=100.0, exit_goal=["fast=steps:4"],
+    )  # fmt: skip
+    assert found["exits"]["fast"][0]["goal"] == "at most 4 steps"
+    with AdaFocus(found["bundle"], variant="int8-cpu", exit="fast") as fast:
+        assert fast(CLIP).variant == "int8-cpu"

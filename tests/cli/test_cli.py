@@ -176,7 +176,7 @@ def test_results_are_written_as_parquet(small_bundle, tmp_path):
     assert (bad["source"], bad["error"]) == (refused["source"], refused["error"])
     assert all(value is None for key, value in bad.items() if key not in ("source", "error"))
     live = edge("classify", "rtsp://127.0.0.1:9/x", "-o", tmp_path / "x.parquet", "--quiet")
-    one_line_error(live, 2, "has no end: write JSON lines")
+    one_line_error(live, 2, "has no end: write JSON lines or CSV")
     assert not (tmp_path / "x.parquet").exists()
 
 

@@ -638,8 +638,9 @@ def test_a_profile_that_came_meanwhile_is_not_replaced(bundle, monkeypatch):
 
 def test_a_calibration_is_not_put_into_another_model(bundle, monkeypatch):
     """Exported anew while it was calibrated: graphs of the old weights would have gone into the new bundle."""
+    from adafocus_edge.evaluation.calibrate_settings import CalibrateArguments
     from calibration import calibrate
-    from calibration.options import CalibrateArguments
+    from calibration.options import calibrate_as_asked
 
     def other(manifest):
         graphs = manifest.variants["fp32"]
@@ -653,14 +654,13 @@ def test_a_calibration_is_not_put_into_another_model(bundle, monkeypatch):
         return made(self, name)
 
     monkeypatch.setattr(calibrate.Maker, "make", make)
-    options = CalibrateArguments(
-        data=FIGHTS, frames=None, report_on=None, variants="fp16", output=None, clips=4, samples=8, share=0.5, seed=1,
-        patches="policy", method="minmax", max_drop=100.0, exit_goals=["none"], confidence="probability", orders="clip",
-        glimpse_fps=2.0, reduce_range="auto", threads=2, force=False,
-    ).options(bundle.spec.segments)  # fmt: skip
+    asked = CalibrateArguments(
+        data=FIGHTS, variants="fp16", clips=4, samples=8, seed=1, method="minmax", max_accuracy_drop=100.0,
+        exit_goal=["none"], threads=2,
+    )  # fmt: skip
     before = {path.name: path.read_bytes() for path in (bundle.path / "fp16").iterdir()}
     with pytest.raises(BundleError, match="was replaced by another model meanwhile"):
-        calibrate.calibrate(bundle.path, options)
+        calibrate_as_asked(bundle.path, asked)
     assert {path.name: path.read_bytes() for path in (bundle.path / "fp16").iterdir()} == before
 
 
