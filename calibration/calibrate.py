@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -146,7 +147,7 @@ def calibrate(path: Path, options: CalibrateOptions, progress: Progress = lambda
         bundle, options.data, options.frames, options.report_on, options.clips, options.share, options.seed
     )
     if options.output is not None and options.output.resolve() != path:
-        path = _target(bundle, options.output.resolve())
+        path = _target(bundle, options)
     with _alone(path) as work:
         return _Calibration(read_bundle(path), inputs, options, work, progress).run()
 
@@ -478,10 +479,20 @@ def _report_of(manifest: Manifest) -> dict[str, Any]:
     return {"rows": {}, "thresholds": {}, **manifest.reports.get(REPORT, {})}
 
 
-def _target(bundle: Bundle, output: Path) -> Path:
-    """Copy the bundle to ``output``, or reuse the copy that an earlier run left there."""
+def _target(bundle: Bundle, options: CalibrateOptions) -> Path:
+    """Copy the bundle to ``output``, or reuse the copy that an earlier run left there; return its path.
+
+    A new copy lacks what will be made with these clips, so that it need not be replaced by force.
+    """
+    assert options.output is not None
+    output = options.output.resolve()
     if not output.exists():
         copy_bundle(bundle.path, output)
+        rows = _report_of(bundle.manifest)["rows"]
+        made = {name for name in options.variants if "settings" in rows.get(name, {})}
+        update_bundle(output, lambda manifest: _without(manifest, made, {goal.name for goal in options.goals}))
+        for name in made:
+            shutil.rmtree(output / name, ignore_errors=True)
         return output
     there = read_bundle(output).manifest.variants.get(REFERENCE)
     if there is None or {g: i.sha256 for g, i in there.items()} != {
@@ -489,6 +500,25 @@ def _target(bundle: Bundle, output: Path) -> Path:
     }:
         raise UsageError(f"{output}: exists and is a bundle of another model: give another folder with --output")
     return output
+
+
+def _without(manifest: Manifest, variants: Set[str], goals: Set[str]) -> Manifest:
+    """Return a manifest without some variants and exit thresholds, and without what is reported of them."""
+    if REPORT not in manifest.reports:
+        return manifest
+    report = _report_of(manifest)
+    kept = {
+        "rows": {name: row for name, row in report["rows"].items() if name not in variants},
+        "thresholds": {name: one for name, one in report["thresholds"].items() if name not in goals},
+    }
+    profiles = manifest.profiles.items()
+    return replace(
+        manifest,
+        variants={name: graphs for name, graphs in manifest.variants.items() if name not in variants},
+        thresholds={name: sets for name, sets in manifest.thresholds.items() if name not in goals},
+        profiles={n: one for n, one in profiles if one.variant not in variants and one.exit.split("/")[0] not in goals},
+        reports={**manifest.reports, REPORT: {**report, **kept}},
+    )
 
 
 @contextmanager

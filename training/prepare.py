@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from adafocus_edge.bundle.classes import read_classes
@@ -38,7 +37,9 @@ from adafocus_edge.model.spec import class_name
 from adafocus_edge.system.addresses import shown_failure
 from adafocus_edge.system.cpu import usable_cores
 from adafocus_edge.system.files import decode_text, folded, read_own, read_text, reason, write_text
+from training.judged_events import judged_clips
 from training.layouts import LAYOUTS
+from training.split import split_groups
 
 SETTINGS = "prepare.json"
 """File of the settings of the frames in a folder, so that a second run does not mix two kinds."""
@@ -55,7 +56,8 @@ class PrepareOptions:
     """Options of ``adafocus-edge prepare``; see its help.
 
     Attributes:
-        source: folder of videos.
+        source: folder of videos, or with ``from_events`` an archive of events.
+        from_events: whether to take the clips that a person has marked in an archive of events.
         output: folder to write.
         dataset: one of :data:`LAYOUTS`.
         annotations: files with the videos' classes; empty for a folder per class.
@@ -81,6 +83,7 @@ class PrepareOptions:
     fps: float | None = None
     frames: bool = True
     workers: int | None = None
+    from_events: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,10 @@ def prepare(options: PrepareOptions, progress: Callable[[int, int], None] = lamb
     done = Prepared(options.output)
     if not options.source.is_dir():
         raise UsageError(f"{options.source}: no such folder of videos")
-    items = _annotated(options, done) if options.annotations else _own(options, done)
+    if options.from_events:
+        items = _judged(options, done)
+    else:
+        items = _annotated(options, done) if options.annotations else _own(options, done)
     classes = _classes(options, {*done.labels, *(label for item in items for label in item.labels)})
     done.classes = len(classes)
     _check_names(options, items, classes)
@@ -204,13 +210,38 @@ def _own(options: PrepareOptions, done: Prepared) -> list[Item]:
         groups.setdefault(group or name, []).append(number)
     if ungrouped:
         raise DataError(f"{options.groups}: no row for {len(ungrouped)} of the videos, such as {ungrouped[0]!r}")
-    validation = split_groups(list(groups.values()), labels, options.val_share, options.seed)
+    return _split(options, names, [example.path for example in videos], labels, list(groups.values()))
+
+
+def _split(
+    options: PrepareOptions,
+    names: Sequence[str],
+    videos: Sequence[Path],
+    labels: Sequence[str],
+    groups: Sequence[Sequence[int]],
+) -> list[Item]:
+    """Divide videos into training and validation, so that no group of them is in both. Raises ``DataError``."""
+    validation = split_groups(groups, labels, options.val_share, options.seed)
     if not validation:
         raise DataError(f"{options.source}: too few clips or sources to hold some of each class back for validation")
     return [
-        Item(name, example.path, (labels[number],), VAL if number in validation else TRAIN)
-        for number, (name, example) in enumerate(zip(names, videos, strict=True))
+        Item(name, video, (label,), VAL if number in validation else TRAIN)
+        for number, (name, video, label) in enumerate(zip(names, videos, labels, strict=True))
     ]
+
+
+def _judged(options: PrepareOptions, done: Prepared) -> list[Item]:
+    """Return the clips of an archive of events that a person has marked; those of one source and day stay together."""
+    if options.annotations or options.groups or options.dataset != "custom":
+        raise UsageError("--from-events: takes neither --annotations nor --groups nor another --dataset")
+    clips, left_out = judged_clips(options.source)
+    if left_out:
+        done.notes.append(f"skipped: {left_out} marked events without a clip, or marked wrong without their class")
+    groups: dict[str, list[int]] = {}
+    for number, clip in enumerate(clips):
+        groups.setdefault(clip.group, []).append(number)
+    videos, labels = [clip.path for clip in clips], [clip.label for clip in clips]
+    return _split(options, [video.name for video in videos], videos, labels, list(groups.values()))
 
 
 def _check_stems(options: PrepareOptions, names: Sequence[str]) -> None:
@@ -231,30 +262,6 @@ def _groups(path: Path, index: VideoIndex) -> dict[Path, str]:
         if video is not None and found.setdefault(video, group) != group:
             raise DataError(f"{where}: {video} is of source {group!r} here, and of {found[video]!r} above")
     return found
-
-
-def split_groups(groups: Sequence[Sequence[int]], labels: Sequence[str], share: float, seed: int) -> set[int]:
-    """Choose whole groups of clips to validate on, at most each class's share of clips, rounded up.
-
-    Args:
-        groups: indices of the clips, by group.
-        labels: class of each clip.
-        share: share to validate on, 0..1.
-        seed: random seed; the same seed gives the same split.
-
-    Returns:
-        Indices of the chosen clips.
-    """
-    # At least one clip of each class remains for training.
-    most = {label: min(int(np.ceil(count * share)), count - 1) for label, count in Counter(labels).items()}
-    taken: Counter[str] = Counter()
-    chosen: set[int] = set()
-    for number in np.random.default_rng(seed).permutation(len(groups)):
-        adds = Counter(labels[clip] for clip in groups[number])
-        if all(taken[label] + count <= most[label] for label, count in adds.items()):
-            taken += adds
-            chosen.update(groups[number])
-    return chosen
 
 
 def _check_names(options: PrepareOptions, items: Sequence[Item], classes: tuple[str, ...]) -> None:

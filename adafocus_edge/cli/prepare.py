@@ -25,7 +25,10 @@ Dataset = Literal["custom", "actnet", "fcvid", "minik"]
 def prepare(
     source: Annotated[
         Path,
-        typer.Argument(help="Folder of videos, with one sub-folder per class unless --annotations name the classes."),
+        typer.Argument(
+            help="Folder of videos, with one sub-folder per class unless --annotations name the classes, or with "
+            "--from-events an archive of events."
+        ),
     ],
     output: Annotated[
         Path, Option("Write to this folder, the data_dir of `train`.", OUTPUT, ("--output", "-o"), metavar="DIR")
@@ -42,6 +45,9 @@ def prepare(
             metavar="FILE",
         ),
     ] = None,
+    from_events: Annotated[
+        bool, Option("Take the clips that were marked right or wrong in an archive of events.", INPUT)
+    ] = False,
     groups: Annotated[
         Path | None,
         Option("Keep clips of one source on one side of the split, by this CSV `video,source`.", SPLIT, metavar="FILE"),
@@ -81,12 +87,14 @@ def prepare(
     Examples:
       adafocus-edge prepare videos/ -o data
       adafocus-edge prepare videos/ -o data --dataset actnet --annotations anet.json
+      adafocus-edge prepare events/ -o data --from-events
     """
     del debug
     made = import_companion("training.prepare", "prepare", "train")
     plan = made.PrepareOptions(
         source=source, output=output, dataset=dataset, annotations=tuple(annotations or ()), groups=groups,
         val_share=val_share, seed=seed, size=size, quality=quality, fps=fps, frames=frames, workers=workers,
+        from_events=from_events,
     )  # fmt: skip
     with progress_for(quiet) as bars:
         task = bars.add_task("preparing", total=None)

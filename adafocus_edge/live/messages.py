@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 from adafocus_edge.system.timestamps import iso
 
@@ -127,6 +128,9 @@ class Event:
         wall_s: when the event started or ended, in seconds since 1970.
         frame: the newest frame that was glimpsed.
         patch: (y, x, size) of the glimpse in that frame, in pixels of the preprocessed frame.
+        key: its name in the archive of events, the same for both kinds.
+        archive_url: address of the page that serves the archive, or empty for addresses relative to it; None without
+            an archive.
     """
 
     source: str
@@ -139,9 +143,21 @@ class Event:
     wall_s: float
     frame: LiveFrame
     patch: Patch
+    key: str = ""
+    archive_url: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the object that outputs write and send."""
+        """Return the object that outputs write and send; with an archive, it has links."""
+        links: dict[str, Any] = {}
+        if self.archive_url is not None:
+            name = quote(self.key)
+            at = f"{self.archive_url}/api/archive/{name}"
+            links = {
+                "key": self.key,
+                "page": f"{self.archive_url}/events#{name}",
+                "clip": f"{at}/clip.mp4",
+                "picture": f"{at}/picture.jpg",
+            }
         return {
             "event": self.kind,
             "id": self.number,
@@ -151,6 +167,7 @@ class Event:
             "end_s": None if self.end_s is None else round(self.end_s, 4),
             "peak": round(self.peak, 6),
             "at": iso(self.wall_s),
+            **links,
         }
 
 

@@ -12,6 +12,8 @@ from adafocus_edge.media.preprocess import motion_indices, nearest_motion
 if TYPE_CHECKING:
     from adafocus_edge.live.messages import LiveFrame
 
+JITTER = 0.1
+"""How much too early a frame may be for the requested frame rate, as a fraction of the time between two frames."""
 HISTORY_SLACK_S = 0.2
 """Frames are kept a little longer than a model that sees motion needs them."""
 
@@ -48,6 +50,31 @@ class GlimpseSchedule:
         if time_s < (self._next + 0.5) / self._rate:
             return False
         self._next = max(self._next + 1, math.floor(time_s * self._rate - 0.5) + 1)
+        return True
+
+
+class FrameThinner:
+    """Picks at most so many frames per second of each source, as evenly as they arrive.
+
+    Args:
+        fps: maximum number of frames per second; None for all.
+    """
+
+    def __init__(self, fps: float | None) -> None:
+        self._interval_s = None if fps is None else 1 / fps
+        self._due_s: dict[str, float] = {}
+
+    def is_due(self, frame: LiveFrame) -> bool:
+        """Return whether to take the next frame of its source."""
+        if self._interval_s is None:
+            return True
+        due_s = self._due_s.get(frame.source, frame.time_s)
+        late_s = frame.time_s - due_s
+        if -self._interval_s < late_s < -JITTER * self._interval_s:
+            return False
+        # In step with the requested rate, unless the source has jumped.
+        start_s = due_s if abs(late_s) < self._interval_s else frame.time_s
+        self._due_s[frame.source] = start_s + self._interval_s
         return True
 
 

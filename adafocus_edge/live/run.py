@@ -57,6 +57,7 @@ class LiveOptions:
         smooth: windows whose probabilities are averaged; 1 for none.
         rules: events to detect.
         max_guests: maximum number of feeds and clips beside the sources.
+        archive_url: where the archive of events is served, see :class:`~adafocus_edge.live.messages.Event`.
     """
 
     capture: CaptureOptions = field(default_factory=CaptureOptions)
@@ -64,6 +65,7 @@ class LiveOptions:
     smooth: int = 1
     rules: tuple[EventRule, ...] = ()
     max_guests: int = 0
+    archive_url: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class LiveRun:
         max_lanes = len(sources) * options.overlap + options.max_guests
         self._lanes = lanes_of(model, max(1, max_lanes))
         self._on_device = None if model.resident is None else LiveFrames(model.resident, classifier.decoder)
-        self._results = ResultMaker(classifier, options.smooth, self._lanes.restart, self._publish)
+        self._results = ResultMaker(classifier, options.smooth, self._lanes.restart, self._publish, options.archive_url)
         self._listeners = list(listeners)
         self._listener_drops: dict[Sink, DropMeter] = {}
         self._arrived = threading.Condition()

@@ -20,6 +20,7 @@ from adafocus_edge.live.run import LiveOptions, LiveRun
 from adafocus_edge.live.settings import (
     DEFAULT_GLIMPSE_FPS,
     DEFAULT_KEEP,
+    DEFAULT_ROLL_S,
     DEFAULT_ROTATE_MB,
     DEFAULT_ROTATE_MINUTES,
     DEFAULT_WAITING,
@@ -34,6 +35,7 @@ from adafocus_edge.system.interrupts import stop_on_signals
 from adafocus_edge.system.memory import limit_malloc_arenas
 
 if TYPE_CHECKING:
+    from adafocus_edge.live.event_store import EventStore
     from adafocus_edge.media.sources import Source
     from adafocus_edge.runtime.classifier import Classifier
 
@@ -41,6 +43,7 @@ __all__ = [
     "Printing",
     "connected",
     "live_options",
+    "open_archive",
     "open_sinks",
     "report_missing",
     "run_live",
@@ -84,7 +87,33 @@ def live_options(
         camera=_camera(arguments),
     )
     rules = tuple(EventRule.parse(text) for text in arguments.event or ())
-    return LiveOptions(capture, arguments.overlap or 1, arguments.smooth or 1, rules, max_guests)
+    archive_url = None if arguments.events is None else _public_url(arguments.public_url)
+    return LiveOptions(capture, arguments.overlap or 1, arguments.smooth or 1, rules, max_guests, archive_url)
+
+
+def _public_url(address: str | None) -> str:
+    """Return the beginning of links: without a slash at its end. Raises ``UsageError``."""
+    if address is None:
+        return ""
+    if not re.fullmatch(r"https?://[^\s?#]+", address):
+        raise UsageError(f"--public-url {address}: must be the page's address, such as https://cams.example.com")
+    return address.rstrip("/")
+
+
+def open_archive(stack: ExitStack, arguments: LiveArguments) -> EventStore | None:
+    """Open the archive of events that the arguments name; the stack closes it. Raises ``AdaFocusError``."""
+    if arguments.events is None:
+        for name in ("pre_roll", "post_roll", "events_days", "events_gb", "public_url"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')}: needs --events")
+        return None
+    if not arguments.event:
+        raise UsageError("--events: needs --event, which defines the events to keep")
+    from adafocus_edge.live.event_store import EventStore
+
+    store = EventStore(arguments.events)
+    stack.callback(store.close)
+    return store
 
 
 def _retries(text: str | None) -> int | None:
@@ -108,7 +137,7 @@ def _camera(arguments: LiveArguments) -> CameraOptions:
 
 def open_sinks(
     stack: ExitStack, arguments: LiveArguments, classifier: Classifier, sources: int, report: Callable[[str], None],
-    output: Path | None, printing: Printing,
+    output: Path | None, printing: Printing, archive: EventStore | None = None,
 ) -> list[Sink]:  # fmt: skip
     """Open the outputs that the arguments name.
 
@@ -120,6 +149,7 @@ def open_sinks(
         report: is called with one line for each new error of an output.
         output: file for results; None for none.
         printing: what the results hold.
+        archive: of events, or None.
 
     Raises:
         UsageError: an output cannot be opened, or two arguments contradict each other.
@@ -152,6 +182,17 @@ def open_sinks(
         if not arguments.event:
             raise UsageError("--snapshots: needs --event, which defines the events to save")
         add(Snapshots(arguments.snapshots, spec, report))
+    if archive is not None:
+        from adafocus_edge.live.sinks.event_clips import EventClips
+
+        archive.set_classes(tuple(classifier.classes))
+        rate = arguments.glimpse_fps or solved_glimpse_fps(classifier) or DEFAULT_GLIMPSE_FPS
+        pre_s, post_s = (
+            DEFAULT_ROLL_S if given is None else given for given in (arguments.pre_roll, arguments.post_roll)
+        )
+        add(EventClips(archive, spec, report, window_s=spec.segments / rate, pre_s=pre_s, post_s=post_s,
+                       keep_days=arguments.events_days, keep_gb=arguments.events_gb,
+                       waiting=FRAMES_WAITING * max(1, sources)))  # fmt: skip
     if arguments.webhook is not None:
         from adafocus_edge.live.sinks.webhook import Webhook
 
@@ -203,7 +244,9 @@ def run_live(
             stack.callback(screen.close)
         printer = Printer(printing, log.warning, stop.set)
         stack.callback(printer.close)
-        sinks = [printer, *open_sinks(stack, arguments, classifier, len(sources), log.warning, output, printing)]
+        archive = open_archive(stack, arguments)
+        opened = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, printing, archive)
+        sinks = [printer, *opened]
         if not arguments.realtime and not any(source.live for source in sources):
             # Files that are read as fast as possible wait for the outputs that can keep up in the long run.
             for sink in sinks:

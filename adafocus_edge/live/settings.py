@@ -14,6 +14,7 @@ DEFAULT_GLIMPSE_FPS = 2.0
 DEFAULT_WAITING = 2
 DEFAULT_ROTATE_MB = 100.0
 DEFAULT_ROTATE_MINUTES = 60.0
+DEFAULT_ROLL_S = 5.0
 DEFAULT_KEEP = 10
 
 
@@ -107,6 +108,59 @@ class LiveArguments:
     ] = None
     snapshots: Annotated[
         Path | None, Option("Write a picture of each event into this folder.", SINKS, metavar="DIR")
+    ] = None
+    events: Annotated[
+        Path | None,
+        Option(
+            "Keep a clip and a picture of each event in this folder, with an index; `serve` shows them.",
+            SINKS,
+            metavar="DIR",
+        ),
+    ] = None
+    pre_roll: Annotated[
+        float | None,
+        Option(
+            "Begin the clip of an event this long before what raised it.",
+            SINKS,
+            default=f"{DEFAULT_ROLL_S:g}",
+            minimum=0.0,
+            maximum=30.0,
+            metavar="SECONDS",
+        ),
+    ] = None
+    post_roll: Annotated[
+        float | None,
+        Option(
+            "End the clip of an event this long after it.",
+            SINKS,
+            default=f"{DEFAULT_ROLL_S:g}",
+            minimum=0.0,
+            maximum=30.0,
+            metavar="SECONDS",
+        ),
+    ] = None
+    events_days: Annotated[
+        float | None,
+        Option("Delete events after this many days.", SINKS, default="never", minimum=0.01, metavar="DAYS"),
+    ] = None
+    events_gb: Annotated[
+        float | None,
+        Option(
+            "Delete the oldest events when all take more than this, marked ones last.",
+            SINKS,
+            default="no limit",
+            minimum=0.001,
+            metavar="GB",
+        ),
+    ] = None
+    public_url: Annotated[
+        str | None,
+        Option(
+            "Begin the links to clips and pictures in events with this address of the page, as users reach it.",
+            SINKS,
+            default="none: links are relative",
+            metavar="URL",
+        ),
     ] = None
     webhook: Annotated[
         str | None,

@@ -73,7 +73,7 @@ class SourceState:
         self.drops = DropMeter(MIN_DROPS)
         self.smoother = Smoother(smooth)
         self.detectors = [EventDetector(rule) for rule in rules]
-        self.numbers: dict[EventDetector, int] = {}  # of the events under way
+        self.events: dict[EventDetector, tuple[int, str]] = {}  # numbers and keys of those under way
 
     @property
     def name(self) -> str:

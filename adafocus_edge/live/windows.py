@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from adafocus_edge.live.messages import Event, LiveFrame, Message, ProvisionalResult, Window
 from adafocus_edge.model.logits import softmax
+from adafocus_edge.system.retention import SafeNames, safe_name
+from adafocus_edge.system.timestamps import stamp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,10 +31,16 @@ class ResultMaker:
         smooth: windows to average; 1 for none.
         restart: is called with a lane whose next glimpse begins a new window.
         publish: is called with each message.
+        archive_url: see :class:`Event`.
     """
 
     def __init__(
-        self, classifier: Classifier, smooth: int, restart: Callable[[int], None], publish: Callable[[Message], None]
+        self,
+        classifier: Classifier,
+        smooth: int,
+        restart: Callable[[int], None],
+        publish: Callable[[Message], None],
+        archive_url: str | None = None,
     ) -> None:
         self._classifier = classifier
         self._segments = classifier.model.spec.segments
@@ -40,6 +48,8 @@ class ResultMaker:
         self._smooth = smooth
         self._restart_lane = restart
         self._publish = publish
+        self._archive_url = archive_url
+        self._names = SafeNames()
         self._events = 0
 
     def add(self, source: SourceState, prepared: Prepared, glimpses: Mapping[int, Glimpse], model_s: float) -> None:
@@ -140,11 +150,16 @@ class ResultMaker:
         frame: LiveFrame,
         patch: Patch,
     ) -> None:
+        label = detector.rule.label
         if kind == "start":
             self._events += 1
-            source.numbers[detector] = self._events
+            key = f"{stamp(frame.wall_s)}-{self._names.of(source.name)}-{safe_name(label)}-{self._events}"
+            source.events[detector] = self._events, key
         end_s = detector.last_s if kind == "end" else None
-        number, label = source.numbers[detector], detector.rule.label
+        number, key = source.events[detector]
         self._publish(
-            Event(source.name, kind, number, label, detector.start_s, end_s, detector.peak, frame.wall_s, frame, patch)
-        )
+            Event(
+                source.name, kind, number, label, detector.start_s, end_s, detector.peak, frame.wall_s, frame, patch,
+                key, self._archive_url,
+            )
+        )  # fmt: skip

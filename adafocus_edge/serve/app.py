@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from adafocus_edge.serve import schemas
+from adafocus_edge.serve.archive import ArchiveApi
 from adafocus_edge.serve.board import Board
 from adafocus_edge.serve.cameras import Cameras
 from adafocus_edge.serve.guard import (
@@ -42,6 +43,7 @@ from adafocus_edge.serve.uploads import Uploads
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from adafocus_edge.live.event_store import EventStore
     from adafocus_edge.serve.run import Run
 
 PAGE = Path(__file__).parent / "page"
@@ -114,10 +116,14 @@ class Site:
         options: access and limits.
         sessions: open logins.
         tries: failed logins.
+        archive: of events, or None.
     """
 
-    def __init__(self, run: Run, options: ServeOptions, sessions: Sessions, tries: Tries) -> None:
+    def __init__(
+        self, run: Run, options: ServeOptions, sessions: Sessions, tries: Tries, archive: EventStore | None = None
+    ) -> None:
         self._run, self._options, self._sessions, self._tries = run, options, sessions, tries
+        self.archive = ArchiveApi(archive)
         self._files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in MEDIA_TYPES}
         self._tags = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, content in self._files.items()}
         self._description = bytes(JSONResponse(describe(options)).body)
@@ -146,6 +152,11 @@ class Site:
         """Handle ``GET /``."""
         del request
         return HTMLResponse(self._files["index.html"])
+
+    async def events_page(self, request: Request) -> Response:
+        """Handle ``GET /events``: the archive of events."""
+        del request
+        return HTMLResponse(self._files["events.html"])
 
     async def page_file(self, request: Request) -> Response:
         """Handle ``GET /page/{name}``: return a script, style sheet or image of the page."""
@@ -308,13 +319,14 @@ class Site:
         return await self.service.cameras.delete(request)
 
 
-def create_app(run: Run, options: ServeOptions) -> Starlette:
+def create_app(run: Run, options: ServeOptions, archive: EventStore | None = None) -> Starlette:
     """Return the application that serves a run. Raises ``UsageError`` if other machines could reach it unprotected."""
     check_exposure(options)
     sessions, tries = Sessions(options.session_s), Tries()
-    site = Site(run, options, sessions, tries)
+    site = Site(run, options, sessions, tries, archive)
     routes = [
         Route("/", site.page),
+        Route("/events", site.events_page),
         Route("/page/{name}", site.page_file),
         Route("/login", site.login, methods=["GET", "POST"]),
         Route("/logout", site.logout, methods=["POST"]),
@@ -324,6 +336,12 @@ def create_app(run: Run, options: ServeOptions) -> Starlette:
         Route("/api/status", site.status),
         Route("/api/results", site.results),
         Route("/api/events", site.events),
+        Route("/api/archive", site.archive.list),
+        Route("/api/archive/training.csv", site.archive.training),
+        Route("/api/archive/{key}", site.archive.event, methods=["GET", "DELETE"]),
+        Route("/api/archive/{key}/clip.mp4", site.archive.clip),
+        Route("/api/archive/{key}/picture.jpg", site.archive.picture),
+        Route("/api/archive/{key}/mark", site.archive.mark, methods=["PUT"]),
         Route("/api/live", site.live),
         # Names of sources may contain slashes: they can be addresses or paths.
         Route("/api/streams/{name:path}/picture.jpg", site.picture),

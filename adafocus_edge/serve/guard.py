@@ -38,7 +38,7 @@ NO_STORE = "no-store"
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 OPEN_PATHS = frozenset(("/healthz", "/login", "/page/style.css", "/page/theme.js", "/page/icon.svg"))
 """Paths that need no token: the health check, and the login page with its files."""
-PAGE_PATHS = frozenset(("/", "/login"))
+PAGE_PATHS = frozenset(("/", "/events", "/login"))
 """Paths that other sites may link to."""
 MAX_SESSIONS = 1000
 TRIES = 5
@@ -166,7 +166,7 @@ class Guard:
         name = session_name(headers)
         if name and self._sessions.holds(name):
             return None
-        if path == "/":
+        if path in PAGE_PATHS:
             return RedirectResponse("/login", 303)
         return refusal(
             401, "no token: sign in, or send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}

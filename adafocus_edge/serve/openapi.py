@@ -8,6 +8,7 @@ import msgspec
 
 from adafocus_edge import __version__
 from adafocus_edge.serve import schemas
+from adafocus_edge.serve.archive import MAX_PAGE_EVENTS
 from adafocus_edge.serve.guard import COOKIE
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def _paths(options: ServeOptions) -> Schema:
                 "Return the last events and notices, newest first", {200: _ref(schemas.Events)}, lists, [only, limit]
             )
         },
+        **_archive_paths(),
         "/api/live": {
             "get": _operation(
                 "Stream server-sent events: hello (the current state) first, then look, window, event, notice and"
@@ -186,6 +188,73 @@ def _paths(options: ServeOptions) -> Schema:
         },
         "/metrics": {"get": _operation("Return Prometheus metrics", {200: _content("text/plain", TEXT)})},
     }
+
+
+def _archive_paths() -> Schema:
+    key = {"in": "path", "name": "key", "required": True, "description": "Name of the event.", "schema": TEXT}
+    moment: Schema = {"type": "string", "format": "date-time"}
+    share: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+    queries: list[Schema] = [
+        {"in": "query", "name": name, "description": text, "schema": schema}
+        for name, text, schema in (
+            ("source", "Return events of this source only.", TEXT),
+            ("label", "Return events of this label only.", TEXT),
+            ("since", "Return events that started then or later.", moment),
+            ("until", "Return events that started then or earlier.", moment),
+            ("min_peak", "Return events of at least this confidence.", share),
+            ("mark", "Return events with this mark.", {"type": "string", "enum": ["right", "wrong", "any", "none"]}),
+            ("before", "Return events before the one of this key: the next page.", TEXT),
+            ("limit", "Maximum number of events.", {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_EVENTS}),
+        )
+    ]
+    none = {404: "no such event, or no archive"}
+    broken = {500: "the archive cannot be read"}
+    return {
+        "/api/archive": {
+            "get": _operation(
+                "Return archived events, newest first",
+                {200: _ref(schemas.Archive)},
+                {400: "a parameter is malformed", 404: "no archive", **broken},
+                queries,
+            )
+        },
+        "/api/archive/training.csv": {
+            "get": _operation(
+                "List the clips that a person has judged, with their classes",
+                {200: _content("text/csv", TEXT)},
+                {404: "no archive", **broken},
+            )
+        },
+        "/api/archive/{key}": {
+            "get": _operation("Return an event", {200: _ref(schemas.ArchivedEvent)}, none | broken, [key]),
+            "delete": _operation(
+                "Delete an event, its clip and its picture", {204: {"description": "deleted"}}, none | broken, [key]
+            )
+        },
+        "/api/archive/{key}/clip.mp4": {
+            "get": _operation(
+                "Return the clip, or a range of it",
+                {200: _content("video/mp4", {}), 206: _content("video/mp4", {})},
+                none | broken,
+                [key],
+            )
+        },
+        "/api/archive/{key}/picture.jpg": {
+            "get": _operation(
+                "Return the picture, with the patch drawn", {200: _content("image/jpeg", {})}, none | broken, [key]
+            )
+        },
+        "/api/archive/{key}/mark": {
+            "put": _operation(
+                "Say whether an event is right or wrong",
+                {200: _ref(schemas.ArchivedEvent)},
+                {400: "not a mark, or no class of the model", 408: "the request took too long",
+                 413: "the body is too large", **none, **broken},
+                [key],
+                {"application/json": {"schema": {"$ref": COMPONENT.format(name=schemas.Judgement.__name__)}}},
+            )
+        },
+    }  # fmt: skip
 
 
 def _operation(

@@ -99,6 +99,44 @@ class Event(Object, frozen=True):
     at: DateTime
     wall_s: Annotated[float, Meta(description="The same as `at`, in seconds since 1970.")]
     start_wall_s: Annotated[float, Meta(description="Start, in seconds since 1970.")]
+    key: Annotated[str | UnsetType, Meta(description="Its name in the archive; only with --events.")] = UNSET
+    page: Annotated[str | UnsetType, Meta(description="Address that shows it; only with --events.")] = UNSET
+    clip: Annotated[str | UnsetType, Meta(description="Address of its clip; only with --events.")] = UNSET
+    picture: Annotated[str | UnsetType, Meta(description="Address of its picture; only with --events.")] = UNSET
+
+
+class ArchivedEvent(Object, frozen=True, kw_only=True):
+    """An event in the archive."""
+
+    key: Annotated[str, Meta(description="Its name, which addresses of its clip and its picture hold.")]
+    source: str
+    label: str
+    started_at: DateTime
+    ended_at: Annotated[DateTime | None, Meta(description="Null while the event lasts.")]
+    peak: Annotated[Probability, Meta(description="Highest confidence.")]
+    cut: Annotated[bool, Meta(description="Whether the run ended before the event did.")]
+    clip_s: Annotated[float | None, Meta(description="Length of the clip in seconds; null if there is none.")]
+    picture: Annotated[bool, Meta(description="Whether there is a picture.")]
+    bytes: Annotated[Count, Meta(description="Size of both files.")]
+    mark: Annotated[Literal["right", "wrong"] | None, Meta(description="What a person says of it.")]
+    correct: Annotated[str | None, Meta(description="Of a wrong one: the class that it is, if that was given.")]
+
+
+class Archive(Object, frozen=True):
+    """A page of archived events."""
+
+    events: Annotated[list[ArchivedEvent], Meta(description="Newest first.")]
+    total: Annotated[Count, Meta(description="Number of events that match in all.")]
+    sources: Annotated[list[str], Meta(description="Sources that occur in the archive.")]
+    labels: Annotated[list[str], Meta(description="Labels that occur in the archive.")]
+    classes: Annotated[list[str], Meta(description="Classes of the model.")]
+
+
+class Judgement(Object, frozen=True):
+    """What a person says of an event."""
+
+    mark: Annotated[Literal["right", "wrong"] | None, Meta(description="Null removes the mark.")]
+    correct: Annotated[str | None, Meta(description="With `wrong`: the class that it is.")] = None
 
 
 class Notice(Object, frozen=True, kw_only=True):
@@ -204,7 +242,7 @@ class Health(Object, frozen=True):
 
 COMPONENTS: tuple[type[Object], ...] = (
     Refusal, Guess, Step, Result, Window, Event, Notice, Latency, Source, Listener, Status, Results, Events,
-    OpenedCamera, Health,
+    OpenedCamera, Health, ArchivedEvent, Archive, Judgement,
 )  # fmt: skip
 """The types that the API's description names."""
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from adafocus_edge.live.event_store import EventStore
     from adafocus_edge.serve.run import Run
 
 START_S = 15.0
@@ -42,6 +43,7 @@ class Server:
         run: the run to serve.
         options: address, access and limits.
         report: called with one line for each error of the server; None ignores them.
+        archive: of events, or None; the caller closes it.
 
     Raises:
         UsageError: other machines could connect without a token; on entering: the host or port cannot be used.
@@ -49,10 +51,14 @@ class Server:
     """
 
     def __init__(
-        self, run: Run, options: ServeOptions | None = None, report: Callable[[str], None] | None = None
+        self,
+        run: Run,
+        options: ServeOptions | None = None,
+        report: Callable[[str], None] | None = None,
+        archive: EventStore | None = None,
     ) -> None:
         self.options = options or ServeOptions()
-        self._app = create_app(run, self.options)
+        self._app = create_app(run, self.options, archive)
         self._log = _Log(report)
         self._port = self.options.port
         self._server: _Uvicorn | None = None

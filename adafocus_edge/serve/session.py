@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adafocus_edge.live.run import LiveRun
-from adafocus_edge.live.session import connected, live_options, open_sinks, solved_glimpse_fps
+from adafocus_edge.live.session import connected, live_options, open_archive, open_sinks, solved_glimpse_fps
 from adafocus_edge.live.settings import LiveArguments, Printing
 from adafocus_edge.live.terminal import print_line, run_log, status_shown
 from adafocus_edge.serve.server import Server
@@ -48,8 +48,10 @@ def serve_live(
         log = stack.enter_context(run_log(arguments.log, quiet, arguments.rotate_mb, arguments.keep))
         stop = stack.enter_context(stop_on_signals())
         run = LiveRun(classifier, sources, live, report=log.info)
-        sinks = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, Printing(quiet=quiet))
-        with connected(run, sinks, log), Server(run, options, report=log.warning) as server:
+        archive = open_archive(stack, arguments)
+        printing = Printing(quiet=quiet)
+        sinks = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, printing, archive)
+        with connected(run, sinks, log), Server(run, options, report=log.warning, archive=archive) as server:
             log.info(f"serving {server.url} (press Ctrl-C to stop)")
             if as_json:
                 print_line({"url": server.url})

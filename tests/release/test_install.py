@@ -313,7 +313,7 @@ def test_the_default_model_runs(bare):
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads(done.stdout)
     assert result["label"] == "fight"
-    assert result["confidence"] == pytest.approx(0.89, abs=0.02)
+    assert result["confidence"] == pytest.approx(0.945, abs=0.02)
     assert result["steps_used"] == 8
     assert (bare.cwd / "seen.mp4").stat().st_size > 10_000
     done = bare.edge("inspect", "--json")

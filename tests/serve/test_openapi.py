@@ -17,8 +17,8 @@ from adafocus_edge.serve.app import create_app
 from adafocus_edge.serve.openapi import describe
 from tests.support.fuzzing import api
 
-FOR_PEOPLE = {"/", "/page/{name}", "/login", "/logout"}
-OPERATIONS = 10
+FOR_PEOPLE = {"/", "/events", "/page/{name}", "/login", "/logout"}
+OPERATIONS = 17
 """Operations whose responses end."""
 
 

@@ -466,7 +466,7 @@ ANSWER_S = 1.0
 def requests(random: Random, folder: Path) -> Callable[[], object]:
     """Bytes that are hardly a request, to a real server, which must answer others afterwards."""
     if not _server or _server[0][0].poll() is not None:
-        _server[:] = [_start_server()]
+        _server[:] = [_start_server(folder / "events")]
     process, port = _server[0]
     lines = [str(random.choice(np.array(REQUESTS, object))), f"Host: 127.0.0.1:{port}"]
     for _ in range(random.integers(0, 4)):
@@ -504,14 +504,14 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _start_server() -> tuple[subprocess.Popen[bytes], int]:
+def _start_server(events: Path) -> tuple[subprocess.Popen[bytes], int]:
     from tests.support.streams import free_port
 
     port = free_port()
     clip = next(FIGHTS.glob("*/*.mp4"))
     command = [sys.executable, "-m", "adafocus_edge", "serve", "--port", port, "--source", f"film={clip}"]
     process = subprocess.Popen(
-        [*map(str, command), "--loop", "--quiet", "--threads", "1"],
+        [*map(str, command), "--loop", "--quiet", "--threads", "1", "--event", "fight=0.5", "--events", str(events)],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -533,7 +533,7 @@ def api(examples: int, seed: int, folder: Path) -> dict[str, Any]:
         seed: of the chance.
         folder: for the report.
     """
-    process, port = _start_server()
+    process, port = _start_server(folder / "events")
     settings, report = folder / "schemathesis.toml", folder / "schemathesis.json"
     # The refusals of a server that is busy, or whose disk is full: each operation's description says which it may give.
     settings.write_text('[checks]\nnot_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 503, 507]\n')

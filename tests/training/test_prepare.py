@@ -19,7 +19,8 @@ from adafocus_edge.errors import DataError, UsageError
 from adafocus_edge.media.frame_folder import FrameFolder
 from adafocus_edge.media.video_file import VideoFile
 from tests.conftest import CLIPS, ROOT, edge
-from training.prepare import PrepareOptions, prepare, split_groups
+from training.prepare import PrepareOptions, prepare
+from training.split import split_groups
 
 FIGHTS = ROOT / "tests" / "fights"
 

@@ -18,7 +18,8 @@ from adafocus_edge.errors import UsageError
 from adafocus_edge.live.listener import RETRY_S, Sink
 from adafocus_edge.live.messages import LiveFrame, Message, Notice, ProvisionalResult
 from adafocus_edge.live.overlay import annotate_live, shown_time
-from adafocus_edge.media.encoders import TICKS, video_encoder
+from adafocus_edge.live.pacing import FrameThinner
+from adafocus_edge.media.encoders import ENCODER_OPTIONS, FRAGMENTED, TICKS, video_encoder
 from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder
 from adafocus_edge.system.timestamps import stamp
 
@@ -33,11 +34,6 @@ if TYPE_CHECKING:
 
     from adafocus_edge.model.spec import ModelSpec
 
-ENCODER_OPTIONS: dict[str, dict[str, str]] = {
-    "libx264": {"preset": "veryfast", "tune": "zerolatency", "sc_threshold": "0"},
-    "mpeg4": {"flags": "+qscale", "global_quality": "472"},  # 4 times 118, the unit of its quantiser: visually good
-}
-FRAGMENTED = {"movflags": "empty_moov+frag_keyframe+default_base_moof", "flush_packets": "1"}
 KEY_S = 2.0
 """Time between key frames. Each one flushes the frames before it to the disk, so a crash loses at most this much."""
 MAX_BETWEEN_KEYS = 600
@@ -50,8 +46,6 @@ USUAL_GAPS = 5
 """A gap must also be this many times as long as the time between the last two frames: some sources are always slow."""
 JUMP_BACK_S = 0.5
 """A clock that goes back by less counts as jitter: the frame is shown directly after the one before."""
-JITTER = 0.1
-"""How much too early a frame may be for the requested frame rate, as a fraction of the time between two frames."""
 
 
 class _Output:
@@ -162,14 +156,13 @@ class Recorder(Sink):
         self._rotate_bytes = None if rotate_mb is None else rotate_mb * 1e6
         self._rotate_s = rotate_s
         self._keep = keep
-        self._interval_s = None if fps is None else 1 / fps
+        self._thinner = FrameThinner(fps)
         self._encoder = video_encoder()
         self._names = SafeNames()
         self._retention: dict[str, RetentionPolicy] = {}
         self._series: dict[str, _Series] = {}
         self._latest: dict[str, ProvisionalResult] = {}
         self._lost_s: dict[str, float] = {}  # by time.monotonic
-        self._due_s: dict[str, float] = {}
         self._outage = FailureReporter(str(folder), report)
         super().__init__(str(folder), waiting, report)
 
@@ -185,20 +178,8 @@ class Recorder(Sink):
         elif isinstance(message, Notice) and message.kind == "lost":
             self._lost_s[message.source] = time.monotonic()
             self._latest.pop(message.source, None)
-        elif isinstance(message, LiveFrame) and self._is_due(message):
+        elif isinstance(message, LiveFrame) and self._thinner.is_due(message):
             super().enqueue(message)
-
-    def _is_due(self, frame: LiveFrame) -> bool:
-        if self._interval_s is None:
-            return True
-        due_s = self._due_s.get(frame.source, frame.time_s)
-        late_s = frame.time_s - due_s
-        if -self._interval_s < late_s < -JITTER * self._interval_s:
-            return False
-        # In step with the requested rate, unless the source has jumped.
-        start_s = due_s if abs(late_s) < self._interval_s else frame.time_s
-        self._due_s[frame.source] = start_s + self._interval_s
-        return True
 
     def process(self, message: Message) -> None:
         """Annotate and write one frame."""

@@ -1,0 +1,300 @@
+"""The archive of events: a folder of clips and pictures, and an SQLite index of them that survives ``kill -9``."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.system.retention import check_folder
+
+Mark = Literal["right", "wrong"]
+MARKS: tuple[Mark, ...] = ("right", "wrong")
+INDEX = "events.sqlite"
+VERSION = 1
+BUSY_S = 10.0
+"""How long a change waits for one by another process, such as `prepare`."""
+_TABLE = """
+CREATE TABLE IF NOT EXISTS events (
+    key TEXT PRIMARY KEY, source TEXT NOT NULL, label TEXT NOT NULL, started REAL NOT NULL, ended REAL,
+    peak REAL NOT NULL, cut INTEGER NOT NULL DEFAULT 0, clip TEXT, clip_from REAL, clip_s REAL, picture TEXT,
+    bytes INTEGER NOT NULL DEFAULT 0, mark TEXT, correct TEXT, marked REAL
+) STRICT;
+CREATE INDEX IF NOT EXISTS events_started ON events (started);
+CREATE TABLE IF NOT EXISTS classes (id INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
+"""
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """An event in the archive.
+
+    Attributes:
+        key: its name, unique and safe in file names and addresses.
+        source: its name.
+        label: of the class.
+        started: when it started, in seconds since 1970.
+        ended: when it ended; None while it lasts.
+        peak: highest confidence, 0..1.
+        cut: whether the run ended before the event did.
+        clip: name of its video in the folder; None until there is one, or where it could not be written.
+        clip_from: when the video begins, in seconds since 1970.
+        clip_s: length of the video so far, in seconds.
+        picture: name of its picture in the folder.
+        bytes: of both files.
+        mark: what a person says of it.
+        correct: of an event marked wrong: the class that it is, if that was given.
+        marked: when it was marked, in seconds since 1970.
+    """
+
+    key: str
+    source: str
+    label: str
+    started: float
+    ended: float | None = None
+    peak: float = 0.0
+    cut: bool = False
+    clip: str | None = None
+    clip_from: float | None = None
+    clip_s: float | None = None
+    picture: str | None = None
+    bytes: int = 0
+    mark: Mark | None = None
+    correct: str | None = None
+    marked: float | None = None
+
+    def label_of(self, classes: tuple[str, ...]) -> str | None:
+        """Return the class that a person says this is, or None if nobody did.
+
+        A wrong event of two classes is of the other one.
+        """
+        if self.mark == "right":
+            return self.label
+        if self.mark == "wrong" and self.correct is None and len(classes) == 2 and self.label in classes:
+            return classes[1 - classes.index(self.label)]
+        return self.correct if self.mark == "wrong" else None
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which events to list; None for all.
+
+    Attributes:
+        source: name of the source.
+        label: of the class.
+        since: earliest start, in seconds since 1970.
+        until: latest start.
+        min_peak: lowest peak confidence.
+        mark: ``right``, ``wrong``, ``any`` of them, or ``none``.
+    """
+
+    source: str | None = None
+    label: str | None = None
+    since: float | None = None
+    until: float | None = None
+    min_peak: float | None = None
+    mark: Mark | Literal["any", "none"] | None = None
+
+    def where(self) -> tuple[str, list[Any]]:
+        """Return the condition in SQL, and its values."""
+        conditions, values = ["1"], []
+        for condition, value in (
+            ("source = ?", self.source),
+            ("label = ?", self.label),
+            ("started >= ?", self.since),
+            ("started <= ?", self.until),
+            ("peak >= ?", self.min_peak),
+            ("mark = ?", self.mark if self.mark in MARKS else None),
+        ):
+            if value is not None:
+                conditions.append(condition)
+                values.append(value)
+        if self.mark in ("any", "none"):
+            conditions.append("mark IS NOT NULL" if self.mark == "any" else "mark IS NULL")
+        return " AND ".join(conditions), values
+
+
+class EventStore:
+    """The archive in a folder; safe to use from several threads, and to read from several processes.
+
+    Args:
+        folder: of the clips, the pictures and the index; created if necessary.
+
+    Raises:
+        UsageError: ``folder`` is a file, or holds the archive of a newer version.
+        AdaFocusError: it cannot be written, or its index is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        check_folder(folder, "events")
+        self.folder = folder
+        self._lock = threading.Lock()
+        with self._told():
+            self._index = sqlite3.connect(folder / INDEX, BUSY_S, isolation_level=None, check_same_thread=False)
+            self._index.row_factory = sqlite3.Row
+            # Each change is on the disk before the call returns; readers do not wait for writers.
+            self._index.execute("PRAGMA journal_mode = WAL")
+            self._index.execute("PRAGMA synchronous = FULL")
+            (version,) = self._index.execute("PRAGMA user_version").fetchone()
+            if version > VERSION:
+                raise UsageError(f"{folder}: the archive of a newer version of AdaFocus Edge")
+            self._index.executescript(f"{_TABLE} PRAGMA user_version = {VERSION};")
+
+    def close(self) -> None:
+        """Close the index; may be called again."""
+        with self._lock:
+            self._index.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Report errors of SQLite as ours: a full disk as ``OSError`` would be, all others with the file's name."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise AdaFocusError(f"{self.folder / INDEX}: the index of events cannot be used ({error})") from None
+
+    def _change(self, statement: str, *values: object) -> int:
+        with self._lock, self._told():
+            return self._index.execute(statement, values).rowcount
+
+    def _rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
+        with self._lock, self._told():
+            return self._index.execute(statement, values).fetchall()
+
+    # -- what a run writes --------------------------------------------------------------------------------------------
+
+    def close_abandoned(self) -> int:
+        """End the events that a killed run left open; return how many. Only the process that writes may call this."""
+        return self._change("UPDATE events SET ended = started + coalesce(clip_s, 0), cut = 1 WHERE ended IS NULL")
+
+    def set_classes(self, names: tuple[str, ...]) -> None:
+        """Keep the names of the model's classes, from which a person chooses the correct one."""
+        with self._lock, self._told():
+            self._index.execute("BEGIN IMMEDIATE")
+            self._index.execute("DELETE FROM classes")
+            self._index.executemany("INSERT INTO classes VALUES (?, ?)", enumerate(names))
+            self._index.execute("COMMIT")
+
+    def add(self, event: StoredEvent) -> None:
+        """Add an event that starts, or replace one of the same key. Raises ``AdaFocusError``."""
+        names = list(StoredEvent.__dataclass_fields__)
+        values = [getattr(event, name) for name in names]
+        marks = ", ".join("?" * len(names))
+        self._change(f"INSERT OR REPLACE INTO events ({', '.join(names)}) VALUES ({marks})", *values)
+
+    def update(self, key: str, **changes: object) -> None:
+        """Change fields of an event, such as ``ended``; one that was deleted meanwhile stays deleted."""
+        assert set(changes) <= set(StoredEvent.__dataclass_fields__)
+        names = ", ".join(f"{name} = ?" for name in changes)
+        self._change(f"UPDATE events SET {names} WHERE key = ?", *changes.values(), key)
+
+    def delete_old(self, max_age_s: float | None, max_bytes: float | None, now: float | None = None) -> int:
+        """Delete events that are too old, then those beyond the size: unmarked ones first, the oldest first.
+
+        Events that last are kept. Returns how many were deleted.
+        """
+        doomed: list[str] = []
+        if max_age_s is not None:
+            limit = (time.time() if now is None else now) - max_age_s
+            doomed = [
+                row["key"]
+                for row in self._rows("SELECT key FROM events WHERE started < ? AND ended IS NOT NULL", limit)
+            ]
+            self._delete(doomed)
+        if max_bytes is None:
+            return len(doomed)
+        ((total,),) = self._rows("SELECT coalesce(sum(bytes), 0) FROM events")
+        over = []
+        order = "mark IS NOT NULL, started"
+        for row in self._rows(f"SELECT key, bytes FROM events WHERE ended IS NOT NULL ORDER BY {order}"):
+            if total <= max_bytes:
+                break
+            total -= row["bytes"]
+            over.append(row["key"])
+        self._delete(over)
+        return len(doomed) + len(over)
+
+    # -- what people and programs ask for -----------------------------------------------------------------------------
+
+    def find(self, asked: Filter, limit: int, before: str | None = None) -> tuple[list[StoredEvent], int]:
+        """Return events, newest first, and how many match in all.
+
+        Args:
+            asked: which events.
+            limit: max number of events.
+            before: key of an event: only those that started before it, for the next page.
+        """
+        where, values = asked.where()
+        ((total,),) = self._rows(f"SELECT count(*) FROM events WHERE {where}", *values)
+        if before is not None:
+            where += " AND (started, key) < (SELECT started, key FROM events WHERE key = ?)"
+            values.append(before)
+        rows = self._rows(f"SELECT * FROM events WHERE {where} ORDER BY started DESC, key DESC LIMIT ?", *values, limit)
+        return [_event(row) for row in rows], total
+
+    def get(self, key: str) -> StoredEvent | None:
+        """Return an event by its key."""
+        rows = self._rows("SELECT * FROM events WHERE key = ?", key)
+        return _event(rows[0]) if rows else None
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """Return the sources and the labels that occur, sorted."""
+        sources = self._rows("SELECT DISTINCT source FROM events ORDER BY source")
+        labels = self._rows("SELECT DISTINCT label FROM events ORDER BY label")
+        return [row[0] for row in sources], [row[0] for row in labels]
+
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes of the model that ran last."""
+        return tuple(row["name"] for row in self._rows("SELECT name FROM classes ORDER BY id"))
+
+    def judged(self) -> list[tuple[StoredEvent, str | None]]:
+        """Return the marked events that have a clip, oldest first, each with its class; None where that is unknown."""
+        classes = self.classes()
+        rows = self._rows(
+            "SELECT * FROM events WHERE mark IS NOT NULL AND clip_s IS NOT NULL AND ended IS NOT NULL ORDER BY started"
+        )
+        return [(event, event.label_of(classes)) for event in map(_event, rows)]
+
+    def mark(self, key: str, mark: Mark | None, correct: str | None = None) -> StoredEvent | None:
+        """Keep what a person says of an event, or forget it; return the event, or None if there is none.
+
+        Args:
+            key: of the event.
+            mark: ``right``, ``wrong``, or None to forget.
+            correct: with ``wrong``: the class that it is.
+        """
+        now = None if mark is None else time.time()
+        self.update(key, mark=mark, correct=correct if mark == "wrong" else None, marked=now)
+        return self.get(key)
+
+    def delete(self, key: str) -> bool:
+        """Delete an event and its files; return whether there was one."""
+        return self._delete([key]) > 0
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file of an event."""
+        return self.folder / name
+
+    def _delete(self, keys: list[str]) -> int:
+        deleted = 0
+        for key in keys:
+            event = self.get(key)
+            if event is None:
+                continue
+            # The row first: a row without files would be a broken link, files without a row only take room.
+            deleted += self._change("DELETE FROM events WHERE key = ?", key)
+            for name in (event.clip, event.picture):
+                if name is not None:
+                    with suppress(OSError):
+                        self.path(name).unlink()
+        return deleted
+
+
+def _event(row: sqlite3.Row) -> StoredEvent:
+    return replace(StoredEvent(**dict(row)), cut=bool(row["cut"]))

@@ -1,0 +1,266 @@
+"""The event sink: keeps a clip and a picture of each event in an archive."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.live.event_store import EventStore, StoredEvent
+from adafocus_edge.live.listener import Sink
+from adafocus_edge.live.messages import Event, LiveFrame, Message, Notice
+from adafocus_edge.live.overlay import shown_time
+from adafocus_edge.live.pacing import FrameThinner
+from adafocus_edge.live.rolling import Fragment, RollingVideo, moved, start_of
+from adafocus_edge.runtime.annotate import Overlay, draw, in_square_pixels
+from adafocus_edge.system.files import atomic_write, write_all
+from adafocus_edge.system.retention import FailureReporter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from adafocus_edge.model.spec import ModelSpec
+
+CLIP_FPS = 10.0
+"""Frames per second of clips: enough to see what happened, and for models that see motion over 0.1 s."""
+CLIP_WIDTH = 960
+"""Maximum width of clips, in pixels."""
+LONGEST_S = 120.0
+"""Maximum length of a clip; the event itself may last longer."""
+GAP_S = 5.0
+"""A source that delivered no frame for this long begins a new video."""
+TIDY_S = 60.0
+"""How often old events are deleted."""
+QUALITY = 90
+
+
+@dataclass
+class _Clip:
+    """A clip that is being written."""
+
+    key: str  # of the event
+    file: IO[bytes]
+    size: int  # in bytes, with the picture
+    wall_offset_s: float  # from the source's seconds to seconds since 1970
+    ends_s: float = float("inf")  # in the source's seconds
+    origin: int | None = None  # when it begins, in ticks of its source's video; None until it does
+    first_s: float = 0.0
+
+
+@dataclass
+class _Stream:
+    """The video of one source."""
+
+    video: RollingVideo | None = None
+    shape: tuple[object, ...] = ()
+    last_s: float | None = None
+    given_s: float = field(default_factory=time.monotonic)
+    clips: dict[str, _Clip] = field(default_factory=dict)  # by the event's key
+
+
+class EventClips(Sink):
+    """Keeps each event in an archive: an entry at its start, a picture with the patch, and a clip without drawings.
+
+    Clips begin before the glimpses that raised the event and end after it. They grow while the event lasts, and can be
+    played after a crash except for their last second.
+
+    Args:
+        store: the archive; the caller closes it.
+        spec: of the model, for the place of the patch in the frame.
+        report: is called with one line for each new error.
+        window_s: how long a window of glimpses takes, in seconds: what raised an event is at most this old.
+        pre_s: seconds of a clip before the first glimpse that may have raised the event.
+        post_s: seconds of a clip after the event.
+        keep_days: days after which events are deleted; None for never.
+        keep_gb: size of all clips and pictures, in units of 1e9 bytes, beyond which the oldest events are deleted,
+            marked ones last; None for no limit.
+        waiting: maximum number of frames and events in the queue, of all sources.
+
+    Raises:
+        UsageError: a number is out of range.
+    """
+
+    wants = (LiveFrame, Event, Notice)
+    local = True
+    unit = "frames"
+
+    def __init__(
+        self,
+        store: EventStore,
+        spec: ModelSpec,
+        report: Callable[[str], None],
+        *,
+        window_s: float,
+        pre_s: float = 5.0,
+        post_s: float = 5.0,
+        keep_days: float | None = None,
+        keep_gb: float | None = None,
+        waiting: int = 32,
+    ) -> None:
+        for name, value in (("pre_s", pre_s), ("post_s", post_s)):
+            if not 0 <= value <= LONGEST_S / 4:
+                raise UsageError(f"{name} of an event's clip must be 0 to {LONGEST_S / 4:g} seconds, not {value:g}")
+        for name, limit in (("keep_days", keep_days), ("keep_gb", keep_gb)):
+            if limit is not None and not limit > 0:
+                raise UsageError(f"{name} of events must be more than 0, not {limit:g}")
+        self._store = store
+        self._spec = spec
+        self._before_s = window_s + pre_s
+        self._post_s = post_s
+        self._max_age_s = None if keep_days is None else keep_days * 86400
+        self._max_bytes = None if keep_gb is None else keep_gb * 1e9
+        self._thinner = FrameThinner(CLIP_FPS)
+        self._streams: dict[str, _Stream] = {}
+        self._tidied_s = 0.0
+        self._outage = FailureReporter(str(store.folder), report)
+        store.close_abandoned()
+        super().__init__(str(store.folder), waiting, report)
+
+    def enqueue(self, message: Message) -> None:
+        """Take a frame, an event, or the loss of a source; see :meth:`Sink.enqueue`."""
+        if isinstance(message, LiveFrame) and not self._thinner.is_due(message):
+            return
+        if isinstance(message, Notice) and message.kind not in ("lost", "ended", "failed", "changed"):
+            return
+        super().enqueue(message)
+
+    def process(self, message: Message) -> None:
+        """Encode a frame, or begin or end an event; what cannot be written is reported and counts as failed."""
+        stream = self._streams.setdefault(message.source, _Stream())
+        try:
+            if isinstance(message, LiveFrame):
+                self._add_frame(stream, message)
+            elif isinstance(message, Event) and message.kind == "start":
+                self._begin(stream, message)
+            elif isinstance(message, Event):
+                self._end(stream, message)
+            elif isinstance(message, Notice):
+                self._end_video(stream)
+            self._tidy()
+        except (OSError, AdaFocusError) as error:
+            self.failed += 1
+            self._outage.failed(f"events cannot be written ({getattr(error, 'strerror', None) or error})")
+        else:
+            self._outage.worked()
+
+    def idle(self) -> None:
+        """End the videos of sources that have delivered no frame for a while, and delete old events."""
+        now_s = time.monotonic()
+        for stream in self._streams.values():
+            if stream.video is not None and now_s - stream.given_s > GAP_S:
+                self._end_video(stream)
+        self._tidy()
+
+    def finish(self) -> None:
+        """Finish all clips; events that still last are cut."""
+        for stream in self._streams.values():
+            self._end_video(stream)
+        self._store.close_abandoned()
+
+    # -- video --------------------------------------------------------------------------------------------------------
+
+    def _add_frame(self, stream: _Stream, frame: LiveFrame) -> None:
+        picture = frame.to_rgb()
+        shape = (*picture.shape, frame.sample_aspect)
+        if stream.last_s is not None and not 0 < frame.time_s - stream.last_s < GAP_S:
+            self._end_video(stream)
+        if stream.video is None or shape != stream.shape:
+            self._end_video(stream)
+            height, width = picture.shape[:2]
+            scale = min(1.0, CLIP_WIDTH / width)
+            width, height = (max(2, round(side * scale) // 2 * 2) for side in (width, height))
+            stream.video = RollingVideo(width, height, self._before_s + self._post_s, frame.sample_aspect)
+            stream.shape = shape
+        stream.given_s, stream.last_s = time.monotonic(), frame.time_s
+        fragment = stream.video.add(picture, frame.time_s)
+        if fragment is not None:
+            self._write(stream, fragment)
+
+    def _write(self, stream: _Stream, fragment: Fragment) -> None:
+        """Add a fragment to all clips of its source, and finish those that are long enough."""
+        for key, clip in list(stream.clips.items()):
+            try:
+                self._append(clip, fragment)
+            except OSError:
+                del stream.clips[key]
+                clip.file.close()
+                raise
+            if fragment.last_s >= min(clip.ends_s, clip.first_s + LONGEST_S):
+                del stream.clips[key]
+                clip.file.close()
+
+    def _append(self, clip: _Clip, fragment: Fragment) -> None:
+        if clip.origin is None:
+            clip.origin, clip.first_s = start_of(fragment.data), fragment.first_s
+            self._store.update(clip.key, clip_from=fragment.first_s + clip.wall_offset_s)
+        data = moved(fragment.data, clip.origin)
+        write_all(clip.file, data)
+        clip.size += len(data)
+        self._store.update(clip.key, clip_s=round(fragment.last_s - clip.first_s, 3), bytes=clip.size)
+
+    def _end_video(self, stream: _Stream) -> None:
+        """End a source's video: write what is left of it to its clips, and finish them."""
+        video, stream.video, stream.last_s = stream.video, None, None
+        try:
+            if video is not None and (fragment := video.close()) is not None:
+                self._write(stream, fragment)
+        finally:
+            for clip in stream.clips.values():
+                clip.file.close()
+            stream.clips.clear()
+
+    # -- events -------------------------------------------------------------------------------------------------------
+
+    def _begin(self, stream: _Stream, event: Event) -> None:
+        started = event.wall_s - (event.frame.time_s - event.start_s)
+        stored = StoredEvent(event.key, event.source, event.label, started, peak=event.peak)
+        self._store.add(stored)
+        picture = self._store.path(f"{event.key}.jpg")
+        self._save_picture(event, picture)
+        size = picture.stat().st_size
+        self._store.update(event.key, picture=picture.name, bytes=size)
+        if stream.video is None:
+            return
+        path = self._store.path(f"{event.key}.mp4")
+        clip = _Clip(event.key, path.open("xb", buffering=0), size, event.wall_s - event.frame.time_s)
+        begins_s = event.start_s - self._before_s
+        try:
+            write_all(clip.file, stream.video.head)
+            clip.size += len(stream.video.head)
+            self._store.update(event.key, clip=path.name, bytes=clip.size)
+            for fragment in stream.video.kept:
+                if fragment.last_s >= begins_s:
+                    self._append(clip, fragment)
+        except BaseException:
+            clip.file.close()
+            raise
+        stream.clips[event.key] = clip
+
+    def _end(self, stream: _Stream, event: Event) -> None:
+        assert event.end_s is not None
+        ended = event.wall_s - (event.frame.time_s - event.end_s)
+        self._store.update(event.key, ended=ended, peak=event.peak)
+        if (clip := stream.clips.get(event.key)) is not None:
+            clip.ends_s = event.end_s + self._post_s
+
+    def _save_picture(self, event: Event, path: Path) -> None:
+        overlay = Overlay(
+            event.patch, f"{event.label}  {event.peak:.0%}", f"{event.source}   |   {shown_time(event.wall_s)}",
+            event.peak,
+        )  # fmt: skip
+        drawn = Image.fromarray(np.asarray(draw(event.frame.to_rgb(), overlay, self._spec)))
+        with atomic_write(path) as file:
+            in_square_pixels(drawn, event.frame.sample_aspect).save(file, "JPEG", quality=QUALITY)
+
+    def _tidy(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._tidied_s >= TIDY_S or not self._tidied_s:
+            self._tidied_s = now_s
+            with suppress(OSError):
+                self._store.delete_old(self._max_age_s, self._max_bytes)

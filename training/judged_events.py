@@ -1,0 +1,42 @@
+"""The clips of an archive of events that a person has marked, as examples to train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from adafocus_edge.errors import DataError, UsageError
+from adafocus_edge.live.event_store import INDEX, EventStore
+from adafocus_edge.system.timestamps import stamp
+
+
+@dataclass(frozen=True)
+class JudgedClip:
+    """A marked event: its clip, the class that it is, and the source and day that it is of."""
+
+    path: Path
+    label: str
+    group: str
+
+
+def judged_clips(folder: Path) -> tuple[list[JudgedClip], int]:
+    """Return the marked clips of an archive, oldest first, and how many marked events cannot be used.
+
+    Those have no clip, or are marked wrong without their class. Raises ``UsageError`` if the folder is no archive,
+    ``DataError`` if nothing in it is marked.
+    """
+    if not (folder / INDEX).is_file():
+        raise UsageError(f"{folder}: no archive of events, as --events DIR of a live run makes it")
+    store = EventStore(folder)
+    try:
+        judged = store.judged()
+    finally:
+        store.close()
+    clips = [
+        JudgedClip(store.path(event.clip), label, f"{event.source} {stamp(event.started)[:8]}")
+        for event, label in judged
+        if label is not None and event.clip is not None and store.path(event.clip).is_file()
+    ]
+    if not clips:
+        raise DataError(f"{folder}: no event is marked right or wrong: mark some on the page of events")
+    return clips, len(judged) - len(clips)
