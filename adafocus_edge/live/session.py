@@ -199,9 +199,15 @@ def open_sinks(
         headers = arguments.webhook_header or []
         add(Webhook(arguments.webhook, report, windows=not arguments.event, headers=headers))
     if arguments.mqtt is not None:
-        from adafocus_edge.live.sinks.mqtt import Mqtt
+        from adafocus_edge.live.sinks.mqtt import Discovery, Mqtt
 
-        add(Mqtt(arguments.mqtt, report))
+        discovery = None
+        if arguments.mqtt_discovery is not None:
+            labels = tuple(EventRule.parse(text).label for text in arguments.event or ())
+            discovery = Discovery(arguments.mqtt_discovery, labels)
+        add(Mqtt(arguments.mqtt, report, discovery=discovery))
+    elif arguments.mqtt_discovery is not None:
+        raise UsageError("--mqtt-discovery: needs --mqtt")
     return sinks
 
 

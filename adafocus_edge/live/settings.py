@@ -176,6 +176,12 @@ class LiveArguments:
         str | None,
         Option("Publish to a broker: mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC.", SINKS, metavar="URL"),
     ] = None
+    mqtt_discovery: Annotated[
+        str | None,
+        Option(
+            "Announce events to Home Assistant below this MQTT prefix, usually homeassistant.", SINKS, metavar="PREFIX"
+        ),
+    ] = None
     record: Annotated[
         Path | None,
         Option("Record live sources as MP4 files in this folder, with the patch drawn on them.", SINKS, metavar="DIR"),

@@ -21,7 +21,7 @@ from PIL import Image
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError, UsageError
 from adafocus_edge.live.sinks import results_file as sinks
-from adafocus_edge.live.sinks.mqtt import Mqtt
+from adafocus_edge.live.sinks.mqtt import Discovery, Mqtt
 from adafocus_edge.live.sinks.results_file import LIVE_CSV_COLUMNS, ResultsFile
 from adafocus_edge.live.sinks.snapshots import Snapshots
 from adafocus_edge.live.sinks.webhook import Webhook
@@ -556,6 +556,37 @@ def test_topics_and_what_is_retained(broker, sink, told):
 
 
 @needs_broker
+def test_home_assistant_finds_a_sensor_that_is_on_while_an_event_lasts(broker, sink, told):
+    discovery = Discovery("homeassistant", ("juggling", "fall down"))
+    listener = sink(Mqtt, f"mqtt://127.0.0.1:{broker.port}/site", discovery=discovery)
+    active = "site/gate_1/active/juggling"
+    with Subscriber(broker.port) as early:
+        listener.enqueue(notice("connected", "gate 1"))
+        listener.enqueue(event("start", 7, "gate 1"))
+        until(lambda: (active, "ON", False) in early.got)
+        with Subscriber(broker.port) as late:  # as Home Assistant after a restart
+            until(lambda: len(late.got) == 6)
+            kept = {topic: payload for topic, payload, retained in late.got if retained}
+        listener.enqueue(event("end", 7, "gate 1"))
+        until(lambda: (active, "OFF", False) in early.got[early.got.index((active, "ON", False)) :])
+    configs = {topic: json.loads(payload) for topic, payload in kept.items() if topic.startswith("homeassistant/")}
+    assert sorted(configs) == [
+        "homeassistant/binary_sensor/adafocus_site_gate_1_fall_down/config",
+        "homeassistant/binary_sensor/adafocus_site_gate_1_juggling/config",
+    ]
+    found = configs["homeassistant/binary_sensor/adafocus_site_gate_1_juggling/config"]
+    assert kept[found["state_topic"]] == "ON"
+    assert found["json_attributes_topic"] == "site/gate_1/event"
+    assert kept["site/gate_1/active/fall_down"] == "OFF"
+    assert {one["topic"] for one in found["availability"]} == {"site/online", "site/gate_1/status"}
+    assert found["device"]["name"] == "gate 1"
+    assert told == []
+    for given, words in ((("home/+", ("a",)), "must be an MQTT topic"), (("homeassistant", ()), "needs --event")):
+        with pytest.raises(UsageError, match=words):
+            Discovery(*given)
+
+
+@needs_broker
 def test_a_broker_that_is_killed_and_comes_back_gets_the_events(broker, sink, told):
     listener = sink(Mqtt, f"mqtt://127.0.0.1:{broker.port}")
     with Subscriber(broker.port) as subscriber:
@@ -614,7 +645,7 @@ def test_a_full_queue_loses_neither_its_events_nor_the_state(tmp_path, sink, tol
 @needs_broker
 def test_a_run_that_is_killed_goes_offline(broker):
     script = (
-        "import sys, time; from adafocus_edge.live.sinks.mqtt import Mqtt\n"
+        "import sys, time; from adafocus_edge.live.sinks.mqtt import Discovery, Mqtt\n"
         f"Mqtt('mqtt://127.0.0.1:{broker.port}/x', print); time.sleep(600)"
     )
     with Subscriber(broker.port) as subscriber:

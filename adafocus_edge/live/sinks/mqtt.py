@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 from uuid import uuid4
 
+from adafocus_edge import __version__
 from adafocus_edge.errors import AdaFocusError, MissingExtraError, UsageError
 from adafocus_edge.live.listener import Sink
 from adafocus_edge.live.messages import Event, Message, Notice, Window
@@ -15,7 +17,7 @@ from adafocus_edge.live.sinks.server import split_server
 from adafocus_edge.system.addresses import encoding_hint, shown_server
 from adafocus_edge.system.backoff import Backoff
 from adafocus_edge.system.json_lines import to_line
-from adafocus_edge.system.retention import FailureReporter, SafeNames
+from adafocus_edge.system.retention import FailureReporter, SafeNames, safe_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +27,64 @@ if TYPE_CHECKING:
 
 DEFAULT_PREFIX = "adafocus"
 MAX_PREFIX_BYTES = 1000
+AVAILABILITY = "{{ 'offline' if value_json.notice in ('lost', 'failed', 'ended') else 'online' }}"
+"""Template by which Home Assistant takes from a notice whether a source is there."""
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What is announced to Home Assistant.
+
+    Attributes:
+        prefix: of its discovery topics, such as ``homeassistant``.
+        labels: of the events; each is a binary sensor of each source.
+
+    Raises:
+        UsageError: the prefix is no MQTT topic, or there is no label.
+    """
+
+    prefix: str
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-]+(/[\w-]+)*", self.prefix):
+            raise UsageError(f"--mqtt-discovery {self.prefix}: must be an MQTT topic such as homeassistant")
+        if not self.labels:
+            raise UsageError("--mqtt-discovery: needs --event, which defines the events to announce")
+
+    def sensor(self, base: str, source: str, label: str, name: str) -> tuple[str, bytes]:
+        """Return the topic and the description of the sensor of one label of one source.
+
+        Args:
+            base: prefix of our topics.
+            source: its safe name.
+            label: of the event.
+            name: the source's own name.
+        """
+        identity = re.sub(r"\W+", "_", f"adafocus_{base}_{source}_{safe_name(label)}")
+        device = re.sub(r"\W+", "_", f"adafocus_{base}_{source}")
+        about = {
+            "name": label,
+            "unique_id": identity,
+            "object_id": identity,
+            "state_topic": f"{base}/{source}/active/{safe_name(label)}",
+            "json_attributes_topic": f"{base}/{source}/event",
+            "availability": [
+                {"topic": f"{base}/online", "payload_available": "1", "payload_not_available": "0"},
+                {
+                    "topic": f"{base}/{source}/status",
+                    "value_template": AVAILABILITY,
+                },
+            ],
+            "availability_mode": "all",
+            "device": {
+                "identifiers": [device],
+                "name": name,
+                "manufacturer": "AdaFocus Edge",
+                "sw_version": __version__,
+            },
+        }
+        return f"{self.prefix}/binary_sensor/{identity}/config", to_line(about).encode(errors="backslashreplace")
 
 
 class Mqtt(Sink):
@@ -38,6 +98,7 @@ class Mqtt(Sink):
             optional.
         report: is called with one line for each new error.
         ca_file: certificates to trust with ``mqtts://`` instead of the system's.
+        discovery: what is announced to Home Assistant; None for nothing.
         waiting: maximum number of messages in the queue, and again in the client while the broker is away.
 
     Raises:
@@ -53,7 +114,13 @@ class Mqtt(Sink):
     """How long the end waits for the broker to accept all messages."""
 
     def __init__(
-        self, address: str, report: Callable[[str], None], *, ca_file: Path | None = None, waiting: int = 1000
+        self,
+        address: str,
+        report: Callable[[str], None],
+        *,
+        ca_file: Path | None = None,
+        discovery: Discovery | None = None,
+        waiting: int = 1000,
     ) -> None:
         parts, host, port = split_server(address, "a broker's address", ("mqtt", "mqtts"))
         tls = parts.scheme == "mqtts"
@@ -71,7 +138,8 @@ class Mqtt(Sink):
                     f"{ca_file}: cannot be read as certificates to trust ({error.strerror or error})"
                 ) from None
         self._names = SafeNames()
-        self._status: dict[str, bytes] = {}
+        self._discovery = discovery
+        self._retained: dict[str, bytes] = {}  # by topic
         self._was_connected = False
         name = shown_server(address)
         self._outage = FailureReporter(name, report)
@@ -95,15 +163,33 @@ class Mqtt(Sink):
         topic = f"{self._prefix}/{self._names.of(message.source)}"
         if isinstance(message, Event):
             self._publish(f"{topic}/event", body, qos=1)
+            if self._discovery is not None:
+                active = b"ON" if message.kind == "start" else b"OFF"
+                self._retain(f"{topic}/active/{safe_name(message.label)}", active)
         elif isinstance(message, Notice):
-            self._status[f"{topic}/status"] = body  # first: a connection that is made now publishes it
-            if self._client.is_connected():
-                self._publish(f"{topic}/status", body, qos=1, retain=True)
+            self._announce(message.source)
+            self._retain(f"{topic}/status", body)
         elif self._client.is_connected():
             self._publish(f"{topic}/window", body, qos=0)
         else:
             self.dropped += 1
         self.idle()
+
+    def _announce(self, source: str) -> None:
+        """Describe a source's sensors, once; they are off until an event starts."""
+        if self._discovery is None:
+            return
+        name = self._names.of(source)
+        for label in self._discovery.labels:
+            topic, about = self._discovery.sensor(self._prefix, name, label, source)
+            if topic not in self._retained:
+                self._retain(topic, about)
+                self._retain(f"{self._prefix}/{name}/active/{safe_name(label)}", b"OFF")
+
+    def _retain(self, topic: str, body: bytes) -> None:
+        self._retained[topic] = body  # first: a connection that is made now publishes it
+        if self._client.is_connected():
+            self._publish(topic, body, qos=1, retain=True)
 
     def idle(self) -> None:
         """Note that the broker is connected."""
@@ -137,7 +223,7 @@ class Mqtt(Sink):
             return
         self._was_connected = True
         self._publish(f"{self._prefix}/online", b"1", qos=1, retain=True)
-        for topic, body in list(self._status.items()):  # a broker that was restarted may have lost them
+        for topic, body in list(self._retained.items()):  # a broker that was restarted may have lost them
             self._publish(topic, body, qos=1, retain=True)
 
     def _on_connect_fail(self, *_: Any) -> None:
