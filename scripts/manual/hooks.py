@@ -47,6 +47,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "machine": results.machine,
     "stages": results.stages,
     "haystack": results.haystack,
+    "policy": results.policy,
     "calibration": results.calibration,
     "calibration-layers": results.calibration_layers,
     "exits": results.exits,

@@ -32,10 +32,10 @@ def machine(name: str) -> str:
     return f"Machine: {about['processor']}; {about['memory']}; Python {about['python']}; {versions}.{command}"
 
 
-def stages() -> str:
+def stages(name: str = "stages") -> str:
     """Return accuracy and cost after each stage."""
     rows = []
-    for one in report("stages")["rows"]:
+    for one in report(name)["rows"]:
         low, high = one["interval_95"]
         rows.append(
             (
@@ -48,6 +48,21 @@ def stages() -> str:
             )
         )
     return table(("", "GFLOPs per clip", "top-1", "95 %", "per fold", "mAP"), rows)
+
+
+def policy() -> str:
+    """Return what places of patches give, and policies by their estimators and numbers of updates."""
+    rows = (
+        (
+            one["patches"],
+            *(f"{one[part]['top1']:.1f} %" for part in ("train", "val")),
+            *(f"{one[part]['confidence']:.3f}" for part in ("train", "val")),
+            f"{one['val']['most_used_cell']:.0f} %",
+        )
+        for one in report("policy")["rows"]
+    )
+    header = ("patches", "top-1, training clips", "unseen", "confidence, training clips", "unseen", "most-used cell, unseen")
+    return f"{table(header, rows)}\n\n{machine('policy')}"
 
 
 def haystack() -> str:

@@ -1,6 +1,6 @@
 // The archive of events: filters, a list of pictures, and a player in which a person marks events right or wrong.
 
-import { ask, make, percent, seconds, setText } from "./dom.js";
+import { ask, percent, seconds, setText } from "./dom.js";
 
 const REFRESH_MS = 10000;
 const PAGE_EVENTS = 30;
@@ -13,6 +13,9 @@ const viewer = element("viewer");
 const player = element("player");
 const correct = element("correct");
 const template = element("event");
+const shortFormat = new Intl.DateTimeFormat([], {
+  month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false,
+});
 const timeFormat = new Intl.DateTimeFormat([], { dateStyle: "medium", timeStyle: "medium" });
 
 const entries = new Map(); // by key, in the order of the list
@@ -54,7 +57,8 @@ function show(row, entry) {
   setText(find(".peak"), `${percent(entry.peak)}, ${duration(entry)}`);
   setText(find(".where"), entry.source);
   find(".where").title = entry.source;
-  setText(find(".when"), timeFormat.format(new Date(entry.started_at)));
+  setText(find(".when"), shortFormat.format(new Date(entry.started_at)));
+  find(".when").title = timeFormat.format(new Date(entry.started_at));
   find(".when").dateTime = entry.started_at;
   const mark = find(".mark");
   mark.hidden = !entry.mark;
