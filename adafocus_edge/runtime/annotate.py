@@ -19,7 +19,7 @@ from adafocus_edge.media.preprocess import CropWindow
 from adafocus_edge.system.files import DRAFT, draft_file, take_place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from av.video.stream import VideoStream
@@ -49,7 +49,29 @@ def _font(size: int) -> FreeTypeFont | BuiltinFont:
     return ImageFont.load_default(size)
 
 
-def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> Iterator[int]:
+class StepFinder:
+    """Finds the latest glimpse at each frame of a clip; before the first one, the first.
+
+    Args:
+        steps: in the order in which they were seen, which coarse-to-fine is not that of time.
+    """
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self._steps = sorted(steps, key=lambda step: step.frame_index)
+        self._first_seen = [step.frame_index for step in self._steps]
+
+    def at(self, index: int) -> Step:
+        """Return the latest glimpse at a frame, by the frame's number."""
+        return self._steps[max(0, bisect.bisect_right(self._first_seen, index) - 1)]
+
+
+def save_annotated(
+    clip: Clip,
+    result: Result,
+    spec: ModelSpec,
+    path: Path,
+    draw_frame: Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+) -> Iterator[int]:
     """Write the whole clip as an MP4 with the result drawn on it. The file appears whole or not at all.
 
     Args:
@@ -57,6 +79,8 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
         result: its result.
         spec: of the model.
         path: of the MP4.
+        draw_frame: returns what to write of a frame, given its number and RGB uint8 [H, W, 3]; by default
+            :func:`annotate` draws its latest glimpse.
 
     Yields:
         The number of frames written, after each.
@@ -65,8 +89,7 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
         SourceError: the clip cannot be decoded, or the file cannot be written.
     """
     codec = video_encoder()
-    steps = sorted(result.steps, key=lambda step: step.frame_index)  # coarse-to-fine order sees them differently
-    first_seen = [step.frame_index for step in steps]
+    steps = StepFinder(result.steps)
     options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,8 +97,10 @@ def save_annotated(clip: Clip, result: Result, spec: ModelSpec, path: Path) -> I
             with av.open(f"file:{draft}", "w", options=options) as container:
                 stream: VideoStream | None = None
                 for index, frame in clip.frames():
-                    step = steps[max(0, bisect.bisect_right(first_seen, index) - 1)]
-                    picture = annotate(frame, step, result, spec)
+                    if draw_frame is None:
+                        picture = annotate(frame, steps.at(index), result, spec)
+                    else:
+                        picture = draw_frame(index, frame)
                     if stream is None:
                         stream = cast(
                             "VideoStream",

@@ -13,10 +13,12 @@ from PIL import Image
 
 from adafocus_edge.errors import SourceError
 from adafocus_edge.media.preprocess import CropWindow
-from adafocus_edge.runtime.annotate import annotate, save_annotated
+from adafocus_edge.runtime.annotate import StepFinder, annotate, save_annotated
 from adafocus_edge.system.files import atomic_write, writable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from numpy.typing import NDArray
 
     from adafocus_edge.media.clip import Clip
@@ -27,6 +29,25 @@ COLUMNS = 4
 """Of the pictures that :meth:`Prediction.plot` puts together."""
 TILE = 320
 """Width of each, pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeenFrame:
+    """One frame of a clip, and what was known when it was shown.
+
+    Attributes:
+        index: its number, from 0.
+        time_s: when it is shown, in seconds; None where frames have no times.
+        pixels: RGB uint8 [H, W, 3].
+        step: the latest glimpse; before the first one, the first.
+        box: that glimpse's patch in pixels of this frame: x1, y1, x2, y2.
+    """
+
+    index: int
+    time_s: float | None
+    pixels: NDArray[np.uint8]
+    step: Step
+    box: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,11 +147,22 @@ class Prediction:
     def boxes(self, height: int, width: int) -> NDArray[np.float64]:
         """Return the patch of each glimpse in pixels of a source frame of this size, float64 [T, 4]: x1, y1, x2, y2."""
         window = CropWindow.of(height, width, self._spec.frame_size, self._spec.fit)
-        rows = []
-        for y, x, size in self.patches.tolist():
-            top, left, bottom, right = window.source_box(y, x, size, size)
-            rows.append((left, top, right, bottom))
-        return np.array(rows)
+        return np.array([_box(window, step) for step in self.steps])
+
+    def frames(self) -> Iterator[SeenFrame]:
+        """Read the clip again, and yield each of its frames with the latest glimpse.
+
+        Raises ``SourceError`` if the source cannot be read again, as of live sources.
+        """
+        clip = self._readable("frames")
+        finder = StepFinder(self.steps)
+        for index, pixels in clip.frames():
+            yield self._seen(clip, finder, index, pixels)
+
+    def _seen(self, clip: Clip, finder: StepFinder, index: int, pixels: NDArray[np.uint8]) -> SeenFrame:
+        height, width = pixels.shape[:2]
+        window, step = CropWindow.of(height, width, self._spec.frame_size, self._spec.fit), finder.at(index)
+        return SeenFrame(index, clip.time_s(index), pixels, step, _box(window, step))
 
     def to_dict(self, *, logits: bool = False) -> dict[str, Any]:
         """Return the object that ``classify --json`` prints."""
@@ -163,12 +195,23 @@ class Prediction:
             _write_picture(sheet, Path(path))
         return sheet
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, draw: Callable[[SeenFrame], NDArray[np.uint8]] | None = None) -> Path:
         """Write the whole clip as a video with what was seen drawn on it; the file appears whole or not at all.
+
+        Args:
+            path: of the video.
+            draw: is called with each frame, and returns what to write instead, RGB uint8 [H, W, 3] with even sides;
+                by default the patch, the class and the confidence are drawn.
 
         Raises ``SourceError`` if the source cannot be read again, as of live sources, or the file cannot be written.
         """
-        for _ in save_annotated(self._readable("save"), self.result, self._spec, Path(path)):
+        clip, finder = self._readable("save"), StepFinder(self.steps)
+
+        def drawn(index: int, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            assert draw is not None
+            return draw(self._seen(clip, finder, index, pixels))
+
+        for _ in save_annotated(clip, self.result, self._spec, Path(path), None if draw is None else drawn):
             pass
         return Path(path)
 
@@ -179,6 +222,13 @@ class Prediction:
 
     def __str__(self) -> str:
         return f"{self.source}: {self.label} {self.confidence:.1%} ({len(self.steps)} glimpses)"
+
+
+def _box(window: CropWindow, step: Step) -> tuple[float, float, float, float]:
+    """Return a glimpse's patch in pixels of a source frame: x1, y1, x2, y2."""
+    y, x, size = step.patch
+    top, left, bottom, right = window.source_box(y, x, size, size)
+    return left, top, right, bottom
 
 
 def _write_picture(picture: Image.Image, path: Path) -> None:

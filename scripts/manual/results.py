@@ -61,7 +61,7 @@ def policy() -> str:
         )
         for one in report("policy")["rows"]
     )
-    header = ("patches", "top-1, training clips", "unseen", "confidence, training clips", "unseen", "most-used cell, unseen")
+    header = ("patches", "top-1, trained on", "unseen", "confidence, trained on", "unseen", "most-used cell, unseen")
     return f"{table(header, rows)}\n\n{machine('policy')}"
 
 

@@ -20,6 +20,7 @@ from adafocus_edge.errors import BundleError, FrameError, SourceError, UsageErro
 from adafocus_edge.live import window_queue
 from adafocus_edge.live.messages import Notice, Window
 from adafocus_edge.runtime.classifier import Guess, Result
+from adafocus_edge.runtime.prediction import SeenFrame
 from tests.conftest import ROOT, edge
 from tests.training.helpers import TINY, prepare_fights
 
@@ -111,6 +112,29 @@ def test_a_result_can_be_drawn_and_saved(model: AdaFocus, frames: list[np.ndarra
         with pytest.raises(SourceError, match="cannot be written"):
             found.plot(tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["seen.mp4", "sheet.png"]
+
+
+def test_frames_come_with_what_was_seen_and_a_callback_draws_them(model: AdaFocus, tmp_path: Path) -> None:
+    found = model(str(CLIP))
+    seen = list(found.frames())
+    with av.open(str(CLIP)) as container:
+        plain = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert [one.index for one in seen] == list(range(len(plain)))
+    assert all(np.array_equal(one.pixels, frame) for one, frame in zip(seen, plain, strict=True))
+    changes = [one for one, before in zip(seen[1:], seen, strict=False) if one.step is not before.step]
+    assert [one.index for one in changes] == [step.frame_index for step in found.steps[1:]]
+    height, width = plain[0].shape[:2]
+    assert np.allclose([one.box for one in (seen[0], *changes)], found.boxes(height, width))
+    assert seen[-1].time_s == pytest.approx((len(plain) - 1) / FPS, abs=1e-3)
+    drawn: list[int] = []
+
+    def dark(one: SeenFrame) -> np.ndarray:
+        drawn.append(one.index)
+        return np.zeros_like(one.pixels)
+
+    with av.open(str(found.save(tmp_path / "dark.mp4", dark))) as container:
+        assert all(frame.to_ndarray(format="gray").max() < 20 for frame in container.decode(video=0))
+    assert drawn == list(range(len(plain)))
 
 
 def test_live_windows_of_a_file_and_of_frames(model: AdaFocus, frames: list[np.ndarray]) -> None:
