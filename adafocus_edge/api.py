@@ -275,6 +275,7 @@ class AdaFocus:
         if output is None and self.bundle.path == default_bundle():
             raise UsageError("output: the default model is read-only; give a folder for a copy of it")
         asked = CalibrateArguments(data=Path(data), output=None if output is None else Path(output), **options)
+        asked.check_clips()
         made = import_companion("calibration.options", "calibrate", "calibrate")
         found: dict[str, Any] = made.calibrate_as_asked(self.bundle.path, asked).to_json()
         return found

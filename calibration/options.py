@@ -9,9 +9,7 @@ from typing import TypeVar, get_args
 from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.errors import UsageError
 from adafocus_edge.evaluation.calibrate_settings import CalibrateArguments
-from adafocus_edge.evaluation.dataset import check_data
 from adafocus_edge.evaluation.settings import CalibrationPatches
-from adafocus_edge.media.sources import VIDEO_SUFFIXES
 from adafocus_edge.model.exits import CONFIDENCES, ORDERS
 from calibration.calibrate import Calibrated, CalibrateOptions, Progress, calibrate
 from calibration.int8 import needs_reduced_range
@@ -24,11 +22,6 @@ Name = TypeVar("Name", bound=str)
 
 def calibrate_as_asked(path: Path, asked: CalibrateArguments, progress: Progress = lambda *_: None) -> Calibrated:
     """Calibrate a bundle as ``adafocus-edge calibrate`` does; see :func:`calibration.calibrate.calibrate`."""
-    assert asked.data is not None
-    for clips in (asked.data, asked.report_on):
-        # A single video is accepted as well.
-        if clips is not None and not (clips.suffix.lower() in VIDEO_SUFFIXES and clips.is_file()):
-            check_data(clips, asked.frames)
     return calibrate(path, settled(asked, read_bundle(path).spec.segments), progress)
 
 

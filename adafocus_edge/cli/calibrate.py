@@ -38,6 +38,7 @@ def calibrate(
         raise UsageError("--output is missing: the default model is read-only; give a folder for a copy of it")
     from adafocus_edge.bundle.store import default_bundle, open_bundle
 
+    options.check_clips()
     path = bundle or default_bundle()
     open_bundle(path)
     if options.plot is not None:

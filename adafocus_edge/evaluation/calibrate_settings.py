@@ -115,3 +115,13 @@ class CalibrateArguments:
             raise UsageError("--data is missing: give clips that training has not seen, best with labels")
         check_plot_name(self.plot)
         check_threads(self.threads)
+
+    def check_clips(self) -> None:
+        """Check that the clips are there, before anything slow is imported. Raises ``UsageError``, ``DataError``."""
+        from adafocus_edge.evaluation.dataset import check_data
+        from adafocus_edge.media.sources import VIDEO_SUFFIXES
+
+        for clips in (self.data, self.report_on):
+            # A single video is accepted as well.
+            if clips is not None and not (clips.suffix.lower() in VIDEO_SUFFIXES and clips.is_file()):
+                check_data(clips, self.frames)

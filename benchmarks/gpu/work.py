@@ -173,7 +173,7 @@ def _step_info(spec: ModelSpec, variant: str, graphs: dict[str, Any], file: Path
 
 
 def prepare(folder: Path) -> dict[str, Any]:
-    """Make the INT8 variants on a CPU, small enough to copy, as a GPU machine should not spend time on them.
+    """Make ``int8-trt`` on a CPU, small enough to copy, as a GPU machine should not spend time on it.
 
     The quick steps run on the GPU machine: exporting the official sizes and converting them to FP16.
 
@@ -188,7 +188,7 @@ def prepare(folder: Path) -> dict[str, Any]:
     target = folder / CALIBRATED
     with draft_folder(folder, ".making.", ".part") as draft:
         edge(
-            "calibrate", "--data", FIGHTS, "-o", draft / CALIBRATED, "--variants", "int8-cpu,int8-trt",
+            "calibrate", "--data", FIGHTS, "-o", draft / CALIBRATED, "--variants", "int8-trt",
             "--exit-goal", "none", "--method", "minmax", "--max-accuracy-drop", 100, "--quiet",
         )  # fmt: skip
         for variant in read_bundle(default_bundle()).manifest.variants:  # these are in the repository
@@ -211,7 +211,7 @@ def read_prepared(folder: Path) -> dict[str, Any] | None:
 
 
 def calibrated_bundle(prepared: Path, target: Path) -> Path | None:
-    """Join the prepared INT8 variants with the default model's own; None if none were prepared for this model."""
+    """Join the prepared INT8 variant with the default model's own; None if none was prepared for this model."""
     shutil.rmtree(target, ignore_errors=True)
     try:
         shutil.copytree(prepared / CALIBRATED, target)

@@ -47,7 +47,7 @@ def test_the_manuals_two_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     shutil.copy(CLIP, tmp_path / "holiday.mp4")
     monkeypatch.chdir(tmp_path)
     exec(code, {})
-    assert capsys.readouterr().out.startswith("fight 0.9")
+    assert capsys.readouterr().out.startswith("fight 0.6")
 
 
 def test_a_file_gives_what_the_command_line_gives(model: AdaFocus) -> None:

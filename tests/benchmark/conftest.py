@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from adafocus_edge.bundle.manifest import Bundle
-from adafocus_edge.bundle.store import copy_bundle, default_bundle, read_bundle, update_bundle
+from adafocus_edge.bundle.store import read_bundle, update_bundle
 from adafocus_edge.model.exits import ExitThresholds
+from tests.support.plain_model import copy_plain_model
 
 
 def bundle_with_exits(path: Path) -> Bundle:
-    """The default model with two orders of one threshold set."""
-    copy_bundle(default_bundle(), path)
+    """The default model, plain but for two orders of one threshold set."""
+    copy_plain_model(path)
     steps = read_bundle(path).spec.segments
     # type: ignore[arg-type]
     sets = tuple(ExitThresholds(order, "probability", (0.8,) * steps, "test") for order in ("clip", "coarse-to-fine"))

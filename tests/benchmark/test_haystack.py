@@ -1,7 +1,7 @@
 """The policy must pay: on clips where the place matters, it beats random patches by 15 points, or this fails.
 
 A small version of ``benchmarks/haystack``, through the training code as it is: stage 0 of the focuser on close-ups,
-stage 1 on random patches, stage 2. It begins with the shipped model's networks, since no others can be downloaded
+stage 1 on random patches, stage 2. It begins with a network that lies beside it, since no other can be downloaded
 everywhere.
 """
 
@@ -18,7 +18,7 @@ import pytest
 from benchmarks.haystack.clips import SIGNS, Task, compose, make, plan, read_backgrounds, read_sheet, split_sources
 from benchmarks.haystack.picture import read_truth
 from tests.conftest import ROOT, edge
-from tests.support.shipped_weights import write_shipped_backbone
+from tests.support.start_weights import write_start_backbone
 from training.compose import compose_options
 from training.train import run_composed
 
@@ -48,7 +48,7 @@ def train(folder: Path, name: str, *more: str) -> Path:
 def learn(folder: Path, task: Task, seed: int) -> list[dict[str, Any]]:
     """Make the clips and train stages 0 to 2; return the epochs of stage 2."""
     make(task, BACKGROUNDS, folder)
-    seeded, weights = f"seed={seed}", write_shipped_backbone("glancer", folder / "weights.pth")
+    seeded, weights = f"seed={seed}", write_start_backbone(folder / "weights.pth")
     near = train(
         folder, "focuser", seeded, "train_stage=0", "pretrain_glancer=false", *NEAR, "epochs=10", "eval_freq=10",
         f"focuser_weights={weights}", "glancer_weights=random",

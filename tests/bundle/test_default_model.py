@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import time
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -33,8 +35,14 @@ MAX_BYTES = 25_000_000
 def test_it_is_whole_small_and_described() -> None:
     bundle = read_bundle(default_bundle())
     assert bundle.classes == ("fight", "no_fight")
-    assert sum(path.stat().st_size for path in default_bundle().rglob("*") if path.is_file()) < MAX_BYTES
-    assert list(bundle.manifest.variants) == ["fp32", "fp16"]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:  # as a wheel is
+        for path in default_bundle().rglob("*"):
+            if path.is_file():
+                archive.write(path)
+    assert packed.tell() < MAX_BYTES
+    assert list(bundle.manifest.variants) == ["fp32", "fp16", "int8-cpu"]
+    assert set(bundle.manifest.thresholds) == {"half", "safe"}
     assert bundle.choose_variant() == "fp32"
     card = (default_bundle() / "MODEL_CARD.md").read_text()
     for heading in ("Data", "Licence", "Accuracy", "Must not be used for"):

@@ -29,6 +29,7 @@ from calibration.ranges import histograms
 from calibration.samples import halve, read_windows, record
 from tests.calibration.helpers import FIGHTS, graph_of, ranges_of, run_graph
 from tests.conftest import edge, one_line_error
+from tests.support.plain_model import copy_plain_model
 from tests.support.trt_networks import parsed
 
 RTX = pytest.mark.skipif(
@@ -318,7 +319,7 @@ def test_what_was_made_is_kept_and_replaced_only_by_force(calibrated, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_clips_stop_early_by_the_bundles_thresholds(calibrated):
+def test_clips_stop_early_by_the_bundles_thresholds(calibrated, tmp_path):
     video = FIGHTS / "fight" / "fi013.mp4"
     sets = read_bundle(calibrated).manifest.thresholds["half"]
     for name, thresholds in (("half", sets[0]), ("half/coarse-to-fine", sets[1])):
@@ -349,7 +350,9 @@ def test_clips_stop_early_by_the_bundles_thresholds(calibrated):
         edge("classify", video, "--bundle", calibrated, "--exit", "none", "-q"), 2, "no exit thresholds 'none'"
     )
     one_line_error(edge("classify", video, "--bundle", calibrated, "--exit", "half/live", "-q"), 2, "files are seen in")
-    one_line_error(edge("classify", video, "--exit", "half", "-q"), 2, "`adafocus-edge calibrate` computes them")
+    copy_plain_model(tmp_path / "plain")
+    plain = edge("classify", video, "--bundle", tmp_path / "plain", "--exit", "half", "-q")
+    one_line_error(plain, 2, "`adafocus-edge calibrate` computes them")
 
 
 def test_evaluation_counts_early_exits(calibrated):

@@ -72,7 +72,7 @@ def bundle(tmp_path) -> Path:
 
 # -- once -----------------------------------------------------------------------------------------------------------
 
-FILES = ("bundle.json", *(f"{variant}/{graph}.onnx" for variant in ("fp32", "fp16") for graph in GRAPHS))
+FILES = ("bundle.json", *(f"{variant}/{graph}.onnx" for variant in ("fp32", "fp16", "int8-cpu") for graph in GRAPHS))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from adafocus_edge.model.exits import ExitThresholds
 from calibration.samples import halve
 from calibration.thresholds import Goal
 from tests.conftest import ROOT, edge, one_line_error
+from tests.support.plain_model import copy_plain_model
 from tests.support.reports import report_row, report_with, times
 
 FIGHTS = ROOT / "tests" / "fights"
@@ -204,7 +205,8 @@ def test_tuning_and_evaluating_on_the_calibrations_clips_is_noted(
     done = edge("tune", bundle, "--min-accuracy", 50, *arguments, "--backends", "onnxruntime-cpu", "--json")
     assert done.returncode == 0, done.stderr
     assert any(words in note for note in json.loads(done.stdout)["notes"])
-    fresh = edge("evaluate", "--data", clips, "--json")
+    copy_plain_model(tmp_path / "plain")
+    fresh = edge("evaluate", tmp_path / "plain", "--data", clips, "--json")
     assert not any(words in note for note in json.loads(fresh.stdout)["notes"])
 
 

@@ -1,4 +1,9 @@
-"""The shipped model's networks as PyTorch weights: features to begin with, where no others can be downloaded."""
+"""A trained MobileNetV2 as PyTorch weights: features to begin with, where no others can be downloaded.
+
+``tests/benchmark/backbone.onnx`` is the glancer of an earlier default model, which five epochs of stage 0 made of
+MobileNetV2's ImageNet weights (Apache-2.0). The present one saw ten times as many frames of pure motion, and has lost
+the colours that the test of the policy needs.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +14,22 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from adafocus_edge.bundle.store import default_bundle
-
+FILE = Path(__file__).parents[1] / "benchmark" / "backbone.onnx"
+PREFIX = "model.glancer.net."
 BATCH_NORM_EPSILON = 1e-5
 
 
-def shipped_backbone(graph: str) -> dict[str, torch.Tensor]:
-    """Return the glancer or the focuser of the default model, a MobileNetV2, under torchvision's names.
+def start_backbone() -> dict[str, torch.Tensor]:
+    """Return the weights under torchvision's names.
 
     Export folded each batch norm into the convolution before it: here it only adds what was left, the bias.
     """
-    path = default_bundle() / "fp32" / f"{graph}.onnx"
-    prefix, weights = f"model.{graph}.net.", {}
-    for initializer in onnx.load(path).graph.initializer:
-        if not initializer.name.startswith(f"{prefix}features."):
+    weights = {}
+    for initializer in onnx.load(FILE).graph.initializer:
+        if not initializer.name.startswith(f"{PREFIX}features."):
             continue
         value = torch.from_numpy(numpy_helper.to_array(initializer).astype(np.float32))
-        name = initializer.name.removeprefix(prefix).removesuffix("_half")
+        name = initializer.name.removeprefix(PREFIX).removesuffix("_half")
         if name.endswith(".weight"):
             weights[name] = value
             continue
@@ -38,7 +42,7 @@ def shipped_backbone(graph: str) -> dict[str, torch.Tensor]:
     return weights
 
 
-def write_shipped_backbone(graph: str, path: Path) -> Path:
+def write_start_backbone(path: Path) -> Path:
     """Write them to a file that ``glancer_weights`` and ``focuser_weights`` take."""
-    torch.save(shipped_backbone(graph), path)
+    torch.save(start_backbone(), path)
     return path
