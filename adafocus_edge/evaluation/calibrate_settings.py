@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 from adafocus_edge.bundle.variants import CALIBRATED
 from adafocus_edge.errors import UsageError
 from adafocus_edge.evaluation.settings import CalibrationPatches, SplitFrames, check_plot_name
-from adafocus_edge.live.settings import DEFAULT_GLIMPSE_FPS
-from adafocus_edge.model.defaults import SEED
+from adafocus_edge.model.defaults import DEFAULT_GLIMPSE_FPS, SEED
 from adafocus_edge.system.cpu import check_threads
 from adafocus_edge.system.options import GENERAL, INPUT, OUTPUT, Option
 

@@ -70,7 +70,7 @@ class StoredEvent:
     marked: float | None = None
 
     def label_of(self, classes: tuple[str, ...]) -> str | None:
-        """Return the class that a person says this is, or None if nobody did.
+        """Return the class that a person says this is, or None without a mark.
 
         A wrong event of two classes is of the other one.
         """

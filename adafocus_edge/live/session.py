@@ -18,7 +18,6 @@ from adafocus_edge.live.listener import Sink
 from adafocus_edge.live.messages import Notice
 from adafocus_edge.live.run import LiveOptions, LiveRun
 from adafocus_edge.live.settings import (
-    DEFAULT_GLIMPSE_FPS,
     DEFAULT_KEEP,
     DEFAULT_ROLL_S,
     DEFAULT_ROTATE_MB,
@@ -31,6 +30,7 @@ from adafocus_edge.live.settings import (
     Printing,
 )
 from adafocus_edge.live.terminal import NoticeLogger, Printer, run_log, status_shown, summary
+from adafocus_edge.model.defaults import DEFAULT_GLIMPSE_FPS
 from adafocus_edge.system.interrupts import stop_on_signals
 from adafocus_edge.system.memory import limit_malloc_arenas
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.model.defaults import DEFAULT_GLIMPSE_FPS
 from adafocus_edge.system.options import CAMERAS, LIVE, SINKS, Option
 
 FOREVER = "forever"
-DEFAULT_GLIMPSE_FPS = 2.0
+
 DEFAULT_WAITING = 2
 DEFAULT_ROTATE_MB = 100.0
 DEFAULT_ROTATE_MINUTES = 60.0

@@ -158,13 +158,15 @@ FRONT_HEADER = (
 
 
 def _front_rows(made: dict[str, Any]) -> Iterator[tuple[object, ...]]:
-    (eager,) = (one["model_ms"]["median"] for one in made["rows"] if one["backend"] == "pytorch-eager")
+    eager = {one["bundle"]: one["model_ms"]["median"] for one in made["rows"] if one["backend"] == "pytorch-eager"}
     for one in made["rows"]:
         setting = one["backend"] if one["peer"] else f"`{one['variant']}` {one['schedule']}"
         if one["exit"]:
             setting += f", `--exit {one['exit']}`"
         if setting.startswith("checkpoint:"):
             setting = "stage 0: the glancer with its own classifier, PyTorch"
+        if len(eager) > 1:
+            setting = f"{one['bundle'].removesuffix('-bundle').upper()}: {setting}"
         accuracy = None
         if one.get("top1") is not None:
             low, high = one["top1_interval_95"]
@@ -178,7 +180,7 @@ def _front_rows(made: dict[str, Any]) -> Iterator[tuple[object, ...]]:
             f"{time['median']:.1f} ± {time['spread']:.1f}",
             f"{time['p95']:.0f}",
             f"{one['whole_ms']['median']:.0f}",
-            f"{eager / time['median']:.1f}",
+            f"{eager[one['bundle']] / time['median']:.1f}",
             None if one["size_mb"] is None else f"{one['size_mb']:.1f}",
             None if one["cold_start_ms"] is None else f"{one['cold_start_ms']:,.0f}",
         )
