@@ -158,6 +158,11 @@ class Site:
         del request
         return HTMLResponse(self._files["events.html"])
 
+    async def docs_page(self, request: Request) -> Response:
+        """Handle ``GET /docs``: the description of the API, for people."""
+        del request
+        return HTMLResponse(self._files["docs.html"])
+
     async def page_file(self, request: Request) -> Response:
         """Handle ``GET /page/{name}``: return a script, style sheet or image of the page."""
         name = request.path_params["name"]
@@ -327,6 +332,7 @@ def create_app(run: Run, options: ServeOptions, archive: EventStore | None = Non
     routes = [
         Route("/", site.page),
         Route("/events", site.events_page),
+        Route("/docs", site.docs_page),
         Route("/page/{name}", site.page_file),
         Route("/login", site.login, methods=["GET", "POST"]),
         Route("/logout", site.logout, methods=["POST"]),

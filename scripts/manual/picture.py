@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-CLIP = ROOT / "tests" / "fights" / "fight" / "fi149.mp4"
+CLIP = ROOT / "tests" / "fights" / "fight" / "fi013.mp4"
 MODEL_SIDE = 224
 """Side of the frame that patches are measured in: the default model squashes frames to a square of it."""
 INK, WARM, GREY = "#1f2933", "#d9480f", "#7b8794"

@@ -228,6 +228,21 @@ def test_a_person_judges_events_on_the_page(browser: Any, kept: Kept) -> None:  
                 assert page.evaluate(NO_SIDEWAYS)
 
 
+def test_the_api_is_described_on_a_page(browser: Any, kept: Kept) -> None:  # noqa: F811
+    with page_of(browser, kept.server, "docs") as page:
+        page.wait_for_selector("#operations details")
+        described = get(kept.server, "/api/openapi.json").json
+        count = sum(len(methods) for methods in described["paths"].values())
+        assert page.locator("#operations details").count() == count + len(described["components"]["schemas"])
+        mark = page.locator("details", has_text="Say whether an event is right or wrong")
+        mark.locator("summary").press("Enter")
+        assert "Judgement" in mark.inner_text()
+        assert "the body is too large" in mark.inner_text()
+        assert page.evaluate(NO_SIDEWAYS)
+        page.set_viewport_size({"width": 390, "height": 800})
+        assert page.evaluate(NO_SIDEWAYS)
+
+
 def test_a_new_event_appears_by_itself(browser: Any, kept: Kept) -> None:  # noqa: F811
     with page_of(browser, kept.server, "events") as page:
         page.wait_for_selector("#archive li")

@@ -17,7 +17,7 @@ from adafocus_edge.serve.app import create_app
 from adafocus_edge.serve.openapi import describe
 from tests.support.fuzzing import api
 
-FOR_PEOPLE = {"/", "/events", "/page/{name}", "/login", "/logout"}
+FOR_PEOPLE = {"/", "/docs", "/events", "/page/{name}", "/login", "/logout"}
 OPERATIONS = 17
 """Operations whose responses end."""
 

@@ -61,7 +61,11 @@ function arrange() {
     button.title = button.getAttribute("aria-label");
   }
   nothing.hidden = page.cards.size > 0;
-  setText(nothing, "No streams. Classify a file or use this browser’s camera.");
+  setText(
+    nothing,
+    "No streams. Add one when you start the server: adafocus-edge serve yard=rtsp://USER:PASSWORD@HOST/PATH, or 0 for a "
+      + "camera. Or classify a file, or use this browser’s camera.",
+  );
 }
 
 function seek() {
