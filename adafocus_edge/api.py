@@ -263,7 +263,8 @@ class AdaFocus:
             data: clips that training has not seen: a folder per class, a CSV, a split list, or plain videos.
             output: folder for a copy of the bundle with them; None adds them to the bundle itself. The default model
                 needs a folder.
-            options: fields of :class:`adafocus_edge.evaluation.calibrate_settings.CalibrateArguments`.
+            options: fields of :class:`adafocus_edge.evaluation.calibrate_settings.CalibrateArguments`, such as
+                ``variants="int8-cpu"`` or ``exit_goal=["fast=steps:4"]``.
 
         Returns:
             the object of ``calibrate --json``; ``AdaFocus(found["bundle"], variant="int8-cpu")`` loads a variant.
@@ -274,10 +275,24 @@ class AdaFocus:
 
         if output is None and self.bundle.path == default_bundle():
             raise UsageError("output: the default model is read-only; give a folder for a copy of it")
+        for name in ("frames", "report_on", "plot"):
+            if options.get(name) is not None:
+                options[name] = Path(options[name])
+        if isinstance(goal := options.get("exit_goal"), str):
+            options["exit_goal"] = [goal]
+        if not isinstance(variants := options.get("variants", ""), str):
+            options["variants"] = ",".join(variants)
         asked = CalibrateArguments(data=Path(data), output=None if output is None else Path(output), **options)
         asked.check_clips()
+        if asked.plot is not None:
+            from adafocus_edge.evaluation.plot import check_plot, draw_calibration
+
+            check_plot(asked.plot)
         made = import_companion("calibration.options", "calibrate", "calibrate")
-        found: dict[str, Any] = made.calibrate_as_asked(self.bundle.path, asked).to_json()
+        done = made.calibrate_as_asked(self.bundle.path, asked)
+        if asked.plot is not None:
+            draw_calibration(done.bundle, asked.plot)
+        found: dict[str, Any] = done.to_json()
         return found
 
     def close(self) -> None:

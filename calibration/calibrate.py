@@ -30,7 +30,7 @@ from adafocus_edge.evaluation.settings import Patches
 from adafocus_edge.model.exits import Confidence, ExitThresholds, Order
 from adafocus_edge.model.spec import GRAPHS, contract
 from adafocus_edge.system.cpu import processor, usable_cores
-from adafocus_edge.system.files import draft_folder, locked
+from adafocus_edge.system.files import draft_folder, locked, writable
 from adafocus_edge.system.timestamps import iso_now
 from calibration.compare import timed
 from calibration.inputs import MIN_CLIPS, Inputs, read_inputs
@@ -487,12 +487,17 @@ def _target(bundle: Bundle, options: CalibrateOptions) -> Path:
     assert options.output is not None
     output = options.output.resolve()
     if not output.exists():
-        copy_bundle(bundle.path, output)
         rows = _report_of(bundle.manifest)["rows"]
         made = {name for name in options.variants if "settings" in rows.get(name, {})}
-        update_bundle(output, lambda manifest: _without(manifest, made, {goal.name for goal in options.goals}))
-        for name in made:
-            shutil.rmtree(output / name, ignore_errors=True)
+        with writable(output, BundleError):
+            output.parent.mkdir(parents=True, exist_ok=True)
+        with writable(output, BundleError), draft_folder(output.parent, f".{output.name}.", ".copy") as draft:
+            copy = draft / "bundle"  # at its place once it is what this run needs, even if the run is killed
+            copy_bundle(bundle.path, copy)
+            update_bundle(copy, lambda manifest: _without(manifest, made, {goal.name for goal in options.goals}))
+            for name in made:
+                shutil.rmtree(copy / name, ignore_errors=True)
+            copy.rename(output)
         return output
     there = read_bundle(output).manifest.variants.get(REFERENCE)
     if there is None or {g: i.sha256 for g, i in there.items()} != {

@@ -19,24 +19,40 @@ class JudgedClip:
     group: str
 
 
-def judged_clips(folder: Path) -> tuple[list[JudgedClip], int]:
-    """Return the marked clips of an archive, oldest first, and how many marked events cannot be used.
+@dataclass(frozen=True)
+class Judged:
+    """What a person has marked in an archive.
 
-    Those have no clip, or are marked wrong without their class. Raises ``UsageError`` if the folder is no archive,
-    ``DataError`` if nothing in it is marked.
+    Attributes:
+        clips: oldest first.
+        left_out: how many marked events have no finished clip, or are marked wrong without their class.
+        classes: of the model that ran last.
+    """
+
+    clips: tuple[JudgedClip, ...]
+    left_out: int
+    classes: tuple[str, ...]
+
+
+def judged_clips(folder: Path) -> Judged:
+    """Return the marked clips of an archive.
+
+    Raises ``UsageError`` if the folder is no archive, ``DataError`` if nothing in it is marked.
     """
     if not (folder / INDEX).is_file():
         raise UsageError(f"{folder}: no archive of events, as --events DIR of a live run makes it")
     store = EventStore(folder)
     try:
-        judged = store.judged()
+        judged, classes = store.judged(), store.classes()
     finally:
         store.close()
-    clips = [
+    clips = tuple(
         JudgedClip(store.path(event.clip), label, f"{event.source} {stamp(event.started)[:8]}")
         for event, label in judged
         if label is not None and event.clip is not None and store.path(event.clip).is_file()
-    ]
+    )
+    if not judged:
+        raise DataError(f"{folder}: no event with a clip is marked right or wrong: mark some on the page of events")
     if not clips:
-        raise DataError(f"{folder}: no event is marked right or wrong: mark some on the page of events")
-    return clips, len(judged) - len(clips)
+        raise DataError(f"{folder}: {len(judged)} events are marked, all wrong without their class or without a clip")
+    return Judged(clips, len(judged) - len(clips), classes)

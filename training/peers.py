@@ -87,5 +87,7 @@ def _model(spec: ModelSpec, checkpoint: Path | None) -> GlimpseModel:
     model = load_model(read_checkpoint(checkpoint), _options(spec))
     ours, theirs = ((one.choice, one.focuser, one.classes) for one in (spec, model.spec))
     if ours != theirs:
-        raise UsageError(f"{checkpoint}: is not the checkpoint of the bundle ({spec.focuser}, {spec.classes} classes)")
+        family = family_of(spec).name.upper()
+        shape = f"AdaFocus {family}, {spec.focuser}, {spec.classes} classes"
+        raise UsageError(f"{checkpoint}: is not the checkpoint of the bundle ({shape})")
     return model

@@ -234,14 +234,23 @@ def _judged(options: PrepareOptions, done: Prepared) -> list[Item]:
     """Return the clips of an archive of events that a person has marked; those of one source and day stay together."""
     if options.annotations or options.groups or options.dataset != "custom":
         raise UsageError("--from-events: takes neither --annotations nor --groups nor another --dataset")
-    clips, left_out = judged_clips(options.source)
-    if left_out:
-        done.notes.append(f"skipped: {left_out} marked events without a clip, or marked wrong without their class")
+    judged = judged_clips(options.source)
+    clips = judged.clips
+    done.labels.update(judged.classes)
+    if judged.left_out:
+        done.notes.append(f"skipped: {judged.left_out} marked events without a clip, or wrong without their class")
     groups: dict[str, list[int]] = {}
     for number, clip in enumerate(clips):
         groups.setdefault(clip.group, []).append(number)
     videos, labels = [clip.path for clip in clips], [clip.label for clip in clips]
-    return _split(options, [video.name for video in videos], videos, labels, list(groups.values()))
+    items = _split(options, [video.name for video in videos], videos, labels, list(groups.values()))
+    missing = set(labels) - {item.labels[0] for item in items if item.subset == VAL}
+    if missing:
+        raise DataError(
+            f"{options.source}: no day of one source can be held back for {sorted(missing)[0]!r}: mark events of more "
+            "days or sources, or raise --val-share"
+        )
+    return items
 
 
 def _check_stems(options: PrepareOptions, names: Sequence[str]) -> None:

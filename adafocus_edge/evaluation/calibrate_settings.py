@@ -11,7 +11,7 @@ from adafocus_edge.errors import UsageError
 from adafocus_edge.evaluation.settings import CalibrationPatches, SplitFrames, check_plot_name
 from adafocus_edge.model.defaults import DEFAULT_GLIMPSE_FPS, SEED
 from adafocus_edge.system.cpu import check_threads
-from adafocus_edge.system.options import GENERAL, INPUT, OUTPUT, Option
+from adafocus_edge.system.options import GENERAL, INPUT, OUTPUT, Option, check_limits
 
 VARIANTS = "Variants"
 EXITS = "Exit thresholds"
@@ -112,6 +112,7 @@ class CalibrateArguments:
     def __post_init__(self) -> None:
         if self.data is None:
             raise UsageError("--data is missing: give clips that training has not seen, best with labels")
+        check_limits(self)
         check_plot_name(self.plot)
         check_threads(self.threads)
 

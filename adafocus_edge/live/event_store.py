@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.system.files import locked
 from adafocus_edge.system.retention import check_folder
 
 Mark = Literal["right", "wrong"]
 MARKS: tuple[Mark, ...] = ("right", "wrong")
 INDEX = "events.sqlite"
 VERSION = 1
+LOCK = ".writing.lock"
+OWN_FILE = re.compile(r"\d{8}-\d{6}-.+-\d+\.(mp4|jpg)")
+"""Names of clips and pictures."""
+MAX_POST_ROLL_S = 40.0
+"""A clip is finished this long after its event."""
 BUSY_S = 10.0
 """How long a change waits for one by another process, such as `prepare`."""
 _TABLE = """
@@ -146,6 +153,21 @@ class EventStore:
                 raise UsageError(f"{folder}: the archive of a newer version of AdaFocus Edge")
             self._index.executescript(f"{_TABLE} PRAGMA user_version = {VERSION};")
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the one run that writes to the archive; end what a killed run left open.
+
+        Raises ``UsageError`` if another run writes to it, ``AdaFocusError``.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder / LOCK))
+            except BlockingIOError:
+                raise UsageError(f"{self.folder}: another run writes to this archive: give another --events") from None
+            self._remove_strays()
+            self.close_abandoned()
+            yield
+
     def close(self) -> None:
         """Close the index; may be called again."""
         with self._lock:
@@ -161,24 +183,42 @@ class EventStore:
 
     def _change(self, statement: str, *values: object) -> int:
         with self._lock, self._told():
-            return self._index.execute(statement, values).rowcount
+            return self._index.execute(statement, tuple(map(_storable, values))).rowcount
 
     def _rows(self, statement: str, *values: object) -> list[sqlite3.Row]:
         with self._lock, self._told():
-            return self._index.execute(statement, values).fetchall()
+            return self._index.execute(statement, tuple(map(_storable, values))).fetchall()
+
+    def _remove_strays(self) -> None:
+        """Delete clips and pictures that no event names: a run was killed before it had listed them."""
+        named = {
+            name for row in self._rows("SELECT clip, picture FROM events") for name in (row["clip"], row["picture"])
+        }
+        for path in self.folder.iterdir():
+            if OWN_FILE.fullmatch(path.name) and path.name not in named:
+                with suppress(OSError):
+                    path.unlink()
 
     # -- what a run writes --------------------------------------------------------------------------------------------
 
     def close_abandoned(self) -> int:
-        """End the events that a killed run left open; return how many. Only the process that writes may call this."""
-        return self._change("UPDATE events SET ended = started + coalesce(clip_s, 0), cut = 1 WHERE ended IS NULL")
+        """End the events that are still open, as far as their clips show them; return how many there were.
+
+        Only the run that writes may call this.
+        """
+        ended = "max(started, coalesce(clip_from + clip_s, started))"
+        return self._change(f"UPDATE events SET ended = {ended}, cut = 1 WHERE ended IS NULL")
 
     def set_classes(self, names: tuple[str, ...]) -> None:
         """Keep the names of the model's classes, from which a person chooses the correct one."""
         with self._lock, self._told():
             self._index.execute("BEGIN IMMEDIATE")
-            self._index.execute("DELETE FROM classes")
-            self._index.executemany("INSERT INTO classes VALUES (?, ?)", enumerate(names))
+            try:
+                self._index.execute("DELETE FROM classes")
+                self._index.executemany("INSERT INTO classes VALUES (?, ?)", enumerate(map(_storable, names)))
+            except BaseException:
+                self._index.execute("ROLLBACK")
+                raise
             self._index.execute("COMMIT")
 
     def add(self, event: StoredEvent) -> None:
@@ -229,7 +269,11 @@ class EventStore:
             asked: which events.
             limit: max number of events.
             before: key of an event: only those that started before it, for the next page.
+
+        Raises ``KeyError`` if there is no event ``before``.
         """
+        if before is not None and self.get(before) is None:
+            raise KeyError(before)
         where, values = asked.where()
         ((total,),) = self._rows(f"SELECT count(*) FROM events WHERE {where}", *values)
         if before is not None:
@@ -254,11 +298,12 @@ class EventStore:
         return tuple(row["name"] for row in self._rows("SELECT name FROM classes ORDER BY id"))
 
     def judged(self) -> list[tuple[StoredEvent, str | None]]:
-        """Return the marked events that have a clip, oldest first, each with its class; None where that is unknown."""
+        """Return the marked events with a finished clip, oldest first, each with its class; None where unknown."""
         classes = self.classes()
-        rows = self._rows(
-            "SELECT * FROM events WHERE mark IS NOT NULL AND clip_s IS NOT NULL AND ended IS NOT NULL ORDER BY started"
+        finished = (
+            "mark IS NOT NULL AND clip_s IS NOT NULL AND ended < ?"  # after that, the clip still goes on for a while
         )
+        rows = self._rows(f"SELECT * FROM events WHERE {finished} ORDER BY started", time.time() - MAX_POST_ROLL_S)
         return [(event, event.label_of(classes)) for event in map(_event, rows)]
 
     def mark(self, key: str, mark: Mark | None, correct: str | None = None) -> StoredEvent | None:
@@ -294,6 +339,11 @@ class EventStore:
                     with suppress(OSError):
                         self.path(name).unlink()
         return deleted
+
+
+def _storable(value: object) -> object:
+    """Return text in a form that UTF-8 can encode: names of sources may hold other bytes."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _event(row: sqlite3.Row) -> StoredEvent:

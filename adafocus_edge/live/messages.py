@@ -129,6 +129,7 @@ class Event:
         frame: the newest frame that was glimpsed.
         patch: (y, x, size) of the glimpse in that frame, in pixels of the preprocessed frame.
         key: its name in the archive of events, the same for both kinds.
+        cut: whether it ended because its source was lost or the run was over.
         archive_url: address of the page that serves the archive, or empty for addresses relative to it; None without
             an archive.
     """
@@ -144,6 +145,7 @@ class Event:
     frame: LiveFrame
     patch: Patch
     key: str = ""
+    cut: bool = False
     archive_url: str | None = None
 
     def to_json(self) -> dict[str, Any]:

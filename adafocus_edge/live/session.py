@@ -113,6 +113,7 @@ def open_archive(stack: ExitStack, arguments: LiveArguments) -> EventStore | Non
 
     store = EventStore(arguments.events)
     stack.callback(store.close)
+    stack.enter_context(store.writing())
     return store
 
 
@@ -190,7 +191,11 @@ def open_sinks(
         pre_s, post_s = (
             DEFAULT_ROLL_S if given is None else given for given in (arguments.pre_roll, arguments.post_roll)
         )
-        add(EventClips(archive, spec, report, window_s=spec.segments / rate, pre_s=pre_s, post_s=post_s,
+        window_s = spec.segments / rate
+        # An event is raised this long after the confidence rose.
+        lag_s = max((rule.for_s for rule in map(EventRule.parse, arguments.event or ())), default=0.0)
+        lag_s += ((arguments.smooth or 1) - 1) * window_s / (arguments.overlap or 1)
+        add(EventClips(archive, spec, report, window_s=window_s, lag_s=lag_s, pre_s=pre_s, post_s=post_s,
                        keep_days=arguments.events_days, keep_gb=arguments.events_gb,
                        waiting=FRAMES_WAITING * max(1, sources)))  # fmt: skip
     if arguments.webhook is not None:

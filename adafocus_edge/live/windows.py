@@ -94,7 +94,7 @@ class ResultMaker:
             self._publish_window(source, oldest, last.frame.wall_s, last.latency_ms, frame=None)
         for detector in source.detectors:
             if (kind := detector.end()) is not None and last is not None:
-                self._publish_event(source, detector, kind, last.frame, last.step.patch)
+                self._publish_event(source, detector, kind, last.frame, last.step.patch, cut=True)
         source.smoother.clear()
         source.since_begun = 0
         for state in source.states:
@@ -149,6 +149,8 @@ class ResultMaker:
         kind: Literal["start", "end"],
         frame: LiveFrame,
         patch: Patch,
+        *,
+        cut: bool = False,
     ) -> None:
         label = detector.rule.label
         if kind == "start":
@@ -160,6 +162,6 @@ class ResultMaker:
         self._publish(
             Event(
                 source.name, kind, number, label, detector.start_s, end_s, detector.peak, frame.wall_s, frame, patch,
-                key, self._archive_url,
+                key, cut, self._archive_url,
             )
         )  # fmt: skip

@@ -198,7 +198,8 @@ class Site:
             self._sessions.open(),
             max_age=int(self._options.session_s),
             httponly=True,
-            samesite="strict",
+            # Links in messages of other programs lead here. Changes need this origin besides (guard.py).
+            samesite="lax",
             # Behind a proxy that terminates TLS, only the origin shows that the browser uses HTTPS.
             secure=request.headers.get("origin", "").startswith("https:"),
         )

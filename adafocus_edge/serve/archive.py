@@ -49,11 +49,17 @@ class ArchiveApi:
             return refusal(400, str(error))
 
         def find(store: EventStore) -> schemas.Archive:
-            events, total = store.find(asked, limit, before)
+            try:
+                events, total = store.find(asked, limit, before)
+            except KeyError:
+                raise RefusedError(400, f"before={before}: no such event") from None
             sources, labels = store.names()
             return schemas.Archive([_entry(one) for one in events], total, sources, labels, list(store.classes()))
 
-        found = await self._with_store(find)
+        try:
+            found = await self._with_store(find)
+        except RefusedError as error:
+            return refusal(error.status, str(error))
         return found if isinstance(found, Response) else schemas.respond(found, headers={"Cache-Control": NO_STORE})
 
     async def event(self, request: Request) -> Response:
@@ -91,6 +97,9 @@ class ArchiveApi:
         def change(store: EventStore) -> StoredEvent | None:
             if given.correct is not None and given.correct not in store.classes():
                 raise RefusedError(400, f"{given.correct}: no class of the model")
+            event = store.get(key)
+            if event is not None and given.mark == "wrong" and given.correct == event.label:
+                raise RefusedError(400, f"{given.correct}: is what the event says; mark it right")
             return store.mark(key, given.mark, given.correct)
 
         try:

@@ -40,6 +40,8 @@ OPEN_PATHS = frozenset(("/healthz", "/login", "/page/style.css", "/page/theme.js
 """Paths that need no token: the health check, and the login page with its files."""
 PAGE_PATHS = frozenset(("/", "/docs", "/events", "/login"))
 """Paths that other sites may link to."""
+ARCHIVE = "/api/archive/"
+"""Beginning of the addresses that events carry as links: other sites may link to them, but not load them."""
 MAX_SESSIONS = 1000
 TRIES = 5
 """Wrong tokens allowed per address within :data:`TRIES_S`."""
@@ -221,8 +223,10 @@ def host_name(netloc: str) -> str:
 def _same_origin(headers: Headers, host: str, method: str, path: str) -> bool:
     """Return whether a request comes from this server's own page, or not from a page at all."""
     site = headers.get("sec-fetch-site", "none")
-    if site not in ("same-origin", "none") and not (method in SAFE_METHODS and path in PAGE_PATHS):
-        return False
+    if site not in ("same-origin", "none"):
+        followed = headers.get("sec-fetch-mode") == "navigate" and path.startswith(ARCHIVE)
+        if method not in SAFE_METHODS or not (path in PAGE_PATHS or followed):
+            return False
     origin = headers.get("origin")
     if origin is None or method in SAFE_METHODS:
         return True

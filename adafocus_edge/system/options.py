@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from adafocus_edge.errors import UsageError
 
@@ -53,6 +53,23 @@ class Option:
     read: Callable[[str, Any], Any] | None = None
     accepts: Any = str
     variable: str = ""
+
+
+def check_limits(request: Any) -> None:
+    """Check the numbers of a request against the limits of their options, which the command line knows by itself.
+
+    Raises ``UsageError`` that names the option.
+    """
+    for name, hint in get_type_hints(type(request), include_extras=True).items():
+        option = next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Option)), None)
+        value = getattr(request, name)
+        if option is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        spelling = (option.names or (f"--{name.replace('_', '-')}",))[0]
+        if option.minimum is not None and not value >= option.minimum:
+            raise UsageError(f"{spelling} {value:g}: must be at least {option.minimum:g}")
+        if option.maximum is not None and not value <= option.maximum:
+            raise UsageError(f"{spelling} {value:g}: must be at most {option.maximum:g}")
 
 
 def read_names(option: str, text: str) -> tuple[str, ...]:

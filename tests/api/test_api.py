@@ -261,9 +261,17 @@ def test_calibrating_writes_a_variant_that_can_be_loaded(model: AdaFocus, tmp_pa
     with pytest.raises(UsageError, match="output: the default model is read-only"):
         model.calibrate(ROOT / "tests" / "fights")
     found = model.calibrate(
-        ROOT / "tests" / "fights", tmp_path / "calibrated", variants="int8-cpu", clips=4, samples=8, method="minmax",
-        max_accuracy_drop=100.0, exit_goal=["fast=steps:4"],
+        ROOT / "tests" / "fights", tmp_path / "calibrated", variants=("int8-cpu",), clips=4, samples=8, method="minmax",
+        max_accuracy_drop=100.0, exit_goal="fast=steps:4", plot=str(tmp_path / "costs.png"),
     )  # fmt: skip
+    with Image.open(tmp_path / "costs.png") as drawn:
+        assert drawn.width > 300
+    for wrong, words in (
+        (dict(share=5), "--share 5: must be at most 0.9"),
+        (dict(clips=1), "--clips 1: must be at least 4"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            model.calibrate(ROOT / "tests" / "fights", tmp_path / "more", **wrong)
     assert found["exits"]["fast"][0]["goal"] == "at most 4 steps"
     with AdaFocus(found["bundle"], variant="int8-cpu", exit="fast") as fast:
         assert fast(CLIP).variant == "int8-cpu"

@@ -174,6 +174,64 @@ def test_an_event_that_outlives_its_source_or_its_run_is_cut(store: EventStore) 
     assert len(brightness_at(store.path(event.clip))) >= 40
 
 
+def test_no_event_is_lost_where_frames_are(store: EventStore) -> None:
+    def slow() -> np.ndarray:
+        time.sleep(0.02)
+        return np.zeros((48, 64, 3), np.uint8)
+
+    sink = EventClips(store, SPEC, lambda _: None, window_s=1.0, waiting=2)
+    for index in range(200):
+        sink.enqueue(live_frame("camera 0", index, index / 10, to_rgb=slow))
+        if index % 20 == 10:
+            number = index // 20 + 1
+            sink.enqueue(told("start", index / 10, index / 10, number=number))
+            sink.enqueue(told("end", index / 10 + 0.5, index / 10, index / 10 + 0.4, number=number))
+    sink.close(60)
+    assert sink.dropped > 50
+    events, total = store.find(Filter(), 99)
+    assert total == 10
+    assert not any(one.cut for one in events)
+
+
+def test_a_rule_that_waits_has_its_clip_from_the_beginning(store: EventStore) -> None:
+    sink = EventClips(store, SPEC, lambda _: None, window_s=2.0, lag_s=20.0, pre_s=3.0, waiting=10_000)
+    for index in range(700):
+        sink.enqueue(live_frame("camera 0", index, index / 20, to_rgb=lambda: np.zeros((48, 64, 3), np.uint8)))
+    sink.enqueue(told("start", 34.9, 15.0))
+    sink.close(60)
+    event = store.get("key-1")
+    assert event is not None
+    assert event.clip_from is not None
+    assert 8.5 <= event.clip_from - WALL_S <= 10.1
+
+
+def test_two_runs_do_not_write_to_one_archive(store: EventStore) -> None:
+    other = EventStore(store.folder)
+    store.add(stored(1, ended=None, clip_from=WALL_S - 8.0, clip_s=12.0))
+    store.path("20231114-221320-yard-fight-9.mp4").write_bytes(b"of a run that was killed")
+    store.path("holiday.mp4").write_bytes(b"of somebody else")
+    with store.writing():
+        assert sorted(path.suffix for path in store.folder.glob("*.mp4")) == [".mp4"]
+        event = store.get("k1")
+        assert event is not None
+        assert (event.ended, event.cut) == (WALL_S + 4.0, True)
+        with (
+            pytest.raises(UsageError, match="another run writes to this archive: give another --events"),
+            other.writing(),
+        ):
+            pass
+    with other.writing():
+        pass
+    other.close()
+
+
+def test_names_of_any_bytes_are_kept(store: EventStore) -> None:
+    store.set_classes(("fight", "a\udcffb"))
+    store.add(stored(1, source="yard \udcff"))
+    assert store.find(Filter(source="yard \udcff"), 9)[1] == 1
+    assert store.names()[0] == ["yard \\udcff"]
+
+
 def test_what_cannot_be_written_is_reported_and_the_run_goes_on(store: EventStore) -> None:
     reported: list[str] = []
     sink = EventClips(store, SPEC, reported.append, window_s=1.0, waiting=10_000)
@@ -243,11 +301,11 @@ def test_marked_clips_become_training_data(store: EventStore, tmp_path: Path) ->
     store.add(stored(90))
     store.mark("k90", "right")  # without a clip
     store.add(stored(91, clip="k1.mp4", clip_s=2.0))  # not marked
-    clips, left_out = judged_clips(store.folder)
-    assert {clip.path.name: clip.label for clip in clips} == {
+    judged = judged_clips(store.folder)
+    assert {clip.path.name: clip.label for clip in judged.clips} == {
         f"k{number}.mp4": video.parent.name for number, video in enumerate(videos)
     }
-    assert left_out == 0  # the one without a clip is not offered for judging either
+    assert judged.left_out == 0  # the one without a clip is not offered for judging either
     out = tmp_path / "data"
     done = edge("prepare", store.folder, "-o", out, "--from-events", "--no-frames", "--val-share", 0.3, "--json")
     assert done.returncode == 0, done.stderr
@@ -258,7 +316,7 @@ def test_marked_clips_become_training_data(store: EventStore, tmp_path: Path) ->
     one_line_error(edge("prepare", tmp_path, "-o", out, "--from-events"), 2, "no archive of events")
     empty = EventStore(tmp_path / "empty")
     empty.close()
-    one_line_error(edge("prepare", empty.folder, "-o", out, "--from-events"), 1, "no event is marked right or wrong")
+    one_line_error(edge("prepare", empty.folder, "-o", out, "--from-events"), 1, "no event with a clip is marked")
 
 
 def test_the_class_of_a_marked_event() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from PIL import Image
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError, UsageError
 from adafocus_edge.live.sinks import results_file as sinks
-from adafocus_edge.live.sinks.mqtt import Discovery, Mqtt
+from adafocus_edge.live.sinks.mqtt import Discovery, Mqtt, active_topic
 from adafocus_edge.live.sinks.results_file import LIVE_CSV_COLUMNS, ResultsFile
 from adafocus_edge.live.sinks.snapshots import Snapshots
 from adafocus_edge.live.sinks.webhook import Webhook
@@ -559,28 +560,40 @@ def test_topics_and_what_is_retained(broker, sink, told):
 def test_home_assistant_finds_a_sensor_that_is_on_while_an_event_lasts(broker, sink, told):
     discovery = Discovery("homeassistant", ("juggling", "fall down"))
     listener = sink(Mqtt, f"mqtt://127.0.0.1:{broker.port}/site", discovery=discovery)
-    active = "site/gate_1/active/juggling"
+    active, falling = "site/gate_1/active/juggling", active_topic("site/gate_1", "fall down")
     with Subscriber(broker.port) as early:
         listener.enqueue(notice("connected", "gate 1"))
         listener.enqueue(event("start", 7, "gate 1"))
         until(lambda: (active, "ON", False) in early.got)
         with Subscriber(broker.port) as late:  # as Home Assistant after a restart
-            until(lambda: len(late.got) == 6)
+            until(lambda: len(late.got) == 7)
             kept = {topic: payload for topic, payload, retained in late.got if retained}
         listener.enqueue(event("end", 7, "gate 1"))
         until(lambda: (active, "OFF", False) in early.got[early.got.index((active, "ON", False)) :])
     configs = {topic: json.loads(payload) for topic, payload in kept.items() if topic.startswith("homeassistant/")}
-    assert sorted(configs) == [
-        "homeassistant/binary_sensor/adafocus_site_gate_1_fall_down/config",
-        "homeassistant/binary_sensor/adafocus_site_gate_1_juggling/config",
-    ]
-    found = configs["homeassistant/binary_sensor/adafocus_site_gate_1_juggling/config"]
-    assert kept[found["state_topic"]] == "ON"
-    assert found["json_attributes_topic"] == "site/gate_1/event"
-    assert kept["site/gate_1/active/fall_down"] == "OFF"
+    assert len(configs) == 2
+    for topic in configs:
+        assert re.fullmatch(r"homeassistant/binary_sensor/[a-zA-Z0-9_-]+/config", topic), topic
+    (found,) = (one for one in configs.values() if one["name"] == "juggling")
+    assert found["state_topic"] == active
+    assert kept[active] == "ON"
+    assert json.loads(kept[found["json_attributes_topic"]])["id"] == 7
+    assert kept[falling] == "OFF"
     assert {one["topic"] for one in found["availability"]} == {"site/online", "site/gate_1/status"}
     assert found["device"]["name"] == "gate 1"
     assert told == []
+    # Names that differ only in what a topic cannot hold stay apart, and so do rules of one label.
+    sensors = {
+        discovery.sensor("b", *pair, "x")[0] for pair in (("a-1", "l"), ("a_1", "l"), ("a-1", "ü"), ("a-1", "ö"))
+    }
+    assert len(sensors) == 4
+    with Subscriber(broker.port) as early:
+        for kind, number in (("start", 8), ("start", 9), ("end", 8)):
+            listener.enqueue(event(kind, number, "gate 1"))
+        until(lambda: sum(topic == f"{active}/event" and not kept for topic, _, kept in early.got) == 3)
+        assert [body for topic, body, kept in early.got if topic == active and not kept][-1:] == ["ON"]
+        listener.enqueue(event("end", 9, "gate 1"))
+        until(lambda: [body for topic, body, kept in early.got if topic == active and not kept][-1:] == ["OFF"])
     for given, words in ((("home/+", ("a",)), "must be an MQTT topic"), (("homeassistant", ()), "needs --event")):
         with pytest.raises(UsageError, match=words):
             Discovery(*given)
@@ -645,7 +658,7 @@ def test_a_full_queue_loses_neither_its_events_nor_the_state(tmp_path, sink, tol
 @needs_broker
 def test_a_run_that_is_killed_goes_offline(broker):
     script = (
-        "import sys, time; from adafocus_edge.live.sinks.mqtt import Discovery, Mqtt\n"
+        "import sys, time; from adafocus_edge.live.sinks.mqtt import Discovery, Mqtt, active_topic\n"
         f"Mqtt('mqtt://127.0.0.1:{broker.port}/x', print); time.sleep(600)"
     )
     with Subscriber(broker.port) as subscriber:

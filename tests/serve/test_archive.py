@@ -157,6 +157,16 @@ def test_marks_that_make_no_sense_are_refused(kept: Kept) -> None:
     assert marked(kept, 1, b" " * 5000).status == 413
     assert marked(kept, 99, {"mark": "right"}).status == 404
     assert ask(kept.server, "PUT", "/api/archive/x/mark", b"{}", Origin="https://elsewhere.example").status == 403
+    assert marked(kept, 1, {"mark": "wrong", "correct": "fight"}).status == 400
+    assert get(kept.server, "/api/archive?before=nosuch").status == 400
+    # A link in another site's page is followed; another site's page does not load it.
+    from urllib.parse import quote
+
+    clip = f"/api/archive/{quote(kept.key(1))}/clip.mp4"
+    elsewhere = {"Sec_Fetch_Site": "cross-site"}
+    assert get(kept.server, clip, Sec_Fetch_Mode="navigate", **elsewhere).status == 200
+    assert get(kept.server, clip, Sec_Fetch_Mode="no-cors", **elsewhere).status == 403
+    assert ask(kept.server, "DELETE", clip[:-9], Sec_Fetch_Mode="navigate", **elsewhere).status == 403
     outside = get(kept.server, "/api/archive/..%2F..%2Fetc/clip.mp4")
     assert outside.status == 404
 
@@ -207,15 +217,20 @@ def test_a_person_judges_events_on_the_page(browser: Any, kept: Kept) -> None:  
         wait_for(page, "() => document.querySelectorAll('#archive .mark')[2].textContent === 'right'")
         page.keyboard.press("Escape")
         wait_for(page, "() => !document.getElementById('viewer').open")
-        assert page.evaluate("document.activeElement.closest('li').dataset.key") == kept.key(COUNT - 3)
+        wait_for(page, "key => document.activeElement.closest('li')?.dataset.key === key", kept.key(COUNT - 3))
         # The filter finds it.
         page.locator("select[name=mark]").select_option("right")
         wait_for(page, "() => document.getElementById('tally').textContent === '1 event'")
-        # A link to an event opens it, wherever it is in the list.
+        # A link to an event opens it, wherever it is in the list, which stays without gaps.
         page.goto(f"{kept.server.url}events#{kept.key(0)}")
         page.reload()
         wait_for(page, "() => document.getElementById('viewer').open")
         assert page.locator("#viewer-title").inner_text() == "fight, gate"
+        page.keyboard.press("Escape")
+        page.locator("#more").click()
+        wait_for(page, f"() => document.querySelectorAll('#archive li').length === {COUNT}")
+        page.evaluate("key => { location.hash = encodeURIComponent(key); }", kept.key(0))
+        wait_for(page, "() => document.getElementById('viewer').open")
         page.on("dialog", lambda dialog: dialog.accept())
         page.locator("#delete").click()
         wait_for(page, "() => !document.getElementById('viewer').open")
@@ -249,3 +264,10 @@ def test_a_new_event_appears_by_itself(browser: Any, kept: Kept) -> None:  # noq
         kept.store.add(StoredEvent("new-one", "gate", "fight", WALL_S + 99, peak=0.9))
         wait_for(page, "() => document.querySelector('#archive li').dataset.key === 'new-one'")
         assert page.locator("#tally").inner_text() == f"{COUNT + 1} events"
+        # More than a page at once, and one that is deleted elsewhere.
+        for number in range(35):
+            kept.store.add(StoredEvent(f"many-{number}", "gate", "fight", WALL_S + 200 + number, peak=0.9))
+        wait_for(page, "() => document.querySelector('#archive li').dataset.key === 'many-34'")
+        kept.store.delete("many-33")
+        wait_for(page, "() => !document.querySelector('[data-key=many-33]')")
+        assert page.locator("#archive li").nth(1).get_attribute("data-key") == "many-32"

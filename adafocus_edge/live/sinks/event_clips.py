@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ CLIP_WIDTH = 960
 """Maximum width of clips, in pixels."""
 LONGEST_S = 120.0
 """Maximum length of a clip; the event itself may last longer."""
+SLACK_S = 2.0
+RESERVED = 256
+"""Places in the queue that only events and notices may take."""
 GAP_S = 5.0
 """A source that delivered no frame for this long begins a new video."""
 TIDY_S = 60.0
@@ -75,6 +79,7 @@ class EventClips(Sink):
         spec: of the model, for the place of the patch in the frame.
         report: is called with one line for each new error.
         window_s: how long a window of glimpses takes, in seconds: what raised an event is at most this old.
+        lag_s: how long after the confidence rose an event may be raised, in seconds.
         pre_s: seconds of a clip before the first glimpse that may have raised the event.
         post_s: seconds of a clip after the event.
         keep_days: days after which events are deleted; None for never.
@@ -97,6 +102,7 @@ class EventClips(Sink):
         report: Callable[[str], None],
         *,
         window_s: float,
+        lag_s: float = 0.0,
         pre_s: float = 5.0,
         post_s: float = 5.0,
         keep_days: float | None = None,
@@ -112,6 +118,8 @@ class EventClips(Sink):
         self._store = store
         self._spec = spec
         self._before_s = window_s + pre_s
+        self._kept_s = self._before_s + lag_s + SLACK_S
+        self._max_frames = waiting
         self._post_s = post_s
         self._max_age_s = None if keep_days is None else keep_days * 86400
         self._max_bytes = None if keep_gb is None else keep_gb * 1e9
@@ -119,13 +127,16 @@ class EventClips(Sink):
         self._streams: dict[str, _Stream] = {}
         self._tidied_s = 0.0
         self._outage = FailureReporter(str(store.folder), report)
-        store.close_abandoned()
-        super().__init__(str(store.folder), waiting, report)
+        super().__init__(str(store.folder), waiting + RESERVED, report)
 
     def enqueue(self, message: Message) -> None:
         """Take a frame, an event, or the loss of a source; see :meth:`Sink.enqueue`."""
-        if isinstance(message, LiveFrame) and not self._thinner.is_due(message):
-            return
+        if isinstance(message, LiveFrame):
+            if not self._thinner.is_due(message):
+                return
+            if self.waiting >= self._max_frames and self.patient_until is None:
+                self.dropped += 1  # the other places in the queue are for events, which must not be lost
+                return
         if isinstance(message, Notice) and message.kind not in ("lost", "ended", "failed", "changed"):
             return
         super().enqueue(message)
@@ -144,10 +155,13 @@ class EventClips(Sink):
                 self._end_video(stream)
             self._tidy()
         except (OSError, AdaFocusError) as error:
-            self.failed += 1
-            self._outage.failed(f"events cannot be written ({getattr(error, 'strerror', None) or error})")
+            self._failed(error)
         else:
             self._outage.worked()
+
+    def _failed(self, error: Exception) -> None:
+        self.failed += 1
+        self._outage.failed(f"events cannot be written ({getattr(error, 'strerror', None) or error})")
 
     def idle(self) -> None:
         """End the videos of sources that have delivered no frame for a while, and delete old events."""
@@ -160,7 +174,10 @@ class EventClips(Sink):
     def finish(self) -> None:
         """Finish all clips; events that still last are cut."""
         for stream in self._streams.values():
-            self._end_video(stream)
+            try:
+                self._end_video(stream)
+            except (OSError, AdaFocusError) as error:
+                self._failed(error)
         self._store.close_abandoned()
 
     # -- video --------------------------------------------------------------------------------------------------------
@@ -175,7 +192,7 @@ class EventClips(Sink):
             height, width = picture.shape[:2]
             scale = min(1.0, CLIP_WIDTH / width)
             width, height = (max(2, round(side * scale) // 2 * 2) for side in (width, height))
-            stream.video = RollingVideo(width, height, self._before_s + self._post_s, frame.sample_aspect)
+            stream.video = RollingVideo(width, height, self._kept_s, frame.sample_aspect)
             stream.shape = shape
         stream.given_s, stream.last_s = time.monotonic(), frame.time_s
         fragment = stream.video.add(picture, frame.time_s)
@@ -201,6 +218,7 @@ class EventClips(Sink):
             self._store.update(clip.key, clip_from=fragment.first_s + clip.wall_offset_s)
         data = moved(fragment.data, clip.origin)
         write_all(clip.file, data)
+        os.fsync(clip.file.fileno())  # before the index names it: a power cut loses neither
         clip.size += len(data)
         self._store.update(clip.key, clip_s=round(fragment.last_s - clip.first_s, 3), bytes=clip.size)
 
@@ -221,10 +239,14 @@ class EventClips(Sink):
         started = event.wall_s - (event.frame.time_s - event.start_s)
         stored = StoredEvent(event.key, event.source, event.label, started, peak=event.peak)
         self._store.add(stored)
-        picture = self._store.path(f"{event.key}.jpg")
-        self._save_picture(event, picture)
-        size = picture.stat().st_size
-        self._store.update(event.key, picture=picture.name, bytes=size)
+        try:
+            picture = self._store.path(f"{event.key}.jpg")
+            self._save_picture(event, picture)
+            size = picture.stat().st_size
+            self._store.update(event.key, picture=picture.name, bytes=size)
+        except OSError as error:  # the clip may still be written
+            self._failed(error)
+            size = 0
         if stream.video is None:
             return
         path = self._store.path(f"{event.key}.mp4")
@@ -245,7 +267,7 @@ class EventClips(Sink):
     def _end(self, stream: _Stream, event: Event) -> None:
         assert event.end_s is not None
         ended = event.wall_s - (event.frame.time_s - event.end_s)
-        self._store.update(event.key, ended=ended, peak=event.peak)
+        self._store.update(event.key, ended=ended, peak=event.peak, cut=event.cut)
         if (clip := stream.clips.get(event.key)) is not None:
             clip.ends_s = event.end_s + self._post_s
 
@@ -262,5 +284,5 @@ class EventClips(Sink):
         now_s = time.monotonic()
         if now_s - self._tidied_s >= TIDY_S or not self._tidied_s:
             self._tidied_s = now_s
-            with suppress(OSError):
+            with suppress(OSError, AdaFocusError):
                 self._store.delete_old(self._max_age_s, self._max_bytes)

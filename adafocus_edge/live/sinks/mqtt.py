@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,21 @@ DEFAULT_PREFIX = "adafocus"
 MAX_PREFIX_BYTES = 1000
 AVAILABILITY = "{{ 'offline' if value_json.notice in ('lost', 'failed', 'ended') else 'online' }}"
 """Template by which Home Assistant takes from a notice whether a source is there."""
+
+
+def active_topic(topic: str, label: str) -> str:
+    """Return the topic that says whether an event of a label lasts, below a source's; different for each label."""
+    safe = safe_name(label)
+    return f"{topic}/active/{safe if safe == label else f'{safe}-{_hash(label)}'}"
+
+
+def _identity(*names: str) -> str:
+    """Return a name for Home Assistant, which takes ASCII only; different for different names."""
+    return f"adafocus_{re.sub('[^a-zA-Z0-9]+', '_', '_'.join(names))}_{_hash(*names)}"
+
+
+def _hash(*names: str) -> str:
+    return hashlib.sha256("\0".join(names).encode(errors="backslashreplace")).hexdigest()[:6]
 
 
 @dataclass(frozen=True)
@@ -61,14 +77,14 @@ class Discovery:
             label: of the event.
             name: the source's own name.
         """
-        identity = re.sub(r"\W+", "_", f"adafocus_{base}_{source}_{safe_name(label)}")
-        device = re.sub(r"\W+", "_", f"adafocus_{base}_{source}")
+        identity, device = _identity(base, source, label), _identity(base, source)
+        state = active_topic(f"{base}/{source}", label)
         about = {
             "name": label,
             "unique_id": identity,
             "object_id": identity,
-            "state_topic": f"{base}/{source}/active/{safe_name(label)}",
-            "json_attributes_topic": f"{base}/{source}/event",
+            "state_topic": state,
+            "json_attributes_topic": f"{state}/event",
             "availability": [
                 {"topic": f"{base}/online", "payload_available": "1", "payload_not_available": "0"},
                 {
@@ -140,6 +156,7 @@ class Mqtt(Sink):
         self._names = SafeNames()
         self._discovery = discovery
         self._retained: dict[str, bytes] = {}  # by topic
+        self._lasting: dict[str, set[int]] = {}  # numbers of events under way, by the topic of their label
         self._was_connected = False
         name = shown_server(address)
         self._outage = FailureReporter(name, report)
@@ -164,8 +181,7 @@ class Mqtt(Sink):
         if isinstance(message, Event):
             self._publish(f"{topic}/event", body, qos=1)
             if self._discovery is not None:
-                active = b"ON" if message.kind == "start" else b"OFF"
-                self._retain(f"{topic}/active/{safe_name(message.label)}", active)
+                self._show_active(topic, message, body)
         elif isinstance(message, Notice):
             self._announce(message.source)
             self._retain(f"{topic}/status", body)
@@ -174,6 +190,17 @@ class Mqtt(Sink):
         else:
             self.dropped += 1
         self.idle()
+
+    def _show_active(self, topic: str, event: Event, body: bytes) -> None:
+        """Publish whether any event of a label lasts in a source: several rules may have the same label."""
+        state = active_topic(topic, event.label)
+        lasting = self._lasting.setdefault(state, set())
+        if event.kind == "start":
+            lasting.add(event.number)
+        else:
+            lasting.discard(event.number)
+        self._retain(f"{state}/event", body)
+        self._retain(state, b"ON" if lasting else b"OFF")
 
     def _announce(self, source: str) -> None:
         """Describe a source's sensors, once; they are off until an event starts."""
@@ -184,7 +211,7 @@ class Mqtt(Sink):
             topic, about = self._discovery.sensor(self._prefix, name, label, source)
             if topic not in self._retained:
                 self._retain(topic, about)
-                self._retain(f"{self._prefix}/{name}/active/{safe_name(label)}", b"OFF")
+                self._retain(active_topic(f"{self._prefix}/{name}", label), b"OFF")
 
     def _retain(self, topic: str, body: bytes) -> None:
         self._retained[topic] = body  # first: a connection that is made now publishes it

@@ -18,7 +18,8 @@ const shortFormat = new Intl.DateTimeFormat([], {
 });
 const timeFormat = new Intl.DateTimeFormat([], { dateStyle: "medium", timeStyle: "medium" });
 
-const entries = new Map(); // by key, in the order of the list
+const entries = new Map(); // by key, in the order of the list, which has no gaps
+const others = new Map(); // by key: events that an address named and that are not in the list
 let classes = [];
 let opened = null; // key of the event in the player
 let run = 0; // number of the newest request for a first page: answers to older ones are ignored
@@ -89,6 +90,7 @@ async function load({ append = false } = {}) {
   try {
     found = await ask(question(last));
   } catch (error) {
+    if (append && error.status === 400) return load(); // the last event of the list was deleted elsewhere
     tally(0, error.message);
     return;
   }
@@ -122,25 +124,34 @@ async function refresh() {
   if (own !== run) return;
   offer("source", found.sources);
   offer("label", found.labels);
-  for (const entry of [...found.events].reverse()) {
-    if (entries.has(entry.key)) {
-      update(entry);
-      continue;
-    }
-    const before = [...entries];
-    const place = before.findIndex(([, other]) => other.started_at <= entry.started_at);
-    const at = place < 0 ? before.length : place;
-    before.splice(at, 0, [entry.key, entry]);
-    entries.clear();
-    for (const [key, value] of before) entries.set(key, value);
-    list.insertBefore(rowOf(entry), list.children[at] ?? null);
+  const page = new Map(found.events.map((entry) => [entry.key, entry]));
+  const known = [...entries.keys()];
+  const overlap = known.findLastIndex((key) => page.has(key));
+  // More events than a page came in between, or the list shows what was deleted elsewhere: begin again.
+  if (known.length > 0 && (overlap < 0 || known.length > found.total)) {
+    await load();
+    return;
+  }
+  const older = known.slice(overlap + 1).map((key) => [key, entries.get(key)]);
+  const rows = new Map([...list.children].map((row) => [row.dataset.key, row]));
+  entries.clear();
+  for (const [key, entry] of [...page, ...older]) entries.set(key, entry);
+  for (const [key, row] of rows) if (!entries.has(key)) row.remove();
+  let place = null;
+  for (const [key, entry] of page) {
+    const row = rows.get(key) ?? rowOf(entry);
+    show(row, entry);
+    const wanted = place ? place.nextElementSibling : list.firstElementChild;
+    if (row !== wanted) list.insertBefore(row, wanted);
+    place = row;
+    if (opened === key) showFacts(entry);
   }
   more.hidden = entries.size >= found.total;
   tally(found.total);
 }
 
 function update(entry) {
-  entries.set(entry.key, entry);
+  (entries.has(entry.key) ? entries : others).set(entry.key, entry);
   const row = rowFor(entry.key);
   if (row) show(row, entry);
   if (opened === entry.key) showFacts(entry);
@@ -166,7 +177,7 @@ function showFacts(entry) {
 }
 
 function open(key) {
-  const entry = entries.get(key);
+  const entry = entries.get(key) ?? others.get(key);
   if (!entry) return;
   opened = key;
   setText(element("problem"), "");
@@ -179,8 +190,8 @@ function open(key) {
   download.hidden = !entry.clip_s;
   download.href = addressOf(key, "/clip.mp4?download=1");
   const keys = [...entries.keys()];
-  element("newer").disabled = keys.indexOf(key) === 0;
-  element("older").disabled = keys.indexOf(key) === keys.length - 1;
+  element("newer").disabled = keys.indexOf(key) <= 0;
+  element("older").disabled = [-1, keys.length - 1].includes(keys.indexOf(key));
   if (!viewer.open) viewer.showModal();
   history.replaceState(null, "", `#${encodeURIComponent(key)}`);
 }
@@ -216,7 +227,7 @@ element("newer").addEventListener("click", () => step(-1));
 element("older").addEventListener("click", () => step(1));
 element("close").addEventListener("click", () => viewer.close());
 element("delete").addEventListener("click", async () => {
-  const entry = entries.get(opened);
+  const entry = entries.get(opened) ?? others.get(opened);
   if (!entry || !confirm(`Delete this event of ${entry.source}, its clip and its picture?`)) return;
   try {
     await ask(addressOf(entry.key, ""), { method: "DELETE" });
@@ -240,13 +251,16 @@ more.addEventListener("click", () => load({ append: true }));
 
 /** Open the event that the address names, even if it is not on the first page. */
 async function openNamed() {
-  const key = decodeURIComponent(location.hash.slice(1));
-  if (!key) return;
+  let key = "";
+  try {
+    key = decodeURIComponent(location.hash.slice(1));
+  } catch {
+    // Not an address of ours.
+  }
+  if (!key || key === list.id || key === opened) return;
   if (!entries.has(key)) {
     try {
-      const entry = await ask(addressOf(key, ""));
-      entries.set(key, entry);
-      list.append(rowOf(entry));
+      others.set(key, await ask(addressOf(key, "")));
     } catch (error) {
       tally(entries.size, error.message);
       return;
@@ -255,6 +269,7 @@ async function openNamed() {
   open(key);
 }
 
+addEventListener("hashchange", openNamed);
+setInterval(refresh, REFRESH_MS);
 await load();
 await openNamed();
-setInterval(refresh, REFRESH_MS);
