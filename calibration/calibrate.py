@@ -493,7 +493,10 @@ def _target(bundle: Bundle, options: CalibrateOptions) -> Path:
             output.parent.mkdir(parents=True, exist_ok=True)
         with writable(output, BundleError), draft_folder(output.parent, f".{output.name}.", ".copy") as draft:
             copy = draft / "bundle"  # at its place once it is what this run needs, even if the run is killed
-            copy_bundle(bundle.path, copy)
+            try:
+                copy_bundle(bundle.path, copy)
+            except BundleError as error:
+                raise BundleError(str(error).replace(str(copy), str(output))) from None
             update_bundle(copy, lambda manifest: _without(manifest, made, {goal.name for goal in options.goals}))
             for name in made:
                 shutil.rmtree(copy / name, ignore_errors=True)

@@ -266,5 +266,5 @@ def test_a_copy_of_a_bundle_holds_nothing_that_its_links_lead_to(tmp_path: Path)
     blob = (bundle / "fp32" / "policy.onnx").rename(tmp_path / "blob")  # as caches of downloads keep files
     (bundle / "fp32" / "policy.onnx").symlink_to(blob)
     copy_bundle(bundle, tmp_path / "copy")
-    assert {path.name for path in (tmp_path / "copy").iterdir()} == {MANIFEST, CLASSES, "fp16", "fp32"}
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {MANIFEST, CLASSES, "fp16", "fp32", "int8-cpu"}
     assert not (tmp_path / "copy" / "fp32" / "policy.onnx").is_symlink()

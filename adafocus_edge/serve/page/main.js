@@ -63,8 +63,8 @@ function arrange() {
   nothing.hidden = page.cards.size > 0;
   setText(
     nothing,
-    "No streams. Add one when you start the server: adafocus-edge serve yard=rtsp://USER:PASSWORD@HOST/PATH, or 0 for a "
-      + "camera. Or classify a file, or use this browser’s camera.",
+    "No streams. Add one when you start the server: adafocus-edge serve NAME=ADDRESS, or 0 for a camera. "
+      + "Or classify a file, or use this browser’s camera.",
   );
 }
 
