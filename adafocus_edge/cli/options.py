@@ -12,7 +12,7 @@ from typing import Annotated, Any, Optional, Union, get_args, get_origin, get_ty
 import typer
 
 from adafocus_edge.cli.process import set_debug
-from adafocus_edge.system.options import GENERAL, OUTPUT, Option
+from adafocus_edge.system.options import GENERAL, OUTPUT, Option, option_of
 
 DEFAULT_MODEL_NOTE = (
     "the default model: `fight` or `no_fight` in surveillance video (its MODEL_CARD.md says what it is not for)"
@@ -65,17 +65,13 @@ def _fields(request: Any) -> Iterator[inspect.Parameter]:
     """Yield the fields of a dataclass that carry an ``Option`` as parameters."""
     hints = get_type_hints(request, include_extras=True)
     for field in dataclasses.fields(request):
-        if _option_of(hints[field.name]) is not None:
+        if option_of(hints[field.name]) is not None:
             yield _parameter(field.name, hints[field.name], field.default)
-
-
-def _option_of(hint: Any) -> Option | None:
-    return next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Option)), None)
 
 
 def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
     """Return a parameter as Typer takes it; one without an ``Option`` stays as it is."""
-    option = _option_of(hint)
+    option = option_of(hint)
     if option is not None:
         kind = hint.__origin__
         if option.read is not None:

@@ -5,20 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
-from adafocus_edge.runtime.annotate import Overlay, draw
+from adafocus_edge.runtime.annotate import Overlay, draw, in_square_pixels
 from adafocus_edge.system.timestamps import iso
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from adafocus_edge.live.messages import ProvisionalResult
+    from adafocus_edge.live.messages import Event, ProvisionalResult
     from adafocus_edge.model.spec import ModelSpec
 
 
 def shown_time(wall_s: float) -> str:
     """Return a time, in seconds since 1970, as pictures show it: ``2023-11-14 22:13:20 UTC``."""
     return f"{iso(wall_s)[:19].replace('T', ' ')} UTC"
+
+
+def event_picture(event: Event, spec: ModelSpec) -> Image.Image:
+    """Return the picture of an event, in square pixels: its frame with the patch, the label and its confidence."""
+    detail = f"{event.source}   |   {shown_time(event.wall_s)}"
+    overlay = Overlay(event.patch, f"{event.label}  {event.peak:.0%}", detail, event.peak)
+    drawn = Image.fromarray(np.asarray(draw(event.frame.to_rgb(), overlay, spec)))
+    return in_square_pixels(drawn, event.frame.sample_aspect)
 
 
 def annotate_live(

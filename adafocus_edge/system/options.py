@@ -55,13 +55,18 @@ class Option:
     variable: str = ""
 
 
+def option_of(hint: Any) -> Option | None:
+    """Return the option that a field's type hint carries, or None."""
+    return next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Option)), None)
+
+
 def check_limits(request: Any) -> None:
     """Check the numbers of a request against the limits of their options, which the command line knows by itself.
 
     Raises ``UsageError`` that names the option.
     """
     for name, hint in get_type_hints(type(request), include_extras=True).items():
-        option = next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Option)), None)
+        option = option_of(hint)
         value = getattr(request, name)
         if option is None or isinstance(value, bool) or not isinstance(value, (int, float)):
             continue

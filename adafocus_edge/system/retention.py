@@ -41,10 +41,11 @@ def safe_name(name: str) -> str:
     if len(safe.encode(errors="replace")) > LONGEST_NAME_BYTES:
         safe = safe.encode(errors="replace")[:LONGEST_NAME_BYTES].decode(errors="ignore")
         lossy = True
-    return f"{safe}-{_hash(name)}" if lossy else safe
+    return f"{safe}-{short_hash(name)}" if lossy else safe
 
 
-def _hash(name: str) -> str:
+def short_hash(name: str) -> str:
+    """Return six digits of a hash, which keep names apart that look alike."""
     return hashlib.sha256(name.encode(errors="backslashreplace")).hexdigest()[:6]
 
 
@@ -59,7 +60,7 @@ class SafeNames:
         if source not in self._names:
             safe = safe_name(source)
             taken = {folded(name) for name in self._names.values()}
-            self._names[source] = f"{safe}-{_hash(source)}" if folded(safe) in taken else safe
+            self._names[source] = f"{safe}-{short_hash(source)}" if folded(safe) in taken else safe
         return self._names[source]
 
 

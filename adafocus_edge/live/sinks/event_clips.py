@@ -8,23 +8,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.live.event_store import EventStore, StoredEvent
 from adafocus_edge.live.listener import Sink
 from adafocus_edge.live.messages import Event, LiveFrame, Message, Notice
-from adafocus_edge.live.overlay import shown_time
+from adafocus_edge.live.overlay import event_picture
 from adafocus_edge.live.pacing import FrameThinner
 from adafocus_edge.live.rolling import Fragment, RollingVideo, moved, start_of
-from adafocus_edge.runtime.annotate import Overlay, draw, in_square_pixels
 from adafocus_edge.system.files import atomic_write, write_all
 from adafocus_edge.system.retention import FailureReporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from adafocus_edge.model.spec import ModelSpec
 
@@ -241,7 +236,8 @@ class EventClips(Sink):
         self._store.add(stored)
         try:
             picture = self._store.path(f"{event.key}.jpg")
-            self._save_picture(event, picture)
+            with atomic_write(picture) as file:
+                event_picture(event, self._spec).save(file, "JPEG", quality=QUALITY)
             size = picture.stat().st_size
             self._store.update(event.key, picture=picture.name, bytes=size)
         except OSError as error:  # the clip may still be written
@@ -270,15 +266,6 @@ class EventClips(Sink):
         self._store.update(event.key, ended=ended, peak=event.peak, cut=event.cut)
         if (clip := stream.clips.get(event.key)) is not None:
             clip.ends_s = event.end_s + self._post_s
-
-    def _save_picture(self, event: Event, path: Path) -> None:
-        overlay = Overlay(
-            event.patch, f"{event.label}  {event.peak:.0%}", f"{event.source}   |   {shown_time(event.wall_s)}",
-            event.peak,
-        )  # fmt: skip
-        drawn = Image.fromarray(np.asarray(draw(event.frame.to_rgb(), overlay, self._spec)))
-        with atomic_write(path) as file:
-            in_square_pixels(drawn, event.frame.sample_aspect).save(file, "JPEG", quality=QUALITY)
 
     def _tidy(self) -> None:
         now_s = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from adafocus_edge.live.sinks.server import split_server
 from adafocus_edge.system.addresses import encoding_hint, shown_server
 from adafocus_edge.system.backoff import Backoff
 from adafocus_edge.system.json_lines import to_line
-from adafocus_edge.system.retention import FailureReporter, SafeNames, safe_name
+from adafocus_edge.system.retention import FailureReporter, SafeNames, safe_name, short_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,16 +34,12 @@ AVAILABILITY = "{{ 'offline' if value_json.notice in ('lost', 'failed', 'ended')
 def active_topic(topic: str, label: str) -> str:
     """Return the topic that says whether an event of a label lasts, below a source's; different for each label."""
     safe = safe_name(label)
-    return f"{topic}/active/{safe if safe == label else f'{safe}-{_hash(label)}'}"
+    return f"{topic}/active/{safe if safe == label else f'{safe}-{short_hash(label)}'}"
 
 
 def _identity(*names: str) -> str:
     """Return a name for Home Assistant, which takes ASCII only; different for different names."""
-    return f"adafocus_{re.sub('[^a-zA-Z0-9]+', '_', '_'.join(names))}_{_hash(*names)}"
-
-
-def _hash(*names: str) -> str:
-    return hashlib.sha256("\0".join(names).encode(errors="backslashreplace")).hexdigest()[:6]
+    return f"adafocus_{re.sub('[^a-zA-Z0-9]+', '_', '_'.join(names))}_{short_hash(chr(0).join(names))}"
 
 
 @dataclass(frozen=True)

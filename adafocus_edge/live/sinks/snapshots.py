@@ -6,8 +6,6 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from adafocus_edge.errors import UsageError
 from adafocus_edge.live.listener import Sink
 from adafocus_edge.live.messages import Event, Message
@@ -73,16 +71,9 @@ class Snapshots(Sink):
         """Save one picture; if that fails, it counts as dropped and failed."""
         if not isinstance(message, Event):
             return
-        from PIL import Image
+        from adafocus_edge.live.overlay import event_picture
 
-        from adafocus_edge.live.overlay import shown_time
-        from adafocus_edge.runtime.annotate import Overlay, draw, in_square_pixels
-
-        headline = f"{message.label}  {message.peak:.0%}"
-        detail = f"{message.source}   |   {shown_time(message.wall_s)}"
-        overlay = Overlay(message.patch, headline, detail, message.peak)
-        drawn = Image.fromarray(np.asarray(draw(message.frame.to_rgb(), overlay, self._spec)))
-        picture = in_square_pixels(drawn, message.frame.sample_aspect)
+        picture = event_picture(message, self._spec)
         base = f"{self._names.of(message.source)}-{stamp(message.wall_s)}-{safe_name(message.label)}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
