@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Sampler, get_worker_info
 from adafocus_edge.errors import SourceError
 from adafocus_edge.evaluation.dataset import Example, Split
 from adafocus_edge.media.clip import Clip
-from adafocus_edge.media.preprocess import CropWindow, glimpse_frames, luminance, motion_frame_indices, preprocess
+from adafocus_edge.media.preprocess import CropWindow, glimpse_frames, input_pixels, luminance, motion_frame_indices
 from adafocus_edge.model.spec import ModelSpec
 from training.augment import CROP_SCALES, Augmentation, UncroppedClips
 from training.frame_cache import ClipFrames, DamagedError, FrameStore, estimate, probe_size
@@ -196,7 +196,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         def read() -> ClipFrames:
             clip = example.open_clip()
             indices = self._plan.fixed(clip.frame_count)
-            seen = glimpse_frames(clip, indices, spec.motion_gap_s, lambda p: preprocess(p, spec.frame_size, spec.fit))
+            seen = input_pixels(clip, indices, spec)
             steps = range(len(indices))
             return ClipFrames(clip.frame_count, steps, [[step] for step in steps], [frame for _, frame in seen])
 

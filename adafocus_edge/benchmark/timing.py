@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adafocus_edge.benchmark.peers import OnePiece
-from adafocus_edge.media.clip import SQUARE
+from adafocus_edge.media.clip import SQUARE, DecodedClip
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.preprocess import motion_frame_indices, sample_indices, sampled_frames
 from adafocus_edge.model.exits import viewing_order
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.benchmark.energy import EnergyMeter
     from adafocus_edge.benchmark.grid import Row
-    from adafocus_edge.media.clip import Clip
     from adafocus_edge.model.exits import ExitThresholds, Order
+    from adafocus_edge.model.spec import Fit
     from adafocus_edge.runtime.classifier import Result
 
 PARTS = {"glancer": "glance", "policy": "policy", "focuser": "focus", "classifier": "classify"}
@@ -87,7 +87,7 @@ class TimedSession:
 class _TimedClip:
     """A clip that measures how long its reader waits for frames."""
 
-    def __init__(self, clip: Clip) -> None:
+    def __init__(self, clip: Any) -> None:
         self._clip = clip
         self.waited_s = 0.0
 
@@ -96,7 +96,9 @@ class _TimedClip:
 
     def select(self, indices: Sequence[int], convert: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
         """Read frames, adding up the waiting time in ``waited_s``."""
-        reading = self._clip.select(indices, convert)
+        yield from self._watched(self._clip.select(indices, convert))
+
+    def _watched(self, reading: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
         while True:
             started = time.perf_counter()
             found = next(reading, None)
@@ -104,6 +106,18 @@ class _TimedClip:
             if found is None:
                 return
             yield found
+
+
+class _TimedDecodedClip(_TimedClip):
+    """The same of a clip whose decoder's frames can be had."""
+
+    def select_decoded(self, indices: Sequence[int], convert: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
+        """Decode frames, adding up the waiting time in ``waited_s``."""
+        yield from self._watched(self._clip.select_decoded(indices, convert))
+
+    def select_grey(self, indices: Sequence[int], size: int, fit: Fit) -> Iterator[tuple[int, Any]]:
+        """Decode frames as luminance, adding up the waiting time in ``waited_s``."""
+        yield from self._watched(self._clip.select_grey(indices, size, fit))
 
 
 class _TimedSource:
@@ -118,7 +132,8 @@ class _TimedSource:
     def open_clip(self) -> Any:
         """Open the clip, measuring the time in ``opened_s``."""
         started = time.perf_counter()
-        self.clip = _TimedClip(self._source.open_clip())
+        clip = self._source.open_clip()
+        self.clip = (_TimedDecodedClip if isinstance(clip, DecodedClip) else _TimedClip)(clip)
         self.opened_s = time.perf_counter() - started
         return self.clip
 
@@ -256,7 +271,8 @@ class Bench:
         wanted = [index for index in sample_indices(clip.frame_count, segments) if index <= last]
         if gap_s:
             wanted = sorted({part for index in wanted for part in motion_frame_indices(clip, index, gap_s)})
-        for _ in clip.select(wanted, lambda _: None):
+        read = clip.select_decoded if isinstance(clip, DecodedClip) and gap_s else clip.select
+        for _ in read(wanted, lambda _: None):
             pass
         return (time.perf_counter() - started) * 1e3
 

@@ -20,7 +20,8 @@ from adafocus_edge.live.pacing import FrameHistory, GlimpseSchedule
 from adafocus_edge.live.readers import Feed
 from adafocus_edge.live.settings import CaptureOptions, Drop
 from adafocus_edge.media.frames import ModelFrame
-from adafocus_edge.media.preprocess import luminance, preprocess
+from adafocus_edge.media.pictures import grey_input
+from adafocus_edge.media.preprocess import preprocess
 from adafocus_edge.system.addresses import conceal
 from adafocus_edge.system.backoff import Backoff
 
@@ -420,7 +421,7 @@ def model_pixels(
     made = {} if made is None else made
     for part in parts:
         if part.index not in made:
-            made[part.index] = preprocess(luminance(part.to_rgb()), spec.frame_size, spec.fit)
+            made[part.index] = grey_input(part.to_rgb, spec.frame_size, spec.fit)
     for index in [index for index in made if index < parts[0].index]:
         del made[index]
     return ModelFrame.of(np.stack([made[part.index] for part in parts], axis=-1), spec)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
     from numpy.typing import NDArray
+
+    from adafocus_edge.model.spec import Fit
 
 
 T = TypeVar("T")
@@ -51,3 +54,24 @@ class Clip(Protocol):
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Read all frames in order; yield each number and RGB, uint8 [H, W, 3]."""
+
+
+@runtime_checkable
+class DecodedClip(Protocol):
+    """A clip whose decoder's frames can be had before they become RGB: a video file."""
+
+    def select_decoded(self, indices: Sequence[int], convert: Callable[[VideoFrame], T]) -> Iterator[tuple[int, T]]:
+        """Decode the frames with these numbers, which rise; yield each number and ``convert`` of the frame."""
+
+    def select_grey(self, indices: Sequence[int], size: int, fit: Fit) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Decode the frames with these numbers, which rise; yield each number and its luminance at the model's size.
+
+        Args:
+            indices: rising frame numbers.
+            size: S, in pixels.
+            fit: see :class:`adafocus_edge.model.spec.ModelSpec`.
+
+        Yields:
+            numbers and uint8 [S, S], resized and cropped as :func:`adafocus_edge.media.preprocess.preprocess` does,
+            within one grey level on average.
+        """

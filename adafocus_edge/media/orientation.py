@@ -46,22 +46,36 @@ def upright_size(frame: VideoFrame) -> tuple[int, int]:
     return (frame.height, frame.width) if is_sideways(frame) else (frame.width, frame.height)
 
 
-def _converter(frame: VideoFrame) -> VideoReformatter:
-    """Return this thread's converter to RGB; it is replaced when format, size or colours of frames change.
+def converter(frame: VideoFrame, target: str, width: int, height: int) -> VideoReformatter:
+    """Return this thread's converter of frames to a format and size; a new one when the frames themselves change.
 
     PyAV would create one per frame, which takes as long as the conversion, and starts several threads for each by
     default: a live run had a hundred.
+
+    Args:
+        frame: to convert.
+        target: FFmpeg's name of the pixel format to convert to.
+        width: to convert to, in pixels.
+        height: to convert to, in pixels.
     """
-    kind = (frame.format.name, frame.width, frame.height, int(frame.colorspace), int(frame.color_range))
-    if getattr(_of_thread, "kind", None) != kind:
-        _of_thread.kind, _of_thread.converter = kind, VideoReformatter()
-    return cast("VideoReformatter", _of_thread.converter)
+    kept: dict[str, tuple[tuple[object, ...], VideoReformatter]] = _of_thread.__dict__.setdefault("kept", {})
+    kind = (
+        frame.format.name, frame.width, frame.height, int(frame.colorspace), int(frame.color_range), width, height,
+    )  # fmt: skip
+    if target not in kept or kept[target][0] != kind:
+        kept[target] = kind, VideoReformatter()
+    return kept[target][1]
+
+
+def turned(pixels: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
+    """Turn and mirror pixels, uint8 [H, W] or [H, W, C], according to their frame's display matrix."""
+    sideways, rows, columns = orientation(frame)
+    if sideways:
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
 def upright(frame: VideoFrame) -> NDArray[np.uint8]:
     """Return a decoded frame as RGB, uint8 [H, W, 3], turned and mirrored according to its display matrix."""
-    pixels = cast("NDArray[np.uint8]", _converter(frame).reformat(frame, format="rgb24", threads=1).to_ndarray())
-    sideways, rows, columns = orientation(frame)
-    if sideways:
-        pixels = pixels.transpose(1, 0, 2)
-    return np.ascontiguousarray(pixels[::rows, ::columns])
+    made = converter(frame, "rgb24", frame.width, frame.height).reformat(frame, format="rgb24", threads=1)
+    return turned(cast("NDArray[np.uint8]", made.to_ndarray()), frame)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from adafocus_edge.errors import FrameError
-from adafocus_edge.media.clip import DEFAULT_FPS
+from adafocus_edge.media.clip import DEFAULT_FPS, DecodedClip
 from adafocus_edge.media.frames import ModelFrame, as_picture
 from adafocus_edge.model.published import published_order
 from adafocus_edge.model.spec import short_side
@@ -203,9 +203,28 @@ def glimpse_frames(
     if not motion_gap_s:
         yield from clip.select(indices, convert)
         return
+    yield from _stacked(
+        clip, indices, motion_gap_s, lambda needed: clip.select(needed, lambda rgb: convert(luminance(rgb)))
+    )
+
+
+def _stacked(
+    clip: Clip,
+    indices: Sequence[int],
+    motion_gap_s: float,
+    read_planes: Callable[[Sequence[int]], Iterator[tuple[int, NDArray[np.uint8]]]],
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Yield each frame's number and the three planes that show its motion, stacked along a new last axis.
+
+    Args:
+        clip: whose frames they are.
+        indices: rising frame numbers.
+        motion_gap_s: see :class:`ModelSpec`.
+        read_planes: yields the planes of rising frame numbers.
+    """
     parts = [motion_frame_indices(clip, index, motion_gap_s) for index in indices]
     needed = sorted({number for part in parts for number in part})
-    read = clip.select(needed, lambda rgb: convert(luminance(rgb)))
+    read = read_planes(needed)
     held: dict[int, NDArray[np.uint8]] = {}
     for part in parts:
         while part[-1] not in held:
@@ -229,12 +248,22 @@ def model_frames(clip: Clip, indices: Sequence[int], spec: ModelSpec) -> Iterato
     Raises:
         SourceError: a frame cannot be read.
     """
+    for index, pixels in input_pixels(clip, indices, spec):
+        yield index, ModelFrame.of(pixels, spec)
+
+
+def input_pixels(clip: Clip, indices: Sequence[int], spec: ModelSpec) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Read frames of a clip as :func:`model_frames` does, as plain arrays."""
 
     def convert(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return preprocess(pixels, spec.frame_size, spec.fit)
 
-    for index, pixels in glimpse_frames(clip, indices, spec.motion_gap_s, convert):
-        yield index, ModelFrame.of(pixels, spec)
+    if spec.motion_gap_s and isinstance(clip, DecodedClip):
+        yield from _stacked(
+            clip, indices, spec.motion_gap_s, lambda needed: clip.select_grey(needed, spec.frame_size, spec.fit)
+        )
+        return
+    yield from glimpse_frames(clip, indices, spec.motion_gap_s, convert)
 
 
 def sampled_frames(clip: Clip, spec: ModelSpec) -> Iterator[tuple[int, ModelFrame]]:

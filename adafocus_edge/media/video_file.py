@@ -20,6 +20,7 @@ from av.codec.context import ThreadType
 from adafocus_edge.errors import SourceError
 from adafocus_edge.media.containers import open_container, open_track, pixel_aspect, reading_error, use_threads
 from adafocus_edge.media.fields import FieldPairs
+from adafocus_edge.media.grey import grey_frame
 from adafocus_edge.media.nv12 import NotOnGpuError, codec_of, layout_of
 from adafocus_edge.media.orientation import is_sideways, upright
 from adafocus_edge.media.packet_times import PacketTimes, check_whole, index_timeline, longest_gap
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adafocus_edge.media.matrices import Decoded
+    from adafocus_edge.model.spec import Fit
 
 T = TypeVar("T")
 
@@ -135,13 +137,29 @@ class VideoFile:
             return pixel_aspect(stream.sample_aspect_ratio, sideways=frame is not None and is_sideways(frame))
 
     def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
+        """Decode the frames with these numbers as RGB; see :meth:`select_decoded`.
+
+        Args:
+            indices: rising frame numbers; a repeated one is decoded once.
+            convert: applied to each RGB frame, uint8 [H, W, 3], in the thread that decoded it.
+
+        Yields:
+            each frame's number and what ``convert`` returned, in the order of ``indices``.
+        """
+        yield from self.select_decoded(indices, lambda frame: convert(upright(frame)))
+
+    def select_grey(self, indices: Sequence[int], size: int, fit: Fit) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Decode the frames with these numbers as luminance at a model's size: :func:`grey.grey_frame`."""
+        yield from self.select_decoded(indices, lambda frame: grey_frame(frame, size, fit))
+
+    def select_decoded(self, indices: Sequence[int], convert: Callable[[VideoFrame], T]) -> Iterator[tuple[int, T]]:
         """Decode the frames with these numbers, and no others than decoding them requires.
 
         Frames that share a key frame are decoded in one run; runs are spread over the cores.
 
         Args:
             indices: rising frame numbers; a repeated one is decoded once.
-            convert: applied to each RGB frame, uint8 [H, W, 3], in the thread that decoded it.
+            convert: applied to each frame in the thread that decoded it.
 
         Yields:
             each frame's number and what ``convert`` returned, in the order of ``indices``.
@@ -277,13 +295,13 @@ class VideoFile:
         except av.error.FFmpegError as error:
             raise self.reading_error(error) from None
 
-    def _decode_runs(self, runs: list[list[int]], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
+    def _decode_runs(self, runs: list[list[int]], convert: Callable[[VideoFrame], T]) -> Iterator[tuple[int, T]]:
         workers = min(usable_cores(), len(runs))
         if workers == 1:
             with self._open() as container:
                 for run in runs:
                     for index, frame in self._decode_run(container, run, threads=1 if usable_cores() == 1 else 0):
-                        yield index, convert(upright(frame))
+                        yield index, convert(frame)
             return
         # One container and one single-threaded decoder per worker: a decoder's own threads only pay on long runs.
         containers = deque(self._open() for _ in range(workers))
@@ -291,9 +309,7 @@ class VideoFile:
         def work(run: list[int]) -> list[tuple[int, T]]:
             container = containers.pop()
             try:
-                return [
-                    (index, convert(upright(frame))) for index, frame in self._decode_run(container, run, threads=1)
-                ]
+                return [(index, convert(frame)) for index, frame in self._decode_run(container, run, threads=1)]
             finally:
                 containers.append(container)
 
