@@ -61,6 +61,7 @@ class AdaFocus:
         backend: str = "auto",
         variant: str = "auto",
         threads: int | None = None,
+        device: str | None = None,
         top_k: int = DEFAULT_TOP_K,
         exit: str | None = None,  # noqa: A002
         exit_confidence: float | None = None,
@@ -72,10 +73,10 @@ class AdaFocus:
         self.bundle = open_bundle(default_bundle() if model is None else Path(model))
         self.names: tuple[str, ...] = self.bundle.classes
         self._top_k = min(top_k, len(self.names))
-        self._options = RunOptions(backend, variant, threads, exit, exit_confidence=exit_confidence)
+        self._options = RunOptions(backend, variant, threads, device, exit, exit_confidence=exit_confidence)
         exits = requested_exits(self.bundle, self._options, live=False)  # reported before anything is loaded
         self._stack = ExitStack()
-        self._model = self._stack.enter_context(load_model(self.bundle, variant, backend, threads))
+        self._model = self._stack.enter_context(load_model(self.bundle, variant, backend, threads, device=device))
         self._files = Classifier(self._model, self.names, top_k=self._top_k, exits=exits)
 
     @property

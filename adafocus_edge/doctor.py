@@ -75,7 +75,6 @@ def examine() -> list[Finding]:
         _package("matplotlib", "evaluate --plot: matplotlib", ("matplotlib",), "plot"),
         _package("onnx", "export: ONNX", ("onnx",), "export"),
         _package("onnxscript", "export: ONNX exporter", ("onnxscript",), "export"),
-        _package("openvino", "benchmark: OpenVINO, a peer", ("openvino",), "openvino"),
         _package("cuda.bindings", "CUDA from Python (cuda-bindings)", ("cuda-bindings",), "gpu"),
         *(_tensorrt(name) for name in ("tensorrt", "tensorrt-rtx")),
         _package("PyNvVideoCodec", "--decoder gpu (PyNvVideoCodec)", ("PyNvVideoCodec",), "nvdec"),

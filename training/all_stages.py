@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adafocus_edge.errors import UsageError
-from adafocus_edge.system.console import printable
+from adafocus_edge.system.printable import printable
 from training.checkpoint import Checkpoint, read_checkpoint
 from training.compose import STAGE_RUNS, Composed, by_key, compose_options, quoted, stage_defaults
 from training.lineage import changed_options

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.evaluation.evidence import few_clips_note, share_interval
-from adafocus_edge.system.console import printable
+from adafocus_edge.system.printable import printable
 from training.policy_watch import places_picture
 
 if TYPE_CHECKING:

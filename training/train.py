@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from adafocus_edge.errors import DataError, TrainingError, UsageError
 from adafocus_edge.evaluation.metrics import accuracy_curve, top_k_accuracy
 from adafocus_edge.model.logits import softmax
-from adafocus_edge.system.console import printable, progress_bars
+from adafocus_edge.system.console import progress_bars
 from adafocus_edge.system.interrupts import DeferredSignals
+from adafocus_edge.system.printable import printable
 from training.averaging import STATE, WeightAverage
 from training.compose import Composed, as_yaml, compose_options
 from training.datasets import Batch, EpochSampler

@@ -26,6 +26,7 @@ CONV_SEARCH: ConvSearch = "heuristic"
 CPU_BACKEND = "onnxruntime-cpu"
 """The backend that runs everywhere."""
 ORT_TENSORRT_BACKEND = "onnxruntime-tensorrt"
+OPENVINO_BACKEND = "openvino"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class LoadRequest:
         backend: its name.
         threads: for computing on the CPU; None for as many as there are usable cores.
         conv_search: see :data:`ConvSearch`.
+        device: of a backend that has several, such as ``GPU`` of OpenVINO; None for its default.
     """
 
     bundle: Bundle
@@ -45,6 +47,7 @@ class LoadRequest:
     backend: str
     threads: int | None = None
     conv_search: ConvSearch = CONV_SEARCH
+    device: str | None = None
 
 
 class Tensor(Protocol):

@@ -38,6 +38,8 @@ Shapes = tuple[tuple[int, ...], ...]
 """Shapes of a graph's inputs, in their order."""
 NUMPY_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64"}
 """ONNX Runtime's names for the types of the contract."""
+SPIN_US = "1000"
+"""How long a session's threads wait for their next part of a run before they sleep, in microseconds."""
 FATAL = 4
 """Severity from which ONNX Runtime itself writes to stderr: lesser errors are raised too, and we report them."""
 CAPTURE_SAFE = (1, 31)
@@ -262,6 +264,8 @@ def session_options(threads: int | None) -> ort.SessionOptions:
     options.log_severity_level = FATAL
     # Each session has threads of its own. If they kept spinning after a run, they would slow the next session down.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # While a session is opened, too: without a limit its threads spin from the first to the last optimisation.
+    options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_US)
     return options
 
 

@@ -11,7 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from adafocus_edge.backends.base import CONV_SEARCH, CPU_BACKEND, ORT_TENSORRT_BACKEND, ConvSearch, LoadRequest
+from adafocus_edge.backends.base import (
+    CONV_SEARCH,
+    CPU_BACKEND,
+    OPENVINO_BACKEND,
+    ORT_TENSORRT_BACKEND,
+    ConvSearch,
+    LoadRequest,
+)
 from adafocus_edge.errors import BackendError, BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +44,7 @@ class Backend:
             hold in 8 bits.
         auto_rank: its place in the order in which ``auto`` tries the backends of a usable GPU, from 1; None if ``auto``
             does not try it.
+        devices: whether it has several kinds of devices, which ``--device`` chooses from.
         hint: returns what would make it faster on this machine, or None; `doctor` prints it if the backend can run.
     """
 
@@ -47,6 +55,7 @@ class Backend:
     on_gpu: bool = True
     exact_int8: bool = False
     auto_rank: int | None = None
+    devices: bool = False
     hint: Callable[[], Obstacle | None] = lambda: None
 
 
@@ -84,6 +93,18 @@ def _open_onnxruntime(request: LoadRequest) -> LoadedModel:
     return open_variant(request)
 
 
+def _openvino_obstacle() -> Obstacle | None:
+    from adafocus_edge.backends.openvino import openvino_obstacle
+
+    return openvino_obstacle()
+
+
+def _open_openvino(request: LoadRequest) -> LoadedModel:
+    from adafocus_edge.backends.openvino import open_variant
+
+    return open_variant(request)
+
+
 def _open_engines(request: LoadRequest) -> LoadedModel:
     from adafocus_edge.backends.tensorrt.program import open_variant
 
@@ -95,6 +116,7 @@ BACKEND_TABLE = (
     Backend("onnxruntime-cuda", _cuda_obstacle, _open_onnxruntime, aliases=("cuda",), auto_rank=2, hint=_cuda_hint),
     Backend(ORT_TENSORRT_BACKEND, _ort_tensorrt_obstacle, _open_onnxruntime, exact_int8=True),
     Backend("tensorrt", _gpu_obstacle, _open_engines, exact_int8=True, auto_rank=1),
+    Backend(OPENVINO_BACKEND, _openvino_obstacle, _open_openvino, on_gpu=False, devices=True),
 )
 BACKENDS = tuple(backend.name for backend in BACKEND_TABLE)
 """Names of all backends."""
@@ -146,6 +168,7 @@ def load_model(
     threads: int | None = None,
     *,
     conv_search: ConvSearch = CONV_SEARCH,
+    device: str | None = None,
 ) -> LoadedModel:
     """Load a bundle's variant on a backend.
 
@@ -157,9 +180,10 @@ def load_model(
         threads: for computing on the CPU; None for as many as there are usable cores.
         conv_search: how ONNX Runtime on a GPU picks convolution algorithms: ``heuristic`` starts fast, ``exhaustive``
             times every algorithm first.
+        device: of OpenVINO, such as ``CPU``, ``GPU`` or ``NPU``; None for its CPU.
 
     Raises:
-        UsageError: the variant or the backend is unknown.
+        UsageError: the variant or the backend is unknown, or the backend has no devices to choose from.
         BackendError: the backend cannot run on this machine; gives the reason and what to install.
         BundleError: a graph file is damaged or has changed since the bundle was read.
 
@@ -170,7 +194,12 @@ def load_model(
     """
     from adafocus_edge.backends import probe
 
-    request = LoadRequest(bundle, bundle.choose_variant(variant), canonical_backend(backend), threads, conv_search)
+    request = LoadRequest(
+        bundle, bundle.choose_variant(variant), canonical_backend(backend), threads, conv_search, device
+    )
+    if device is not None and (request.backend == AUTO or not find_backend(request.backend).devices):
+        several = ", ".join(one.name for one in BACKEND_TABLE if one.devices)
+        raise UsageError(f"--device {device}: only for --backend {several}")
     if request.backend != AUTO:
         chosen = find_backend(request.backend)
         if (found := chosen.obstacle()) is not None:

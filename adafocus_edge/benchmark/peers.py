@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adafocus_edge.backends.loaded import CPU_BATCH, LoadedModel
+from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.benchmark.grid import CHECKPOINT_PEER, TORCH_PEERS
 from adafocus_edge.bundle.store import check_graph_files
-from adafocus_edge.errors import BackendError, MissingExtraError
 from adafocus_edge.evaluation.evaluate import with_patches
 from adafocus_edge.model.spec import GRAPHS, Glimpse, contract
 from adafocus_edge.system.companions import import_companion
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.base import Session
     from adafocus_edge.bundle.manifest import Bundle
     from adafocus_edge.evaluation.evaluate import Predict
     from adafocus_edge.model.spec import TensorSpec
@@ -90,40 +88,6 @@ class Constant:
         """Do nothing: it holds nothing."""
 
 
-class OpenVinoSession:
-    """One graph in OpenVINO on the CPU, configured for the lowest latency of a single request.
-
-    Args:
-        path: path of the graph.
-        threads: CPU threads.
-        inputs: the graph's inputs.
-        outputs: the graph's outputs.
-    """
-
-    def __init__(
-        self, path: Path, threads: int, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
-    ) -> None:
-        import openvino
-
-        self.inputs, self.outputs = inputs, outputs
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-        try:
-            self._compiled = openvino.Core().compile_model(path, "CPU", settings)
-        except RuntimeError as error:
-            raise BackendError(f"{path}: OpenVINO cannot compile it: {str(error).strip().splitlines()[-1]}") from None
-        self._request = self._compiled.create_infer_request()
-
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Run the graph once."""
-        made = self._request.infer({name: np.ascontiguousarray(value) for name, value in feeds.items()})
-        # Copy the output tensors: the next call reuses them.
-        return {spec.name: np.array(made[spec.name]) for spec in self.outputs}
-
-    def close(self) -> None:
-        """Release the compiled graph."""
-        del self._request, self._compiled
-
-
 def load_peer(bundle: Bundle, peer: str, threads: int, checkpoint: Path | None = None, *, on_gpu: bool = False) -> Peer:
     """Load a peer of a bundle's model.
 
@@ -140,8 +104,7 @@ def load_peer(bundle: Bundle, peer: str, threads: int, checkpoint: Path | None =
         BackendError: it cannot run here.
     """
     if peer not in TORCH_PEERS and not peer.startswith(CHECKPOINT_PEER):
-        openvino = peer == "openvino"
-        model = _openvino(bundle, threads) if openvino else _of_graphs(bundle, peer, threads, on_gpu=on_gpu)
+        model = _of_graphs(bundle, peer, threads, on_gpu=on_gpu)
         check_graph_files(bundle, "fp32")  # the loaded files are those that were hashed
         return Peer(model, gflops_per_step(bundle, peer))
     made = import_companion("training.peers", f"benchmark --peers {peer}", "train")
@@ -182,18 +145,6 @@ def _of_graphs(bundle: Bundle, peer: str, threads: int, *, on_gpu: bool) -> Load
     elif not spec.with_glancer:  # no graph reads its outputs
         made = replace(made, glancer=Constant(*contract(spec, "glancer")))
     return replace(made, backend=peer)
-
-
-def _openvino(bundle: Bundle, threads: int) -> LoadedModel:
-    try:
-        import openvino  # noqa: F401
-    except ModuleNotFoundError:
-        raise MissingExtraError("`adafocus-edge benchmark --peers openvino`", "openvino", "openvino") from None
-    sessions: dict[str, Session] = {
-        graph: OpenVinoSession(bundle.graph_path("fp32", graph), threads, *contract(bundle.spec, graph))
-        for graph in GRAPHS
-    }
-    return LoadedModel.of(bundle.spec, sessions, "openvino", "fp32", CPU_BATCH)
 
 
 def gflops_per_step(bundle: Bundle, backend: str, variant: str = "fp32") -> float:

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 BY_CHANCE = 0.05
 """Probability above which a difference in accuracy is attributed to chance."""
-SAME_MODEL = (*TORCH_PEERS, "openvino")
-"""Peers that compute the same function as the model."""
 WITHIN_POINTS = 1.0
 """Points of FP32's accuracy that the fastest row may lose."""
 
@@ -280,7 +278,7 @@ class _Findings:
         if peer.id not in self.right or reference.id not in self.right:
             return text
         text += self._accuracies(peer, reference)
-        if peer.backend in SAME_MODEL:
+        if peer.backend in TORCH_PEERS:
             return text
         gflops, ours = peer.gflops_per_clip, reference.gflops_per_clip
         text += f", {gflops:.1f} GFLOPs against {ours:.1f}"

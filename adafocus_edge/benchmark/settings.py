@@ -20,7 +20,6 @@ COMPARISON = "Comparison with an older report"
 PEERS = {
     "pytorch-eager": "eager PyTorch, as in the official code",
     "pytorch-compile": "the same networks with torch.compile",
-    "openvino": "the FP32 graphs in OpenVINO",
     "whole-frames": "the focuser on whole frames (TSN), with the classifier that was trained on patches",
     "glancer-alone": "the glancer and the classifier, without a focuser",
     "centre-patches": "centre patches, without a policy",

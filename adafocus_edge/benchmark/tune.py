@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adafocus_edge.backends.registry import find_backend
 from adafocus_edge.benchmark.measure import measure_settings
 from adafocus_edge.benchmark.settings import Latency, Percentile, TuneOptions
 from adafocus_edge.bundle.manifest import Profile
@@ -127,7 +128,7 @@ def notes_on(report: Report, row: RowReport, demand: Demand) -> list[str]:
 
 def profile_of(report: Report, row: RowReport, demand: Demand) -> Profile:
     """Return a row as a profile."""
-    gpu = report.machine.gpu if row.backend != "onnxruntime-cpu" else ""
+    gpu = report.machine.gpu if find_backend(row.backend).on_gpu else ""
     return Profile(
         backend=row.backend,
         variant=row.variant,

@@ -12,7 +12,15 @@ import typer
 from adafocus_edge.cli.config import Config
 from adafocus_edge.cli.inputs import choose_decoder, find_inputs, top_count
 from adafocus_edge.cli.options import DEFAULT_MODEL_NOTE, Debug, Json, Quiet, with_options
-from adafocus_edge.cli.outputs import ResultSink, check_targets, is_video_file, progress_for, say, video_names
+from adafocus_edge.cli.outputs import (
+    HiddenBars,
+    ResultSink,
+    check_targets,
+    is_video_file,
+    progress_for,
+    say,
+    video_names,
+)
 from adafocus_edge.cli.process import is_debugging, print_error
 from adafocus_edge.errors import AdaFocusError, HasAnEndError, SourceError, UsageError
 from adafocus_edge.live.settings import LiveArguments
@@ -73,13 +81,20 @@ def classify(
         options.output, options.save_video, bundle, sources, logits=options.logits, as_json=as_json, live=streamed
     )
     top = top_count(options.top_k, found)
-    found.choose_variant(setting.variant)
+    variant = found.choose_variant(setting.variant)
     requested_exits(found, setting, live=streamed)
     missing = _check_missing(sources, live if streamed else None, options.output, as_json=as_json, quiet=quiet)
-    check_graph_files(found)
+    check_graph_files(found, variant)
     with ExitStack() as stack:
         model = stack.enter_context(
-            load_model(found, setting.variant, setting.backend, setting.threads, conv_search=options.conv_search)
+            load_model(
+                found,
+                setting.variant,
+                setting.backend,
+                setting.threads,
+                conv_search=options.conv_search,
+                device=setting.device,
+            )
         )
         if profile is not None:
             model = replace(model, spec=replace(model.spec, segments=profile.segments))
@@ -200,11 +215,10 @@ def _run_file(
     classifier: Classifier,
     save_video: Path | None,
     sink: ResultSink,
-    bars: Progress,
+    bars: Progress | HiddenBars,
     quiet: bool,
 ) -> None:
     """Classify a file, print its result or its error, and write the annotated video if there is to be one."""
-    from adafocus_edge.runtime.annotate import save_annotated
     from adafocus_edge.system.addresses import conceal
 
     try:
@@ -224,6 +238,8 @@ def _run_file(
     sink.result(result)
     if save_video is None:
         return
+    from adafocus_edge.runtime.annotate import save_annotated
+
     path = save_video if is_video_file(save_video) else save_video / video_name
     frames = bars.add_task(f"writing {path.name}", total=clip.frame_count)
     try:

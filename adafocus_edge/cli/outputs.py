@@ -6,7 +6,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,7 +174,7 @@ def say(text: str, quiet: bool) -> None:
     """Print a line on stderr, unless quiet."""
     if not quiet:
         from adafocus_edge.system.addresses import conceal
-        from adafocus_edge.system.console import printable
+        from adafocus_edge.system.printable import printable
 
         print(printable(conceal(text, *sys.argv[1:])), file=sys.stderr)
 
@@ -185,8 +185,28 @@ def say_notes(notes: Iterable[str], quiet: bool) -> None:
         say(f"note: {note}", quiet)
 
 
-def progress_for(quiet: bool) -> AbstractContextManager[Progress]:
-    """Return progress bars on stderr, which are not shown if quiet."""
+class HiddenBars:
+    """Progress bars that are not shown. Rich, which draws the others, takes a tenth of a second to import."""
+
+    def add_task(self, description: str, *, total: float | None = None, visible: bool = True) -> Any:
+        """Add a bar; return its number."""
+
+    def update(
+        self, task: Any, *, completed: float | None = None, total: float | None = None, description: str | None = None
+    ) -> None:
+        """Set a bar's position, length and text."""
+
+    def advance(self, task: Any) -> None:
+        """Move a bar by one."""
+
+    def remove_task(self, task: Any) -> None:
+        """Remove a bar."""
+
+
+def progress_for(quiet: bool) -> AbstractContextManager[Progress | HiddenBars]:
+    """Return progress bars on stderr; they are not shown if quiet, or in a file or pipe."""
+    if quiet or not sys.stderr.isatty():
+        return nullcontext(HiddenBars())
     from adafocus_edge.system.console import progress_bars
 
     return progress_bars(quiet)

@@ -105,7 +105,7 @@ def prepare(
     if as_json:
         typer.echo(json.dumps(done.to_json()))
     else:
-        from adafocus_edge.system.console import printable
+        from adafocus_edge.system.printable import printable
 
         typer.echo(printable(done.summary()))
     if done.broken:

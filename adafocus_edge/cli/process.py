@@ -168,7 +168,7 @@ def _leave(code: int) -> None:
 
 def print_error(text: str, status: int) -> int:
     """Print an error as one line."""
-    from adafocus_edge.system.console import one_line
+    from adafocus_edge.system.printable import one_line
 
     print(f"error: {one_line(text)}", file=sys.stderr)
     return status

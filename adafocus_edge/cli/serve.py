@@ -68,10 +68,13 @@ def serve(
     check_targets(options.output, None, bundle, sources, logits=False, as_json=True, live=True)
     found = open_bundle(bundle)
     top = top_count(options.top_k, found)
-    found.choose_variant(options.variant)
+    variant = found.choose_variant(options.variant)
     exits = requested_exits(found, options, live=True)
-    check_graph_files(found)
-    with load_model(found, options.variant, options.backend, options.threads, conv_search=options.conv_search) as model:
+    check_graph_files(found, variant)
+    with load_model(
+        found, options.variant, options.backend, options.threads,
+        conv_search=options.conv_search, device=options.device,
+    ) as model:  # fmt: skip
         say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         decoder = choose_decoder(options.decoder, model, quiet)
         classifier = Classifier(model, found.classes, top_k=top, schedule="stream", exits=exits, decoder=decoder)

@@ -122,7 +122,7 @@ class _Evaluating:
         split = self._split(found.spec, found.classes)
         check_graph_files(found)
         runs = []
-        with load_model(found, asked.variant, asked.backend, asked.threads) as model:
+        with load_model(found, asked.variant, asked.backend, asked.threads, device=asked.device) as model:
             costs = {name: graph.gflops for name, graph in found.manifest.variants[model.variant].items()}
             for patches in self.patches:
                 gflops = gflops_per_step(costs, found.spec, patches)

@@ -18,8 +18,9 @@ from adafocus_edge.live.messages import Drops, Event, Message, Notice, Provision
 from adafocus_edge.live.settings import DEFAULT_KEEP, DEFAULT_ROTATE_MB, Printing
 from adafocus_edge.runtime.results import print_result
 from adafocus_edge.system.addresses import conceal
-from adafocus_edge.system.console import console, printable
+from adafocus_edge.system.console import console
 from adafocus_edge.system.json_lines import to_line
+from adafocus_edge.system.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -65,7 +65,7 @@ def grey_frame(frame: VideoFrame, size: int, fit: Fit) -> NDArray[np.uint8]:
     shown = turned(planes if plain else planes.transpose(1, 2, 0), frame)
     shown = shown[window.top : window.top + size, window.left : window.left + size]
     grey = shown if plain else _mixed(shown, OTHER_MATRICES[matrix])
-    return np.maximum(grey, RGB_LOSS) - np.uint8(RGB_LOSS)
+    return np.subtract(np.maximum(grey, RGB_LOSS), RGB_LOSS, dtype=np.uint8)
 
 
 def _is_scalable(frame: VideoFrame, window: CropWindow) -> bool:
@@ -82,7 +82,7 @@ def _mixed(planes: NDArray[np.uint8], matrix: str) -> NDArray[np.uint8]:
     """Return the luminance of BT.601 of full-range Y, U and V of another matrix, uint8 [S, S, 3]."""
     luma, blue, red = _weights(matrix)
     mixed = luma * planes[..., 0] + blue * (planes[..., 1] - np.float32(128)) + red * (planes[..., 2] - np.float32(128))
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(mixed), 0, 255), np.uint8)
 
 
 @lru_cache(maxsize=len(OTHER_MATRICES))

@@ -10,19 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from adafocus_edge.errors import UsageError
 from adafocus_edge.runtime.parquet import SUFFIX, check_parquet, is_parquet, write_parquet
-from adafocus_edge.system.console import printable
 from adafocus_edge.system.csv_lines import csv_line
 from adafocus_edge.system.files import append_whole, is_stream, open_stream, writable, write_all
+from adafocus_edge.system.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import Console
     from typing_extensions import Self
 
     from adafocus_edge.runtime.classifier import Guess, Result
@@ -36,6 +33,9 @@ CSV_COLUMNS = (
 
 def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None = None) -> None:
     """Print a clip's best classes, and the smoothed result of a live source's last windows if given."""
+    from rich.markup import escape
+    from rich.table import Table
+
     timed = result.start_s is not None and result.end_s is not None
     span = f"   {result.start_s:.1f} - {result.end_s:.1f} s" if timed else ""
     to.print(f"[bold]{escape(result.source)}[/]{span}", soft_wrap=True)

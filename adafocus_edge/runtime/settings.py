@@ -45,6 +45,10 @@ class GraphOptions:
         int | None,
         Option("Compute on the CPU with this many threads.", MODEL, default="all usable cores", minimum=1),
     ] = None
+    device: Annotated[
+        str | None,
+        Option("Compute on this device of OpenVINO: CPU, GPU or NPU.", MODEL, default="CPU", metavar="NAME"),
+    ] = None
     exit_set: Annotated[
         str | None,
         Option(

@@ -71,16 +71,6 @@ def test_the_focuser_on_whole_frames_is_its_backbone_on_the_whole_frame(small_bu
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
-def test_openvino_computes_the_same(bundle: Bundle) -> None:
-    pytest.importorskip("openvino")
-    frames = fight_frames(bundle)
-    with load_model(bundle, "fp32", "onnxruntime-cpu", 2) as model, load_peer(bundle, "openvino", 2).model as other:
-        ours, theirs = list(see_clip(model, frames)), list(see_clip(other, frames))
-    for one, two in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(one.origins, two.origins)
-        np.testing.assert_allclose(one.logits, two.logits, atol=2e-3)
-
-
 def test_pytorch_peers_compute_the_same_from_the_bundles_checkpoint(small_bundle: Path, small_checkpoint: Path) -> None:
     bundle = read_bundle(small_bundle)
     frames = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), np.uint8)

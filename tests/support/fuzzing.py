@@ -30,7 +30,7 @@ from adafocus_edge.bundle.classes import read_classes
 from adafocus_edge.bundle.manifest import MANIFEST
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.errors import AdaFocusError
-from adafocus_edge.system.console import one_line
+from adafocus_edge.system.printable import one_line
 
 if str(GOLDEN := Path(__file__).parents[1] / "golden") not in sys.path:  # pytest's settings do this for tests
     sys.path.insert(0, str(GOLDEN))

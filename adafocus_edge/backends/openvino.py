@@ -1,0 +1,143 @@
+"""OpenVINO on Intel's processors: the CPU, and with ``--device`` an integrated or discrete GPU or an NPU."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adafocus_edge.backends.base import OPENVINO_BACKEND
+from adafocus_edge.backends.loaded import CPU_BATCH, LoadedModel, check_contract
+from adafocus_edge.backends.probe import Obstacle
+from adafocus_edge.bundle.store import check_graph_files
+from adafocus_edge.bundle.variants import EXACT_INT8
+from adafocus_edge.errors import BackendError
+from adafocus_edge.model.spec import GRAPHS, TensorSpec
+from adafocus_edge.system.cpu import usable_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from adafocus_edge.backends.base import LoadRequest, Session
+
+CPU = "CPU"
+"""The device that OpenVINO has everywhere, and the default."""
+FIXED_SHAPES = ("NPU",)
+"""Beginnings of the names of devices that run only shapes that were known when a graph was compiled."""
+TYPES = {"f32": "float32", "u8": "uint8", "i64": "int64", "i32": "int32"}
+"""OpenVINO's names for the types of the contract."""
+
+
+class OpenVinoSession:
+    """One graph in OpenVINO, configured for the lowest latency of a single request; tensors are NumPy arrays.
+
+    Args:
+        path: of the graph.
+        device: as OpenVINO names it.
+        threads: for computing on the CPU; None for as many as there are usable cores.
+        fixed: compile the graph for every batch on its own, for devices that need to know the shapes.
+
+    Raises:
+        BackendError: OpenVINO cannot read or compile it, or has no such device here.
+    """
+
+    def __init__(self, path: Path, device: str = CPU, threads: int | None = None, *, fixed: bool = False) -> None:
+        import openvino
+
+        self._path, self._device, self._fixed = path, device, fixed
+        # Reduced precision is a variant, never a surprise: by default GPUs and new CPUs compute in 16 bits.
+        self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if device == CPU:
+            self._settings["INFERENCE_NUM_THREADS"] = threads or usable_cores()
+        self._core = openvino.Core()
+        with _reported(path, device):
+            self._graph = self._core.read_model(path)
+            self.inputs = tuple(_spec(port) for port in self._graph.inputs)
+            self.outputs = tuple(_spec(port) for port in self._graph.outputs)
+            self._requests: dict[int | None, Any] = {}
+            self._request(1 if fixed else None)
+
+    def _request(self, batch: int | None) -> Any:
+        """Return the request for a batch, or for any with None; compile the graph for it the first time."""
+        if batch not in self._requests:
+            graph = self._graph
+            if batch is not None:
+                graph = graph.clone()
+                graph.reshape({port.get_any_name(): [batch, *_sides(port)[1:]] for port in self._graph.inputs})
+            compiled = self._core.compile_model(graph, self._device, self._settings)
+            self._requests[batch] = compiled.create_infer_request()
+        return self._requests[batch]
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the graph once."""
+        arrays = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
+        with _reported(self._path, self._device):
+            made = self._request(len(next(iter(arrays.values()))) if self._fixed else None).infer(arrays)
+        return {spec.name: np.array(made[spec.name]) for spec in self.outputs}  # the next run writes over its tensors
+
+    def close(self) -> None:
+        """Release the compiled graphs."""
+        self._requests.clear()
+        del self._graph, self._core
+
+
+@contextlib.contextmanager
+def _reported(path: Path, device: str) -> Any:
+    """Raise OpenVINO's errors as ``BackendError``."""
+    try:
+        yield
+    except RuntimeError as error:
+        last = (str(error).strip().splitlines() or ["unknown error"])[-1]
+        raise BackendError(f"{path}: OpenVINO cannot run it on {device}: {last}") from None
+
+
+def _sides(port: Any) -> list[int | str]:
+    return [side.get_length() if side.is_static else "N" for side in port.get_partial_shape()]
+
+
+def _spec(port: Any) -> TensorSpec:
+    kind = port.get_element_type().get_type_name()
+    return TensorSpec(port.get_any_name(), TYPES.get(kind, kind), tuple(_sides(port)))
+
+
+@lru_cache(maxsize=1)
+def openvino_obstacle() -> Obstacle | None:
+    """Return why OpenVINO cannot run here, or None if it should."""
+    try:
+        import openvino  # noqa: F401
+    except ModuleNotFoundError:
+        return Obstacle("OpenVINO is not installed", "pip install 'adafocus-edge[openvino]'")
+    except (ImportError, OSError) as error:
+        return Obstacle(f"OpenVINO cannot be loaded ({error})")
+    return None
+
+
+def open_variant(request: LoadRequest) -> LoadedModel:
+    """Open a variant of a bundle on one of OpenVINO's devices, and check its files. Raises ``BackendError``."""
+    import openvino
+
+    bundle, variant = request.bundle, request.variant
+    device = (request.device or CPU).upper()
+    present = openvino.Core().available_devices
+    if device.partition(".")[0] not in {name.partition(".")[0] for name in present}:
+        raise BackendError(f"--device {request.device}: OpenVINO has no such device here; it has {', '.join(present)}")
+    if variant in EXACT_INT8:
+        raise BackendError(
+            f"--backend {OPENVINO_BACKEND}: variant {variant} needs a device that adds 8-bit products exactly, which "
+            "OpenVINO does not guarantee: use int8-cpu"
+        )
+    with ExitStack() as opened:
+        sessions: dict[str, Session] = {}
+        for graph in GRAPHS:
+            path = bundle.graph_path(variant, graph)
+            session = OpenVinoSession(path, device, request.threads, fixed=device.startswith(FIXED_SHAPES))
+            opened.callback(session.close)
+            check_contract(session, bundle.spec, graph, path)
+            sessions[graph] = session
+        check_graph_files(bundle, variant)  # the loaded files are those that were hashed
+        opened.pop_all()
+    return LoadedModel.of(bundle.spec, sessions, OPENVINO_BACKEND, variant, CPU_BATCH)
