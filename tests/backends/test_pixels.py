@@ -23,7 +23,14 @@ from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.matrices import Decoded, matrices, resize_weights, rgb_of_yuv
 from adafocus_edge.media.nv12 import layout_of
 from adafocus_edge.media.orientation import upright
-from adafocus_edge.media.preprocess import model_frame, motion_frame, sampled_frames
+from adafocus_edge.media.preprocess import (
+    glimpse_frames,
+    model_frame,
+    motion_frame,
+    preprocess,
+    sample_indices,
+    sampled_frames,
+)
 from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.model.logits import softmax
 from adafocus_edge.runtime.glimpse import see_clip
@@ -50,7 +57,12 @@ def test_frames_made_on_the_device_equal_the_cpus(name, changes):
     video = VideoFile(str(CLIPS / name))
     where = resident(**changes)
     planes = nv12(video)
-    expected = list(sampled_frames(video, where.spec))
+    spec = where.spec
+    by_rgb = glimpse_frames(
+        video, sample_indices(video.frame_count, spec.segments), spec.motion_gap_s,
+        lambda pixels: preprocess(pixels, spec.frame_size, spec.fit),
+    )  # fmt: skip
+    expected = list(by_rgb)
     device = where.device
     made = list(make_frames(lambda n: device.store(planes[n]), video, video.nv12(), where, where.spec.segments))
     assert [number for number, _ in made] == [number for number, _ in expected]
@@ -58,6 +70,8 @@ def test_frames_made_on_the_device_equal_the_cpus(name, changes):
         off = np.abs(np.asarray(frame)[0].astype(int) - wanted)
         assert off.max() <= 1  # the limit of design is 2 on average
         assert off.mean() < 0.02  # measured 0.001 to 0.008: sums in float32 that end near a half
+    for (_, frame), (_, wanted) in zip(made, sampled_frames(video, spec), strict=True):
+        assert np.abs(np.asarray(frame)[0].astype(int) - wanted).mean() < 1  # motion is scaled from the planes
 
 
 SPACES = {"bt601": 5, "bt709": 1, "bt2020": 9, "fcc": 4, "smpte240m": 7, "untagged": 2}

@@ -372,7 +372,7 @@ def made(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that one quick run writes."""
     folder = tmp_path_factory.mktemp("made")
     done = edge(
-        "benchmark", bundle.path, "--data", FIGHTS, "--quick", "--peers", "centre-patches",
+        "benchmark", bundle.path, "--data", FIGHTS, "--quick", "--backends", "cpu", "--peers", "centre-patches",
         "-o", folder / "new.json", "-o", folder / "rows.csv", "-o", folder / "report.md", "-o", folder / "page.html",
         "--plot", folder / "front.png",
     )  # fmt: skip
