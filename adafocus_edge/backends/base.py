@@ -141,6 +141,16 @@ class Steps(Protocol):
         """Run one step with one frame of each clip, uint8 [S, S, 3]; return origins [N, 2] and logits [N, C]."""
 
 
+class Pieces(Protocol):
+    """One clip, some frames at a time; both states are kept between them."""
+
+    def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
+        """Run the clip's next frames, uint8 [S, S, 3] each; yield one glimpse per frame, for a batch of one.
+
+        All glimpses must be taken before the next frames are given.
+        """
+
+
 class Runner(Protocol):
     """Runs a model's graphs over whole clips and over steps, on the host or on a device.
 
@@ -154,6 +164,9 @@ class Runner(Protocol):
 
     def see_clip(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
         """Run a whole clip of frames uint8 [S, S, 3]; yield one glimpse per frame, for a batch of one."""
+
+    def pieces(self) -> Pieces:
+        """Return a new loop over one clip, some frames at a time."""
 
     def steps(self, clips: int) -> Steps:
         """Return a new loop over the steps of N clips at once, with states of its own."""

@@ -161,7 +161,9 @@ def _of_model(bundle: Bundle, loading: Loading, grid: Grid, skipped: list[Skippe
         for schedule in grid.schedules:
             for streams in grid.streams if schedule == "stream" else (1,):
                 rows.append(Row(loading, "clip" if schedule == "clip" else "stream", segments, "", streams))
-    if "stream" not in grid.schedules:
+    # On a GPU, the clip schedule sees a clip that may stop early step by step: there, both schedules are the same.
+    stops_on: Literal["clip", "stream"] = "clip" if "clip" in grid.schedules and not loading.on_gpu else "stream"
+    if stops_on not in grid.schedules:
         return rows
     for name, sets in bundle.manifest.thresholds.items():
         if grid.exits is not None and name not in grid.exits:
@@ -172,7 +174,7 @@ def _of_model(bundle: Bundle, loading: Loading, grid: Grid, skipped: list[Skippe
         if own not in (grid.segments or (own,)):
             skipped.append(Skipped(f"{loading.bundle} exit {name}", f"its thresholds are for {own} frames"))
             continue
-        rows += [Row(loading, "stream", own, f"{name}/{one.order}") for one in sets if one.order != "live"]
+        rows += [Row(loading, stops_on, own, f"{name}/{one.order}") for one in sets if one.order != "live"]
     return rows
 
 

@@ -299,7 +299,7 @@ class _Findings:
         if row.top1 is not None and reference.top1 is not None:
             text += self._accuracies(row, reference)
         if row.model_ms.median >= reference.model_ms.median:
-            text += ": early exit does not pay, as processing one frame at a time costs more than it saves"
+            text += ": early exit does not pay, as processing few frames at a time costs more than it saves"
         return text
 
     def _of_fastest(self, rows: list[RowReport], reference: RowReport) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from adafocus_edge.model.logits import softmax
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -20,6 +20,8 @@ Confidence = Literal["probability", "logit", "entropy"]
 Order = Literal["clip", "coarse-to-fine", "live"]
 """A clip's T frames in order of time; its middle, its ends, then the middles of the gaps; or T frames at a live rate.
 """
+EXIT_PIECE = 2
+"""Frames that are seen at a time where a clip may stop after any of them."""
 CONFIDENCES: tuple[Confidence, ...] = get_args(Confidence)
 ORDERS: tuple[Order, ...] = get_args(Order)
 
@@ -50,6 +52,22 @@ class ExitThresholds:
     def at(cls, probability: float, steps: int) -> ExitThresholds:
         """Return thresholds that are the same probability at each of ``steps`` steps."""
         return cls("clip", "probability", (probability,) * steps)
+
+    def pieces(self, largest: int) -> Iterator[int]:
+        """Yield how many frames to see at a time, so that little is computed after the step at which a clip stops.
+
+        Frames in front of the first step that may stop a clip are seen together, and then :data:`EXIT_PIECE` at a time:
+        on a CPU, two at a time take about 0.8 times as long for each as alone, and four hardly less.
+
+        Args:
+            largest: maximum number of frames at a time.
+        """
+        step, steps = 0, len(self.values)
+        while step < steps:
+            stop = next((later for later in range(step, steps) if self.values[later] is not None), steps - 1)
+            size = min(max(stop + 1 - step, EXIT_PIECE), largest, steps - step)
+            yield size
+            step += size
 
     def passes(self, step: int, logits: NDArray[np.float32]) -> bool:
         """Return whether a clip stops after a step (from 0) whose logits are ``logits``, float32 [C]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from adafocus_edge.errors import UsageError
 from adafocus_edge.media.frames import blank_frame
 from adafocus_edge.media.preprocess import in_viewing_order, sampled_frames
 from adafocus_edge.model.exits import ExitThresholds, viewing_order
 from adafocus_edge.model.logits import softmax
 from adafocus_edge.model.spec import Glimpse, Patch
-from adafocus_edge.runtime.glimpse import GlimpseStream, patch_of, see_clip
+from adafocus_edge.runtime.glimpse import GlimpseClip, GlimpseStream, patch_of, see_clip
 from adafocus_edge.runtime.reports import GuessReport, ResultReport, StepReport
 from adafocus_edge.runtime.settings import Schedule
 
@@ -150,13 +150,10 @@ class Classifier:
         model: the four sessions.
         classes: names in the order of the logits.
         top_k: how many classes a result lists; at most all of them.
-        schedule: for files; ``auto`` is ``clip``, or ``stream`` with an early exit.
+        schedule: for files; ``auto`` is ``clip``. With an early exit, that sees a few frames at a time.
         exits: thresholds that stop a clip early, or None; frames are seen in their order.
         decoder: for files and live sources (:func:`adafocus_edge.backends.nvdec.usable_decoder`).
         note: called with one line if ``auto`` decodes a file on the CPU.
-
-    Raises:
-        UsageError: ``exits`` on the clip schedule.
     """
 
     def __init__(
@@ -170,13 +167,11 @@ class Classifier:
         decoder: Choice = "cpu",
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        if schedule == "clip" and exits is not None:
-            raise UsageError("an early exit saves nothing on the clip schedule: use --schedule stream")
         self.model = model
         self.classes = classes
         self.top_k = top_k
         self.exits = exits
-        self.schedule = "stream" if schedule == "stream" or exits is not None else "clip"
+        self.schedule = "stream" if schedule == "stream" else "clip"
         self._stream: GlimpseStream | None = None
         self.decoder: Choice = decoder
         self._note = note
@@ -252,12 +247,14 @@ class Classifier:
                 glimpse = stream.see([pixels])
                 yield index, glimpse, time.perf_counter() - before
             return
+        if self.exits is not None:
+            clip, waiting = GlimpseClip(self.model), iter(frames)
+            for size in self.exits.pieces(self.model.batch):
+                piece = list(itertools.islice(waiting, size))  # what is not seen is not decoded
+                yield from _timed([index for index, _ in piece], clip.see([pixels for _, pixels in piece]))
+            return
         indices, pixels_of = zip(*frames, strict=True)
-        before = time.perf_counter()
-        for index, glimpse in zip(indices, see_clip(self.model, pixels_of), strict=True):
-            now = time.perf_counter()
-            yield index, glimpse, now - before
-            before = now
+        yield from _timed(indices, see_clip(self.model, pixels_of))
 
     def step(self, number: int, frame_index: int, time_s: float | None, glimpse: Glimpse) -> Step:
         """Return a glimpse of a clip as a step of its result."""
@@ -300,3 +297,12 @@ class Classifier:
     def _best(self, scores: NDArray[Any], probabilities: NDArray[Any], count: int) -> tuple[Guess, ...]:
         best = np.argsort(-scores, kind="stable")[:count]
         return tuple(Guess(self.classes[i], int(i), float(probabilities[i])) for i in best)
+
+
+def _timed(indices: Sequence[int], glimpses: Iterator[Glimpse]) -> Iterator[tuple[int, Glimpse, float]]:
+    """Yield each frame number, its glimpse, and the seconds since the one before."""
+    before = time.perf_counter()
+    for index, glimpse in zip(indices, glimpses, strict=True):
+        now = time.perf_counter()
+        yield index, glimpse, now - before
+        before = time.perf_counter()

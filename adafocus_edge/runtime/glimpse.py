@@ -40,6 +40,30 @@ def see_clip(model: LoadedModel, frames: Sequence[Any] | NDArray[np.uint8]) -> I
     yield from runner_of(model).see_clip(frames)
 
 
+class GlimpseClip:
+    """The clip schedule for a clip that may end early: its frames are seen some at a time.
+
+    Args:
+        model: a loaded model.
+
+    Example::
+
+        clip = GlimpseClip(model)
+        for frames in pieces:  # of one clip
+            for glimpse in clip.see(frames):  # .origins float32 [1, 2], .logits float32 [1, C]
+                ...
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._spec = model.spec
+        self._pieces = runner_of(model).pieces()
+
+    def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
+        """See the clip's next frames, as for :func:`see_clip`; yield one glimpse for each."""
+        check_frames(frames, self._spec)
+        yield from self._pieces.see(frames)
+
+
 class GlimpseStream:
     """The stream schedule: N clips that advance together, one frame of each per step.
 
@@ -105,33 +129,45 @@ class HostRunner:
         return HostSteps(self._model, clips)
 
     def see_clip(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
-        """Run a whole clip: glance at all frames, choose all patches, focus on all of them, then classify."""
+        """Run a whole clip, as many frames at a time as the model computes fastest."""
+        clip, batch = self.pieces(), self._model.batch
+        for start in range(0, len(frames), batch):
+            yield from clip.see(frames[start : start + batch])
+
+    def pieces(self) -> HostPieces:
+        """Return a new loop over one clip, some frames at a time."""
+        return HostPieces(self._model)
+
+
+class HostPieces:
+    """The glimpse loop over one clip, some frames at a time; both states are kept between them.
+
+    Args:
+        model: the four sessions.
+    """
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._model = model
+        self._policy_state: Any = np.zeros((1, model.spec.policy_state), np.float32)
+        self._state: Any = np.zeros((1, model.spec.classifier_state), np.float32)
+
+    def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
+        """Glance at all frames, choose their patches, focus on all of them, then classify; see :class:`Pieces`."""
         model, frames = self._model, np.asarray(frames)
-        steps = range(len(frames))
-        pieces = [slice(start, start + model.batch) for start in range(0, len(frames), model.batch)]
-
-        glances = [model.glancer.run({"frame": frames[piece]}) for piece in pieces]
-
-        policy_state: Any = np.zeros((1, model.spec.policy_state), np.float32)
+        glances = model.glancer.run({"frame": frames})
         origins = np.empty((len(frames), 2), np.float32)
-        for step in steps:
-            glance, row = glances[step // model.batch], step % model.batch
-            choice = model.policy.run(
-                {"feature_map": glance["feature_map"][row : row + 1], "policy_state": policy_state}
-            )
-            policy_state = choice["policy_state_out"]
+        for step in range(len(frames)):
+            row = glances["feature_map"][step : step + 1]
+            choice = model.policy.run({"feature_map": row, "policy_state": self._policy_state})
+            self._policy_state = choice["policy_state_out"]
             origins[step] = np.asarray(choice["origin"])[0]
-
-        focuses = [model.focuser.run({"frame": frames[piece], "origin": origins[piece]}) for piece in pieces]
-
-        state: Any = np.zeros((1, model.spec.classifier_state), np.float32)
-        for step in steps:
-            piece, row = divmod(step, model.batch)
-            feeds = {"focus": focuses[piece]["focus"][row : row + 1], "state": state}
+        focuses = model.focuser.run({"frame": frames, "origin": origins})
+        for step in range(len(frames)):
+            feeds = {"focus": focuses["focus"][step : step + 1], "state": self._state}
             if model.spec.with_glancer:
-                feeds["glance"] = glances[piece]["glance"][row : row + 1]
+                feeds["glance"] = glances["glance"][step : step + 1]
             verdict = model.classifier.run(feeds)
-            state = verdict["state_out"]
+            self._state = verdict["state_out"]
             yield Glimpse(origins[step : step + 1], np.asarray(verdict["logits"]))
 
 

@@ -150,11 +150,6 @@ class ClassifyOptions(RunOptions):
         Option("Show live sources in a window: q quits, space pauses, s saves a picture.", OUTPUT),
     ] = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.exit_confidence is not None or self.exit_set is not None) and self.schedule == "clip":
-            raise UsageError("--schedule clip: an early exit saves nothing there; use --schedule stream")
-
     def check_live(self) -> None:
         """Check that the options suit live sources. Raises ``UsageError``."""
         if self.profile is not None:

@@ -80,11 +80,12 @@ def test_variants_are_measured_where_they_are_made_for(bundle: Bundle, monkeypat
     variants = {"fp32": graphs, "int8-cpu": graphs, "int8-trt": graphs, "fp16": graphs}
     full = replace(bundle, manifest=replace(bundle.manifest, variants=variants))
     monkeypatch.setattr(row_module, "obstacle", lambda backend: None)  # as with a GPU
-    rows, skipped = plan({"fights": full}, Grid(peers=(), schedules=("clip",)))
+    rows, skipped = plan({"fights": full}, Grid(peers=(), schedules=("clip",), exits=()))
     found = {backend: [row.loading.variant for row in rows if row.loading.backend == backend] for backend in BACKENDS}
     assert found["onnxruntime-cpu"] == ["fp32", "int8-cpu"]
     assert found["tensorrt"] == ["fp32", "int8-trt", "fp16"]
     assert found["onnxruntime-cuda"] == ["fp32", "fp16"]
-    assert len(skipped) == 2 + 1 + 2 + 1  # of each backend, in the order above and with ONNX Runtime's TensorRT
-    rows, _ = plan({"fights": full}, Grid(peers=(), schedules=("clip",), variants=("fp16",)))
+    assert found["openvino"] == ["fp32", "int8-cpu"]
+    assert len(skipped) == 2 + 1 + 2 + 1 + 2  # of each backend, in the order above and with ONNX Runtime's TensorRT
+    rows, _ = plan({"fights": full}, Grid(peers=(), schedules=("clip",), exits=(), variants=("fp16",)))
     assert {row.loading.backend for row in rows} == set(BACKENDS)  # asked for by name

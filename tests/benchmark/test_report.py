@@ -63,7 +63,7 @@ class Answering(InProcess):
 @pytest.fixture
 def written(bundle: Bundle, clock: Clock, tmp_path: Path) -> Path:
     """A report's JSON as `benchmark -o` writes it; what differs from machine to machine is the same in each."""
-    peers = ("pytorch-eager", "whole-frames", "centre-patches", "openvino")
+    peers = ("pytorch-eager", "whole-frames", "centre-patches", "pytorch-compile")
     grid = replace(CPU, exits=None, labelled=True, streams=(1, 2), peers=peers)
     request = Request({"fights": bundle}, grid, read_data(FIGHTS, bundle.classes), clips=12, rounds=8)
     report = run(request, opened=lambda opening: Answering(opening, bundle, clock))

@@ -221,7 +221,6 @@ def test_many_sources_are_annotated_into_a_folder(small_bundle, tmp_path):
         (("none*.mp4", "--bundle", "BUNDLE"), 1, "none*.mp4: no such file"),
         (("gone.mp4", "--bundle", "BUNDLE", "--backend", "abacus"), 2, "abacus"),
         (("gone.mp4", "--bundle", "BUNDLE", "--variant", "int3"), 2, "no variant 'int3'"),
-        (("gone.mp4", "--bundle", "BUNDLE", "--schedule", "clip", "--exit-confidence", "0.5"), 2, "--schedule stream"),
         (("gone.mp4", "--bundle", "BUNDLE", "--exit-confidence", "7"), 2, "exit-confidence"),
         (("", "--bundle", "BUNDLE"), 2, "empty source"),
         (("gone.mp4", "--bundle", "BUNDLE", "--output", "."), 2, "is a folder"),

@@ -204,8 +204,61 @@ def test_early_exit_stops_at_the_first_sure_step(model):
     never, _ = Classifier(model, [str(n) for n in range(7)], exits=ExitThresholds.at(1.0, 8)).classify(source)
     assert [step.patch for step in never.steps] == [step.patch for step in full.steps]
     assert not never.exited_early
-    with pytest.raises(UsageError, match="--schedule stream"):
-        Classifier(model, ["a"], schedule="clip", exits=ExitThresholds.at(0.5, 8))
+
+
+@pytest.mark.parametrize(
+    ("values", "largest", "sizes"),
+    [
+        ((0.9,) * 8, 4, [2, 2, 2, 2]),
+        ((0.9,) * 7, 4, [2, 2, 2, 1]),
+        ((0.9,) * 4, 1, [1, 1, 1, 1]),
+        ((None, None, None, 0.9, 0.9, None, None, None), 4, [4, 2, 2]),
+        ((None,) * 6 + (0.9, None), 4, [4, 3, 1]),
+        ((None,) * 8, 16, [8]),
+        ((0.9,), 4, [1]),
+    ],
+)
+def test_frames_are_seen_together_up_to_where_a_clip_may_stop(values, largest, sizes):
+    assert list(ExitThresholds("clip", "probability", values).pieces(largest)) == sizes
+
+
+class Watched:
+    """A clip that counts the frames that are read from it."""
+
+    def __init__(self, clip):
+        self._clip = clip
+        self.read = []
+
+    def __getattr__(self, name):
+        return getattr(self._clip, name)
+
+    def select(self, indices, convert):
+        for index, made in self._clip.select(indices, convert):
+            self.read.append(index)
+            yield index, made
+
+
+@pytest.mark.parametrize("place", ["host", "device"])
+def test_early_exit_gives_the_same_steps_on_both_schedules_and_reads_little_more(small_bundle, monkeypatch, place):
+    bundle = read_bundle(small_bundle)
+    opened = bound_model(bundle, monkeypatch) if place == "device" else load_model(bundle, backend="onnxruntime-cpu")
+    names = [str(n) for n in range(7)]
+    with opened as loaded:
+        source = Source("clip", str(CLIPS / "v_SoccerJuggling_g23_c01.avi"))
+        full, _ = Classifier(loaded, names).classify(source)
+        for bar in sorted({step.guess.confidence for step in full.steps}):
+            found = []
+            for schedule in ("clip", "stream", "clip"):
+                clip = Watched(source.open_clip())
+                made = Classifier(loaded, names, schedule=schedule, exits=ExitThresholds.at(bar - 1e-5, 8))
+                found.append(made.classify_clip(clip, "clip"))
+                assert len(clip.read) <= len(found[-1].steps) + (1 if schedule == "clip" else 0)
+            for early in found:
+                assert [step.patch for step in early.steps] == [step.patch for step in full.steps[: len(early.steps)]]
+                assert len(early.steps) == len(found[0].steps)
+                for step, whole in zip(early.steps, full.steps, strict=False):
+                    np.testing.assert_allclose(step.logits, whole.logits, atol=1e-4)
+                assert early.model_ms == pytest.approx(sum(early.step_ms))
 
 
 def test_a_backend_that_cannot_run_says_why(small_bundle, monkeypatch):

@@ -75,12 +75,20 @@ class DeviceRunner:
         self._clips: dict[int, ClipLoop] = {}
         self._loops: weakref.WeakSet[StepLoop | ClipLoop] = weakref.WeakSet()
         self._closing: list[Work] = []
+        self._pieces: StepPieces | None = None
 
     def steps(self, clips: int) -> StepLoop:
         """Return a new loop over the steps of N clips at once, with states of its own."""
         loop = StepLoop(self, clips)
         self._loops.add(loop)
         return loop
+
+    def pieces(self) -> StepPieces:
+        """Return a new loop over one clip: step by step, which a device does about as fast as some frames at a time."""
+        if self._pieces is None:
+            self._pieces = StepPieces(self.steps(1))
+        self._pieces.reset()
+        return self._pieces
 
     def see_clip(self, frames: Sequence[NDArray[np.uint8] | Buffer] | NDArray[np.uint8]) -> Iterator[Glimpse]:
         """Run a whole clip in one launch; see :class:`Runner`."""
@@ -126,6 +134,26 @@ class DeviceRunner:
             for graph, program in self.programs.items():
                 if graph not in GRAPHS:
                     stack.callback(program.close)
+
+
+class StepPieces:
+    """One clip, whose frames are given some at a time and seen step by step: :class:`Pieces` of a device.
+
+    Args:
+        steps: over one clip.
+    """
+
+    def __init__(self, steps: StepLoop) -> None:
+        self._steps = steps
+
+    def reset(self) -> None:
+        """Start a new clip."""
+        self._steps.reset()
+
+    def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
+        """See the clip's next frames."""
+        for frame in frames:
+            yield self._steps.see([frame])
 
 
 @dataclass(frozen=True)
