@@ -155,7 +155,7 @@ class VideoFile:
     def select_decoded(self, indices: Sequence[int], convert: Callable[[VideoFrame], T]) -> Iterator[tuple[int, T]]:
         """Decode the frames with these numbers, and no others than decoding them requires.
 
-        Frames that share a key frame are decoded in one run, and runs that nearly touch in one go; what is left is spread
+        Frames that share a key frame are decoded in one run, and runs that nearly touch in one go. They are spread
         over the cores.
 
         Args:
