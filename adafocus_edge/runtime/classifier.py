@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,7 @@ class Classifier:
         exits: thresholds that stop a clip early, or None; frames are seen in their order.
         decoder: for files and live sources (:func:`adafocus_edge.backends.nvdec.usable_decoder`).
         note: called with one line if ``auto`` decodes a file on the CPU.
+        turn: held while the model sees a whole clip: a lock where classifiers in several threads share a device.
 
     Raises:
         UsageError: ``exits`` on the clip schedule.
@@ -169,6 +171,7 @@ class Classifier:
         exits: ExitThresholds | None = None,
         decoder: Choice = "cpu",
         note: Callable[[str], None] = lambda _: None,
+        turn: AbstractContextManager[Any] | None = None,
     ) -> None:
         if schedule == "clip" and exits is not None:
             raise UsageError("an early exit saves nothing on the clip schedule: use --schedule stream")
@@ -180,6 +183,12 @@ class Classifier:
         self._stream: GlimpseStream | None = None
         self.decoder: Choice = decoder
         self._note = note
+        self._turn = nullcontext() if turn is None else turn
+
+    @property
+    def reads_side_by_side(self) -> bool:
+        """Whether several threads may run such classifiers of one model, if those on a device share a ``turn``."""
+        return not self.model.on_device or (self.schedule == "clip" and self.decoder == "cpu")
 
     def prepare(self, report: Callable[[str], None] = lambda _: None) -> None:
         """Run blank clips if the model is on a device, so that the first file does not wait for its set-up.
@@ -253,11 +262,12 @@ class Classifier:
                 yield index, glimpse, time.perf_counter() - before
             return
         indices, pixels_of = zip(*frames, strict=True)
-        before = time.perf_counter()
-        for index, glimpse in zip(indices, see_clip(self.model, pixels_of), strict=True):
-            now = time.perf_counter()
-            yield index, glimpse, now - before
-            before = now
+        with self._turn:
+            before = time.perf_counter()
+            for index, glimpse in zip(indices, see_clip(self.model, pixels_of), strict=True):
+                now = time.perf_counter()
+                yield index, glimpse, now - before
+                before = now
 
     def step(self, number: int, frame_index: int, time_s: float | None, glimpse: Glimpse) -> Step:
         """Return a glimpse of a clip as a step of its result."""
