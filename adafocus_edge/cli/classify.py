@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adafocus_edge.cli.archive import check_archive, run_archive
 from adafocus_edge.cli.config import Config
 from adafocus_edge.cli.inputs import choose_decoder, find_inputs, top_count
 from adafocus_edge.cli.options import DEFAULT_MODEL_NOTE, Debug, Json, Quiet, with_options
@@ -19,12 +20,13 @@ from adafocus_edge.cli.outputs import ResultSink, check_targets, is_video_file, 
 from adafocus_edge.cli.process import is_debugging, print_error
 from adafocus_edge.errors import AdaFocusError, HasAnEndError, SourceError, UsageError
 from adafocus_edge.live.settings import LiveArguments
+from adafocus_edge.runtime.archive.settings import ArchiveOptions
 from adafocus_edge.runtime.settings import ClassifyOptions
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from adafocus_edge.bundle.manifest import Bundle
+    from adafocus_edge.bundle.manifest import Bundle, Profile
     from adafocus_edge.media.clip import Clip
     from adafocus_edge.media.sources import Source
     from adafocus_edge.runtime.classifier import Classifier, Result
@@ -46,6 +48,7 @@ def classify(
     ],
     options: ClassifyOptions,
     live: LiveArguments,
+    archive: ArchiveOptions,
     config: Config = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -60,27 +63,25 @@ def classify(
     """
     del debug, config
     from adafocus_edge.backends.registry import load_model, may_use_cpu
-    from adafocus_edge.bundle.store import check_graph_files, default_bundle, open_bundle
+    from adafocus_edge.bundle.store import check_graph_files
     from adafocus_edge.runtime.classifier import Classifier
     from adafocus_edge.runtime.exits import requested_exits
-    from adafocus_edge.runtime.profiles import apply_profile
     from adafocus_edge.system.side_by_side import Shares
 
-    bundle = options.bundle
-    if bundle is None:
-        bundle = default_bundle()
-        say(DEFAULT_MODEL_NOTE, quiet)
-    found = open_bundle(bundle)
-    setting, profile = apply_profile(options, found)
-    if profile is not None:
-        say(f"profile {options.profile}: {profile.demand}; measured on {profile.device}", quiet)
+    found, setting, profile = _model(options, quiet)
     sources = find_inputs(source, quiet, options.video_track)
     only_live = _only_live(live, options)
+    if archive.engine is not None:
+        output, top = check_archive(options, only_live), top_count(options.top_k, found)
+        check_graph_files(found)
+        if run_archive(sources, found, options, archive, top, output, as_json=as_json, quiet=quiet):
+            raise typer.Exit(1)
+        return
     streamed = only_live is not None or _is_live(sources, found, setting)
     if streamed:
         options.check_live()
     check_targets(
-        options.output, options.save_video, bundle, sources, logits=options.logits, as_json=as_json, live=streamed
+        options.output, options.save_video, found.path, sources, logits=options.logits, as_json=as_json, live=streamed
     )
     top = top_count(options.top_k, found)
     found.choose_variant(setting.variant)
@@ -120,6 +121,22 @@ def classify(
             failed = files.run(sources, missing)
     if failed:
         raise typer.Exit(1)
+
+
+def _model(options: ClassifyOptions, quiet: bool) -> tuple[Bundle, ClassifyOptions, Profile | None]:
+    """Return the bundle to run, the options with those of its profile, and the profile."""
+    from adafocus_edge.bundle.store import default_bundle, open_bundle
+    from adafocus_edge.runtime.profiles import apply_profile
+
+    bundle = options.bundle
+    if bundle is None:
+        bundle = default_bundle()
+        say(DEFAULT_MODEL_NOTE, quiet)
+    found = open_bundle(bundle)
+    setting, profile = apply_profile(options, found)
+    if profile is not None:
+        say(f"profile {options.profile}: {profile.demand}; measured on {profile.device}", quiet)
+    return found, setting, profile
 
 
 def _only_live(live: LiveArguments, options: ClassifyOptions) -> str | None:
