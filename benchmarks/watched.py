@@ -41,22 +41,40 @@ class Usage:
         )
 
 
-def watch(command: list[str], home: Path, stdout: IO[str] | int = subprocess.DEVNULL) -> Usage:
-    """Run a command in a folder that is also Python's path. Raises ``CalledProcessError`` if it fails."""
+def watch(
+    command: list[str], home: Path, stdout: IO[str] | int = subprocess.DEVNULL, *, also: int | None = None
+) -> Usage:
+    """Run a command in a folder that is also Python's path.
+
+    Args:
+        command: to run; one that ends with status 1, as with a damaged clip, has not failed.
+        home: the folder.
+        stdout: where it prints.
+        also: a process that works for the command, with its descendants, such as a cluster's.
+
+    Raises ``CalledProcessError`` if it fails.
+    """
+    before: dict[Path, tuple[int, int]] = {}
+    for pid in _tree(also) if also else ():
+        _look(pid, before)
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=home, env={**os.environ, "PYTHONPATH": str(home)}, stdout=stdout)
     seen: dict[Path, tuple[int, int]] = {}
     peak = 0
     while process.poll() is None:
-        tree = _tree(process.pid)
+        tree = [*_tree(process.pid), *(_tree(also) if also else ())]
         peak = max(peak, sum(map(_shared_bytes, tree)))
         for pid in tree:
             _look(pid, seen)
         time.sleep(EVERY_S)
     wall_s = time.perf_counter() - started
-    if process.returncode:
+    if process.returncode not in (0, 1):
         raise subprocess.CalledProcessError(process.returncode, command)
-    ran, waited = (sum(times) / 1e9 for times in zip(*seen.values(), strict=True))
+    spent = [
+        (ran - before.get(task, (0, 0))[0], waited - before.get(task, (0, 0))[1])
+        for task, (ran, waited) in seen.items()
+    ]
+    ran, waited = (sum(times) / 1e9 for times in zip(*spent, strict=True))
     return Usage(wall_s, ran, min(1.0, (ran + waited) / (wall_s * usable_cores())), peak)
 
 

@@ -1,6 +1,6 @@
 """Measure the whole from file to answer against an older version, in one run, in turns.
 
-Usage: python -m benchmarks.whole [--parts folder] [--old DIR] [--clips DIR] [--rounds 3]
+Usage: python -m benchmarks.whole [--parts folder,archive,cost] [--old DIR] [--clips DIR] [--rounds 3]
 
 Each part writes its own key of ``results/whole.json`` and leaves the others. To add one, write a function that takes
 the arguments and returns what is to be stored, and enter it in ``PARTS``.
@@ -16,16 +16,25 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adafocus_edge.media.sources import find_sources
+from adafocus_edge.backends.loaded import LoadedModel
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import default_bundle, read_bundle
+from adafocus_edge.media.preprocess import sampled_frames
+from adafocus_edge.media.sources import Source, find_sources
+from adafocus_edge.runtime.glimpse import see_clip
+from adafocus_edge.system.cpu import limit_cores_of_thread
 from benchmarks.machine import RESULTS, save
 from benchmarks.watched import Usage, watch
 
@@ -33,6 +42,9 @@ ROOT = Path(__file__).parent.parent
 CLIPS = ROOT / "tests" / "fights"
 IGNORED = ("latency_ms", "model_ms")
 """Keys of a result that differ from run to run."""
+SCENE = ROOT / "tests" / "clips" / "people_1080p.mp4"
+TIMES = 3
+"""How often each clip is in the archive."""
 
 
 def folder(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -59,13 +71,114 @@ def folder(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def archive(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure many files: plain ``classify``, processes of this machine, and actors of a Ray cluster that is there.
+
+    The files are links to the clips, :data:`TIMES` of each, so that what a start takes does not decide.
+    """
+    clips = [Path(source.address) for source in find_sources([str(arguments.clips)])]
+    count = len(clips) * TIMES
+    used: dict[str, list[Usage]] = {"plain": [], "local": [], "ray": []}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as made, _cluster() as (address, holder):
+        links = Path(made) / "clips"
+        links.mkdir()
+        for number in range(count):
+            (links / f"{number}.mp4").symlink_to(clips[number % len(clips)].resolve())
+        for turn in range(arguments.rounds):
+            usage, rows["plain"] = _classified(ROOT, links, ())
+            used["plain"].append(usage)
+            for name, more in (("local", ()), ("ray", ("--address", address))):
+                output = Path(made) / f"{name}-{turn}"
+                words = ("classify", links, "--quiet", "--engine", name, "--output", output, *more)
+                command = [sys.executable, "-m", "adafocus_edge", *map(str, words)]
+                used[name].append(watch(command, ROOT, also=holder if name == "ray" else None))
+                rows[name] = [_plain(line) for part in output.glob("jsonl/*") for line in part.open()]
+            for name, found in used.items():
+                print(f"round {turn + 1}: {name}: {found[-1].line(count)}", flush=True)
+    names = [sorted(found, key=lambda entry: str(entry["source"])) for found in rows.values()]
+    return {
+        "clips": count,
+        "rounds": arguments.rounds,
+        "equal": all(found == names[0] for found in names),
+        "runs": {name: _figures(found, count) for name, found in used.items()},
+    }
+
+
+def cost(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure what a clip of 10 s costs one core: opening, decoding and preprocessing; and the model, by variant.
+
+    The clips show :data:`SCENE` again and again, with a key frame every 250 frames, as x264 sets them by default.
+    """
+    bundle = read_bundle(default_bundle())
+    found: dict[str, Any] = {"seconds": 10, "rounds": arguments.rounds, "read_cpu_ms": {}, "model_cpu_ms": {}}
+    limit_cores_of_thread(1)
+    with tempfile.TemporaryDirectory() as made:
+        for height in (240, 480, 720, 1080):
+            path = Path(made) / f"{height}.mp4"
+            scale = ("-vf", f"scale=-2:{height}", "-c:v", "libx264", "-preset", "veryfast", "-g", "250")
+            looped = ("-stream_loop", "-1", "-i", str(SCENE), "-t", "10")
+            subprocess.run(["ffmpeg", "-v", "error", *looped, *scale, "-an", str(path)], check=True)
+            source = Source(str(path), str(path))
+
+            def read(source: Source = source) -> list[Any]:
+                return list(sampled_frames(source.open_clip(), bundle.spec))
+
+            found["read_cpu_ms"][f"{height}p"] = _cpu_ms(read, arguments.rounds)
+        frames = [frame for _, frame in read()]
+        for variant in bundle.manifest.variants:
+            with load_model(bundle, variant, "cpu", 1) as model:
+                found["model_cpu_ms"][variant] = _cpu_ms(
+                    lambda model=model: list(see_clip(model, frames)), arguments.rounds
+                )
+    print(json.dumps(found, indent=2), flush=True)
+    return found
+
+
+def _seen(model: LoadedModel, frames: list[Any]) -> list[Any]:
+    return list(see_clip(model, frames))
+
+
+def _cpu_ms(function: Callable[[], Any], rounds: int) -> float:
+    """Return the median processor time of this thread for a call, after one that does not count."""
+    times = []
+    for _ in range(rounds + 1):
+        before = time.thread_time()
+        function()
+        times.append((time.thread_time() - before) * 1e3)
+    return round(statistics.median(times[1:]), 1)
+
+
+@contextmanager
+def _cluster() -> Iterator[tuple[str, int]]:
+    """Provide the address of a Ray cluster on this machine, and the process that holds it."""
+    code = (
+        "import ray, sys; from adafocus_edge.system.cpu import usable_cores as n;"
+        "c = ray.init(num_cpus=n(), object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False);"
+        "print(c.address_info['gcs_address'], flush=True); sys.stdin.read()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip(), process.pid
+    finally:
+        process.communicate()
+
+
 def _classified(home: Path, clips: Path, more: tuple[str, ...]) -> tuple[Usage, list[dict[str, Any]]]:
     with tempfile.NamedTemporaryFile("w+") as printed:
         command = [sys.executable, "-m", "adafocus_edge", "classify", str(clips), "--json", "--quiet", *more]
         usage = watch(command, home, stdout=printed)
         printed.seek(0)
-        found = [json.loads(line) for line in printed]
-    return usage, [{key: value for key, value in entry.items() if key not in IGNORED} for entry in found]
+        return usage, [_plain(line) for line in printed]
+
+
+def _plain(line: str) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(line).items() if key not in IGNORED}
 
 
 def _figures(used: list[Usage], count: int) -> dict[str, Any]:
@@ -78,7 +191,7 @@ def _figures(used: list[Usage], count: int) -> dict[str, Any]:
     }
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"folder": folder}
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"folder": folder, "archive": archive, "cost": cost}
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ with an error.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,8 @@ MAX_LOST = 20
 """Deaths in a row, without a row in between, after which a run is given up."""
 WAIT_S = 0.5
 """Between two looks at the progress."""
+GROW_S = 10.0
+"""Between two looks for room for more processes."""
 START_S = 300.0
 """Wait for the first process that is ready."""
 
@@ -97,16 +100,16 @@ class Dispatcher:
 
     Args:
         executor: where they run.
-        processes: how many.
+        processes: returns how many there shall be, which may grow with a cluster.
         take: receives each row, once per source.
         tick: called at least every :data:`WAIT_S`.
     """
 
     def __init__(
-        self, executor: Executor, processes: int, take: Callable[[Row], None], tick: Callable[[], None]
+        self, executor: Executor, processes: Callable[[], int], take: Callable[[Row], None], tick: Callable[[], None]
     ) -> None:
         self._executor = executor
-        self._count = processes
+        self._wanted = processes
         self._take = take
         self._tick = tick
         self._processes: dict[int, _Process] = {}
@@ -114,6 +117,8 @@ class Dispatcher:
         self._deaths: dict[Source, int] = {}
         self._number = 0
         self._lost = 0
+        self.most = 0
+        """Processes at a time, at most."""
         self.backend = ""
 
     def run(self, sources: Iterable[Source]) -> None:
@@ -121,9 +126,12 @@ class Dispatcher:
         waiting = _batches(sources)
         following = next(waiting, None)
         began = time.monotonic()
-        for _ in range(self._count):
-            self._start()
+        grown = -math.inf
         while True:
+            if time.monotonic() - grown >= GROW_S:
+                grown = time.monotonic()
+                while len(self._processes) < self._wanted():
+                    self._start()
             following = self._hand_out(following, waiting)
             if following is None and not self._suspects and not any(p.batches for p in self._processes.values()):
                 return
@@ -138,6 +146,7 @@ class Dispatcher:
 
     def _start(self) -> None:
         self._processes[self._executor.start()] = _Process()
+        self.most = max(self.most, len(self._processes))
 
     def _hand_out(
         self, following: tuple[Source, ...] | None, waiting: Iterator[tuple[Source, ...]]

@@ -9,18 +9,22 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.errors import AdaFocusError, BackendError, MissingExtraError
 from adafocus_edge.runtime.archive.dispatch import Died, Done, Event, Ready, Unfit
+from adafocus_edge.runtime.archive.settings import AUTO, MAX_THREADS, ArchiveOptions
 from adafocus_edge.runtime.archive.station import ArchiveJob, Station
+from adafocus_edge.system.cpu import usable_cores
+from adafocus_edge.system.files import reason
 from adafocus_edge.system.interrupts import keep_handlers
 
 if TYPE_CHECKING:
     from adafocus_edge.media.sources import Source
 
+CONNECT_S = 10.0
 OBJECT_STORE_BYTES = 100 << 20
 """Of a cluster that is started for the run: batches are names, and rows a few kilobytes."""
 
@@ -36,62 +40,55 @@ def check_ray() -> Any:
     return ray
 
 
-@dataclass(frozen=True)
-class Demand:
-    """What an actor occupies.
-
-    Attributes:
-        cores: of its machine, or a fraction of one.
-        gpus: of its machine, or a fraction of one.
-    """
-
-    cores: float
-    gpus: float
-
-    @property
-    def threads(self) -> int:
-        """Files that an actor classifies at a time."""
-        return max(1, math.floor(self.cores))
-
-
 class RayExecutor:
     """Connects to a cluster, or starts one on this machine, and starts actors.
 
-    Raises ``BackendError`` if there is no cluster.
+    Args:
+        options: the cluster's address, and what an actor occupies.
+        job: makes the job of actors with this many threads.
+
+    Raises ``BackendError`` if there is no cluster, ``MissingExtraError``.
     """
 
-    def __init__(self, job: ArchiveJob, demand: Demand, address: str | None, cores: int) -> None:
+    def __init__(self, options: ArchiveOptions, job: Callable[[int], ArchiveJob]) -> None:
         self._ray = ray = check_ray()
-        self.threads = job.threads
-        started = {"num_cpus": cores, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+        _check_reachable(options.address)
+        started = {"num_cpus": usable_cores(), "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
         try:
             with keep_handlers():
                 ray.init(
-                    address=address or "local", logging_level=logging.ERROR, log_to_driver=False,
-                    **({} if address else started),
+                    address=options.address or "local", logging_level=logging.ERROR, log_to_driver=False,
+                    **({} if options.address else started),
                 )  # fmt: skip
         except Exception as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BackendError(f"--address {address}: no Ray cluster can be reached there ({first})") from None
-        self._job = job
+            where = f"--address {options.address}" if options.address else "--engine ray"
+            raise BackendError(f"{where}: no Ray cluster can be reached there ({first})") from None
+        self._gpus = options.actor_gpus
+        smallest = min(filter(None, (machine.get("CPU", 0.0) for machine in self._machines())), default=1.0)
+        self._cores = options.actor_cores or min(MAX_THREADS, smallest)
+        self.threads = max(1, math.floor(self._cores))
+        self._job = job(self.threads)
         self._station = ray.remote(Station).options(
-            num_cpus=demand.cores, num_gpus=demand.gpus, max_concurrency=job.threads, max_restarts=0,
+            num_cpus=self._cores, num_gpus=self._gpus, max_concurrency=self.threads, max_restarts=0,
             scheduling_strategy="SPREAD",
         )  # fmt: skip
-        self._files = ray.put(job.bundle.files())
+        self._files = ray.put(self._job.bundle.files())
         self._actors: dict[int, Any] = {}
         self._pending: dict[Any, tuple[int, int | None]] = {}
         self._number = 0
 
-    def places(self, demand: Demand) -> int:
+    def _machines(self) -> list[dict[str, float]]:
+        """Return what each machine of the cluster has."""
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    def places(self) -> int:
         """Return how many actors the cluster has room for now, at least one."""
         count = 0
-        for node in self._ray.nodes():
-            if node["Alive"]:
-                has = node["Resources"]
-                rooms = [has.get("CPU", 0) / demand.cores] if demand.cores else []
-                rooms += [has.get("GPU", 0) / demand.gpus] if demand.gpus else []
-                count += math.floor(min(rooms, default=1))
+        for has in self._machines():
+            rooms = [has.get("CPU", 0.0) / self._cores]
+            rooms += [has.get("GPU", 0.0) / self._gpus] if self._gpus else []
+            count += math.floor(min(rooms))
         return max(1, count)
 
     def start(self) -> int:
@@ -130,6 +127,17 @@ class RayExecutor:
         for actor in self._actors.values():
             self._ray.kill(actor)
         self._ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise ``BackendError`` if nothing listens at HOST:PORT, for which Ray would wait a minute or more."""
+    if address is None or address == AUTO:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise BackendError(f"--address {address}: no Ray cluster can be reached there ({reason(error)})") from None
 
 
 def _own_error(error: Any) -> AdaFocusError:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from adafocus_edge.errors import UsageError
 from adafocus_edge.media.remote import is_remote, list_remote
-from adafocus_edge.runtime.archive.dispatch import Dispatcher
+from adafocus_edge.runtime.archive.dispatch import BATCH, Dispatcher
 from adafocus_edge.runtime.archive.journal import Journal, open_journal
-from adafocus_edge.runtime.archive.on_ray import Demand, RayExecutor, check_ray
+from adafocus_edge.runtime.archive.on_ray import RayExecutor, check_ray
 from adafocus_edge.runtime.archive.on_this_machine import LocalExecutor
 from adafocus_edge.runtime.archive.settings import MAX_THREADS
 from adafocus_edge.runtime.archive.shipped import Shipped
@@ -59,7 +59,7 @@ class Summary:
         seconds: that this start took.
         clips_per_s: rows of this start per second.
         engine: executor.
-        processes: how many.
+        processes: how many there were at a time, at most.
         backend: that ran the model; empty if nothing was left to do.
     """
 
@@ -123,7 +123,8 @@ def classify_archive(
         check_ray()
     with open_journal(output, settings) as journal:
         left = [source for source in sources if source.name not in journal.done]
-        before, began, processes, backend = len(journal.done), time.monotonic(), 0, ""
+        before, began = len(journal.done), time.monotonic()
+        dispatcher: Dispatcher | None = None
 
         def tick() -> None:
             done, rate = len(journal.done), (len(journal.done) - before) / max(1e-9, time.monotonic() - began)
@@ -141,11 +142,11 @@ def classify_archive(
             try:
                 dispatcher = Dispatcher(executor, processes, journal.write, tick)
                 dispatcher.run(left)
-                backend = dispatcher.backend
             finally:
                 executor.close()
         took = time.monotonic() - began
-        summary = _summary(journal, sources, output, before, took, archive.engine or "local", processes, backend)
+        ran = (0, "") if dispatcher is None else (dispatcher.most, dispatcher.backend)
+        summary = _summary(journal, sources, output, before, took, archive.engine or "local", *ran)
         journal.finish(vars(summary))
     return summary
 
@@ -163,16 +164,15 @@ def _summary(
 
 def _executor(
     archive: ArchiveOptions, workers: int | None, count: int, job: Callable[[int], ArchiveJob]
-) -> tuple[Executor, int]:
-    """Return the executor, and how many processes it shall start."""
+) -> tuple[Executor, Callable[[], int]]:
+    """Return the executor, and a function that returns how many processes there shall be."""
     if archive.engine == "local":
         threads = min(workers or usable_cores(), count)
         processes = math.ceil(threads / MAX_THREADS)
-        return LocalExecutor(job(math.ceil(threads / processes))), processes
-    cores = archive.actor_cores or float(min(MAX_THREADS, usable_cores()))
-    demand = Demand(cores, archive.actor_gpus)
-    executor = RayExecutor(job(demand.threads), demand, archive.address, usable_cores())
-    return executor, workers or executor.places(demand)
+        return LocalExecutor(job(math.ceil(threads / processes))), lambda: processes
+    cluster = RayExecutor(archive, job)
+    most = math.ceil(count / BATCH)
+    return cluster, lambda: min(workers or cluster.places(), most)
 
 
 __all__ = ["Progress", "Row", "Summary", "classify_archive", "expanded"]

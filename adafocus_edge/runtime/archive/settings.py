@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -9,6 +10,8 @@ from adafocus_edge.errors import UsageError
 from adafocus_edge.system.options import Option
 
 ARCHIVE = "Archives"
+AUTO = "auto"
+"""The address of the cluster that this machine is part of."""
 MAX_THREADS = 4
 """Threads per process: with more, they would wait for Python's lock."""
 
@@ -58,3 +61,5 @@ class ArchiveOptions:
             ):
                 if given:
                     raise UsageError(f"--{name} {given}: is for --engine ray")
+        if self.address not in (None, AUTO) and not re.fullmatch(r"\S+:\d{1,5}", self.address or ""):
+            raise UsageError(f"--address {self.address}: must be {AUTO} or HOST:PORT, such as 10.0.0.7:6379")
