@@ -191,7 +191,7 @@ def test_more_workers_than_threads_or_processors_are_refused(small_bundle):
 def test_videos_are_annotated_side_by_side_too(small_bundle, tmp_path):
     for workers in (1, 2):
         done = edge(
-            "classify", *CLIPS[:3], "--bundle", small_bundle, "-q", "--workers", workers, "--save-video",
+            "classify", *CLIPS[:2], "--bundle", small_bundle, "-q", "--workers", workers, "--save-video",
             tmp_path / str(workers),
         )  # fmt: skip
         assert done.returncode == 0
