@@ -43,7 +43,7 @@ CLIPS = ROOT / "tests" / "fights"
 IGNORED = ("latency_ms", "model_ms")
 """Keys of a result that differ from run to run."""
 SCENE = ROOT / "tests" / "clips" / "people_1080p.mp4"
-TIMES = 3
+TIMES = 2
 """How often each clip is in the archive."""
 
 
@@ -94,6 +94,8 @@ def archive(arguments: argparse.Namespace) -> dict[str, Any]:
                 command = [sys.executable, "-m", "adafocus_edge", *map(str, words)]
                 used[name].append(watch(command, ROOT, also=holder if name == "ray" else None))
                 rows[name] = [_plain(line) for part in output.glob("jsonl/*") for line in part.open()]
+            if short := [name for name, found in rows.items() if len(found) != count]:
+                raise SystemExit(f"{short[0]}: {len(rows[short[0]])} rows of {count} clips")
             for name, found in used.items():
                 print(f"round {turn + 1}: {name}: {found[-1].line(count)}", flush=True)
     names = [sorted(found, key=lambda entry: str(entry["source"])) for found in rows.values()]
@@ -151,16 +153,10 @@ def _cpu_ms(function: Callable[[], Any], rounds: int) -> float:
 
 @contextmanager
 def _cluster() -> Iterator[tuple[str, int]]:
-    """Provide the address of a Ray cluster on this machine, and the process that holds it."""
-    code = (
-        "import ray, sys; from adafocus_edge.system.cpu import usable_cores as n;"
-        "c = ray.init(num_cpus=n(), object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False);"
-        "print(c.address_info['gcs_address'], flush=True); sys.stdin.read()"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    """Provide the address of a Ray cluster of two machines with a core each, and the process that holds it."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
-        stderr=subprocess.DEVNULL,
+        [sys.executable, "-m", "tests.support.ray_cluster"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdout is not None
     try:

@@ -10,6 +10,7 @@ import typer
 
 from adafocus_edge.cli.outputs import progress_for, say
 from adafocus_edge.errors import UsageError
+from adafocus_edge.system.cpu import check_threads
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,17 +25,19 @@ LINE_EVERY_S = 60.0
 """Between two lines of progress where there is no terminal."""
 
 
-def check_archive(options: ClassifyOptions, only_live: str | None) -> Path:
+def check_archive(options: ClassifyOptions, archive: ArchiveOptions, only_live: str | None) -> Path:
     """Return the folder of an archive run. Raises ``UsageError`` for options that it has no use for."""
     if options.output is None:
-        raise UsageError("--engine: give --output DIR, the folder of the results")
+        raise UsageError(f"--engine {archive.engine}: give --output DIR, the folder of the results")
     refused = {
         "--save-video": options.save_video, "--profile": options.profile, "--threads": options.threads,
         only_live: only_live, "--decoder gpu": options.decoder == "gpu",
     }  # fmt: skip
     for name, given in refused.items():
         if given:
-            raise UsageError(f"--engine: {name} cannot be used with it")
+            raise UsageError(f"--engine {archive.engine}: {name} cannot be used with it")
+    if archive.engine == "local":
+        check_threads(options.workers, "--workers")
     return options.output
 
 

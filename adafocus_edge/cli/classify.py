@@ -22,6 +22,7 @@ from adafocus_edge.errors import AdaFocusError, HasAnEndError, SourceError, Usag
 from adafocus_edge.live.settings import LiveArguments
 from adafocus_edge.runtime.archive.settings import ArchiveOptions
 from adafocus_edge.runtime.settings import ClassifyOptions
+from adafocus_edge.system.cpu import check_threads
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -72,11 +73,12 @@ def classify(
     sources = find_inputs(source, quiet, options.video_track)
     only_live = _only_live(live, options)
     if archive.engine is not None:
-        output, top = check_archive(options, only_live), top_count(options.top_k, found)
+        output, top = check_archive(options, archive, only_live), top_count(options.top_k, found)
         check_graph_files(found)
         if run_archive(sources, found, options, archive, top, output, as_json=as_json, quiet=quiet):
             raise typer.Exit(1)
         return
+    check_threads(options.workers, "--workers")
     streamed = only_live is not None or _is_live(sources, found, setting)
     if streamed:
         options.check_live()

@@ -159,7 +159,6 @@ class ClassifyOptions(RunOptions):
         super().__post_init__()
         if (self.exit_confidence is not None or self.exit_set is not None) and self.schedule == "clip":
             raise UsageError("--schedule clip: an early exit saves nothing there; use --schedule stream")
-        check_threads(self.workers, "--workers")
         if self.workers is not None and self.threads is not None and self.workers > self.threads:
             raise UsageError(
                 f"--workers {self.workers}: must be at most {self.threads}, the threads that compute (--threads, or "

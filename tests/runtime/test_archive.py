@@ -366,10 +366,13 @@ def test_a_cluster_gives_the_rows_of_classify_though_an_actor_and_the_driver_are
 def test_a_cluster_that_is_not_there_and_options_without_one_are_one_line(archive, small_bundle, tmp_path):
     given = ("classify", archive, "--bundle", small_bundle, "-q")
     rows = tmp_path / "rows"
-    one_line_error(edge(*given, "--engine", "local"), 2, "--engine: give --output DIR")
+    one_line_error(edge(*given, "--engine", "local"), 2, "--engine local: give --output DIR")
     one_line_error(edge(*given, "-o", rows, "--address", "auto"), 2, "--address auto: is for --engine ray")
     one_line_error(edge(*given, "-o", rows, "--engine", "ray", "--address", "here"), 2, "must be auto or HOST:PORT")
-    one_line_error(edge(*given, "-o", rows, "--engine", "local", "--save-video", rows), 2, "--engine: --save-video")
+    one_line_error(edge(*given, "-o", rows, "--engine", "ray", "--backend", "cuda"), 2, "give each process a GPU")
+    one_line_error(
+        edge(*given, "-o", rows, "--engine", "local", "--save-video", rows), 2, "--engine local: --save-video"
+    )
     process = start(command(archive, small_bundle, rows, "--engine", "ray", "--address", "127.0.0.1:1"))
     printed, errors = process.communicate(timeout=120)
     assert (process.returncode, printed) == (1, "")

@@ -46,11 +46,10 @@ class Journal:
                 (folder / name).mkdir(parents=True, exist_ok=True)
             for path in self._parts():
                 self._held, self._size = self._recover(path)
-        self._number = len(self._parts())
-        if self._number and self._held < rows_per_part:  # the newest part goes on
-            self._number -= 1
-        else:
-            self._held = self._size = 0
+        parts = self._parts()
+        self._number = int(parts[-1].stem.removeprefix("part-")) if parts else 0
+        if self._held >= rows_per_part:
+            self._number, self._held, self._size = self._number + 1, 0, 0
 
     def _parts(self) -> list[Path]:
         return sorted((self._folder / LINES).glob("part-*.jsonl"))
@@ -63,7 +62,10 @@ class Journal:
                 if not line.endswith(b"\n"):
                     file.truncate(size)
                     break
-                self._count(json.loads(line))
+                try:
+                    self._count(json.loads(line))
+                except (ValueError, TypeError, KeyError):
+                    raise UsageError(f"{path}, line {rows + 1}: not a row of a run: remove this file") from None
                 rows, size = rows + 1, size + len(line)
         return rows, size
 
@@ -152,7 +154,10 @@ def _check_settings(run: Path, settings: dict[str, Any]) -> None:
         with writable(run), atomic_write(run) as file:
             file.write((json.dumps(settings, indent=2) + "\n").encode())
         return
-    before = json.loads(run.read_text("utf-8"))
+    try:
+        before = dict(json.loads(run.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise UsageError(f"{run}: cannot be read: give another folder") from None
     for name, value in settings.items():
         if before.get(name) != value:
             raise UsageError(

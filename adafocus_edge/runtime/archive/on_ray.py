@@ -32,6 +32,8 @@ OBJECT_STORE_BYTES = 100 << 20
 def check_ray() -> Any:
     """Return Ray's module. Raises ``MissingExtraError``."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+    # Otherwise it warns that it hides GPUs from actors without one, which run on the CPU anyway.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray

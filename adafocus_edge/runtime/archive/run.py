@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adafocus_edge.backends.base import CPU_BACKEND
+from adafocus_edge.backends.registry import AUTO, may_use_cpu
 from adafocus_edge.errors import UsageError
 from adafocus_edge.media.remote import is_remote, list_remote
 from adafocus_edge.runtime.archive.dispatch import BATCH, Dispatcher
@@ -119,8 +121,10 @@ def classify_archive(
         "exit": None if exits is None else repr(exits), "top_k": top_k, "logits": options.logits,
         "video_track": options.video_track,
     }  # fmt: skip
+    backend = options.backend
     if archive.engine == "ray":
         check_ray()
+        backend = _backend_of_actors(backend, archive.actor_gpus)
     with open_journal(output, settings) as journal:
         left = [source for source in sources if source.name not in journal.done]
         before, began = len(journal.done), time.monotonic()
@@ -134,11 +138,11 @@ def classify_archive(
 
             def job(threads: int) -> ArchiveJob:
                 return ArchiveJob(
-                    shipped, variant, options.backend, options.conv_search, options.schedule, exits, top_k,
+                    shipped, variant, backend, options.conv_search, options.schedule, exits, top_k,
                     options.logits, threads,
                 )  # fmt: skip
 
-            executor, processes = _executor(archive, options.workers, len(left), job)
+            executor, processes = _executor(archive, options.workers, len(left), job, on_cpu=may_use_cpu(backend))
             try:
                 dispatcher = Dispatcher(executor, processes, journal.write, tick)
                 dispatcher.run(left)
@@ -149,6 +153,15 @@ def classify_archive(
         summary = _summary(journal, sources, output, before, took, archive.engine or "local", *ran)
         journal.finish(vars(summary))
     return summary
+
+
+def _backend_of_actors(backend: str, gpus: float) -> str:
+    """Return what runs the model in an actor: on a GPU only if it is given one. Raises ``UsageError``."""
+    if backend == AUTO:
+        return AUTO if gpus else CPU_BACKEND
+    if not may_use_cpu(backend) and not gpus:
+        raise UsageError(f"--backend {backend}: give each process a GPU, or a share of one: --actor-gpus 1")
+    return backend
 
 
 def _summary(
@@ -163,12 +176,13 @@ def _summary(
 
 
 def _executor(
-    archive: ArchiveOptions, workers: int | None, count: int, job: Callable[[int], ArchiveJob]
+    archive: ArchiveOptions, workers: int | None, count: int, job: Callable[[int], ArchiveJob], *, on_cpu: bool
 ) -> tuple[Executor, Callable[[], int]]:
     """Return the executor, and a function that returns how many processes there shall be."""
     if archive.engine == "local":
         threads = min(workers or usable_cores(), count)
-        processes = math.ceil(threads / MAX_THREADS)
+        # A GPU has room for one model: its threads decode, and take turns on it.
+        processes = math.ceil(threads / MAX_THREADS) if on_cpu else 1
         return LocalExecutor(job(math.ceil(threads / processes))), lambda: processes
     cluster = RayExecutor(archive, job)
     most = math.ceil(count / BATCH)

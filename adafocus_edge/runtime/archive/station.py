@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +86,9 @@ class Station:
         try:
             if (missing := source.missing()) is not None:
                 raise missing
-            with fetched(source) as local:
-                result, _ = self._classifier().classify(replace(local, live=False))
+            classifier = self._classifier()
+            with fetched(source) as local, nullcontext() if classifier.reads_side_by_side else self._turn:
+                result, _ = classifier.classify(replace(local, live=False))
                 return replace(result, source=source.name).to_json(logits=self._job.logits)
         except AdaFocusError as error:
             text = str(error)
