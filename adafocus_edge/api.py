@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -21,17 +22,24 @@ from adafocus_edge.runtime.glimpse import GlimpseStream
 from adafocus_edge.runtime.prediction import Prediction
 from adafocus_edge.runtime.settings import DEFAULT_TOP_K, RunOptions
 from adafocus_edge.system.companions import import_companion
+from adafocus_edge.system.side_by_side import Shares, side_by_side
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from typing_extensions import Self
 
+    from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.benchmark.schema import Report
     from adafocus_edge.model.spec import ModelSpec
 
 One: TypeAlias = "str | Path"
 """A file, a folder of frames, or an address."""
+MANY = 4
+"""Files per usable core from which a list is worth a second copy of the model."""
+AHEAD = 2
+"""Files per thread that may be done before the caller asks for them: predictions hold their clips."""
 
 
 class AdaFocus:
@@ -78,6 +86,7 @@ class AdaFocus:
         self._stack = ExitStack()
         self._model = self._stack.enter_context(load_model(self.bundle, variant, backend, threads, device=device))
         self._files = Classifier(self._model, self.names, top_k=self._top_k, exits=exits)
+        self._shared: LoadedModel | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -129,13 +138,32 @@ class AdaFocus:
         return self._frames(source, fps, times)
 
     def each(self, sources: One | Sequence[One]) -> Iterator[Prediction]:
-        """Classify files, folders and patterns one after the other, and yield each result when it is there.
+        """Classify files, folders and patterns, and yield the results in their order, each when it is there.
 
-        Raises as :meth:`__call__`.
+        On a CPU, files of a long list are classified side by side, with a second copy of the model whose threads the
+        cores share. Raises as :meth:`__call__`.
         """
         given = [sources] if isinstance(sources, (str, Path)) else list(sources)
-        for source in find_sources([str(one) for one in given]):
-            yield self._classify(source)
+        found = find_sources([str(one) for one in given])
+        shares = Shares.of(len(found), None, self._options.threads)
+        if self._model.on_device or len(found) < MANY * shares.workers:
+            shares = Shares(1, self._options.threads)
+
+        def prepare() -> Callable[[Source], Prediction]:
+            return partial(self._classify, self._files if shares.workers == 1 else self._sharing(shares))
+
+        if shares.workers > 1:
+            prepare()  # loads the model, in this thread
+        with side_by_side(found, prepare, shares.workers, AHEAD * shares.workers) as outcomes:
+            for _, outcome in outcomes:
+                yield outcome()
+
+    def _sharing(self, shares: Shares) -> Classifier:
+        """Return a classifier for one of several threads that share the cores."""
+        if self._shared is None:
+            shared = load_model(self.bundle, self.variant, self.backend, shares.threads)
+            self._shared = self._stack.enter_context(shared)
+        return Classifier(self._shared, self.names, top_k=self._top_k, exits=self._files.exits)
 
     def stream(
         self,
@@ -325,14 +353,14 @@ class AdaFocus:
         found = find_sources([str(source)])
         if len(found) != 1:
             raise UsageError(f"{source}: holds {len(found)} videos: pass a list, as model([{str(source)!r}])")
-        return self._classify(found[0])
+        return self._classify(self._files, found[0])
 
-    def _classify(self, source: Source) -> Prediction:
+    def _classify(self, classifier: Classifier, source: Source) -> Prediction:
         if source.live:
             raise UsageError(f"{source.name}: has no end: use model.stream({source.name!r})")
         if (missing := source.missing()) is not None:
             raise missing
-        result, clip = self._files.classify(source)
+        result, clip = classifier.classify(source)
         return Prediction(result, False, self.spec, clip)
 
     def _frames(self, frames: Any, fps: float | None, times: Sequence[float] | None) -> Prediction:

@@ -161,6 +161,14 @@ def obstacle(backend: str) -> Obstacle | None:
     return find_backend(backend).obstacle()
 
 
+def may_use_cpu(name: str) -> bool:
+    """Return whether a backend computes on the CPU; for ``auto``, whether no NVIDIA GPU is usable."""
+    from adafocus_edge.backends import probe
+
+    name = canonical_backend(name)
+    return probe.gpu_obstacle() is not None if name == AUTO else not find_backend(name).on_gpu
+
+
 def load_model(
     bundle: Bundle,
     variant: str = AUTO,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from adafocus_edge.cli.archive import check_archive, run_archive
 from adafocus_edge.cli.config import Config
 from adafocus_edge.cli.inputs import choose_decoder, find_inputs, top_count
 from adafocus_edge.cli.options import DEFAULT_MODEL_NOTE, Debug, Json, Quiet, with_options
@@ -24,14 +28,22 @@ from adafocus_edge.cli.outputs import (
 from adafocus_edge.cli.process import is_debugging, print_error
 from adafocus_edge.errors import AdaFocusError, HasAnEndError, SourceError, UsageError
 from adafocus_edge.live.settings import LiveArguments
+from adafocus_edge.runtime.archive.settings import ArchiveOptions
 from adafocus_edge.runtime.settings import ClassifyOptions
+from adafocus_edge.system.cpu import check_threads
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from adafocus_edge.bundle.manifest import Bundle
+    from adafocus_edge.bundle.manifest import Bundle, Profile
+    from adafocus_edge.media.clip import Clip
     from adafocus_edge.media.sources import Source
-    from adafocus_edge.runtime.classifier import Classifier
+    from adafocus_edge.runtime.classifier import Classifier, Result
+
+AHEAD = 32
+"""Files per worker that may be done before an earlier one is: their results wait for it."""
+AHEAD_WITH_CLIPS = 2
+"""The same if their clips, which may hold decoded frames, wait, too."""
 
 
 @with_options
@@ -45,6 +57,7 @@ def classify(
     ],
     options: ClassifyOptions,
     live: LiveArguments,
+    archive: ArchiveOptions,
     config: Config = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -58,40 +71,42 @@ def classify(
       adafocus-edge classify rtsp://10.0.0.7/yard --event fight=0.8,for=2
     """
     del debug, config
-    from adafocus_edge.backends.registry import load_model
-    from adafocus_edge.bundle.store import check_graph_files, default_bundle, open_bundle
+    from adafocus_edge.backends.registry import load_model, may_use_cpu
+    from adafocus_edge.bundle.store import check_graph_files
     from adafocus_edge.runtime.classifier import Classifier
     from adafocus_edge.runtime.exits import requested_exits
-    from adafocus_edge.runtime.profiles import apply_profile
+    from adafocus_edge.system.side_by_side import Shares
 
-    bundle = options.bundle
-    if bundle is None:
-        bundle = default_bundle()
-        say(DEFAULT_MODEL_NOTE, quiet)
-    found = open_bundle(bundle)
-    setting, profile = apply_profile(options, found)
-    if profile is not None:
-        say(f"profile {options.profile}: {profile.demand}; measured on {profile.device}", quiet)
+    found, setting, profile = _model(options, quiet)
     sources = find_inputs(source, quiet, options.video_track)
     only_live = _only_live(live, options)
+    if archive.engine is not None:
+        output, top = check_archive(options, archive, only_live), top_count(options.top_k, found)
+        check_graph_files(found, found.choose_variant(setting.variant))
+        if run_archive(sources, found, options, archive, top, output, as_json=as_json, quiet=quiet):
+            raise typer.Exit(1)
+        return
+    check_threads(options.workers, "--workers")
     streamed = only_live is not None or _is_live(sources, found, setting)
     if streamed:
         options.check_live()
     check_targets(
-        options.output, options.save_video, bundle, sources, logits=options.logits, as_json=as_json, live=streamed
+        options.output, options.save_video, found.path, sources, logits=options.logits, as_json=as_json, live=streamed
     )
     top = top_count(options.top_k, found)
     variant = found.choose_variant(setting.variant)
     requested_exits(found, setting, live=streamed)
     missing = _check_missing(sources, live if streamed else None, options.output, as_json=as_json, quiet=quiet)
     check_graph_files(found, variant)
+    shares = Shares.of(1 if streamed else len(sources) - len(missing), options.workers, setting.threads)
+    threads = shares.threads if may_use_cpu(setting.backend) else setting.threads
     with ExitStack() as stack:
         model = stack.enter_context(
             load_model(
                 found,
                 setting.variant,
                 setting.backend,
-                setting.threads,
+                threads,
                 conv_search=options.conv_search,
                 device=setting.device,
             )
@@ -102,11 +117,13 @@ def classify(
             say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         decoder = choose_decoder(options.decoder, model, quiet)
 
+        turn = threading.Lock() if model.on_device else None
+
         def classifier(*, live: bool) -> Classifier:
             return Classifier(
                 model, found.classes, top_k=top, schedule=setting.schedule,
                 exits=requested_exits(found, setting, live=live),
-                decoder=decoder, note=lambda text: say(text, quiet),
+                decoder=decoder, note=lambda text: say(text, quiet), turn=turn,
             )  # fmt: skip
 
         failed: int | None = None
@@ -117,9 +134,26 @@ def classify(
             errors = run_live(sources, classifier(live=True), live, printing, options.output, show=options.show)
             failed = _count_failed(errors, only_live, alone=len(sources) == 1)
         if failed is None:
-            failed = _run_files(sources, missing, classifier(live=False), options, as_json=as_json, quiet=quiet)
+            files = _Files(partial(classifier, live=False), shares.workers, options, as_json=as_json, quiet=quiet)
+            failed = files.run(sources, missing)
     if failed:
         raise typer.Exit(1)
+
+
+def _model(options: ClassifyOptions, quiet: bool) -> tuple[Bundle, ClassifyOptions, Profile | None]:
+    """Return the bundle to run, the options with those of its profile, and the profile."""
+    from adafocus_edge.bundle.store import default_bundle, open_bundle
+    from adafocus_edge.runtime.profiles import apply_profile
+
+    bundle = options.bundle
+    if bundle is None:
+        bundle = default_bundle()
+        say(DEFAULT_MODEL_NOTE, quiet)
+    found = open_bundle(bundle)
+    setting, profile = apply_profile(options, found)
+    if profile is not None:
+        say(f"profile {options.profile}: {profile.demand}; measured on {profile.device}", quiet)
+    return found, setting, profile
 
 
 def _only_live(live: LiveArguments, options: ClassifyOptions) -> str | None:
@@ -181,70 +215,109 @@ def _check_missing(
     raise typer.Exit(1)
 
 
-def _run_files(
-    sources: list[Source],
-    missing: dict[Source, SourceError],
-    classifier: Classifier,
-    options: ClassifyOptions,
-    *,
-    as_json: bool,
-    quiet: bool,
-) -> int:
-    """Classify files one by one, and return how many failed; a failure of one does not stop the others."""
-    from adafocus_edge.runtime.results import ResultFile
+@dataclass(frozen=True)
+class _Seen:
+    """A file's result, and what the rest of the run needs of its clip."""
 
-    names = dict(zip(sources, video_names(sources), strict=True))
-    with ExitStack() as stack:
-        file = stack.enter_context(ResultFile(options.output)) if options.output is not None else None
-        sink = ResultSink(as_json, options.logits, file)
-        classifier.prepare(lambda line: say(line, quiet))
-        bars = stack.enter_context(progress_for(quiet))
-        clips = bars.add_task("classifying", total=len(sources), visible=len(sources) > 1)
-        for source in sources:
-            if source in missing:
-                sink.failure(source.name, missing[source], reported=True)
-            else:
-                _run_file(replace(source, live=False), names[source], classifier, options.save_video, sink, bars, quiet)
-            bars.advance(clips)
-    return sink.failed
+    result: Result
+    note: str
+    clip: Clip | None
 
 
-def _run_file(
-    source: Source,
-    video_name: str,
-    classifier: Classifier,
-    save_video: Path | None,
-    sink: ResultSink,
-    bars: Progress | HiddenBars,
-    quiet: bool,
-) -> None:
-    """Classify a file, print its result or its error, and write the annotated video if there is to be one."""
-    from adafocus_edge.system.addresses import conceal
+class _Files:
+    """Classifies files side by side, and prints the results in the order of the files.
 
-    try:
-        result, clip = classifier.classify(source)
-    except AdaFocusError as error:
-        sink.failure(source.name, error)
-        return
-    except Exception as error:  # a damaged file may raise anything; the others must still run
-        if is_debugging():
-            raise
-        reason = conceal(str(error), source.address)
-        kind = type(error).__name__
-        sink.failure(source.name, SourceError(f"{source.name}: cannot be read (unexpected {kind}: {reason})"))
-        return
-    if clip.track_note:
-        say(f"{source.name}: {clip.track_note}", quiet)
-    sink.result(result)
-    if save_video is None:
-        return
-    from adafocus_edge.runtime.annotate import save_annotated
+    Args:
+        classifier: makes one; each thread has its own, of one model.
+        workers: files under way at a time, at most.
+        options: of the run.
+        as_json: print JSON lines.
+        quiet: print only errors on stderr.
+    """
 
-    path = save_video if is_video_file(save_video) else save_video / video_name
-    frames = bars.add_task(f"writing {path.name}", total=clip.frame_count)
-    try:
-        for count in save_annotated(clip, result, classifier.model.spec, path):
-            bars.update(frames, completed=count)
-    except AdaFocusError as error:
-        sink.complaint(error)
-    bars.remove_task(frames)
+    def __init__(
+        self,
+        classifier: Callable[[], Classifier],
+        workers: int,
+        options: ClassifyOptions,
+        *,
+        as_json: bool,
+        quiet: bool,
+    ) -> None:
+        self._make = classifier
+        self._first = classifier()
+        self._workers = workers if self._first.reads_side_by_side else 1
+        self._options = options
+        self._as_json = as_json
+        self._quiet = quiet
+
+    def run(self, sources: list[Source], missing: dict[Source, SourceError]) -> int:
+        """Return how many files failed; a failure of one does not stop the others."""
+        from adafocus_edge.runtime.results import ResultFile
+        from adafocus_edge.system.side_by_side import side_by_side
+
+        options, names = self._options, dict(zip(sources, video_names(sources), strict=True))
+        ahead = self._workers * (AHEAD if options.save_video is None else AHEAD_WITH_CLIPS)
+        present = [source for source in sources if source not in missing]
+        with ExitStack() as stack:
+            file = stack.enter_context(ResultFile(options.output)) if options.output is not None else None
+            sink = ResultSink(self._as_json, options.logits, file)
+            self._first.prepare(lambda line: say(line, self._quiet))
+            bars = stack.enter_context(progress_for(self._quiet))
+            clips = bars.add_task("classifying", total=len(sources), visible=len(sources) > 1)
+            outcomes = stack.enter_context(side_by_side(present, self._prepare, self._workers, ahead))
+            for source in sources:
+                if source in missing:
+                    sink.failure(source.name, missing[source], reported=True)
+                else:
+                    _, outcome = next(outcomes)
+                    seen = self._report(source, outcome, sink)
+                    if seen is not None and seen.clip is not None:
+                        self._save(seen.clip, seen.result, names[source], sink, bars)
+                bars.advance(clips)
+        return sink.failed
+
+    def _prepare(self) -> Callable[[Source], _Seen]:
+        classifier, keeps_clip = self._make(), self._options.save_video is not None
+
+        def classify(source: Source) -> _Seen:
+            result, clip = classifier.classify(replace(source, live=False))
+            return _Seen(result, clip.track_note, clip if keeps_clip else None)
+
+        return classify
+
+    def _report(self, source: Source, outcome: Callable[[], _Seen], sink: ResultSink) -> _Seen | None:
+        """Print a file's result and return it, or print its error."""
+        from adafocus_edge.system.addresses import conceal
+
+        try:
+            seen = outcome()
+        except AdaFocusError as error:
+            sink.failure(source.name, error)
+            return None
+        except Exception as error:  # a damaged file may raise anything; the others must still run
+            if is_debugging():
+                raise
+            reason = conceal(str(error), source.address)
+            kind = type(error).__name__
+            sink.failure(source.name, SourceError(f"{source.name}: cannot be read (unexpected {kind}: {reason})"))
+            return None
+        if seen.note:
+            say(f"{source.name}: {seen.note}", self._quiet)
+        sink.result(seen.result)
+        return seen
+
+    def _save(self, clip: Clip, result: Result, video_name: str, sink: ResultSink, bars: Progress | HiddenBars) -> None:
+        """Write the annotated video of a clip."""
+        from adafocus_edge.runtime.annotate import save_annotated
+
+        save_video = self._options.save_video
+        assert save_video is not None
+        path = save_video if is_video_file(save_video) else save_video / video_name
+        frames = bars.add_task(f"writing {path.name}", total=clip.frame_count)
+        try:
+            for count in save_annotated(clip, result, self._first.model.spec, path):
+                bars.update(frames, completed=count)
+        except AdaFocusError as error:
+            sink.complaint(error)
+        bars.remove_task(frames)

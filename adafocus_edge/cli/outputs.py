@@ -188,6 +188,8 @@ def say_notes(notes: Iterable[str], quiet: bool) -> None:
 class HiddenBars:
     """Progress bars that are not shown. Rich, which draws the others, takes a tenth of a second to import."""
 
+    disable = True
+
     def add_task(self, description: str, *, total: float | None = None, visible: bool = True) -> Any:
         """Add a bar; return its number."""
 

@@ -157,9 +157,10 @@ def _is_here() -> bool:
 
 
 def _leave(code: int) -> None:
-    """Exit; at once where a capture thread hangs in a decoder, which may crash while Python shuts down."""
-    stream = sys.modules.get("adafocus_edge.live.capture")
-    if stream is not None and any(t.name.startswith(stream.CAPTURE_THREAD) for t in threading.enumerate()):
+    """Exit; at once where a thread is still in a decoder, which may crash while Python shuts down."""
+    live, files = (sys.modules.get(f"adafocus_edge.{name}") for name in ("live.capture", "system.side_by_side"))
+    decoding = (*([live.CAPTURE_THREAD] if live else []), *([files.WORKER_THREAD] if files else []))
+    if any(thread.name.startswith(decoding) for thread in threading.enumerate()):
         with suppress(OSError):
             sys.stdout.flush()
         os._exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,7 @@ class Classifier:
         exits: thresholds that stop a clip early, or None; frames are seen in their order.
         decoder: for files and live sources (:func:`adafocus_edge.backends.nvdec.usable_decoder`).
         note: called with one line if ``auto`` decodes a file on the CPU.
+        turn: held while the model sees a whole clip: a lock where classifiers in several threads share a device.
     """
 
     def __init__(
@@ -166,6 +168,7 @@ class Classifier:
         exits: ExitThresholds | None = None,
         decoder: Choice = "cpu",
         note: Callable[[str], None] = lambda _: None,
+        turn: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.model = model
         self.classes = classes
@@ -175,6 +178,14 @@ class Classifier:
         self._stream: GlimpseStream | None = None
         self.decoder: Choice = decoder
         self._note = note
+        self._turn = nullcontext() if turn is None else turn
+
+    @property
+    def reads_side_by_side(self) -> bool:
+        """Whether several threads may run such classifiers of one model, if those on a device share a ``turn``."""
+        if not self.model.on_device:
+            return True
+        return self.schedule == "clip" and self.exits is None and self.decoder == "cpu"
 
     def prepare(self, report: Callable[[str], None] = lambda _: None) -> None:
         """Run blank clips if the model is on a device, so that the first file does not wait for its set-up.
@@ -254,7 +265,8 @@ class Classifier:
                 yield from _timed([index for index, _ in piece], clip.see([pixels for _, pixels in piece]))
             return
         indices, pixels_of = zip(*frames, strict=True)
-        yield from _timed(indices, see_clip(self.model, pixels_of))
+        with self._turn:
+            yield from _timed(indices, see_clip(self.model, pixels_of))
 
     def step(self, number: int, frame_index: int, time_s: float | None, glimpse: Glimpse) -> Step:
         """Return a glimpse of a clip as a step of its result."""

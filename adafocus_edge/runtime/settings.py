@@ -125,6 +125,15 @@ class ClassifyOptions(RunOptions):
     """What only `classify` has."""
 
     schedule: ScheduleOption = "auto"
+    workers: Annotated[
+        int | None,
+        Option(
+            "Classify this many files side by side; 1 gives each file all cores.",
+            MODEL,
+            default="one per usable core",
+            minimum=1,
+        ),
+    ] = None
     profile: Annotated[
         str | None,
         Option(
@@ -150,6 +159,14 @@ class ClassifyOptions(RunOptions):
         Option("Show live sources in a window: q quits, space pauses, s saves a picture.", OUTPUT),
     ] = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers is not None and self.threads is not None and self.workers > self.threads:
+            raise UsageError(
+                f"--workers {self.workers}: must be at most {self.threads}, the threads that compute (--threads, or "
+                "those of --profile)"
+            )
+
     def check_live(self) -> None:
         """Check that the options suit live sources. Raises ``UsageError``."""
         if self.profile is not None:
@@ -159,5 +176,7 @@ class ClassifyOptions(RunOptions):
             )
         if self.save_video is not None:
             raise UsageError("--save-video takes files, not live sources: --record writes those")
+        if self.workers is not None:
+            raise UsageError("--workers is for files: live sources share one model")
         if self.schedule == "clip":
             raise UsageError("--schedule clip is for files: a live source is seen frame by frame")

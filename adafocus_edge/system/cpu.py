@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import threading
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +15,8 @@ _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _limits: list[int] = []
 """Limits set by :func:`limit_cores` in this process; the last one applies."""
+_own = threading.local()
+"""The limit set by :func:`limit_cores_of_thread` in this thread."""
 
 
 @lru_cache(maxsize=1)
@@ -45,21 +48,28 @@ def limit_cores(max_cores: int) -> None:
     _limits.append(max_cores)
 
 
-def check_threads(threads: int | None) -> None:
-    """Check that the machine has a processor for each thread. Raises ``UsageError``."""
+def limit_cores_of_thread(max_cores: int) -> None:
+    """Make :func:`usable_cores` return at most ``max_cores`` in this thread, one of several that share the cores."""
+    _own.limit = max_cores
+
+
+def check_threads(threads: int | None, option: str = "--threads") -> None:
+    """Check that the machine has a processor for each thread that an option asks for. Raises ``UsageError``."""
     processors = os.cpu_count() or 1
     if threads is not None and threads > processors:
-        raise UsageError(f"--threads {threads}: must be at most {processors}, the processors of this machine")
+        raise UsageError(f"{option} {threads}: must be at most {processors}, the processors of this machine")
 
 
 def usable_cores() -> int:
     """Return how many cores this process may use, at least 1.
 
-    That is :func:`physical_cores`, or fewer if a container's CPU quota (cgroup v2) or :func:`limit_cores` limits them.
+    That is :func:`physical_cores`, or fewer if a container's CPU quota (cgroup v2), :func:`limit_cores` or
+    :func:`limit_cores_of_thread` limits them.
     """
-    if _limits and _limits[-1] <= 1:
+    limits: list[int] = [*_limits[-1:], *([_own.limit] if hasattr(_own, "limit") else [])]
+    if min(limits, default=2) <= 1:
         return 1
-    cores = min([physical_cores(), *_limits[-1:]])
+    cores = min([physical_cores(), *limits])
     if _CGROUP_QUOTA.is_file():
         quota, _, period = _CGROUP_QUOTA.read_text().partition(" ")
         if quota != "max":

@@ -121,3 +121,16 @@ def leave_interrupts_to_parent(*, reset_termination: bool = False) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if reset_termination:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def keep_handlers() -> Iterator[None]:
+    """Restore the handlers of Ctrl-C, SIGTERM and SIGHUP after a library's start, which replaces some."""
+    numbers = [int(number) for name in ENDING if (number := getattr(signal, name, None)) is not None]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -1,0 +1,85 @@
+"""Files in object stores and elsewhere, by fsspec: listed by the driver of a run, fetched by the process that reads."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from adafocus_edge.errors import MissingExtraError, SourceError
+from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source, natural_path
+from adafocus_edge.system.addresses import without_password
+
+SCHEMES = frozenset("s3 s3a gs gcs abfs abfss az adl hdfs webhdfs file".split())
+"""Schemes of addresses that fsspec reads; FFmpeg reads http and https itself, by parts."""
+
+
+def is_remote(address: str) -> bool:
+    """Whether an address is read by fsspec."""
+    scheme, separator, _ = address.partition("://")
+    return bool(separator) and scheme.lower() in SCHEMES
+
+
+def list_remote(source: Source) -> list[Source]:
+    """Return the videos that an address of a file, a folder or a pattern means, in natural order.
+
+    Raises:
+        SourceError: there are none, or they cannot be listed.
+        MissingExtraError: fsspec, or its part for the scheme, is not installed.
+    """
+    files, root = _open(source)
+    try:
+        if any(sign in root for sign in "*?["):
+            found = [path for path in files.glob(root) if not files.isdir(path)]
+        elif files.isdir(root):
+            found = [path for path in files.find(root) if PurePosixPath(path).suffix.lower() in VIDEO_SUFFIXES]
+        else:
+            found = [root] if files.exists(root) else []
+    except Exception as error:  # each store has its own
+        raise _failed(source, error) from None
+    if not found:
+        raise SourceError(f"{source.name}: no such file, folder or pattern with videos")
+    paths = sorted(map(str, found), key=lambda path: natural_path(Path(path)))
+    addresses = [files.unstrip_protocol(path) for path in paths]
+    return [replace(source, name=without_password(address), address=address, live=False) for address in addresses]
+
+
+@contextmanager
+def fetched(source: Source) -> Iterator[Source]:
+    """Provide a source whose address can be opened: of a remote file, a copy that is removed afterwards.
+
+    Raises ``SourceError``, ``MissingExtraError``.
+    """
+    if not is_remote(source.address):
+        yield source
+        return
+    files, path = _open(source)
+    with tempfile.NamedTemporaryFile(prefix="adafocus-", suffix=PurePosixPath(path).suffix) as copy:
+        try:
+            files.get_file(path, copy.name)
+        except Exception as error:
+            raise _failed(source, error) from None
+        yield replace(source, address=copy.name)
+
+
+def _open(source: Source) -> tuple[Any, str]:
+    """Return the file system of an address, and the path in it."""
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise MissingExtraError(f"{source.name}: reading it", "ray", error.name or "fsspec") from None
+    try:
+        files, path = url_to_fs(source.address)
+    except ImportError as error:
+        raise SourceError(f"{source.name}: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        raise _failed(source, error) from None
+    return files, str(path)
+
+
+def _failed(source: Source, error: Exception) -> SourceError:
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return SourceError(f"{source.name}: cannot be read ({first})")

@@ -1,0 +1,1 @@
+"""Archives: very many files, classified by several processes, on this machine or on a Ray cluster, resumably."""

@@ -1,0 +1,210 @@
+"""Measure the whole from file to answer against an older version, in one run, in turns.
+
+Usage: python -m benchmarks.whole [--parts folder,archive,cost] [--old DIR] [--clips DIR] [--rounds 3]
+
+Each part writes its own key of ``results/whole.json`` and leaves the others. To add one, write a function that takes
+the arguments and returns what is to be stored, and enter it in ``PARTS``.
+
+``--old`` is a folder with the older version's packages: ``git archive v0.1.0 | tar x -C DIR``.
+
+``busy`` is the share of the cores' time in which the processes ran or were ready to run: on a machine that has other
+work to do, it says what the programme would have used, and clips per second do not. ``cpu_ms_per_clip`` is the
+processor time spent, start-up included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from adafocus_edge.backends.loaded import LoadedModel
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import default_bundle, read_bundle
+from adafocus_edge.media.preprocess import sampled_frames
+from adafocus_edge.media.sources import Source, find_sources
+from adafocus_edge.runtime.glimpse import see_clip
+from adafocus_edge.system.cpu import limit_cores_of_thread
+from benchmarks.machine import RESULTS, save
+from benchmarks.watched import Usage, watch
+
+ROOT = Path(__file__).parent.parent
+CLIPS = ROOT / "tests" / "fights"
+IGNORED = ("latency_ms", "model_ms")
+"""Keys of a result that differ from run to run."""
+SCENE = ROOT / "tests" / "clips" / "people_1080p.mp4"
+TIMES = 2
+"""How often each clip is in the archive."""
+
+
+def folder(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure ``classify FOLDER``: the older version, one worker, and the pipeline."""
+    runs: dict[str, tuple[Path, tuple[str, ...]]] = {
+        **({"old": (arguments.old, ())} if arguments.old else {}),
+        "one worker": (ROOT, ("--workers", "1")),
+        "pipeline": (ROOT, ()),
+    }
+    count = len(find_sources([str(arguments.clips)]))
+    used: dict[str, list[Usage]] = {name: [] for name in runs}
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for turn in range(arguments.rounds):
+        for name, (home, more) in runs.items():
+            usage, lines[name] = _classified(home, arguments.clips, more)
+            used[name].append(usage)
+            print(f"round {turn + 1}: {name}: {usage.line(count)}", flush=True)
+    first = next(iter(lines.values()))
+    return {
+        "clips": count,
+        "rounds": arguments.rounds,
+        "equal": all(found == first for found in lines.values()),
+        "runs": {name: _figures(found, count) for name, found in used.items()},
+    }
+
+
+def archive(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure many files: plain ``classify``, processes of this machine, and actors of a Ray cluster that is there.
+
+    The files are links to the clips, :data:`TIMES` of each, so that what a start takes does not decide.
+    """
+    clips = [Path(source.address) for source in find_sources([str(arguments.clips)])]
+    count = len(clips) * TIMES
+    used: dict[str, list[Usage]] = {"plain": [], "local": [], "ray": []}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as made, _cluster() as (address, holder):
+        links = Path(made) / "clips"
+        links.mkdir()
+        for number in range(count):
+            (links / f"{number}.mp4").symlink_to(clips[number % len(clips)].resolve())
+        for turn in range(arguments.rounds):
+            usage, rows["plain"] = _classified(ROOT, links, ())
+            used["plain"].append(usage)
+            for name, more in (("local", ()), ("ray", ("--address", address))):
+                output = Path(made) / f"{name}-{turn}"
+                words = ("classify", links, "--quiet", "--engine", name, "--output", output, *more)
+                command = [sys.executable, "-m", "adafocus_edge", *map(str, words)]
+                used[name].append(watch(command, ROOT, also=holder if name == "ray" else None))
+                rows[name] = [_plain(line) for part in output.glob("jsonl/*") for line in part.open()]
+            if short := [name for name, found in rows.items() if len(found) != count]:
+                raise SystemExit(f"{short[0]}: {len(rows[short[0]])} rows of {count} clips")
+            for name, found in used.items():
+                print(f"round {turn + 1}: {name}: {found[-1].line(count)}", flush=True)
+    names = [sorted(found, key=lambda entry: str(entry["source"])) for found in rows.values()]
+    return {
+        "clips": count,
+        "rounds": arguments.rounds,
+        "equal": all(found == names[0] for found in names),
+        "runs": {name: _figures(found, count) for name, found in used.items()},
+    }
+
+
+def cost(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure what a clip of 10 s costs one core: opening, decoding and preprocessing; and the model, by variant.
+
+    The clips show :data:`SCENE` again and again, with a key frame every 250 frames, as x264 sets them by default.
+    """
+    bundle = read_bundle(default_bundle())
+    found: dict[str, Any] = {"seconds": 10, "rounds": arguments.rounds, "read_cpu_ms": {}, "model_cpu_ms": {}}
+    limit_cores_of_thread(1)
+    with tempfile.TemporaryDirectory() as made:
+        for height in (240, 480, 720, 1080):
+            path = Path(made) / f"{height}.mp4"
+            scale = ("-vf", f"scale=-2:{height}", "-c:v", "libx264", "-preset", "veryfast", "-g", "250")
+            looped = ("-stream_loop", "-1", "-i", str(SCENE), "-t", "10")
+            subprocess.run(["ffmpeg", "-v", "error", *looped, *scale, "-an", str(path)], check=True)
+            source = Source(str(path), str(path))
+
+            def read(source: Source = source) -> list[Any]:
+                return list(sampled_frames(source.open_clip(), bundle.spec))
+
+            found["read_cpu_ms"][f"{height}p"] = _cpu_ms(read, arguments.rounds)
+        frames = [frame for _, frame in read()]
+        for variant in bundle.manifest.variants:
+            with load_model(bundle, variant, "cpu", 1) as model:
+                found["model_cpu_ms"][variant] = _cpu_ms(
+                    lambda model=model: list(see_clip(model, frames)), arguments.rounds
+                )
+    print(json.dumps(found, indent=2), flush=True)
+    return found
+
+
+def _seen(model: LoadedModel, frames: list[Any]) -> list[Any]:
+    return list(see_clip(model, frames))
+
+
+def _cpu_ms(function: Callable[[], Any], rounds: int) -> float:
+    """Return the median processor time of this thread for a call, after one that does not count."""
+    times = []
+    for _ in range(rounds + 1):
+        before = time.thread_time()
+        function()
+        times.append((time.thread_time() - before) * 1e3)
+    return round(statistics.median(times[1:]), 1)
+
+
+@contextmanager
+def _cluster() -> Iterator[tuple[str, int]]:
+    """Provide the address of a Ray cluster of two machines with a core each, and the process that holds it."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.ray_cluster"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        yield process.stdout.readline().strip(), process.pid
+    finally:
+        process.communicate()
+
+
+def _classified(home: Path, clips: Path, more: tuple[str, ...]) -> tuple[Usage, list[dict[str, Any]]]:
+    with tempfile.NamedTemporaryFile("w+") as printed:
+        command = [sys.executable, "-m", "adafocus_edge", "classify", str(clips), "--json", "--quiet", *more]
+        usage = watch(command, home, stdout=printed)
+        printed.seek(0)
+        return usage, [_plain(line) for line in printed]
+
+
+def _plain(line: str) -> dict[str, Any]:
+    return {key: value for key, value in json.loads(line).items() if key not in IGNORED}
+
+
+def _figures(used: list[Usage], count: int) -> dict[str, Any]:
+    return {
+        "clips_per_s": round(statistics.median(count / usage.wall_s for usage in used), 2),
+        "cpu_ms_per_clip": round(statistics.median(usage.cpu_s / count * 1e3 for usage in used), 1),
+        "busy": round(statistics.median(usage.busy for usage in used), 3),
+        "peak_mb": round(max(usage.peak_bytes for usage in used) / 1e6, 1),
+        "rounds": [asdict(usage) for usage in used],
+    }
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"folder": folder, "archive": archive, "cost": cost}
+
+
+def main() -> None:
+    """Run the parts and store them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--old", type=Path)
+    parser.add_argument("--clips", type=Path, default=CLIPS)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    path = RESULTS / "whole.json"
+    for name in arguments.parts.split(","):
+        stored = json.loads(path.read_text())["parts"] if path.is_file() else {}
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        measured = PARTS[name](arguments)
+        save("whole", {"parts": {**stored, name: {"commit": commit.stdout.strip(), **measured}}})
+
+
+if __name__ == "__main__":
+    main()
