@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.serve.test_archive import Kept, kept  # noqa: F401 - fixture
-from tests.serve.test_serve import Served, browser, card, classifier, page_of, served  # noqa: F401 - fixtures
+from tests.support.browser import Browser, card, page_of
+from tests.support.kept import Kept
+from tests.support.served import Served
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("ADAFOCUS_EDGE_AXE") != "1",
@@ -37,7 +38,7 @@ def findings(page: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_live_page(browser: Any, served: Served, scheme: str) -> None:  # noqa: F811
+def test_the_live_page(browser: Browser, served: Served, scheme: str) -> None:
     for size in SIZES:
         with page_of(browser, served.server, viewport=size, color_scheme=scheme) as page:
             page.wait_for_selector(card("entrance"))
@@ -48,7 +49,7 @@ def test_the_live_page(browser: Any, served: Served, scheme: str) -> None:  # no
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_events_and_the_description_of_the_api(browser: Any, kept: Kept, scheme: str) -> None:  # noqa: F811
+def test_events_and_the_description_of_the_api(browser: Browser, kept: Kept, scheme: str) -> None:
     for size in SIZES:
         with page_of(browser, kept.server, "events", viewport=size, color_scheme=scheme) as page:
             page.wait_for_selector("#archive li")

@@ -172,18 +172,9 @@ function connection(connected) {
   }, BANNER_MS);
 }
 
-for (const input of document.querySelectorAll("#theme input")) {
-  input.checked = input.value === document.documentElement.dataset.theme;
-  input.addEventListener("change", () => {
-    document.documentElement.dataset.theme = input.value;
-    try {
-      localStorage.setItem("adafocus-theme", input.value);
-    } catch {
-      // Storage is blocked: the choice lasts until the page is closed.
-    }
-    for (const card of page.cards.values()) card.curve.draw(page.nowS(), page.labels);
-  });
-}
+document.getElementById("theme").addEventListener("change", () => {
+  for (const card of page.cards.values()) card.curve.draw(page.nowS(), page.labels);
+});
 
 addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || !page.large) return;
