@@ -1275,7 +1275,7 @@ def test_the_page_shows_what_is_seen(browser: Browser, served: Served) -> None:
         page.wait_for_selector("#events li[data-event]")
         count = page.locator("#results li").count()
         wait_for(page, "n => document.querySelectorAll('#results li').length > n", count)
-        wait_for(page, "s => document.querySelector(s + ' .curve')?.ariaLabel?.includes('fight')", card("entrance"))
+        wait_for(page, "s => document.querySelector(s + ' .chart')?.ariaValueText?.includes('fight')", card("entrance"))
         assert "onnxruntime-cpu" in page.locator("#facts").inner_text()
         assert page.evaluate(NO_SIDEWAYS)
 

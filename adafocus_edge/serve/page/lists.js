@@ -17,17 +17,27 @@ export class Events {
     this.list = list;
     this.page = page;
     this.rows = new Map();
+    this.entries = new Map(); // The newest message of each event in the list.
+  }
+
+  forget(id) {
+    this.rows.delete(id);
+    this.entries.delete(id);
   }
 
   clear() {
     this.list.replaceChildren();
     this.rows.clear();
+    this.entries.clear();
   }
 
   event(entry) {
     let row = this.rows.get(entry.id);
     if (!row?.isConnected) {
-      row = make("li", "", "", make("span", "class", "", make("span", "", entry.label)), make("span", "what"));
+      const open = make("button", "open", entry.label);
+      open.type = "button";
+      open.addEventListener("click", () => this.page.openEvent(this.entries.get(entry.id)));
+      row = make("li", "", "", make("span", "class", "", open), make("span", "what"));
       row.append(make("span", "where", entry.source), make("span", "when", clock(entry.start_wall_s)));
       row.dataset.event = String(entry.id);
       row.querySelector(".where").title = entry.source;
@@ -35,8 +45,10 @@ export class Events {
       this.rows.set(entry.id, row);
       put(this.list, row);
       // A page may stay open for months: forget rows that have left the list.
-      for (const [id, other] of this.rows) if (!other.isConnected) this.rows.delete(id);
+      for (const [id, other] of this.rows) if (!other.isConnected) this.forget(id);
     }
+    this.entries.set(entry.id, entry);
+    row.querySelector(".open").setAttribute("aria-label", `${entry.label}, ${entry.source}, ${clock(entry.start_wall_s)}`);
     const what = row.querySelector(".what");
     if (entry.event === "start") {
       what.replaceChildren(make("span", "going", "now"));
