@@ -21,11 +21,9 @@ from adafocus_edge.system.csv_lines import csv_line
 from adafocus_edge.system.files import append_whole, is_stream, open_stream, writable, write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from typing_extensions import Self
 
-    from adafocus_edge.runtime.classifier import Guess, Result
+    from adafocus_edge.runtime.classifier import Result
 
 
 BAR_WIDTH = 24
@@ -34,8 +32,8 @@ CSV_COLUMNS = (
 ).split()
 
 
-def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None = None) -> None:
-    """Print a clip's best classes, and the smoothed result of a live source's last windows if given."""
+def print_result(to: Console, result: Result) -> None:
+    """Print a clip's best classes."""
     timed = result.start_s is not None and result.end_s is not None
     span = f"   {result.start_s:.1f} - {result.end_s:.1f} s" if timed else ""
     to.print(f"[bold]{escape(result.source)}[/]{span}", soft_wrap=True)
@@ -45,8 +43,6 @@ def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None =
         table.add_row(escape(guess.label), f"{guess.confidence:.1%}", bar)
     table.columns[1].justify = "right"
     to.print(table)
-    if smoothed is not None:
-        to.print(f"  smoothed: {escape(smoothed[0].label)} {smoothed[0].confidence:.1%}", soft_wrap=True)
     exited = ", exited early" if result.exited_early else ""
     to.print(
         f"  [dim]{len(result.steps)} glimpses{exited}, {result.latency_ms:.0f} ms (model {result.model_ms:.0f} ms), "
