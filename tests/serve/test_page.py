@@ -268,9 +268,9 @@ def serving(*words: object) -> Iterator[SimpleNamespace]:
 
 
 def test_an_event_of_the_archive_shows_its_picture_and_then_its_clip(browser: Browser, tmp_path: Path) -> None:
-    arguments = ("--event", "fight=0.8", "--events", tmp_path / "events", "--pre-roll", 1, "--post-roll", 1)
+    arguments = ("--event", "fight=0.6", "--events", tmp_path / "events", "--pre-roll", 1, "--post-roll", 1)
     with (
-        serving(f"entrance={FIGHT}", "--loop", "--glimpse-fps", 4, *arguments) as server,
+        serving(f"entrance={FIGHT}", "--glimpse-fps", 4, *arguments) as server,
         page_of(browser, server, viewport=WALL) as page,  # type: ignore[arg-type]
     ):
         page.locator("#events .open").first.click(timeout=60_000)
@@ -348,6 +348,30 @@ def test_an_upload_shows_what_the_model_looked_at(browser: Browser, served: Serv
 
 
 # -- lost sources ------------------------------------------------------------------------------------------------------
+
+
+def test_attempts_at_a_lost_source_share_one_row(browser: Browser, served: Served) -> None:
+    with page_of(browser, served.server) as page:
+        rows = page.evaluate(
+            """async () => {
+                const { Events } = await import("/page/lists.js");
+                const list = document.body.appendChild(document.createElement("ol"));
+                const events = new Events(list, { labels: [] });
+                const say = (source, notice, text, wall_s) => events.notice({ source, notice, text, wall_s });
+                say("gate", "lost", "gate: no answer; retrying in 1 s", 0);
+                say("yard", "lost", "yard: no answer; retrying in 1 s", 1);
+                say("gate", "lost", "gate: no answer; retrying in 2 s", 2);
+                say("gate", "reconnected", "gate: connected again", 3);
+                say("gate", "lost", "gate: no answer; retrying in 1 s", 4);
+                return [...list.children].map((row) => [row.children[0], row.children[2]].map((one) => one.textContent));
+            }"""
+        )
+    assert rows == [
+        ["gate", "Lost: no answer; retrying in 1 s"],
+        ["gate", "Reconnected: connected again"],
+        ["yard", "Lost: no answer; retrying in 1 s"],
+        ["gate", "Lost: no answer; retrying in 2 s"],
+    ]
 
 
 def test_a_lost_source_is_grey_and_dated_after_a_reload(browser: Browser, classifier: Classifier) -> None:
