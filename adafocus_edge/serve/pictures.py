@@ -36,6 +36,8 @@ JPEG_QUALITY = 78
 ENCODERS = 2
 """Pictures encoded at the same time; few, because the model needs the cores."""
 BOUNDARY = "picture"
+MAX_HIGH = 8
+"""Maximum height of a picture over its maximum width."""
 GLIMPSE_WIDTH = 480
 """Maximum width of the picture of a clip's glimpse, in pixels."""
 FORGET_S = 10.0
@@ -124,11 +126,15 @@ def encode(frame: LiveFrame, max_width: int) -> bytes:
 
 
 def encode_pixels(pixels: NDArray[np.uint8], sample_aspect: Fraction, max_width: int) -> bytes:
-    """Encode RGB, uint8 [H, W, 3], as JPEG with square pixels, at most ``max_width`` pixels wide."""
+    """Encode RGB, uint8 [H, W, 3], as JPEG with square pixels.
+
+    It is at most ``max_width`` pixels wide and :data:`MAX_HIGH` times that high: a file may claim any aspect.
+    """
     image = Image.fromarray(pixels)
     width, height = shown_size(image.width, image.height, sample_aspect)
-    if width > max_width:
-        width, height = max_width, max(1, round(height * max_width / width))
+    scale = min(1.0, max_width / width, MAX_HIGH * max_width / height)
+    if scale < 1:
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
     written = io.BytesIO()

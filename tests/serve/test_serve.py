@@ -1292,13 +1292,13 @@ def test_the_theme_is_chosen_and_kept(browser: Browser, served: Served) -> None:
     ground = "() => getComputedStyle(document.body).backgroundColor"
     with page_of(browser, served.server, color_scheme="dark") as page:
         dark = page.evaluate(ground)
-        page.get_by_text("Light", exact=True).click()
+        page.locator("#theme").get_by_text("Light", exact=True).click()
         light = page.evaluate(ground)
         assert light != dark
         page.reload()
         assert page.evaluate(ground) == light
         assert page.locator("#theme input[value=light]").is_checked()
-        page.get_by_text("Auto", exact=True).click()
+        page.locator("#theme").get_by_text("Auto", exact=True).click()
         assert page.evaluate(ground) == dark
         page.emulate_media(color_scheme="light")
         assert page.evaluate(ground) == light

@@ -79,10 +79,11 @@ export class Wall {
 
   /** Let one stream fill the window, or show all again. */
   enlarge(card) {
-    this.large = this.large === card.name || this.page.cards.size < 2 ? null : card.name;
+    if (this.page.cards.size < 2) return;
+    this.large = this.large === card.name ? null : card.name;
     this.arrange();
-    const button = card.find(".enlarge");
-    (button.offsetParent ? button : this.element).focus({ preventScroll: this.large !== null });
+    card.find(".enlarge").focus({ preventScroll: true });
+    if (!this.large) card.element.scrollIntoView({ block: "nearest" });
   }
 
   /** Turn to the page that holds a stream. */
