@@ -102,12 +102,21 @@ class Printer(Sink):
         else:
             return
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall_s)) if self._in_real_time else span
-        print(printable(f"{when}  {message.source}  {text}") + "\n", end="", flush=True)
+        _print_whole(printable(f"{when}  {message.source}  {text}"))
 
 
 def print_line(entry: dict[str, Any]) -> None:
-    """Print one line of JSON in a single write, since other threads print, too."""
-    print(to_line(entry) + "\n", end="", flush=True)
+    """Print one line of JSON."""
+    _print_whole(to_line(entry))
+
+
+def _print_whole(line: str) -> None:
+    """Print a line in a single write, since other threads print, too.
+
+    ``print`` by itself only borrows ``sys.stdout``, and crashes if the status on a terminal ends meanwhile, which
+    replaces it.
+    """
+    print(line + "\n", end="", flush=True, file=sys.stdout)
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------
