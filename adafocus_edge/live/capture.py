@@ -14,7 +14,7 @@ import numpy as np
 
 from adafocus_edge.errors import AdaFocusError, BackendError, HasAnEndError, SourceError
 from adafocus_edge.live import readers
-from adafocus_edge.live.messages import LiveFrame, Notice, NoticeKind
+from adafocus_edge.live.messages import RETRYING, LiveFrame, Notice, NoticeKind
 from adafocus_edge.live.meters import Counters
 from adafocus_edge.live.pacing import FrameHistory, GlimpseSchedule
 from adafocus_edge.live.readers import Feed
@@ -230,7 +230,7 @@ class Capture:
             failures = 1 if delivered else failures + 1
             if self._is_given_up(failures):
                 raise SourceError(reason)
-            self._notify("lost", f"{reason}; retrying in {backoff.pause_s:g} s")
+            self._notify("lost", f"{reason}{RETRYING}{backoff.pause_s:g} s")
             if self._stop.wait(backoff.pause_s):
                 break
             backoff.failed()

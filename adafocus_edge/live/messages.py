@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NoticeKind = Literal["connected", "lost", "reconnected", "changed", "stalled", "resumed", "ended", "failed"]
 DropKind = Literal["dropping", "recovered"]
+RETRYING = "; retrying in "
+"""Stands between the reason and the pause in the text of a notice that a source is lost."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -253,12 +253,13 @@ def run_live(
 
             screen = Screen(classifier.model.spec, log.warning)
             stack.callback(screen.close)
-        printer = Printer(printing, log.warning, stop.set)
+        in_real_time = arguments.realtime or any(source.live for source in sources)
+        printer = Printer(printing, log.warning, stop.set, in_real_time=in_real_time)
         stack.callback(printer.close)
         archive = open_archive(stack, arguments)
         opened = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, printing, archive)
         sinks = [printer, *opened]
-        if not arguments.realtime and not any(source.live for source in sources):
+        if not in_real_time:
             # Files that are read as fast as possible wait for the outputs that can keep up in the long run.
             for sink in sinks:
                 if sink.local:

@@ -277,7 +277,7 @@ class Printing:
     """What a run prints.
 
     Attributes:
-        as_json: JSON lines instead of tables.
+        as_json: JSON lines instead of text.
         logits: the logits of every step in JSON.
         provisional: provisional results, too.
         quiet: only errors on stderr.

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from adafocus_edge.errors import UsageError
 from adafocus_edge.live.listener import Sink
-from adafocus_edge.live.messages import Drops, Event, Message, Notice, ProvisionalResult, Window
+from adafocus_edge.live.messages import RETRYING, Drops, Event, Message, Notice, ProvisionalResult, Window
 from adafocus_edge.live.settings import DEFAULT_KEEP, DEFAULT_ROTATE_MB, Printing
-from adafocus_edge.runtime.results import print_result
 from adafocus_edge.system.addresses import conceal
 from adafocus_edge.system.console import console
 from adafocus_edge.system.json_lines import to_line
 from adafocus_edge.system.printable import printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
     from adafocus_edge.live.run import LiveRun
     from adafocus_edge.live.status import RunStatus, SourceStatus
@@ -32,25 +31,39 @@ MAX_WAITING = 1000
 """Maximum number of messages that wait to be printed or logged."""
 WARNED = ("lost", "stalled", "dropping")
 """Kinds of notices that are logged as warnings."""
+BACK = ("connected", "reconnected", "ended", "failed")
+"""Kinds of notices that end the loss of a source."""
 STATUS_S = 1.0
 """How often the status on a terminal is redrawn."""
+BAR_WIDTH = 10
+"""Length of the bar of a source's confidence on a terminal."""
+NAME_WIDTH = 24
+"""Maximum length of a source's name on a terminal."""
 
 
 class Printer(Sink):
-    """Prints results on stdout, as tables or as JSON lines.
+    """Prints results on stdout: a line each, as text or as JSON.
+
+    As text, a window of a source that plays in real time is printed only if its label is another one than before, and
+    lines have the time of day; of files that are read as fast as possible, every window is printed, with its time in
+    the file.
 
     Args:
         printing: what to print.
         report: is called with one line for each new error.
         on_closed: is called when the reader of stdout has closed it.
+        in_real_time: whether the sources play in real time.
     """
 
     wants: ClassVar[tuple[type, ...]] = (Window, Event, Notice, ProvisionalResult)
     local = True
 
-    def __init__(self, printing: Printing, report: Callable[[str], None], on_closed: Callable[[], None]) -> None:
-        self._printing, self._on_closed = printing, on_closed
-        self._console: Console | None = None if printing.as_json else console()
+    def __init__(
+        self, printing: Printing, report: Callable[[str], None], on_closed: Callable[[], None],
+        *, in_real_time: bool = True,
+    ) -> None:  # fmt: skip
+        self._printing, self._on_closed, self._in_real_time = printing, on_closed, in_real_time
+        self._labels: dict[str, str] = {}  # by source: the label that was printed last
         super().__init__("stdout", MAX_WAITING, report)
 
     def enqueue(self, message: Message) -> None:
@@ -63,46 +76,73 @@ class Printer(Sink):
         if isinstance(message, Notice) and message.kind in ("connected", "ended"):
             return
         try:
-            if self._console is None:
+            if self._printing.as_json:
                 logits = {"logits": self._printing.logits} if isinstance(message, Window) else {}
                 print_line(message.to_json(**logits))  # type: ignore[union-attr]
-            elif isinstance(message, Window):
-                print_result(self._console, message.result, message.smoothed)
-            elif isinstance(message, ProvisionalResult):
-                best = message.top[0]
-                self._line(f"{message.source}  {message.frame.time_s:.1f} s  {best.label} {best.confidence:.0%}")
-            elif isinstance(message, Event):
-                at_s = message.start_s if message.end_s is None else message.end_s
-                text = f"event {message.number} {message.kind}: {message.label}, up to {message.peak:.0%}"
-                self._line(f"{message.source}  {at_s:.1f} s  {text}")
-        except (BrokenPipeError, SystemExit):  # rich turns the former into the latter
+            else:
+                self._line(message)
+        except BrokenPipeError:
             self._on_closed()
 
-    def _line(self, text: str) -> None:
-        assert self._console is not None
-        self._console.print(printable(text), markup=False, soft_wrap=True)
+    def _line(self, message: Message) -> None:
+        """Print a message as text, unless it repeats the last label of its source."""
+        if isinstance(message, Window):
+            result = message.result
+            best = (message.smoothed or result.top)[0]
+            if self._in_real_time and self._labels.get(message.source) == best.label:
+                return
+            self._labels[message.source] = best.label
+            span = "" if result.start_s is None else f"{result.start_s:.1f} - {result.end_s:.1f} s"
+            wall_s, text = message.wall_s, f"{best.label} {best.confidence:.0%}{', cut short' * message.cut}"
+        elif isinstance(message, ProvisionalResult):
+            best, wall_s, span = message.top[0], message.frame.wall_s, f"{message.frame.time_s:.1f} s"
+            text = f"{best.label} {best.confidence:.0%}, provisional"
+        elif isinstance(message, Event):
+            wall_s, span = message.wall_s, f"{message.start_s if message.end_s is None else message.end_s:.1f} s"
+            text = f"event {message.number} {message.kind}: {message.label}, up to {message.peak:.0%}"
+        else:
+            return
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall_s)) if self._in_real_time else span
+        _print_whole(printable(f"{when}  {message.source}  {text}"))
 
 
 def print_line(entry: dict[str, Any]) -> None:
-    """Print one line of JSON in a single write, since other threads print, too."""
-    print(to_line(entry) + "\n", end="", flush=True)
+    """Print one line of JSON."""
+    _print_whole(to_line(entry))
+
+
+def _print_whole(line: str) -> None:
+    """Print a line in a single write, since other threads print, too.
+
+    ``print`` by itself only borrows ``sys.stdout``, and crashes if the status on a terminal ends meanwhile, which
+    replaces it.
+    """
+    print(line + "\n", end="", flush=True, file=sys.stdout)
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------
 
 
 class NoticeLogger(Sink):
-    """Logs notices of sources and reports of drops."""
+    """Logs notices of sources and reports of drops; further attempts at a lost source only if they fail otherwise."""
 
     wants: ClassVar[tuple[type, ...]] = (Notice, Drops)
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
+        self._lost: dict[str, str] = {}  # by source: why it is lost
         super().__init__("notices", MAX_WAITING, log.warning)
 
     def process(self, message: Message) -> None:
         """Log one message."""
         assert isinstance(message, (Notice, Drops))
+        if message.kind == "lost":
+            reason = message.text.partition(RETRYING)[0]
+            if self._lost.get(message.source) == reason:
+                return
+            self._lost[message.source] = reason
+        elif message.kind in BACK:
+            self._lost.pop(message.source, None)
         level = (
             logging.ERROR if message.kind == "failed" else logging.WARNING if message.kind in WARNED else logging.INFO
         )
@@ -171,12 +211,16 @@ def run_log(path: Path | None, quiet: bool, rotate_mb: float | None, keep: int |
 
 def status_line(status: RunStatus) -> str:
     """Return the status of a run as one line for people."""
-    parts = [_source_text(source) for source in status.sources]
-    parts += [f"{one.name}: {one.dropped} dropped" for one in status.listeners if one.dropped]
+    return " | ".join([*(_source_text(source) for source in status.sources), *_rest_of(status)])
+
+
+def _rest_of(status: RunStatus) -> list[str]:
+    """Return outputs that dropped messages, and the readings of the device."""
+    parts = [f"{one.name}: {one.dropped} dropped" for one in status.listeners if one.dropped]
     sensors = status.sensors
     parts += [f"{sensors.temperature_c:.0f} °C"] if sensors.temperature_c is not None else []
     parts += [f"{sensors.power_w:.1f} W"] if sensors.power_w is not None else []
-    return " | ".join(parts)
+    return parts
 
 
 def _source_text(source: SourceStatus) -> str:
@@ -197,7 +241,8 @@ def status_shown(run: LiveRun, every_s: float | None, as_json: bool, quiet: bool
 
     Args:
         run: the run.
-        every_s: print the status this often; None for a line at the bottom of a terminal instead, if there is one.
+        every_s: print the status this often; None for a line per source at the bottom of a terminal instead, if there
+            is one.
         as_json: whether to print it as JSON on stdout, instead of as text on stderr.
         quiet: whether to leave the terminal alone.
     """
@@ -238,19 +283,60 @@ def _printed_status(
 
 @contextmanager
 def _drawn_status(run: LiveRun, over: threading.Event) -> Iterator[Callable[[], None]]:
-    """Yield a function that redraws the status at the bottom of the terminal until ``over`` is set."""
+    """Yield a function that redraws a line per source at the bottom of the terminal until ``over`` is set."""
     from rich.live import Live
-    from rich.text import Text
 
-    with Live(
-        console=console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty(), auto_refresh=False
-    ) as live:
+    terminal = console(stderr=True)
+    with Live(console=terminal, transient=True, redirect_stdout=sys.stdout.isatty(), auto_refresh=False) as live:
 
         def show() -> None:
             while not over.wait(STATUS_S):
-                live.update(Text(printable(status_line(run.status())), style="dim"), refresh=True)
+                live.update(_status_table(run.status(), run.latest, terminal.height - 1), refresh=True)
 
         yield show
+
+
+def _status_table(status: RunStatus, latest: Callable[[str], ProvisionalResult | None], max_rows: int) -> Table:
+    """Return a line per source: its name, its label, how sure that is, and how it keeps up; then outputs and sensors.
+
+    Args:
+        status: of the run.
+        latest: returns the newest provisional result of a source.
+        max_rows: lines that the terminal has room for.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    for _ in range(4):
+        table.add_column(no_wrap=True, overflow="ellipsis")
+    table.columns[0].max_width = NAME_WIDTH
+    rest = _rest_of(status)
+    shown = status.sources[: max(1, max_rows - 1 - bool(rest))]
+    for source in shown:
+        look = latest(source.name)
+        style = "dim" if source.stale or source.state != "running" else ""
+        label = bar = ""
+        if look is not None:
+            best = look.top[0]
+            label, bar = f"{best.label} {best.confidence:.0%}", "█" * max(1, round(best.confidence * BAR_WIDTH))
+        cells = (source.name, label, bar, _figures(source))
+        table.add_row(*(Text(printable(cell), style=style) for cell in cells))
+    if len(shown) < len(status.sources):
+        rest = [f"and {len(status.sources) - len(shown)} more sources", *rest]
+    if rest:
+        table.add_row("", "", "", Text(printable(" | ".join(rest)), style="dim"))
+    return table
+
+
+def _figures(source: SourceStatus) -> str:
+    """Return how a source keeps up, or why it does not run."""
+    if source.state != "running":
+        text = source.text.removeprefix(f"{source.name}: ")
+        return f"{source.state}: {text}" if text else source.state
+    latency = "" if source.latency_ms.p50 is None else f", {source.latency_ms.p50:.0f} ms"
+    late = f", last frame {source.last_frame_age_s:.0f} s ago" if source.stale else ""
+    return f"{source.fps_in:.1f} fps, {source.fps_glimpsed:.1f} glimpsed, {source.dropped} dropped{latency}{late}"
 
 
 def summary(status: RunStatus) -> list[str]:

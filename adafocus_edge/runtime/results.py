@@ -17,12 +17,10 @@ from adafocus_edge.system.files import append_whole, is_stream, open_stream, wri
 from adafocus_edge.system.printable import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import Console
     from typing_extensions import Self
 
-    from adafocus_edge.runtime.classifier import Guess, Result
+    from adafocus_edge.runtime.classifier import Result
 
 
 BAR_WIDTH = 24
@@ -31,8 +29,8 @@ CSV_COLUMNS = (
 ).split()
 
 
-def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None = None) -> None:
-    """Print a clip's best classes, and the smoothed result of a live source's last windows if given."""
+def print_result(to: Console, result: Result) -> None:
+    """Print a clip's best classes."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -45,8 +43,6 @@ def print_result(to: Console, result: Result, smoothed: Sequence[Guess] | None =
         table.add_row(escape(guess.label), f"{guess.confidence:.1%}", bar)
     table.columns[1].justify = "right"
     to.print(table)
-    if smoothed is not None:
-        to.print(f"  smoothed: {escape(smoothed[0].label)} {smoothed[0].confidence:.1%}", soft_wrap=True)
     exited = ", exited early" if result.exited_early else ""
     to.print(
         f"  [dim]{len(result.steps)} glimpses{exited}, {result.latency_ms:.0f} ms (model {result.model_ms:.0f} ms), "

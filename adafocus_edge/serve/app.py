@@ -37,6 +37,7 @@ from adafocus_edge.serve.guard import (
 from adafocus_edge.serve.metrics import exposition
 from adafocus_edge.serve.openapi import describe
 from adafocus_edge.serve.options import ServeOptions, check_exposure
+from adafocus_edge.serve.pages import PAGE, PATHS, page
 from adafocus_edge.serve.pictures import BOUNDARY, Pictures
 from adafocus_edge.serve.uploads import Uploads
 
@@ -46,9 +47,7 @@ if TYPE_CHECKING:
     from adafocus_edge.live.event_store import EventStore
     from adafocus_edge.serve.run import Run
 
-PAGE = Path(__file__).parent / "page"
 MEDIA_TYPES = {
-    ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
@@ -125,6 +124,7 @@ class Site:
         self._run, self._options, self._sessions, self._tries = run, options, sessions, tries
         self.archive = ArchiveApi(archive)
         self._files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in MEDIA_TYPES}
+        self._pages = {path: page(name) for name, path in PATHS.items()}
         self._tags = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, content in self._files.items()}
         self._description = bytes(JSONResponse(describe(options)).body)
         self._service: Service | None = None
@@ -149,24 +149,13 @@ class Site:
     # -- the page -----------------------------------------------------------------------------------------------------
 
     async def page(self, request: Request) -> Response:
-        """Handle ``GET /``."""
-        del request
-        return HTMLResponse(self._files["index.html"])
-
-    async def events_page(self, request: Request) -> Response:
-        """Handle ``GET /events``: the archive of events."""
-        del request
-        return HTMLResponse(self._files["events.html"])
-
-    async def docs_page(self, request: Request) -> Response:
-        """Handle ``GET /docs``: the description of the API, for people."""
-        del request
-        return HTMLResponse(self._files["docs.html"])
+        """Handle ``GET /``, ``/events`` (the archive) and ``/docs`` (the description of the API, for people)."""
+        return HTMLResponse(self._pages[request.url.path])
 
     async def page_file(self, request: Request) -> Response:
         """Handle ``GET /page/{name}``: return a script, style sheet or image of the page."""
         name = request.path_params["name"]
-        if name not in self._files or name.endswith(".html"):
+        if name not in self._files:
             return refusal(404, "file not found")
         headers = {"Cache-Control": "no-cache", "ETag": self._tags[name]}
         if request.headers.get("if-none-match") == self._tags[name]:
@@ -175,7 +164,7 @@ class Site:
 
     def _login_page(self, status: int, message: str) -> Response:
         shown = f'<p class="problem" role="alert">{message}</p>' if message else ""
-        return HTMLResponse(self._files["login.html"].decode().replace(LOGIN_MESSAGE, shown), status)
+        return HTMLResponse(self._pages["/login"].decode().replace(LOGIN_MESSAGE, shown), status)
 
     async def login(self, request: Request) -> Response:
         """Handle ``/login``: return the form; for a correct token, set the cookie and redirect to the page."""
@@ -332,8 +321,8 @@ def create_app(run: Run, options: ServeOptions, archive: EventStore | None = Non
     site = Site(run, options, sessions, tries, archive)
     routes = [
         Route("/", site.page),
-        Route("/events", site.events_page),
-        Route("/docs", site.docs_page),
+        Route("/events", site.page),
+        Route("/docs", site.page),
         Route("/page/{name}", site.page_file),
         Route("/login", site.login, methods=["GET", "POST"]),
         Route("/logout", site.logout, methods=["POST"]),

@@ -14,8 +14,8 @@ import msgspec
 
 from adafocus_edge.live.listener import Sink
 from adafocus_edge.live.messages import Drops, Event, Notice, ProvisionalResult, Window
-from adafocus_edge.media.preprocess import CropWindow
 from adafocus_edge.serve import schemas
+from adafocus_edge.serve.pictures import box_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -256,12 +256,7 @@ class Board(Sink):
 
     def _box(self, size: tuple[int, int] | None, y: float, x: float, side: float) -> Fractions | None:
         """Map a square of the S x S frame to the source's picture; return None if the picture's size is unknown."""
-        if size is None:
-            return None
-        width, height = size
-        window = CropWindow.of(height, width, self._run_watched.spec.frame_size, self._run_watched.spec.fit)
-        top, left, bottom, right = window.source_box(y, x, side, side)
-        return [round(value, 5) for value in (left / width, top / height, right / width, bottom / height)]
+        return None if size is None else box_of(self._run_watched.spec, *size, y, x, side)
 
     def _crop(self, size: tuple[int, int] | None) -> Fractions | None:
         return self._box(size, 0, 0, self._run_watched.spec.frame_size)

@@ -78,6 +78,12 @@ def _paths(options: ServeOptions) -> Schema:
         "description": "File name; alternatively in the header X-File-Name or in the form.",
         "schema": TEXT,
     }
+    frames = {
+        "in": "query",
+        "name": "frames",
+        "description": "1 adds the picture of each glimpse.",
+        "schema": {"type": "string", "enum": ["1"]},
+    }
     header = {"in": "header", "name": "X-File-Name", "description": "File name, percent-encoded.", "schema": TEXT}
     number = {
         "in": "header",
@@ -144,7 +150,7 @@ def _paths(options: ServeOptions) -> Schema:
                     503: "the server is shutting down",
                     507: "the disk is full",
                 },
-                [name, header],
+                [name, header, frames],
                 video,
             )
         },

@@ -53,6 +53,13 @@ class Step(Object, frozen=True):
     label: str
     class_id: Count
     confidence: Probability
+    picture: Annotated[
+        str | UnsetType, Meta(description="The frame as JPEG in base64; only of an upload with `frames=1`.")
+    ] = UNSET
+    box: Annotated[
+        Fractions | UnsetType,
+        Meta(description="The patch in the picture: left, top, right, bottom, as fractions; only with `frames=1`."),
+    ] = UNSET
 
 
 class Result(Object, frozen=True):

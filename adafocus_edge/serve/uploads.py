@@ -22,6 +22,7 @@ from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source
 from adafocus_edge.serve import schemas
 from adafocus_edge.serve.forms import MAX_OTHER_BYTES, FormFile, is_form
 from adafocus_edge.serve.guard import RefusedError, refusal
+from adafocus_edge.serve.pictures import glimpse_pictures
 from adafocus_edge.system.files import write_all
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from adafocus_edge.runtime.classifier import Result
     from adafocus_edge.serve.options import ServeOptions
     from adafocus_edge.serve.run import Run
 
@@ -68,7 +68,8 @@ class Uploads:
         """Handle ``POST /api/classify``: return the result as ``classify --json`` prints it.
 
         The body is the file, with its name in ``X-File-Name`` (percent-encoded) or in the query parameter ``name``; or
-        it is a form with one file. Errors name the file as the client does.
+        it is a form with one file. With ``frames=1`` in the query, each glimpse has its picture. Errors name the file
+        as the client does.
         """
         given = request.query_params.get("name") or unquote(request.headers.get("x-file-name", ""))
         name = file_name(given)
@@ -96,9 +97,17 @@ class Uploads:
             handle, made = await run_in_threadpool(tempfile.mkstemp, suffix, "adafocus-upload-")
             path = Path(made)
             await self._receive(content, handle, name)
-            result = await self._result(request, Source(name, str(path)), cancel)
+            source = Source(name, str(path))
+            result = await self._until_gone(request, asyncio.wrap_future(self._run.submit_clip(source, cancel)), name)
+            entry = {**result.to_json(), "source": name}
+            if request.query_params.get("frames") == "1":
+                reading = asyncio.get_running_loop().run_in_executor(
+                    None, glimpse_pictures, source, result, self._run.spec, cancel
+                )
+                pictures = await self._until_gone(request, reading, name)
+                entry["steps"] = [step | more for step, more in zip(entry["steps"], pictures, strict=True)]
             self.done += 1
-            return schemas.respond(msgspec.convert({**result.to_json(), "source": name}, schemas.Result))
+            return schemas.respond(msgspec.convert(entry, schemas.Result))
         except RefusedError as error:
             if form is not None and error.status in (400, 415):  # browsers read no response before the form is sent
                 await _drain(body)
@@ -161,16 +170,15 @@ class Uploads:
                 _check_head(chunk, name)
             await run_in_threadpool(write_all, file, bytes(chunk))
 
-    async def _result(self, request: Request, source: Source, cancel: threading.Event) -> Result:
-        """Wait for the result; give up when the client disconnects or the server closes."""
-        future = asyncio.wrap_future(self._run.submit_clip(source, cancel))
+    async def _until_gone(self, request: Request, future: asyncio.Future[T], name: str) -> T:
+        """Wait for a result; give up when the client disconnects or the server closes."""
         gone = asyncio.ensure_future(request.receive())  # the body was read, so the next message is the disconnect
         closing = asyncio.ensure_future(self.closing.wait())
         try:
             await asyncio.wait((future, gone, closing), return_when=asyncio.FIRST_COMPLETED)
             if future.done():
                 return future.result()
-            raise RefusedError(503, f"{source.name}: the server is shutting down")
+            raise RefusedError(503, f"{name}: the server is shutting down")
         finally:
             for waiting in (gone, closing, future):
                 waiting.cancel()

@@ -5,10 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,62 +13,10 @@ import pytest
 from adafocus_edge.live.event_store import EventStore, StoredEvent
 from adafocus_edge.runtime.classifier import Classifier
 from adafocus_edge.serve import ServeOptions, Server
-from tests.conftest import ROOT
-from tests.serve.test_serve import (  # noqa: F401 - fixtures
-    BEARER,
-    NO_SIDEWAYS,
-    ODD_NAME,
-    TOKEN,
-    ask,
-    browser,
-    classifier,
-    get,
-    new_run,
-    page_of,
-    running,
-    wait_for,
-)
+from tests.support.browser import NO_SIDEWAYS, Browser, page_of, wait_for
+from tests.support.kept import CLIP, COUNT, PICTURE, Kept
 from tests.support.live_parts import WALL_S
-
-CLIP = ROOT / "tests" / "fights" / "fight" / "fi013.mp4"
-PICTURE = next((ROOT / "tests" / "golden" / "actnet96").glob("*.jpg"))
-COUNT = 40
-
-
-@dataclass
-class Kept:
-    server: Server
-    store: EventStore
-
-    def key(self, number: int) -> str:
-        return f"20231114-2213{number:02d}-é 1-fight-{number}".replace(" ", "_")
-
-
-def fill(kept: Kept) -> None:
-    """Put events into the archive: real clips, of two sources, one of a name that does harm unless it is escaped."""
-    for number in range(COUNT):
-        clip, picture = kept.store.path(f"e{number}.mp4"), kept.store.path(f"e{number}.jpg")
-        shutil.copy(CLIP, clip)
-        shutil.copy(PICTURE, picture)
-        kept.store.add(
-            StoredEvent(
-                kept.key(number), ODD_NAME if number % 2 else "gate", "fight", WALL_S + number,
-                None if number == COUNT - 1 else WALL_S + number + 5, 0.6 + number / 100, clip=clip.name, clip_s=2.0,
-                clip_from=WALL_S, picture=picture.name, bytes=clip.stat().st_size + picture.stat().st_size,
-            )
-        )  # fmt: skip
-
-
-@pytest.fixture
-def kept(classifier: Classifier, tmp_path: Path) -> Iterator[Kept]:  # noqa: F811
-    with ExitStack() as stack:
-        store = EventStore(tmp_path / "events")
-        stack.callback(store.close)
-        store.set_classes(("fight", "fall", "no_fight"))
-        run = stack.enter_context(running(new_run(classifier)))
-        made = Kept(stack.enter_context(Server(run, ServeOptions(port=0), archive=store)), store)
-        fill(made)
-        yield made
+from tests.support.served import BEARER, ODD_NAME, TOKEN, ask, get, new_run, running
 
 
 def marked(kept: Kept, number: int, body: Any) -> Any:
@@ -171,7 +115,7 @@ def test_marks_that_make_no_sense_are_refused(kept: Kept) -> None:
     assert outside.status == 404
 
 
-def test_without_an_archive_the_page_says_how_to_get_one(browser: Any, classifier: Classifier) -> None:  # noqa: F811
+def test_without_an_archive_the_page_says_how_to_get_one(browser: Browser, classifier: Classifier) -> None:
     run = new_run(classifier)
     with running(run), Server(run, ServeOptions(port=0)) as server:
         answer = get(server, "/api/archive")
@@ -181,7 +125,7 @@ def test_without_an_archive_the_page_says_how_to_get_one(browser: Any, classifie
             wait_for(page, "() => document.getElementById('tally').textContent.includes('--events DIR')")
 
 
-def test_the_archive_needs_the_token(classifier: Classifier, tmp_path: Path) -> None:  # noqa: F811
+def test_the_archive_needs_the_token(classifier: Classifier, tmp_path: Path) -> None:
     store = EventStore(tmp_path / "events")
     run = new_run(classifier)
     with running(run), Server(run, ServeOptions(port=0, token=TOKEN), archive=store) as server:
@@ -191,7 +135,7 @@ def test_the_archive_needs_the_token(classifier: Classifier, tmp_path: Path) -> 
     store.close()
 
 
-def test_a_person_judges_events_on_the_page(browser: Any, kept: Kept) -> None:  # noqa: F811
+def test_a_person_judges_events_on_the_page(browser: Browser, kept: Kept) -> None:
     with page_of(browser, kept.server, "events") as page:
         page.wait_for_selector("#archive li")
         assert page.locator("#archive li").count() == 30
@@ -243,7 +187,7 @@ def test_a_person_judges_events_on_the_page(browser: Any, kept: Kept) -> None:  
                 assert page.evaluate(NO_SIDEWAYS)
 
 
-def test_the_api_is_described_on_a_page(browser: Any, kept: Kept) -> None:  # noqa: F811
+def test_the_api_is_described_on_a_page(browser: Browser, kept: Kept) -> None:
     with page_of(browser, kept.server, "docs") as page:
         page.wait_for_selector("#operations details")
         described = get(kept.server, "/api/openapi.json").json
@@ -258,7 +202,7 @@ def test_the_api_is_described_on_a_page(browser: Any, kept: Kept) -> None:  # no
         assert page.evaluate(NO_SIDEWAYS)
 
 
-def test_a_new_event_appears_by_itself(browser: Any, kept: Kept) -> None:  # noqa: F811
+def test_a_new_event_appears_by_itself(browser: Browser, kept: Kept) -> None:
     with page_of(browser, kept.server, "events") as page:
         page.wait_for_selector("#archive li")
         kept.store.add(StoredEvent("new-one", "gate", "fight", WALL_S + 99, peak=0.9))

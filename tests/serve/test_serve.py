@@ -6,10 +6,9 @@ import asyncio
 import base64
 import gc
 import http.client
-import importlib.util
 import io
 import json
-import os
+import re
 import shutil
 import signal
 import socket
@@ -17,9 +16,9 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote, urlencode
@@ -32,7 +31,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.errors import SourceError, UsageError
-from adafocus_edge.live.events import EventRule
 from adafocus_edge.live.listener import Sink
 from adafocus_edge.live.messages import LiveFrame, Notice
 from adafocus_edge.live.run import LiveOptions, LiveRun
@@ -49,124 +47,26 @@ from adafocus_edge.serve.forms import FormFile
 from adafocus_edge.serve.metrics import exposition
 from adafocus_edge.serve.pictures import encode
 from adafocus_edge.serve.uploads import file_name
-from tests.conftest import CLIPS, ROOT
-from tests.support.streams import HttpStream, command, free_port, need
-
-FIGHT = ROOT / "tests" / "fights" / "fight" / "fi072.mp4"
-CALM = ROOT / "tests" / "fights" / "no_fight" / "nofi018.mp4"
-SHORT = ROOT / "tests" / "fights" / "fight" / "fi013.mp4"
-WIDE = CLIPS / "people_1080p.mp4"
-TOKEN = "a-token-that-nobody-guesses"
-BEARER = {"Authorization": f"Bearer {TOKEN}"}
-ODD_NAME = "yard / gate 2 <b>?#%&"
-"""A source's name that does harm unless it is escaped in addresses and in the page."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> str:
-        told = self.json
-        assert list(told) == ["error"], told
-        assert "\n" not in told["error"]
-        assert "Traceback" not in told["error"]
-        return str(told["error"])
-
-
-def ask(server: Server, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-    """Send one request; underscores in names of headers become dashes."""
-    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, body, named, encode_chunked=not isinstance(body, (bytes, str, type(None))))
-        answer = connection.getresponse()
-        return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
-
-
-def get(server: Server, path: str, **headers: str) -> Answer:
-    return ask(server, "GET", path, **headers)
-
-
-def until(met: Callable[[], Any], within_s: float = 60.0) -> Any:
-    """Wait until a condition is met; return its value."""
-    deadline = time.monotonic() + within_s
-    while not (found := met()):
-        assert time.monotonic() < deadline, "the condition was never met"
-        time.sleep(0.02)
-    return found
-
-
-@pytest.fixture(scope="module")
-def classifier() -> Iterator[Classifier]:
-    found = read_bundle(default_bundle())
-    with load_model(found, "auto", "onnxruntime-cpu", 2) as model:
-        yield Classifier(model, found.classes, top_k=2, schedule="stream")
-
-
-def new_run(classifier: Classifier, *sources: Source, kind: type[LiveRun] = LiveRun, **more: Any) -> LiveRun:
-    capture = CaptureOptions(glimpse_fps=more.get("glimpse_fps", 4.0), realtime=True, loop=more.get("loop", True))
-    rules = (EventRule("fight", 0.6), EventRule("no_fight", 0.6))
-    return kind(classifier, sources, LiveOptions(capture, rules=rules, max_guests=8))
-
-
-@contextmanager
-def running(run: LiveRun) -> Iterator[LiveRun]:
-    """Run a live run in another thread during the test."""
-    stop, failed = threading.Event(), []
-
-    def work() -> None:
-        try:
-            run.run(stop)
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="model")
-    thread.start()
-    try:
-        yield run
-    finally:
-        stop.set()
-        thread.join()
-    assert not failed, failed
-
-
-class Reported(list[str]):
-    """Lines that a server reported."""
-
-    def __call__(self, line: str) -> None:
-        self.append(line)
-
-
-@dataclass(frozen=True)
-class Served:
-    run: LiveRun
-    server: Server
-    told: Reported
-
-
-@pytest.fixture(scope="module")
-def served(classifier: Classifier) -> Iterator[Served]:
-    """A server without a token, of a run with two endless sources."""
-    told = Reported()
-    run = new_run(classifier, Source("entrance", str(FIGHT)), Source(ODD_NAME, str(WIDE)))
-    with running(run), Server(run, ServeOptions(port=0, picture_fps=20.0), told) as server:
-        until(lambda: get(server, "/api/results").json["results"])
-        yield Served(run, server, told)
-    assert told == []
-
-
-@contextmanager
-def quick(classifier: Classifier, run: LiveRun | None = None, **options: Any) -> Iterator[Server]:
-    """A server of a run that was not started, for tests that need no results."""
-    with Server(run or new_run(classifier), ServeOptions(port=0, **options)) as server:
-        yield server
+from tests.conftest import ROOT
+from tests.support.browser import NO_SIDEWAYS, Browser, card, page_of, wait_for
+from tests.support.served import (
+    BEARER,
+    CALM,
+    FIGHT,
+    ODD_NAME,
+    SHORT,
+    TOKEN,
+    Answer,
+    Reported,
+    Served,
+    ask,
+    get,
+    new_run,
+    quick,
+    running,
+    until,
+)
+from tests.support.streams import HttpStream, free_port, need
 
 
 def jpeg(width: int = 320, height: int = 240, shade: int = 90, **more: Any) -> bytes:
@@ -454,10 +354,10 @@ def test_every_answer_carries_the_headers(served: Served, path: str) -> None:
 def test_nothing_of_the_page_comes_from_elsewhere(served: Served) -> None:
     page = get(served.server, "/").body.decode()
     assert "<title>AdaFocus Edge</title>" in page
-    for name in ("main.js", "card.js", "style.css", "icon.svg", "login.html", "index.html"):
-        content = (ROOT / "adafocus_edge" / "serve" / "page" / name).read_text()
-        assert "innerHTML" not in content
-        assert "//" not in content.replace("// ", "").replace("http://www.w3.org/2000/svg", ""), name
+    for path in (ROOT / "adafocus_edge" / "serve" / "page").iterdir():
+        content = path.read_text()
+        assert "innerHTML" not in content, path
+        assert not re.search(r"https?:|[\"'(]//", content.replace("http://www.w3.org/2000/svg", "")), path
 
 
 def test_files_of_the_page_are_kept_by_browsers_while_they_are_the_same(served: Served) -> None:
@@ -1329,49 +1229,6 @@ def test_a_server_that_cannot_start_says_so(classifier: Classifier, monkeypatch:
 # -- the page in a browser ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    need("chromium")
-    if importlib.util.find_spec("playwright") is None:
-        why = "playwright is not installed: pip install playwright"
-        if os.environ.get("ADAFOCUS_EDGE_REQUIRE_TOOLS") == "1":
-            pytest.fail(why)
-        pytest.skip(why)
-    from playwright.sync_api import sync_playwright
-
-    arguments = ["--no-sandbox", "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
-    with sync_playwright() as tool:
-        chromium = tool.chromium.launch(executable_path=command("chromium"), args=arguments)
-        yield chromium
-        chromium.close()
-
-
-@contextmanager
-def page_of(browser: Any, server: Server, path: str = "", **more: Any) -> Iterator[Any]:
-    """Open a page; unexpected errors and warnings in its console fail the test."""
-    expected = more.pop("expected", ())
-    said: list[str] = []
-    context = browser.new_context(viewport=more.pop("viewport", {"width": 1280, "height": 800}), **more)
-    try:
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.on("console", lambda line: line.type in ("error", "warning") and said.append(line.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.goto(server.url + path)
-        yield page
-    finally:
-        context.close()
-    assert [line for line in said if not any(part in line for part in expected)] == []
-
-
-def card(name: str) -> str:
-    return f'.card[data-source="{name}"]'
-
-
-def wait_for(page: Any, expression: str, argument: Any = None) -> None:
-    page.wait_for_function(expression, arg=argument)
-
-
 def has_colour(page: Any, selector: str, red: int, green: int, blue: int) -> bool:
     """Return whether a canvas has pixels of about this colour."""
     url = page.locator(selector).evaluate("canvas => canvas.toDataURL('image/png')")
@@ -1381,10 +1238,7 @@ def has_colour(page: Any, selector: str, red: int, green: int, blue: int) -> boo
     return bool((near & (pixels[..., 3] > 200)).sum() > 50)
 
 
-NO_SIDEWAYS = "() => document.documentElement.scrollWidth <= innerWidth"
-
-
-def test_the_page_shows_what_is_seen(browser: Any, served: Served) -> None:
+def test_the_page_shows_what_is_seen(browser: Browser, served: Served) -> None:
     with page_of(browser, served.server) as page:
         page.wait_for_selector(card("entrance"))
         assert page.locator(".card").count() >= 2
@@ -1422,36 +1276,36 @@ def test_the_page_shows_what_is_seen(browser: Any, served: Served) -> None:
         page.wait_for_selector("#events li[data-event]")
         count = page.locator("#results li").count()
         wait_for(page, "n => document.querySelectorAll('#results li').length > n", count)
-        wait_for(page, "s => document.querySelector(s + ' .curve')?.ariaLabel?.includes('fight')", card("entrance"))
+        wait_for(page, "s => document.querySelector(s + ' .chart')?.ariaValueText?.includes('fight')", card("entrance"))
         assert "onnxruntime-cpu" in page.locator("#facts").inner_text()
         assert page.evaluate(NO_SIDEWAYS)
 
 
-def test_names_are_text_and_nothing_else(browser: Any, served: Served) -> None:
+def test_names_are_text_and_nothing_else(browser: Browser, served: Served) -> None:
     with page_of(browser, served.server) as page:
         wait_for(page, "() => document.querySelectorAll('.card .picture[data-frame]').length >= 2")
         assert ODD_NAME in page.locator(".card .name").all_inner_texts()
         assert page.locator(".card .name b, #results b, #events b").count() == 0
 
 
-def test_the_theme_is_chosen_and_kept(browser: Any, served: Served) -> None:
+def test_the_theme_is_chosen_and_kept(browser: Browser, served: Served) -> None:
     ground = "() => getComputedStyle(document.body).backgroundColor"
     with page_of(browser, served.server, color_scheme="dark") as page:
         dark = page.evaluate(ground)
-        page.get_by_text("Light", exact=True).click()
+        page.locator("#theme").get_by_text("Light", exact=True).click()
         light = page.evaluate(ground)
         assert light != dark
         page.reload()
         assert page.evaluate(ground) == light
         assert page.locator("#theme input[value=light]").is_checked()
-        page.get_by_text("Auto", exact=True).click()
+        page.locator("#theme").get_by_text("Auto", exact=True).click()
         assert page.evaluate(ground) == dark
         page.emulate_media(color_scheme="light")
         assert page.evaluate(ground) == light
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1100, 1920])
-def test_it_fits_any_width(browser: Any, served: Served, width: int) -> None:
+def test_it_fits_any_width(browser: Browser, served: Served, width: int) -> None:
     with page_of(browser, served.server, viewport={"width": width, "height": 844}) as page:
         page.wait_for_selector("#results li")
         wait_for(page, "s => document.querySelector(s + ' .bars li')", card("entrance"))
@@ -1461,7 +1315,7 @@ def test_it_fits_any_width(browser: Any, served: Served, width: int) -> None:
         assert page.evaluate(NO_SIDEWAYS)
 
 
-def test_a_stream_is_enlarged_and_paused_by_keyboard(browser: Any, served: Served) -> None:
+def test_a_stream_is_enlarged_and_paused_by_keyboard(browser: Browser, served: Served) -> None:
     with page_of(browser, served.server, reduced_motion="reduce") as page:
         wait_for(page, "s => document.querySelector(s + ' .picture')?.dataset.frame > 0", card("entrance"))
         enlarge = page.locator(f"{card('entrance')} .enlarge")
@@ -1491,7 +1345,7 @@ def test_a_stream_is_enlarged_and_paused_by_keyboard(browser: Any, served: Serve
         )
 
 
-def test_every_control_has_a_name(browser: Any, served: Served) -> None:
+def test_every_control_has_a_name(browser: Browser, served: Served) -> None:
     with page_of(browser, served.server) as page:
         page.wait_for_selector("#results li")
         nameless = page.evaluate(
@@ -1504,20 +1358,20 @@ def test_every_control_has_a_name(browser: Any, served: Served) -> None:
         assert page.evaluate("() => document.activeElement !== document.body")
 
 
-def test_a_file_is_classified_in_the_page(browser: Any, served: Served) -> None:
+def test_a_file_is_classified_in_the_page(browser: Browser, served: Served) -> None:
     with page_of(browser, served.server) as page:
         page.wait_for_selector("#results li")
         page.set_input_files("#file", str(SHORT))
         page.wait_for_selector(".upload .steps")
         assert page.locator(".upload .name").inner_text() == "fi013.mp4"
         assert page.locator(".upload .verdict .label").inner_text() in ("fight", "no_fight")
-        assert page.locator(".upload .steps li").count() == served.run.spec.segments
+        wait_for(page, "n => document.querySelectorAll('.upload .steps li').length === n", served.run.spec.segments)
         assert page.locator(".upload .bars li").count() == 2
         page.get_by_text("Close").click()
         assert page.locator(".upload").count() == 0
 
 
-def test_a_file_that_is_none_is_told_in_the_page(browser: Any, served: Served, tmp_path: Path) -> None:
+def test_a_file_that_is_none_is_told_in_the_page(browser: Browser, served: Served, tmp_path: Path) -> None:
     broken = tmp_path / "holiday <i>.mp4"
     broken.write_bytes(bytes(range(256)) * 40)
     with page_of(browser, served.server, expected=["422", "415"]) as page:
@@ -1533,7 +1387,7 @@ def test_a_file_that_is_none_is_told_in_the_page(browser: Any, served: Served, t
         )
 
 
-def test_a_file_is_dropped_anywhere(browser: Any, served: Served) -> None:
+def test_a_file_is_dropped_anywhere(browser: Browser, served: Served) -> None:
     content = base64.b64encode(SHORT.read_bytes()).decode()
     with page_of(browser, served.server) as page:
         page.wait_for_selector("#results li")
@@ -1551,7 +1405,7 @@ def test_a_file_is_dropped_anywhere(browser: Any, served: Served) -> None:
         assert page.locator(".upload .name").inner_text() == "dropped.mp4"
 
 
-def test_the_browsers_camera_becomes_a_source(browser: Any, served: Served) -> None:
+def test_the_browsers_camera_becomes_a_source(browser: Browser, served: Served) -> None:
     with page_of(browser, served.server, permissions=["camera"]) as page:
         page.wait_for_selector("#results li")
         page.click("#camera")
@@ -1568,7 +1422,7 @@ def test_the_browsers_camera_becomes_a_source(browser: Any, served: Served) -> N
     until(lambda: all(s.name != name for s in served.run.status().sources))
 
 
-def test_a_camera_ends_with_its_page(browser: Any, served: Served) -> None:
+def test_a_camera_ends_with_its_page(browser: Browser, served: Served) -> None:
     with page_of(browser, served.server, permissions=["camera"]) as page:
         page.wait_for_selector("#results li")
         page.click("#camera")
@@ -1577,7 +1431,7 @@ def test_a_camera_ends_with_its_page(browser: Any, served: Served) -> None:
     until(lambda: all(s.kind != "camera" for s in served.run.status().sources))
 
 
-def test_signing_in_and_out(browser: Any, classifier: Classifier) -> None:
+def test_signing_in_and_out(browser: Browser, classifier: Classifier) -> None:
     run = new_run(classifier, Source("entrance", str(FIGHT)))
     with (
         running(run),
@@ -1600,7 +1454,7 @@ def test_signing_in_and_out(browser: Any, classifier: Classifier) -> None:
         assert page.url.endswith("/login")
 
 
-def test_a_connection_that_is_lost_is_told_and_comes_back(browser: Any, classifier: Classifier) -> None:
+def test_a_connection_that_is_lost_is_told_and_comes_back(browser: Browser, classifier: Classifier) -> None:
     run = new_run(classifier, Source("entrance", str(FIGHT)))
     port = free_port()
     with (
@@ -1624,7 +1478,7 @@ def test_a_connection_that_is_lost_is_told_and_comes_back(browser: Any, classifi
             assert page.locator(".card").count() == 1
 
 
-def test_a_source_that_is_lost_is_shown_with_its_text(browser: Any, classifier: Classifier) -> None:
+def test_a_source_that_is_lost_is_shown_with_its_text(browser: Browser, classifier: Classifier) -> None:
     run = LiveRun(
         classifier,
         [Source("gate", f"rtsp://127.0.0.1:{free_port()}/none", live=True)],
@@ -1651,7 +1505,7 @@ class _Late(Sink):
         self.go.wait()
 
 
-def test_a_verdict_of_a_source_that_is_lost_is_faded_and_dated(browser: Any, classifier: Classifier) -> None:
+def test_a_verdict_of_a_source_that_is_lost_is_faded_and_dated(browser: Browser, classifier: Classifier) -> None:
     with HttpStream("mjpeg", [(320, 180)]) as stream:
         sources = [Source("gate", stream.address, live=True), Source("entrance", str(FIGHT))]
         options = LiveOptions(CaptureOptions(4.0, realtime=True, loop=True, patient=True), max_guests=1)
@@ -1679,7 +1533,7 @@ def test_a_verdict_of_a_source_that_is_lost_is_faded_and_dated(browser: Any, cla
             assert page.evaluate(shown, gate) == "1"
 
 
-def test_what_an_output_drops_is_on_the_page(browser: Any, classifier: Classifier) -> None:
+def test_what_an_output_drops_is_on_the_page(browser: Browser, classifier: Classifier) -> None:
     run, late = new_run(classifier, Source("entrance", str(FIGHT))), _Late()
     run.listen(late)
     try:
@@ -1696,7 +1550,7 @@ def test_what_an_output_drops_is_on_the_page(browser: Any, classifier: Classifie
         late.close()
 
 
-def test_a_page_that_stays_open_keeps_no_more_events_than_it_shows(browser: Any, served: Served) -> None:
+def test_a_page_that_stays_open_keeps_no_more_events_than_it_shows(browser: Browser, served: Served) -> None:
     with page_of(browser, served.server) as page:
         kept, shown = page.evaluate(
             """async () => {

@@ -1,10 +1,9 @@
 // The card of one stream: its picture with the moving patch, the current result, and counters.
 
 import { Curve } from "./curve.js";
-import { clock, count, make, percent, setText, seconds, showBars, signIn, reducedMotion, without } from "./dom.js";
+import { PATCH_COLOUR, clock, count, make, percent, setText, seconds, showBars, signIn, reducedMotion, without } from "./dom.js";
 
 const GLIDE_MS = 180;
-const PATCH_COLOUR = "#ffb000";
 const STALE_COLOUR = "#a9b1ba"; // Of the patch if the result is out of date.
 const SLOW_MS = 2000; // Interval of picture requests if no new picture is expected.
 const NAMES = { connecting: "Connecting", running: "Live", lost: "Reconnecting", ended: "Ended", failed: "Failed" };
@@ -23,7 +22,7 @@ export class Card {
     this.picture = this.find(".picture");
     this.overlay = this.find(".overlay");
     this.picture.setAttribute("aria-label", `Picture of ${name}`);
-    this.curve = new Curve(this.find(".curve"));
+    this.curve = new Curve(this.find(".chart"), name, (entry) => page.openEvent(entry));
     this.curve.spanS = page.hello.curve_s;
     this.paused = false;
     this.visible = true;
@@ -34,6 +33,7 @@ export class Card {
     this.state = "connecting";
     this.stale = false; // Whether the last result is out of date.
     this.seenS = null;
+    this.framedS = null; // Time of the newest frame.
     this.box = null;
     this.crop = null;
     this.dirty = false;
@@ -46,6 +46,7 @@ export class Card {
     this.resize.observe(this.find(".stage"));
     this.find(".pause").addEventListener("click", () => this.pause(!this.paused));
     this.find(".enlarge").addEventListener("click", () => page.enlarge(this));
+    this.find(".fullscreen").addEventListener("click", () => page.toggleFullScreen());
     this.find(".stage").addEventListener("click", () => page.enlarge(this));
     this.pictures();
   }
@@ -70,8 +71,10 @@ export class Card {
 
   showNote() {
     const note = this.find(".note");
-    note.hidden = !this.paused && this.index >= 0;
-    setText(note, this.paused ? "Picture paused" : "No picture yet");
+    const last = this.state !== "running" && this.framedS !== null && this.index >= 0;
+    note.hidden = !this.paused && !last && this.index >= 0;
+    const age = last && seconds(Math.max(0, Math.round(this.page.nowS() - this.framedS)));
+    setText(note, this.paused ? "Picture paused" : last ? `Last picture ${clock(this.framedS)}, ${age} ago` : "No picture yet");
   }
 
   /** Request one picture after another: a slow connection gets fewer pictures, but never old ones. */
@@ -248,6 +251,8 @@ export class Card {
     const badge = this.find(".badge");
     badge.dataset.state = source.state;
     setText(badge, NAMES[source.state] ?? source.state);
+    this.framedS = source.last_frame_age_s === null ? null : this.page.nowS() - source.last_frame_age_s;
+    this.showNote();
     this.trouble(["lost", "failed"].includes(source.state) ? source.text : "");
     this.crop = source.crop;
     this.setStale(source.stale, source.last_seen_at);

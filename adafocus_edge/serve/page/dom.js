@@ -1,5 +1,7 @@
 // Small helpers: elements whose text is always set as text (never as HTML), and formatting of numbers and times.
 
+export const PATCH_COLOUR = "#ffb000"; // On pictures, in both themes.
+
 /** Create an element with a class, text and children. */
 export function make(tag, className = "", text = "", ...children) {
   const element = document.createElement(tag);

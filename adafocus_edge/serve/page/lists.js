@@ -3,6 +3,7 @@
 import { clock, colourOf, count, make, percent, setText, seconds, without } from "./dom.js";
 
 const MAX_ROWS = 100;
+const BACK = ["connected", "reconnected", "ended", "failed"]; // Notices that end the loss of a source.
 
 function put(list, row) {
   const atTop = list.scrollTop < 8;
@@ -17,17 +18,29 @@ export class Events {
     this.list = list;
     this.page = page;
     this.rows = new Map();
+    this.entries = new Map(); // The newest message of each event in the list.
+    this.lost = new Map(); // By source: the row that says that it is lost.
+  }
+
+  forget(id) {
+    this.rows.delete(id);
+    this.entries.delete(id);
   }
 
   clear() {
     this.list.replaceChildren();
     this.rows.clear();
+    this.entries.clear();
+    this.lost.clear();
   }
 
   event(entry) {
     let row = this.rows.get(entry.id);
     if (!row?.isConnected) {
-      row = make("li", "", "", make("span", "class", "", make("span", "", entry.label)), make("span", "what"));
+      const open = make("button", "open", entry.label);
+      open.type = "button";
+      open.addEventListener("click", () => this.page.openEvent(this.entries.get(entry.id)));
+      row = make("li", "", "", make("span", "class", "", open), make("span", "what"));
       row.append(make("span", "where", entry.source), make("span", "when", clock(entry.start_wall_s)));
       row.dataset.event = String(entry.id);
       row.querySelector(".where").title = entry.source;
@@ -35,8 +48,10 @@ export class Events {
       this.rows.set(entry.id, row);
       put(this.list, row);
       // A page may stay open for months: forget rows that have left the list.
-      for (const [id, other] of this.rows) if (!other.isConnected) this.rows.delete(id);
+      for (const [id, other] of this.rows) if (!other.isConnected) this.forget(id);
     }
+    this.entries.set(entry.id, entry);
+    row.querySelector(".open").setAttribute("aria-label", `${entry.label}, ${entry.source}, ${clock(entry.start_wall_s)}`);
     const what = row.querySelector(".what");
     if (entry.event === "start") {
       what.replaceChildren(make("span", "going", "now"));
@@ -45,11 +60,17 @@ export class Events {
     }
   }
 
+  /** Show a notice; further attempts at a lost source change its row, or else they would fill the list. */
   notice(entry) {
-    const row = make("li", "notice", "", make("span", "where", entry.source), make("span", "when", clock(entry.wall_s)));
-    const text = without(entry.source, entry.text);
-    row.append(make("span", "text", `${entry.notice[0].toUpperCase()}${entry.notice.slice(1)}: ${text}`));
-    put(this.list, row);
+    const known = entry.notice === "lost" ? this.lost.get(entry.source) : null;
+    const row = known?.isConnected ? known : make("li", "notice", "", make("span", "where"), make("span", "when"), make("span", "text"));
+    const [where, when, text] = row.children;
+    setText(where, entry.source);
+    setText(when, clock(entry.wall_s));
+    setText(text, `${entry.notice[0].toUpperCase()}${entry.notice.slice(1)}: ${without(entry.source, entry.text)}`);
+    if (row !== known) put(this.list, row);
+    if (entry.notice === "lost") this.lost.set(entry.source, row);
+    else if (BACK.includes(entry.notice)) this.lost.delete(entry.source);
   }
 }
 

@@ -2,10 +2,12 @@
 
 import { Camera } from "./camera.js";
 import { Card } from "./card.js";
-import { setText } from "./dom.js";
+import { reducedMotion, setText } from "./dom.js";
 import { Events, Results, showFacts, showOutputs } from "./lists.js";
 import { Live } from "./live.js";
 import { Upload } from "./upload.js";
+import { Viewer } from "./viewer.js";
+import { Wall } from "./wall.js";
 
 const MAX_PICTURE_FPS = 24; // Of all visible streams together: encoding more would take CPU time from the model.
 const BANNER_MS = 1500; // Shorter interruptions are not reported.
@@ -17,7 +19,6 @@ const page = {
   cards: new Map(),
   connected: false,
   clockS: 0,
-  large: null,
   expected: null,
 
   /** Return the server's time; this machine's clock may be wrong. */
@@ -28,21 +29,29 @@ const page = {
     return Math.max(1, Math.min(page.hello.picture_fps, MAX_PICTURE_FPS / Math.max(1, shown)));
   },
 
-  enlarge(card) {
-    if (page.cards.size < 2) return;
-    page.large = page.large === card.name ? null : card.name;
-    arrange();
-    if (page.large) card.element.scrollIntoView({ block: "nearest" });
+  enlarge: (card) => wall.enlarge(card),
+
+  toggleFullScreen: () => wall.toggleFullScreen(),
+
+  openEvent: (entry) => viewer.event(entry),
+
+  openGlimpse: (title, facts, picture) => viewer.show(title, facts, picture),
+
+  /** Show a source's card, on whichever page it is. */
+  reveal(card, smooth = !reducedMotion()) {
+    wall.reveal(card);
+    card.element.scrollIntoView({ block: "nearest", behavior: smooth ? "smooth" : "auto" });
   },
 
-  /** Scroll to a source as soon as it appears. */
+  /** Show a source's card as soon as it appears. */
   expect(name, smooth) {
     page.expected = { name, smooth };
     seek();
   },
 };
 
-const streams = document.getElementById("streams");
+const wall = new Wall(page);
+const viewer = new Viewer(page);
 const nothing = document.getElementById("nothing");
 const events = new Events(document.getElementById("events"), page);
 const results = new Results(document.getElementById("results"));
@@ -50,28 +59,15 @@ let upload = null;
 let camera = null;
 
 function arrange() {
-  const solo = page.cards.size === 1;
-  for (const card of page.cards.values()) {
-    const large = !solo && page.large === card.name;
-    card.element.classList.toggle("solo", solo);
-    card.element.classList.toggle("large", large);
-    const button = card.find(".enlarge");
-    button.setAttribute("aria-pressed", String(large));
-    button.setAttribute("aria-label", large ? "Reduce" : "Enlarge");
-    button.title = button.getAttribute("aria-label");
-  }
+  wall.arrange();
   nothing.hidden = page.cards.size > 0;
-  setText(
-    nothing,
-    "No streams. Add one when you start the server: adafocus-edge serve NAME=ADDRESS, or 0 for a camera. "
-      + "Or classify a file, or use this browser’s camera.",
-  );
+  if (!nothing.hidden) nothing.replaceChildren(document.getElementById("no-streams").content.cloneNode(true));
 }
 
 function seek() {
   const card = page.expected && page.cards.get(page.expected.name);
   if (!card) return;
-  card.element.scrollIntoView({ block: "nearest", behavior: page.expected.smooth ? "smooth" : "auto" });
+  page.reveal(card, page.expected.smooth);
   page.expected = null;
 }
 
@@ -80,7 +76,7 @@ function cardOf(name) {
   if (!card) {
     card = new Card(name, page);
     page.cards.set(name, card);
-    streams.append(card.element);
+    wall.streams.append(card.element);
     arrange();
     seek();
   }
@@ -93,8 +89,8 @@ const take = {
     events.clear();
     results.clear();
     for (const card of page.cards.values()) {
-      Object.assign(card.curve, { points: [], windows: [], spanS: hello.curve_s });
-      card.curve.events.clear();
+      card.curve.clear();
+      card.curve.spanS = hello.curve_s;
     }
     if (hello.status.model) take.status(hello.status);
     for (const [name, points] of Object.entries(hello.curves)) {
@@ -124,7 +120,6 @@ const take = {
       if (names.has(name)) continue;
       card.remove();
       page.cards.delete(name);
-      if (page.large === name) page.large = null;
     }
     for (const source of status.sources) cardOf(source.name).status(source);
     arrange();
@@ -141,6 +136,7 @@ const take = {
 
   event(entry) {
     events.event(entry);
+    viewer.update(entry);
     page.cards.get(entry.source)?.curve.event(entry);
   },
 
@@ -172,25 +168,8 @@ function connection(connected) {
   }, BANNER_MS);
 }
 
-for (const input of document.querySelectorAll("#theme input")) {
-  input.checked = input.value === document.documentElement.dataset.theme;
-  input.addEventListener("change", () => {
-    document.documentElement.dataset.theme = input.value;
-    try {
-      localStorage.setItem("adafocus-theme", input.value);
-    } catch {
-      // Storage is blocked: the choice lasts until the page is closed.
-    }
-    for (const card of page.cards.values()) card.curve.draw(page.nowS(), page.labels);
-  });
-}
-
-addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || !page.large) return;
-  const card = page.cards.get(page.large);
-  page.large = null;
-  arrange();
-  card?.find(".enlarge").focus();
+document.getElementById("theme").addEventListener("change", () => {
+  for (const card of page.cards.values()) card.curve.draw(page.nowS(), page.labels);
 });
 
 new Live((kind, entry) => take[kind](entry), connection);

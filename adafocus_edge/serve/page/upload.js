@@ -1,8 +1,8 @@
-// Classification of a file: uploads it with a progress bar, then shows the result and where the model looked.
+// Classification of a file: uploads it with a progress bar, then shows the result and the frames that the model looked at.
 
-import { count, make, percent, showBars, signIn } from "./dom.js";
+import { PATCH_COLOUR, count, make, percent, showBars, signIn } from "./dom.js";
 
-const SVG = "http://www.w3.org/2000/svg";
+const LARGE_PX = 960;
 
 export class Upload {
   constructor(page) {
@@ -68,7 +68,7 @@ export class Upload {
       request.abort();
       this.place.replaceChildren();
     };
-    request.open("POST", "/api/classify");
+    request.open("POST", "/api/classify?frames=1");
     request.setRequestHeader("X-File-Name", encodeURIComponent(file.name));
     request.setRequestHeader("Content-Type", "application/octet-stream");
     request.responseType = "json";
@@ -97,24 +97,49 @@ export class Upload {
     bars.setAttribute("aria-label", "Most likely classes");
     showBars(bars, result.top.slice(0, 5), this.page.labels.length);
     const steps = make("ol", "steps");
-    steps.setAttribute("aria-label", "Glimpses: position of the patch, and confidence after each");
-    for (const step of result.steps) steps.append(this.step(step));
+    steps.setAttribute("aria-label", "Glimpses");
     box.append(verdict, bars, make("p", "hint", "Where the model looked, and its confidence after each glimpse:"), steps);
+    this.showPictures(result, steps);
   }
 
-  step(step) {
-    const side = this.page.model.frame_size;
-    const [y, x, size] = step.patch;
-    const shape = (name, attributes) => {
-      const element = document.createElementNS(SVG, name);
-      for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-      return element;
-    };
-    const drawing = shape("svg", { viewBox: `0 0 ${side} ${side}`, "aria-hidden": "true" });
-    drawing.append(shape("rect", { class: "frame", x: 3, y: 3, width: side - 6, height: side - 6 }));
-    drawing.append(shape("rect", { class: "patch", x, y, width: size, height: size }));
-    const item = make("li", "", "", drawing, make("span", "", percent(step.confidence)));
-    item.title = `Glimpse ${step.step + 1}${step.time_s === null ? "" : ` at ${step.time_s.toFixed(1)} s`}: ${step.label}, ${percent(step.confidence)}`;
-    return item;
+  async showPictures(result, list) {
+    for (const step of result.steps) {
+      const bytes = Uint8Array.from(atob(step.picture), (letter) => letter.charCodeAt(0));
+      const picture = await createImageBitmap(new Blob([bytes], { type: "image/jpeg" }));
+      list.append(this.glimpse(result, step, picture));
+    }
   }
+
+  /** Return the entry of one glimpse: a button that shows its frame larger. */
+  glimpse(result, step, picture) {
+    const when = step.time_s === null ? "" : ` at ${step.time_s.toFixed(1)} s`;
+    const title = `Glimpse ${step.step + 1} of ${result.steps.length}${when}: ${step.label}, ${percent(step.confidence)}`;
+    const open = make("button", "", "", drawn(picture, step.box, picture.width, picture.width / 50), make("span", "", percent(step.confidence)));
+    open.type = "button";
+    open.title = title;
+    open.setAttribute("aria-label", `${percent(step.confidence)}. ${title}`);
+    open.addEventListener("click", () => {
+      const large = drawn(picture, step.box, LARGE_PX, 3);
+      large.setAttribute("role", "img");
+      large.setAttribute("aria-label", "The frame, with the patch that the model looked at");
+      this.page.openGlimpse(result.source, title, large);
+    });
+    return make("li", "", "", open);
+  }
+}
+
+/** Return a canvas of this width with a frame and the patch on it, in lines this wide; `box` is in fractions of the frame. */
+function drawn(picture, [left, top, right, bottom], width, line) {
+  const canvas = make("canvas");
+  canvas.width = width;
+  canvas.height = Math.max(1, Math.round((picture.height * width) / picture.width));
+  const pen = canvas.getContext("2d");
+  pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
+  const patch = [left * canvas.width, top * canvas.height, (right - left) * canvas.width, (bottom - top) * canvas.height];
+  for (const [colour, wide] of [["rgba(5, 7, 10, 0.55)", 1.8 * line], [PATCH_COLOUR, line]]) {
+    pen.strokeStyle = colour;
+    pen.lineWidth = wide;
+    pen.strokeRect(...patch);
+  }
+  return canvas;
 }
