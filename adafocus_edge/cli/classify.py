@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adafocus_edge.cli.config import Config
+from adafocus_edge.cli.config import Config, config_file, with_config
 from adafocus_edge.cli.inputs import choose_decoder, find_inputs, top_count
 from adafocus_edge.cli.options import DEFAULT_MODEL_NOTE, Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import ResultSink, check_targets, is_video_file, progress_for, say, video_names
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 @with_options
 def classify(
+    context: typer.Context,
     source: Annotated[
         list[str],
         typer.Argument(
@@ -52,6 +53,7 @@ def classify(
     del debug, config
     from adafocus_edge.backends.registry import load_model
     from adafocus_edge.bundle.store import check_graph_files, default_bundle, open_bundle
+    from adafocus_edge.live.stream_config import with_zones
     from adafocus_edge.runtime.classifier import Classifier
     from adafocus_edge.runtime.exits import requested_exits
     from adafocus_edge.runtime.profiles import apply_profile
@@ -64,8 +66,11 @@ def classify(
     setting, profile = apply_profile(options, found)
     if profile is not None:
         say(f"profile {options.profile}: {profile.demand}; measured on {profile.device}", quiet)
-    sources = find_inputs(source, quiet, options.video_track)
+    sources = with_config(find_inputs(source, quiet, options.video_track), config_file(context))
+    sources = with_zones(sources, live)
     only_live = _only_live(live, options)
+    if only_live is None and any(other.zones for other in sources):
+        only_live = "a source with regions or masks"
     streamed = only_live is not None or _is_live(sources, found, setting)
     if streamed:
         options.check_live()

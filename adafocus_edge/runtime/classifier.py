@@ -198,7 +198,9 @@ class Classifier:
                 pass
 
     def classify(self, source: Source) -> tuple[Result, Clip]:
-        """Open and classify a source that ends. Raises ``SourceError``."""
+        """Open and classify a source that ends. Raises ``SourceError``, and ``UsageError`` for regions and masks."""
+        if source.zones:
+            raise UsageError(f"{source.name}: regions and masks need a live run: use serve, or classify --realtime")
         started = time.perf_counter()
         clip = source.open_clip()
         return self.classify_clip(clip, source.name, started), clip

@@ -22,6 +22,7 @@ from adafocus_edge.serve import schemas
 from adafocus_edge.serve.archive import ArchiveApi
 from adafocus_edge.serve.board import Board
 from adafocus_edge.serve.cameras import Cameras
+from adafocus_edge.serve.configuration import ConfigurationApi
 from adafocus_edge.serve.guard import (
     COOKIE,
     NO_STORE,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from adafocus_edge.live.event_store import EventStore
+    from adafocus_edge.serve.editor import Editor
     from adafocus_edge.serve.run import Run
 
 PAGE = Path(__file__).parent / "page"
@@ -117,13 +119,16 @@ class Site:
         sessions: open logins.
         tries: failed logins.
         archive: of events, or None.
+        editor: of sources and event rules, or None.
     """
 
     def __init__(
-        self, run: Run, options: ServeOptions, sessions: Sessions, tries: Tries, archive: EventStore | None = None
-    ) -> None:
+        self, run: Run, options: ServeOptions, sessions: Sessions, tries: Tries, archive: EventStore | None = None,
+        editor: Editor | None = None,
+    ) -> None:  # fmt: skip
         self._run, self._options, self._sessions, self._tries = run, options, sessions, tries
         self.archive = ArchiveApi(archive)
+        self.configuration = ConfigurationApi(editor, run.classes, options.picture_width)
         self._files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in MEDIA_TYPES}
         self._tags = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, content in self._files.items()}
         self._description = bytes(JSONResponse(describe(options)).body)
@@ -157,6 +162,11 @@ class Site:
         """Handle ``GET /events``: the archive of events."""
         del request
         return HTMLResponse(self._files["events.html"])
+
+    async def sources_page(self, request: Request) -> Response:
+        """Handle ``GET /sources``: the page that changes sources and event rules."""
+        del request
+        return HTMLResponse(self._files["sources.html"])
 
     async def docs_page(self, request: Request) -> Response:
         """Handle ``GET /docs``: the description of the API, for people."""
@@ -325,14 +335,17 @@ class Site:
         return await self.service.cameras.delete(request)
 
 
-def create_app(run: Run, options: ServeOptions, archive: EventStore | None = None) -> Starlette:
+def create_app(
+    run: Run, options: ServeOptions, archive: EventStore | None = None, editor: Editor | None = None
+) -> Starlette:
     """Return the application that serves a run. Raises ``UsageError`` if other machines could reach it unprotected."""
     check_exposure(options)
     sessions, tries = Sessions(options.session_s), Tries()
-    site = Site(run, options, sessions, tries, archive)
+    site = Site(run, options, sessions, tries, archive, editor)
     routes = [
         Route("/", site.page),
         Route("/events", site.events_page),
+        Route("/sources", site.sources_page),
         Route("/docs", site.docs_page),
         Route("/page/{name}", site.page_file),
         Route("/login", site.login, methods=["GET", "POST"]),
@@ -349,6 +362,7 @@ def create_app(run: Run, options: ServeOptions, archive: EventStore | None = Non
         Route("/api/archive/{key}/clip.mp4", site.archive.clip),
         Route("/api/archive/{key}/picture.jpg", site.archive.picture),
         Route("/api/archive/{key}/mark", site.archive.mark, methods=["PUT"]),
+        *_configuration_routes(site.configuration),
         Route("/api/live", site.live),
         # Names of sources may contain slashes: they can be addresses or paths.
         Route("/api/streams/{name:path}/picture.jpg", site.picture),
@@ -364,6 +378,18 @@ def create_app(run: Run, options: ServeOptions, archive: EventStore | None = Non
         middleware=[Middleware(Guard, options=options, sessions=sessions, tries=tries)],
         exception_handlers={HTTPException: _http_error, Exception: _unexpected},
     )
+
+
+def _configuration_routes(configuration: ConfigurationApi) -> list[Route]:
+    lists = {"sources": configuration.sources, "events": configuration.events}
+    return [
+        Route("/api/config", configuration.show),
+        Route("/api/config/reload", configuration.reload, methods=["POST"]),
+        Route("/api/config/test", configuration.test, methods=["POST"]),
+        *(Route(f"/api/config/{name}", handler, methods=["POST"]) for name, handler in lists.items()),
+        *(Route(f"/api/config/{name}/{{number}}", handler, methods=["PUT"]) for name, handler in lists.items()),
+        *(Route(f"/api/config/{name}/{{number}}", configuration.remove, methods=["DELETE"]) for name in lists),
+    ]
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
