@@ -67,6 +67,8 @@ def classify(
     if profile is not None:
         say(f"profile {options.profile}: {profile.demand}; measured on {profile.device}", quiet)
     sources = with_config(find_inputs(source, quiet, options.video_track), config_file(context))
+    if not sources:
+        raise UsageError("no source to classify: every [[source]] of --config is paused")
     sources = with_zones(sources, live)
     only_live = _only_live(live, options)
     if only_live is None and any(other.zones for other in sources):

@@ -59,7 +59,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
             raise UsageError(f"--config {path}: no option {shown_argument(given)!r}{hint}")
         if key == "source" and isinstance(value, list):
             entries = tuple(_entry(path, read_source, one) for one in value)
-            value = [entry.argument for entry in entries if not entry.paused]  # noqa: PLW2901
+            value = [entry.argument for entry in entries]  # noqa: PLW2901
         values[known[key].name] = _value(path, given, key, known[key], value)
     context.default_map = {**(context.default_map or {}), **values}
     context.meta[META] = ConfigFile(path, digest_of(content), entries)
@@ -78,10 +78,18 @@ def config_file(context: typer.Context) -> ConfigFile | None:
 
 
 def with_config(sources: list[Source], file: ConfigFile | None) -> list[Source]:
-    """Return the sources that were found with the regions and masks that a configuration file has for them."""
+    """Return the sources that were found as a configuration file has them: without paused ones, with masks.
+
+    Raises ``UsageError`` if two of them have the same name.
+    """
     from adafocus_edge.live.stream_config import with_entries
 
-    return sources if file is None or "source" in file.overridden else with_entries(sources, file.entries)
+    if file is None or "source" in file.overridden:
+        return sources
+    try:
+        return with_entries(sources, file.entries)
+    except UsageError as error:
+        raise UsageError(f"--config {file.path}: {error}") from None
 
 
 def _read(path: Path) -> tuple[bytes, dict[str, Any]]:

@@ -146,8 +146,6 @@ def read_event(value: Any) -> EventRule:
                 wrong[key] = f"must be a number, not {table[key]!r}"
             except UsageError as error:
                 wrong[key] = str(error)
-    if not wrong and EventRule.parse(EventRule(label, **numbers).text()).label != label:
-        wrong["label"] = f"{label!r} looks like the rest of a rule"
     if wrong:
         raise InvalidError(wrong)
     return EventRule(label, **numbers)
@@ -165,13 +163,23 @@ def _table(value: Mapping[str, Any], kind: str, allowed: Sequence[str], needed: 
 
 def sources_of(entries: Sequence[SourceEntry], skipped: list[str] | None = None) -> list[Source]:
     """Return the sources that entries list, without those that are paused. Raises ``UsageError``."""
-    return with_entries(find_sources([entry.argument for entry in entries if not entry.paused], skipped), entries)
+    return with_entries(find_sources([entry.argument for entry in entries], skipped), entries)
 
 
 def with_entries(sources: Sequence[Source], entries: Sequence[SourceEntry]) -> list[Source]:
-    """Return the sources that were found for entries with the entries' regions and masks."""
-    zones = {entry.name: entry.zones for entry in entries if entry.name is not None and not entry.paused}
-    return [replace(source, zones=zones.get(source.name, source.zones)) for source in sources]
+    """Return the sources that were found for entries with the entries' regions and masks, and without paused ones.
+
+    Raises ``UsageError`` if two entries have the same name.
+    """
+    named = {entry.name: entry for entry in entries if entry.name is not None}
+    if len(named) < sum(entry.name is not None for entry in entries):
+        names = [entry.name for entry in entries if entry.name is not None]
+        raise InvalidError({"name": f"two sources are named {next(name for name in names if names.count(name) > 1)}"})
+    return [
+        replace(source, zones=named[source.name].zones) if source.name in named else source
+        for source in sources
+        if source.name not in named or not named[source.name].paused
+    ]
 
 
 def with_zones(sources: Sequence[Source], arguments: LiveArguments) -> list[Source]:

@@ -258,9 +258,6 @@ class Editor:
         sources, rules = list(self._running.values()), self._rules
         entries = document.sources()
         if "source" not in self._file.overridden:
-            names = [entry.name for entry in entries if entry.name is not None]
-            if twice := next((name for name in names if names.count(name) > 1), None):
-                raise InvalidError({"name": f"{twice}: two sources have this name"})
             sources = [replace(source, video_track=self._video_track) for source in sources_of(entries)]
             sources = with_zones(sources, self._arguments)
             if len(sources) > self._run.max_sources:
