@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -141,9 +141,22 @@ def parse_polygon(text: str) -> Polygon:
     return tuple(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-@lru_cache(maxsize=64)
-def _inside(polygon: Polygon, height: int, width: int) -> tuple[slice, slice, NDArray[np.bool_]]:
-    """Return the rows and columns of a polygon's bounding box, and which pixels in it have their centre inside."""
+@lru_cache(maxsize=32)
+def _selected(polygons: tuple[Polygon, ...], height: int, width: int) -> tuple[slice, NDArray[np.uint8]]:
+    """Return the rows that polygons cover, and for each value of their pixels 255 inside of any polygon, 0 outside.
+
+    The second is uint8 [rows, width, 3]: a bitwise operation with it is several times faster than a choice by pixel.
+    """
+    inside = np.zeros((height, width), bool)
+    for polygon in polygons:
+        inside |= _inside(polygon, height, width)
+    covered = np.flatnonzero(inside.any(axis=1))
+    rows = slice(int(covered[0]), int(covered[-1]) + 1) if len(covered) else slice(0, 0)
+    return rows, np.repeat(np.where(inside[rows, :, None], np.uint8(255), np.uint8(0)), 3, axis=2)
+
+
+def _inside(polygon: Polygon, height: int, width: int) -> NDArray[np.bool_]:
+    """Return which pixels of a picture have their centre inside a polygon, [H, W]."""
     xs, ys = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     inside = np.zeros((height, width), bool)
     for (x1, y1), (x2, y2) in zip(polygon, (*polygon[1:], polygon[0]), strict=True):
@@ -151,20 +164,12 @@ def _inside(polygon: Polygon, height: int, width: int) -> tuple[slice, slice, ND
         if crossed.any():
             at = x1 + (ys[crossed] - y1) / (y2 - y1) * (x2 - x1)
             inside[crossed] ^= xs[None, :] < at[:, None]
-    rows, columns = (_span(np.asarray(inside.any(axis=axis))) for axis in (1, 0))
-    return rows, columns, np.ascontiguousarray(inside[rows, columns, None])
+    return inside
 
 
-def _span(used: NDArray[np.bool_]) -> slice:
-    found = np.flatnonzero(used)
-    return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
-
-
-def _black(rgb: NDArray[np.uint8], polygons: Iterable[Polygon], *, inside: bool) -> NDArray[np.uint8]:
+def _black(rgb: NDArray[np.uint8], polygons: tuple[Polygon, ...], *, inside: bool) -> NDArray[np.uint8]:
     """Return a copy whose pixels inside of any polygon are black, or those outside of all."""
-    height, width = rgb.shape[:2]
+    rows, selected = _selected(polygons, *rgb.shape[:2])
     made = np.array(rgb) if inside else np.zeros_like(rgb)
-    for polygon in polygons:
-        rows, columns, chosen = _inside(polygon, height, width)
-        np.copyto(made[rows, columns], np.uint8(0) if inside else rgb[rows, columns], where=chosen)
+    np.bitwise_and(rgb[rows], ~selected if inside else selected, out=made[rows])
     return made

@@ -387,8 +387,10 @@ def _configuration_routes(configuration: ConfigurationApi) -> list[Route]:
         Route("/api/config/reload", configuration.reload, methods=["POST"]),
         Route("/api/config/test", configuration.test, methods=["POST"]),
         *(Route(f"/api/config/{name}", handler, methods=["POST"]) for name, handler in lists.items()),
-        *(Route(f"/api/config/{name}/{{number}}", handler, methods=["PUT"]) for name, handler in lists.items()),
-        *(Route(f"/api/config/{name}/{{number}}", configuration.remove, methods=["DELETE"]) for name in lists),
+        *(
+            Route(f"/api/config/{name}/{{number}}", handler, methods=["PUT", "DELETE"])
+            for name, handler in lists.items()
+        ),
     ]
 
 

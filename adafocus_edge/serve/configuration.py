@@ -34,7 +34,6 @@ STATUSES: tuple[tuple[type[AdaFocusError], int], ...] = (
     (BackendError, 422),
 )
 NONE = "this server has no configuration"
-KINDS: dict[str, Kind] = {"sources": "source", "events": "event"}
 T = TypeVar("T")
 
 
@@ -62,26 +61,22 @@ class ConfigurationApi:
         return await self._changed(lambda editor: editor.reload())
 
     async def sources(self, request: Request) -> Response:
-        """Handle ``POST`` and ``PUT /api/config/sources``: add or change a source."""
+        """Handle ``POST /api/config/sources``, and ``PUT`` and ``DELETE`` of ``.../{number}``."""
         number = _number(request)
+        if request.method == "DELETE":
+            return await self._removed(request, "source", number)
         return await self._with_body(
             request, schemas.SourceChange, "a source", lambda editor, asked: editor.change_source(number, asked)
         )
 
     async def events(self, request: Request) -> Response:
-        """Handle ``POST`` and ``PUT /api/config/events``: add or change an event rule."""
+        """Handle ``POST /api/config/events``, and ``PUT`` and ``DELETE`` of ``.../{number}``."""
         number = _number(request)
+        if request.method == "DELETE":
+            return await self._removed(request, "event", number)
         return await self._with_body(
             request, schemas.EventChange, "an event rule", lambda editor, asked: editor.change_rule(number, asked)
         )
-
-    async def remove(self, request: Request) -> Response:
-        """Handle ``DELETE /api/config/sources/{number}``, and the same of events."""
-        version = request.query_params.get("version")
-        if version is None:
-            return refusal(400, "version is missing: send that of GET /api/config")
-        kind, number = KINDS[request.url.path.split("/")[3]], _number(request)
-        return await self._changed(lambda editor: editor.remove(kind, -1 if number is None else number, version))
 
     async def test(self, request: Request) -> Response:
         """Handle ``POST /api/config/test``: return a picture of a source, or why there is none."""
@@ -137,6 +132,13 @@ class ConfigurationApi:
         except (RefusedError, msgspec.ValidationError) as error:
             return _unread(error)
         return await self._changed(lambda editor: change(editor, asked))
+
+    async def _removed(self, request: Request, kind: Kind, number: int | None) -> Response:
+        version = request.query_params.get("version")
+        if version is None:
+            return refusal(400, "version is missing: send that of GET /api/config")
+        assert number is not None
+        return await self._changed(lambda editor: editor.remove(kind, number, version))
 
     async def _changed(self, change: Callable[[Editor], None]) -> Response:
         """Change something; return the configuration after that."""

@@ -92,21 +92,24 @@ def test_sources_come_and_go_while_the_others_run_on(classifier: Classifier) -> 
 
 def test_after_a_mask_is_set_no_frame_without_it_follows(classifier: Classifier) -> None:
     yard = Source("yard", str(FIGHT))
+
+    def set_mask(run: LiveRun) -> None:
+        late = Frames()
+        run.remove_source("yard", "changed")
+        run.listen(late)
+        run.add_source(replace(yard, zones=Zones(masks=(WHOLE,))))
+        until(lambda: len(late.of(LiveFrame)) > 3)
+        run.unlisten(late)
+        late.close()
+        assert not any(frame.to_rgb().any() for frame in late.of(LiveFrame))
+        assert not any(event.frame.to_rgb().any() for event in late.of(Event))
+
     with going(classifier, yard, rules=(SURE,)) as (kept, run):
         for _ in range(5):
-            until(lambda: kept.of(LiveFrame))
-            run.remove_source("yard", "changed")
-            kept.close()
-            kept = Frames()
-            run.listen(kept)
-            run.add_source(replace(yard, zones=Zones(masks=(WHOLE,))))
-            until(lambda: len(kept.of(LiveFrame)) > 3)
-            assert not any(frame.to_rgb().any() for frame in kept.of(LiveFrame))
-            assert not any(event.frame.to_rgb().any() for event in kept.of(Event))
+            until(lambda: kept.of(LiveFrame) and kept.of(LiveFrame)[-1].to_rgb().any())
+            set_mask(run)
             run.remove_source("yard", "changed")
             run.add_source(yard)
-            kept = Frames()
-            run.listen(kept)
 
 
 def test_sources_may_change_before_the_run_begins(classifier: Classifier) -> None:

@@ -160,7 +160,9 @@ def test_the_configuration_file_masks_even_sources_that_end(tmp_path: Path) -> N
     done = edge("classify", "--config", config)  # without an option for live runs, too
     assert '"window_model_ms"' in done.stdout  # that of a live run
     config.write_text(table + "paused = true\n")
-    one_line_error(edge("classify", "--config", config), 2, "no source to classify: every [[source]] of --config is paused")
+    one_line_error(
+        edge("classify", "--config", config), 2, "no source to classify: every [[source]] of --config is paused"
+    )
     config.write_text(table + table[table.index("[[") :])
     one_line_error(edge("classify", "--config", config), 2, "stream.toml: name: two sources are named yard")
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from tests.serve.test_archive import Kept, kept  # noqa: F401 - fixture
-from tests.serve.test_serve import Served, browser, card, classifier, page_of, served  # noqa: F401 - fixtures
+from tests.serve.test_configuration import Set, given, path  # noqa: F401 - fixtures
+from tests.serve.test_serve import Served, browser, card, classifier, page_of, served, until  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("ADAFOCUS_EDGE_AXE") != "1",
@@ -63,4 +64,27 @@ def test_events_and_the_description_of_the_api(browser: Any, kept: Kept, scheme:
         with page_of(browser, kept.server, "docs", viewport=size, color_scheme=scheme) as page:
             page.wait_for_selector("#operations details")
             page.evaluate("() => document.querySelectorAll('details').forEach((one) => (one.open = true))")
+            assert findings(page) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_sources_and_rules(browser: Any, given: Set, scheme: str) -> None:  # noqa: F811
+    until(lambda: given.states().get("yard") == "running")
+    for size in SIZES:
+        with page_of(browser, given.server, "sources", viewport=size, color_scheme=scheme) as page:
+            page.wait_for_selector("#sources > li")
+            page.wait_for_function("() => document.querySelector('#sources .badge').textContent === 'Live'")
+            assert findings(page) == []
+            page.locator("#sources .edit").first.click()
+            page.wait_for_function("() => document.getElementById('still').dataset.shown")
+            page.locator("[data-draw=mask]").click()
+            for key in ("Enter", "Shift+ArrowRight", "Enter", "Shift+ArrowDown", "Enter"):
+                page.keyboard.press(key)
+            assert findings(page) == []
+            page.locator("#finish").click()
+            page.locator("[name=name]").fill("a/b")
+            page.locator("#areas input").fill("nothing")
+            assert findings(page) == []
+            page.locator("#source-dialog [data-close]").click()
+            page.locator("#add-rule").click()
             assert findings(page) == []

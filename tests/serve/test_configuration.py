@@ -137,7 +137,10 @@ def steady(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_what_is_configured_is_shown_without_secrets(steady: Set) -> None:
     shown = steady.get()
     assert shown["file"] == "stream.toml"
-    assert (shown["sources_fixed"], shown["rules_fixed"], shown["changed"], shown["problem"]) == (None,) * 2 + (False, None)
+    assert (shown["sources_fixed"], shown["rules_fixed"], shown["changed"], shown["problem"]) == (None,) * 2 + (
+        False,
+        None,
+    )
     assert [(one["name"], one["paused"], one["running"]) for one in shown["sources"]] == [
         ("yard", False, ["yard"]), ("dock", True, []),
     ]  # fmt: skip
@@ -161,7 +164,9 @@ def test_sources_are_added_changed_paused_and_removed_while_others_run_on(given:
         body = {"name": "gate 2", "address": shown, "masks": [DARK], "regions": [CORNER]}
         assert given.send("PUT", "sources/2", body).json["sources"][2]["masks"] == [DARK]
         until(lambda: given.states() == {"yard": "running", "gate 2": "running"})
-        picture = until(lambda: (found := get(given.server, "/api/streams/gate%202/picture.jpg")).status == 200 and found)
+        picture = until(
+            lambda: (found := get(given.server, "/api/streams/gate%202/picture.jpg")).status == 200 and found
+        )
         assert np.asarray(Image.open(io.BytesIO(picture.body))).max() < 8
         assert stream.address in given.path.read_text()
         # Another path of the same host: it is still kept.
@@ -211,7 +216,10 @@ def test_rules_are_added_changed_and_removed(given: Set) -> None:
         ({"name": "x", "address": "http://host/clip.mp4"}, {"address": "is the address of a video file"}),
         ({"name": "x", "address": "rtsp://***@host/1"}, {"address": "replace ***"}),
         ({"name": "x", "address": "rtsp://host/\n1"}, {"address": "must have at most 2048 characters, all printable"}),
-        ({"name": "x", "address": "0", "masks": [[[0, 0], [1, 1], [1, 0], [0, 1]]]}, {"masks": "mask 1: sides 1 and 3"}),
+        (
+            {"name": "x", "address": "0", "masks": [[[0, 0], [1, 1], [1, 0], [0, 1]]]},
+            {"masks": "mask 1: sides 1 and 3"},
+        ),
         ({"name": "x", "address": "0", "regions": [[[0, 0], [2, 1], [1, 0]]]}, {"regions": "must be at most 1"}),
         ({"name": "x", "address": "0", "regions": [[[0, 0], [1, 1]]]}, {"regions": "of length >= 3"}),
         ({"name": 3, "address": "0"}, {"name": "Expected `str`, got `int`"}),
@@ -391,7 +399,10 @@ def test_changes_need_permission(classifier: Classifier, path: Path) -> None:  #
         assert get(made.server, "/api/config").status == 401
         assert ask(made.server, "POST", "/api/config/reload").status == 401
         assert made.send("POST", "events", body, **BEARER).status == 200
-        assert (get(made.server, "/sources").status, get(made.server, "/sources").headers["location"]) == (303, "/login")
+        assert (get(made.server, "/sources").status, get(made.server, "/sources").headers["location"]) == (
+            303,
+            "/login",
+        )
 
 
 def test_options_of_the_command_line_still_count(classifier: Classifier, path: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -417,7 +428,9 @@ def test_there_is_a_limit_of_sources(given: Set) -> None:
     assert (answer.status, answer.json["error"]) == (
         422, "5 sources are the most that can run now: restart to add more",
     )  # fmt: skip
-    assert given.send("POST", "sources", {"name": "s4", "address": "rtsp://127.0.0.1:9/x", "paused": True}).status == 200
+    assert (
+        given.send("POST", "sources", {"name": "s4", "address": "rtsp://127.0.0.1:9/x", "paused": True}).status == 200
+    )
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------
@@ -458,7 +471,10 @@ def test_a_source_that_is_a_text_becomes_a_table_when_it_is_changed() -> None:
     document = StreamDocument("", b'source = [\n  "yard=0", # mine\n  "1",\n]\n')
     document.change("source", 0, {"name": "yard", "address": "0", "masks": [CORNER]})
     entries = StreamDocument("", document.content).sources()
-    assert [(entry.name, entry.address, len(entry.zones.masks)) for entry in entries] == [("yard", "0", 1), (None, "1", 0)]
+    assert [(entry.name, entry.address, len(entry.zones.masks)) for entry in entries] == [
+        ("yard", "0", 1),
+        (None, "1", 0),
+    ]
     assert b"# mine" in document.content
 
 
@@ -483,7 +499,11 @@ def test_a_kill_while_writing_leaves_the_file_whole(path: Path) -> None:
     for number in range(1, 30):
         before = path.read_bytes()
         done = subprocess.run(
-            [sys.executable, "-c", CHANGES, str(path), str(number)], cwd=ROOT, capture_output=True, text=True, check=False
+            [sys.executable, "-c", CHANGES, str(path), str(number)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         after = path.read_bytes()
         if done.returncode == 0:

@@ -509,9 +509,12 @@ def _start_server(events: Path) -> tuple[subprocess.Popen[bytes], int]:
 
     port = free_port()
     clip = next(FIGHTS.glob("*/*.mp4"))
-    command = [sys.executable, "-m", "adafocus_edge", "serve", "--port", port, "--source", f"film={clip}"]
+    events.mkdir(parents=True, exist_ok=True)
+    config = events / "stream.toml"
+    config.write_text(f'[[source]]\nname = "film"\naddress = "{clip}"\n[[event]]\nlabel = "fight"\nthreshold = 0.5\n')
+    command = [sys.executable, "-m", "adafocus_edge", "serve", "--port", port, "--config", config, "--edit"]
     process = subprocess.Popen(
-        [*map(str, command), "--loop", "--quiet", "--threads", "1", "--event", "fight=0.5", "--events", str(events)],
+        [*map(str, command), "--loop", "--quiet", "--threads", "1", "--events", str(events)],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -125,7 +125,7 @@ function show(found) {
 
 function complain(text) {
   element("state").hidden = false;
-  element("state").classList.toggle("trouble", Boolean(text));
+  element("state").classList.toggle("wrong", Boolean(text));
   setText(element("state"), text || (configuration?.file ? `Saved in ${configuration.file}` : ""));
 }
 
