@@ -18,7 +18,7 @@ from adafocus_edge.system.addresses import shown_argument
 
 SOURCE_KEYS = ("name", "address", "paused", "regions", "masks")
 EVENT_KEYS = ("label", "threshold", "for-s", "cooldown-s")
-MAX_NAME = 80
+MAX_NAME = 200
 
 
 class InvalidError(UsageError):
