@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adafocus_edge.cli.archive import check_archive, run_archive
-from adafocus_edge.cli.config import Config
+from adafocus_edge.cli.config import Config, config_file, with_config
 from adafocus_edge.cli.inputs import choose_decoder, find_inputs, top_count
 from adafocus_edge.cli.options import DEFAULT_MODEL_NOTE, Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import (
@@ -48,6 +48,7 @@ AHEAD_WITH_CLIPS = 2
 
 @with_options
 def classify(
+    context: typer.Context,
     source: Annotated[
         list[str],
         typer.Argument(
@@ -78,11 +79,13 @@ def classify(
     from adafocus_edge.system.side_by_side import Shares
 
     found, setting, profile = _model(options, quiet)
-    sources = find_inputs(source, quiet, options.video_track)
-    only_live = _only_live(live, options)
+    sources = _sources(source, options, live, context, quiet)
+    only_live = _only_live(live, options, sources)
+    top = top_count(options.top_k, found)
+    variant = found.choose_variant(setting.variant)
     if archive.engine is not None:
-        output, top = check_archive(options, archive, only_live), top_count(options.top_k, found)
-        check_graph_files(found, found.choose_variant(setting.variant))
+        output = check_archive(options, archive, only_live)
+        check_graph_files(found, variant)
         if run_archive(sources, found, options, archive, top, output, as_json=as_json, quiet=quiet):
             raise typer.Exit(1)
         return
@@ -93,8 +96,6 @@ def classify(
     check_targets(
         options.output, options.save_video, found.path, sources, logits=options.logits, as_json=as_json, live=streamed
     )
-    top = top_count(options.top_k, found)
-    variant = found.choose_variant(setting.variant)
     requested_exits(found, setting, live=streamed)
     missing = _check_missing(sources, live if streamed else None, options.output, as_json=as_json, quiet=quiet)
     check_graph_files(found, variant)
@@ -156,11 +157,25 @@ def _model(options: ClassifyOptions, quiet: bool) -> tuple[Bundle, ClassifyOptio
     return found, setting, profile
 
 
-def _only_live(live: LiveArguments, options: ClassifyOptions) -> str | None:
-    """Return the first option given that is for live sources; with one, files are seen window by window too."""
+def _sources(
+    given: list[str], options: ClassifyOptions, live: LiveArguments, context: typer.Context, quiet: bool
+) -> list[Source]:
+    """Return the sources with what ``--config`` and the options say of them. Raises ``UsageError`` if none is left."""
+    from adafocus_edge.live.stream_config import with_zones
+
+    sources = with_config(find_inputs(given, quiet, options.video_track), config_file(context))
+    if not sources:
+        raise UsageError("no source to classify: every [[source]] of --config is paused")
+    return with_zones(sources, live)
+
+
+def _only_live(live: LiveArguments, options: ClassifyOptions, sources: list[Source]) -> str | None:
+    """Return what was given that is for live sources only; with it, files are seen window by window too."""
     given = {"provisional": options.provisional, "show": options.show, **asdict(live)}
     name = next((name for name, value in given.items() if value not in (None, False)), None)
-    return None if name is None else "--" + name.replace("_", "-")
+    if name is not None:
+        return "--" + name.replace("_", "-")
+    return "a source with regions or masks" if any(source.zones for source in sources) else None
 
 
 def _is_live(sources: list[Source], bundle: Bundle, options: ClassifyOptions) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adafocus_edge.cli.config import Config
+from adafocus_edge.cli.config import Config, config_file, with_config
 from adafocus_edge.cli.inputs import choose_decoder, find_inputs, top_count
 from adafocus_edge.cli.options import DEFAULT_MODEL_NOTE, Debug, Quiet, with_options
 from adafocus_edge.cli.outputs import check_targets, say
@@ -54,6 +54,7 @@ def serve(
         raise MissingExtraError("`adafocus-edge serve`", "serve", error.name or "starlette") from None
     from adafocus_edge.backends.registry import load_model
     from adafocus_edge.bundle.store import check_graph_files, default_bundle, open_bundle
+    from adafocus_edge.live.stream_config import with_zones
     from adafocus_edge.runtime.classifier import Classifier
     from adafocus_edge.runtime.exits import requested_exits
 
@@ -64,7 +65,9 @@ def serve(
     if bundle is None:
         bundle = default_bundle()
         say(DEFAULT_MODEL_NOTE, quiet)
+    file = config_file(context)
     sources = find_inputs(_all_sources(context, source or [], old_sources or []), quiet, options.video_track)
+    sources = with_zones(with_config(sources, file), live)
     check_targets(options.output, None, bundle, sources, logits=False, as_json=True, live=True)
     found = open_bundle(bundle)
     top = top_count(options.top_k, found)
@@ -78,7 +81,10 @@ def serve(
         say(f"backend: {model.backend}, variant: {model.variant}", quiet)
         decoder = choose_decoder(options.decoder, model, quiet)
         classifier = Classifier(model, found.classes, top_k=top, schedule="stream", exits=exits, decoder=decoder)
-        serve_live(sources, classifier, live, serving, options.output, as_json=as_json, quiet=quiet)
+        serve_live(
+            sources, classifier, live, serving, options.output, file, video_track=options.video_track, as_json=as_json,
+            quiet=quiet,
+        )  # fmt: skip
 
 
 def _all_sources(context: typer.Context, given: list[str], by_option: list[str]) -> list[str]:

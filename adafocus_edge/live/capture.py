@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from adafocus_edge.live.settings import CaptureOptions, Drop
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.pictures import grey_input
 from adafocus_edge.media.preprocess import preprocess
+from adafocus_edge.media.zones import Zones
 from adafocus_edge.system.addresses import conceal
 from adafocus_edge.system.backoff import Backoff
 
@@ -78,6 +79,7 @@ class Capture:
         feed: delivers the frames instead of ``source``, if they are pushed.
         is_ready: returns whether the model is ready; earlier frames are shown but not picked.
         on_device: brings frames to a model on a GPU, and may decode there.
+        counters: those of an earlier capture of this source, so that its frames are numbered on.
 
     Attributes:
         name: of the source.
@@ -101,9 +103,10 @@ class Capture:
         feed: Feed | None = None,
         is_ready: Callable[[], bool] = lambda: True,
         on_device: LiveFrames | None = None,
+        counters: Counters | None = None,
     ) -> None:
         self.name = source.name
-        self.counters = Counters()
+        self.counters = Counters() if counters is None else replace(counters)
         self.error: AdaFocusError | None = None
         self.state: CaptureState = "connecting"
         self.text = ""
@@ -126,6 +129,7 @@ class Capture:
         self._ready: Prepared | None = None
         self._finished = False
         self._stop = threading.Event()
+        self._publishing = threading.Lock()
         self._threads = [
             threading.Thread(target=work, name=f"{CAPTURE_THREAD} {self.name}", daemon=True)
             for work in (self._read, self._prepare)
@@ -166,6 +170,18 @@ class Capture:
             self._feed.close()
         with self._room:
             self._room.notify_all()
+
+    def retire(self, notice: Notice) -> None:
+        """Stop, so that no more frames follow, not even those under way. Call it with ``arrived`` held.
+
+        Args:
+            notice: the last one.
+        """
+        with self._publishing:
+            self._stop.set()
+        self.state, self.text, self.last_notice = "ended", notice.text, notice
+        self._ready = None
+        self.stop()
 
     def close(self, within_s: float = POLL_S * 5) -> None:
         """Stop, and wait for both threads at most ``within_s`` seconds; a source that hangs keeps its daemon thread."""
@@ -262,14 +278,16 @@ class Capture:
                 self._notify("changed", f"{self.name}: now {decoder_note}")
             counters.width, counters.height = picture.width, picture.height
             shown_s = now_s - (self._began_s or now_s) if time_s is None else time_s
-            frame = LiveFrame(
-                self.name, counters.frames, now_s, shown_s, time.time(), picture.to_rgb, picture.sample_aspect
-            )
+            to_rgb = self._source.zones.masked(picture.to_rgb)  # no picture without its masks leaves this thread
+            frame = LiveFrame(self.name, counters.frames, now_s, shown_s, time.time(), to_rgb, picture.sample_aspect)
             counters.frames += 1
-            self.newest = frame
             constant_fps = fps if self._is_file and self._is_constant_rate else None
             self._history.add(frame, constant_fps)
-            self._on_frame(frame)
+            with self._publishing:
+                if self._stop.is_set():
+                    return
+                self.newest = frame
+                self._on_frame(frame)
             if schedule.is_now(index if self._is_file else None, fps, shown_s) and self._is_ready():
                 self._pick(frame, constant_fps, base_index)
 
@@ -340,7 +358,11 @@ class Capture:
             self.counters.damaged += 1
 
         strict = self._on_device.decoder == "gpu"
-        return Decoding(self._on_device.store, self._source.address, strict=strict, note=note, damaged=damaged)
+        decoding = Decoding(self._on_device.store, self._source.address, strict=strict, note=note, damaged=damaged)
+        if self._source.zones:
+            decoding.refuse("its regions and masks are applied on the CPU")
+            return None
+        return decoding
 
     # -- the thread that prepares -------------------------------------------------------------------------------------
 
@@ -348,12 +370,14 @@ class Capture:
         made: dict[int, NDArray[np.uint8]] = {}
         while True:
             with self._room:
-                while not self._waiting:
+                while not self._waiting and not self._stop.is_set():
                     self._room.wait(POLL_S)
+                if self._stop.is_set():
+                    break
                 self._preparing = True  # before it leaves the queue, so that one of the two always counts it
                 parts, connection = self._waiting.popleft()
                 self._room.notify_all()
-            if not parts or self._stop.is_set():
+            if not parts:
                 break
             try:
                 pixels = self._make(parts, made)
@@ -364,6 +388,8 @@ class Capture:
             with self._arrived:
                 while self._ready is not None and not self._stop.is_set():
                     self._arrived.wait(POLL_S)
+                if self._stop.is_set():
+                    break
                 self._ready = Prepared(parts[-1], pixels, connection)
                 self._preparing = False
                 self._arrived.notify_all()
@@ -376,14 +402,15 @@ class Capture:
         self, parts: tuple[LiveFrame, ...], made: dict[int, NDArray[np.uint8]]
     ) -> ModelFrame | FrameBuffer | UnmadeFrame:
         """Make a model frame: on the GPU if its parts were decoded there, else here, and upload it if need be."""
+        zones = self._source.zones
         if self._on_device is None:
-            return model_pixels(parts, self._spec, made)
+            return model_pixels(parts, self._spec, made, zones)
         from adafocus_edge.backends.gpu_frames import unmade
 
-        on_device = unmade([part.to_rgb for part in parts])
+        on_device = None if zones else unmade([part.to_rgb for part in parts])
         if on_device is not None:
             return on_device
-        pixels = model_pixels(parts, self._spec, made)
+        pixels = model_pixels(parts, self._spec, made, zones)
         with suppress(BackendError):  # the model's thread reports a device that failed
             return self._on_device.bring(pixels)
         return pixels
@@ -403,7 +430,10 @@ class Capture:
 
 
 def model_pixels(
-    parts: tuple[LiveFrame, ...], spec: ModelSpec, made: dict[int, NDArray[np.uint8]] | None = None
+    parts: tuple[LiveFrame, ...],
+    spec: ModelSpec,
+    made: dict[int, NDArray[np.uint8]] | None = None,
+    zones: Zones | None = None,
 ) -> ModelFrame:
     """Return a live frame as the model sees it.
 
@@ -412,16 +442,18 @@ def model_pixels(
         spec: of the model.
         made: cache of preprocessed frames by number, for models that see motion: each frame is preprocessed once, and
             kept as long as later frames may need it.
+        zones: whose regions limit what the model sees; the frames have their masks already.
 
     Returns:
         uint8 [S, S, 3].
     """
+    zones = zones or Zones()
     if len(parts) == 1:
-        return ModelFrame.of(preprocess(parts[0].to_rgb(), spec.frame_size, spec.fit), spec)
+        return ModelFrame.of(preprocess(zones.attended(parts[0].to_rgb()), spec.frame_size, spec.fit), spec)
     made = {} if made is None else made
     for part in parts:
         if part.index not in made:
-            made[part.index] = grey_input(part.to_rgb, spec.frame_size, spec.fit)
+            made[part.index] = grey_input(zones.watched(part.to_rgb), spec.frame_size, spec.fit)
     for index in [index for index in made if index < parts[0].index]:
         del made[index]
     return ModelFrame.of(np.stack([made[part.index] for part in parts], axis=-1), spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -58,6 +59,16 @@ class EventRule:
                 f"--event {text}: must be LABEL=THRESHOLD,for=SECONDS,cooldown=SECONDS, such as fight=0.8,for=2"
             )
         return cls(label, **given) if threshold is None else cls(label, float(threshold), **given)
+
+    def text(self) -> str:
+        """Return the rule as :meth:`parse` reads it."""
+        threshold, for_s, cooldown_s = (_plain(value) for value in (self.threshold, self.for_s, self.cooldown_s))
+        return f"{self.label}={threshold},for={for_s},cooldown={cooldown_s}"
+
+
+def _plain(number: float) -> str:
+    """Return a number without an exponent."""
+    return format(Decimal(repr(float(number))), "f")
 
 
 class Smoother:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from adafocus_edge.live.events import EventRule
     from adafocus_edge.model.spec import Patch
     from adafocus_edge.runtime.classifier import Guess, Result, Step
 
@@ -219,7 +220,18 @@ class Drops:
         return {"source": self.source, "notice": self.kind, "text": self.text, "at": iso(self.wall_s)}
 
 
-Message = LiveFrame | ProvisionalResult | Window | Event | Notice | Drops
+@dataclass(frozen=True)
+class Rules:
+    """The rules of events that apply from now on. Outputs that depend on them follow; it is not printed or sent.
+
+    Attributes:
+        rules: all of them.
+    """
+
+    rules: tuple[EventRule, ...]
+
+
+Message = LiveFrame | ProvisionalResult | Window | Event | Notice | Drops | Rules
 
 
 def guess_json(guess: Guess) -> dict[str, Any]:

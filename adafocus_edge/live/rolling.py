@@ -68,11 +68,12 @@ class RollingVideo:
 
     Attributes:
         head: what a file begins with.
+        keep_s: seconds to keep; may be changed.
         kept: the fragments of the last seconds, in order.
     """
 
     def __init__(self, width: int, height: int, keep_s: float, sample_aspect: Fraction = Fraction(1)) -> None:
-        self._keep_s = keep_s
+        self.keep_s = keep_s
         self._buffer = _Buffer()
         self._container = av.open(self._buffer, "w", format="mp4", options=FRAGMENTED)
         encoder = video_encoder()
@@ -120,7 +121,7 @@ class RollingVideo:
     def _keep(self, data: bytes) -> Fragment:
         fragment = Fragment(data, self._key_s, self._last_s)
         self.kept.append(fragment)
-        while len(self.kept) > 1 and fragment.last_s - self.kept[1].first_s >= self._keep_s:
+        while len(self.kept) > 1 and fragment.last_s - self.kept[1].first_s >= self.keep_s:
             self.kept.popleft()
         return fragment
 

@@ -16,8 +16,8 @@ from adafocus_edge.live.capture import Capture, Prepared
 from adafocus_edge.live.clip_job import ClipJob
 from adafocus_edge.live.events import EventRule
 from adafocus_edge.live.listener import Sink, Subscriber
-from adafocus_edge.live.messages import Drops, LiveFrame, Message, ProvisionalResult
-from adafocus_edge.live.meters import DropMeter, DropReport
+from adafocus_edge.live.messages import Drops, LiveFrame, Message, Notice, ProvisionalResult, Rules
+from adafocus_edge.live.meters import Counters, DropMeter, DropReport
 from adafocus_edge.live.readers import Feed
 from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.live.source_state import STALE_GLIMPSES, SourceState, WindowState
@@ -43,6 +43,8 @@ CLOSE_S = 0.5
 """How long the end waits for sources; those that hang keep their daemon threads."""
 TRIM_S = 60.0
 """How often free memory is returned to the system."""
+REMOVE_S = 15.0
+"""How long removing a source waits for the model's thread."""
 MAX_NAMED_CLASSES = 8
 """Classes that an error lists at most."""
 
@@ -58,6 +60,7 @@ class LiveOptions:
         rules: events to detect.
         max_guests: maximum number of feeds and clips beside the sources.
         archive_url: where the archive of events is served, see :class:`~adafocus_edge.live.messages.Event`.
+        spare: number of sources that may be added while it runs.
     """
 
     capture: CaptureOptions = field(default_factory=CaptureOptions)
@@ -66,6 +69,7 @@ class LiveOptions:
     rules: tuple[EventRule, ...] = ()
     max_guests: int = 0
     archive_url: str | None = None
+    spare: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class LiveRun:
         report: Callable[[str], None] = lambda _: None,
     ) -> None:
         _check_options(classifier, sources, options)
+        check_rules(options.rules, classifier.classes)
         model = classifier.model
         self.spec = model.spec
         self.classes = tuple(classifier.classes)
@@ -117,13 +122,19 @@ class LiveRun:
         self.options = options
         self._classifier = classifier
         max_lanes = len(sources) * options.overlap + options.max_guests
-        self._lanes = lanes_of(model, max(1, max_lanes))
+        with_spare = max_lanes + options.spare * options.overlap
+        if model.resident is not None and model.resident.largest_batch is not None:
+            with_spare = max(max_lanes, min(with_spare, model.resident.largest_batch))
+        self.max_sources = (with_spare - options.max_guests) // options.overlap
+        self._lanes = lanes_of(model, max(1, with_spare))
         self._on_device = None if model.resident is None else LiveFrames(model.resident, classifier.decoder)
         self._results = ResultMaker(classifier, options.smooth, self._lanes.restart, self._publish, options.archive_url)
         self._listeners = list(listeners)
         self._listener_drops: dict[Sink, DropMeter] = {}
         self._arrived = threading.Condition()
         self._sources: dict[str, SourceState] = {}
+        self._removed: dict[str, Counters] = {}
+        self._rules = self._new_rules = options.rules
         self._jobs: list[ClipJob] = []
         self._sensors = SensorReader()
         self._on_prepare = report
@@ -132,7 +143,7 @@ class LiveRun:
         self._step_began_s: float | None = None
         self._began_s = time.monotonic()
         self._beat_s = time.monotonic()
-        self._running = False
+        self._running = self._begun = False
         for source in sources:
             self._sources[source.name] = self._new_source(source, None, kept=True)
 
@@ -164,14 +175,61 @@ class LiveRun:
         """
         feed = Feed()
         with self._arrived:
-            if name in self._sources:
-                raise UsageError(f"{name}: a source of this name exists: choose another name")
+            self._check_name(name)
             self._check_room()
             source = self._new_source(Source(name, name, live=True), feed, kept=False)
             self._sources = {**self._sources, name: source}
             self._arrived.notify_all()
         source.capture.start()
         return feed
+
+    def add_source(self, source: Source) -> None:
+        """Add a source while the others run.
+
+        Raises:
+            UsageError: there is no room, or a source of this name exists.
+        """
+        with self._arrived:
+            self._check_name(source.name)
+            if sum(other.kept for other in self._sources.values()) >= self.max_sources:
+                raise UsageError(
+                    f"{source.name}: {self.max_sources} sources are the most that can run now: restart to add more"
+                )
+            added = self._new_source(source, None, kept=True)
+            self._sources = {**self._sources, source.name: added}
+            begun = self._begun  # otherwise it starts with the others
+            self._arrived.notify_all()
+        if begun:
+            added.capture.start()
+
+    def remove_source(self, name: str, reason: str) -> None:
+        """End a source, with its window and its events, while the others run; return once it is gone.
+
+        Args:
+            name: of the source; one that does not exist is ignored.
+            reason: in words, for the last notice.
+
+        Raises:
+            AdaFocusError: the model is busy for too long to end it.
+        """
+        with self._arrived:
+            source = self._sources.get(name)
+            if source is None:
+                return
+            self._removed[name] = source.capture.counters
+            source.kept = False
+            source.capture.retire(Notice(name, "ended", f"{name}: {reason}", time.time()))
+            if source.over or not self._begun:  # the model's thread has ended it, or does not know it yet
+                self._forget(source)
+            if not self._arrived.wait_for(lambda: self._sources.get(name) is not source, REMOVE_S):
+                raise AdaFocusError(f"{name}: the model has been busy for {REMOVE_S:g} s: it ends once that is over")
+
+    def set_rules(self, rules: Sequence[EventRule]) -> None:
+        """Use other rules for events from the next step on; events of other rules end. Raises ``UsageError``."""
+        check_rules(rules, self.classes)
+        with self._arrived:
+            self._new_rules = tuple(rules)
+            self._arrived.notify_all()
 
     def submit_clip(self, source: Source, cancel: threading.Event | None = None) -> Future[Result]:
         """Classify a file beside the live sources, as ``classify`` does.
@@ -256,8 +314,11 @@ class LiveRun:
             self._prepare(stop)
             until_s = float("inf") if duration_s is None else time.monotonic() + duration_s
             watchdog.start()
-            for source in self._sources.values():
-                if source.kept and not stop.is_set():  # a guest that is here already has been started
+            with self._arrived:
+                self._begun = True
+                waiting = [source for source in self._sources.values() if source.kept]  # guests have been started
+            for source in waiting:
+                if not stop.is_set():
                     source.capture.start()
             self._loop(stop, until_s)
         finally:
@@ -270,6 +331,8 @@ class LiveRun:
         while not stop.is_set() and time.monotonic() < until_s:
             arrivals = self._gather(min(WAIT_S, until_s - time.monotonic()))
             self._beat_s = time.monotonic()
+            if self._new_rules != self._rules:
+                self._use_rules(self._new_rules)
             if arrivals.frames or arrivals.clips:
                 self._step(arrivals)
             for source in arrivals.over:
@@ -396,7 +459,18 @@ class LiveRun:
         source.states, source.over = [], True
         if not source.kept:
             with self._arrived:
-                self._sources = {name: other for name, other in self._sources.items() if other is not source}
+                self._forget(source)
+
+    def _forget(self, source: SourceState) -> None:
+        """Remove a source that is over. ``arrived`` is held."""
+        self._sources = {name: other for name, other in self._sources.items() if other is not source}
+        self._arrived.notify_all()
+
+    def _use_rules(self, rules: tuple[EventRule, ...]) -> None:
+        self._rules = rules
+        self._publish(Rules(rules))
+        for source in list(self._sources.values()):
+            self._results.use_rules(source, rules)
 
     def _remove_jobs(self) -> None:
         """Remove clips that are done, failed or cancelled. ``arrived`` is held."""
@@ -418,6 +492,11 @@ class LiveRun:
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
+    def _check_name(self, name: str) -> None:
+        """Raise ``UsageError`` if a source has this name. ``arrived`` is held."""
+        if name in self._sources:
+            raise UsageError(f"{name}: a source of this name exists: choose another name")
+
     def _check_room(self) -> None:
         """Raise ``UsageError`` if there is no room for another guest. ``arrived`` is held."""
         guests = sum(not source.kept for source in self._sources.values())
@@ -429,8 +508,9 @@ class LiveRun:
         capture = Capture(
             source, self.spec, self.options.capture, self._arrived, on_frame=self._publish, on_notice=self._publish,
             feed=feed, is_ready=self._ready.is_set, on_device=self._on_device,
+            counters=self._removed.get(source.name) if kept else None,
         )  # fmt: skip
-        return SourceState(capture, self.options.smooth, self.options.rules, kept=kept)
+        return SourceState(capture, self.options.smooth, self._rules, kept=kept)
 
     def _admit(self) -> list[SourceState]:
         """Give each new source its recurrent states; return all sources that are not over."""
@@ -478,8 +558,12 @@ def _check_options(classifier: Classifier, sources: Sequence[Source], options: L
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"{twice}: two sources have this name: give each its own (NAME=ADDRESS)")
-    for rule in options.rules:
-        if rule.label not in classifier.classes:
-            more = " ..." if len(classifier.classes) > MAX_NAMED_CLASSES else ""
-            known = ", ".join(classifier.classes[:MAX_NAMED_CLASSES]) + more
+
+
+def check_rules(rules: Sequence[EventRule], classes: Sequence[str]) -> None:
+    """Raise ``UsageError`` if a rule is for a class that the model does not have."""
+    for rule in rules:
+        if rule.label not in classes:
+            more = " ..." if len(classes) > MAX_NAMED_CLASSES else ""
+            known = ", ".join(classes[:MAX_NAMED_CLASSES]) + more
             raise UsageError(f"event {rule.label}: unknown class; the classes of this model are {known}")

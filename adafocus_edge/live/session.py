@@ -50,6 +50,8 @@ __all__ = [
     "solved_glimpse_fps",
 ]
 
+NEED_RULES = {"events": "keep", "snapshots": "save", "mqtt_discovery": "announce"}
+"""Outputs that are of no use without rules of events, each with what it does with them."""
 FRAMES_WAITING = 8
 """Maximum number of frames of each source that wait to be annotated and recorded."""
 
@@ -87,8 +89,17 @@ def live_options(
         camera=_camera(arguments),
     )
     rules = tuple(EventRule.parse(text) for text in arguments.event or ())
+    check_needed(arguments, rules)
     archive_url = None if arguments.events is None else _public_url(arguments.public_url)
     return LiveOptions(capture, arguments.overlap or 1, arguments.smooth or 1, rules, max_guests, archive_url)
+
+
+def check_needed(arguments: LiveArguments, rules: Sequence[EventRule]) -> None:
+    """Raise ``UsageError`` if an output needs rules of events, and there are none."""
+    for name, purpose in NEED_RULES.items():
+        if getattr(arguments, name) is not None and not rules:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option}: needs --event, which defines the events to {purpose}")
 
 
 def _public_url(address: str | None) -> str:
@@ -107,8 +118,6 @@ def open_archive(stack: ExitStack, arguments: LiveArguments) -> EventStore | Non
             if getattr(arguments, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')}: needs --events")
         return None
-    if not arguments.event:
-        raise UsageError("--events: needs --event, which defines the events to keep")
     from adafocus_edge.live.event_store import EventStore
 
     store = EventStore(arguments.events)
@@ -180,8 +189,6 @@ def open_sinks(
     if arguments.snapshots is not None:
         from adafocus_edge.live.sinks.snapshots import Snapshots
 
-        if not arguments.event:
-            raise UsageError("--snapshots: needs --event, which defines the events to save")
         add(Snapshots(arguments.snapshots, spec, report))
     if archive is not None:
         from adafocus_edge.live.sinks.event_clips import EventClips
@@ -192,10 +199,10 @@ def open_sinks(
             DEFAULT_ROLL_S if given is None else given for given in (arguments.pre_roll, arguments.post_roll)
         )
         window_s = spec.segments / rate
-        # An event is raised this long after the confidence rose.
-        lag_s = max((rule.for_s for rule in map(EventRule.parse, arguments.event or ())), default=0.0)
-        lag_s += ((arguments.smooth or 1) - 1) * window_s / (arguments.overlap or 1)
-        add(EventClips(archive, spec, report, window_s=window_s, lag_s=lag_s, pre_s=pre_s, post_s=post_s,
+        # An event is raised this long after the mean rose, and the time of its rule later.
+        lag_s = ((arguments.smooth or 1) - 1) * window_s / (arguments.overlap or 1)
+        rules = tuple(map(EventRule.parse, arguments.event or ()))
+        add(EventClips(archive, spec, report, window_s=window_s, lag_s=lag_s, rules=rules, pre_s=pre_s, post_s=post_s,
                        keep_days=arguments.events_days, keep_gb=arguments.events_gb,
                        waiting=FRAMES_WAITING * max(1, sources)))  # fmt: skip
     if arguments.webhook is not None:

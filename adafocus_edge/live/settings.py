@@ -98,6 +98,23 @@ class LiveArguments:
         str | None,
         Option("Ask cameras for this pixel format, such as MJPG.", CAMERAS, metavar="FOURCC"),
     ] = None
+    region: Annotated[
+        list[str] | None,
+        Option(
+            "Let the model see only what is inside this polygon: [NAME=]X,Y X,Y X,Y ..., from 0,0 (top left) to 1,1; "
+            "NAME limits it to one source.",
+            CAMERAS,
+            metavar="POLYGON",
+        ),
+    ] = None
+    mask: Annotated[
+        list[str] | None,
+        Option(
+            "Black out this polygon, given as for --region, for the model, viewers and all that is stored.",
+            CAMERAS,
+            metavar="POLYGON",
+        ),
+    ] = None
     event: Annotated[
         list[str] | None,
         Option(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from adafocus_edge.live.events import EventDetector, EventRule
 from adafocus_edge.live.messages import Event, LiveFrame, Message, ProvisionalResult, Window
 from adafocus_edge.model.logits import softmax
 from adafocus_edge.system.retention import SafeNames, safe_name
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from adafocus_edge.live.capture import Prepared
-    from adafocus_edge.live.events import EventDetector
     from adafocus_edge.live.source_state import SourceState, WindowState
     from adafocus_edge.model.spec import Glimpse, Patch
     from adafocus_edge.runtime.classifier import Classifier
@@ -84,6 +84,20 @@ class ResultMaker:
             if state.seen == self._segments:
                 self._restart(state)
 
+    def use_rules(self, source: SourceState, rules: Sequence[EventRule]) -> None:
+        """Detect the events of these rules in a source; those of rules that no longer apply end."""
+        kept = {detector.rule: detector for detector in source.detectors}
+        for rule, detector in kept.items():
+            if rule not in rules:
+                self._end_event(source, detector)
+        source.detectors = [kept.get(rule) or EventDetector(rule) for rule in rules]
+
+    def _end_event(self, source: SourceState, detector: EventDetector) -> None:
+        """End the event under way, if there is one."""
+        last = source.latest
+        if (kind := detector.end()) is not None and last is not None:
+            self._publish_event(source, detector, kind, last.frame, last.step.patch, cut=True)
+
     def cut(self, source: SourceState) -> None:
         """End the window and the events under way in a source that is lost or over, and begin again."""
         last = source.latest
@@ -93,8 +107,7 @@ class ResultMaker:
             oldest = max(open_states, key=lambda state: state.seen)
             self._publish_window(source, oldest, last.frame.wall_s, last.latency_ms, frame=None)
         for detector in source.detectors:
-            if (kind := detector.end()) is not None and last is not None:
-                self._publish_event(source, detector, kind, last.frame, last.step.patch, cut=True)
+            self._end_event(source, detector)
         source.smoother.clear()
         source.since_begun = 0
         for state in source.states:

@@ -12,6 +12,7 @@ from pathlib import Path
 from adafocus_edge.errors import SourceError, UsageError
 from adafocus_edge.media.clip import Clip
 from adafocus_edge.media.frame_folder import FrameFolder, images_in, is_service, natural_order
+from adafocus_edge.media.zones import Zones
 from adafocus_edge.system.addresses import shown_argument, without_password
 from adafocus_edge.system.files import read_text, reason
 
@@ -32,6 +33,7 @@ class Source:
         address: path, URL or camera index as given; excluded from the repr.
         live: whether it has no end: a camera, or the address of a stream.
         video_track: the video track to read, from 0; None for the one with the main picture.
+        zones: regions and masks, which live runs apply.
 
     Example::
 
@@ -43,6 +45,7 @@ class Source:
     address: str = field(repr=False)
     live: bool = False
     video_track: int | None = None
+    zones: Zones = field(default_factory=Zones)
 
     def missing(self) -> SourceError | None:
         """Return the error for a path that does not exist, without opening it; None for any other source."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from adafocus_edge.errors import UsageError
 from adafocus_edge.media.frames import blank_frame
 from adafocus_edge.media.preprocess import in_viewing_order, sampled_frames
 from adafocus_edge.model.exits import ExitThresholds, viewing_order
@@ -204,7 +205,9 @@ class Classifier:
                 pass
 
     def classify(self, source: Source) -> tuple[Result, Clip]:
-        """Open and classify a source that ends. Raises ``SourceError``."""
+        """Open and classify a source that ends. Raises ``SourceError``, and ``UsageError`` for regions and masks."""
+        if source.zones:
+            raise UsageError(f"{source.name}: regions and masks need a live run: use serve, or classify --realtime")
         started = time.perf_counter()
         clip = source.open_clip()
         return self.classify_clip(clip, source.name, started), clip

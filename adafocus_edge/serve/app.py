@@ -22,6 +22,7 @@ from adafocus_edge.serve import schemas
 from adafocus_edge.serve.archive import ArchiveApi
 from adafocus_edge.serve.board import Board
 from adafocus_edge.serve.cameras import Cameras
+from adafocus_edge.serve.configuration import ConfigurationApi
 from adafocus_edge.serve.guard import (
     COOKIE,
     NO_STORE,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from adafocus_edge.live.event_store import EventStore
+    from adafocus_edge.serve.editor import Editor
     from adafocus_edge.serve.run import Run
 
 MEDIA_TYPES = {
@@ -116,13 +118,16 @@ class Site:
         sessions: open logins.
         tries: failed logins.
         archive: of events, or None.
+        editor: of sources and event rules, or None.
     """
 
     def __init__(
-        self, run: Run, options: ServeOptions, sessions: Sessions, tries: Tries, archive: EventStore | None = None
-    ) -> None:
+        self, run: Run, options: ServeOptions, sessions: Sessions, tries: Tries, archive: EventStore | None = None,
+        editor: Editor | None = None,
+    ) -> None:  # fmt: skip
         self._run, self._options, self._sessions, self._tries = run, options, sessions, tries
         self.archive = ArchiveApi(archive)
+        self.configuration = ConfigurationApi(editor, run.classes, options.picture_width)
         self._files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in MEDIA_TYPES}
         self._pages = {path: page(name) for name, path in PATHS.items()}
         self._tags = {name: f'"{hashlib.sha256(content).hexdigest()[:16]}"' for name, content in self._files.items()}
@@ -149,7 +154,7 @@ class Site:
     # -- the page -----------------------------------------------------------------------------------------------------
 
     async def page(self, request: Request) -> Response:
-        """Handle ``GET /``, ``/events`` (the archive) and ``/docs`` (the description of the API, for people)."""
+        """Handle ``GET`` of the pages: live, events, sources, and the description of the API for people."""
         return HTMLResponse(self._pages[request.url.path])
 
     async def page_file(self, request: Request) -> Response:
@@ -314,14 +319,17 @@ class Site:
         return await self.service.cameras.delete(request)
 
 
-def create_app(run: Run, options: ServeOptions, archive: EventStore | None = None) -> Starlette:
+def create_app(
+    run: Run, options: ServeOptions, archive: EventStore | None = None, editor: Editor | None = None
+) -> Starlette:
     """Return the application that serves a run. Raises ``UsageError`` if other machines could reach it unprotected."""
     check_exposure(options)
     sessions, tries = Sessions(options.session_s), Tries()
-    site = Site(run, options, sessions, tries, archive)
+    site = Site(run, options, sessions, tries, archive, editor)
     routes = [
         Route("/", site.page),
         Route("/events", site.page),
+        Route("/sources", site.page),
         Route("/docs", site.page),
         Route("/page/{name}", site.page_file),
         Route("/login", site.login, methods=["GET", "POST"]),
@@ -338,6 +346,7 @@ def create_app(run: Run, options: ServeOptions, archive: EventStore | None = Non
         Route("/api/archive/{key}/clip.mp4", site.archive.clip),
         Route("/api/archive/{key}/picture.jpg", site.archive.picture),
         Route("/api/archive/{key}/mark", site.archive.mark, methods=["PUT"]),
+        *_configuration_routes(site.configuration),
         Route("/api/live", site.live),
         # Names of sources may contain slashes: they can be addresses or paths.
         Route("/api/streams/{name:path}/picture.jpg", site.picture),
@@ -353,6 +362,20 @@ def create_app(run: Run, options: ServeOptions, archive: EventStore | None = Non
         middleware=[Middleware(Guard, options=options, sessions=sessions, tries=tries)],
         exception_handlers={HTTPException: _http_error, Exception: _unexpected},
     )
+
+
+def _configuration_routes(configuration: ConfigurationApi) -> list[Route]:
+    lists = {"sources": configuration.sources, "events": configuration.events}
+    return [
+        Route("/api/config", configuration.show),
+        Route("/api/config/reload", configuration.reload, methods=["POST"]),
+        Route("/api/config/test", configuration.test, methods=["POST"]),
+        *(Route(f"/api/config/{name}", handler, methods=["POST"]) for name, handler in lists.items()),
+        *(
+            Route(f"/api/config/{name}/{{number}}", handler, methods=["PUT", "DELETE"])
+            for name, handler in lists.items()
+        ),
+    ]
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import math
 from collections.abc import Callable
@@ -11,12 +10,13 @@ from typing import Any, TypeVar
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from adafocus_edge.errors import AdaFocusError
 from adafocus_edge.live.event_store import EventStore, Filter, StoredEvent
 from adafocus_edge.serve import schemas
+from adafocus_edge.serve.bodies import read_json
 from adafocus_edge.serve.guard import NO_STORE, RefusedError, refusal
 from adafocus_edge.system.csv_lines import csv_header, csv_line
 from adafocus_edge.system.timestamps import iso
@@ -25,7 +25,6 @@ PAGE_EVENTS = 30
 """Events per page by default."""
 MAX_PAGE_EVENTS = 200
 MAX_BODY_BYTES = 4096
-BODY_WITHIN_S = 10.0
 NO_ARCHIVE = "no archive of events: start the server with --events DIR"
 COLUMNS = ("video", "class", "source")
 Found = TypeVar("Found")
@@ -87,9 +86,9 @@ class ArchiveApi:
     async def mark(self, request: Request) -> Response:
         """Handle ``PUT /api/archive/{key}/mark``: keep what a person says of an event."""
         try:
-            given = await asyncio.wait_for(_judgement(request), BODY_WITHIN_S)
-        except asyncio.TimeoutError:
-            return refusal(408, "the request took too long")
+            given = await read_json(request, schemas.Judgement, "a mark", MAX_BODY_BYTES)
+        except msgspec.ValidationError as error:
+            return refusal(400, f"the body is not a mark: {error}")
         except RefusedError as error:
             return refusal(error.status, str(error))
         key = request.path_params["key"]
@@ -203,19 +202,3 @@ def _time(given: dict[str, str], name: str) -> float | None:
         return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
     except (ValueError, OverflowError, OSError):
         raise ValueError(f"{name} must be a time such as 2026-05-17T08:30:00Z") from None
-
-
-async def _judgement(request: Request) -> schemas.Judgement:
-    """Read the body of a mark. Raises ``RefusedError``."""
-    received = bytearray()
-    try:
-        async for part in request.stream():
-            received += part
-            if len(received) > MAX_BODY_BYTES:
-                raise RefusedError(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
-    except ClientDisconnect:
-        raise RefusedError(400, "the body is incomplete") from None
-    try:
-        return msgspec.json.decode(bytes(received), type=schemas.Judgement)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RefusedError(400, f"the body is not a mark: {error}") from None

@@ -38,7 +38,7 @@ NO_STORE = "no-store"
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 OPEN_PATHS = frozenset(("/healthz", "/login", "/page/style.css", "/page/theme.js", "/page/icon.svg"))
 """Paths that need no token: the health check, and the login page with its files."""
-PAGE_PATHS = frozenset(("/", "/docs", "/events", "/login"))
+PAGE_PATHS = frozenset(("/", "/docs", "/events", "/login", "/sources"))
 """Paths that other sites may link to."""
 ARCHIVE = "/api/archive/"
 """Beginning of the addresses that events carry as links: other sites may link to them, but not load them."""

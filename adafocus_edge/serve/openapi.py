@@ -112,6 +112,7 @@ def _paths(options: ServeOptions) -> Schema:
             )
         },
         **_archive_paths(),
+        **_configuration_paths(),
         "/api/live": {
             "get": _operation(
                 "Stream server-sent events: hello (the current state) first, then look, window, event, notice and"
@@ -257,10 +258,59 @@ def _archive_paths() -> Schema:
                 {400: "not a mark, or no class of the model", 408: "the request took too long",
                  413: "the body is too large", **none, **broken},
                 [key],
-                {"application/json": {"schema": {"$ref": COMPONENT.format(name=schemas.Judgement.__name__)}}},
+                _body(schemas.Judgement),
             )
         },
     }  # fmt: skip
+
+
+def _configuration_paths() -> Schema:
+    number = {"in": "path", "name": "number", "required": True, "description": "Place in its list.", "schema": COUNT}
+    version: Schema = {
+        "in": "query", "name": "version", "required": True, "description": "The version that the change is based on.",
+        "schema": TEXT,
+    }  # fmt: skip
+    forbidden = "the request comes from another site's page, or changes are not allowed here"
+    unwritable = {403: forbidden, 500: "the file cannot be read or written, or the change is saved but not in effect"}
+    changed = {409: "the file has changed meanwhile", **unwritable}
+    body = {408: "the request took too long", 413: "the body is too large"}
+    invalid: dict[int, Schema] = {422: {**_ref(schemas.Invalid), "description": "a field is wrong"}}
+    done: dict[int, Schema] = {200: _ref(schemas.Configuration), **invalid}
+    paths: Schema = {
+        "/api/config": {
+            "get": _operation(
+                "Return the configured sources and event rules", {200: _ref(schemas.Configuration)},
+                {404: "this server has no configuration"},
+            )
+        },
+        "/api/config/reload": {
+            "post": _operation("Use the configuration file as it is now", done, {404: "no configuration", **unwritable})
+        },
+        "/api/config/test": {
+            "post": _operation(
+                "Open a source for one frame, and return it with the masks that are saved",
+                {200: _content("image/jpeg", {}), **invalid},
+                {404: "no such source, or no configuration", 429: "too many sources are being tested", **body,
+                 **unwritable},
+                None,
+                _body(schemas.SourceTest),
+            )
+        },
+    }  # fmt: skip
+    for name, what, kind in (("sources", "a source", schemas.SourceChange), ("events", "a rule", schemas.EventChange)):
+        none = {404: "no such entry, or no configuration"}
+        paths[f"/api/config/{name}"] = {
+            "post": _operation(f"Add {what}", done, none | changed | body, None, _body(kind)),
+        }
+        paths[f"/api/config/{name}/{{number}}"] = {
+            "put": _operation(f"Change {what}", done, none | changed | body, [number], _body(kind)),
+            "delete": _operation(f"Remove {what}", done, none | changed, [number, version]),
+        }
+    return paths
+
+
+def _body(component: type[schemas.Object]) -> Schema:
+    return {"application/json": {"schema": {"$ref": COMPONENT.format(name=component.__name__)}}}
 
 
 def _operation(

@@ -22,6 +22,8 @@ class ServeOptions:
     Attributes:
         host: name or address of the interface to listen on.
         port: port to listen on; 0 for any free one.
+        edit: whether clients may change sources and event rules.
+        spare_sources: number of sources that may be added while the server runs.
         token: access token; None allows everyone who can reach the port.
         max_upload_mb: maximum size of a file to classify, in millions of bytes.
         max_uploads: maximum number of files that are uploaded or classified at the same time.
@@ -55,7 +57,15 @@ class ServeOptions:
             metavar="TOKEN",
         ),
     ] = None
+    edit: Annotated[
+        bool,
+        Option(
+            "Let the page, and everyone with the token, change the sources and event rules of --config FILE.",
+            SERVER,
+        ),
+    ] = False
     max_upload_mb: Annotated[int, Option("Refuse uploads larger than this.", SERVER, minimum=1, metavar="MB")] = 256
+    spare_sources: int = 8
     max_uploads: int = 2
     max_cameras: Annotated[
         int,
@@ -82,7 +92,7 @@ class ServeOptions:
             raise UsageError(f"picture_fps {self.picture_fps:g}: must be 0.1 to 60")
         if not 16 <= self.picture_width <= 8192:
             raise UsageError(f"picture_width {self.picture_width}: must be 16 to 8192 pixels")
-        for name in ("max_upload_mb", "max_uploads", "max_viewers", "kept"):
+        for name in ("max_upload_mb", "max_uploads", "max_viewers", "kept", "spare_sources"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)}: must be at least 1")
         if self.max_cameras < 0:

@@ -6,7 +6,13 @@ import re
 from pathlib import Path
 
 PAGE = Path(__file__).parent / "page"
-PATHS = {"index.html": "/", "events.html": "/events", "docs.html": "/docs", "login.html": "/login"}
+PATHS = {
+    "index.html": "/",
+    "events.html": "/events",
+    "sources.html": "/sources",
+    "docs.html": "/docs",
+    "login.html": "/login",
+}
 """The pages, and where each is served."""
 INCLUDE = re.compile(r"<!-- include ([\w.]+) -->")
 """A line of a page that stands for a file beside it."""

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
+    from adafocus_edge.live.events import EventRule
     from adafocus_edge.live.listener import Sink
     from adafocus_edge.live.messages import LiveFrame, ProvisionalResult
     from adafocus_edge.media.sources import Source
@@ -83,6 +84,19 @@ class Run(Protocol):
 
     def open_feed(self, name: str) -> Feed:
         """Add a source whose frames are pushed. Raises ``UsageError`` if the run has no room for it."""
+
+    @property
+    def max_sources(self) -> int:
+        """Maximum number of sources, without browser cameras."""
+
+    def add_source(self, source: Source) -> None:
+        """Add a source while the others run. Raises ``UsageError``."""
+
+    def remove_source(self, name: str, reason: str) -> None:
+        """End a source while the others run; return once it is gone. Raises ``AdaFocusError``."""
+
+    def set_rules(self, rules: Sequence[EventRule]) -> None:
+        """Use other rules for events. Raises ``UsageError``."""
 
     def submit_clip(self, source: Source, cancel: threading.Event | None = None) -> Future[Result]:
         """Classify a finite source while the live ones run; the future may raise ``SourceError``."""

@@ -8,7 +8,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import JSONResponse, Response
 
+from adafocus_edge.live.events import EventRule
 from adafocus_edge.live.messages import DropKind, NoticeKind
+from adafocus_edge.media.zones import MAX_POINTS, MAX_POLYGONS, MIN_POINTS
 
 Count = Annotated[int, Meta(ge=0)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
@@ -234,6 +236,93 @@ class Events(Object, frozen=True):
     notices: list[Notice]
 
 
+Coordinate = Annotated[float, Meta(ge=0, le=1)]
+Polygon = Annotated[
+    list[Annotated[list[Coordinate], Meta(min_length=2, max_length=2)]],
+    Meta(
+        min_length=MIN_POINTS, max_length=MAX_POINTS,
+        description="Corners as x, y: fractions of the picture's width and height, from its top left corner.",
+    ),
+]  # fmt: skip
+Polygons = Annotated[list[Polygon], Meta(max_length=MAX_POLYGONS)]
+Version = Annotated[str, Meta(description="The version that the change is based on.")]
+Seconds = Annotated[float, Meta(ge=0)]
+Threshold = Annotated[float, Meta(gt=0, le=1)]
+
+
+class Invalid(Object, frozen=True):
+    """The body of a refusal with status 422."""
+
+    error: Annotated[str, Meta(description="One line that describes the error.")]
+    fields: Annotated[dict[str, str], Meta(description="A line for each field that is wrong, by its name.")]
+
+
+class ConfiguredSource(Object, frozen=True, kw_only=True):
+    """A source of the configuration file."""
+
+    name: Annotated[str | None, Meta(description="Null if the file names none: its address is its name.")]
+    address: Annotated[str, Meta(description="With *** in place of passwords and tokens.")]
+    paused: bool
+    regions: Polygons
+    masks: Polygons
+    running: Annotated[list[str], Meta(description="Names of its sources in effect; several for a folder of files.")]
+
+
+class ConfiguredRule(Object, frozen=True):
+    """An event rule."""
+
+    label: str
+    threshold: Threshold
+    for_s: Seconds
+    cooldown_s: Seconds
+
+
+class Configuration(Object, frozen=True, kw_only=True):
+    """Sources and event rules."""
+
+    file: Annotated[str | None, Meta(description="Name of the configuration file; null without one.")]
+    version: Annotated[str, Meta(description="To be sent with changes.")]
+    changed: Annotated[bool, Meta(description="Whether the file was changed since it was read: load it to use it.")]
+    problem: Annotated[str | None, Meta(description="Why the file cannot be used as it is.")]
+    sources: list[ConfiguredSource]
+    rules: list[ConfiguredRule]
+    sources_fixed: Annotated[str | None, Meta(description="Why sources cannot be changed; null if they can.")]
+    rules_fixed: Annotated[str | None, Meta(description="Why rules cannot be changed; null if they can.")]
+    classes: Annotated[list[str], Meta(description="Classes of the model.")]
+
+
+class SourceChange(Object, frozen=True, kw_only=True):
+    """A source, as it shall be."""
+
+    version: Version
+    name: str
+    address: Annotated[
+        str | None,
+        Meta(description="Null keeps it. *** keeps user and password if scheme, host and port do not change."),
+    ] = None
+    paused: bool = False
+    regions: Annotated[Polygons, Meta(description="The model sees only what is inside; none for all.")] = []
+    masks: Annotated[Polygons, Meta(description="Blacked out for the model, viewers and all that is stored.")] = []
+
+
+class EventChange(Object, frozen=True, kw_only=True):
+    """An event rule, as it shall be."""
+
+    version: Version
+    label: Annotated[str, Meta(description="A class of the model.")]
+    threshold: Threshold = EventRule.threshold
+    for_s: Seconds = EventRule.for_s
+    cooldown_s: Seconds = EventRule.cooldown_s
+
+
+class SourceTest(Object, frozen=True, kw_only=True):
+    """A source to open for one frame."""
+
+    number: Annotated[Count | None, Meta(description="Of the source in the configuration; null for a new one.")] = None
+    name: str = ""
+    address: Annotated[str | None, Meta(description="As for a change of that source.")] = None
+
+
 class OpenedCamera(Object, frozen=True):
     """A browser camera that was opened."""
 
@@ -249,7 +338,8 @@ class Health(Object, frozen=True):
 
 COMPONENTS: tuple[type[Object], ...] = (
     Refusal, Guess, Step, Result, Window, Event, Notice, Latency, Source, Listener, Status, Results, Events,
-    OpenedCamera, Health, ArchivedEvent, Archive, Judgement,
+    OpenedCamera, Health, ArchivedEvent, Archive, Judgement, Invalid, ConfiguredSource, ConfiguredRule, Configuration,
+    SourceChange, EventChange, SourceTest,
 )  # fmt: skip
 """The types that the API's description names."""
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from adafocus_edge.live.event_store import EventStore
+    from adafocus_edge.serve.editor import Editor
     from adafocus_edge.serve.run import Run
 
 START_S = 15.0
@@ -44,6 +45,7 @@ class Server:
         options: address, access and limits.
         report: called with one line for each error of the server; None ignores them.
         archive: of events, or None; the caller closes it.
+        editor: changes sources and event rules, or None.
 
     Raises:
         UsageError: other machines could connect without a token; on entering: the host or port cannot be used.
@@ -56,9 +58,10 @@ class Server:
         options: ServeOptions | None = None,
         report: Callable[[str], None] | None = None,
         archive: EventStore | None = None,
+        editor: Editor | None = None,
     ) -> None:
         self.options = options or ServeOptions()
-        self._app = create_app(run, self.options, archive)
+        self._app = create_app(run, self.options, archive, editor)
         self._log = _Log(report)
         self._port = self.options.port
         self._server: _Uvicorn | None = None

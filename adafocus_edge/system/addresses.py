@@ -237,6 +237,12 @@ def without_password(address: str) -> str:
     return shown + _one_shown(address[begin:])
 
 
+def login_of(address: str) -> str:
+    """Return user and password of an address as it has them, with the ``@`` after them; nothing if it has none."""
+    rest = address.partition("://")[2]
+    return rest[: _host_start(rest)] if _host_start(_without_values(rest)) > 0 else ""
+
+
 def shown_server(address: str) -> str:
     """Return scheme and host of an address for display, without path and query."""
     scheme, _, rest = without_password(address).partition("://")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 1 << 28
 """Maximum size of a file that is read into memory whole: a list, a configuration, a report. A device has no end."""
+MODE = 0o644
+"""Permissions of a file that is written."""
 DRAFT = ".draft"
 """Suffix of a file that is being written."""
 
@@ -241,22 +243,26 @@ def remove_left(folder: Path, prefix: str, ending: str) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, mode: int = MODE) -> Iterator[IO[bytes]]:
     """Provide a file to write into, which replaces ``path`` at the end, flushed to disk, unless an error is raised.
 
     After an error, the previous file at ``path`` is unchanged and no draft remains. Raises ``OSError``.
+
+    Args:
+        path: of the file.
+        mode: its permissions.
     """
     with draft_file(path) as draft:
         with draft.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        take_place(draft, path)
+        take_place(draft, path, mode)
 
 
-def take_place(draft: Path, path: Path) -> None:
+def take_place(draft: Path, path: Path, mode: int = MODE) -> None:
     """Rename a draft to its final name and replace an existing file. Raises ``OSError``."""
-    draft.chmod(0o644)
+    draft.chmod(mode)
     os.replace(draft, path)
 
 

@@ -15,6 +15,7 @@ from adafocus_edge.media.sources import Source
 from adafocus_edge.runtime.classifier import Classifier
 from adafocus_edge.serve import ServeOptions, Server
 from tests.support.browser import Browser, opened_browser
+from tests.support.configured import TEXT, Set, configured
 from tests.support.kept import Kept, fill
 from tests.support.served import FIGHT, ODD_NAME, WIDE, Reported, Served, get, new_run, running, until
 
@@ -54,4 +55,19 @@ def kept(classifier: Classifier, tmp_path: Path) -> Iterator[Kept]:
         run = stack.enter_context(running(new_run(classifier)))
         made = Kept(stack.enter_context(Server(run, ServeOptions(port=0), archive=store)), store)
         fill(made)
+        yield made
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A configuration file with two sources and a rule."""
+    made = tmp_path / "stream.toml"
+    made.write_text(TEXT)
+    return made
+
+
+@pytest.fixture
+def given(classifier: Classifier, path: Path) -> Iterator[Set]:
+    """A server whose page changes that file."""
+    with configured(classifier, path) as made:
         yield made

@@ -12,8 +12,9 @@ import pytest
 
 from adafocus_edge.runtime.classifier import Classifier
 from tests.support.browser import Browser, card, page_of, wait_for
+from tests.support.configured import Set
 from tests.support.kept import Kept
-from tests.support.served import SHORT, TOKEN, Served, quick
+from tests.support.served import SHORT, TOKEN, Served, quick, until
 
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text("utf-8")
 SERIOUS = ("serious", "critical")
@@ -119,3 +120,26 @@ def test_a_screen_reader_hears_what_the_page_shows(browser: Browser, served: Ser
         dialog = page.get_by_role("dialog", name=f"{label}, {source}")
         dialog.wait_for()
         assert dialog.get_by_role("button", name="Close").count() == 1
+
+
+@BOTH
+def test_sources_and_rules(browser: Browser, given: Set, scheme: str) -> None:
+    until(lambda: given.states().get("yard") == "running")
+    for size in SIZES:
+        with page_of(browser, given.server, "sources", viewport=size, color_scheme=scheme) as page:
+            page.wait_for_selector("#sources > li")
+            wait_for(page, "() => document.querySelector('#sources .badge').textContent === 'Live'")
+            check(page)
+            page.locator("#sources .edit").first.click()
+            wait_for(page, "() => document.getElementById('still').dataset.shown")
+            page.locator("[data-draw=mask]").click()
+            for key in ("Enter", "Shift+ArrowRight", "Enter", "Shift+ArrowDown", "Enter"):
+                page.keyboard.press(key)
+            check(page)
+            page.locator("#finish").click()
+            page.locator("[name=name]").fill("a/b")
+            page.locator("#areas input").fill("nothing")
+            check(page)
+            page.locator("#source-dialog [data-close]").click()
+            page.locator("#add-rule").click()
+            check(page)

@@ -17,8 +17,8 @@ from adafocus_edge.serve.app import create_app
 from adafocus_edge.serve.openapi import describe
 from tests.support.fuzzing import api
 
-FOR_PEOPLE = {"/", "/docs", "/events", "/page/{name}", "/login", "/logout"}
-OPERATIONS = 17
+FOR_PEOPLE = {"/", "/docs", "/events", "/sources", "/page/{name}", "/login", "/logout"}
+OPERATIONS = 26
 """Operations whose responses end."""
 
 

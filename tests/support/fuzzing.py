@@ -406,7 +406,8 @@ def lists(random: Random, folder: Path) -> Callable[[], object]:
         "split.txt": "a/b 30 0\nc 12 1\nd e 99 0 1\n",
         "classes.txt": "fight\nno_fight\n",
         "list.streams": f"yard={clip}\n# a comment\nrtsp://10.0.0.1/a\n",
-        "stream.toml": 'source = ["a.mp4"]\nglimpse-fps = 4.0\n[[event]]\nlabel = "fight"\n',
+        "stream.toml": 'glimpse-fps = 4.0\n[[source]]\nname = "a"\naddress = "a.mp4"\npaused = true\n'
+        "masks = [[[0, 0.5], [1, 0], [0.75, 1]]]\n[[event]]\nlabel = 'fight'\nthreshold = 0.5\nfor-s = 2\n",
         "report.json": (ROOT / "benchmarks" / "results" / "front-default.json").read_text(encoding="utf-8"),
     }
     name = pick(list(texts), random)
@@ -509,9 +510,12 @@ def _start_server(events: Path) -> tuple[subprocess.Popen[bytes], int]:
 
     port = free_port()
     clip = next(FIGHTS.glob("*/*.mp4"))
-    command = [sys.executable, "-m", "adafocus_edge", "serve", "--port", port, "--source", f"film={clip}"]
+    events.mkdir(parents=True, exist_ok=True)
+    config = events / "stream.toml"
+    config.write_text(f'[[source]]\nname = "film"\naddress = "{clip}"\n[[event]]\nlabel = "fight"\nthreshold = 0.5\n')
+    command = [sys.executable, "-m", "adafocus_edge", "serve", "--port", port, "--config", config, "--edit"]
     process = subprocess.Popen(
-        [*map(str, command), "--loop", "--quiet", "--threads", "1", "--event", "fight=0.5", "--events", str(events)],
+        [*map(str, command), "--loop", "--quiet", "--threads", "1", "--events", str(events)],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

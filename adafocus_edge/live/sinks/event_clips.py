@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.live.event_store import EventStore, StoredEvent
 from adafocus_edge.live.listener import Sink
-from adafocus_edge.live.messages import Event, LiveFrame, Message, Notice
+from adafocus_edge.live.messages import Event, LiveFrame, Message, Notice, Rules
 from adafocus_edge.live.overlay import event_picture
 from adafocus_edge.live.pacing import FrameThinner
 from adafocus_edge.live.rolling import Fragment, RollingVideo, moved, start_of
@@ -19,8 +19,9 @@ from adafocus_edge.system.files import atomic_write, write_all
 from adafocus_edge.system.retention import FailureReporter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from adafocus_edge.live.events import EventRule
     from adafocus_edge.model.spec import ModelSpec
 
 CLIP_FPS = 10.0
@@ -74,7 +75,8 @@ class EventClips(Sink):
         spec: of the model, for the place of the patch in the frame.
         report: is called with one line for each new error.
         window_s: how long a window of glimpses takes, in seconds: what raised an event is at most this old.
-        lag_s: how long after the confidence rose an event may be raised, in seconds.
+        lag_s: how long after the confidence rose an event may be raised, in seconds, besides the time of its rule.
+        rules: of events.
         pre_s: seconds of a clip before the first glimpse that may have raised the event.
         post_s: seconds of a clip after the event.
         keep_days: days after which events are deleted; None for never.
@@ -86,7 +88,7 @@ class EventClips(Sink):
         UsageError: a number is out of range.
     """
 
-    wants = (LiveFrame, Event, Notice)
+    wants = (LiveFrame, Event, Notice, Rules)
     local = True
     unit = "frames"
 
@@ -98,6 +100,7 @@ class EventClips(Sink):
         *,
         window_s: float,
         lag_s: float = 0.0,
+        rules: Sequence[EventRule] = (),
         pre_s: float = 5.0,
         post_s: float = 5.0,
         keep_days: float | None = None,
@@ -113,13 +116,14 @@ class EventClips(Sink):
         self._store = store
         self._spec = spec
         self._before_s = window_s + pre_s
-        self._kept_s = self._before_s + lag_s + SLACK_S
+        self._lag_s = lag_s
         self._max_frames = waiting
         self._post_s = post_s
         self._max_age_s = None if keep_days is None else keep_days * 86400
         self._max_bytes = None if keep_gb is None else keep_gb * 1e9
         self._thinner = FrameThinner(CLIP_FPS)
         self._streams: dict[str, _Stream] = {}
+        self._use_rules(rules)
         self._tidied_s = 0.0
         self._outage = FailureReporter(str(store.folder), report)
         super().__init__(str(store.folder), waiting + RESERVED, report)
@@ -138,6 +142,9 @@ class EventClips(Sink):
 
     def process(self, message: Message) -> None:
         """Encode a frame, or begin or end an event; what cannot be written is reported and counts as failed."""
+        if isinstance(message, Rules):
+            self._use_rules(message.rules)
+            return
         stream = self._streams.setdefault(message.source, _Stream())
         try:
             if isinstance(message, LiveFrame):
@@ -153,6 +160,13 @@ class EventClips(Sink):
             self._failed(error)
         else:
             self._outage.worked()
+
+    def _use_rules(self, rules: Sequence[EventRule]) -> None:
+        """Keep as much video as an event of any rule may need; videos under way keep what they have at first."""
+        self._kept_s = self._before_s + self._lag_s + max((rule.for_s for rule in rules), default=0.0) + SLACK_S
+        for stream in self._streams.values():
+            if stream.video is not None:
+                stream.video.keep_s = self._kept_s
 
     def _failed(self, error: Exception) -> None:
         self.failed += 1

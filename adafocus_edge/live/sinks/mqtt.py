@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 from uuid import uuid4
@@ -12,7 +12,7 @@ from uuid import uuid4
 from adafocus_edge import __version__
 from adafocus_edge.errors import AdaFocusError, MissingExtraError, UsageError
 from adafocus_edge.live.listener import Sink
-from adafocus_edge.live.messages import Event, Message, Notice, Window
+from adafocus_edge.live.messages import Event, Message, Notice, Rules, Window
 from adafocus_edge.live.sinks.server import split_server
 from adafocus_edge.system.addresses import encoding_hint, shown_server
 from adafocus_edge.system.backoff import Backoff
@@ -118,7 +118,7 @@ class Mqtt(Sink):
         MissingExtraError: paho-mqtt is not installed.
     """
 
-    wants = (Window, Event, Notice)
+    wants = (Window, Event, Notice, Rules)
     KEEPALIVE_S = 20
     CONNECT_S = 5.0
     FAREWELL_S = 2.0
@@ -150,6 +150,7 @@ class Mqtt(Sink):
                 ) from None
         self._names = SafeNames()
         self._discovery = discovery
+        self._announced: set[str] = set()  # sources
         self._retained: dict[str, bytes] = {}  # by topic
         self._lasting: dict[str, set[int]] = {}  # numbers of events under way, by the topic of their label
         self._was_connected = False
@@ -169,6 +170,8 @@ class Mqtt(Sink):
 
     def process(self, message: Message) -> None:
         """Hand one message to the client; a window is dropped and counted while there is no broker."""
+        if isinstance(message, Rules):
+            self._use_rules(message)
         if not isinstance(message, (Window, Event, Notice)):
             return
         body = to_line(message.to_json()).encode(errors="backslashreplace")
@@ -197,10 +200,25 @@ class Mqtt(Sink):
         self._retain(f"{state}/event", body)
         self._retain(state, b"ON" if lasting else b"OFF")
 
+    def _use_rules(self, message: Rules) -> None:
+        """Describe the sensors of the labels that have rules now, and withdraw those of all other labels."""
+        labels = tuple(dict.fromkeys(rule.label for rule in message.rules))
+        if self._discovery is None or not labels:
+            return
+        old, self._discovery = self._discovery, replace(self._discovery, labels=labels)
+        for source in self._announced:
+            name = self._names.of(source)
+            for label in set(old.labels) - set(labels):
+                topic, _ = old.sensor(self._prefix, name, label, source)
+                self._retain(topic, b"")
+                del self._retained[topic]
+            self._announce(source)
+
     def _announce(self, source: str) -> None:
         """Describe a source's sensors, once; they are off until an event starts."""
         if self._discovery is None:
             return
+        self._announced.add(source)
         name = self._names.of(source)
         for label in self._discovery.labels:
             topic, about = self._discovery.sensor(self._prefix, name, label, source)

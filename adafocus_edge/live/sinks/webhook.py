@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 from adafocus_edge import __version__
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.live.listener import Sink
-from adafocus_edge.live.messages import Event, Message, Window
+from adafocus_edge.live.messages import Event, Message, Rules, Window
 from adafocus_edge.live.sinks.server import split_server
 from adafocus_edge.system.addresses import encoding_hint, shown_server
 from adafocus_edge.system.backoff import Backoff
@@ -49,7 +49,7 @@ class Webhook(Sink):
         UsageError: the address or a header is invalid.
     """
 
-    wants = (Event, Window)
+    wants = (Event, Window, Rules)
 
     def __init__(
         self,
@@ -95,6 +95,8 @@ class Webhook(Sink):
         Raises:
             AdaFocusError: the server refuses it permanently.
         """
+        if isinstance(message, Rules):
+            self._windows = not message.rules
         if not isinstance(message, (Event, Window)):
             return
         if self._stopping.is_set() and self._outage.lasts:

@@ -13,7 +13,7 @@ import numpy as np
 
 from adafocus_edge.errors import AdaFocusError, MissingExtraError
 from adafocus_edge.live.listener import CLOSE_S, OnceReporter
-from adafocus_edge.live.messages import LiveFrame, Message, Notice, ProvisionalResult
+from adafocus_edge.live.messages import LiveFrame, Message, Notice, ProvisionalResult, Rules
 from adafocus_edge.media.clip import SQUARE
 from adafocus_edge.system.files import write_file
 from adafocus_edge.system.retention import safe_name
@@ -93,7 +93,7 @@ class Screen:
 
     def enqueue(self, message: Message) -> None:
         """Take a message, from any thread, without blocking; only the newest of each kind is kept per source."""
-        if self._closed.is_set():
+        if self._closed.is_set() or isinstance(message, Rules):
             return
         with self._lock:
             source = message.source

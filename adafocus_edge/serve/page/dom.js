@@ -79,13 +79,14 @@ export async function ask(address, options = {}) {
   const answer = await fetch(address, options);
   if (answer.status === 401) signIn();
   if (!answer.ok) {
-    let text = `the server returned status ${answer.status}`;
+    let refused = {};
     try {
-      text = (await answer.json()).error || text;
+      refused = await answer.json();
     } catch {
       // Not JSON: the response comes from a proxy.
     }
-    throw Object.assign(new Error(text), { status: answer.status });
+    const text = refused.error || `the server returned status ${answer.status}`;
+    throw Object.assign(new Error(text), { status: answer.status, fields: refused.fields ?? {} });
   }
   return answer.status === 204 ? null : answer.json();
 }

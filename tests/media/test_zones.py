@@ -1,0 +1,93 @@
+"""Regions and masks: which polygons are accepted, and which pixels belong to them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adafocus_edge.errors import UsageError
+from adafocus_edge.media.zones import Zones, parse_polygon, read_polygon
+
+SQUARE = ((0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75))
+HOOK = ((0.1, 0.1), (0.9, 0.2), (0.85, 0.9), (0.6, 0.85), (0.7, 0.4), (0.15, 0.3))
+"""A polygon that is not convex."""
+
+
+def noise(height: int = 48, width: int = 64) -> np.ndarray:
+    return np.random.default_rng(7).integers(1, 256, (height, width, 3), np.uint8)
+
+
+def is_inside(x: float, y: float, polygon: Any) -> bool:
+    """Whether a point is inside, by the angles at which it sees the corners."""
+    total = 0.0
+    for (x1, y1), (x2, y2) in zip(polygon, (*polygon[1:], polygon[0]), strict=True):
+        turn = math.atan2(y2 - y, x2 - x) - math.atan2(y1 - y, x1 - x)
+        total += (turn + math.pi) % (2 * math.pi) - math.pi
+    return abs(total) > math.pi
+
+
+@pytest.mark.parametrize("polygon", [SQUARE, HOOK, HOOK[::-1], ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))])
+def test_a_pixel_belongs_to_a_polygon_if_its_centre_is_inside(polygon: Any) -> None:
+    rgb = noise()
+    height, width = rgb.shape[:2]
+    wanted = np.array(
+        [[is_inside((x + 0.5) / width, (y + 0.5) / height, polygon) for x in range(width)] for y in range(height)]
+    )
+    assert 0 < wanted.sum() < wanted.size
+    masked = Zones(masks=(polygon,)).masked(lambda: rgb)()
+    attended = Zones(regions=(polygon,)).attended(rgb)
+    assert np.array_equal(masked, np.where(wanted[..., None], 0, rgb))
+    assert np.array_equal(attended, np.where(wanted[..., None], rgb, 0))
+
+
+def test_several_polygons_add_up_and_the_picture_itself_stays_as_it_is() -> None:
+    rgb, left, right = noise(), ((0, 0), (0.6, 0), (0.6, 1), (0, 1)), ((0.4, 0), (1, 0), (1, 1), (0.4, 1))
+    before = rgb.copy()
+    rgb.flags.writeable = False
+    assert not Zones(masks=(left, right)).masked(lambda: rgb)().any()
+    assert np.array_equal(Zones(regions=(left, right)).attended(rgb), before)
+    assert np.array_equal(rgb, before)
+    assert Zones().attended(rgb) is rgb
+    assert not Zones()
+    assert Zones(masks=(left,)) + Zones((right,)) == Zones((right,), (left,))
+
+
+def test_the_same_polygon_fits_any_size_of_the_picture() -> None:
+    for height, width in ((1, 1), (3, 200), (1080, 1920)):
+        made = Zones(masks=(SQUARE,)).masked(lambda size=(height, width): np.full((*size, 3), 9, np.uint8))()
+        assert (made == 0).mean() == pytest.approx(0.25 if height > 1 else 1.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("polygon", "words"),
+    [
+        (((0, 0), (1, 1)), "mask 1: needs 3 to 64 points, found 2"),
+        (tuple((0.5 + math.cos(k / 9) / 3, 0.5 + math.sin(k / 9) / 3) for k in range(65)), "found 65"),
+        (((0, 0), (1.2, 0), (1, 1)), "mask 1: point 1.2,0 is outside the picture: x and y must be 0 to 1"),
+        (((0, 0), (1, 1), (1, 0), (0, 1)), "mask 1: sides 1 and 3 cross or touch each other"),
+        (((0.5, 0), (0.8, 1), (0, 0.4), (1, 0.4), (0.2, 1)), "cross or touch"),  # a star: its middle would be a hole
+        (((0, 0), (0.5, 0.5), (1, 0), (1, 1), (0.5, 0.5), (0, 1)), "cross or touch"),
+        (((0, 0), (0.005, 0), (0.005, 0.005)), "mask 1: is too small"),
+        (((0, 0), (0.5, 0.5), (1, 1)), "mask 1: is too small"),
+    ],
+)
+def test_polygons_that_cannot_be_meant_are_refused(polygon: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words.replace(".", r"\.")):
+        Zones(masks=(polygon,))
+
+
+def test_polygons_are_read_from_text_and_lists() -> None:
+    wanted = ((0.1, 0.0), (0.5, 1.0), (0.75, 0.25))
+    assert parse_polygon(" 0.1,0 .5,1  0.75 , .25 ") == wanted
+    assert read_polygon([[0.1, 0], [0.5, 1], [0.75, 0.25]]) == wanted
+    for text in ("", "0.1", "0.1,0.2 0.3", "a,b c,d e,f", "1e3,2 3,4 5,6", "0.1;0.2"):
+        with pytest.raises(UsageError, match="must be X,Y X,Y X,Y"):
+            parse_polygon(text)
+    for value in (None, 3, "0,0", [1, 2], [[0, 0, 0]], [["0", "1"]], [[True, False]], [[math.nan, 0]], {"a": 1}):
+        with pytest.raises(UsageError, match="must be a list of points"):
+            read_polygon(value)
+    with pytest.raises(UsageError, match="at most 32, found 33"):
+        Zones(regions=(SQUARE,) * 33)
