@@ -4,6 +4,7 @@ import os
 import sys
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_worker_niceness"] = "0"  # on a machine with other work, Ray's 15 would be a handicap
 
 from ray.cluster_utils import Cluster
 
