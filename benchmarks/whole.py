@@ -43,8 +43,6 @@ CLIPS = ROOT / "tests" / "fights"
 IGNORED = ("latency_ms", "model_ms")
 """Keys of a result that differ from run to run."""
 SCENE = ROOT / "tests" / "clips" / "people_1080p.mp4"
-TIMES = 2
-"""How often each clip is in the archive."""
 
 
 def folder(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -74,10 +72,10 @@ def folder(arguments: argparse.Namespace) -> dict[str, Any]:
 def archive(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure many files: plain ``classify``, processes of this machine, and actors of a Ray cluster that is there.
 
-    The files are links to the clips, :data:`TIMES` of each, so that what a start takes does not decide.
+    The files are links to the clips, ``--times`` of each.
     """
     clips = [Path(source.address) for source in find_sources([str(arguments.clips)])]
-    count = len(clips) * TIMES
+    count = len(clips) * arguments.times
     used: dict[str, list[Usage]] = {"plain": [], "local": [], "ray": []}
     rows: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as made, _cluster() as (address, holder):
@@ -197,6 +195,7 @@ def main() -> None:
     parser.add_argument("--old", type=Path)
     parser.add_argument("--clips", type=Path, default=CLIPS)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--times", type=int, default=1, help="of each clip in the archive")
     arguments = parser.parse_args()
     path = RESULTS / "whole.json"
     for name in arguments.parts.split(","):

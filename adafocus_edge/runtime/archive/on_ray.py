@@ -32,7 +32,6 @@ OBJECT_STORE_BYTES = 100 << 20
 def check_ray() -> Any:
     """Return Ray's module. Raises ``MissingExtraError``."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     # Otherwise it warns that it hides GPUs from actors without one, which run on the CPU anyway.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -65,7 +64,8 @@ class RayExecutor:
         except Exception as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             where = f"--address {options.address}" if options.address else "--engine ray"
-            raise BackendError(f"{where}: no Ray cluster can be reached there ({first})") from None
+            fix = ": set RAY_AUTH_MODE as on its machines" if options.address else ""
+            raise BackendError(f"{where}: no Ray cluster can be reached there ({first}){fix}") from None
         self._gpus = options.actor_gpus
         smallest = min(filter(None, (machine.get("CPU", 0.0) for machine in self._machines())), default=1.0)
         self._cores = options.actor_cores or min(MAX_THREADS, smallest)
