@@ -22,12 +22,14 @@ class Picture(NamedTuple):
         width: in pixels.
         height: in pixels.
         sample_aspect: width of a displayed pixel over its height.
+        pts: presentation time of its packet, in ticks of its stream; None where it is unknown.
     """
 
     to_rgb: Callable[[], Any]
     width: int
     height: int
     sample_aspect: Fraction = SQUARE
+    pts: int | None = None
 
 
 def decoded_picture(frame: VideoFrame, sample_aspect: Fraction) -> Picture:
@@ -45,4 +47,4 @@ def decoded_picture(frame: VideoFrame, sample_aspect: Fraction) -> Picture:
         with lock:
             return upright(frame)
 
-    return Picture(to_rgb, *upright_size(frame), sample_aspect)
+    return Picture(to_rgb, *upright_size(frame), sample_aspect, frame.pts)

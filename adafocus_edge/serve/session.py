@@ -50,7 +50,7 @@ def serve_live(
         run = LiveRun(classifier, sources, live, report=log.info)
         archive = open_archive(stack, arguments)
         printing = Printing(quiet=quiet)
-        sinks = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, printing, archive)
+        sinks = open_sinks(stack, arguments, classifier, sources, log.warning, output, printing, archive)
         with connected(run, sinks, log), Server(run, options, report=log.warning, archive=archive) as server:
             log.info(f"serving {server.url} (press Ctrl-C to stop)")
             if as_json:
