@@ -190,7 +190,21 @@ def check_events(folder: Path, films: dict[str, list[bytes]]) -> dict[str, Any]:
     clips = [folder / event["clip"] for event in events if event["clip"] is not None]
     for clip in clips[:: max(1, len(clips) // DECODED)]:
         done = subprocess.run(
-            ["ffmpeg", "-nostdin", "-v", "error", "-i", clip, "-vsync", "passthrough", "-f", "null", "-"],
+            [
+                "ffmpeg",
+                "-nostdin",
+                "-v",
+                "error",
+                "-i",
+                clip,
+                "-vsync",
+                "passthrough",
+                "-enc_time_base",
+                "1:90000",
+                "-f",
+                "null",
+                "-",
+            ],
             capture_output=True,
             check=False,
         )
