@@ -341,8 +341,9 @@ class Capture:
 
         self._openings += 1
         self._copier = PacketCopier(
-            self.name, self._openings, self._on_fragment, lambda text: self._notify("changed", text)
-        )
+            self.name, self._openings, self._on_fragment, lambda text: self._notify("changed", text),
+            for_clips=not self._is_file,
+        )  # fmt: skip
         return self._copier
 
     def _decoding(self) -> Decoding | None:

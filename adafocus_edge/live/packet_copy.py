@@ -91,10 +91,17 @@ class PacketCopier:
         opening: how often it has been opened.
         publish: is called with each fragment.
         note: is called with one line if the packets cannot be copied.
+        for_clips: whether the packets arrive as a camera sends them, so that clips of events can be cut from them.
     """
 
     def __init__(
-        self, source: str, opening: int, publish: Callable[[LiveFragment], None], note: Callable[[str], None]
+        self,
+        source: str,
+        opening: int,
+        publish: Callable[[LiveFragment], None],
+        note: Callable[[str], None],
+        *,
+        for_clips: bool,
     ) -> None:
         self._source, self._opening = source, opening
         self._publish, self._note = publish, note
@@ -104,7 +111,7 @@ class PacketCopier:
         self._muxer: _Muxer | None = None
         self._video: CopiedVideo | None = None
         self._made_of: tuple[object, ...] = ()
-        self._playable = False
+        self._for_clips, self._playable = for_clips, False
         self._jumped = False
         self._failed = False
         self._waiting: list[_Waiting] = []
@@ -131,7 +138,8 @@ class PacketCopier:
         )
         given = context.extradata
         self._header = None if given is None else parameter_sets(context.codec.canonical_name, given) or given
-        self._playable = context.codec.canonical_name in PLAYABLE and context.pix_fmt in PLAYABLE_PIXELS
+        plays = context.codec.canonical_name in PLAYABLE and context.pix_fmt in PLAYABLE_PIXELS
+        self._playable = plays and self._for_clips
         try:  # the stream's own header may lack what a file needs, so only its codec is checked
             av.open(FragmentBuffer(), "w", format="mp4").add_stream_from_template(stream, opaque=True)
         except (ValueError, av.error.FFmpegError):
