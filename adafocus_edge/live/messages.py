@@ -73,7 +73,7 @@ class PacketOf(NamedTuple):
     Attributes:
         opening: how often the source had been opened.
         pts: of the packet, in the stream's ticks; None where it is unknown.
-        playable: whether clips of events can be cut from this video: browsers play it, and it does not come from a file.
+        playable: whether clips of events can be cut from this video: browsers play it, and it comes from a stream.
     """
 
     opening: int

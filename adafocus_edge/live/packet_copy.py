@@ -11,7 +11,7 @@ import av
 from adafocus_edge.live.fragments import FragmentBuffer, without_index
 from adafocus_edge.live.messages import CopiedVideo, LiveFragment, PacketOf
 from adafocus_edge.media.packet_clock import COPY_TICKS, PacketClock
-from adafocus_edge.media.parameter_sets import parameter_sets
+from adafocus_edge.media.parameter_sets import parameter_sets, picture_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,6 +28,10 @@ PLAYABLE = frozenset(("h264", "av1", "vp9"))
 PLAYABLE_PIXELS = frozenset(("yuv420p", "yuvj420p"))
 NO_TIMES: int = cast("Any", av.format.Flags.no_timestamps).value
 """Flag of formats without times: FFmpeg makes them up, by a rate that it guesses."""
+SIZED_BY_HEADER = frozenset(("h264", "hevc", "mpeg4"))
+"""Codecs whose size cannot change without their header."""
+SLOW_S = 60.0
+"""A decoder that is too slow is reported at most this often."""
 NO_KEY_S = 30.0
 """A stream without a key frame for this long is reported: its recording cannot begin."""
 
@@ -80,8 +84,18 @@ class _Muxer:
         return without_index(self._buffer.take())
 
 
+def copy_of(packet: Packet[Any]) -> Packet[Any]:
+    """Return a packet with the same data and times, so that one can be changed while the other is decoded."""
+    copied: Packet[Any] = av.Packet(bytes(packet))
+    copied.pts, copied.dts, copied.duration = packet.pts, packet.dts, packet.duration
+    copied.is_keyframe = packet.is_keyframe
+    if packet.has_sidedata("new_extradata"):
+        copied.set_sidedata(packet.get_sidedata("new_extradata"))
+    return copied
+
+
 class PacketCopier:
-    """Copies the packets of one opening of a source. Use it in the thread that reads them.
+    """Copies the packets of one opening of a source. Use it in one thread.
 
     A new video begins at the first key frame, at a key frame with other parameter sets or of another size, and at the
     first key frame after the stream's clock has jumped.
@@ -116,11 +130,18 @@ class PacketCopier:
         self._failed = False
         self._waiting: list[_Waiting] = []
         self._began_s = time.monotonic()
-        self._told_no_key = False
+        self._told_no_key, self._told_slow_s = False, float("-inf")
 
     def packet_of(self, pts: int | None) -> PacketOf | None:
         """Return the packet that a frame was decoded from; None if packets are not copied."""
         return None if self._failed or self._clock is None else PacketOf(self._opening, pts, self._playable)
+
+    def note_skipped(self) -> None:
+        """Note that pictures are not decoded, since that takes too long; they are copied all the same."""
+        now_s = time.monotonic()
+        if now_s - self._told_slow_s >= SLOW_S:
+            self._told_slow_s = now_s
+            self._note(f"{self._source}: decoding is too slow here: pictures are skipped, and count as damaged")
 
     def refuse(self, why: str) -> None:
         """Copy nothing, and note why."""
@@ -146,7 +167,7 @@ class PacketCopier:
             self.refuse(f"an MP4 file cannot hold {context.codec.canonical_name} video")
 
     def add(self, packet: Packet[Any], stream: VideoStream) -> None:
-        """Take a packet, once it has been decoded; its times and its stream are changed."""
+        """Take a packet, whose times and stream are changed."""
         if self._clock is None:
             self._open(stream)
         if self._failed or not packet.size:
@@ -188,13 +209,17 @@ class PacketCopier:
         self._waiting.append(_Waiting(pts, times.decoded, times.shown, now_s, time.time(), packet.is_keyframe))
 
     def _begin_video_if_new(self, packet: Packet[Any], stream: VideoStream) -> None:
-        context = stream.codec_context
-        codec = context.codec.canonical_name
+        codec = stream.codec_context.codec
         if packet.has_sidedata("new_extradata"):
             self._header = bytes(packet.get_sidedata("new_extradata"))
-        if (repeated := parameter_sets(codec, bytes(packet))) is not None:
+        data = bytes(packet)
+        if (repeated := parameter_sets(codec.canonical_name, data)) is not None:
             self._header = repeated
-        made_of = (self._header, context.width, context.height)
+        same_header = self._muxer is not None and self._header == self._made_of[0]
+        if same_header and not self._jumped and codec.canonical_name in SIZED_BY_HEADER:
+            return
+        size = picture_size(codec.name, self._header, data) or (stream.codec_context.width, stream.codec_context.height)
+        made_of = (self._header, *size)
         if self._muxer is None or self._jumped or made_of != self._made_of:
             self._begin_video(made_of, stream)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from adafocus_edge.media.pictures import Picture, decoded_picture
 from adafocus_edge.system.addresses import encoding_hint
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
     from numpy.typing import NDArray
 
     from adafocus_edge.backends.nvdec_stream import Decoding
@@ -206,6 +209,21 @@ def _from_bgr(bgr: Any) -> Callable[[], NDArray[np.uint8]]:
     return lambda: np.ascontiguousarray(bgr[:, :, ::-1])
 
 
+@contextmanager
+def _packets_of(
+    container: InputContainer, stream: VideoStream, copier: PacketCopier | None, counters: Counters,
+    stop: threading.Event,
+) -> Iterator[Iterable[Packet[Any]]]:  # fmt: skip
+    """Read the packets of an opened stream while the block lasts: ahead of the decoder if they are copied."""
+    if copier is None:
+        yield container.demux()
+        return
+    from adafocus_edge.live.packets_ahead import PacketsAhead
+
+    with PacketsAhead(container, stream, copier, counters, stop) as packets:
+        yield packets
+
+
 def address_pictures(
     source: Source,
     stop: threading.Event,
@@ -243,6 +261,7 @@ def address_pictures(
         with (
             av.open(source.address, options=options, timeout=(OPEN_TIMEOUT_S, SILENCE_S), **OPEN_OPTIONS) as container,
             closing_copier(copier),
+            ExitStack() as opened,
         ):
             tracks = ranked_tracks(container)
             if not tracks:
@@ -266,7 +285,7 @@ def address_pictures(
                     yield decoded_picture(frame, pixel_aspect(stream.sample_aspect_ratio, is_sideways(frame)))
 
             decode = decode_on_cpu if decoding is None else decoding.stream_decoder(stream)
-            for packet in container.demux():
+            for packet in opened.enter_context(_packets_of(container, stream, copier, counters, stop)):
                 if stop.is_set():
                     return
                 try:
@@ -274,8 +293,6 @@ def address_pictures(
                 except av.error.FFmpegError:  # lost or garbled packets: decoding recovers at the next key frame
                     counters.damaged += 1
                     pictures = []
-                if copier is not None and packet.stream_index == stream.index:
-                    copier.add(packet, stream)
                 for picture in pictures:
                     last_picture_s = time.monotonic()
                     yield picture

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import av
+
 START = b"\0\0\1"
 VOL_CODES = range(0x20, 0x30)
 """Start codes of MPEG-4 Part 2 that begin a video object layer (ISO/IEC 14496-2, 6.2.1)."""
@@ -54,6 +56,23 @@ def parameter_sets(codec: str, data: bytes) -> bytes | None:
     if {kind for kind, _ in sets} != units.sets:
         return None
     return b"".join(b"\0" + START + unit for _, unit in sets)
+
+
+def picture_size(decoder: str, header: bytes | None, data: bytes) -> tuple[int, int] | None:
+    """Return width and height of the picture in a key frame, in pixels, as FFmpeg's parser finds them.
+
+    Args:
+        decoder: name of the decoder.
+        header: what it must know before; None for nothing.
+        data: the packet.
+
+    Returns ``None`` for codecs whose parser does not look at sizes.
+    """
+    context = av.CodecContext.create(decoder, "r")
+    if header is not None:
+        context.extradata = header
+    context.parse(data)
+    return (context.width, context.height) if isinstance(context, av.VideoCodecContext) and context.width else None
 
 
 def _starting_units(data: bytes, units: _Units) -> Iterator[bytes]:

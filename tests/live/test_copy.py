@@ -252,6 +252,28 @@ def test_what_mp4_cannot_hold_is_noted_once(
     assert recorded(tmp_path / "video") == []
 
 
+def test_a_machine_that_is_too_slow_to_decode_records_everything(
+    recorder: Callable[..., CopyRecorder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("adafocus_edge.live.packets_ahead.MAX_AHEAD_S", 1.0)
+    film = made(tmp_path, CODECS["h264 with B-frames"][1], "mpegts", seconds=8)
+    sink, notices = recorder(), []
+    with (
+        served(film, "mpegts") as address,
+        captured(address, sink, on_frame=lambda _: time.sleep(0.2), retries=0) as capture,
+    ):
+        capture._on_notice = lambda notice: notices.append(notice.text)
+        until(has_ended(capture), 60)
+    sink.close(20)
+    (path,) = recorded(tmp_path / "video")
+    assert frame_hashes(path) == frame_hashes(film)
+    assert capture.counters.frames < 100
+    assert capture.counters.damaged > 50
+    assert [text for text in notices if "too slow" in text] == [
+        "yard: decoding is too slow here: pictures are skipped, and count as damaged"
+    ]
+
+
 # -- results beside it -------------------------------------------------------------------------------------------------
 
 
