@@ -73,11 +73,13 @@ class PacketOf(NamedTuple):
     Attributes:
         opening: how often the source had been opened.
         pts: of the packet, in the stream's ticks; None where it is unknown.
+        arrived_s: when it arrived, by ``time.monotonic``; None if unknown. The decoder may be seconds behind.
         playable: whether clips of events can be cut from this video: browsers play it, and it comes from a stream.
     """
 
     opening: int
     pts: int | None
+    arrived_s: float | None
     playable: bool
 
 

@@ -32,6 +32,8 @@ SIZED_BY_HEADER = frozenset(("h264", "hevc", "mpeg4"))
 """Codecs whose size cannot change without their header."""
 SLOW_S = 60.0
 """A decoder that is too slow is reported at most this often."""
+MAX_ARRIVALS = 1000
+"""Packets whose arrival is remembered: more than a decoder can be behind."""
 NO_KEY_S = 30.0
 """A stream without a key frame for this long is reported: its recording cannot begin."""
 
@@ -129,12 +131,15 @@ class PacketCopier:
         self._jumped = False
         self._failed = False
         self._waiting: list[_Waiting] = []
+        self._arrived_s: dict[int, float] = {}  # of the last packets, by their own times
         self._began_s = time.monotonic()
         self._told_no_key, self._told_slow_s = False, float("-inf")
 
     def packet_of(self, pts: int | None) -> PacketOf | None:
         """Return the packet that a frame was decoded from; None if packets are not copied."""
-        return None if self._failed or self._clock is None else PacketOf(self._opening, pts, self._playable)
+        if self._failed or self._clock is None:
+            return None
+        return PacketOf(self._opening, pts, None if pts is None else self._arrived_s.get(pts), self._playable)
 
     def note_skipped(self) -> None:
         """Note that pictures are not decoded, since that takes too long; they are copied all the same."""
@@ -189,6 +194,10 @@ class PacketCopier:
     def _add(self, packet: Packet[Any], stream: VideoStream) -> None:
         assert self._clock is not None
         clock, now_s, pts = self._clock, time.monotonic(), packet.pts
+        if pts is not None:
+            self._arrived_s[pts] = now_s
+            if len(self._arrived_s) > MAX_ARRIVALS:
+                del self._arrived_s[next(iter(self._arrived_s))]
         if packet.is_keyframe:
             self._begin_video_if_new(packet, stream)
         if self._muxer is None:
@@ -242,10 +251,11 @@ class PacketCopier:
             return
         waiting, self._waiting = self._waiting, []
         assert self._video is not None
-        pts, _, shown, captured_s, _, _ = zip(*waiting, strict=True)
         first = waiting[0]
         self._publish(
             LiveFragment(
-                self._source, self._video, data, first.is_key, first.decoded, pts, shown, captured_s, first.wall_s
+                self._source, self._video, data, first.is_key, first.decoded,
+                tuple(one.pts for one in waiting), tuple(one.shown for one in waiting),
+                tuple(one.captured_s for one in waiting), first.wall_s,
             )
-        )
+        )  # fmt: skip

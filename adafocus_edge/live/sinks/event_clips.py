@@ -15,6 +15,7 @@ from adafocus_edge.live.listener import FragmentSink
 from adafocus_edge.live.messages import CopiedVideo, Event, LiveFragment, LiveFrame, Message, Notice
 from adafocus_edge.live.overlay import event_picture
 from adafocus_edge.live.pacing import FrameThinner
+from adafocus_edge.live.packets_ahead import MAX_AHEAD_S
 from adafocus_edge.live.rolling import RollingVideo
 from adafocus_edge.media.encoders import TICKS
 from adafocus_edge.media.packet_clock import COPY_TICKS
@@ -71,7 +72,10 @@ class _Stream:
 
     def ahead_s(self, frame: LiveFrame) -> float:
         """Return how far the clock of the video is ahead of the source's seconds."""
-        return 0.0 if self.copied is None else frame.captured_s - frame.time_s
+        if self.copied is None:
+            return 0.0
+        arrived_s = None if frame.packet is None else frame.packet.arrived_s
+        return (frame.captured_s if arrived_s is None else arrived_s) - frame.time_s
 
 
 class EventClips(FragmentSink):
@@ -230,7 +234,8 @@ class EventClips(FragmentSink):
         if stream.kept is None or stream.copied is not copied.video:
             self._end_video(stream)
             stream.copied = copied.video
-            stream.kept = KeptFragments(copied.video.head, self._kept_s, MAX_KEPT_BYTES)
+            # The event is seen later than its packets arrive: by as much as the decoder may be behind.
+            stream.kept = KeptFragments(copied.video.head, self._kept_s + MAX_AHEAD_S, MAX_KEPT_BYTES)
         stream.given_s, stream.last_s = time.monotonic(), last_s
         length_s = (max(copied.shown) - copied.start) / COPY_TICKS
         fragment = Fragment(copied.data, first_s, last_s, length_s, copied.is_key)
@@ -295,8 +300,8 @@ class EventClips(FragmentSink):
             return
         path = self._store.path(f"{event.key}.mp4")
         ahead_s = stream.ahead_s(event.frame)
-        wall_offset_s = event.wall_s - event.frame.time_s - ahead_s
-        clip = _Clip(event.key, path.open("xb", buffering=0), size, wall_offset_s)
+        clock_s = event.frame.time_s if stream.copied is None else event.frame.captured_s
+        clip = _Clip(event.key, path.open("xb", buffering=0), size, event.wall_s - clock_s)
         try:
             write_all(clip.file, stream.kept.head)
             clip.size += len(stream.kept.head)
