@@ -14,7 +14,7 @@ import numpy as np
 
 from adafocus_edge.errors import AdaFocusError, BackendError, HasAnEndError, SourceError
 from adafocus_edge.live import readers
-from adafocus_edge.live.messages import RETRYING, LiveFrame, Notice, NoticeKind
+from adafocus_edge.live.messages import RETRYING, LiveFragment, LiveFrame, Notice, NoticeKind
 from adafocus_edge.live.meters import Counters
 from adafocus_edge.live.pacing import FrameHistory, GlimpseSchedule
 from adafocus_edge.live.readers import Feed
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from adafocus_edge.backends.device.pixels import FrameBuffer
     from adafocus_edge.backends.gpu_frames import LiveFrames, UnmadeFrame
     from adafocus_edge.backends.nvdec_stream import Decoding
+    from adafocus_edge.live.packet_copy import PacketCopier
     from adafocus_edge.media.pictures import Picture
     from adafocus_edge.media.sources import Source
     from adafocus_edge.model.spec import ModelSpec
@@ -79,6 +80,7 @@ class Capture:
         feed: delivers the frames instead of ``source``, if they are pushed.
         is_ready: returns whether the model is ready; earlier frames are shown but not picked.
         on_device: brings frames to a model on a GPU, and may decode there.
+        on_fragment: is called with the copied packets, in the capture thread.
         counters: those of an earlier capture of this source, so that its frames are numbered on.
 
     Attributes:
@@ -103,6 +105,7 @@ class Capture:
         feed: Feed | None = None,
         is_ready: Callable[[], bool] = lambda: True,
         on_device: LiveFrames | None = None,
+        on_fragment: Callable[[LiveFragment], None] = lambda _: None,
         counters: Counters | None = None,
     ) -> None:
         self.name = source.name
@@ -121,6 +124,8 @@ class Capture:
         as_fast_as_possible = self._is_file and not options.realtime
         self._drop: Drop = options.drop or ("never" if as_fast_as_possible else "oldest")
         self._arrived, self._on_frame, self._on_notice = arrived, on_frame, on_notice
+        self._on_fragment = on_fragment
+        self._copier: PacketCopier | None = None
         self._is_ready = is_ready
         self._history = FrameHistory(spec.motion_gap_s, self._moment_s)
         self._waiting: deque[tuple[tuple[LiveFrame, ...], int]] = deque()
@@ -135,6 +140,7 @@ class Capture:
             for work in (self._read, self._prepare)
         ]
         self._began_s: float | None = None
+        self._openings = 0
 
     def start(self) -> None:
         """Start to read."""
@@ -279,7 +285,10 @@ class Capture:
             counters.width, counters.height = picture.width, picture.height
             shown_s = now_s - (self._began_s or now_s) if time_s is None else time_s
             to_rgb = self._source.zones.masked(picture.to_rgb)  # no picture without its masks leaves this thread
-            frame = LiveFrame(self.name, counters.frames, now_s, shown_s, time.time(), to_rgb, picture.sample_aspect)
+            frame = LiveFrame(
+                self.name, counters.frames, now_s, shown_s, time.time(), to_rgb, picture.sample_aspect,
+                None if self._copier is None else self._copier.packet_of(picture.pts),
+            )  # fmt: skip
             counters.frames += 1
             constant_fps = fps if self._is_file and self._is_constant_rate else None
             self._history.add(frame, constant_fps)
@@ -329,14 +338,14 @@ class Capture:
         if self._is_file:
             clip = self._source.open_clip()
             self._is_constant_rate, self._track_note = clip.is_constant_rate, clip.track_note
-            yield from readers.played_pictures(clip, self._options, self._stop, self._decoding)
+            yield from readers.played_pictures(clip, self._options, self._stop, self._decoding, self._new_copier)
             return
         if self._feed is not None:
             live = self._feed.pictures(self._stop)
         elif "://" in self._source.address:
             live = readers.address_pictures(
-                self._source, self._stop, self.counters, self._note_track, self._decoding()
-            )  # fmt: skip
+                self._source, self._stop, self.counters, self._note_track, self._decoding(), self._new_copier()
+            )
         else:
             live = readers.camera_pictures(self._source, self._stop, self._options.camera)
         for index, picture in enumerate(live):
@@ -344,6 +353,19 @@ class Capture:
 
     def _note_track(self, note: str) -> None:
         self._track_note = note
+
+    def _new_copier(self) -> PacketCopier | None:
+        """Return what takes the packets from one opening of the source; None if they are not copied."""
+        if not self._options.copy:
+            return None
+        from adafocus_edge.live.packet_copy import PacketCopier
+
+        self._openings += 1
+        self._copier = PacketCopier(
+            self.name, self._openings, self._on_fragment, lambda text: self._notify("changed", text),
+            for_clips=not self._is_file,
+        )  # fmt: skip
+        return self._copier
 
     def _decoding(self) -> Decoding | None:
         """Return how this source is decoded on the GPU; None for the CPU."""

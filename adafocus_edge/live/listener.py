@@ -8,6 +8,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from adafocus_edge.live.messages import LiveFragment
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -21,6 +23,8 @@ IDLE_S = 1.0
 """How often a sink without messages is called for work that is due."""
 RETRY_S = 5.0
 """Pause before a file that could not be written is retried."""
+MAX_WAITING_BYTES = 1 << 26
+"""Size of the copied video that waits for a sink."""
 CLOSE_S = 5.0
 """Time that a sink has at the end to process the messages in its queue."""
 
@@ -78,7 +82,7 @@ class Sink:
     local: ClassVar[bool] = False
     """Whether only this machine, and no network, limits how fast it is."""
     unit: ClassVar[str] = "messages"
-    """What it receives, in words for users."""
+    """What it counts, in words for users."""
 
     def __init__(self, name: str, waiting: int, report: Callable[[str], None]) -> None:
         self.name = name
@@ -95,23 +99,36 @@ class Sink:
 
     def enqueue(self, message: Message) -> None:
         """Take a message, or drop and count it, from any thread; blocks only if ``patient_until`` is given."""
+        self._offer(message)
+
+    def _offer(self, message: Message) -> bool:
+        """Do what :meth:`enqueue` does; return whether the message was taken."""
         if not isinstance(message, self.wants) or self._stopping.is_set():
-            return
-        self.offered += 1
+            return False
+        self.offered += self.count(message)
         while True:
             waits = self.patient_until is not None and not self.patient_until.is_set()
             try:
                 self._queue.put(message, block=waits, timeout=POLL_S)
-                return
+                return True
             except queue.Full:
                 if not waits:
-                    self.dropped += 1
-                    return
+                    self.dropped += self.count(message)
+                    return False
 
     @property
     def waiting(self) -> int:
         """Number of messages in the queue."""
         return self._queue.qsize()
+
+    @property
+    def trouble(self) -> str:
+        """Why it drops messages, in words for users."""
+        return "too slow"
+
+    def count(self, _message: Message, /) -> int:
+        """Return how many :attr:`unit` a message holds: it counts as so many in ``handled`` and ``dropped``."""
+        return 1
 
     def process(self, message: Message) -> None:
         """Process one message, in the sink's thread; may block and may raise."""
@@ -133,11 +150,8 @@ class Sink:
                     self._queue.put(None, timeout=max(0.0, deadline - time.monotonic()))
                     break
                 except queue.Full:  # make room for the end
-                    try:
-                        self._queue.get_nowait()
-                        self.dropped += 1
-                    except queue.Empty:
-                        pass
+                    with suppress(queue.Empty):
+                        self._drop(self._queue.get_nowait())
             self._thread.join(max(0.1, deadline - time.monotonic()))
             if self._thread.is_alive():
                 self._drop_waiting()
@@ -146,9 +160,13 @@ class Sink:
         """Drop and count the queue, so that the thread ends after the message that it is processing."""
         with suppress(queue.Empty):
             while True:
-                self.dropped += self._queue.get_nowait() is not None
+                self._drop(self._queue.get_nowait())
         with suppress(queue.Full):
             self._queue.put_nowait(None)
+
+    def _drop(self, message: Message | None) -> None:
+        if message is not None:
+            self.dropped += self.count(message)
 
     def _run(self) -> None:
         while True:
@@ -160,7 +178,7 @@ class Sink:
             if message is None:
                 break
             self._guarded(self.process, message)
-            self.handled += 1
+            self.handled += self.count(message)
         self._guarded(self.finish)
 
     def _guarded(self, work: Callable[..., None], *arguments: Message) -> None:
@@ -169,3 +187,48 @@ class Sink:
         except Exception as error:  # an error of a sink must not end the run
             self.failed += 1
             self._report_once(error)
+
+
+class FragmentSink(Sink):
+    """A sink that receives copied video: whole pieces of it only, and never more waiting than memory allows.
+
+    After a fragment that was dropped, those up to the next key frame are dropped, too: without it, they cannot be
+    decoded.
+    """
+
+    unit = "frames"
+
+    def __init__(self, name: str, waiting: int, report: Callable[[str], None]) -> None:
+        self._waiting_bytes = 0
+        self._bytes_lock = threading.Lock()
+        self._torn: set[str] = set()  # sources of which a fragment was dropped
+        super().__init__(name, waiting, report)
+
+    def count(self, message: Message, /) -> int:
+        """Return the number of frames in a fragment."""
+        return len(message.shown) if isinstance(message, LiveFragment) else 1
+
+    def enqueue_fragment(self, fragment: LiveFragment) -> None:
+        """Take a fragment, or drop and count its frames; see :meth:`Sink.enqueue`."""
+        if fragment.is_key:
+            self._torn.discard(fragment.source)
+        size = len(fragment.data)
+        waits = self.patient_until is not None and not self.patient_until.is_set()
+        too_much = not waits and self._waiting_bytes > 0 and self._waiting_bytes + size > MAX_WAITING_BYTES
+        if fragment.source in self._torn or too_much:
+            self.offered += self.count(fragment)
+            self.dropped += self.count(fragment)
+            self._torn.add(fragment.source)
+            return
+        self._change_waiting_bytes(size)  # before the thread can take it
+        if not self._offer(fragment):
+            self._change_waiting_bytes(-size)
+            self._torn.add(fragment.source)
+
+    def took_fragment(self, fragment: LiveFragment) -> None:
+        """Note that a fragment has left the queue."""
+        self._change_waiting_bytes(-len(fragment.data))
+
+    def _change_waiting_bytes(self, change: int) -> None:
+        with self._bytes_lock:
+            self._waiting_bytes += change

@@ -1,10 +1,10 @@
-"""Messages of a live run: frames, provisional results, windows, events, notices and drops."""
+"""Messages of a live run: frames, copied video, provisional results, windows, events, notices and drops."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from adafocus_edge.system.timestamps import iso
@@ -24,6 +24,68 @@ RETRYING = "; retrying in "
 """Stands between the reason and the pause in the text of a notice that a source is lost."""
 
 
+@dataclass(frozen=True)
+class CopiedVideo:
+    """A source's own video, whose packets are stored as they are, while its codec and its size stay the same.
+
+    Attributes:
+        opening: how often the source had been opened.
+        codec: name of the codec, such as ``h264``.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        head: what an MP4 file of it begins with.
+    """
+
+    opening: int
+    codec: str
+    width: int
+    height: int
+    head: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class LiveFragment:
+    """Some seconds of a source's own video, as a piece of fragmented MP4. A file is a head and fragments, in order.
+
+    Attributes:
+        source: its name.
+        video: that it continues. The first fragment of a video begins with a key frame.
+        data: its boxes.
+        is_key: whether it begins with a key frame, so that a file may begin with it.
+        start: when its first packet is decoded, in ticks of :data:`~adafocus_edge.media.packet_clock.COPY_TICKS`.
+        pts: of each packet, in the stream's ticks; None where the stream gives no time.
+        shown: when the picture of each packet is shown, by the clock of ``start``.
+        captured_s: when each packet arrived, by ``time.monotonic``.
+        wall_s: when the first packet arrived, in seconds since 1970.
+    """
+
+    source: str
+    video: CopiedVideo
+    data: bytes
+    is_key: bool
+    start: int
+    pts: tuple[int | None, ...]
+    shown: tuple[int, ...]
+    captured_s: tuple[float, ...]
+    wall_s: float
+
+
+class PacketOf(NamedTuple):
+    """The packet that a frame was decoded from, in a source whose packets are stored.
+
+    Attributes:
+        opening: how often the source had been opened.
+        pts: of the packet, in the stream's ticks; None where it is unknown.
+        arrived_s: when it arrived, by ``time.monotonic``; None if unknown. The decoder may be seconds behind.
+        playable: whether clips of events can be cut from this video: browsers play it, and it comes from a stream.
+    """
+
+    opening: int
+    pts: int | None
+    arrived_s: float | None
+    playable: bool
+
+
 @dataclass(frozen=True, eq=False)
 class LiveFrame:
     """A captured frame.
@@ -36,6 +98,7 @@ class LiveFrame:
         wall_s: time of capture in seconds since 1970 (for files: when it was decoded).
         to_rgb: returns the frame as RGB uint8 [H, W, 3]; converted only when called. Safe from any thread.
         sample_aspect: a pixel's width over its height; 1 for square pixels.
+        packet: that it was decoded from, where packets are stored.
     """
 
     source: str
@@ -45,6 +108,7 @@ class LiveFrame:
     wall_s: float
     to_rgb: Callable[[], NDArray[Any]]
     sample_aspect: Fraction = Fraction(1)
+    packet: PacketOf | None = None
 
 
 @dataclass(frozen=True)
@@ -231,7 +295,7 @@ class Rules:
     rules: tuple[EventRule, ...]
 
 
-Message = LiveFrame | ProvisionalResult | Window | Event | Notice | Drops | Rules
+Message = LiveFrame | LiveFragment | ProvisionalResult | Window | Event | Notice | Drops | Rules
 
 
 def guess_json(guess: Guess) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,10 +16,14 @@ from adafocus_edge.media.pictures import Picture, decoded_picture
 from adafocus_edge.system.addresses import encoding_hint
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.stream import VideoStream
     from numpy.typing import NDArray
 
     from adafocus_edge.backends.nvdec_stream import Decoding
     from adafocus_edge.live.meters import Counters
+    from adafocus_edge.live.packet_copy import PacketCopier
     from adafocus_edge.live.settings import CameraOptions, CaptureOptions
     from adafocus_edge.media.clip import Clip
     from adafocus_edge.media.sources import Source
@@ -74,12 +79,15 @@ class Feed:
             yield picture
 
 
-def clip_pictures(clip: Clip, decoding: Decoding | None = None) -> Iterator[tuple[int, Picture]]:
+def clip_pictures(
+    clip: Clip, decoding: Decoding | None = None, copier: PacketCopier | None = None
+) -> Iterator[tuple[int, Picture]]:
     """Yield the frames of a clip in order, each with its number.
 
     Args:
         clip: an opened video file or folder of frames.
         decoding: how to decode it on the GPU; None for the CPU.
+        copier: takes the packets of a video file that the CPU decodes.
 
     Raises:
         SourceError: the clip cannot be decoded.
@@ -89,19 +97,37 @@ def clip_pictures(clip: Clip, decoding: Decoding | None = None) -> Iterator[tupl
 
     if isinstance(clip, VideoFile):
         if decoding is not None:
+            if copier is not None:
+                copier.refuse("a file that the GPU decodes: give --decoder cpu")
             yield from decoding.file_pictures(clip)
             return
-        for index, frame in clip.pictures():
+        for index, frame in clip.pictures(*(() if copier is None else (copier.add,))):
             yield index, decoded_picture(frame, clip.sample_aspect)
         return
     if decoding is not None:
         decoding.refuse("only video is decoded on the GPU")
+    if copier is not None:
+        copier.refuse("a folder of frames has none")
     for index, rgb in clip.frames():
         yield index, Picture(lambda rgb=rgb: rgb, rgb.shape[1], rgb.shape[0])  # type: ignore[misc]
 
 
+@contextmanager
+def closing_copier(copier: PacketCopier | None) -> Iterator[PacketCopier | None]:
+    """Let a copier publish what is left when the block ends."""
+    try:
+        yield copier
+    finally:
+        if copier is not None:
+            copier.close()
+
+
 def played_pictures(
-    clip: Clip, options: CaptureOptions, stop: threading.Event, new_decoding: Callable[[], Decoding | None]
+    clip: Clip,
+    options: CaptureOptions,
+    stop: threading.Event,
+    new_decoding: Callable[[], Decoding | None],
+    new_copier: Callable[[], PacketCopier | None] = lambda: None,
 ) -> Iterator[tuple[Picture, int, float, float]]:
     """Yield the frames of a clip as a live run plays it: at its own pace or as fast as possible, once or in a loop.
 
@@ -110,6 +136,7 @@ def played_pictures(
         options: ``realtime`` and ``loop``.
         stop: ends it.
         new_decoding: returns, for each pass, how to decode on the GPU; None for the CPU.
+        new_copier: returns, for each pass, what takes the packets; None to copy none.
 
     Yields:
         each picture, its number, the time in seconds at which it is shown, and the frame rate. Numbers and times
@@ -121,12 +148,13 @@ def played_pictures(
     began_s, offset_s, base = time.monotonic(), 0.0, 0
     while True:
         time_s = 0.0
-        for index, picture in clip_pictures(clip, new_decoding()):
-            own_s = clip.time_s(index)  # None in a folder: its frames have no times of their own
-            time_s = offset_s + (index / clip.fps if own_s is None else own_s)
-            if options.realtime and stop.wait(began_s + time_s - time.monotonic()):
-                return
-            yield picture, base + index, time_s, clip.fps
+        with closing_copier(new_copier()) as copier:
+            for index, picture in clip_pictures(clip, new_decoding(), copier):
+                own_s = clip.time_s(index)  # None in a folder: its frames have no times of their own
+                time_s = offset_s + (index / clip.fps if own_s is None else own_s)
+                if options.realtime and stop.wait(began_s + time_s - time.monotonic()):
+                    return
+                yield picture, base + index, time_s, clip.fps
         if not options.loop or stop.is_set():
             return
         base += clip.frame_count
@@ -181,12 +209,28 @@ def _from_bgr(bgr: Any) -> Callable[[], NDArray[np.uint8]]:
     return lambda: np.ascontiguousarray(bgr[:, :, ::-1])
 
 
+@contextmanager
+def _packets_of(
+    container: InputContainer, stream: VideoStream, copier: PacketCopier | None, counters: Counters,
+    stop: threading.Event,
+) -> Iterator[Iterable[Packet[Any]]]:  # fmt: skip
+    """Read the packets of an opened stream while the block lasts: ahead of the decoder if they are copied."""
+    if copier is None:
+        yield container.demux()
+        return
+    from adafocus_edge.live.packets_ahead import PacketsAhead
+
+    with PacketsAhead(container, stream, copier, counters, stop) as packets:
+        yield packets
+
+
 def address_pictures(
     source: Source,
     stop: threading.Event,
     counters: Counters,
     on_track: Callable[[str], None] = lambda _: None,
     decoding: Decoding | None = None,
+    copier: PacketCopier | None = None,
 ) -> Iterator[Picture]:
     """Yield the frames of a stream address until it ends or ``stop`` is set.
 
@@ -196,6 +240,7 @@ def address_pictures(
         counters: whose ``damaged`` counts the packets that cannot be decoded.
         on_track: is called with a note on the chosen video track, which is empty for the only one.
         decoding: how to decode it on the GPU; None for the CPU.
+        copier: takes the packets of the video; None to copy none.
 
     Raises:
         SourceError: the address does not answer, cannot be read, or delivers no picture for :data:`SILENCE_S`.
@@ -207,11 +252,17 @@ def address_pictures(
     from adafocus_edge.media.orientation import is_sideways
     from adafocus_edge.media.tracks import describe_track, ranked_tracks, read_only, requested_track
 
-    options = {**limits(ADDRESS_LISTS), "fflags": "nobuffer", "flags": "low_delay", "analyzeduration": ANALYSE_US}
+    options = {**limits(ADDRESS_LISTS), "flags": "low_delay", "analyzeduration": ANALYSE_US}
+    if copier is None:
+        options["fflags"] = "nobuffer"  # drops the packets that FFmpeg analyses
     if source.address.startswith("rtsp"):
         options["rtsp_flags"] = "prefer_tcp"  # and UDP where a camera supports no other
     try:
-        with av.open(source.address, options=options, timeout=(OPEN_TIMEOUT_S, SILENCE_S), **OPEN_OPTIONS) as container:
+        with (
+            av.open(source.address, options=options, timeout=(OPEN_TIMEOUT_S, SILENCE_S), **OPEN_OPTIONS) as container,
+            closing_copier(copier),
+            ExitStack() as opened,
+        ):
             tracks = ranked_tracks(container)
             if not tracks:
                 raise SourceError(f"{source.name}: the stream has no video")
@@ -234,7 +285,7 @@ def address_pictures(
                     yield decoded_picture(frame, pixel_aspect(stream.sample_aspect_ratio, is_sideways(frame)))
 
             decode = decode_on_cpu if decoding is None else decoding.stream_decoder(stream)
-            for packet in container.demux():
+            for packet in opened.enter_context(_packets_of(container, stream, copier, counters, stop)):
                 if stop.is_set():
                     return
                 try:

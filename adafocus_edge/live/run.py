@@ -507,7 +507,7 @@ class LiveRun:
     def _new_source(self, source: Source, feed: Feed | None, *, kept: bool) -> SourceState:
         capture = Capture(
             source, self.spec, self.options.capture, self._arrived, on_frame=self._publish, on_notice=self._publish,
-            feed=feed, is_ready=self._ready.is_set, on_device=self._on_device,
+            feed=feed, is_ready=self._ready.is_set, on_device=self._on_device, on_fragment=self._publish,
             counters=self._removed.get(source.name) if kept else None,
         )  # fmt: skip
         return SourceState(capture, self.options.smooth, self._rules, kept=kept)
@@ -538,7 +538,7 @@ class LiveRun:
         self._listener_drops = {one: self._listener_drops.get(one) or DropMeter() for one in sinks}
         for one, meter in self._listener_drops.items():
             if (report := meter.update(one.dropped, one.offered, now_s)) is not None:
-                self._publish_drops(report, one.name, f"too slow, {one.unit} are dropped", "keeps up again")
+                self._publish_drops(report, one.name, f"{one.trouble}, {one.unit} are dropped", "keeps up again")
 
     def _publish_drops(self, report: DropReport, name: str, too_slow: str, keeps_up: str) -> None:
         text = f"{name}: {too_slow}: {report}" if report.lasts else f"{name}: {keeps_up}; dropped {report}"

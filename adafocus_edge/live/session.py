@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
 from adafocus_edge.live.events import EventRule
@@ -28,6 +29,7 @@ from adafocus_edge.live.settings import (
     CaptureOptions,
     LiveArguments,
     Printing,
+    RecordMode,
 )
 from adafocus_edge.live.terminal import NoticeLogger, Printer, run_log, status_shown, summary
 from adafocus_edge.model.defaults import DEFAULT_GLIMPSE_FPS
@@ -87,6 +89,7 @@ def live_options(
         retries=_retries(arguments.retries),
         patient=patient or arguments.retries is not None,
         camera=_camera(arguments),
+        copy=_records_copies(arguments) or _keeps_copies(arguments),
     )
     rules = tuple(EventRule.parse(text) for text in arguments.event or ())
     check_needed(arguments, rules)
@@ -114,7 +117,7 @@ def _public_url(address: str | None) -> str:
 def open_archive(stack: ExitStack, arguments: LiveArguments) -> EventStore | None:
     """Open the archive of events that the arguments name; the stack closes it. Raises ``AdaFocusError``."""
     if arguments.events is None:
-        for name in ("pre_roll", "post_roll", "events_days", "events_gb", "public_url"):
+        for name in ("pre_roll", "post_roll", "events_days", "events_gb", "events_video", "public_url"):
             if getattr(arguments, name) is not None:
                 raise UsageError(f"--{name.replace('_', '-')}: needs --events")
         return None
@@ -124,6 +127,49 @@ def open_archive(stack: ExitStack, arguments: LiveArguments) -> EventStore | Non
     stack.callback(store.close)
     stack.enter_context(store.writing())
     return store
+
+
+def _records_copies(arguments: LiveArguments) -> bool:
+    """Return whether sources are recorded as they are."""
+    return arguments.record is not None and arguments.record_mode == "copy"
+
+
+def _keeps_copies(arguments: LiveArguments) -> bool:
+    """Return whether clips of events are made of the sources' own video."""
+    if arguments.events is None:
+        return False
+    return _records_copies(arguments) if arguments.events_video is None else arguments.events_video == "copy"
+
+
+def check_record(arguments: LiveArguments, sources: Sequence[Source]) -> None:
+    """Raise ``UsageError`` if sources cannot be recorded as asked."""
+    mode = arguments.record_mode
+    masked = next((source.name for source in sources if source.zones.masks), None)
+    if masked is not None and (_records_copies(arguments) or _keeps_copies(arguments)):
+        raise UsageError(
+            f"{masked}: its masks cannot be applied to copied packets, which would show what they hide: use "
+            "--record-mode overlay and --events-video encode, or remove the masks"
+        )
+    if arguments.record is None:
+        if mode is not None:
+            raise UsageError(f"--record-mode {mode}: needs --record, the folder to record into")
+        return
+    if mode is None and str(arguments.record) in get_args(RecordMode):
+        name = arguments.record
+        raise UsageError(
+            f"--record {name}: is read as a folder: give --record DIR --record-mode {name}, or --record-mode as well "
+            "if the folder has this name"
+        )
+    if mode != "copy":
+        return
+    for source in sources:
+        if source.live and "://" not in source.address:
+            raise UsageError(
+                f"{source.name}: --record-mode copy needs packets, but a camera here delivers decoded pictures: record "
+                "it with --record-mode overlay, in a run of its own"
+            )
+        if os.path.isdir(source.address):
+            raise UsageError(f"{source.name}: --record-mode copy needs packets, but this is a folder of frames")
 
 
 def _retries(text: str | None) -> int | None:
@@ -146,8 +192,9 @@ def _camera(arguments: LiveArguments) -> CameraOptions:
 
 
 def open_sinks(
-    stack: ExitStack, arguments: LiveArguments, classifier: Classifier, sources: int, report: Callable[[str], None],
-    output: Path | None, printing: Printing, archive: EventStore | None = None,
+    stack: ExitStack, arguments: LiveArguments, classifier: Classifier, sources: Sequence[Source],
+    report: Callable[[str], None], output: Path | None, printing: Printing, archive: EventStore | None = None,
+    spare: int = 0,
 ) -> list[Sink]:  # fmt: skip
     """Open the outputs that the arguments name.
 
@@ -155,11 +202,12 @@ def open_sinks(
         stack: closes them.
         arguments: as given.
         classifier: of the run.
-        sources: number of sources.
+        sources: of the run.
         report: is called with one line for each new error of an output.
         output: file for results; None for none.
         printing: what the results hold.
         archive: of events, or None.
+        spare: how many sources may be added to the run.
 
     Raises:
         UsageError: an output cannot be opened, or two arguments contradict each other.
@@ -179,11 +227,17 @@ def open_sinks(
 
         add(ResultsFile(output, report, logits=printing.logits, provisional=printing.provisional, rotate_mb=rotate_mb,
                         keep=keep))  # fmt: skip
-    if arguments.record is not None:
+    check_record(arguments, sources)
+    rotate_s = 60 * (arguments.rotate_minutes or DEFAULT_ROTATE_MINUTES)
+    waiting = FRAMES_WAITING * max(1, len(sources) + spare)
+    if _records_copies(arguments):
+        from adafocus_edge.live.sinks.copier import CopyRecorder
+
+        assert arguments.record is not None
+        add(CopyRecorder(arguments.record, spec, report, rotate_mb=rotate_mb, rotate_s=rotate_s, keep=arguments.keep))
+    elif arguments.record is not None:
         from adafocus_edge.live.sinks.recorder import Recorder
 
-        rotate_s = 60 * (arguments.rotate_minutes or DEFAULT_ROTATE_MINUTES)
-        waiting = FRAMES_WAITING * max(1, sources)
         add(Recorder(arguments.record, spec, report, rotate_mb=rotate_mb, rotate_s=rotate_s, keep=arguments.keep,
                      waiting=waiting))  # fmt: skip
     if arguments.snapshots is not None:
@@ -204,7 +258,7 @@ def open_sinks(
         rules = tuple(map(EventRule.parse, arguments.event or ()))
         add(EventClips(archive, spec, report, window_s=window_s, lag_s=lag_s, rules=rules, pre_s=pre_s, post_s=post_s,
                        keep_days=arguments.events_days, keep_gb=arguments.events_gb,
-                       waiting=FRAMES_WAITING * max(1, sources)))  # fmt: skip
+                       copy=_keeps_copies(arguments), waiting=waiting))  # fmt: skip
     if arguments.webhook is not None:
         from adafocus_edge.live.sinks.webhook import Webhook
 
@@ -264,7 +318,7 @@ def run_live(
         printer = Printer(printing, log.warning, stop.set, in_real_time=in_real_time)
         stack.callback(printer.close)
         archive = open_archive(stack, arguments)
-        opened = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, printing, archive)
+        opened = open_sinks(stack, arguments, classifier, sources, log.warning, output, printing, archive)
         sinks = [printer, *opened]
         if not in_real_time:
             # Files that are read as fast as possible wait for the outputs that can keep up in the long run.

@@ -22,6 +22,11 @@ DEFAULT_KEEP = 10
 Drop = Literal["oldest", "newest", "never"]
 """The frame to drop when the model is slower than its sources: the one that waits longest, the new one, or none."""
 
+RecordMode = Literal["overlay", "copy"]
+"""What is recorded: frames with the patch drawn on them, or the packets of the source."""
+ClipMode = Literal["encode", "copy"]
+"""What clips of events are made of: small frames that are encoded all the time, or the packets of the source."""
+
 
 @dataclass(frozen=True)
 class LiveArguments:
@@ -171,6 +176,14 @@ class LiveArguments:
             metavar="GB",
         ),
     ] = None
+    events_video: Annotated[
+        ClipMode | None,
+        Option(
+            "Encode small clips of events, or copy the source's own video where browsers can play it.",
+            SINKS,
+            default="copy with --record-mode copy, else encode",
+        ),
+    ] = None
     public_url: Annotated[
         str | None,
         Option(
@@ -202,7 +215,15 @@ class LiveArguments:
     ] = None
     record: Annotated[
         Path | None,
-        Option("Record live sources as MP4 files in this folder, with the patch drawn on them.", SINKS, metavar="DIR"),
+        Option("Record live sources as MP4 files in this folder.", SINKS, metavar="DIR"),
+    ] = None
+    record_mode: Annotated[
+        RecordMode | None,
+        Option(
+            "Record frames with the patch drawn on them, or copy the source's own video, with the results beside it.",
+            SINKS,
+            default="overlay",
+        ),
     ] = None
     rotate_mb: Annotated[
         float | None,
@@ -277,6 +298,7 @@ class CaptureOptions:
         retries: how often in a row a lost source is retried; None for no limit.
         patient: whether a source that has never connected is retried like one that was lost.
         camera: settings to request from cameras.
+        copy: whether the packets of streams and files are published, too, as fragments of MP4.
     """
 
     glimpse_fps: float = DEFAULT_GLIMPSE_FPS
@@ -287,6 +309,7 @@ class CaptureOptions:
     retries: int | None = None
     patient: bool = False
     camera: CameraOptions = field(default_factory=CameraOptions)
+    copy: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,14 @@ class Picture(NamedTuple):
         width: in pixels.
         height: in pixels.
         sample_aspect: width of a displayed pixel over its height.
+        pts: presentation time of its packet, in ticks of its stream; None where it is unknown.
     """
 
     to_rgb: Callable[[], Any]
     width: int
     height: int
     sample_aspect: Fraction = SQUARE
+    pts: int | None = None
 
 
 class DecodedPixels:
@@ -68,7 +70,7 @@ def decoded_picture(frame: VideoFrame, sample_aspect: Fraction) -> Picture:
     """
     from adafocus_edge.media.orientation import upright_size
 
-    return Picture(DecodedPixels(frame), *upright_size(frame), sample_aspect)
+    return Picture(DecodedPixels(frame), *upright_size(frame), sample_aspect, frame.pts)
 
 
 def grey_input(to_rgb: Callable[[], Any], size: int, fit: Fit) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,7 +31,7 @@ from adafocus_edge.system.addresses import without_password
 from adafocus_edge.system.cpu import usable_cores
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from av.container import InputContainer
     from av.packet import Packet
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from adafocus_edge.model.spec import Fit
 
 T = TypeVar("T")
+PacketTap = Callable[["Packet[Any]", "VideoStream"], None]
 
 SKIPPING_DECODERS = frozenset(("h264", "hevc", "mpeg4", "mpeg2video"))
 """Decoders that can be asked to skip the frames that no other frame refers to, and nothing else (libdav1d cannot)."""
@@ -178,13 +180,17 @@ class VideoFile:
         for index, frame in self.pictures():
             yield index, upright(frame)
 
-    def pictures(self) -> Iterator[tuple[int, VideoFrame]]:
-        """Decode all frames in order; yield each one's number and the frame, which :func:`upright` converts to RGB."""
+    def pictures(self, on_packet: PacketTap = lambda _packet, _stream: None) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode all frames in order; yield each one's number and the frame, which :func:`upright` converts to RGB.
+
+        Args:
+            on_packet: is called with each packet once it is decoded, and with its track.
+        """
         self._held = None
         with self._open() as container:
             stream = self._stream(container)
             use_threads(stream)
-            for index, frame in enumerate(self._decode(container, stream)):
+            for index, frame in enumerate(self._decode(container, stream, on_packet)):
                 yield min(index, self.frame_count - 1), frame
 
     def packets(self) -> Iterator[tuple[VideoStream, Packet[Any]]]:
@@ -288,9 +294,14 @@ class VideoFile:
 
     # -- decoding -----------------------------------------------------------------------------------------------------
 
-    def _decode(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    def _decode(
+        self, container: InputContainer, stream: VideoStream, on_packet: PacketTap = lambda _packet, _stream: None
+    ) -> Iterator[VideoFrame]:
         try:
-            yield from container.decode(stream)
+            for packet in container.demux(stream):
+                frames = packet.decode()
+                on_packet(packet, stream)
+                yield from frames
         except av.error.FFmpegError as error:
             raise self.reading_error(error) from None
 

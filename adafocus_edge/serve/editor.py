@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.live.events import EventRule
-from adafocus_edge.live.session import check_needed
+from adafocus_edge.live.session import check_needed, check_record
 from adafocus_edge.live.stream_config import (
     ConfigFile,
     InvalidError,
@@ -260,6 +260,7 @@ class Editor:
         if "source" not in self._file.overridden:
             sources = [replace(source, video_track=self._video_track) for source in sources_of(entries)]
             sources = with_zones(sources, self._arguments)
+            check_record(self._arguments, sources)
             if len(sources) > self._run.max_sources:
                 raise UsageError(f"{self._run.max_sources} sources are the most that can run now: restart to add more")
         if "event" not in self._file.overridden:

@@ -70,8 +70,7 @@ def serve_live(
         run = LiveRun(classifier, sources, live, report=log.info)
         archive = open_archive(stack, arguments)
         printing = Printing(quiet=quiet)
-        count = len(sources) + spare
-        sinks = open_sinks(stack, arguments, classifier, count, log.warning, output, printing, archive)
+        sinks = open_sinks(stack, arguments, classifier, sources, log.warning, output, printing, archive, spare)
         editor = Editor(run, sources, arguments, live.capture, file, allowed=options.edit, video_track=video_track)
         with connected(run, sinks, log), Server(run, options, log.warning, archive, editor) as server:
             log.info(f"serving {server.url} (press Ctrl-C to stop)")

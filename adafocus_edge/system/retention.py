@@ -119,10 +119,12 @@ class RetentionPolicy:
 
     Args:
         keep: number of files to keep.
+        beside: endings of the files beside each one, such as ``.vtt``, which are deleted with it.
     """
 
-    def __init__(self, keep: int) -> None:
+    def __init__(self, keep: int, beside: tuple[str, ...] = ()) -> None:
         self._keep = keep
+        self._beside = beside
         self._written: dict[Path, None] = {}
 
     def wrote(self, path: Path) -> None:
@@ -140,8 +142,9 @@ class RetentionPolicy:
         self._written = {path: None for path in self._written if path in here}
         files = [*(path for path in found if path not in self._written), *self._written]
         for path in files[: max(0, len(files) - self._keep)]:
-            with suppress(OSError):
-                path.unlink()
+            for each in (path, *(path.with_suffix(ending) for ending in self._beside)):
+                with suppress(OSError):
+                    each.unlink()
 
 
 class FailureReporter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import subprocess
 import sys
@@ -289,20 +288,6 @@ def test_a_frame_that_cannot_be_decoded_is_told_once(recorder, told, tmp_path):
     assert told == [f"{tmp_path}: no picture"]
     assert listener.failed == 5
     assert [len(decoded(path)) for path in tmp_path.iterdir()] == [5]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 1 MB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if (
-        os.geteuid()
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=False).returncode
-    ):
-        pytest.skip("mounting a small disk takes root")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
 
 
 def test_a_full_disk_is_told_once_and_recording_goes_on_later(small_disk, recorder, told, monkeypatch):

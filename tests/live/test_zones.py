@@ -202,6 +202,17 @@ def test_options_name_the_source_that_they_are_for(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("copied", [("--record-mode", "copy"), ("--events", "EVENTS", "--events-video", "copy")])
+def test_packets_of_a_source_with_masks_are_never_copied(copied: tuple[str, ...], tmp_path: Path) -> None:
+    more = [str(tmp_path / "events") if part == "EVENTS" else part for part in copied]
+    if "--events" not in more:
+        more += ["--record", str(tmp_path / "recorded")]
+    done = edge("classify", FIGHT, "--mask", "0,0 1,0 1,1 0,1", "--event", "fight=0.5", *more, "-q")
+    one_line_error(done, 2, "its masks cannot be applied to copied packets")
+    assert not list(tmp_path.glob("recorded/*"))
+    assert not list(tmp_path.glob("events/**/*.mp4"))
+
+
 def test_a_source_with_masks_is_never_classified_without_them(classifier: Classifier) -> None:
     with pytest.raises(UsageError, match="yard: regions and masks need a live run"):
         classifier.classify(Source("yard", str(FIGHT), zones=Zones(masks=(LEFT,))))

@@ -285,6 +285,15 @@ def test_what_someone_wrote_into_the_file_is_not_overwritten_but_loaded(given: S
     assert "stream.toml: cannot be read (No such file or directory)" in answer.error
 
 
+def test_masks_are_refused_where_packets_are_copied(classifier: Classifier, path: Path, tmp_path: Path) -> None:
+    with configured(classifier, path, record=tmp_path / "rec", record_mode="copy") as made:
+        answer = made.send("PUT", "sources/0", {"name": "yard", "masks": [CORNER]})
+        assert answer.status == 422
+        assert "its masks cannot be applied to copied packets" in answer.json["error"]
+        assert made.send("PUT", "sources/0", {"name": "yard", "regions": [CORNER]}).status == 200
+    assert "masks" not in path.read_text()
+
+
 def test_changes_need_permission(classifier: Classifier, path: Path) -> None:
     body = {"label": "fight"}
     with configured(classifier, None) as made:

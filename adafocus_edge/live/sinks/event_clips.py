@@ -10,11 +10,15 @@ from typing import IO, TYPE_CHECKING
 
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.live.event_store import EventStore, StoredEvent
-from adafocus_edge.live.listener import Sink
-from adafocus_edge.live.messages import Event, LiveFrame, Message, Notice, Rules
+from adafocus_edge.live.fragments import Fragment, KeptFragments, moved, start_of
+from adafocus_edge.live.listener import FragmentSink
+from adafocus_edge.live.messages import CopiedVideo, Event, LiveFragment, LiveFrame, Message, Notice, Rules
 from adafocus_edge.live.overlay import event_picture
 from adafocus_edge.live.pacing import FrameThinner
-from adafocus_edge.live.rolling import Fragment, RollingVideo, moved, start_of
+from adafocus_edge.live.packets_ahead import MAX_AHEAD_S
+from adafocus_edge.live.rolling import RollingVideo
+from adafocus_edge.media.encoders import TICKS
+from adafocus_edge.media.packet_clock import COPY_TICKS
 from adafocus_edge.system.files import atomic_write, write_all
 from adafocus_edge.system.retention import FailureReporter
 
@@ -31,8 +35,10 @@ CLIP_WIDTH = 960
 LONGEST_S = 120.0
 """Maximum length of a clip; the event itself may last longer."""
 SLACK_S = 2.0
-RESERVED = 256
-"""Places in the queue that only events and notices may take."""
+RESERVED = 512
+"""Places in the queue that only events, notices and copied video may take."""
+MAX_KEPT_BYTES = 1 << 27
+"""Size of the copied video of one source that is kept for the beginning of a clip."""
 GAP_S = 5.0
 """A source that delivered no frame for this long begins a new video."""
 TIDY_S = 60.0
@@ -47,28 +53,38 @@ class _Clip:
     key: str  # of the event
     file: IO[bytes]
     size: int  # in bytes, with the picture
-    wall_offset_s: float  # from the source's seconds to seconds since 1970
-    ends_s: float = float("inf")  # in the source's seconds
+    wall_offset_s: float  # from the clock of its video to seconds since 1970
+    ends_s: float = float("inf")  # by that clock
     origin: int | None = None  # when it begins, in ticks of its source's video; None until it does
     first_s: float = 0.0
 
 
 @dataclass
 class _Stream:
-    """The video of one source."""
+    """The video of one source: encoded by the source's seconds, or copied by ``time.monotonic``."""
 
     video: RollingVideo | None = None
+    copied: CopiedVideo | None = None
+    kept: KeptFragments | None = None  # of either
     shape: tuple[object, ...] = ()
     last_s: float | None = None
     given_s: float = field(default_factory=time.monotonic)
     clips: dict[str, _Clip] = field(default_factory=dict)  # by the event's key
 
+    def ahead_s(self, frame: LiveFrame) -> float:
+        """Return how far the clock of the video is ahead of the source's seconds."""
+        if self.copied is None:
+            return 0.0
+        arrived_s = None if frame.packet is None else frame.packet.arrived_s
+        return (frame.captured_s if arrived_s is None else arrived_s) - frame.time_s
 
-class EventClips(Sink):
+
+class EventClips(FragmentSink):
     """Keeps each event in an archive: an entry at its start, a picture with the patch, and a clip without drawings.
 
     Clips begin before the glimpses that raised the event and end after it. They grow while the event lasts, and can be
-    played after a crash except for their last second.
+    played after a crash except for their last second. They are encoded from frames, or joined from the fragments of
+    copied video: these begin at the key frame before.
 
     Args:
         store: the archive; the caller closes it.
@@ -82,15 +98,15 @@ class EventClips(Sink):
         keep_days: days after which events are deleted; None for never.
         keep_gb: size of all clips and pictures, in units of 1e9 bytes, beyond which the oldest events are deleted,
             marked ones last; None for no limit.
-        waiting: maximum number of frames and events in the queue, of all sources.
+        copy: whether clips are joined from copied video where there is any that browsers play.
+        waiting: maximum number of frames in the queue, of all sources.
 
     Raises:
         UsageError: a number is out of range.
     """
 
-    wants = (LiveFrame, Event, Notice, Rules)
+    wants = (LiveFrame, LiveFragment, Event, Notice, Rules)
     local = True
-    unit = "frames"
 
     def __init__(
         self,
@@ -105,6 +121,7 @@ class EventClips(Sink):
         post_s: float = 5.0,
         keep_days: float | None = None,
         keep_gb: float | None = None,
+        copy: bool = False,
         waiting: int = 32,
     ) -> None:
         for name, value in (("pre_s", pre_s), ("post_s", post_s)):
@@ -117,6 +134,8 @@ class EventClips(Sink):
         self._spec = spec
         self._before_s = window_s + pre_s
         self._lag_s = lag_s
+        self._copy = copy
+        self._copies: set[str] = set()  # sources whose frames need not be encoded
         self._max_frames = waiting
         self._post_s = post_s
         self._max_age_s = None if keep_days is None else keep_days * 86400
@@ -129,8 +148,16 @@ class EventClips(Sink):
         super().__init__(str(store.folder), waiting + RESERVED, report)
 
     def enqueue(self, message: Message) -> None:
-        """Take a frame, an event, or the loss of a source; see :meth:`Sink.enqueue`."""
+        """Take a frame, a fragment, an event, or the loss of a source; see :meth:`Sink.enqueue`."""
+        if isinstance(message, LiveFragment):
+            if message.source in self._copies:
+                self.enqueue_fragment(message)
+            return
         if isinstance(message, LiveFrame):
+            if self._copy and message.packet is not None and message.packet.playable:
+                self._copies.add(message.source)
+                return
+            self._copies.discard(message.source)
             if not self._thinner.is_due(message):
                 return
             if self.waiting >= self._max_frames and self.patient_until is None:
@@ -149,11 +176,14 @@ class EventClips(Sink):
         try:
             if isinstance(message, LiveFrame):
                 self._add_frame(stream, message)
+            elif isinstance(message, LiveFragment):
+                self.took_fragment(message)
+                self._add_fragment(stream, message)
             elif isinstance(message, Event) and message.kind == "start":
                 self._begin(stream, message)
             elif isinstance(message, Event):
                 self._end(stream, message)
-            elif isinstance(message, Notice):
+            elif isinstance(message, Notice) and (message.kind != "changed" or stream.copied is None):
                 self._end_video(stream)
             self._tidy()
         except (OSError, AdaFocusError) as error:
@@ -165,8 +195,13 @@ class EventClips(Sink):
         """Keep as much video as an event of any rule may need; videos under way keep what they have at first."""
         self._kept_s = self._before_s + self._lag_s + max((rule.for_s for rule in rules), default=0.0) + SLACK_S
         for stream in self._streams.values():
-            if stream.video is not None:
-                stream.video.keep_s = self._kept_s
+            if stream.kept is not None:
+                stream.kept.keep_s = self._kept_s
+
+    @property
+    def trouble(self) -> str:
+        """Why it drops frames."""
+        return "cannot be written" if self._outage.lasts else super().trouble
 
     def _failed(self, error: Exception) -> None:
         self.failed += 1
@@ -176,7 +211,7 @@ class EventClips(Sink):
         """End the videos of sources that have delivered no frame for a while, and delete old events."""
         now_s = time.monotonic()
         for stream in self._streams.values():
-            if stream.video is not None and now_s - stream.given_s > GAP_S:
+            if stream.kept is not None and now_s - stream.given_s > GAP_S:
                 self._end_video(stream)
         self._tidy()
 
@@ -202,17 +237,30 @@ class EventClips(Sink):
             scale = min(1.0, CLIP_WIDTH / width)
             width, height = (max(2, round(side * scale) // 2 * 2) for side in (width, height))
             stream.video = RollingVideo(width, height, self._kept_s, frame.sample_aspect)
-            stream.shape = shape
+            stream.kept, stream.shape = stream.video.kept, shape
         stream.given_s, stream.last_s = time.monotonic(), frame.time_s
         fragment = stream.video.add(picture, frame.time_s)
         if fragment is not None:
             self._write(stream, fragment)
 
+    def _add_fragment(self, stream: _Stream, copied: LiveFragment) -> None:
+        first_s, last_s = copied.captured_s[0], copied.captured_s[-1]
+        if stream.kept is None or stream.copied is not copied.video:
+            self._end_video(stream)
+            stream.copied = copied.video
+            # The event is seen later than its packets arrive: by as much as the decoder may be behind.
+            stream.kept = KeptFragments(copied.video.head, self._kept_s + MAX_AHEAD_S, MAX_KEPT_BYTES)
+        stream.given_s, stream.last_s = time.monotonic(), last_s
+        length_s = (max(copied.shown) - copied.start) / COPY_TICKS
+        fragment = Fragment(copied.data, first_s, last_s, length_s, copied.is_key)
+        stream.kept.keep(fragment)
+        self._write(stream, fragment)
+
     def _write(self, stream: _Stream, fragment: Fragment) -> None:
         """Add a fragment to all clips of its source, and finish those that are long enough."""
         for key, clip in list(stream.clips.items()):
             try:
-                self._append(clip, fragment)
+                self._append(stream, clip, fragment)
             except OSError:
                 del stream.clips[key]
                 clip.file.close()
@@ -221,15 +269,19 @@ class EventClips(Sink):
                 del stream.clips[key]
                 clip.file.close()
 
-    def _append(self, clip: _Clip, fragment: Fragment) -> None:
+    def _append(self, stream: _Stream, clip: _Clip, fragment: Fragment) -> None:
+        begins = start_of(fragment.data)
         if clip.origin is None:
-            clip.origin, clip.first_s = start_of(fragment.data), fragment.first_s
+            if not fragment.is_key:
+                return
+            clip.origin, clip.first_s = begins, fragment.first_s
             self._store.update(clip.key, clip_from=fragment.first_s + clip.wall_offset_s)
         data = moved(fragment.data, clip.origin)
         write_all(clip.file, data)
         os.fsync(clip.file.fileno())  # before the index names it: a power cut loses neither
         clip.size += len(data)
-        self._store.update(clip.key, clip_s=round(fragment.last_s - clip.first_s, 3), bytes=clip.size)
+        clip_s = (begins - clip.origin) / (TICKS if stream.copied is None else COPY_TICKS) + fragment.length_s
+        self._store.update(clip.key, clip_s=round(clip_s, 3), bytes=clip.size)
 
     def _end_video(self, stream: _Stream) -> None:
         """End a source's video: write what is left of it to its clips, and finish them."""
@@ -241,6 +293,7 @@ class EventClips(Sink):
             for clip in stream.clips.values():
                 clip.file.close()
             stream.clips.clear()
+            stream.copied = stream.kept = None
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -257,18 +310,18 @@ class EventClips(Sink):
         except OSError as error:  # the clip may still be written
             self._failed(error)
             size = 0
-        if stream.video is None:
+        if stream.kept is None:
             return
         path = self._store.path(f"{event.key}.mp4")
-        clip = _Clip(event.key, path.open("xb", buffering=0), size, event.wall_s - event.frame.time_s)
-        begins_s = event.start_s - self._before_s
+        ahead_s = stream.ahead_s(event.frame)
+        clock_s = event.frame.time_s if stream.copied is None else event.frame.captured_s
+        clip = _Clip(event.key, path.open("xb", buffering=0), size, event.wall_s - clock_s)
         try:
-            write_all(clip.file, stream.video.head)
-            clip.size += len(stream.video.head)
+            write_all(clip.file, stream.kept.head)
+            clip.size += len(stream.kept.head)
             self._store.update(event.key, clip=path.name, bytes=clip.size)
-            for fragment in stream.video.kept:
-                if fragment.last_s >= begins_s:
-                    self._append(clip, fragment)
+            for fragment in stream.kept.since(event.start_s - self._before_s + ahead_s):
+                self._append(stream, clip, fragment)
         except BaseException:
             clip.file.close()
             raise
@@ -279,7 +332,7 @@ class EventClips(Sink):
         ended = event.wall_s - (event.frame.time_s - event.end_s)
         self._store.update(event.key, ended=ended, peak=event.peak, cut=event.cut)
         if (clip := stream.clips.get(event.key)) is not None:
-            clip.ends_s = event.end_s + self._post_s
+            clip.ends_s = event.end_s + self._post_s + stream.ahead_s(event.frame)
 
     def _tidy(self) -> None:
         now_s = time.monotonic()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import count
 from typing import TYPE_CHECKING, cast
 
 import av
@@ -19,9 +16,9 @@ from adafocus_edge.live.listener import RETRY_S, Sink
 from adafocus_edge.live.messages import LiveFrame, Message, Notice, ProvisionalResult
 from adafocus_edge.live.overlay import annotate_live, shown_time
 from adafocus_edge.live.pacing import FrameThinner
+from adafocus_edge.live.recordings import Output, RecordingFolder
 from adafocus_edge.media.encoders import ENCODER_OPTIONS, FRAGMENTED, TICKS, video_encoder
-from adafocus_edge.system.retention import FailureReporter, RetentionPolicy, SafeNames, check_folder
-from adafocus_edge.system.timestamps import stamp
+from adafocus_edge.system.retention import FailureReporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,41 +45,9 @@ JUMP_BACK_S = 0.5
 """A clock that goes back by less counts as jitter: the frame is shown directly after the one before."""
 
 
-class _Output:
-    """A new file that PyAV writes to. One that PyAV opens itself stays open if the disk is full when it is closed.
-
-    Args:
-        path: of the file.
-
-    Raises:
-        OSError: the file cannot be created; ``FileExistsError`` if it exists.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.size_bytes = 0
-        self._file = path.open("xb", buffering=0)
-
-    def write(self, data: bytes) -> int:
-        """Write all data, unbuffered. Raises ``OSError``."""
-        left = memoryview(data)
-        while left:
-            left = left[self._file.write(left) :]
-        self.size_bytes += len(data)
-        return len(data)
-
-    def is_deleted(self) -> bool:
-        """Return whether the file has been deleted, so that data written to it is lost."""
-        return os.fstat(self._file.fileno()).st_nlink == 0
-
-    def close(self) -> None:
-        """Close the file; may be called again."""
-        self._file.close()
-
-
 @dataclass
 class _File:
-    output: _Output
+    output: Output
     container: OutputContainer
     stream: VideoStream
     shape: tuple[object, ...]  # of the frames before annotation, and of their pixels
@@ -95,7 +60,6 @@ class _File:
 @dataclass
 class _Series:
     source: str
-    name: str  # in the names of files
     file: _File | None = None
     last_s: float | None = None  # of the source's clock
     interval_s: float = 0.0
@@ -148,18 +112,12 @@ class Recorder(Sink):
         for name, value in (("rotate_mb", rotate_mb), ("rotate_s", rotate_s), ("fps", fps)):
             if value is not None and not value > 0:
                 raise UsageError(f"{name} of a recording must be more than 0, not {value:g}")
-        if keep is not None and keep < 1:
-            raise UsageError(f"keep must be at least 1 recording, the one being written, not {keep}")
-        check_folder(folder, "recordings")
-        self._folder = folder
+        self._recordings = RecordingFolder(folder, keep)
         self._spec = spec
         self._rotate_bytes = None if rotate_mb is None else rotate_mb * 1e6
         self._rotate_s = rotate_s
-        self._keep = keep
         self._thinner = FrameThinner(fps)
         self._encoder = video_encoder()
-        self._names = SafeNames()
-        self._retention: dict[str, RetentionPolicy] = {}
         self._series: dict[str, _Series] = {}
         self._latest: dict[str, ProvisionalResult] = {}
         self._lost_s: dict[str, float] = {}  # by time.monotonic
@@ -187,7 +145,7 @@ class Recorder(Sink):
             return
         self.idle()
         now_s = time.monotonic()
-        series = self._series.setdefault(message.source, _Series(message.source, self._names.of(message.source)))
+        series = self._series.setdefault(message.source, _Series(message.source))
         series.given_s = now_s
         if now_s < series.retry_s:
             self.dropped += 1
@@ -209,6 +167,11 @@ class Recorder(Sink):
                 self._end_file(series)
                 self._latest.pop(series.source, None)  # it holds a frame, and guests never return
 
+    @property
+    def trouble(self) -> str:
+        """Why it drops frames."""
+        return "cannot be written" if self._outage.lasts else super().trouble
+
     def finish(self) -> None:
         """Finish all files."""
         for series in self._series.values():
@@ -228,7 +191,7 @@ class Recorder(Sink):
             if output.is_deleted() or (self._rotate_bytes is not None and output.size_bytes >= self._rotate_bytes):
                 self._end_file(series)
         if series.file is None:
-            series.file = self._new_file(series.name, frame, shape, picture)
+            series.file = self._new_file(series.source, frame, shape, picture)
             series.retry_s = 0.0
         file = series.file
         shown = av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -247,12 +210,9 @@ class Recorder(Sink):
                 file.fragments += 1
                 self._outage.worked()
 
-    def _new_file(self, name: str, frame: LiveFrame, shape: tuple[object, ...], picture: NDArray[np.uint8]) -> _File:
-        output = self._new_output(f"{name}-{stamp(frame.wall_s)}")
+    def _new_file(self, source: str, frame: LiveFrame, shape: tuple[object, ...], picture: NDArray[np.uint8]) -> _File:
+        output = self._recordings.create(source, frame.wall_s)
         try:
-            if self._keep is not None:
-                self._retention.setdefault(name, RetentionPolicy(self._keep)).wrote(output.path)
-                self._retention[name].delete_older(self._files(name))
             container = av.open(output, "w", format="mp4", options=FRAGMENTED)
             options = ENCODER_OPTIONS[self._encoder]
             stream = cast("VideoStream", container.add_stream(self._encoder, options=options))
@@ -263,27 +223,9 @@ class Recorder(Sink):
             stream.codec_context.gop_size = MAX_BETWEEN_KEYS
             stream.codec_context.thread_count = ENCODER_THREADS
         except BaseException:
-            output.close()
-            with suppress(OSError):
-                output.path.unlink()  # or each retry would leave an empty file
+            self._recordings.abandon(output)
             raise
         return _File(output, container, stream, shape, frame.time_s, key_s=frame.time_s)
-
-    def _new_output(self, base: str) -> _Output:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for number in count(1):
-            with suppress(FileExistsError):
-                return _Output(self._folder / (f"{base}.mp4" if number == 1 else f"{base}-{number}.mp4"))
-        raise AssertionError("unreachable: there is always another number")
-
-    def _files(self, name: str) -> list[Path]:
-        """Return a source's recordings in the folder, oldest first."""
-        pattern = re.compile(re.escape(name) + r"-(\d{8}-\d{6})(?:-(\d+))?\.mp4")
-        found = []
-        for path in self._folder.iterdir():
-            if match := pattern.fullmatch(path.name):
-                found.append((match[1], int(match[2] or 1), path))
-        return [path for _, _, path in sorted(found)]
 
     def _end_file(self, series: _Series) -> None:
         file = series.file
@@ -308,7 +250,7 @@ class Recorder(Sink):
             return
         with suppress(OSError, av.error.FFmpegError):
             file.container.close()
-        file.output.close()
-        if not file.fragments:
-            with suppress(OSError):
-                file.output.path.unlink()
+        if file.fragments:
+            file.output.close()
+        else:
+            self._recordings.abandon(file.output)
