@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from adafocus_edge.backends.tensors import Device
+    from adafocus_edge.backends.triton.runner import RemoteRunner
 
 CPU_BATCH = 4
 """Frames per call on a CPU: as fast as the whole clip at once (measured), and its activations stay in the caches."""
@@ -40,6 +41,7 @@ class LoadedModel:
         variant: its name, such as ``fp32``.
         batch: how many frames of a clip to pass to the glancer and the focuser per call.
         resident: runs the same graphs with all tensors on a device; None if only the four sessions exist.
+        remote: runs whole steps and clips on a server, in place of the four sessions; None if they run here.
     """
 
     spec: ModelSpec
@@ -51,6 +53,7 @@ class LoadedModel:
     variant: str
     batch: int
     resident: DeviceRunner | None = None
+    remote: RemoteRunner | None = None
 
     @classmethod
     def of(
@@ -77,6 +80,8 @@ class LoadedModel:
             if self.resident is not None:
                 self.resident.release()
                 stack.callback(self.resident.close)
+            if self.remote is not None:
+                stack.callback(self.remote.close)
             for graph in GRAPHS:
                 stack.callback(getattr(self, graph).close)
 

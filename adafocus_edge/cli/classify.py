@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adafocus_edge.cli.config import Config
-from adafocus_edge.cli.inputs import choose_decoder, find_inputs, top_count
-from adafocus_edge.cli.options import DEFAULT_MODEL_NOTE, Debug, Json, Quiet, with_options
+from adafocus_edge.cli.inputs import choose_decoder, find_inputs, find_model, top_count
+from adafocus_edge.cli.options import Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import ResultSink, check_targets, is_video_file, progress_for, say, video_names
 from adafocus_edge.cli.process import is_debugging, print_error
 from adafocus_edge.errors import AdaFocusError, HasAnEndError, SourceError, UsageError
@@ -51,16 +51,12 @@ def classify(
     """
     del debug, config
     from adafocus_edge.backends.registry import load_model
-    from adafocus_edge.bundle.store import check_graph_files, default_bundle, open_bundle
+    from adafocus_edge.bundle.store import check_graph_files
     from adafocus_edge.runtime.classifier import Classifier
     from adafocus_edge.runtime.exits import requested_exits
     from adafocus_edge.runtime.profiles import apply_profile
 
-    bundle = options.bundle
-    if bundle is None:
-        bundle = default_bundle()
-        say(DEFAULT_MODEL_NOTE, quiet)
-    found = open_bundle(bundle)
+    found = find_model(options, options.bundle, quiet)
     setting, profile = apply_profile(options, found)
     if profile is not None:
         say(f"profile {options.profile}: {profile.demand}; measured on {profile.device}", quiet)
@@ -70,7 +66,7 @@ def classify(
     if streamed:
         options.check_live()
     check_targets(
-        options.output, options.save_video, bundle, sources, logits=options.logits, as_json=as_json, live=streamed
+        options.output, options.save_video, found.path, sources, logits=options.logits, as_json=as_json, live=streamed
     )
     top = top_count(options.top_k, found)
     found.choose_variant(setting.variant)

@@ -14,6 +14,7 @@ from adafocus_edge.cli.options import DEFAULT_MODEL_NOTE, Debug, Json, Quiet, wi
 from adafocus_edge.cli.outputs import check_files, progress_for, say, say_notes
 from adafocus_edge.cli.process import print_error
 from adafocus_edge.evaluation.settings import EvaluateOptions
+from adafocus_edge.runtime.settings import LOCAL
 
 if TYPE_CHECKING:
     from adafocus_edge.evaluation.run import Evaluated
@@ -39,7 +40,7 @@ def evaluate(
     del debug
     from adafocus_edge.bundle.store import default_bundle
 
-    if model is None:
+    if model is None and options.engine == LOCAL:
         model = default_bundle()
         say(DEFAULT_MODEL_NOTE, quiet)
     if options.plot is not None:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from adafocus_edge.cli.config import Config
-from adafocus_edge.cli.inputs import choose_decoder, find_inputs, top_count
-from adafocus_edge.cli.options import DEFAULT_MODEL_NOTE, Debug, Quiet, with_options
+from adafocus_edge.cli.inputs import choose_decoder, find_inputs, find_model, top_count
+from adafocus_edge.cli.options import Debug, Quiet, with_options
 from adafocus_edge.cli.outputs import check_targets, say
 from adafocus_edge.errors import MissingExtraError
 from adafocus_edge.live.settings import LiveArguments
@@ -53,20 +53,16 @@ def serve(
     except ModuleNotFoundError as error:
         raise MissingExtraError("`adafocus-edge serve`", "serve", error.name or "starlette") from None
     from adafocus_edge.backends.registry import load_model
-    from adafocus_edge.bundle.store import check_graph_files, default_bundle, open_bundle
+    from adafocus_edge.bundle.store import check_graph_files
     from adafocus_edge.runtime.classifier import Classifier
     from adafocus_edge.runtime.exits import requested_exits
 
     if old_max_cameras is not None:
         serving = replace(serving, max_cameras=old_max_cameras)
     check_exposure(serving)
-    bundle = options.bundle
-    if bundle is None:
-        bundle = default_bundle()
-        say(DEFAULT_MODEL_NOTE, quiet)
+    found = find_model(options, options.bundle, quiet)
     sources = find_inputs(_all_sources(context, source or [], old_sources or []), quiet, options.video_track)
-    check_targets(options.output, None, bundle, sources, logits=False, as_json=True, live=True)
-    found = open_bundle(bundle)
+    check_targets(options.output, None, found.path, sources, logits=False, as_json=True, live=True)
     top = top_count(options.top_k, found)
     found.choose_variant(options.variant)
     exits = requested_exits(found, options, live=True)

@@ -84,8 +84,8 @@ class GlimpseStream:
 
 
 def runner_of(model: LoadedModel) -> Runner:
-    """Return the runner of a model: on its device, or session by session on the host."""
-    return HostRunner(model) if model.resident is None else model.resident
+    """Return the runner of a model: on its device, on its server, or session by session on the host."""
+    return model.resident or model.remote or HostRunner(model)
 
 
 class HostRunner:

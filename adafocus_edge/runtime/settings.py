@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from adafocus_edge.backends.base import CONV_SEARCH, ConvSearch
 from adafocus_edge.backends.registry import BackendChoice, canonical_backend
+from adafocus_edge.backends.triton.address import EXAMPLE, is_address, parse_address
 from adafocus_edge.errors import UsageError
 from adafocus_edge.system.cpu import check_threads
 from adafocus_edge.system.options import EXIT, INPUT, MODEL, OUTPUT, Option
@@ -28,6 +29,19 @@ BackendOption = Annotated[
         accepts=BackendChoice,
     ),
 ]
+
+
+LOCAL = "local"
+"""The engine that runs a model in this process."""
+
+
+def read_engine(option: str, text: str) -> str:
+    """Return the value of ``--engine`` if it is one. Raises ``UsageError``."""
+    if text != LOCAL:
+        if not is_address(text):
+            raise UsageError(f"{option} {text}: must be {LOCAL}, or a Triton server such as {EXAMPLE}")
+        parse_address(text)
+    return text
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,13 @@ class GraphOptions:
             metavar="NAME",
         ),
     ] = None
+    engine: Annotated[
+        str,
+        Option(
+            f"Run the model in this process, or on a Triton server that serves it: {EXAMPLE}.", MODEL,
+            metavar=f"{LOCAL}|{EXAMPLE}", read=read_engine,
+        ),
+    ] = LOCAL  # fmt: skip
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
