@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -143,7 +144,7 @@ class _Clip:
         self.weights.append(numpy_helper.from_array(number, f"constant/{name}"))
         return f"constant/{name}"
 
-    def _add(self, operator: str, inputs: Sequence[str], output: str, **attributes: object) -> None:
+    def _add(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
         self.nodes.append(helper.make_node(operator, inputs, [output], name=f"{output}/{operator}", **attributes))
 
 

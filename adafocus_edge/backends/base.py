@@ -154,3 +154,42 @@ class Runner(Protocol):
 
     def steps(self, clips: int) -> Steps:
         """Return a new loop over the steps of N clips at once, with states of its own."""
+
+
+class ServerLanes(Protocol):
+    """Streams of a model that a server runs; the interface of :class:`~adafocus_edge.runtime.lanes.Lanes`."""
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Return the numbers of all streams."""
+
+    def prepare(self) -> Iterator[int]:
+        """Prepare every batch size that may be needed; yield each before it is prepared."""
+
+    def join(self) -> int:
+        """Add a stream, at the beginning of a clip; return its number."""
+
+    def leave(self, stream: int) -> None:
+        """Remove a stream."""
+
+    def restart(self, stream: int) -> None:
+        """Start a new clip of a stream with its next frame."""
+
+    def step(self, frames: Mapping[int, NDArray[Any]]) -> dict[int, Glimpse]:
+        """Run a step with one frame of some of the streams; return the glimpse of each.
+
+        Raises ``ServerLostError`` if the server is gone or has lost states: every stream then starts a new clip.
+        """
+
+
+class ServerRunner(Runner, Protocol):
+    """Runs a model on a server, which keeps the states of its streams."""
+
+    def lanes(self) -> ServerLanes:
+        """Return streams that step together."""
+
+    def check(self) -> None:
+        """Check that the server still runs the same model. Raises ``BackendError``, ``ServerLostError``."""
+
+    def close(self) -> None:
+        """End all streams, and close the connection."""

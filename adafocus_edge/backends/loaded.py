@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafocus_edge.backends.base import Program, Session
+from adafocus_edge.backends.base import Program, ServerRunner, Session
 from adafocus_edge.backends.device.runner import DeviceRunner, DeviceSession
 from adafocus_edge.bundle.engines import PIXELS_GRAPH
 from adafocus_edge.bundle.store import describe_tensors
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from adafocus_edge.backends.tensors import Device
-    from adafocus_edge.backends.triton.runner import RemoteRunner
 
 CPU_BATCH = 4
 """Frames per call on a CPU: as fast as the whole clip at once (measured), and its activations stay in the caches."""
@@ -53,7 +52,7 @@ class LoadedModel:
     variant: str
     batch: int
     resident: DeviceRunner | None = None
-    remote: RemoteRunner | None = None
+    remote: ServerRunner | None = None
 
     @classmethod
     def of(

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from adafocus_edge import __version__
 from adafocus_edge.backends.triton.settings import RepositoryOptions
 from adafocus_edge.cli.options import Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import progress_for
@@ -64,11 +65,9 @@ def export_triton(
             builder = None
             if options.backend == "tensorrt":
                 builder = engine_builder(
-                    lambda what, count, total: bars.update(
-                        task, description=what, completed=count, total=total or None
-                    )
+                    lambda what, count, total: bars.update(task, description=what, completed=count, total=total or None)
                 )
-            made = write_repository(found, output, options, joins, builder)
+            made = write_repository(found, output, options, joins, builder, {"adafocus-edge": __version__})
     megabytes = sum(file.size_bytes for file in made.files.values()) / 1e6
     if as_json:
         entry = {"repository": str(output), "models": made.models, "size_mb": round(megabytes, 3)}

@@ -147,7 +147,7 @@ class TensorSpec:
 def contract(spec: ModelSpec, graph: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Return the inputs and the outputs that a graph of this model must have (design.md, "The four graphs").
 
-    ``graph`` is one of :data:`GRAPHS`, :data:`STEP_GRAPH` or :data:`CLIP_GRAPH`. Raises ``KeyError`` for any other name.
+    ``graph`` is one of :data:`GRAPHS`, :data:`STEP_GRAPH` or :data:`CLIP_GRAPH`; any other name raises ``KeyError``.
     """
     side = spec.feature_map_size
     frame = TensorSpec("frame", "uint8", ("N", spec.frame_size, spec.frame_size, 3))

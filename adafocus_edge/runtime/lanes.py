@@ -17,10 +17,9 @@ from adafocus_edge.model.spec import GRAPHS, Glimpse
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.base import Session
+    from adafocus_edge.backends.base import ServerLanes, Session
     from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.backends.tensors import Buffer
-    from adafocus_edge.backends.triton.runner import RemoteLanes
 
 
 WARM_STEPS = 2
@@ -266,7 +265,7 @@ class HostLanes:
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def lanes_of(model: LoadedModel, most: int) -> Lanes | HostLanes | RemoteLanes:
+def lanes_of(model: LoadedModel, most: int) -> Lanes | HostLanes | ServerLanes:
     """Return lanes for up to ``most`` streams of a model: on its device, on its server, or on the host.
 
     Raises ``UsageError``.

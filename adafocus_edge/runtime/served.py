@@ -30,7 +30,9 @@ def served_model(options: GraphOptions, bundle: Path | None) -> ServedBundle | N
         return None
     for name, given in (("backend", options.backend != "auto"), ("threads", options.threads is not None)):
         if given:
-            raise UsageError(f"--{name}: is for models that run here; with --engine {options.engine} the server decides")
+            raise UsageError(
+                f"--{name}: is for models that run here; with --engine {options.engine} the server decides"
+            )
     from adafocus_edge.backends.triton.runner import find_served
     from adafocus_edge.bundle.store import open_bundle
 

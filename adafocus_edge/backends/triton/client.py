@@ -24,7 +24,7 @@ CONNECT_S = 10.0
 LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 """gRPC's statuses of a server that is gone or does not answer."""
 NO_START = "START flag"
-"""In Triton's error for a frame of a sequence that it does not know: it was started anew, or has forgotten it."""
+"""In Triton's error for a frame of a sequence that it does not know: it was restarted, or has forgotten it."""
 INPUTS = {STEP_GRAPH: "frame", CLIP_GRAPH: "frames"}
 """The only input of a graph that a client sends."""
 
@@ -109,9 +109,9 @@ class Connection:
         made: list[Any] = [None] * len(requests)
         failed: list[BackendError] = []
         for _ in requests:  # all of them: each has changed the state of its sequence
-            number, result, error = answers.get()
-            if error is not None:
-                failed.append(self._error(error, model_name(self.address.name, requests[number].graph)))
+            number, result, refused = answers.get()
+            if refused is not None:
+                failed.append(self._error(refused, model_name(self.address.name, requests[number].graph)))
             else:
                 made[number] = {name: result.as_numpy(name) for name in requests[number].outputs}
         if failed:
@@ -158,7 +158,9 @@ class Connection:
         if status in LOST:
             return ServerLostError(f"{self.address}: no server answers there ({text}): start it, or check the address")
         if NO_START in text:
-            return ServerLostError(f"{self.address}: the server has lost the state of a stream: it was started anew")
+            return ServerLostError(
+                f"{self.address}: the server has lost the state of a stream: it was restarted, or the stream was idle"
+            )
         if status == "NOT_FOUND" or "unknown model" in text or "not found" in text:
             return BackendError(f"{self.address}: does not serve {model}{self._asked} ({text})")
         return BackendError(f"{self.address}: {model} failed: {text}")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from adafocus_edge import __version__
 from adafocus_edge.backends.triton.config import LABELS, MODEL_FILES, config_of, model_name
 from adafocus_edge.backends.triton.served import Served
 from adafocus_edge.bundle.engines import variant_hash
@@ -64,7 +63,7 @@ class Repository:
 
     Attributes:
         name: with which the names of its models begin.
-        served: what its models tell clients.
+        served: the description that its models carry.
         files: by their paths within the repository, with forward slashes.
         created: UTC time, ISO 8601.
         tools: versions of the tools that made it.
@@ -90,8 +89,9 @@ def graphs_of(served: Served) -> tuple[str, ...]:
 
 
 def write_repository(
-    bundle: Bundle, path: Path, options: RepositoryOptions, joins: Mapping[str, Join], builder: Builder | None = None
-) -> Repository:
+    bundle: Bundle, path: Path, options: RepositoryOptions, joins: Mapping[str, Join], builder: Builder | None = None,
+    tools: Mapping[str, str] | None = None,
+) -> Repository:  # fmt: skip
     """Write a bundle's variant as a model repository; it appears whole or not at all.
 
     Args:
@@ -100,6 +100,7 @@ def write_repository(
         options: see :class:`RepositoryOptions`.
         joins: by ``step`` and ``clip``, what joins the four graphs into one.
         builder: builds engines; needed for the backend ``tensorrt``.
+        tools: names and versions of what makes the repository, for its manifest.
 
     Raises:
         UsageError: an option does not suit the bundle, or ``path`` exists.
@@ -110,14 +111,17 @@ def write_repository(
     with new_bundle(path, replace=options.force, manifest=MANIFEST, kind=KIND) as draft:
         for graph in graphs_of(served):
             _write_model(draft, bundle, graph, served, options, joins[graph], builder)
-        tools = {"adafocus-edge": __version__, **({} if builder is None else builder.tools)}
-        made = Repository(options.name, served, _files(draft), iso_now(), tools)
+        versions = {**(tools or {}), **({} if builder is None else builder.tools)}
+        made = Repository(options.name, served, _files(draft), iso_now(), versions)
         (draft / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
     return made
 
 
 def describe(bundle: Bundle, options: RepositoryOptions) -> Served:
-    """Return what a repository's models tell clients. Raises ``UsageError`` for options that do not suit the bundle."""
+    """Return the description that a repository's models carry.
+
+    Raises ``UsageError`` for options that do not suit the bundle.
+    """
     variant = bundle.choose_variant(options.variant)
     spec = bundle.spec
     if variant in EXACT_INT8 and options.backend == "onnxruntime":

@@ -63,7 +63,9 @@ def open_served(bundle: ServedBundle) -> LoadedModel:
         runner = RemoteRunner(connection, bundle.served)
         runner.check()
         opened.pop_all()
-    why = f"{bundle.address}: the server runs whole steps and clips, but this needs single graphs: use the bundle itself"
+    why = (
+        f"{bundle.address}: the server runs whole steps and clips, but this needs single graphs: use the bundle itself"
+    )
     absent = NotServed(why)
     sessions = dict.fromkeys(GRAPHS, absent)
     model = LoadedModel.of(bundle.spec, sessions, BACKEND, bundle.served.variant, bundle.spec.segments)
@@ -75,7 +77,7 @@ class NotServed:
     """Stands for a single graph, which a server of whole steps and clips does not run.
 
     Attributes:
-        why: the error of everything that needs the graph.
+        why: the error of a run that needs the graph.
     """
 
     why: str
@@ -92,6 +94,7 @@ class NotServed:
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Raise ``BackendError``."""
+        del feeds
         raise BackendError(self.why)
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ class Served:
         preprocessing: of frames, which the client does.
         classes: names, in the order of the logits.
         variant: of the bundle.
-        graphs_sha256: one SHA-256 of the variant's four graphs; it tells models apart.
+        graphs_sha256: one SHA-256 of the variant's four graphs, the same for the same model only.
         backend: of the server.
         version: Triton's number of the model's version.
         streams: sequences that may step together in one batch.

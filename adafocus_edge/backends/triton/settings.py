@@ -42,9 +42,9 @@ class RepositoryOptions:
     instances: Annotated[
         int, Option("Run this many instances of each model, on each GPU or on the CPU.", SERVING, minimum=1, maximum=64)
     ] = 1
-    device: Annotated[Device, Option("Run the instances here; auto takes the server's GPUs if it has any.", SERVING)] = (
-        "auto"
-    )
+    device: Annotated[
+        Device, Option("Run the instances here; auto takes the server's GPUs if it has any.", SERVING)
+    ] = "auto"
     delay_us: Annotated[
         int,
         Option(
