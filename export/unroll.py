@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper, numpy_helper
 
+from adafocus_edge.errors import ExportError
 from adafocus_edge.model.spec import CLIP_GRAPH, GRAPHS, ModelSpec, TensorSpec, contract
 
 Shape = Sequence[int | str]
@@ -46,7 +47,9 @@ class _Clip:
         self.weights: list[onnx.TensorProto] = []
         self._shared: dict[str, set[str]] = {}
         shape = self._constant("frame/shape", (-1, spec.frame_size, spec.frame_size, 3))
-        self._add("Reshape", ["frames", shape], "all/frame")
+        # TensorRT takes whole numbers of 8 bits from outside, and can only convert them.
+        self._add("Cast", ["frames"], "frames/float", to=TensorProto.FLOAT)
+        self._add("Reshape", ["frames/float", shape], "all/frame")
         self._add("Shape", ["frames"], "clips", start=0, end=1)
 
     def glance_at_all(self) -> None:
@@ -97,6 +100,9 @@ class _Clip:
 
     def _run(self, name: str, prefix: str, feeds: Mapping[str, str]) -> None:
         """Add one run of a graph whose outputs get a prefix; what does not depend on its inputs is added once."""
+        readers = [node.op_type for node in self.models[name].graph.node if "frame" in node.input]
+        if set(readers) - {"Cast"}:
+            raise ExportError(f"{name}: {readers[0]} reads the frame as it is, not converted first: export it again")
         part = compose.add_prefix(self.models[name], f"{name}/", rename_inputs=False, rename_outputs=False).graph
         if name not in self._shared:
             self.weights += part.initializer

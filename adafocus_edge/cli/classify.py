@@ -17,6 +17,7 @@ from adafocus_edge.cli.process import is_debugging, print_error
 from adafocus_edge.errors import AdaFocusError, HasAnEndError, SourceError, UsageError
 from adafocus_edge.live.settings import LiveArguments
 from adafocus_edge.runtime.settings import ClassifyOptions
+from adafocus_edge.system.log_lines import set_log_format
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -56,6 +57,7 @@ def classify(
     from adafocus_edge.runtime.exits import requested_exits
     from adafocus_edge.runtime.profiles import apply_profile
 
+    set_log_format(live.log_format)
     found = find_model(options, options.bundle, quiet)
     setting, profile = apply_profile(options, found)
     if profile is not None:
@@ -105,7 +107,7 @@ def classify(
 
 def _only_live(live: LiveArguments, options: ClassifyOptions) -> str | None:
     """Return the first option given that is for live sources; with one, files are seen window by window too."""
-    given = {"provisional": options.provisional, "show": options.show, **asdict(live)}
+    given = {"provisional": options.provisional, "show": options.show, **asdict(live), "log_format": None}
     name = next((name for name, value in given.items() if value not in (None, False)), None)
     return None if name is None else "--" + name.replace("_", "-")
 

@@ -175,8 +175,9 @@ def say(text: str, quiet: bool) -> None:
     if not quiet:
         from adafocus_edge.system.addresses import conceal
         from adafocus_edge.system.console import printable
+        from adafocus_edge.system.log_lines import log_line
 
-        print(printable(conceal(text, *sys.argv[1:])), file=sys.stderr)
+        print(log_line(printable(conceal(text, *sys.argv[1:]))), file=sys.stderr)
 
 
 def say_notes(notes: Iterable[str], quiet: bool) -> None:

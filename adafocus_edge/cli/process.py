@@ -169,8 +169,9 @@ def _leave(code: int) -> None:
 def print_error(text: str, status: int) -> int:
     """Print an error as one line."""
     from adafocus_edge.system.console import one_line
+    from adafocus_edge.system.log_lines import log_line
 
-    print(f"error: {one_line(text)}", file=sys.stderr)
+    print(log_line(one_line(text), "error"), file=sys.stderr)
     return status
 
 

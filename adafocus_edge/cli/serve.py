@@ -15,6 +15,7 @@ from adafocus_edge.errors import MissingExtraError
 from adafocus_edge.live.settings import LiveArguments
 from adafocus_edge.runtime.settings import RunOptions
 from adafocus_edge.serve.options import ServeOptions, check_exposure
+from adafocus_edge.system.log_lines import set_log_format
 from adafocus_edge.system.options import OUTPUT, Option
 
 
@@ -60,6 +61,7 @@ def serve(
     if old_max_cameras is not None:
         serving = replace(serving, max_cameras=old_max_cameras)
     check_exposure(serving)
+    set_log_format(live.log_format)
     found = find_model(options, options.bundle, quiet)
     sources = find_inputs(_all_sources(context, source or [], old_sources or []), quiet, options.video_track)
     check_targets(options.output, None, found.path, sources, logits=False, as_json=True, live=True)

@@ -52,7 +52,7 @@ def serve_live(
         printing = Printing(quiet=quiet)
         sinks = open_sinks(stack, arguments, classifier, len(sources), log.warning, output, printing, archive)
         with connected(run, sinks, log), Server(run, options, report=log.warning, archive=archive) as server:
-            log.info(f"serving {server.url} (press Ctrl-C to stop)")
+            log.info(f"serving {server.url} (press Ctrl-C to stop)", extra={"event": "serving"})
             if as_json:
                 print_line({"url": server.url})
             with status_shown(run, arguments.status, as_json, quiet):

@@ -32,6 +32,7 @@ from export.unroll import unroll
 from tests.conftest import CLIPS, edge, one_line_error
 from tests.export.test_v2 import bundle as v2_bundle  # noqa: F401 - fixtures
 from tests.export.test_v2 import checkpoint, model  # noqa: F401
+from tests.support.live_parts import until
 from tests.support.triton_server.server import TritonServer, need_triton
 
 JOINS = {"step": fuse, "clip": unroll}
@@ -109,7 +110,7 @@ def test_both_schedules_give_what_the_bundle_gives_here(name, server, bundles):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("schedule", ["clip", "stream"])
 def test_files_give_the_same_results_without_the_bundle(name, schedule, server, bundles):
-    clips = sorted(CLIPS.glob("*.mp4"))
+    clips = [CLIPS / "R6llTwEh07w.mp4", CLIPS / "v_SoccerJuggling_g23_c01.avi"]
     options = [*clips, "--schedule", schedule, "--json", "--logits", "-q"]
     here = edge("classify", *options, "--bundle", bundles[name])
     there = edge("classify", *options, "--engine", f"{server.address}/{name}")
@@ -199,6 +200,15 @@ def test_steps_serve_clips_too_where_no_clips_are_served(bundles, tmp_path):
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
+def answers(remote):
+    """Whether the server answers: a connection that was lost is made again within a second."""
+    try:
+        remote.check()
+    except ServerLostError:
+        return False
+    return True
+
+
 def test_a_server_that_is_restarted_is_found_again_and_its_lost_states_are_reported(repository, bundles, tmp_path):
     bundle = read_bundle(bundles["small"])
     frames = frames_of(bundle.spec, 6)
@@ -215,16 +225,17 @@ def test_a_server_that_is_restarted_is_found_again_and_its_lost_states_are_repor
         with pytest.raises(ServerLostError, match="no server answers there"):
             there.remote.check()
         server.start()
+        until(lambda: answers(there.remote))
         glimpses = [lanes.step({stream: frame})[stream] for frame in frames]  # from the beginning
         agree(joined(see_clip(here, frames)), joined(glimpses))
 
         lanes.restart(stream)
         lanes.step({stream: frames[0]})
         server.kill()
-        server.start()  # so quickly that no request has failed
+        server.start()
+        until(lambda: answers(there.remote))  # so quickly that no step has failed
         with pytest.raises(ServerLostError, match="lost the state of a stream"):
-            while True:
-                lanes.step({stream: frames[1]})
+            lanes.step({stream: frames[1]})
 
 
 def test_a_server_with_another_model_after_a_restart_is_refused(bundles, tmp_path):
@@ -242,7 +253,7 @@ def test_a_server_with_another_model_after_a_restart_is_refused(bundles, tmp_pat
             export(bundles["small"], path, force=True, streams=5)
             server.start()
             with pytest.raises(BackendError, match="model has changed meanwhile"):
-                lanes.step({stream: frames_of(there.spec, 0)[0]})
+                until(lambda: answers(there.remote))
         done = edge("classify", CLIPS, "--engine", server.address, "--bundle", bundles["default"], "-q")
         one_line_error(done, 2, server.address, "another model than", "export-triton")
         done = edge("classify", CLIPS, "--engine", f"{server.address}?version=7", "-q")
@@ -284,7 +295,7 @@ def test_where_no_server_is_one_line_says_so(address, words):
 )  # fmt: skip
 def test_addresses_that_are_none_are_refused(address):
     done = edge("classify", CLIPS, "--engine", address, "-q")
-    one_line_error(done, 2, address)
+    one_line_error(done, 2, "--engine" if address.startswith(("http", "cluster")) else "not an address")
 
 
 def test_addresses_are_parsed():

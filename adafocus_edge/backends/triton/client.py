@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 CONNECT_S = 10.0
 """How long the first requests may take, and those that ask for no computing; less with a shorter timeout."""
+CHANNEL = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+"""Settings of gRPC: clips of any size; after a loss, connections are tried as often as requests ask for them."""
 LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 """gRPC's statuses of a server that is gone or does not answer."""
 NO_START = "START flag"
@@ -51,7 +59,7 @@ class Request:
 
 
 class Connection:
-    """A connection to the server of a model; a context manager. Requests may be sent from one thread at a time.
+    """A connection to the server of a model, for any number of threads.
 
     gRPC connects with the first request, and again after the server was gone.
 
@@ -69,7 +77,7 @@ class Connection:
             raise MissingExtraError(str(address), "triton", error.name or "tritonclient") from None
         self.address = address
         self._triton = triton
-        self._client = triton.InferenceServerClient(address.target)
+        self._client = triton.InferenceServerClient(address.target, channel_args=CHANNEL)
         self._version = "" if address.version is None else str(address.version)
 
     def served(self) -> Served:
