@@ -289,13 +289,21 @@ def test_where_no_server_is_one_line_says_so(address, words):
 
 
 @pytest.mark.parametrize(
-    "address",
-    ["triton://", "triton://host:port", "triton://host/a/b", "triton://host?speed=3", "triton://host?version=0",
-     "triton://host?timeout=-1", "triton://me@host", "http://host:8001", "cluster"],
-)  # fmt: skip
-def test_addresses_that_are_none_are_refused(address):
-    done = edge("classify", CLIPS, "--engine", address, "-q")
-    one_line_error(done, 2, "--engine" if address.startswith(("http", "cluster")) else "not an address")
+    ("address", "words"),
+    [
+        ("triton://", "not an address"),
+        ("triton://host:port", "not an address"),
+        ("triton://host/a/b", "not an address"),
+        ("triton://me@host", "not an address"),
+        ("triton://host?speed=3", "speed is unknown"),
+        ("triton://host?version=0", "version 0: must be"),
+        ("triton://host?timeout=-1", "timeout: must be"),
+        ("http://host:8001", "--engine http://host:8001: must be"),
+        ("cluster", "--engine cluster: must be"),
+    ],
+)
+def test_addresses_that_are_none_are_refused(address, words):
+    one_line_error(edge("classify", CLIPS, "--engine", address, "-q"), 2, words)
 
 
 def test_addresses_are_parsed():

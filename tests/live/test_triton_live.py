@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 
 import pytest
 
@@ -117,13 +116,10 @@ def test_a_server_that_stays_away_ends_the_run_where_retries_are_limited(server)
         run.listen(kept)
         killer = threading.Thread(target=lambda: (until(lambda: bool(kept.of(Window))), server.kill()))
         killer.start()
-        began_s = time.monotonic()
         with pytest.raises(ServerLostError, match="no server answers there"):
             run.run(threading.Event(), 60)
         killer.join()
-    assert time.monotonic() - began_s < 60
     assert len([one for one in kept.of(Notice) if one.kind == "stalled"]) == 1
-    assert kept.of(Window)[-1].cut
 
 
 # -- structured logs ---------------------------------------------------------------------------------------------------
