@@ -17,6 +17,7 @@ from adafocus_edge.evaluation.evaluate import Evaluation, evaluate, gflops_per_s
 from adafocus_edge.evaluation.evidence import reused_clips
 from adafocus_edge.runtime.exits import exits_named
 from adafocus_edge.runtime.served import served_model
+from adafocus_edge.runtime.settings import LOCAL
 from adafocus_edge.system.companions import import_companion
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ def evaluate_model(
     Raises ``UsageError`` for options that do not suit the model, ``AdaFocusError`` for what cannot be read or run.
     """
     job = _Evaluating(options, log, progress)
-    served = served_model(options, model if model is None or model.is_dir() else None)
+    if options.engine != LOCAL and model is not None and not model.is_dir():
+        raise UsageError(f"--engine {options.engine}: serves bundles: {model} is a checkpoint, which PyTorch runs here")
+    served = served_model(options, model)
     if served is not None:
         return Evaluated(Path(served.name), tuple(job.bundle(served)))
     assert model is not None

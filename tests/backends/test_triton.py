@@ -40,6 +40,8 @@ TOLERANCE = 1e-4
 FAMILIES = ["default", "small", "v2"]
 """The default model sees motion in whole frames; the small one is a V1 that differs from the official model wherever it
 can; the third is a V2, which chooses points, keeps a maximum, and sees frames from coarse to fine."""
+QUANTIZED = "int8"
+"""The default model's variant for CPUs, which is served without batches."""
 
 
 def export(bundle, path, **options):
@@ -62,6 +64,8 @@ def repository(bundles, tmp_path_factory):
         done = edge("export-triton", bundle, "-o", folder / name, "--name", name, "--streams", 3, "--clips", 2, "-q")
         assert done.returncode == 0, done.stderr
         shutil.copytree(folder / name, whole, dirs_exist_ok=True)
+    export(default_bundle(), folder / QUANTIZED, name=QUANTIZED, variant="int8-cpu", streams=1, clips=1)
+    shutil.copytree(folder / QUANTIZED, whole, dirs_exist_ok=True)
     return whole
 
 
@@ -91,13 +95,13 @@ def agree(mine, theirs):
 # -- the same results --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, QUANTIZED])
 def test_both_schedules_give_what_the_bundle_gives_here(name, server, bundles):
-    bundle = read_bundle(bundles[name])
+    bundle = read_bundle(bundles.get(name, default_bundle()))
     served = find_served(parse_address(f"{server.address}/{name}"), bundle)
     assert (served.spec, served.classes) == (bundle.spec, bundle.classes)
     frames = frames_of(bundle.spec, 1)
-    with load_model(bundle, backend="cpu") as here, load_model(served) as there:
+    with load_model(bundle, served.served.variant, "cpu") as here, load_model(served) as there:
         agree(joined(see_clip(here, frames)), joined(see_clip(there, frames)))
         stream, other = GlimpseStream(here), GlimpseStream(there)
         for _ in range(2):  # the second clip begins without a trace of the first
@@ -182,6 +186,10 @@ def test_evaluate_runs_on_the_server(server, bundles, tmp_path):
         "evaluate", "--engine", f"{server.address}/default", "--data", data, "--patches", "centre", "-q"
     )  # fmt: skip
     one_line_error(done, 1, "single graphs")
+    checkpoint = tmp_path / "last.pth.tar"  # noqa: F811
+    checkpoint.touch()
+    done = edge("evaluate", checkpoint, "--engine", f"{server.address}/default", "--data", data, "-q")
+    one_line_error(done, 2, str(checkpoint), "--engine")
 
 
 def test_steps_serve_clips_too_where_no_clips_are_served(bundles, tmp_path):
@@ -366,13 +374,14 @@ def test_a_repository_appears_whole_or_not_at_all(bundles, tmp_path):
     [
         ({"name": "a/b"}, "--name a/b"),
         ({"streams": 0}, "--streams 0"),
-        ({"variant": "fp16"}, "no variant 'fp16'"),
+        ({"variant": "none"}, "no variant 'none'"),
+        ({"variant": "int8-cpu"}, "--streams 1 --clips 1"),
         ({"backend": "tensorrt", "device": "cpu"}, "--device cpu"),
     ],
 )
-def test_options_that_do_not_suit_are_refused(options, words, bundles, tmp_path):
+def test_options_that_do_not_suit_are_refused(options, words, tmp_path):
     with pytest.raises(UsageError, match=words):
-        export(bundles["small"], tmp_path / "repository", **options)
+        export(default_bundle(), tmp_path / "repository", **options)
 
 
 def test_a_clip_of_many_frames_is_served_as_steps_only(bundles):

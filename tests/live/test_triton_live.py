@@ -122,6 +122,17 @@ def test_a_server_that_stays_away_ends_the_run_where_retries_are_limited(server)
     assert len([one for one in kept.of(Notice) if one.kind == "stalled"]) == 1
 
 
+def test_the_page_runs_on_the_server_too(server, tmp_path):
+    results = tmp_path / "results.jsonl"
+    done = edge(
+        "serve", FIGHT, "--port", 0, "--duration", 3, "--glimpse-fps", 8, "-o", results, "--engine", server.address,
+        "-q",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    windows = [entry for entry in map(json.loads, results.read_text().splitlines()) if "label" in entry]
+    assert {window["backend"] for window in windows} == {"triton"}
+
+
 # -- structured logs ---------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from adafocus_edge.backends.triton.config import LABELS, MODEL_FILES, config_of,
 from adafocus_edge.backends.triton.served import Served
 from adafocus_edge.bundle.engines import variant_hash
 from adafocus_edge.bundle.store import check_unchanged, new_bundle, sha256_of
-from adafocus_edge.bundle.variants import EXACT_INT8
+from adafocus_edge.bundle.variants import EXACT_INT8, ONE_SCALE
 from adafocus_edge.errors import BundleError, UsageError
 from adafocus_edge.model.spec import CLIP_GRAPH, GRAPHS, STEP_GRAPH, ModelSpec
 from adafocus_edge.system.files import read_own, writable
@@ -126,6 +126,10 @@ def describe(bundle: Bundle, options: RepositoryOptions) -> Served:
     spec = bundle.spec
     if variant in EXACT_INT8 and options.backend == "onnxruntime":
         raise UsageError(f"--variant {variant}: is for --backend tensorrt; ONNX Runtime serves fp32, fp16 and int8-cpu")
+    if variant in ONE_SCALE and (options.streams > 1 or options.clips > 1):
+        raise UsageError(
+            f"--variant {variant}: its results depend on what else is in a batch: use --streams 1 --clips 1, or fp32"
+        )
     if options.backend == "tensorrt" and options.device == "cpu":
         raise UsageError("--device cpu: TensorRT computes on GPUs only: use --backend onnxruntime")
     if options.clips and spec.segments > MAX_UNROLLED:
