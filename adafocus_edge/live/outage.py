@@ -47,7 +47,7 @@ class ServerOutage:
         """
         left_s = self._next_s - time.monotonic()
         if left_s > 0:
-            time.sleep(min(left_s, wait_s))
+            time.sleep(max(0.0, min(left_s, wait_s)))
             return
         try:
             self._check()

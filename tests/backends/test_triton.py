@@ -376,6 +376,7 @@ def test_a_repository_appears_whole_or_not_at_all(bundles, tmp_path):
         ({"streams": 0}, "--streams 0"),
         ({"variant": "none"}, "no variant 'none'"),
         ({"variant": "int8-cpu"}, "--streams 1 --clips 1"),
+        ({"variant": "int8-cpu", "backend": "tensorrt", "streams": 1, "clips": 1}, "--backend tensorrt takes"),
         ({"backend": "tensorrt", "device": "cpu"}, "--device cpu"),
     ],
 )

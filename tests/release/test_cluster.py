@@ -1,4 +1,4 @@
-"""The files in deploy/ for clusters and for Triton fit their schemas, as far as there are some here, and our programs."""
+"""The files in deploy/ for clusters and for Triton fit the schemas that there are here, and our own command line."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ import msgspec
 from adafocus_edge.backends.triton.config import LABELS, MODEL_FILES, config_of, model_name
 from adafocus_edge.backends.triton.served import Served
 from adafocus_edge.bundle.engines import variant_hash
-from adafocus_edge.bundle.store import check_unchanged, new_bundle, sha256_of
-from adafocus_edge.bundle.variants import EXACT_INT8, ONE_SCALE
+from adafocus_edge.bundle.store import check_graph_files, check_unchanged, new_bundle, sha256_of
+from adafocus_edge.bundle.variants import BUILT_FROM, EXACT_INT8, ONE_SCALE
 from adafocus_edge.errors import BundleError, UsageError
 from adafocus_edge.model.spec import CLIP_GRAPH, GRAPHS, STEP_GRAPH, ModelSpec
 from adafocus_edge.system.files import read_own, writable
@@ -111,6 +111,7 @@ def write_repository(
     with new_bundle(path, replace=options.force, manifest=MANIFEST, kind=KIND) as draft:
         for graph in graphs_of(served):
             _write_model(draft, bundle, graph, served, options, joins[graph], builder)
+        check_graph_files(bundle, served.variant)  # the files that were read are those that were hashed
         versions = {**(tools or {}), **({} if builder is None else builder.tools)}
         made = Repository(options.name, served, _files(draft), iso_now(), versions)
         (draft / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
@@ -130,6 +131,8 @@ def describe(bundle: Bundle, options: RepositoryOptions) -> Served:
         raise UsageError(
             f"--variant {variant}: its results depend on what else is in a batch: use --streams 1 --clips 1, or fp32"
         )
+    if options.backend == "tensorrt" and variant not in BUILT_FROM:
+        raise UsageError(f"--variant {variant}: --backend tensorrt takes {', '.join(BUILT_FROM)}")
     if options.backend == "tensorrt" and options.device == "cpu":
         raise UsageError("--device cpu: TensorRT computes on GPUs only: use --backend onnxruntime")
     if options.clips and spec.segments > MAX_UNROLLED:
