@@ -49,6 +49,7 @@ def serve(
       adafocus-edge serve clips/*.mp4 --host 0.0.0.0 --token "$TOKEN"
     """
     del debug, config
+    set_log_format(live.log_format)
     try:
         from adafocus_edge.serve.session import serve_live
     except ModuleNotFoundError as error:
@@ -61,7 +62,6 @@ def serve(
     if old_max_cameras is not None:
         serving = replace(serving, max_cameras=old_max_cameras)
     check_exposure(serving)
-    set_log_format(live.log_format)
     found = find_model(options, options.bundle, quiet)
     sources = find_inputs(_all_sources(context, source or [], old_sources or []), quiet, options.video_track)
     check_targets(options.output, None, found.path, sources, logits=False, as_json=True, live=True)

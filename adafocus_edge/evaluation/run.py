@@ -48,9 +48,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation's runs, at least one, and the model they are of."""
+    """An evaluation's runs, at least one, and the model they are of: its path, or the address where it is served."""
 
-    model: Path
+    model: Path | str
     runs: tuple[Run, ...]
 
     @property
@@ -103,7 +103,7 @@ def evaluate_model(
         raise UsageError(f"--engine {options.engine}: serves bundles: {model} is a checkpoint, which PyTorch runs here")
     served = served_model(options, model)
     if served is not None:
-        return Evaluated(Path(served.name), tuple(job.bundle(served)))
+        return Evaluated(served.name, tuple(job.bundle(served)))
     assert model is not None
     return Evaluated(model, tuple(job.bundle(open_bundle(model)) if model.is_dir() else job.checkpoint(model)))
 

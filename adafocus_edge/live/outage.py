@@ -25,7 +25,7 @@ class ServerOutage:
         self._check, self._retries, self._report = check, retries, report
         self._backoff = Backoff()
         self._failures = 0
-        self._next_s = 0.0
+        self._pause_s, self._next_s = 0.0, 0.0
 
     @property
     def lasts(self) -> bool:

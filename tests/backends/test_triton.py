@@ -180,6 +180,7 @@ def test_evaluate_runs_on_the_server(server, bundles, tmp_path):
     there = edge("evaluate", "--engine", f"{server.address}/default", "--data", data, "--json", "-q")
     assert (here.returncode, there.returncode) == (0, 0), there.stderr
     mine, theirs = json.loads(here.stdout), json.loads(there.stdout)
+    assert theirs["model"] == f"{server.address}/default"
     assert mine["top1"] == theirs["top1"]
     assert mine["gflops_per_clip"] == theirs["gflops_per_clip"]
     done = edge(
