@@ -70,8 +70,17 @@ def repository(bundles, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def lean(bundles, tmp_path_factory):
+    """A repository that a server loads quickly, for tests that start it again."""
+    need_triton()
+    path = tmp_path_factory.mktemp("lean") / "repository"
+    export(bundles["small"], path, name="small", clips=1)
+    return path
+
+
+@pytest.fixture(scope="module")
 def server(repository, tmp_path_factory):
-    with TritonServer(repository, tmp_path_factory.mktemp("server"), lifetime_s=400) as started:
+    with TritonServer(repository, tmp_path_factory.mktemp("server"), lifetime_s=1800) as started:
         yield started
 
 
@@ -218,10 +227,10 @@ def answers(remote):
     return True
 
 
-def test_a_server_that_is_restarted_is_found_again_and_its_lost_states_are_reported(repository, bundles, tmp_path):
+def test_a_server_that_is_restarted_is_found_again_and_its_lost_states_are_reported(lean, bundles, tmp_path):
     bundle = read_bundle(bundles["small"])
     frames = frames_of(bundle.spec, 6)
-    with TritonServer(repository, tmp_path) as server, ExitStack() as stack:
+    with TritonServer(lean, tmp_path) as server, ExitStack() as stack:
         served = find_served(parse_address(f"{server.address}/small?timeout=5"))
         there = stack.enter_context(load_model(served))
         here = stack.enter_context(load_model(bundle, backend="cpu"))
@@ -275,8 +284,8 @@ def test_a_server_with_another_model_after_a_restart_is_refused(bundles, tmp_pat
         one_line_error(done, 2, "--backend", "server decides")
 
 
-def test_a_server_that_hangs_is_given_up_after_the_timeout(repository, tmp_path):
-    with TritonServer(repository, tmp_path) as server:
+def test_a_server_that_hangs_is_given_up_after_the_timeout(lean, tmp_path):
+    with TritonServer(lean, tmp_path) as server:
         with load_model(find_served(parse_address(f"{server.address}/small?timeout=0.5"))) as there:
             frames = frames_of(there.spec, 0)
             server.freeze()

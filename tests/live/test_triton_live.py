@@ -40,7 +40,7 @@ def repository(tmp_path_factory):
 
 @pytest.fixture
 def server(repository, tmp_path):
-    with TritonServer(repository, tmp_path, lifetime_s=200) as started:
+    with TritonServer(repository, tmp_path) as started:
         yield started
 
 

@@ -25,10 +25,10 @@ CHANNEL = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
-"""Settings of gRPC: clips of any size; after a loss, connections are tried as often as requests ask for them."""
+"""Settings of gRPC: clips of any size; 5 s for a connection to be made; and no pause of more than 1 s after a loss."""
 LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
 """gRPC's statuses of a server that is gone or does not answer."""
 NO_START = "START flag"

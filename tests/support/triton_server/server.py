@@ -20,7 +20,7 @@ from tests.support.streams import free_port
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 BINARY = ROOT / ".triton" / "pytriton" / "tritonserver" / "bin" / "tritonserver"
-START_S = 60
+START_S = 180
 
 
 def need_triton() -> None:
@@ -57,7 +57,7 @@ class TritonServer:
         lifetime_s: after which its processes end, whatever happens.
     """
 
-    def __init__(self, repository: Path, folder: Path, lifetime_s: int = 120) -> None:
+    def __init__(self, repository: Path, folder: Path, lifetime_s: int = 600) -> None:
         self.repository, self.lifetime_s = repository, lifetime_s
         self.log, self._batches = folder / "triton.log", folder / "triton-batches"
         self.port = free_port()
