@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from adafocus_edge.backends.registry import load_model
+from adafocus_edge.backends.registry import AUTO, load_model
+from adafocus_edge.backends.triton.address import is_address
 from adafocus_edge.bundle.store import default_bundle, open_bundle
 from adafocus_edge.errors import FrameError, UsageError
 from adafocus_edge.media.picture_clip import PictureClip, one_picture, pictures_of
@@ -20,6 +21,7 @@ from adafocus_edge.runtime.classifier import Classifier, Guess, Step
 from adafocus_edge.runtime.exits import requested_exits
 from adafocus_edge.runtime.glimpse import GlimpseStream
 from adafocus_edge.runtime.prediction import Prediction
+from adafocus_edge.runtime.served import served_model
 from adafocus_edge.runtime.settings import DEFAULT_TOP_K, RunOptions
 from adafocus_edge.system.companions import import_companion
 from adafocus_edge.system.side_by_side import Shares, side_by_side
@@ -46,7 +48,8 @@ class AdaFocus:
     """An AdaFocus model that is ready to be called. A context manager, and it closes itself when it is not needed.
 
     Args:
-        model: folder of a bundle, as ``adafocus-edge export`` writes it; None for the default model.
+        model: folder of a bundle, as ``adafocus-edge export`` writes it; the address of a Triton server that serves
+            one, ``triton://HOST:PORT``; None for the default model.
         backend: ``auto`` for the fastest that can run here, or the name of one.
         variant: ``auto`` for the preferred one of the bundle, or the name of one.
         threads: of the CPU backend; None for all cores.
@@ -78,10 +81,12 @@ class AdaFocus:
             raise UsageError(f"exit_confidence={exit_confidence:g}: must be 0 to 1")
         if top_k < 1:
             raise UsageError(f"top_k={top_k}: must be at least 1")
-        self.bundle = open_bundle(default_bundle() if model is None else Path(model))
+        engine = str(model) if is_address(model) else None
+        self._options = RunOptions(backend, variant, threads, device, exit, engine, exit_confidence=exit_confidence)
+        served = served_model(self._options, None)
+        self.bundle = served or open_bundle(default_bundle() if model is None else Path(model))
         self.names: tuple[str, ...] = self.bundle.classes
         self._top_k = min(top_k, len(self.names))
-        self._options = RunOptions(backend, variant, threads, device, exit, exit_confidence=exit_confidence)
         exits = requested_exits(self.bundle, self._options, live=False)  # reported before anything is loaded
         self._stack = ExitStack()
         self._model = self._stack.enter_context(load_model(self.bundle, variant, backend, threads, device=device))
@@ -265,9 +270,11 @@ class AdaFocus:
         from adafocus_edge.evaluation.run import check_inputs, evaluate_model
         from adafocus_edge.evaluation.settings import EvaluateOptions
 
-        asked = EvaluateOptions(data=Path(data), backend=self.backend, variant=self.variant, **options)
-        check_inputs(self.bundle.path, asked)
-        done = evaluate_model(self.bundle.path, asked, lambda _: None, lambda _: nullcontext(lambda _: None))
+        engine = self._options.engine
+        backend, path = (self.backend, self.bundle.path) if engine is None else (AUTO, None)
+        asked = EvaluateOptions(data=Path(data), backend=backend, variant=self.variant, engine=engine, **options)
+        check_inputs(path, asked)
+        done = evaluate_model(path, asked, lambda _: None, lambda _: nullcontext(lambda _: None))
         return done.to_json()
 
     def benchmark(self, data: str | Path | None = None, **options: Any) -> Report:
@@ -343,7 +350,7 @@ class AdaFocus:
                 stack.close()
 
     def __repr__(self) -> str:
-        return f"AdaFocus({str(self.bundle.path)!r}, backend={self.backend!r}, variant={self.variant!r})"
+        return f"AdaFocus({self.bundle.name!r}, backend={self.backend!r}, variant={self.variant!r})"
 
     def _live_classifier(self) -> Classifier:
         exits = requested_exits(self.bundle, self._options, live=True)

@@ -70,6 +70,10 @@ class BackendError(AdaFocusError):
     """A backend that cannot run on this machine, or that failed while it ran."""
 
 
+class ServerLostError(BackendError):
+    """A server of models that is gone or does not answer, or that has lost the states of streams."""
+
+
 class BusyError(BackendError):
     """A model that another thread is using."""
 

@@ -164,7 +164,8 @@ LONGEST = (
     "live/test_live", "calibration/test_calibration", "release/test_install", "training/test_train",
     "export/test_export", "robustness/test_faults", "benchmark/test_haystack", "serve/test_serve",
     "backends/test_build", "live/test_streams", "cli/test_cli", "evaluation/test_evaluate", "training/test_model",
-    "training/test_all_stages", "backends/test_nvdec", "benchmark/test_gpu_check", "benchmark/test_benchmark",
+    "training/test_all_stages", "backends/test_triton", "backends/test_nvdec", "benchmark/test_gpu_check",
+    "benchmark/test_benchmark",
 )  # fmt: skip
 """Files whose tests take longest, which begin first where several processes share them."""
 

@@ -144,11 +144,34 @@ class Steps(Protocol):
 class Pieces(Protocol):
     """One clip, some frames at a time; both states are kept between them."""
 
+    def reset(self) -> None:
+        """Start a new clip with the next frames."""
+
     def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
         """Run the clip's next frames, uint8 [S, S, 3] each; yield one glimpse per frame, for a batch of one.
 
         All glimpses must be taken before the next frames are given.
         """
+
+
+class StepPieces:
+    """One clip, whose frames are given some at a time and seen step by step: :class:`Pieces` made of :class:`Steps`.
+
+    Args:
+        steps: over one clip.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def reset(self) -> None:
+        """Start a new clip with the next frames."""
+        self._steps.reset()
+
+    def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
+        """See the clip's next frames."""
+        for frame in frames:
+            yield self._steps.see([frame])
 
 
 class Runner(Protocol):
@@ -170,3 +193,42 @@ class Runner(Protocol):
 
     def steps(self, clips: int) -> Steps:
         """Return a new loop over the steps of N clips at once, with states of its own."""
+
+
+class ServerLanes(Protocol):
+    """Streams of a model that a server runs; the interface of :class:`~adafocus_edge.runtime.lanes.Lanes`."""
+
+    @property
+    def streams(self) -> tuple[int, ...]:
+        """Return the numbers of all streams."""
+
+    def prepare(self) -> Iterator[int]:
+        """Prepare every batch size that may be needed; yield each before it is prepared."""
+
+    def join(self) -> int:
+        """Add a stream, at the beginning of a clip; return its number."""
+
+    def leave(self, stream: int) -> None:
+        """Remove a stream."""
+
+    def restart(self, stream: int) -> None:
+        """Start a new clip of a stream with its next frame."""
+
+    def step(self, frames: Mapping[int, NDArray[Any]]) -> dict[int, Glimpse]:
+        """Run a step with one frame of some of the streams; return the glimpse of each.
+
+        Raises ``ServerLostError`` if the server is gone or has lost states: every stream then starts a new clip.
+        """
+
+
+class ServerRunner(Runner, Protocol):
+    """Runs a model on a server, which keeps the states of its streams."""
+
+    def lanes(self) -> ServerLanes:
+        """Return streams that step together."""
+
+    def check(self) -> None:
+        """Check that the server still runs the same model. Raises ``BackendError``, ``ServerLostError``."""
+
+    def close(self) -> None:
+        """End all streams, and close the connection."""

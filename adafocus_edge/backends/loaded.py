@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafocus_edge.backends.base import Program, Session
+from adafocus_edge.backends.base import Program, ServerRunner, Session
 from adafocus_edge.backends.device.runner import DeviceRunner, DeviceSession
 from adafocus_edge.bundle.engines import PIXELS_GRAPH
 from adafocus_edge.bundle.store import describe_tensors
@@ -40,6 +40,7 @@ class LoadedModel:
         variant: its name, such as ``fp32``.
         batch: how many frames of a clip to pass to the glancer and the focuser per call.
         resident: runs the same graphs with all tensors on a device; None if only the four sessions exist.
+        remote: runs whole steps and clips on a server, in place of the four sessions; None if they run here.
     """
 
     spec: ModelSpec
@@ -51,6 +52,7 @@ class LoadedModel:
     variant: str
     batch: int
     resident: DeviceRunner | None = None
+    remote: ServerRunner | None = None
 
     @classmethod
     def of(
@@ -77,6 +79,8 @@ class LoadedModel:
             if self.resident is not None:
                 self.resident.release()
                 stack.callback(self.resident.close)
+            if self.remote is not None:
+                stack.callback(self.remote.close)
             for graph in GRAPHS:
                 stack.callback(getattr(self, graph).close)
 

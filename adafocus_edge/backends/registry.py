@@ -181,7 +181,7 @@ def load_model(
     """Load a bundle's variant on a backend.
 
     Args:
-        bundle: from :func:`adafocus_edge.bundle.store.read_bundle`.
+        bundle: from :func:`adafocus_edge.bundle.store.read_bundle`; one that a server runs has a backend of its own.
         variant: its name, or ``auto`` for FP32, or for the first variant of a bundle without FP32.
         backend: one of :data:`BACKENDS`, an alias (``cpu``, ``cuda``), or ``auto``: with a usable NVIDIA GPU, TensorRT
             if engines of the variant were built for it, else ONNX Runtime on the GPU; otherwise the CPU.
@@ -201,7 +201,12 @@ def load_model(
             glimpse = GlimpseStream(model).see([frame])
     """
     from adafocus_edge.backends import probe
+    from adafocus_edge.backends.triton.served import ServedBundle
 
+    if isinstance(bundle, ServedBundle):
+        from adafocus_edge.backends.triton.runner import open_served
+
+        return open_served(bundle)
     request = LoadRequest(
         bundle, bundle.choose_variant(variant), canonical_backend(backend), threads, conv_search, device
     )

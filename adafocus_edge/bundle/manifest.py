@@ -190,6 +190,11 @@ class Bundle:
     classes: tuple[str, ...]
 
     @property
+    def name(self) -> str:
+        """Its folder, for messages."""
+        return str(self.path)
+
+    @property
     def spec(self) -> ModelSpec:
         """The model's shapes and names."""
         return self.manifest.model
@@ -205,7 +210,7 @@ class Bundle:
         if name == "auto":
             return next((best for best in VARIANT_PREFERENCE if best in variants), next(iter(variants)))
         if name not in variants:
-            raise UsageError(f"{self.path}: no variant {name!r}; its variants are: {', '.join(variants)}")
+            raise UsageError(f"{self.name}: no variant {name!r}; its variants are: {', '.join(variants)}")
         return name
 
     def profile(self, name: str) -> Profile:
@@ -213,21 +218,25 @@ class Bundle:
         profiles = self.manifest.profiles
         if name not in profiles:
             known = ", ".join(profiles) or "none (`adafocus-edge tune` makes them)"
-            raise UsageError(f"{self.path}: no profile {name!r}; its profiles are: {known}")
+            raise UsageError(f"{self.name}: no profile {name!r}; its profiles are: {known}")
         found = profiles[name]
         kind, _, order = found.exit.partition("/")
         orders = [one.order for one in self.manifest.thresholds.get(kind, ())]
         if found.variant not in self.manifest.variants or (found.exit and order not in orders):
             raise UsageError(
-                f"{self.path}: profile {name!r} needs a variant or thresholds that are missing: tune again"
+                f"{self.name}: profile {name!r} needs a variant or thresholds that are missing: tune again"
             )
         if found.threads < 1 or not 1 <= found.segments <= MAX_SEGMENTS:
-            raise UsageError(f"{self.path}: profile {name!r} has invalid threads or segments: tune again")
+            raise UsageError(f"{self.name}: profile {name!r} has invalid threads or segments: tune again")
         return found
 
     def graph_path(self, variant: str, graph: str) -> Path:
         """Return the file of one graph."""
         return self.path / self.manifest.variants[variant][graph].file
+
+    def costs(self, variant: str) -> dict[str, float]:
+        """Return the multiply-adds per frame of each graph of a variant in units of 1e9."""
+        return {name: graph.gflops for name, graph in self.manifest.variants[variant].items()}
 
     def totals(self, variant: str) -> tuple[float, float]:
         """Return the megabytes and the GFLOPs per step of a variant's four graphs."""

@@ -146,17 +146,28 @@ def check_graph_files(bundle: Bundle, variant: str | None = None) -> None:
 
 
 @contextmanager
-def new_bundle(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_bundle(
+    path: Path, *, replace: bool = False, manifest: str = MANIFEST, kind: str = "bundle"
+) -> Iterator[Path]:  # fmt: skip
     """Yield a temporary folder beside ``path`` to write a bundle into; on success rename it to ``path`` in one step.
 
-    On any error or interruption the folder is removed, and an existing bundle at ``path`` is untouched. Raises
-    ``UsageError`` if ``path`` exists and ``replace`` is not set, and ``BundleError`` if the disk refuses a write.
+    On any error or interruption the folder is removed, and an existing bundle at ``path`` is untouched.
+
+    Args:
+        path: of the bundle.
+        replace: whether an existing one may be replaced.
+        manifest: the file without which a folder is not replaced.
+        kind: what such a folder is called, for errors: other exports are written in this way, too.
+
+    Raises:
+        UsageError: ``path`` exists and ``replace`` is not set, or it is something else.
+        BundleError: the disk refuses a write.
     """
     path = Path(os.path.abspath(path))
     if path.exists() and not replace:
         raise UsageError(f"{path}: already exists; give another name, or --force to replace it")
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise UsageError(f"{path}: exists but is not a bundle, so it is not replaced")
+    if path.exists() and not (path / manifest).is_file():
+        raise UsageError(f"{path}: exists but is not a {kind}, so it is not replaced")
     missing = [parent for parent in path.parents if not parent.exists()]
     try:
         with _draft(path) as draft:

@@ -24,6 +24,8 @@ class Variant:
         exact_int8: whether it needs a device that adds 8-bit products exactly: a CPU that may not do so runs it in
             floats, slower.
         builds: whether TensorRT engines are built from it.
+        one_scale: whether its recurrent graphs scale all rows of a batch by one number, taken from the batch itself, so
+            that a row's results depend, a little, on the other rows.
     """
 
     name: str
@@ -32,11 +34,12 @@ class Variant:
     recipe: Literal["int8", "fp16"] | None
     exact_int8: bool = False
     builds: bool = True
+    one_scale: bool = False
 
 
 VARIANTS = (
     Variant("fp32", "the reference", ("cpu", "gpu"), recipe=None),
-    Variant("int8-cpu", "CPUs", ("cpu",), recipe="int8", builds=False),
+    Variant("int8-cpu", "CPUs", ("cpu",), recipe="int8", builds=False, one_scale=True),
     Variant("int8-trt", "TensorRT", ("gpu",), recipe="int8", exact_int8=True),
     Variant("fp16", "TensorRT, CUDA", ("gpu",), recipe="fp16"),
 )
@@ -50,6 +53,8 @@ BUILT_FROM = tuple(variant.name for variant in VARIANTS if variant.builds)
 """Names of the variants that TensorRT engines are built from."""
 EXACT_INT8 = frozenset(variant.name for variant in VARIANTS if variant.exact_int8)
 """Names of the variants for devices that add 8-bit products exactly."""
+ONE_SCALE = frozenset(variant.name for variant in VARIANTS if variant.one_scale)
+"""Names of the variants whose rows of a batch are scaled together."""
 PURPOSE = {variant.name: variant.purpose for variant in VARIANTS}
 """The purpose of each variant, by its name."""
 RECIPE = {variant.name: variant.recipe for variant in VARIANTS}

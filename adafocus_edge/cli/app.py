@@ -14,6 +14,7 @@ from adafocus_edge.cli.classify import classify
 from adafocus_edge.cli.doctor import doctor
 from adafocus_edge.cli.evaluate import evaluate
 from adafocus_edge.cli.export import export_verb
+from adafocus_edge.cli.export_triton import export_triton
 from adafocus_edge.cli.help import MAX_WIDTH, Root, Verb
 from adafocus_edge.cli.inspect import inspect
 from adafocus_edge.cli.prepare import prepare
@@ -67,6 +68,7 @@ app.command("export", cls=Verb, rich_help_panel=MAKE)(export_verb)
 app.command(cls=Verb, rich_help_panel=SUIT)(calibrate)
 app.command(cls=Verb, rich_help_panel=SUIT)(build)
 app.command(cls=Verb, rich_help_panel=SUIT)(tune)
+app.command("export-triton", cls=Verb, rich_help_panel=SUIT)(export_triton)
 app.command(cls=Verb, rich_help_panel=MEASURE)(evaluate)
 app.command(cls=BenchmarkVerb, rich_help_panel=MEASURE)(benchmark)
 app.command(cls=Verb, rich_help_panel=MEASURE)(inspect)

@@ -14,8 +14,8 @@ import typer
 
 from adafocus_edge.cli.archive import check_archive, run_archive
 from adafocus_edge.cli.config import Config, config_file, with_config
-from adafocus_edge.cli.inputs import choose_decoder, find_inputs, top_count
-from adafocus_edge.cli.options import DEFAULT_MODEL_NOTE, Debug, Json, Quiet, with_options
+from adafocus_edge.cli.inputs import choose_decoder, find_inputs, find_model, top_count
+from adafocus_edge.cli.options import Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import (
     HiddenBars,
     ResultSink,
@@ -28,9 +28,10 @@ from adafocus_edge.cli.outputs import (
 from adafocus_edge.cli.process import is_debugging, print_error
 from adafocus_edge.errors import AdaFocusError, HasAnEndError, SourceError, UsageError
 from adafocus_edge.live.settings import LiveArguments
-from adafocus_edge.runtime.archive.settings import ArchiveOptions
+from adafocus_edge.runtime.archive.settings import ArchiveOptions, ClusterOptions
 from adafocus_edge.runtime.settings import ClassifyOptions
 from adafocus_edge.system.cpu import check_threads
+from adafocus_edge.system.log_lines import set_log_format
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -58,7 +59,7 @@ def classify(
     ],
     options: ClassifyOptions,
     live: LiveArguments,
-    archive: ArchiveOptions,
+    cluster: ClusterOptions,
     config: Config = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -78,11 +79,13 @@ def classify(
     from adafocus_edge.runtime.exits import requested_exits
     from adafocus_edge.system.side_by_side import Shares
 
+    set_log_format(live.log_format)
     found, setting, profile = _model(options, quiet)
     sources = _sources(source, options, live, context, quiet)
     only_live = _only_live(live, options, sources)
     top = top_count(options.top_k, found)
     variant = found.choose_variant(setting.variant)
+    archive = ArchiveOptions.of(options.engine, cluster)
     if archive.engine is not None:
         output = check_archive(options, archive, only_live)
         check_graph_files(found, variant)
@@ -143,14 +146,9 @@ def classify(
 
 def _model(options: ClassifyOptions, quiet: bool) -> tuple[Bundle, ClassifyOptions, Profile | None]:
     """Return the bundle to run, the options with those of its profile, and the profile."""
-    from adafocus_edge.bundle.store import default_bundle, open_bundle
     from adafocus_edge.runtime.profiles import apply_profile
 
-    bundle = options.bundle
-    if bundle is None:
-        bundle = default_bundle()
-        say(DEFAULT_MODEL_NOTE, quiet)
-    found = open_bundle(bundle)
+    found = find_model(options, options.bundle, quiet)
     setting, profile = apply_profile(options, found)
     if profile is not None:
         say(f"profile {options.profile}: {profile.demand}; measured on {profile.device}", quiet)
@@ -171,7 +169,7 @@ def _sources(
 
 def _only_live(live: LiveArguments, options: ClassifyOptions, sources: list[Source]) -> str | None:
     """Return what was given that is for live sources only; with it, files are seen window by window too."""
-    given = {"provisional": options.provisional, "show": options.show, **asdict(live)}
+    given = {"provisional": options.provisional, "show": options.show, **asdict(live), "log_format": None}
     name = next((name for name, value in given.items() if value not in (None, False)), None)
     if name is not None:
         return "--" + name.replace("_", "-")

@@ -39,7 +39,7 @@ def evaluate(
     del debug
     from adafocus_edge.bundle.store import default_bundle
 
-    if model is None:
+    if model is None and options.engine is None:
         model = default_bundle()
         say(DEFAULT_MODEL_NOTE, quiet)
     if options.plot is not None:
@@ -77,11 +77,11 @@ def evaluate(
 def _draw(done: Evaluated, entry: dict[str, Any], plot: Path) -> None:
     from adafocus_edge.evaluation.plot import draw_evaluation, draw_patches
 
-    first = done.first
+    first, name = done.first, Path(done.model).name
     if len(done.runs) > 1:
-        draw_patches(entry["patches"], f"{done.model.name} on {first.evaluation.origin}", plot)
+        draw_patches(entry["patches"], f"{name} on {first.evaluation.origin}", plot)
     else:
-        draw_evaluation(first.evaluation, f"{done.model.name}: {first.what}", plot)
+        draw_evaluation(first.evaluation, f"{name}: {first.what}", plot)
 
 
 def _print_evaluation(entry: dict[str, Any], *, as_json: bool) -> None:

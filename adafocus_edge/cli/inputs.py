@@ -5,15 +5,33 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from adafocus_edge.cli.options import DEFAULT_MODEL_NOTE
 from adafocus_edge.cli.outputs import say, say_notes
 from adafocus_edge.errors import UsageError
 from adafocus_edge.runtime.settings import DEFAULT_TOP_K
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.bundle.manifest import Bundle
     from adafocus_edge.media.sources import Source
-    from adafocus_edge.runtime.settings import Decoder
+    from adafocus_edge.runtime.settings import Decoder, GraphOptions
+
+
+def find_model(options: GraphOptions, bundle: Path | None, quiet: bool) -> Bundle:
+    """Return the model of a run: that of a bundle, the default one, or one that the engine of the run serves.
+
+    Its graphs are yet to be checked. Raises ``AdaFocusError``.
+    """
+    from adafocus_edge.bundle.store import default_bundle, open_bundle
+    from adafocus_edge.runtime.served import served_model
+
+    if (served := served_model(options, bundle)) is not None:
+        return served
+    if bundle is None:
+        say(DEFAULT_MODEL_NOTE, quiet)
+    return open_bundle(bundle or default_bundle())
 
 
 def top_count(requested: int | None, bundle: Bundle) -> int:

@@ -174,9 +174,10 @@ def say(text: str, quiet: bool) -> None:
     """Print a line on stderr, unless quiet."""
     if not quiet:
         from adafocus_edge.system.addresses import conceal
+        from adafocus_edge.system.log_lines import log_line
         from adafocus_edge.system.printable import printable
 
-        print(printable(conceal(text, *sys.argv[1:])), file=sys.stderr)
+        print(log_line(printable(conceal(text, *sys.argv[1:]))), file=sys.stderr)
 
 
 def say_notes(notes: Iterable[str], quiet: bool) -> None:

@@ -169,9 +169,10 @@ def _leave(code: int) -> None:
 
 def print_error(text: str, status: int) -> int:
     """Print an error as one line."""
+    from adafocus_edge.system.log_lines import log_line
     from adafocus_edge.system.printable import one_line
 
-    print(f"error: {one_line(text)}", file=sys.stderr)
+    print(log_line(one_line(text), "error"), file=sys.stderr)
     return status
 
 

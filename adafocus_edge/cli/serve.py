@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from adafocus_edge.cli.config import Config, config_file, with_config
-from adafocus_edge.cli.inputs import choose_decoder, find_inputs, top_count
-from adafocus_edge.cli.options import DEFAULT_MODEL_NOTE, Debug, Quiet, with_options
+from adafocus_edge.cli.inputs import choose_decoder, find_inputs, find_model, top_count
+from adafocus_edge.cli.options import Debug, Quiet, with_options
 from adafocus_edge.cli.outputs import check_targets, say
 from adafocus_edge.errors import MissingExtraError
 from adafocus_edge.live.settings import LiveArguments
 from adafocus_edge.runtime.settings import RunOptions
 from adafocus_edge.serve.options import ServeOptions, check_exposure
+from adafocus_edge.system.log_lines import set_log_format
 from adafocus_edge.system.options import OUTPUT, Option
 
 
@@ -48,12 +49,13 @@ def serve(
       adafocus-edge serve clips/*.mp4 --host 0.0.0.0 --token "$TOKEN"
     """
     del debug, config
+    set_log_format(live.log_format)
     try:
         from adafocus_edge.serve.session import serve_live
     except ModuleNotFoundError as error:
         raise MissingExtraError("`adafocus-edge serve`", "serve", error.name or "starlette") from None
     from adafocus_edge.backends.registry import load_model
-    from adafocus_edge.bundle.store import check_graph_files, default_bundle, open_bundle
+    from adafocus_edge.bundle.store import check_graph_files
     from adafocus_edge.live.stream_config import with_zones
     from adafocus_edge.runtime.classifier import Classifier
     from adafocus_edge.runtime.exits import requested_exits
@@ -61,15 +63,11 @@ def serve(
     if old_max_cameras is not None:
         serving = replace(serving, max_cameras=old_max_cameras)
     check_exposure(serving)
-    bundle = options.bundle
-    if bundle is None:
-        bundle = default_bundle()
-        say(DEFAULT_MODEL_NOTE, quiet)
+    found = find_model(options, options.bundle, quiet)
     file = config_file(context)
     sources = find_inputs(_all_sources(context, source or [], old_sources or []), quiet, options.video_track)
     sources = with_zones(with_config(sources, file), live)
-    check_targets(options.output, None, bundle, sources, logits=False, as_json=True, live=True)
-    found = open_bundle(bundle)
+    check_targets(options.output, None, found.path, sources, logits=False, as_json=True, live=True)
     top = top_count(options.top_k, found)
     variant = found.choose_variant(options.variant)
     exits = requested_exits(found, options, live=True)

@@ -16,9 +16,11 @@ from adafocus_edge.evaluation.dataset import check_data, read_data
 from adafocus_edge.evaluation.evaluate import Evaluation, evaluate, gflops_per_step, predict_at
 from adafocus_edge.evaluation.evidence import reused_clips
 from adafocus_edge.runtime.exits import exits_named
+from adafocus_edge.runtime.served import served_model
 from adafocus_edge.system.companions import import_companion
 
 if TYPE_CHECKING:
+    from adafocus_edge.bundle.manifest import Bundle
     from adafocus_edge.evaluation.dataset import Split
     from adafocus_edge.evaluation.settings import EvaluateOptions, Patches
     from adafocus_edge.model.exits import ExitThresholds
@@ -45,9 +47,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation's runs, at least one, and the model they are of."""
+    """An evaluation's runs, at least one, and the model they are of: its path, or the address where it is served."""
 
-    model: Path
+    model: Path | str
     runs: tuple[Run, ...]
 
     @property
@@ -73,20 +75,22 @@ class Evaluated:
         return {"model": str(self.model), "data": self.first.evaluation.origin, "patches": every}
 
 
-def check_inputs(model: Path, options: EvaluateOptions) -> None:
+def check_inputs(model: Path | None, options: EvaluateOptions) -> None:
     """Check what takes no time, before a model is loaded. Raises ``UsageError``, ``DataError`` or ``BundleError``."""
-    if not model.exists():
+    if model is not None and not model.exists():
         raise UsageError(f"{model}: no such bundle or checkpoint")
     check_data(options.clips, options.frames)
     if options.classes is not None:
         read_classes(options.classes)
 
 
-def evaluate_model(model: Path, options: EvaluateOptions, log: Callable[[str], None], progress: Progress) -> Evaluated:
+def evaluate_model(
+    model: Path | None, options: EvaluateOptions, log: Callable[[str], None], progress: Progress
+) -> Evaluated:  # fmt: skip
     """Evaluate a bundle (a folder) or a checkpoint (a file) on each kind of patches.
 
     Args:
-        model: path of either.
+        model: path of either; None for the model that the options' engine serves.
         options: see :class:`EvaluateOptions`.
         log: called with lines for the user.
         progress: shows how far each run is.
@@ -94,7 +98,13 @@ def evaluate_model(model: Path, options: EvaluateOptions, log: Callable[[str], N
     Raises ``UsageError`` for options that do not suit the model, ``AdaFocusError`` for what cannot be read or run.
     """
     job = _Evaluating(options, log, progress)
-    return Evaluated(model, tuple(job.bundle(model) if model.is_dir() else job.checkpoint(model)))
+    if options.engine is not None and model is not None and not model.is_dir():
+        raise UsageError(f"--engine {options.engine}: serves bundles: {model} is a checkpoint, which PyTorch runs here")
+    served = served_model(options, model)
+    if served is not None:
+        return Evaluated(served.name, tuple(job.bundle(served)))
+    assert model is not None
+    return Evaluated(model, tuple(job.bundle(open_bundle(model)) if model.is_dir() else job.checkpoint(model)))
 
 
 @dataclass(frozen=True)
@@ -111,19 +121,18 @@ class _Evaluating:
     def patches(self) -> tuple[Patches, ...]:
         return cast("tuple[Patches, ...]", self.options.patches)
 
-    def bundle(self, path: Path) -> list[Run]:
-        """Evaluate a bundle."""
+    def bundle(self, found: Bundle) -> list[Run]:
+        """Evaluate a bundle, or a model that is served."""
         asked = self.options
         if asked.patch_size is not None:
             raise UsageError(f"--patch-size {asked.patch_size}: is for official checkpoints; a bundle holds its own")
-        found = open_bundle(path)
         found.choose_variant(asked.variant)
         exits = None if asked.exit_set is None else exits_named(found, asked.exit_set, live=False)
         split = self._split(found.spec, found.classes)
         check_graph_files(found)
         runs = []
         with load_model(found, asked.variant, asked.backend, asked.threads, device=asked.device) as model:
-            costs = {name: graph.gflops for name, graph in found.manifest.variants[model.variant].items()}
+            costs = found.costs(model.variant)
             for patches in self.patches:
                 gflops = gflops_per_step(costs, found.spec, patches)
                 predict = predict_at(model, patches, self.schedule)

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.backends.gpu_frames import LiveFrames
-from adafocus_edge.errors import AdaFocusError, SourceError, UsageError
+from adafocus_edge.errors import AdaFocusError, ServerLostError, SourceError, UsageError
 from adafocus_edge.live.capture import Capture, Prepared
 from adafocus_edge.live.clip_job import ClipJob
 from adafocus_edge.live.events import EventRule
 from adafocus_edge.live.listener import Sink, Subscriber
 from adafocus_edge.live.messages import Drops, LiveFrame, Message, Notice, ProvisionalResult, Rules
 from adafocus_edge.live.meters import Counters, DropMeter, DropReport
+from adafocus_edge.live.outage import ServerOutage
 from adafocus_edge.live.readers import Feed
 from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.live.source_state import STALE_GLIMPSES, SourceState, WindowState
@@ -128,6 +129,8 @@ class LiveRun:
         self.max_sources = (with_spare - options.max_guests) // options.overlap
         self._lanes = lanes_of(model, max(1, with_spare))
         self._on_device = None if model.resident is None else LiveFrames(model.resident, classifier.decoder)
+        check_server = (lambda: None) if model.remote is None else model.remote.check
+        self._outage = ServerOutage(check_server, options.capture.retries, self._publish)
         self._results = ResultMaker(classifier, options.smooth, self._lanes.restart, self._publish, options.archive_url)
         self._listeners = list(listeners)
         self._listener_drops: dict[Sink, DropMeter] = {}
@@ -385,6 +388,8 @@ class LiveRun:
 
     def _activities(self) -> Iterator[Activity]:
         """Yield what the watchdog must know of each source that should be glimpsed."""
+        if self._outage.lasts:
+            return
         began_s, now_s = self._step_began_s, time.monotonic()
         step_s = 0.0 if began_s is None else now_s - began_s
         for source in list(self._sources.values()):
@@ -398,6 +403,8 @@ class LiveRun:
 
     def _gather(self, wait_s: float) -> _Arrivals:
         """Take at most one frame of each source and clip; wait up to ``wait_s`` for something to arrive."""
+        if self._outage.lasts:
+            return self._await_server(wait_s)
         deadline = time.monotonic() + wait_s
         with self._arrived:
             while True:
@@ -413,6 +420,26 @@ class LiveRun:
                     return arrivals
                 self._arrived.wait(left_s)
 
+    def _await_server(self, wait_s: float) -> _Arrivals:
+        """Try to reach the model's server again, or wait until that is due; take no frames meanwhile."""
+        self._outage.attempt(self._names_under_way(), wait_s)
+        with self._arrived:
+            self._remove_jobs()
+            return _Arrivals([], [], [source for source in self._admit() if source.capture.finished])
+
+    def _lose_server(self, error: ServerLostError) -> None:
+        """End the windows and clips under way, whose states were on the server. Raises the error to end the run."""
+        self._step_began_s = None
+        self._outage.begin(error, self._names_under_way())
+        for source in self._sources.values():
+            self._results.cut(source)
+        for job in self._jobs:
+            job.cancelled.set()
+            job.fail(error)
+
+    def _names_under_way(self) -> list[str]:
+        return [name for name, source in self._sources.items() if not source.over]
+
     def _step(self, arrivals: _Arrivals) -> None:
         """Take one step with all arrivals, and publish the results."""
         frames: dict[int, Any] = {}
@@ -421,7 +448,6 @@ class LiveRun:
                 if source.connection:
                     self._results.cut(source)
                 source.connection = prepared.connection
-            source.glimpses += 1
             lanes = [state.lane for state in source.under_way if not state.sure]
             if lanes:
                 frames.update(dict.fromkeys(lanes, self._pixels(prepared)))
@@ -429,8 +455,13 @@ class LiveRun:
             if job.lane is None:
                 job.lane = self._lanes.join()
             frames[job.lane] = pixels
-        glimpses, model_s = self._glimpse(frames)
+        try:
+            glimpses, model_s = self._glimpse(frames)
+        except ServerLostError as error:
+            self._lose_server(error)
+            return
         for source, prepared in arrivals.frames:
+            source.glimpses += 1
             self._results.add(source, prepared, glimpses, model_s)
         for job, (index, time_s, _) in arrivals.clips:
             assert job.lane is not None

@@ -335,8 +335,8 @@ def run_live(
                     stop,
                     lambda: screen.loop(stop, arguments.snapshots or Path()),
                 )
-        for error in run.unseen.values():  # notices have reported the others
-            log.error(str(error))
+        for name, error in run.unseen.items():  # notices have reported the others
+            log.error(str(error), extra={"source": name, "event": "failed"})
         return run.errors
 
 
@@ -384,7 +384,7 @@ def connected(run: LiveRun, sinks: Sequence[Sink], log: logging.Logger) -> Itera
         for sink in sinks:
             sink.close()
     for line in summary(run.status()):
-        log.info(line)
+        log.info(line, extra={"event": "summary"})
 
 
 def _run_beside(work: Callable[[], None], stop: threading.Event, show: Callable[[], None]) -> None:

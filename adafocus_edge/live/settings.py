@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from adafocus_edge.errors import UsageError
 from adafocus_edge.model.defaults import DEFAULT_GLIMPSE_FPS
+from adafocus_edge.system.log_lines import LogFormat
 from adafocus_edge.system.options import CAMERAS, LIVE, SINKS, Option
 
 FOREVER = "forever"
@@ -257,6 +258,10 @@ class LiveArguments:
     log: Annotated[
         Path | None,
         Option("Also write the lines of stderr to this file, with the time of each.", SINKS, metavar="FILE"),
+    ] = None
+    log_format: Annotated[
+        LogFormat | None,
+        Option("Write the lines of stderr and of --log as text, or as JSON objects.", SINKS, default="text"),
     ] = None
 
 

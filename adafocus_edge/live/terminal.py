@@ -19,6 +19,7 @@ from adafocus_edge.live.settings import DEFAULT_KEEP, DEFAULT_ROTATE_MB, Printin
 from adafocus_edge.system.addresses import conceal
 from adafocus_edge.system.console import console
 from adafocus_edge.system.json_lines import to_line
+from adafocus_edge.system.log_lines import NOTE, Level, log_format, log_line
 from adafocus_edge.system.printable import printable
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class NoticeLogger(Sink):
         level = (
             logging.ERROR if message.kind == "failed" else logging.WARNING if message.kind in WARNED else logging.INFO
         )
-        self._log.log(level, message.text)
+        self._log.log(level, message.text, extra={"source": message.source, "event": message.kind})
 
 
 class _OneLineFormatter(logging.Formatter):
@@ -157,14 +158,29 @@ class _OneLineFormatter(logging.Formatter):
         return printable(conceal(super().format(record), *sys.argv[1:]))
 
 
+class _JsonFormatter(_OneLineFormatter):
+    """Formats each message as a line of JSON, with the source and the event that it was logged with."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return record_line(record, super().format(record))
+
+
+def record_line(record: logging.LogRecord, text: str) -> str:
+    """Return the line of stderr of a record whose text is given."""
+    level: Level = (
+        "error" if record.levelno >= logging.ERROR else "warning" if record.levelno >= logging.WARNING else "info"
+    )
+    return log_line(text, level, event=getattr(record, "event", NOTE), source=getattr(record, "source", None))
+
+
 class _StderrHandler(logging.Handler):
     """Writes to the present ``sys.stderr``, which a status line on a terminal replaces."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        prefix = "error: " if record.levelno >= logging.ERROR else ""
         with suppress(OSError, ValueError):
-            print(prefix + self.format(record), file=sys.stderr, flush=True)
+            print(record_line(record, self.format(record)), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -195,6 +211,8 @@ def run_log(path: Path | None, quiet: bool, rotate_mb: float | None, keep: int |
             raise UsageError(f"--log {path}: cannot be written ({error.strerror})") from None
         setattr(file, "handleError", lambda _: None)  # noqa: B010 - a full disk must not fill stderr
         form = _OneLineFormatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+        if log_format() == "json":
+            form = _JsonFormatter("%(message)s")
         form.converter = time.gmtime
         file.setFormatter(form)
         log.addHandler(file)
@@ -249,7 +267,7 @@ def status_shown(run: LiveRun, every_s: float | None, as_json: bool, quiet: bool
     over = threading.Event()
     if every_s is not None:
         shown = _printed_status(run, every_s, as_json, over)
-    elif not quiet and sys.stderr.isatty():
+    elif not quiet and sys.stderr.isatty() and log_format() == "text":
         shown = _drawn_status(run, over)
     else:
         yield
@@ -276,7 +294,8 @@ def _printed_status(
                 if as_json:
                     print_line({"status": run.status().to_json()})
                 else:
-                    print(printable(status_line(run.status())), file=sys.stderr, flush=True)
+                    line = log_line(printable(status_line(run.status())), event="status")
+                    print(line, file=sys.stderr, flush=True)
 
     yield show
 

@@ -30,6 +30,8 @@ GRAPHS = ("glancer", "policy", "focuser", "classifier")
 """The four graphs of a model, in the order in which a step runs them."""
 STEP_GRAPH = "step"
 """The optional fifth graph: the whole step, joined from the four."""
+CLIP_GRAPH = "clip"
+"""A graph of a whole clip, joined from the four; bundles hold none: it is made for a server of models."""
 MAX_SEGMENTS = 4096
 """Maximum number of frames of a clip, which are all in memory at once."""
 
@@ -145,7 +147,7 @@ class TensorSpec:
 def contract(spec: ModelSpec, graph: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Return the inputs and the outputs that a graph of this model must have (design.md, "The four graphs").
 
-    ``graph`` is one of :data:`GRAPHS` or :data:`STEP_GRAPH`. Raises ``KeyError`` for any other name.
+    ``graph`` is one of :data:`GRAPHS`, :data:`STEP_GRAPH` or :data:`CLIP_GRAPH`; any other name raises ``KeyError``.
     """
     side = spec.feature_map_size
     frame = TensorSpec("frame", "uint8", ("N", spec.frame_size, spec.frame_size, 3))
@@ -173,6 +175,13 @@ def contract(spec: ModelSpec, graph: str) -> tuple[tuple[TensorSpec, ...], tuple
         STEP_GRAPH: (
             (frame, policy_state, classifier_state),
             (logits, *chosen, policy_state_out, classifier_state_out),
+        ),
+        CLIP_GRAPH: (
+            (TensorSpec("frames", "uint8", ("N", spec.segments, spec.frame_size, spec.frame_size, 3)),),
+            (
+                TensorSpec("logits", "float32", ("N", spec.segments, spec.classes)),
+                TensorSpec("origins", "float32", ("N", spec.segments, 2)),
+            ),
         ),
     }[graph]
 

@@ -177,6 +177,7 @@ class Classifier:
         self.exits = exits
         self.schedule = "stream" if schedule == "stream" else "clip"
         self._stream: GlimpseStream | None = None
+        self._clip: GlimpseClip | None = None
         self.decoder: Choice = decoder
         self._note = note
         self._turn = nullcontext() if turn is None else turn
@@ -262,7 +263,9 @@ class Classifier:
                 yield index, glimpse, time.perf_counter() - before
             return
         if self.exits is not None:
-            clip, waiting = GlimpseClip(self.model), iter(frames)
+            self._clip = clip = self._clip or GlimpseClip(self.model)
+            clip.reset()
+            waiting = iter(frames)
             for size in self.exits.pieces(self.model.batch):
                 piece = list(itertools.islice(waiting, size))  # what is not seen is not decoded
                 yield from _timed([index for index, _ in piece], clip.see([pixels for _, pixels in piece]))

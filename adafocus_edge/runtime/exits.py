@@ -41,4 +41,4 @@ def exits_named(bundle: Bundle, name: str, *, live: bool) -> ExitThresholds:
     try:
         return find_exits(bundle.manifest.thresholds, name, orders)
     except KeyError as error:
-        raise UsageError(f"{bundle.path}: {error.args[0]}") from None
+        raise UsageError(f"{bundle.name}: {error.args[0]}") from None

@@ -58,6 +58,10 @@ class GlimpseClip:
         self._spec = model.spec
         self._pieces = runner_of(model).pieces()
 
+    def reset(self) -> None:
+        """Start a new clip with the next frames."""
+        self._pieces.reset()
+
     def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
         """See the clip's next frames, as for :func:`see_clip`; yield one glimpse for each."""
         check_frames(frames, self._spec)
@@ -108,8 +112,8 @@ class GlimpseStream:
 
 
 def runner_of(model: LoadedModel) -> Runner:
-    """Return the runner of a model: on its device, or session by session on the host."""
-    return HostRunner(model) if model.resident is None else model.resident
+    """Return the runner of a model: on its device, on its server, or session by session on the host."""
+    return model.resident or model.remote or HostRunner(model)
 
 
 class HostRunner:
@@ -148,8 +152,12 @@ class HostPieces:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
-        self._policy_state: Any = np.zeros((1, model.spec.policy_state), np.float32)
-        self._state: Any = np.zeros((1, model.spec.classifier_state), np.float32)
+        self.reset()
+
+    def reset(self) -> None:
+        """Set both states to zero."""
+        self._policy_state: Any = np.zeros((1, self._model.spec.policy_state), np.float32)
+        self._state: Any = np.zeros((1, self._model.spec.classifier_state), np.float32)
 
     def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
         """Glance at all frames, choose their patches, focus on all of them, then classify; see :class:`Pieces`."""

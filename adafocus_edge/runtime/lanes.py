@@ -17,7 +17,7 @@ from adafocus_edge.model.spec import GRAPHS, Glimpse
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.base import Session
+    from adafocus_edge.backends.base import ServerLanes, Session
     from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.backends.tensors import Buffer
 
@@ -265,8 +265,13 @@ class HostLanes:
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def lanes_of(model: LoadedModel, most: int) -> Lanes | HostLanes:
-    """Return lanes for up to ``most`` streams of a model, on its device or on the host. Raises ``UsageError``."""
+def lanes_of(model: LoadedModel, most: int) -> Lanes | HostLanes | ServerLanes:
+    """Return lanes for up to ``most`` streams of a model: on its device, on its server, or on the host.
+
+    Raises ``UsageError``.
+    """
+    if model.remote is not None:
+        return model.remote.lanes()
     return Lanes(model, most) if model.on_device else HostLanes(model)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from adafocus_edge.backends.base import CONV_SEARCH, ConvSearch
 from adafocus_edge.backends.registry import BackendChoice, canonical_backend
+from adafocus_edge.backends.triton.address import EXAMPLE, is_address, parse_address
 from adafocus_edge.errors import UsageError
 from adafocus_edge.system.cpu import check_threads
 from adafocus_edge.system.options import EXIT, INPUT, MODEL, OUTPUT, Option
@@ -28,6 +29,29 @@ BackendOption = Annotated[
         accepts=BackendChoice,
     ),
 ]
+
+
+ARCHIVE_ENGINES = ("local", "ray")
+"""Engines that classify an archive: processes of this machine, or of a Ray cluster."""
+
+
+def read_server(option: str, text: str) -> str:
+    """Return the address of a Triton server. Raises ``UsageError`` if it is none."""
+    if not is_address(text):
+        raise UsageError(f"{option} {text}: must be a Triton server such as {EXAMPLE}")
+    parse_address(text)
+    return text
+
+
+def read_engine(option: str, text: str) -> str:
+    """Return the value of ``--engine`` of `classify` if it is one. Raises ``UsageError``."""
+    if text in ARCHIVE_ENGINES:
+        return text
+    if not is_address(text):
+        raise UsageError(
+            f"{option} {text}: must be {' or '.join(ARCHIVE_ENGINES)}, or a Triton server such as {EXAMPLE}"
+        )
+    return read_server(option, text)
 
 
 @dataclass(frozen=True)
@@ -56,6 +80,16 @@ class GraphOptions:
             EXIT,
             ("--exit",),
             metavar="NAME",
+        ),
+    ] = None
+    engine: Annotated[
+        str | None,
+        Option(
+            f"Run the model on a Triton server that serves it: {EXAMPLE}.",
+            MODEL,
+            default="run it in this process",
+            metavar="triton://HOST:PORT",
+            read=read_server,
         ),
     ] = None
 
@@ -124,6 +158,18 @@ class RunOptions(GraphOptions):
 class ClassifyOptions(RunOptions):
     """What only `classify` has."""
 
+    engine: Annotated[
+        str | None,
+        Option(
+            "Classify an archive with processes of this machine (local) or of a Ray cluster (ray): --output names a "
+            "folder of results, and a run that was interrupted goes on where it stopped. Or run the model on a Triton "
+            f"server that serves it: {EXAMPLE}.",
+            MODEL,
+            default="classify in this process",
+            metavar="local|ray|triton://HOST:PORT",
+            read=read_engine,
+        ),
+    ] = None
     schedule: ScheduleOption = "auto"
     workers: Annotated[
         int | None,

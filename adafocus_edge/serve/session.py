@@ -73,7 +73,7 @@ def serve_live(
         sinks = open_sinks(stack, arguments, classifier, sources, log.warning, output, printing, archive, spare)
         editor = Editor(run, sources, arguments, live.capture, file, allowed=options.edit, video_track=video_track)
         with connected(run, sinks, log), Server(run, options, log.warning, archive, editor) as server:
-            log.info(f"serving {server.url} (press Ctrl-C to stop)")
+            log.info(f"serving {server.url} (press Ctrl-C to stop)", extra={"event": "serving"})
             if as_json:
                 print_line({"url": server.url})
             with status_shown(run, arguments.status, as_json, quiet):

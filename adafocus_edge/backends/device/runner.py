@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adafocus_edge.backends.base import Program
+from adafocus_edge.backends.base import Program, StepPieces
 from adafocus_edge.backends.device.memory import aligned
 from adafocus_edge.backends.tensors import Buffer
 from adafocus_edge.errors import BackendError, BusyError
@@ -75,7 +75,6 @@ class DeviceRunner:
         self._clips: dict[int, ClipLoop] = {}
         self._loops: weakref.WeakSet[StepLoop | ClipLoop] = weakref.WeakSet()
         self._closing: list[Work] = []
-        self._pieces: StepPieces | None = None
 
     def steps(self, clips: int) -> StepLoop:
         """Return a new loop over the steps of N clips at once, with states of its own."""
@@ -85,10 +84,7 @@ class DeviceRunner:
 
     def pieces(self) -> StepPieces:
         """Return a new loop over one clip: step by step, which a device does about as fast as some frames at a time."""
-        if self._pieces is None:
-            self._pieces = StepPieces(self.steps(1))
-        self._pieces.reset()
-        return self._pieces
+        return StepPieces(self.steps(1))
 
     def see_clip(self, frames: Sequence[NDArray[np.uint8] | Buffer] | NDArray[np.uint8]) -> Iterator[Glimpse]:
         """Run a whole clip in one launch; see :class:`Runner`."""
@@ -134,26 +130,6 @@ class DeviceRunner:
             for graph, program in self.programs.items():
                 if graph not in GRAPHS:
                     stack.callback(program.close)
-
-
-class StepPieces:
-    """One clip, whose frames are given some at a time and seen step by step: :class:`Pieces` of a device.
-
-    Args:
-        steps: over one clip.
-    """
-
-    def __init__(self, steps: StepLoop) -> None:
-        self._steps = steps
-
-    def reset(self) -> None:
-        """Start a new clip."""
-        self._steps.reset()
-
-    def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
-        """See the clip's next frames."""
-        for frame in frames:
-            yield self._steps.see([frame])
 
 
 @dataclass(frozen=True)

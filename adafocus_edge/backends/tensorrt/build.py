@@ -130,7 +130,7 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
     """
     library = find_library(request.library)
     variant = bundle.choose_variant(request.variant)
-    built_for, device = _built_for(library, request.targets)
+    built_for, device = find_target(library, request.targets)
     _check_options(library, request.options)
     if request.output is not None:
         bundle = copied_bundle(bundle, request.output)
@@ -160,7 +160,7 @@ def build(bundle: Bundle, request: BuildRequest, join: Callable[[], Join], progr
                 path = _graph_file(bundle, variant, graph, Path(scratch), join)
                 started = time.monotonic()
                 cache = folder.parent / f"timing-{library.name}-{library.version}-{device}.cache"
-                plan = _build_one(library, path, graph, engines, bundle.spec.frame_size, cache, progress, check)
+                plan = build_engine(library, path, graph, engines, bundle.spec.frame_size, cache, progress, check)
                 with bundle_lock(bundle.path):  # otherwise a calibration that replaces the bundle could lose it
                     info = _keep(folder, graph, plan, hashes[graph], time.monotonic() - started)
                     engines = replace(engines, engines={**engines.engines, graph: info})
@@ -181,8 +181,12 @@ def _check_options(library: Library, options: BuildOptions) -> None:
         raise UsageError(f"--hardware-compatible {options.hardware_compatible}: {library.title} does not support it")
 
 
-def _built_for(library: Library, targets: tuple[str, ...]) -> tuple[BuiltFor, str]:
-    """Return where the engines will run, and its name in the folder of engines."""
+def find_target(library: Library, targets: tuple[str, ...]) -> tuple[BuiltFor, str]:
+    """Return where the engines will run, and its name in the folder of engines.
+
+    Raises ``UsageError`` or ``BackendError`` if the library cannot build for these compute capabilities, or for the GPU
+    of this machine where there are none.
+    """
     from adafocus_edge.backends.device.cuda import find_gpu
 
     gpu = find_gpu()
@@ -271,7 +275,7 @@ def _keep(folder: Path, graph: str, plan: bytes, graph_sha256: str, seconds: flo
     return EngineInfo(path.name, sha256_of(path), len(plan), graph_sha256, round(seconds, 2))
 
 
-def _build_one(
+def build_engine(
     library: Library,
     path: Path,
     graph: str,
@@ -281,7 +285,20 @@ def _build_one(
     progress: Progress,
     check: Callable[[], None],
 ) -> bytes:
-    """Build one engine. Raises ``BuildError``, or what interrupted it."""
+    """Build one engine.
+
+    Args:
+        library: that builds it.
+        path: of the graph's file.
+        graph: its name.
+        wanted: the GPUs, the options and the batches that it is for.
+        frame_size: of the model, in pixels; only the graph of pixels needs it.
+        cache: file with the builder's timings.
+        progress: see :data:`Progress`.
+        check: raises if the build was interrupted.
+
+    Raises ``BuildError``, or what interrupted it.
+    """
     trt, logger = library.module, library.logger()
     with wrap_errors(logger, f"{path}: {library.title} failed"):
         builder = trt.Builder(logger)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.runtime.settings import ARCHIVE_ENGINES
 from adafocus_edge.system.options import Option
 
 ARCHIVE = "Archives"
@@ -17,18 +18,9 @@ MAX_THREADS = 4
 
 
 @dataclass(frozen=True)
-class ArchiveOptions:
-    """Where an archive run's processes are. Checked when made; raises ``UsageError``."""
+class ClusterOptions:
+    """Where the processes of an archive run on Ray are."""
 
-    engine: Annotated[
-        Literal["local", "ray"] | None,
-        Option(
-            "Classify an archive with processes of this machine (local) or of a Ray cluster (ray): --output names "
-            "a folder of results, and a run that was interrupted goes on where it stopped.",
-            ARCHIVE,
-            default="classify in this process",
-        ),
-    ] = None
     address: Annotated[
         str | None,
         Option(
@@ -51,6 +43,22 @@ class ArchiveOptions:
         float,
         Option("Give each process of the cluster this many GPUs, or a fraction of one.", ARCHIVE, minimum=0.0),
     ] = 0.0
+
+
+@dataclass(frozen=True)
+class ArchiveOptions(ClusterOptions):
+    """What runs the processes of an archive, and where. Checked when made; raises ``UsageError``.
+
+    Attributes:
+        engine: one of :data:`ARCHIVE_ENGINES`; None if no archive is classified.
+    """
+
+    engine: str | None = None
+
+    @classmethod
+    def of(cls, engine: str | None, cluster: ClusterOptions) -> ArchiveOptions:
+        """Return the options of a run with this ``--engine``."""
+        return cls(**asdict(cluster), engine=engine if engine in ARCHIVE_ENGINES else None)
 
     def __post_init__(self) -> None:
         if self.engine != "ray":
