@@ -1,11 +1,11 @@
 """Measure the whole from file to answer against an older version, in one run, in turns.
 
-Usage: python -m benchmarks.whole [--parts folder,archive,cost] [--old DIR] [--clips DIR] [--rounds 3]
+Usage: python -m benchmarks.whole [--parts folder,reading,...] [--old DIR] [--clips DIR] [--rounds 3]
 
 Each part writes its own key of ``results/whole.json`` and leaves the others. To add one, write a function that takes
 the arguments and returns what is to be stored, and enter it in ``PARTS``.
 
-``--old`` is a folder with the older version's packages: ``git archive v0.1.0 | tar x -C DIR``.
+``--old`` is a folder with the older version's packages: ``git archive COMMIT | tar x -C DIR``.
 
 ``busy`` is the share of the cores' time in which the processes ran or were ready to run: on a machine that has other
 work to do, it says what the programme would have used, and clips per second do not. ``cpu_ms_per_clip`` is the
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -28,7 +29,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.media.preprocess import sampled_frames
@@ -42,6 +42,39 @@ ROOT = Path(__file__).parent.parent
 CLIPS = ROOT / "tests" / "fights"
 IGNORED = ("latency_ms", "model_ms")
 """Keys of a result that differ from run to run."""
+SHORT = CLIPS / "fight" / "fi013.mp4"
+READING = """
+import json, sys, time
+from adafocus_edge.bundle.store import default_bundle, read_bundle
+from adafocus_edge.media.preprocess import sampled_frames
+from adafocus_edge.media.sources import find_sources
+spec, sources = read_bundle(default_bundle()).spec, find_sources([sys.argv[1]])
+for turn in range(2):
+    cpu, wall = time.process_time(), time.perf_counter()
+    for source in sources:
+        list(sampled_frames(source.open_clip(), spec))
+    took = [(time.process_time() - cpu) / len(sources) * 1e3, (time.perf_counter() - wall) / len(sources) * 1e3]
+print(json.dumps({"read": took}))
+"""
+EXITS = """
+import json, sys
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import default_bundle, read_bundle
+from adafocus_edge.media.sources import find_sources
+from adafocus_edge.runtime.classifier import Classifier
+bundle, sources, found = read_bundle(default_bundle()), find_sources([sys.argv[1]]), {}
+for variant in ("fp32", "int8-cpu"):
+    with load_model(bundle, variant, "cpu") as model:
+        for name in ("all", *bundle.manifest.thresholds):
+            exits = None if name == "all" else bundle.manifest.thresholds[name][0]
+            classifier = Classifier(model, bundle.classes, exits=exits)
+            for turn in range(2):
+                results = [classifier.classify(source)[0] for source in sources]
+            count = len(results)
+            means = [sum(r.model_ms for r in results) / count, sum(len(r.steps) for r in results) / count]
+            found[f"{variant} {name}"] = means
+print(json.dumps(found))
+"""
 SCENE = ROOT / "tests" / "clips" / "people_1080p.mp4"
 
 
@@ -67,6 +100,69 @@ def folder(arguments: argparse.Namespace) -> dict[str, Any]:
         "equal": all(found == first for found in lines.values()),
         "runs": {name: _figures(found, count) for name, found in used.items()},
     }
+
+
+def reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure opening, decoding and preprocessing the clips as the default model sees them, one after the other."""
+    return _compared(arguments, READING, ("cpu_ms", "wall_ms"))
+
+
+def exits(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure the default model's glimpse loop with all steps and with each of its exit sets, on the clips."""
+    return _compared(arguments, EXITS, ("wall_ms", "steps"))
+
+
+def start(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure a command's processor time from nothing to its first result, and that of ``--help``."""
+    commands = {"classify": ("classify", str(SHORT), "--json", "--quiet"), "help": ("--help",)}
+    times: dict[str, dict[str, list[float]]] = {name: {home: [] for home in _homes(arguments)} for name in commands}
+    for turn in range(arguments.rounds + 1):
+        for name, words in commands.items():
+            for home, path in _homes(arguments).items():
+                before = resource.getrusage(resource.RUSAGE_CHILDREN)
+                _run(path, "-m", "adafocus_edge", *words)
+                after = resource.getrusage(resource.RUSAGE_CHILDREN)
+                if turn:  # the first one compiles the modules
+                    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                    times[name][home].append(round(spent * 1e3, 1))
+    found = {
+        name: {home: {"cpu_ms": round(statistics.median(each), 1), "rounds": each} for home, each in of.items()}
+        for name, of in times.items()
+    }
+    print(json.dumps(found), flush=True)
+    return found
+
+
+def _homes(arguments: argparse.Namespace) -> dict[str, Path]:
+    return {**({"old": arguments.old} if arguments.old else {}), "new": ROOT}
+
+
+def _run(home: Path, *words: str) -> str:
+    """Run Python with the packages of a folder; return what it prints."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, *words]
+    return subprocess.run(
+        command, check=True, cwd=home, env={**environment, "PYTHONPATH": str(home)}, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+def _compared(arguments: argparse.Namespace, script: str, names: tuple[str, ...]) -> dict[str, Any]:
+    """Run a script that prints, for some settings, a list of numbers per clip; in turns with each version."""
+    found: dict[str, dict[str, list[list[float]]]] = {home: {} for home in _homes(arguments)}
+    for turn in range(arguments.rounds):
+        for home, path in _homes(arguments).items():
+            printed = json.loads(_run(path, "-c", script, str(arguments.clips.resolve())))
+            for setting, numbers in printed.items():
+                found[home].setdefault(setting, []).append(numbers)
+            print(f"round {turn + 1}: {home}: {printed}", flush=True)
+    medians = {
+        home: {
+            setting: {name: round(statistics.median(each[n] for each in rounds), 2) for n, name in enumerate(names)}
+            for setting, rounds in of.items()
+        }
+        for home, of in found.items()
+    }
+    return {"rounds": arguments.rounds, "runs": medians, "all_rounds": found}
 
 
 def archive(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -135,10 +231,6 @@ def cost(arguments: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def _seen(model: LoadedModel, frames: list[Any]) -> list[Any]:
-    return list(see_clip(model, frames))
-
-
 def _cpu_ms(function: Callable[[], Any], rounds: int) -> float:
     """Return the median processor time of this thread for a call, after one that does not count."""
     times = []
@@ -185,7 +277,9 @@ def _figures(used: list[Usage], count: int) -> dict[str, Any]:
     }
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"folder": folder, "archive": archive, "cost": cost}
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "folder": folder, "reading": reading, "start": start, "exits": exits, "archive": archive, "cost": cost,
+}  # fmt: skip
 
 
 def main() -> None:
