@@ -56,6 +56,8 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "loop": results.loop,
     "long-file": results.long_file,
     "live": results.live,
+    "whole": results.whole,
+    "early-exits": results.early_exits,
     "fuzz": results.fuzz,
 }
 

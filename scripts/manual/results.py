@@ -218,6 +218,39 @@ def long_file() -> str:
     return table(header, rows) + f"\n\n{machine('long_file')}"
 
 
+def whole() -> str:
+    """Return the whole from file to answer, before and after, and early exits."""
+    parts = report("whole")["parts"]
+    folder, read, start = parts["folder"]["runs"], parts["reading"]["runs"], parts["start"]
+    pairs = [
+        ("a folder of clips, per second", folder["old"]["clips_per_s"], folder["pipeline"]["clips_per_s"], ""),
+        ("the same, processor time per clip", folder["old"]["cpu_ms_per_clip"], folder["pipeline"]["cpu_ms_per_clip"], " ms"),
+        ("the same, cores busy", folder["old"]["busy"] * 100, folder["pipeline"]["busy"] * 100, " %"),
+        ("the same, memory", folder["old"]["peak_mb"], folder["pipeline"]["peak_mb"], " MB"),
+        ("reading a clip, processor time", read["old"]["read"]["cpu_ms"], read["new"]["read"]["cpu_ms"], " ms"),
+        ("reading a clip, time", read["old"]["read"]["wall_ms"], read["new"]["read"]["wall_ms"], " ms"),
+        ("first result, processor time", start["classify"]["old"]["cpu_ms"], start["classify"]["new"]["cpu_ms"], " ms"),
+        ("`--help`, processor time", start["help"]["old"]["cpu_ms"], start["help"]["new"]["cpu_ms"], " ms"),
+    ]  # fmt: skip
+    rows = [(what, f"{old:.1f}{unit}", f"{new:.1f}{unit}", f"{new / old:.2f}") for what, old, new, unit in pairs]
+    return table(("", "before", "now", "ratio"), rows) + f"\n\n{machine('whole')}"
+
+
+def early_exits() -> str:
+    """Return the time of the glimpse loop with each exit set, before and after."""
+    runs = report("whole")["parts"]["exits"]["runs"]
+    rows = []
+    for setting, new in runs["new"].items():
+        variant = setting.split()[0]
+        full = {home: runs[home][f"{variant} all"] for home in ("old", "new")}
+        shares = [runs[home][setting]["wall_ms"] / full[home]["wall_ms"] for home in ("old", "new")]
+        steps = new["steps"] / full["new"]["steps"]
+        times = [f"{runs[home][setting]['wall_ms']:.1f} ms" for home in ("old", "new")]
+        rows.append((setting, f"{new['steps']:.1f}", f"{steps:.0%}", *times, *(f"{share:.0%}" for share in shares)))
+    header = ("", "glimpses", "of all", "before", "now", "of all, before", "of all, now")
+    return table(header, rows)
+
+
 def live() -> str:
     """Return live runs beside a plain loop."""
     rows = (
