@@ -222,11 +222,12 @@ def whole() -> str:
     """Return the whole from file to answer, before and after, and early exits."""
     parts = report("whole")["parts"]
     folder, read, start = parts["folder"]["runs"], parts["reading"]["runs"], parts["start"]
+    before, now = folder["old"], folder["pipeline"]
     pairs = [
-        ("a folder of clips, per second", folder["old"]["clips_per_s"], folder["pipeline"]["clips_per_s"], ""),
-        ("the same, processor time per clip", folder["old"]["cpu_ms_per_clip"], folder["pipeline"]["cpu_ms_per_clip"], " ms"),
-        ("the same, cores busy", folder["old"]["busy"] * 100, folder["pipeline"]["busy"] * 100, " %"),
-        ("the same, memory", folder["old"]["peak_mb"], folder["pipeline"]["peak_mb"], " MB"),
+        ("a folder of clips, per second", before["clips_per_s"], now["clips_per_s"], ""),
+        ("the same, processor time per clip", before["cpu_ms_per_clip"], now["cpu_ms_per_clip"], " ms"),
+        ("the same, cores busy", before["busy"] * 100, now["busy"] * 100, " %"),
+        ("the same, memory", before["peak_mb"], now["peak_mb"], " MB"),
         ("reading a clip, processor time", read["old"]["read"]["cpu_ms"], read["new"]["read"]["cpu_ms"], " ms"),
         ("reading a clip, time", read["old"]["read"]["wall_ms"], read["new"]["read"]["wall_ms"], " ms"),
         ("first result, processor time", start["classify"]["old"]["cpu_ms"], start["classify"]["new"]["cpu_ms"], " ms"),
