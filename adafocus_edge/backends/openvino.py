@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -58,19 +59,28 @@ class OpenVinoSession:
             self._graph = self._core.read_model(path)
             self.inputs = tuple(_spec(port) for port in self._graph.inputs)
             self.outputs = tuple(_spec(port) for port in self._graph.outputs)
-            self._requests: dict[int | None, Any] = {}
+            self._compiled: dict[int | None, Any] = {}
+            self._compiling = threading.Lock()
+            self._of_thread = threading.local()
             self._request(1 if fixed else None)
 
     def _request(self, batch: int | None) -> Any:
-        """Return the request for a batch, or for any with None; compile the graph for it the first time."""
-        if batch not in self._requests:
-            graph = self._graph
-            if batch is not None:
-                graph = graph.clone()
-                graph.reshape({port.get_any_name(): [batch, *_sides(port)[1:]] for port in self._graph.inputs})
-            compiled = self._core.compile_model(graph, self._device, self._settings)
-            self._requests[batch] = compiled.create_infer_request()
-        return self._requests[batch]
+        """Return this thread's request for a batch, or for any with None: a request runs one thread's feeds only."""
+        requests: dict[int | None, Any] = self._of_thread.__dict__.setdefault("requests", {})
+        if batch not in requests:
+            requests[batch] = self._compile(batch).create_infer_request()
+        return requests[batch]
+
+    def _compile(self, batch: int | None) -> Any:
+        """Return the graph compiled for a batch; the first time, this takes a while."""
+        with self._compiling:
+            if batch not in self._compiled:
+                graph = self._graph
+                if batch is not None:
+                    graph = graph.clone()
+                    graph.reshape({port.get_any_name(): [batch, *_sides(port)[1:]] for port in self._graph.inputs})
+                self._compiled[batch] = self._core.compile_model(graph, self._device, self._settings)
+            return self._compiled[batch]
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Run the graph once."""
@@ -81,7 +91,8 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """Release the compiled graphs."""
-        self._requests.clear()
+        self._of_thread = threading.local()
+        self._compiled.clear()
         del self._graph, self._core
 
 

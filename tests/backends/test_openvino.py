@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -66,6 +67,19 @@ def test_results_are_not_written_over_by_the_next_run():
     kept = first.copy()
     session.run({"frame": np.full((1, side, side, 3), 200, np.uint8)})
     np.testing.assert_array_equal(first, kept)
+
+
+def test_several_threads_run_one_session_at_a_time_each_with_its_own_results():
+    bundle = read_bundle(default_bundle())
+    side = bundle.spec.frame_size
+    session = OpenVinoSession(bundle.graph_path("fp32", "glancer"), threads=1)
+    frames = [np.full((1, side, side, 3), shade, np.uint8) for shade in range(0, 240, 30)]
+    alone = [session.run({"frame": frame})["glance"] for frame in frames]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            found = pool.map(lambda frame: session.run({"frame": frame})["glance"], frames)
+            for one, two in zip(found, alone, strict=True):
+                np.testing.assert_array_equal(one, two)
 
 
 def test_a_device_that_is_not_there_is_named_with_those_that_are():
