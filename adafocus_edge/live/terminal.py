@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import select
 import sys
 import threading
 import time
@@ -85,12 +86,18 @@ class Printer(Sink):
         except BrokenPipeError:
             self._on_closed()
 
+    def idle(self) -> None:
+        """End the run if nobody reads what it prints: as text, there may be nothing to print for hours."""
+        if _reader_has_left():
+            self._on_closed()
+
     def _line(self, message: Message) -> None:
         """Print a message as text, unless it repeats the last label of its source."""
         if isinstance(message, Window):
             result = message.result
             best = (message.smoothed or result.top)[0]
             if self._in_real_time and self._labels.get(message.source) == best.label:
+                self.idle()
                 return
             self._labels[message.source] = best.label
             span = "" if result.start_s is None else f"{result.start_s:.1f} - {result.end_s:.1f} s"
@@ -105,6 +112,18 @@ class Printer(Sink):
             return
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall_s)) if self._in_real_time else span
         _print_whole(printable(f"{when}  {message.source}  {text}"))
+
+
+def _reader_has_left() -> bool:
+    """Return whether stdout is a pipe whose reader has closed it, or a terminal that is gone."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    try:
+        polling = select.poll()
+        polling.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in polling.poll(0))
+    except (OSError, ValueError):  # not a file of the system, or closed
+        return False
 
 
 def print_line(entry: dict[str, Any]) -> None:

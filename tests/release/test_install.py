@@ -285,7 +285,7 @@ def test_every_help_is_there_and_waits_for_nothing(bare):
         # The help of train lists its options, whose dataclass needs nothing slow.
         allowed = {"training"} if verb == "train" else set()
         assert (names & (SLOW if verb else {*SLOW, SLOW_IN_TYPER})) - allowed == set(), verb
-    assert set(re.findall(r"^  ([a-z]+) ", helps[0].stdout, re.MULTILINE)) >= set(VERBS)
+    assert set(re.findall(r"^  ([a-z-]+) ", helps[0].stdout, re.MULTILINE)) >= set(VERBS)
     for started in ((program,), (bare.python, "-m", "adafocus_edge")):
         assert called(*started, "--version", cwd=bare.cwd).stdout == f"adafocus-edge {__version__}\n"
 
