@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from adafocus_edge.backends.registry import AUTO, load_model
+from adafocus_edge.backends.registry import AUTO, load_model, model_threads
 from adafocus_edge.backends.triton.address import is_address
 from adafocus_edge.bundle.store import default_bundle, open_bundle
 from adafocus_edge.errors import FrameError, UsageError
@@ -166,7 +166,9 @@ class AdaFocus:
     def _sharing(self, shares: Shares) -> Classifier:
         """Return a classifier for one of several threads that share the cores."""
         if self._shared is None:
-            shared = load_model(self.bundle, self.variant, self.backend, shares.threads)
+            options = self._options
+            threads = model_threads(self.backend, shares.threads, options.threads)
+            shared = load_model(self.bundle, self.variant, self.backend, threads, device=options.device)
             self._shared = self._stack.enter_context(shared)
         return Classifier(self._shared, self.names, top_k=self._top_k, exits=self._files.exits)
 
@@ -270,12 +272,17 @@ class AdaFocus:
         from adafocus_edge.evaluation.run import check_inputs, evaluate_model
         from adafocus_edge.evaluation.settings import EvaluateOptions
 
-        engine = self._options.engine
-        backend, path = (self.backend, self.bundle.path) if engine is None else (AUTO, None)
-        asked = EvaluateOptions(data=Path(data), backend=backend, variant=self.variant, engine=engine, **options)
+        own = self._options
+        backend, path = (self.backend, self.bundle.path) if own.engine is None else (AUTO, None)
+        given = {"threads": own.threads, "device": own.device, **options}
+        asked = EvaluateOptions(data=Path(data), backend=backend, variant=self.variant, engine=own.engine, **given)
         check_inputs(path, asked)
         done = evaluate_model(path, asked, lambda _: None, lambda _: nullcontext(lambda _: None))
         return done.to_json()
+
+    def _check_local(self, verb: str) -> None:
+        if self._options.engine is not None:
+            raise UsageError(f"{verb}: needs the bundle itself, not {self._options.engine}: AdaFocus(BUNDLE).{verb}()")
 
     def benchmark(self, data: str | Path | None = None, **options: Any) -> Report:
         """Measure this model's bundle over the settings that this machine can run; see ``adafocus-edge benchmark``.
@@ -289,6 +296,7 @@ class AdaFocus:
         from adafocus_edge.benchmark.measure import benchmark
         from adafocus_edge.benchmark.settings import BenchmarkOptions
 
+        self._check_local("benchmark")
         asked = BenchmarkOptions(data=None if data is None else Path(data), **options)
         return benchmark([self.bundle.path], asked, None, lambda _: None, lambda *_: None)
 
@@ -307,6 +315,7 @@ class AdaFocus:
 
         Raises ``AdaFocusError``.
         """
+        self._check_local("calibrate")
         from adafocus_edge.evaluation.calibrate_settings import CalibrateArguments
 
         if output is None and self.bundle.path == default_bundle():

@@ -169,6 +169,18 @@ def may_use_cpu(name: str) -> bool:
     return probe.gpu_obstacle() is not None if name == AUTO else not find_backend(name).on_gpu
 
 
+def model_threads(name: str, shared: int | None, requested: int | None) -> int | None:
+    """Return the CPU threads of a model that several threads call at the same time.
+
+    Args:
+        name: of the backend, or ``auto``.
+        shared: threads where each caller computes, too, as with ONNX Runtime on the CPU.
+        requested: threads that the user asked for; None for all usable cores. They serve backends on a GPU, and
+            OpenVINO, whose callers only wait for its own threads.
+    """
+    return shared if may_use_cpu(name) and canonical_backend(name) != OPENVINO_BACKEND else requested
+
+
 def load_model(
     bundle: Bundle,
     variant: str = AUTO,

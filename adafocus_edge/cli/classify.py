@@ -73,7 +73,7 @@ def classify(
       adafocus-edge classify rtsp://10.0.0.7/yard --event fight=0.8,for=2
     """
     del debug, config
-    from adafocus_edge.backends.registry import load_model, may_use_cpu
+    from adafocus_edge.backends.registry import load_model, model_threads
     from adafocus_edge.bundle.store import check_graph_files
     from adafocus_edge.runtime.classifier import Classifier
     from adafocus_edge.runtime.exits import requested_exits
@@ -103,7 +103,7 @@ def classify(
     missing = _check_missing(sources, live if streamed else None, options.output, as_json=as_json, quiet=quiet)
     check_graph_files(found, variant)
     shares = Shares.of(1 if streamed else len(sources) - len(missing), options.workers, setting.threads)
-    threads = shares.threads if may_use_cpu(setting.backend) else setting.threads
+    threads = model_threads(setting.backend, shares.threads, setting.threads)
     with ExitStack() as stack:
         model = stack.enter_context(
             load_model(
@@ -257,7 +257,7 @@ class _Files:
         as_json: bool,
         quiet: bool,
     ) -> None:
-        self._make = classifier
+        self._make = classifier  # of one more thread
         self._first = classifier()
         self._workers = workers if self._first.reads_side_by_side else 1
         self._options = options
@@ -291,7 +291,8 @@ class _Files:
         return sink.failed
 
     def _prepare(self) -> Callable[[Source], _Seen]:
-        classifier, keeps_clip = self._make(), self._options.save_video is not None
+        classifier = self._first if self._workers == 1 else self._make()  # the first one is prepared
+        keeps_clip = self._options.save_video is not None
 
         def classify(source: Source) -> _Seen:
             result, clip = classifier.classify(replace(source, live=False))

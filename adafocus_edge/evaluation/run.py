@@ -148,8 +148,8 @@ class _Evaluating:
     def checkpoint(self, path: Path) -> list[Run]:
         """Evaluate a checkpoint with PyTorch."""
         asked = self.options
-        if asked.backend != "auto" or asked.variant != "auto" or asked.exit_set is not None:
-            raise UsageError("--backend, --variant and --exit are for bundles: PyTorch runs a checkpoint")
+        if (asked.backend, asked.variant, asked.exit_set, asked.device) != ("auto", "auto", None, None):
+            raise UsageError("--backend, --variant, --device and --exit are for bundles: PyTorch runs a checkpoint")
         training = import_companion("training.predict", "evaluate", "train")
         options = training.ModelOptions(patch_size=asked.patch_size, num_segments=asked.segments)
         runs: list[Run] = []

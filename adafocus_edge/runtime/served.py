@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from adafocus_edge.backends.base import CONV_SEARCH
 from adafocus_edge.backends.triton.address import is_address, parse_address
 from adafocus_edge.errors import UsageError
 
@@ -28,10 +29,12 @@ def served_model(options: GraphOptions, bundle: Path | None) -> ServedBundle | N
     """
     if options.engine is None or not is_address(options.engine):
         return None
-    for name, given in (("backend", options.backend != "auto"), ("threads", options.threads is not None)):
-        if given:
+    given = {name: getattr(options, name, None) for name in ("backend", "threads", "device", "profile", "conv_search")}
+    for name, value in given.items():
+        if value not in (None, "auto", CONV_SEARCH):
+            option = name.replace("_", "-")
             raise UsageError(
-                f"--{name}: is for models that run here; with --engine {options.engine} the server decides"
+                f"--{option}: is for models that run here; with --engine {options.engine} the server decides"
             )
     from adafocus_edge.backends.triton.runner import find_served
     from adafocus_edge.bundle.store import open_bundle

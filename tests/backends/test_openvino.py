@@ -16,6 +16,8 @@ from adafocus_edge.errors import BackendError, UsageError
 from adafocus_edge.evaluation.dataset import read_data
 from adafocus_edge.media.preprocess import sampled_frames
 from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
+from adafocus_edge.runtime.served import served_model
+from adafocus_edge.runtime.settings import RunOptions
 from tests.conftest import ROOT, edge
 
 pytest.importorskip("openvino")
@@ -105,6 +107,22 @@ def test_it_is_chosen_by_name_only():
         clip = FIGHTS / "fight" / "fi013.mp4"
         assert model.backend == "openvino"
         assert model(clip).confidence == pytest.approx(other(clip).confidence, abs=1e-3)
+
+
+def test_files_side_by_side_give_the_results_of_one_after_the_other():
+    clips = sorted(FIGHTS.glob("*fight/*.mp4"))[:4]
+    with AdaFocus(backend="openvino", device="CPU") as model:
+        alone = {str(clip): model(clip).to_dict()["confidence"] for clip in clips}
+        together = [found.to_dict() for found in model.each([str(clip) for clip in clips * 3])]
+    assert len(together) == 12
+    for found in together:
+        assert found["backend"] == "openvino"
+        assert found["confidence"] == pytest.approx(alone[found["source"]], abs=1e-6)
+
+
+def test_a_server_has_its_own_device():
+    with pytest.raises(UsageError, match="--device: is for models that run here; with --engine triton://host:8001"):
+        served_model(RunOptions(engine="triton://host:8001", device="NPU"), None)
 
 
 def test_classify_runs_on_it():

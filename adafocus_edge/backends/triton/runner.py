@@ -168,7 +168,7 @@ class RemoteRunner:
 
     def close(self) -> None:
         """End all sequences, and close the connection."""
-        for lanes in self._lanes:
+        for lanes in list(self._lanes):
             lanes.close()
         self._connection.close()
 
