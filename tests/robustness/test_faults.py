@@ -739,7 +739,10 @@ def test_durations_are_measured_by_a_clock_that_nobody_sets():
         "adafocus_edge/live/event_store.py": 3,
         "adafocus_edge/live/capture.py": 3,  # when a frame was seen, when something happened to a source
         "adafocus_edge/live/session.py": 1,  # when a file that is not there was reported
-        "adafocus_edge/live/run.py": 1,  # when frames began to be dropped
+        "adafocus_edge/live/run.py": 2,  # when frames began to be dropped, when a source was removed
+        "adafocus_edge/live/outage.py": 1,  # when a server was lost
+        "adafocus_edge/live/packet_copy.py": 1,  # when a packet arrived, for the names of files
+        "adafocus_edge/system/log_lines.py": 1,  # when a line was logged
         "adafocus_edge/serve/board.py": 1,  # what time it is here, for the page
         "adafocus_edge/live/watchdog.py": 1,  # when a source was found silent
     }
