@@ -1,4 +1,4 @@
-"""Messages that wait for a slow output do not keep the decoded frames of their results and events alive."""
+"""A live run holds few decoded frames: megabytes each, and FFmpeg keeps the memory of as many as there ever were."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
+from adafocus_edge.live.capture import Capture
 from adafocus_edge.live.listener import Sink
 from adafocus_edge.live.messages import Event, LiveFrame, Message, ProvisionalResult
+from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.live.sinks.results_file import ResultsFile
 from adafocus_edge.live.sinks.webhook import Webhook
+from adafocus_edge.media.sources import Source
 from adafocus_edge.serve.board import Board
 from adafocus_edge.serve.options import ServeOptions
-from tests.support.live_parts import event, live_frame, look, until
-from tests.support.streams import free_port
+from tests.support.live_parts import SPEC, event, live_frame, look, until
+from tests.support.streams import HttpStream, free_port
 
 SENT = 20
 
@@ -127,3 +132,35 @@ def test_only_an_output_that_needs_pixels_gets_those_of_results_and_events() -> 
             with pytest.raises(AssertionError, match="needs_pixels"):
                 sink.taken[0].frame.to_rgb()
         sink.close()
+
+
+@pytest.mark.parametrize("fps", [30, 400])  # as a camera; as a decoder that has fallen behind and catches up
+def test_a_stream_that_is_watched_holds_few_decoded_frames(fps: int) -> None:
+    """Counted while Python looks for no cycles of objects: none of them may hold a frame."""
+    decoded: list[int] = []
+
+    def count(frame: LiveFrame) -> None:
+        if frame.index % 20 == 0:
+            decoded.append(sum(isinstance(each, av.VideoFrame) for each in gc.get_objects()))
+
+    arrived = threading.Condition()
+    spec = replace(SPEC, motion_gap_s=0.1)
+    with HttpStream("ts", [(320, 180)], fps=fps, each_s=3) as stream:
+        source = Source("gate", stream.address, live=True)
+        capture = Capture(source, spec, CaptureOptions(8.0), arrived, on_frame=count)
+        gc.collect()
+        gc.disable()
+        try:
+            capture.start()
+
+            def seen() -> bool:
+                with arrived:
+                    capture.take()
+                return capture.counters.frames > 120 + fps
+
+            until(seen)
+        finally:
+            gc.enable()
+            capture.close()
+    assert len(decoded) >= 6
+    assert max(decoded) < 45
