@@ -127,7 +127,7 @@ class Capture:
         self._on_fragment = on_fragment
         self._copier: PacketCopier | None = None
         self._is_ready = is_ready
-        self._history = FrameHistory(spec.motion_gap_s, self._moment_s)
+        self._history = FrameHistory(spec.motion_gap_s, self._moment_s, thin=not self._is_file)
         self._waiting: deque[tuple[tuple[LiveFrame, ...], int]] = deque()
         self._room = threading.Condition()
         self._preparing = False

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from adafocus_edge.live.messages import LiveFragment
+from adafocus_edge.live.messages import LiveFragment, without_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +79,8 @@ class Sink:
 
     wants: ClassVar[tuple[type, ...]] = ()
     """Types of messages that the sink receives."""
+    needs_pixels: ClassVar[bool] = False
+    """Whether it needs the pixels of the frames in results and events. If not, none of these is kept in the queue."""
     local: ClassVar[bool] = False
     """Whether only this machine, and no network, limits how fast it is."""
     unit: ClassVar[str] = "messages"
@@ -106,10 +108,11 @@ class Sink:
         if not isinstance(message, self.wants) or self._stopping.is_set():
             return False
         self.offered += self.count(message)
+        queued = message if self.needs_pixels else without_pixels(message)
         while True:
             waits = self.patient_until is not None and not self.patient_until.is_set()
             try:
-                self._queue.put(message, block=waits, timeout=POLL_S)
+                self._queue.put(queued, block=waits, timeout=POLL_S)
                 return True
             except queue.Full:
                 if not waits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import quote
@@ -296,6 +296,20 @@ class Rules:
 
 
 Message = LiveFrame | LiveFragment | ProvisionalResult | Window | Event | Notice | Drops | Rules
+
+
+def without_pixels(message: Message) -> Message:
+    """Return a message that holds no decoded frame, for those who let messages wait and do not look at pictures.
+
+    Only results and events change: the ``to_rgb`` of their frame raises ``AssertionError``.
+    """
+    if isinstance(message, (ProvisionalResult, Event)):
+        return replace(message, frame=replace(message.frame, to_rgb=_no_pixels))
+    return message
+
+
+def _no_pixels() -> NDArray[Any]:
+    raise AssertionError("the pixels were let go when the message was queued: set needs_pixels")
 
 
 def guess_json(guess: Guess) -> dict[str, Any]:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 JITTER = 0.1
 """How much too early a frame may be for the requested frame rate, as a fraction of the time between two frames."""
-HISTORY_SLACK_S = 0.2
-"""Frames are kept a little longer than a model that sees motion needs them."""
+HISTORY_STEP = 1 / 8
+"""Of frames that are nearer to each other than this, as a fraction of the gap, a history may keep the first alone."""
 
 
 class GlimpseSchedule:
@@ -84,10 +84,14 @@ class FrameHistory:
     Args:
         gap_s: seconds between the frames that show motion; 0 for a model that sees single frames.
         moment_s: returns the time of a frame, in seconds.
+        thin: whether frames that come very close together need not all be kept: a decoder that catches up delivers
+            hundreds per second, each with megabytes of pixels. Motion is then shown by frames that are farther from
+            the right time by up to :data:`HISTORY_STEP` of the gap; at a usual camera's rate, nothing changes.
     """
 
-    def __init__(self, gap_s: float, moment_s: Callable[[LiveFrame], float]) -> None:
+    def __init__(self, gap_s: float, moment_s: Callable[[LiveFrame], float], *, thin: bool = False) -> None:
         self._gap_s, self._moment_s = gap_s, moment_s
+        self._step_s = gap_s * HISTORY_STEP if thin else 0.0
         self._frames: deque[LiveFrame] = deque()
 
     def clear(self) -> None:
@@ -104,6 +108,8 @@ class FrameHistory:
         if not self._gap_s:
             return
         frames = self._frames
+        if len(frames) > 1 and self._moment_s(frames[-1]) - self._moment_s(frames[-2]) < self._step_s:
+            frames.pop()  # it was kept only while it was the newest
         frames.append(frame)
         if fps is not None:
             first = motion_indices(frame.index, fps, self._gap_s)[0]
@@ -111,7 +117,7 @@ class FrameHistory:
                 frames.popleft()
             return
         # The newest of the frames that are too old stays: no other kept frame is nearer to its time.
-        oldest_s = self._moment_s(frame) - 2 * self._gap_s - HISTORY_SLACK_S
+        oldest_s = self._moment_s(frame) - 2 * self._gap_s
         while len(frames) > 1 and self._moment_s(frames[1]) < oldest_s:
             frames.popleft()
 

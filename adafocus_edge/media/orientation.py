@@ -6,6 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import VideoReformatter
 
@@ -26,7 +27,9 @@ def orientation(frame: VideoFrame) -> tuple[bool, int, int]:
 
     Source: FFmpeg's ``libavutil/display.h``: (x, y) is shown at (a x + c y, b x + d y).
     """
-    stored = cast("Any", frame.side_data).get(SideDataType.DISPLAYMATRIX)  # PyAV's type hints allow names only
+    # Not ``frame.side_data``: PyAV lets that and the frame hold each other, so that the picture would stay until Python
+    # looks for cycles, hundreds of frames later. Its type hints know neither this argument nor this key.
+    stored = cast("Any", SideDataContainer)(frame).get(SideDataType.DISPLAYMATRIX)
     if stored is None:
         return False, 1, 1
     matrix = np.frombuffer(bytes(stored), np.int32)

@@ -62,6 +62,7 @@ class Kept(Sink):
     """Keeps what it is told."""
 
     wants = (ProvisionalResult, Window, Event, Notice)
+    needs_pixels = True
 
     def __init__(self) -> None:
         self.messages: list[Any] = []

@@ -1,5 +1,6 @@
 """Video files: the frames that seeking gives are the ones that decoding everything gives, or the file is refused."""
 
+import gc
 import itertools
 import os
 import re
@@ -14,7 +15,8 @@ import pytest
 from adafocus_edge.errors import SourceError
 from adafocus_edge.live.readers import clip_pictures
 from adafocus_edge.media import video_file as video_module
-from adafocus_edge.media.orientation import upright
+from adafocus_edge.media.grey import grey_frame
+from adafocus_edge.media.orientation import upright, upright_size
 from adafocus_edge.media.preprocess import sample_indices
 from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.system import cpu as cpus
@@ -305,3 +307,23 @@ def test_a_video_may_have_any_name(tmp_path):
     path = tmp_path / "no suffix at all"
     shutil.copy(CLIPS / "R6llTwEh07w.mp4", path)
     assert VideoFile(str(path)).frame_count == 303
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("use", [upright_size, upright, lambda frame: grey_frame(frame, 64, "squash")])
+def test_a_frame_is_let_go_with_its_last_reference(use, turned, tmp_path):
+    """Not when Python looks for cycles of objects: hundreds of frames of megabytes would wait for that."""
+    path = encode(tmp_path / "film.mp4", frames=40)
+    if turned:
+        rotate_clockwise(path)
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+        with av.open(str(path)) as container:
+            for frame in container.decode(video=0):
+                use(frame)
+            del frame
+            assert sum(isinstance(each, av.VideoFrame) for each in gc.get_objects()) - before <= 1
+    finally:
+        gc.enable()

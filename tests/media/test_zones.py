@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.media import zones
 from adafocus_edge.media.zones import Zones, parse_polygon, read_polygon
 
 SQUARE = ((0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75))
@@ -91,3 +93,47 @@ def test_polygons_are_read_from_text_and_lists() -> None:
             read_polygon(value)
     with pytest.raises(UsageError, match="at most 32, found 33"):
         Zones(regions=(SQUARE,) * 33)
+
+
+def test_what_is_remembered_of_a_picture_takes_a_byte_per_pixel_and_goes_with_the_source() -> None:
+    height, width = 2160, 3840
+    rgb = np.ones((height, width, 3), np.uint8)
+    whole = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        source = Zones(regions=(whole,), masks=(whole,))
+        for rows in (1080, height):  # only the newest size is remembered
+            picture = rgb[:rows]
+            assert not source.masked(lambda picture=picture: picture)().any()
+            assert source.attended(picture).all()
+        kept = tracemalloc.get_traced_memory()[0] - before
+        assert kept < 2 * height * width * 1.02
+        del source
+        assert tracemalloc.get_traced_memory()[0] - before < 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_polygons_are_drawn_once_however_many_sources_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    draw = zones._inside
+    monkeypatch.setattr(zones, "_inside", lambda *of: drawn.append(of) or draw(*of))
+    moved = [tuple((x, y + number / 1000) for x, y in SQUARE) for number in range(100)]
+    sources = [Zones(regions=(polygon,), masks=(HOOK,)) for polygon in moved]
+    rgb = noise()
+    first = [source.attended(source.masked(lambda: rgb)()) for source in sources]
+    assert len(drawn) == 200
+    again = [source.attended(source.masked(lambda: rgb)()) for source in sources]
+    assert len(drawn) == 200
+    assert np.array_equal(first, again)
+
+
+def test_pictures_that_lie_in_memory_in_another_order_are_blackened_in_the_same_places() -> None:
+    rgb = noise()
+    turned = np.ascontiguousarray(rgb.transpose(2, 1, 0)).transpose(2, 1, 0)  # the same, by columns
+    made = Zones(regions=(HOOK,), masks=(SQUARE,))
+    for picture in (turned, rgb[::-1][::-1], rgb[:, ::-1][:, ::-1]):
+        assert np.array_equal(made.attended(picture), made.attended(rgb))
+        assert np.array_equal(made.masked(lambda picture=picture: picture)(), made.masked(lambda: rgb)())
+    assert made == Zones(regions=(HOOK,), masks=(SQUARE,))  # whatever has been made of it

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from adafocus_edge.errors import UsageError
 from adafocus_edge.live.fragments import moved, start_of
@@ -20,8 +20,6 @@ from adafocus_edge.system.retention import FailureReporter
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from adafocus_edge.model.spec import ModelSpec
 
@@ -63,10 +61,6 @@ class _Series:
     results: deque[Result] = field(default_factory=lambda: deque(maxlen=RESULTS_WAITING))
     last: tuple[_Part, float] | None = None  # place of the last result
     retry_s: float = 0.0  # by time.monotonic
-
-
-def _no_pixels() -> NDArray[Any]:
-    raise AssertionError("a recorder of packets needs no pixels")
 
 
 class CopyRecorder(FragmentSink):
@@ -121,8 +115,6 @@ class CopyRecorder(FragmentSink):
         """Take a fragment, a result, or the loss of a source; see :meth:`Sink.enqueue`."""
         if isinstance(message, LiveFragment):
             self.enqueue_fragment(message)
-        elif isinstance(message, (ProvisionalResult, Event)):  # they may wait for seconds: without their pixels
-            super().enqueue(replace(message, frame=replace(message.frame, to_rgb=_no_pixels)))
         elif not isinstance(message, Notice) or message.kind in ("lost", "ended", "failed"):
             super().enqueue(message)
 

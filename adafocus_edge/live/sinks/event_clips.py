@@ -106,6 +106,7 @@ class EventClips(FragmentSink):
     """
 
     wants = (LiveFrame, LiveFragment, Event, Notice, Rules)
+    needs_pixels = True
     local = True
 
     def __init__(

@@ -37,6 +37,7 @@ class Snapshots(Sink):
     """
 
     wants = (Event,)
+    needs_pixels = True
     _OWN = re.compile(r".+-\d{8}-\d{6}-.+\.jpg")
 
     def __init__(
