@@ -87,7 +87,7 @@ class Printer(Sink):
             self._on_closed()
 
     def idle(self) -> None:
-        """End the run if nobody reads what it prints: as text, there may be nothing to print for hours."""
+        """End the run if the reader of what it prints has left: as text, there may be nothing to print for hours."""
         if _reader_has_left():
             self._on_closed()
 
