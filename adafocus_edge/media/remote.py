@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +10,15 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from adafocus_edge.errors import MissingExtraError, SourceError
+from adafocus_edge.errors import MissingExtraError, SourceError, UsageError
 from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source, natural_path
 from adafocus_edge.system.addresses import without_password
 
 SCHEMES = frozenset("s3 s3a gs gcs abfs abfss az adl hdfs webhdfs file".split())
 """Schemes of addresses that fsspec reads; FFmpeg reads http and https itself, by parts."""
+
+USER = re.compile(r"(?<=://)[^/]*@")
+"""User and password before a host; an ``@`` in a path is part of a file's name."""
 
 
 def is_remote(address: str) -> bool:
@@ -26,7 +30,11 @@ def is_remote(address: str) -> bool:
 def list_remote(source: Source) -> list[Source]:
     """Return the videos that an address of a file, a folder or a pattern means, in natural order.
 
+    Each is named by its whole address without a user, because names identify rows: what looks like a secret in the
+    path, as in ``session=0/``, may be all that distinguishes two files. ``NAME=ADDRESS`` of one file keeps its name.
+
     Raises:
+        UsageError: several have one given name.
         SourceError: there are none, or they cannot be listed.
         MissingExtraError: fsspec, or its part for the scheme, is not installed.
     """
@@ -44,7 +52,16 @@ def list_remote(source: Source) -> list[Source]:
         raise SourceError(f"{source.name}: no such file, folder or pattern with videos")
     paths = sorted(map(str, found), key=lambda path: natural_path(Path(path)))
     addresses = [files.unstrip_protocol(path) for path in paths]
-    return [replace(source, name=without_password(address), address=address, live=False) for address in addresses]
+    named = not source.name.startswith(without_password(source.address))  # otherwise also by a number behind it
+    if named and len(addresses) > 1:
+        raise UsageError(
+            f"{source.name}={without_password(source.address)}: a name must belong to one source, but this address "
+            f"holds {len(addresses)}"
+        )
+    return [
+        replace(source, name=source.name if named else USER.sub("", address), address=address, live=False)
+        for address in addresses
+    ]
 
 
 @contextmanager

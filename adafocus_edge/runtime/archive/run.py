@@ -21,6 +21,7 @@ from adafocus_edge.runtime.archive.settings import MAX_THREADS
 from adafocus_edge.runtime.archive.shipped import Shipped
 from adafocus_edge.runtime.archive.station import ArchiveJob, Row
 from adafocus_edge.runtime.exits import requested_exits
+from adafocus_edge.system.addresses import without_password
 from adafocus_edge.system.cpu import usable_cores
 
 if TYPE_CHECKING:
@@ -80,14 +81,16 @@ class Summary:
 def expanded(sources: list[Source]) -> list[Source]:
     """Return the sources of a run, each once: folders and patterns in object stores become their files.
 
-    Raises ``UsageError`` for a live source, ``SourceError``.
+    Raises ``UsageError`` for a live source and for two files of one name, ``SourceError``.
     """
     found: dict[str, Source] = {}
     for source in sources:
         if source.live:
             raise UsageError(f"{source.name}: has no end: --engine is for files")
         for one in list_remote(source) if is_remote(source.address) else [source]:
-            found.setdefault(one.name, one)
+            if (other := found.setdefault(one.name, one)).address != one.address:
+                both = " and ".join(without_password(each.address) for each in (other, one))
+                raise UsageError(f"{one.name}: is the name of both {both}: give each a name of its own")
     return list(found.values())
 
 
