@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from adafocus_edge.errors import MissingExtraError, SourceError, UsageError
+from adafocus_edge.errors import AdaFocusError, BackendError, MissingExtraError, ShortageError, SourceError, UsageError
 from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source, natural_path
 from adafocus_edge.system.addresses import without_password
 
@@ -36,7 +37,8 @@ def list_remote(source: Source) -> list[Source]:
     Raises:
         UsageError: several have one given name.
         SourceError: there are none, or they cannot be listed.
-        MissingExtraError: fsspec, or its part for the scheme, is not installed.
+        MissingExtraError: fsspec is not installed.
+        BackendError: its part for the scheme is not installed.
     """
     files, root = _open(source)
     try:
@@ -68,7 +70,7 @@ def list_remote(source: Source) -> list[Source]:
 def fetched(source: Source) -> Iterator[Source]:
     """Provide a source whose address can be opened: of a remote file, a copy that is removed afterwards.
 
-    Raises ``SourceError``, ``MissingExtraError``.
+    Raises ``SourceError``, ``MissingExtraError``, ``BackendError``; ``ShortageError`` if there is no room for the copy.
     """
     if not is_remote(source.address):
         yield source
@@ -91,12 +93,15 @@ def _open(source: Source) -> tuple[Any, str]:
     try:
         files, path = url_to_fs(source.address)
     except ImportError as error:
-        raise SourceError(f"{source.name}: {' '.join(str(error).split())}") from None
+        raise BackendError(f"{source.name}: {' '.join(str(error).split())}") from None
     except Exception as error:
         raise _failed(source, error) from None
     return files, str(path)
 
 
-def _failed(source: Source, error: Exception) -> SourceError:
+def _failed(source: Source, error: Exception) -> AdaFocusError:
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return ShortageError(f"{source.name}: cannot be copied: no space left in {tempfile.gettempdir()}")
+    ShortageError.check(source.name, error)
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return SourceError(f"{source.name}: cannot be read ({first})")
