@@ -12,20 +12,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adafocus_edge.errors import AdaFocusError, BackendError, MissingExtraError, ShortageError, SourceError, UsageError
-from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source, natural_path
+from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source, is_remote, natural_path
 from adafocus_edge.system.addresses import without_password
-
-SCHEMES = frozenset("s3 s3a gs gcs abfs abfss az adl hdfs webhdfs file".split())
-"""Schemes of addresses that fsspec reads; FFmpeg reads http and https itself, by parts."""
 
 USER = re.compile(r"(?<=://)[^/]*@")
 """User and password before a host; an ``@`` in a path is part of a file's name."""
-
-
-def is_remote(address: str) -> bool:
-    """Whether an address is read by fsspec."""
-    scheme, separator, _ = address.partition("://")
-    return bool(separator) and scheme.lower() in SCHEMES
 
 
 def list_remote(source: Source) -> list[Source]:
