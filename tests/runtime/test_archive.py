@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,17 +20,20 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 
-from adafocus_edge.bundle.store import open_bundle
-from adafocus_edge.errors import BackendError, UsageError
-from adafocus_edge.media import remote
+from adafocus_edge.bundle.manifest import encode_manifest
+from adafocus_edge.bundle.store import open_bundle, sha256_of
+from adafocus_edge.errors import BackendError, BundleError, UsageError
+from adafocus_edge.media import remote, sources
 from adafocus_edge.media.sources import Source, find_sources
 from adafocus_edge.model.exits import ExitThresholds
 from adafocus_edge.runtime.archive import dispatch
 from adafocus_edge.runtime.archive.dispatch import MAX_DEATHS, Died, Dispatcher, Done, Ready, Unfit
 from adafocus_edge.runtime.archive.journal import open_journal
+from adafocus_edge.runtime.archive.on_ray import RayExecutor
 from adafocus_edge.runtime.archive.on_this_machine import LocalExecutor
 from adafocus_edge.runtime.archive.run import expanded
-from adafocus_edge.runtime.archive.shipped import Shipped
+from adafocus_edge.runtime.archive.settings import ArchiveOptions
+from adafocus_edge.runtime.archive.shipped import Shipped, unpacked
 from adafocus_edge.runtime.archive.station import ArchiveJob, Station
 from adafocus_edge.runtime.settings import ClassifyOptions
 from adafocus_edge.system.cpu import usable_cores
@@ -50,7 +54,7 @@ WITH_RAY = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="n
 def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
     """Address of an object store in memory, with six files in folders whose names look like secrets."""
     fsspec = pytest.importorskip("fsspec")
-    monkeypatch.setattr(remote, "SCHEMES", remote.SCHEMES | {"memory"})
+    monkeypatch.setattr(sources, "REMOTE_SCHEMES", sources.REMOTE_SCHEMES | {"memory"})
     store = fsspec.filesystem("memory")
     for folder in ("session=0", "session=1", "token=a@b"):
         for number in range(2):
@@ -97,7 +101,7 @@ def test_a_run_goes_on_behind_its_last_whole_row(tmp_path):
         assert journal.done == {f"clip {number}" for number in range(5)}
         for number in range(4, 8):
             journal.write(row(number) if number != 6 else {"source": "clip 6", "error": "clip 6: damaged"})
-        assert journal.failed == 1
+        assert journal.failed == {"clip 6"}
         journal.finish({"sources": 8})
     assert sorted(path.name for path in (folder / "jsonl").iterdir()) == [f"part-{n:05d}.jsonl" for n in range(3)]
     lines = [
@@ -127,6 +131,16 @@ def test_a_folder_of_something_else_or_of_another_model_is_refused(tmp_path):
         open_journal(rows, {"model": "a"}).__enter__()
     with pytest.raises(UsageError, match="rows of model 'a', and this run has 'b'"):
         open_journal(rows, {"model": "b"}).__enter__()
+
+
+def test_a_run_that_was_killed_before_it_wrote_its_settings_goes_on(tmp_path):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / ".lock").touch()
+    (rows / ".run.json.x7a0.draft").write_text("{")
+    with open_journal(rows, {"model": "a"}) as journal:
+        journal.write(row(0))
+    assert sorted(path.name for path in rows.iterdir()) == ["jsonl", "parquet", "run.json"]
 
 
 # -- who gets what -----------------------------------------------------------------------------------------------------
@@ -286,6 +300,23 @@ def test_a_shortage_of_the_machine_is_no_row(station, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert "error" not in station.classify([Source("clip", str(clip))])[0]
+
+
+def test_a_bundle_with_another_profile_is_the_same_model_and_one_with_other_classes_is_not(small_bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(small_bundle, copy)
+    bundle = open_bundle(copy)
+    shipped = Shipped.of(bundle, bundle.choose_variant())
+    (copy / "bundle.json").write_bytes(encode_manifest(replace(bundle.manifest, reports={"parity": "measured again"})))
+    with unpacked(shipped, None) as folder:
+        assert folder == copy
+    assert Shipped.of(open_bundle(copy), shipped.variant) == shipped
+    names = (copy / "classes.txt").read_text().splitlines()
+    (copy / "classes.txt").write_text("".join(f"{name}\n" for name in ["another", *names[1:]]))
+    manifest = replace(bundle.manifest, classes_sha256=sha256_of(copy / "classes.txt"))
+    (copy / "bundle.json").write_bytes(encode_manifest(manifest))
+    with pytest.raises(BundleError, match="has changed since the run began"), unpacked(shipped, None):
+        pass
 
 
 NEEDS_ADLFS = Source("far", "abfs://container/clip.mp4")
@@ -515,6 +546,40 @@ def test_a_cluster_gives_the_rows_of_classify_though_an_actor_and_the_driver_are
     killed_half_way(words, output, actors)
     check_rows(output, expected)
     assert json.loads((output / "summary.json").read_text())["processes"] == 2
+
+
+def test_a_start_with_other_sources_counts_its_own_and_may_not_write_into_the_bundle(small_bundle, tmp_path):
+    clip, rows = encode(tmp_path / "good.mp4", 8, size=(64, 64)), tmp_path / "rows"
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    given = ("--bundle", small_bundle, *QUICK, "--engine", "local", "-o")
+    both = edge("classify", clip, bad, *given, rows)
+    assert (both.returncode, json.loads(both.stdout)["failed"]) == (1, 1)
+    one = edge("classify", clip, *given, rows)
+    assert one.returncode == 0, one.stderr
+    counts = [json.loads(one.stdout)[name] for name in ("sources", "classified", "failed", "before")]
+    assert counts == [1, 1, 0, 1]
+    inside = small_bundle / "out"
+    one_line_error(edge("classify", clip, *given, inside), 2, f"--output {inside}: would overwrite a source or a file")
+    assert not inside.exists()
+
+
+def test_an_object_store_without_engine_is_one_line(small_bundle):
+    done = edge("classify", "s3://bucket/clip.mp4", "--bundle", small_bundle, "-q")
+    one_line_error(done, 1, "s3://bucket/clip.mp4: is in an object store: give --engine local or --engine ray")
+
+
+@WITH_RAY
+@WITHOUT_ADLFS
+def test_actors_that_lack_a_package_end_the_run_with_that_reason(job, cluster, monkeypatch):
+    monkeypatch.setattr(dispatch, "MAX_LOST", 1)
+    rows, executor = [], RayExecutor(ArchiveOptions(cluster[0], 1.0, engine="ray"), lambda threads: job)
+    try:
+        with pytest.raises(BackendError, match=r"2 processes died .*: far: Install adlfs"):
+            Dispatcher(executor, lambda: 1, rows.append, lambda: None).run([NEEDS_ADLFS])
+    finally:
+        executor.close()
+    assert rows == []
 
 
 @WITH_RAY

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from adafocus_edge.backends.base import CPU_BACKEND
 from adafocus_edge.backends.registry import AUTO, may_use_cpu
 from adafocus_edge.errors import UsageError
-from adafocus_edge.media.remote import is_remote, list_remote
+from adafocus_edge.media.remote import list_remote
+from adafocus_edge.media.sources import is_remote
 from adafocus_edge.runtime.archive.dispatch import BATCH, Dispatcher
 from adafocus_edge.runtime.archive.journal import Journal, open_journal
 from adafocus_edge.runtime.archive.on_ray import RayExecutor, check_ray
@@ -51,7 +52,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """The outcome of a run.
+    """The outcome of a run. Rows of sources that this start was not given, as of an earlier one, do not count.
 
     Attributes:
         output: folder of the rows.
@@ -120,7 +121,7 @@ def classify_archive(
     exits = requested_exits(bundle, options, live=False)
     shipped = Shipped.of(bundle, variant)
     settings = {
-        "model": shipped.sha256, "variant": variant, "schedule": options.schedule,
+        "model": shipped.identity, "variant": variant, "schedule": options.schedule,
         "exit": None if exits is None else repr(exits), "top_k": top_k, "logits": options.logits,
         "video_track": options.video_track,
     }  # fmt: skip
@@ -130,12 +131,14 @@ def classify_archive(
         backend = _backend_of_actors(backend, archive.actor_gpus)
     with open_journal(output, settings) as journal:
         left = [source for source in sources if source.name not in journal.done]
-        before, began = len(journal.done), time.monotonic()
+        before, began = len(sources) - len(left), time.monotonic()
+        others = len(journal.done) - before  # rows of sources that this run does not have
         dispatcher: Dispatcher | None = None
 
         def tick() -> None:
-            done, rate = len(journal.done), (len(journal.done) - before) / max(1e-9, time.monotonic() - began)
-            report(Progress(len(sources), done, rate, (before + len(left) - done) / rate if rate else None))
+            done = len(journal.done) - others
+            rate = (done - before) / max(1e-9, time.monotonic() - began)
+            report(Progress(len(sources), done, rate, (len(sources) - done) / rate if rate else None))
 
         if left:
 
@@ -171,9 +174,10 @@ def _summary(
     journal: Journal, sources: list[Source], output: Path, before: int, took: float, engine: str, processes: int,
     backend: str,
 ) -> Summary:  # fmt: skip
-    rows = len(journal.done)
+    names = {source.name for source in sources}
+    rows, failed = len(names & journal.done), len(names & journal.failed)
     return Summary(
-        str(output), len(sources), rows - journal.failed, journal.failed, before, round(took, 3),
+        str(output), len(sources), rows - failed, failed, before, round(took, 3),
         round((rows - before) / took, 3), engine, processes, backend,
     )  # fmt: skip
 
