@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from adafocus_edge.cli.outputs import progress_for, say
+from adafocus_edge.cli.outputs import check_apart, progress_for, say
 from adafocus_edge.errors import UsageError
 from adafocus_edge.system.cpu import check_threads
 
@@ -52,9 +52,10 @@ def run_archive(
     as_json: bool,
     quiet: bool,
 ) -> int:
-    """Classify an archive, print its summary, and return how many sources failed."""
+    """Classify an archive, print its summary, and return how many sources failed. Raises ``AdaFocusError``."""
     from adafocus_edge.runtime.archive.run import classify_archive, expanded
 
+    check_apart(output, bundle.path, sources)
     files = expanded(sources)
     with progress_for(quiet) as bars:
         task = bars.add_task("classifying", total=len(files))

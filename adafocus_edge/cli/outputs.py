@@ -139,8 +139,7 @@ def _check_output(path: Path, bundle: Path, sources: list[Source], *, live: bool
     from adafocus_edge.media.sources import VIDEO_SUFFIXES
     from adafocus_edge.runtime.parquet import check_parquet, is_parquet
 
-    if _real(path) in _own_files(sources) or _real(path).is_relative_to(_real(bundle)):
-        raise UsageError(f"--output {path}: would overwrite a source or a file of the bundle")
+    check_apart(path, bundle, sources)
     if path.suffix.lower() in VIDEO_SUFFIXES:
         raise UsageError(f"--output {path}: takes results (JSON lines, CSV, Parquet); --save-video writes videos")
     if is_parquet(path):
@@ -150,6 +149,12 @@ def _check_output(path: Path, bundle: Path, sources: list[Source], *, live: bool
             )
         check_parquet()
     check_files(path)
+
+
+def check_apart(output: Path, bundle: Path, sources: list[Source]) -> None:
+    """Check that a file or folder of results is no source, and not in the bundle. Raises ``UsageError``."""
+    if _real(output) in _own_files(sources) or _real(output).is_relative_to(_real(bundle)):
+        raise UsageError(f"--output {output}: would overwrite a source or a file of the bundle")
 
 
 def _own_files(sources: list[Source]) -> set[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,26 +11,25 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from adafocus_edge.errors import MissingExtraError, SourceError
-from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source, natural_path
+from adafocus_edge.errors import AdaFocusError, BackendError, MissingExtraError, ShortageError, SourceError, UsageError
+from adafocus_edge.media.sources import VIDEO_SUFFIXES, Source, is_remote, natural_path
 from adafocus_edge.system.addresses import without_password
 
-SCHEMES = frozenset("s3 s3a gs gcs abfs abfss az adl hdfs webhdfs file".split())
-"""Schemes of addresses that fsspec reads; FFmpeg reads http and https itself, by parts."""
-
-
-def is_remote(address: str) -> bool:
-    """Whether an address is read by fsspec."""
-    scheme, separator, _ = address.partition("://")
-    return bool(separator) and scheme.lower() in SCHEMES
+USER = re.compile(r"(?<=://)[^/]*@")
+"""User and password before a host; an ``@`` in a path is part of a file's name."""
 
 
 def list_remote(source: Source) -> list[Source]:
     """Return the videos that an address of a file, a folder or a pattern means, in natural order.
 
+    Each is named by its whole address without a user, because names identify rows: what looks like a secret in the
+    path, as in ``session=0/``, may be all that distinguishes two files. ``NAME=ADDRESS`` of one file keeps its name.
+
     Raises:
+        UsageError: several have one given name.
         SourceError: there are none, or they cannot be listed.
-        MissingExtraError: fsspec, or its part for the scheme, is not installed.
+        MissingExtraError: fsspec is not installed.
+        BackendError: its part for the scheme is not installed.
     """
     files, root = _open(source)
     try:
@@ -44,14 +45,23 @@ def list_remote(source: Source) -> list[Source]:
         raise SourceError(f"{source.name}: no such file, folder or pattern with videos")
     paths = sorted(map(str, found), key=lambda path: natural_path(Path(path)))
     addresses = [files.unstrip_protocol(path) for path in paths]
-    return [replace(source, name=without_password(address), address=address, live=False) for address in addresses]
+    named = not source.name.startswith(without_password(source.address))  # otherwise also by a number behind it
+    if named and len(addresses) > 1:
+        raise UsageError(
+            f"{source.name}={without_password(source.address)}: a name must belong to one source, but this address "
+            f"holds {len(addresses)}"
+        )
+    return [
+        replace(source, name=source.name if named else USER.sub("", address), address=address, live=False)
+        for address in addresses
+    ]
 
 
 @contextmanager
 def fetched(source: Source) -> Iterator[Source]:
     """Provide a source whose address can be opened: of a remote file, a copy that is removed afterwards.
 
-    Raises ``SourceError``, ``MissingExtraError``.
+    Raises ``SourceError``, ``MissingExtraError``, ``BackendError``; ``ShortageError`` if there is no room for the copy.
     """
     if not is_remote(source.address):
         yield source
@@ -74,12 +84,15 @@ def _open(source: Source) -> tuple[Any, str]:
     try:
         files, path = url_to_fs(source.address)
     except ImportError as error:
-        raise SourceError(f"{source.name}: {' '.join(str(error).split())}") from None
+        raise BackendError(f"{source.name}: {' '.join(str(error).split())}") from None
     except Exception as error:
         raise _failed(source, error) from None
     return files, str(path)
 
 
-def _failed(source: Source, error: Exception) -> SourceError:
+def _failed(source: Source, error: Exception) -> AdaFocusError:
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return ShortageError(f"{source.name}: cannot be copied: no space left in {tempfile.gettempdir()}")
+    ShortageError.check(source.name, error)
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return SourceError(f"{source.name}: cannot be read ({first})")

@@ -70,6 +70,8 @@ class Source:
             if self.video_track is not None:
                 raise SourceError(f"{self.name}: a folder of frames has no video tracks: remove --video-track")
             return FrameFolder(self.address)
+        if is_remote(self.address) and not self.address.lower().startswith("file:"):  # that, FFmpeg reads, too
+            raise SourceError(f"{self.name}: is in an object store: give --engine local or --engine ray to `classify`")
         from adafocus_edge.media.video_file import VideoFile
 
         return VideoFile(self.address, self.video_track, self.name if "://" in self.address else None)
@@ -244,6 +246,16 @@ def _globbed(pattern: str, skipped: list[str]) -> Iterator[Path]:
             skipped.append(f"{match} (in {service})")
         else:
             yield match
+
+
+REMOTE_SCHEMES = frozenset("s3 s3a gs gcs abfs abfss az adl hdfs webhdfs file".split())
+"""Schemes of addresses that archives read by fsspec; FFmpeg reads http and https itself, by parts."""
+
+
+def is_remote(address: str) -> bool:
+    """Whether an address is read by fsspec (:mod:`adafocus_edge.media.remote`)."""
+    scheme, separator, _ = address.partition("://")
+    return bool(separator) and scheme.lower() in REMOTE_SCHEMES
 
 
 LIVE_SCHEMES = frozenset("rtsp rtsps rtmp rtmps udp rtp srt tcp".split())

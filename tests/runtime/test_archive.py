@@ -5,22 +5,36 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
 import pytest
 
-from adafocus_edge.errors import BackendError, UsageError
+from adafocus_edge.bundle.manifest import encode_manifest
+from adafocus_edge.bundle.store import open_bundle, sha256_of
+from adafocus_edge.errors import BackendError, BundleError, UsageError
 from adafocus_edge.media.sources import Source
+from adafocus_edge.model.exits import ExitThresholds
+from adafocus_edge.runtime.archive import dispatch
 from adafocus_edge.runtime.archive.dispatch import MAX_DEATHS, Died, Dispatcher, Done, Ready, Unfit
 from adafocus_edge.runtime.archive.journal import open_journal
+from adafocus_edge.runtime.archive.on_ray import RayExecutor
+from adafocus_edge.runtime.archive.on_this_machine import LocalExecutor
+from adafocus_edge.runtime.archive.settings import ArchiveOptions
+from adafocus_edge.runtime.archive.shipped import Shipped, unpacked
+from adafocus_edge.runtime.archive.station import ArchiveJob, Station
+from adafocus_edge.runtime.settings import ClassifyOptions
+from adafocus_edge.system.cpu import usable_cores
 from tests.conftest import ROOT, edge, one_line_error
 from tests.support.videos import encode
 
@@ -51,7 +65,7 @@ def test_a_run_goes_on_behind_its_last_whole_row(tmp_path):
         assert journal.done == {f"clip {number}" for number in range(5)}
         for number in range(4, 8):
             journal.write(row(number) if number != 6 else {"source": "clip 6", "error": "clip 6: damaged"})
-        assert journal.failed == 1
+        assert journal.failed == {"clip 6"}
         journal.finish({"sources": 8})
     assert sorted(path.name for path in (folder / "jsonl").iterdir()) == [f"part-{n:05d}.jsonl" for n in range(3)]
     lines = [
@@ -83,6 +97,16 @@ def test_a_folder_of_something_else_or_of_another_model_is_refused(tmp_path):
         open_journal(rows, {"model": "b"}).__enter__()
 
 
+def test_a_run_that_was_killed_before_it_wrote_its_settings_goes_on(tmp_path):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    (rows / ".lock").touch()
+    (rows / ".run.json.x7a0.draft").write_text("{")
+    with open_journal(rows, {"model": "a"}) as journal:
+        journal.write(row(0))
+    assert sorted(path.name for path in rows.iterdir()) == ["jsonl", "parquet", "run.json"]
+
+
 # -- who gets what -----------------------------------------------------------------------------------------------------
 
 
@@ -91,8 +115,8 @@ class Mortal:
 
     threads = 2
 
-    def __init__(self, poison: set[str], dies_first: int = 0) -> None:
-        self.poison, self.dies_first = poison, dies_first
+    def __init__(self, poison: set[str], dies_first: int = 0, *, by_machine: bool = False) -> None:
+        self.poison, self.dies_first, self.by_machine = poison, dies_first, by_machine
         self.waiting: list[Any] = []
         self.started = 0
         self.given: Counter[str] = Counter()
@@ -119,7 +143,7 @@ class Mortal:
         if self.dies_first or self.poison & {source.name for source in sources}:
             self.dies_first = max(0, self.dies_first - 1)
             self.waiting = [one for one in self.waiting if not (isinstance(one, tuple) and one[0] == worker)]
-            yield Died(worker, "signal 9")
+            yield Died(worker, "out of memory", by_machine=True) if self.by_machine else Died(worker, "signal 9")
         else:
             yield Done(worker, batch, [{"source": source.name} for source in sources])
 
@@ -155,6 +179,30 @@ def test_a_file_that_kills_its_process_is_found_and_the_others_get_their_rows(pr
     assert max(executor.given.values()) <= 2 + MAX_DEATHS
 
 
+@pytest.mark.parametrize("processes", [1, 3])
+def test_many_files_in_a_row_that_kill_their_process_do_not_end_the_run(processes):
+    poison = {f"{n}.mp4" for n in range(30, 60)}
+    rows = dispatched(Mortal(poison), processes)
+    assert {name for name, found in rows.items() if "error" in found} == poison
+
+
+def test_a_file_that_is_too_much_for_the_machine_gets_its_row_once_others_have_theirs():
+    executor = Mortal({"0.mp4", "99.mp4"}, by_machine=True)
+    rows = dispatched(executor, 1)
+    assert {name for name, found in rows.items() if "error" in found} == {"0.mp4", "99.mp4"}
+    assert rows["0.mp4"]["error"].endswith("died 2 times (out of memory)")
+    assert next(iter(rows)) != "0.mp4"
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_machine_on_which_no_file_can_be_read_ends_the_run_and_costs_no_row(count):
+    rows: list[Any] = []
+    executor = Mortal({source.name for source in SOURCES}, by_machine=True)
+    with pytest.raises(BackendError, match="died .*out of memory"):
+        Dispatcher(executor, lambda: 1, rows.append, lambda: None).run(SOURCES[:count])
+    assert rows == []
+
+
 def test_a_process_that_is_killed_from_outside_costs_no_row():
     rows = dispatched(Mortal(set(), dies_first=2))
     assert not any("error" in found for found in rows.values())
@@ -170,6 +218,108 @@ def test_a_process_that_cannot_load_the_model_ends_the_run():
     executor.start = lambda: executor.waiting.append(Unfit(1, BackendError("no such file"))) or 1
     with pytest.raises(BackendError, match="no such file"):
         dispatched(executor, 1)
+
+
+# -- a process ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def job(small_bundle: Path) -> ArchiveJob:
+    """One thread, one glimpse per clip."""
+    bundle = open_bundle(small_bundle)
+    variant, options = bundle.choose_variant(), ClassifyOptions()
+    exits = ExitThresholds.at(0.0, bundle.spec.segments)
+    return ArchiveJob(
+        Shipped.of(bundle, variant), variant, "onnxruntime-cpu", options.conv_search, None, "auto", exits, 1,
+        logits=False, threads=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def station(job: ArchiveJob) -> Station:
+    made = Station(job)
+    made.prepare()
+    return made
+
+
+def test_the_error_of_a_file_that_was_copied_names_the_file(station, tmp_path):
+    pytest.importorskip("fsspec")
+    name = f"file://{tmp_path}/session=0.mp4"
+    (tmp_path / "session=0.mp4").write_bytes(b"no video")
+    (row,) = station.classify([Source(name, name)])
+    assert row["source"] == name
+    assert row["error"].startswith(f"{name}: ")
+    assert "adafocus-" not in row["error"]
+
+
+def test_a_shortage_of_the_machine_is_no_row(station, tmp_path):
+    resource = pytest.importorskip("resource")
+    clip = encode(tmp_path / "clip.mp4", 8, size=(64, 64))
+    assert "error" not in station.classify([Source("clip", str(clip))])[0]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        with pytest.raises(BackendError, match="clip.* short of memory, threads or open files"):
+            station.classify([Source("clip", str(clip))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert "error" not in station.classify([Source("clip", str(clip))])[0]
+
+
+def test_a_bundle_with_another_profile_is_the_same_model_and_one_with_other_classes_is_not(small_bundle, tmp_path):
+    copy = tmp_path / "bundle"
+    shutil.copytree(small_bundle, copy)
+    bundle = open_bundle(copy)
+    shipped = Shipped.of(bundle, bundle.choose_variant())
+    (copy / "bundle.json").write_bytes(encode_manifest(replace(bundle.manifest, reports={"parity": "measured again"})))
+    with unpacked(shipped, None) as folder:
+        assert folder == copy
+    assert Shipped.of(open_bundle(copy), shipped.variant) == shipped
+    names = (copy / "classes.txt").read_text().splitlines()
+    (copy / "classes.txt").write_text("".join(f"{name}\n" for name in ["another", *names[1:]]))
+    manifest = replace(bundle.manifest, classes_sha256=sha256_of(copy / "classes.txt"))
+    (copy / "bundle.json").write_bytes(encode_manifest(manifest))
+    with pytest.raises(BundleError, match="has changed since the run began"), unpacked(shipped, None):
+        pass
+
+
+NEEDS_ADLFS = Source("far", "abfs://container/clip.mp4")
+WITHOUT_ADLFS = pytest.mark.skipif(
+    importlib.util.find_spec("fsspec") is None or importlib.util.find_spec("adlfs") is not None,
+    reason="needs fsspec, and adlfs not to be installed",
+)
+
+
+@WITHOUT_ADLFS
+def test_processes_that_lack_a_package_end_the_run_with_that_reason(job, monkeypatch):
+    monkeypatch.setattr(dispatch, "MAX_LOST", 1)
+    rows, executor = [], LocalExecutor(job)
+    try:
+        with pytest.raises(BackendError, match=r"2 processes died .*: far: Install adlfs"):
+            Dispatcher(executor, lambda: 1, rows.append, lambda: None).run([NEEDS_ADLFS])
+    finally:
+        executor.close()
+    assert rows == []
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_threads_have_one_core_each_unless_they_decode_in_turn(job, station, on_device):
+    own = Station(replace(job, schedule="stream"))
+    own._bundle = station._bundle
+    own._model = replace(station._model, resident=object() if on_device else None)
+
+    def cores() -> int:
+        own._classifier()
+        return usable_cores()
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(cores).result() == (thread.submit(free_cores).result() if on_device else 1)
+
+
+def free_cores() -> int:
+    """Usable cores of a new thread."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(usable_cores).result()
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------
@@ -360,6 +510,40 @@ def test_a_cluster_gives_the_rows_of_classify_though_an_actor_and_the_driver_are
     killed_half_way(words, output, actors)
     check_rows(output, expected)
     assert json.loads((output / "summary.json").read_text())["processes"] == 2
+
+
+def test_a_start_with_other_sources_counts_its_own_and_may_not_write_into_the_bundle(small_bundle, tmp_path):
+    clip, rows = encode(tmp_path / "good.mp4", 8, size=(64, 64)), tmp_path / "rows"
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    given = ("--bundle", small_bundle, *QUICK, "--engine", "local", "-o")
+    both = edge("classify", clip, bad, *given, rows)
+    assert (both.returncode, json.loads(both.stdout)["failed"]) == (1, 1)
+    one = edge("classify", clip, *given, rows)
+    assert one.returncode == 0, one.stderr
+    counts = [json.loads(one.stdout)[name] for name in ("sources", "classified", "failed", "before")]
+    assert counts == [1, 1, 0, 1]
+    inside = small_bundle / "out"
+    one_line_error(edge("classify", clip, *given, inside), 2, f"--output {inside}: would overwrite a source or a file")
+    assert not inside.exists()
+
+
+def test_an_object_store_without_engine_is_one_line(small_bundle):
+    done = edge("classify", "s3://bucket/clip.mp4", "--bundle", small_bundle, "-q")
+    one_line_error(done, 1, "s3://bucket/clip.mp4: is in an object store: give --engine local or --engine ray")
+
+
+@WITH_RAY
+@WITHOUT_ADLFS
+def test_actors_that_lack_a_package_end_the_run_with_that_reason(job, cluster, monkeypatch):
+    monkeypatch.setattr(dispatch, "MAX_LOST", 1)
+    rows, executor = [], RayExecutor(ArchiveOptions(cluster[0], 1.0, engine="ray"), lambda threads: job)
+    try:
+        with pytest.raises(BackendError, match=r"2 processes died .*: far: Install adlfs"):
+            Dispatcher(executor, lambda: 1, rows.append, lambda: None).run([NEEDS_ADLFS])
+    finally:
+        executor.close()
+    assert rows == []
 
 
 @WITH_RAY

@@ -2,7 +2,8 @@
 
 A process that dies fails its batches. Their sources are then tried one at a time on a process that has nothing else
 to do, so that a file that kills its reader is found for certain: after :data:`MAX_DEATHS` deaths it becomes a row
-with an error.
+with an error. A process that ends because its machine fails it (:func:`is_of_machine`) may have been given an intact
+file: the row waits until another file has a result.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ MAX_DEATHS = 2
 """Deaths of a process that has a file alone, after which the file is given up."""
 MAX_LOST = 20
 """Deaths in a row, without a row in between, after which a run is given up."""
+MAX_GIVEN_UP = 50
+"""Files in a row that are given up, without another row in between, after which a run is given up."""
 WAIT_S = 0.5
 """Between two looks at the progress."""
 GROW_S = 10.0
@@ -51,10 +54,17 @@ class Done:
 
 @dataclass(frozen=True)
 class Died:
-    """A process has ended, with all its batches. Its successor, if the run needs one, has a number of its own."""
+    """A process has ended, with all its batches. Its successor, if the run needs one, has a number of its own.
+
+    Attributes:
+        worker: its number.
+        why: it ended.
+        by_machine: whether it said itself that its machine or device had failed it.
+    """
 
     worker: int
     why: str
+    by_machine: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,9 +126,13 @@ class Dispatcher:
         self._suspects: deque[Source] = deque()
         self._deaths: dict[Source, int] = {}
         self._number = 0
-        self._lost = 0
+        self._lost = self._given_up = 0
+        self._doubtful: list[Row] = []
+        """Rows of files that were given up because a machine failed, while no other file has a result since."""
         self.most = 0
         """Processes at a time, at most."""
+        self._proven = False
+        """Whether a process has classified anything."""
         self.backend = ""
 
     def run(self, sources: Iterable[Source]) -> None:
@@ -134,6 +148,7 @@ class Dispatcher:
                     self._start()
             following = self._hand_out(following, waiting)
             if following is None and not self._suspects and not any(p.batches for p in self._processes.values()):
+                self._settle()
                 return
             for event in self._executor.events(WAIT_S):
                 self._note(event)
@@ -185,26 +200,48 @@ class Dispatcher:
             process.ready, self.backend = True, event.backend
         elif isinstance(event, Done):
             if process.batches.pop(event.batch, None) is not None:
-                process.alone, self._lost = False, 0
+                process.alone, self._lost, self._given_up = False, 0, 0
                 for row in event.rows:
                     self._take(row)
+                if any("error" not in row for row in event.rows):
+                    self._proven = True
+                    self._settle()
         else:
-            self._bury(self._processes.pop(event.worker), event.why)
+            self._bury(self._processes.pop(event.worker), event)
 
-    def _bury(self, process: _Process, why: str) -> None:
+    def _settle(self) -> None:
+        """Write the rows that waited. Raises ``BackendError`` if no file of this run was ever classified."""
+        if self._doubtful and not self._proven:
+            raise BackendError(self._doubtful[-1]["error"])
+        while self._doubtful:
+            self._take(self._doubtful.pop(0))
+
+    def _bury(self, process: _Process, death: Died) -> None:
         self._lost += 1
-        if self._lost > MAX_LOST:
-            raise BackendError(f"{self._lost} processes died one after the other; the last: {why}")
+        if self._lost > MAX_LOST or self._given_up > MAX_GIVEN_UP:
+            count = max(self._lost, MAX_DEATHS * self._given_up)
+            raise BackendError(f"{count} processes died one after the other; the last: {death.why}")
         for batch in process.batches.values():
             for source in batch:
                 if process.alone:
                     self._deaths[source] = self._deaths.get(source, 0) + 1
                 if self._deaths.get(source, 0) >= MAX_DEATHS:
-                    text = f"{source.name}: cannot be read: the process that read it died {MAX_DEATHS} times ({why})"
-                    self._take(failed_row(source, text))
+                    self._give_up(source, death)
+                elif process.alone:  # at once: many that wait for their second try would look like a broken machine
+                    self._suspects.appendleft(source)
                 else:
                     self._suspects.append(source)
         self._start()
+
+    def _give_up(self, source: Source, death: Died) -> None:
+        why = death.why.removeprefix(f"{source.name}: ")
+        text = f"{source.name}: cannot be read: the process that read it died {MAX_DEATHS} times ({why})"
+        row = failed_row(source, text)
+        if death.by_machine:
+            self._doubtful.append(row)
+        else:
+            self._lost, self._given_up = 0, self._given_up + 1
+            self._take(row)
 
 
 def _batches(sources: Iterable[Source]) -> Iterator[tuple[Source, ...]]:

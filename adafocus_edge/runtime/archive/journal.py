@@ -9,15 +9,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from adafocus_edge.errors import UsageError
 from adafocus_edge.runtime.parquet import SUFFIX, check_parquet, write_parquet
-from adafocus_edge.system.files import append_whole, atomic_write, draft_file, locked, take_place, writable, write_text
+from adafocus_edge.system.files import (
+    DRAFT,
+    append_whole,
+    atomic_write,
+    draft_file,
+    locked,
+    take_place,
+    writable,
+    write_text,
+)
 
 RUN = "run.json"
+LOCK = ".lock"
 SUMMARY = "summary.json"
 LINES = "jsonl"
 """Folder of the parts as JSON lines."""
@@ -31,14 +41,14 @@ class Journal:
 
     Attributes:
         done: names of the sources that have a row.
-        failed: how many of those rows are errors.
+        failed: names of those whose row is an error.
     """
 
     def __init__(self, folder: Path, rows_per_part: int) -> None:
         self._folder = folder
         self._rows_per_part = rows_per_part
         self.done: set[str] = set()
-        self.failed = 0
+        self.failed: set[str] = set()
         self._file: IO[bytes] | None = None
         self._held = self._size = 0
         with writable(folder):
@@ -71,7 +81,8 @@ class Journal:
 
     def _count(self, row: dict[str, Any]) -> None:
         self.done.add(row["source"])
-        self.failed += "error" in row
+        if "error" in row:
+            self.failed.add(row["source"])
 
     def write(self, row: dict[str, Any]) -> None:
         """Add a row; one of a source that has a row is dropped. Raises ``AdaFocusError`` if it cannot be written."""
@@ -132,20 +143,24 @@ def open_journal(folder: Path, settings: dict[str, Any], rows_per_part: int = RO
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--output {folder}: must be a folder: --engine writes many files")
     run = folder / RUN
-    if folder.is_dir() and any(folder.iterdir()) and not run.is_file():
-        raise UsageError(f"--output {folder}: holds other files: give a new folder, or that of a run to go on with")
-    with writable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(folder / ".lock"):
-            _check_settings(run, settings)
-            journal = Journal(folder, rows_per_part)
+    with ExitStack() as stack:
+        with writable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
             try:
-                yield journal
-            finally:
-                journal.close()
-    except BlockingIOError:
-        raise UsageError(f"--output {folder}: another run is writing to it") from None
+                stack.enter_context(locked(folder / LOCK))
+            except BlockingIOError:
+                raise UsageError(f"--output {folder}: another run is writing to it") from None
+        if not run.is_file() and not all(map(_is_of_start, folder.iterdir())):
+            raise UsageError(f"--output {folder}: holds other files: give a new folder, or that of a run to go on with")
+        _check_settings(run, settings)
+        journal = Journal(folder, rows_per_part)
+        stack.callback(journal.close)
+        yield journal
+
+
+def _is_of_start(path: Path) -> bool:
+    """Whether a file is what a run leaves that was killed before it wrote its settings."""
+    return path.name == LOCK or (path.name.startswith(f".{RUN}.") and path.name.endswith(DRAFT))
 
 
 def _check_settings(run: Path, settings: dict[str, Any]) -> None:

@@ -117,7 +117,12 @@ class RayExecutor:
             try:
                 value = ray.get(reference)
             except ray.exceptions.RayTaskError as error:
-                yield Unfit(worker, _own_error(error))
+                own = _own_error(error)
+                if batch is None:
+                    yield Unfit(worker, own)
+                    continue
+                ray.kill(self._actors.pop(worker))
+                yield Died(worker, str(own), by_machine=True)
             except ray.exceptions.RayError as error:
                 del self._actors[worker]
                 yield Died(worker, (str(error).splitlines() or [type(error).__name__])[0])

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LEAVE_S = 5.0
 """Wait for processes that end."""
+BROKEN = "broken"
+"""The last message of a process whose machine has failed it."""
 
 
 class LocalExecutor:
@@ -58,12 +60,16 @@ class LocalExecutor:
             if id(connection) not in answered:
                 continue
             try:
-                yield _event(number, connection.recv())
+                kind, value = connection.recv()
             except (EOFError, OSError):
-                del self._running[number]
-                connection.close()
-                process.join(LEAVE_S)
-                yield Died(number, _why(process.exitcode))
+                kind = None
+            if kind is not None and kind != BROKEN:
+                yield _event(number, kind, value)
+                continue
+            del self._running[number]
+            connection.close()
+            process.join(LEAVE_S)
+            yield Died(number, _why(process.exitcode)) if kind is None else Died(number, value, by_machine=True)
 
     def close(self) -> None:
         """End all processes."""
@@ -75,8 +81,7 @@ class LocalExecutor:
         self._running.clear()
 
 
-def _event(number: int, message: Any) -> Event:
-    kind, value = message
+def _event(number: int, kind: Any, value: Any) -> Event:
     if kind == "ready":
         return Ready(number, value)
     return Unfit(number, BackendError(value)) if kind == "unfit" else Done(number, kind, value)
@@ -106,7 +111,12 @@ def _serve(connection: Connection, job: ArchiveJob) -> None:
     def work() -> None:
         while True:
             number, sources = batches.get()
-            send(number, station.classify(sources))
+            try:
+                rows = station.classify(sources)
+            except BaseException as error:  # as a thread that ended alone would leave the driver waiting
+                send(BROKEN, str(error) if isinstance(error, AdaFocusError) else f"{type(error).__name__}: {error}")
+                os._exit(1)
+            send(number, rows)
 
     for _ in range(job.threads):
         threading.Thread(target=work, daemon=True).start()

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from adafocus_edge.backends.base import CPU_BACKEND
 from adafocus_edge.backends.registry import AUTO, may_use_cpu
 from adafocus_edge.errors import UsageError
-from adafocus_edge.media.remote import is_remote, list_remote
+from adafocus_edge.media.remote import list_remote
+from adafocus_edge.media.sources import is_remote
 from adafocus_edge.runtime.archive.dispatch import BATCH, Dispatcher
 from adafocus_edge.runtime.archive.journal import Journal, open_journal
 from adafocus_edge.runtime.archive.on_ray import RayExecutor, check_ray
@@ -21,6 +22,7 @@ from adafocus_edge.runtime.archive.settings import MAX_THREADS
 from adafocus_edge.runtime.archive.shipped import Shipped
 from adafocus_edge.runtime.archive.station import ArchiveJob, Row
 from adafocus_edge.runtime.exits import requested_exits
+from adafocus_edge.system.addresses import without_password
 from adafocus_edge.system.cpu import usable_cores
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """The outcome of a run.
+    """The outcome of a run. Rows of sources that this start was not given, as of an earlier one, do not count.
 
     Attributes:
         output: folder of the rows.
@@ -80,14 +82,16 @@ class Summary:
 def expanded(sources: list[Source]) -> list[Source]:
     """Return the sources of a run, each once: folders and patterns in object stores become their files.
 
-    Raises ``UsageError`` for a live source, ``SourceError``.
+    Raises ``UsageError`` for a live source and for two files of one name, ``SourceError``.
     """
     found: dict[str, Source] = {}
     for source in sources:
         if source.live:
             raise UsageError(f"{source.name}: has no end: --engine is for files")
         for one in list_remote(source) if is_remote(source.address) else [source]:
-            found.setdefault(one.name, one)
+            if (other := found.setdefault(one.name, one)).address != one.address:
+                both = " and ".join(without_password(each.address) for each in (other, one))
+                raise UsageError(f"{one.name}: is the name of both {both}: give each a name of its own")
     return list(found.values())
 
 
@@ -117,7 +121,7 @@ def classify_archive(
     exits = requested_exits(bundle, options, live=False)
     shipped = Shipped.of(bundle, variant)
     settings = {
-        "model": shipped.sha256, "variant": variant, "schedule": options.schedule,
+        "model": shipped.identity, "variant": variant, "schedule": options.schedule,
         "exit": None if exits is None else repr(exits), "top_k": top_k, "logits": options.logits,
         "video_track": options.video_track,
     }  # fmt: skip
@@ -127,12 +131,14 @@ def classify_archive(
         backend = _backend_of_actors(backend, archive.actor_gpus)
     with open_journal(output, settings) as journal:
         left = [source for source in sources if source.name not in journal.done]
-        before, began = len(journal.done), time.monotonic()
+        before, began = len(sources) - len(left), time.monotonic()
+        others = len(journal.done) - before  # rows of sources that this run does not have
         dispatcher: Dispatcher | None = None
 
         def tick() -> None:
-            done, rate = len(journal.done), (len(journal.done) - before) / max(1e-9, time.monotonic() - began)
-            report(Progress(len(sources), done, rate, (before + len(left) - done) / rate if rate else None))
+            done = len(journal.done) - others
+            rate = (done - before) / max(1e-9, time.monotonic() - began)
+            report(Progress(len(sources), done, rate, (len(sources) - done) / rate if rate else None))
 
         if left:
 
@@ -168,9 +174,10 @@ def _summary(
     journal: Journal, sources: list[Source], output: Path, before: int, took: float, engine: str, processes: int,
     backend: str,
 ) -> Summary:  # fmt: skip
-    rows = len(journal.done)
+    names = {source.name for source in sources}
+    rows, failed = len(names & journal.done), len(names & journal.failed)
     return Summary(
-        str(output), len(sources), rows - journal.failed, journal.failed, before, round(took, 3),
+        str(output), len(sources), rows - failed, failed, before, round(took, 3),
         round((rows - before) / took, 3), engine, processes, backend,
     )  # fmt: skip
 

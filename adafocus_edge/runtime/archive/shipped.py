@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafocus_edge.bundle.store import sha256_of
+import msgspec
+
+from adafocus_edge.bundle.engines import variant_hash
+from adafocus_edge.bundle.manifest import CLASSES, MANIFEST
+from adafocus_edge.bundle.store import open_bundle
 from adafocus_edge.errors import BundleError
 
 if TYPE_CHECKING:
     from adafocus_edge.bundle.manifest import Bundle
-
-MANIFEST = "bundle.json"
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,14 @@ class Shipped:
 
     Attributes:
         folder: its path on the machine of the driver.
-        sha256: of its manifest, which has the hashes of all other files.
+        variant: of it.
+        identity: see :func:`identity`.
         names: paths in it of the files that one variant needs.
     """
 
     folder: str
-    sha256: str
+    variant: str
+    identity: str
     names: tuple[str, ...]
 
     @classmethod
@@ -40,11 +45,29 @@ class Shipped:
             for graph in bundle.manifest.variants[variant]
         )
         own = str(bundle.path.resolve())
-        return cls(own, sha256_of(bundle.path / MANIFEST), (MANIFEST, "classes.txt", *graphs))
+        return cls(own, variant, identity(bundle, variant), (MANIFEST, CLASSES, *graphs))
 
     def files(self) -> dict[str, bytes]:
         """Return the content of its files."""
         return {name: (Path(self.folder) / name).read_bytes() for name in self.names}
+
+    def is_at(self, folder: Path) -> bool:
+        """Whether a folder holds the same model."""
+        try:
+            bundle = open_bundle(folder)
+        except BundleError:
+            return False
+        return self.variant in bundle.manifest.variants and identity(bundle, self.variant) == self.identity
+
+
+def identity(bundle: Bundle, variant: str) -> str:
+    """Return a SHA-256 of what decides a variant's results: its graphs, the model's shapes, preprocessing and classes.
+
+    Profiles, reports and other variants may be added to a bundle without changing it.
+    """
+    manifest = bundle.manifest
+    parts = [variant_hash(bundle, variant), manifest.model, manifest.preprocessing, manifest.classes_sha256]
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
 @contextmanager
@@ -54,7 +77,7 @@ def unpacked(shipped: Shipped, files: dict[str, bytes] | None) -> Iterator[Path]
     Raises ``BundleError`` if it is neither here nor given.
     """
     own = Path(shipped.folder)
-    if (own / MANIFEST).is_file() and sha256_of(own / MANIFEST) == shipped.sha256:
+    if shipped.is_at(own):
         yield own
         return
     if files is None:

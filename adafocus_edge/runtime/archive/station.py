@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import check_graph_files, open_bundle
-from adafocus_edge.errors import AdaFocusError
+from adafocus_edge.errors import SHORTAGES, AdaFocusError, BackendError, MissingExtraError, ShortageError
 from adafocus_edge.media.remote import fetched
 from adafocus_edge.runtime.archive.shipped import unpacked
 from adafocus_edge.runtime.classifier import Classifier
@@ -83,35 +85,59 @@ class Station:
         return self._model.backend
 
     def classify(self, sources: Sequence[Source]) -> list[Row]:
-        """Return a row for each source, in their order."""
+        """Return a row for each source, in their order.
+
+        Raises ``BackendError``, in one line without secrets, if this process, its machine or its device has failed:
+        other files would fail here, too, and these may be intact.
+        """
         return [self._row(source) for source in sources]
 
     def _row(self, source: Source) -> Row:
+        read = source.address
         try:
             if (missing := source.missing()) is not None:
                 raise missing
             classifier = self._classifier()
             with fetched(source) as local, nullcontext() if classifier.reads_side_by_side else self._turn:
+                read = local.address
                 result, _ = classifier.classify(replace(local, live=False))
                 return replace(result, source=source.name).to_json(logits=self._job.logits)
-        except AdaFocusError as error:
-            text = str(error)
         except Exception as error:  # a damaged file may raise anything; the others must still run
-            text = f"{source.name}: cannot be read (unexpected {type(error).__name__}: {error})"
-        return failed_row(source, text)
+            text = str(error)
+            if not isinstance(error, AdaFocusError):
+                text = f"{source.name}: cannot be read (unexpected {type(error).__name__}: {error})"
+            row = failed_row(source, _named(text, read, source))
+            if is_of_machine(error):
+                raise BackendError(row["error"]) from None
+            return row
 
     def _classifier(self) -> Classifier:
         """Return this thread's classifier."""
         if not hasattr(self._own, "classifier"):
-            limit_cores_of_thread(1)
-            self._own.classifier = Classifier(
+            own = self._own.classifier = Classifier(
                 self._model, self._bundle.classes, top_k=self._job.top_k, schedule=self._job.schedule,
                 exits=self._job.exits, turn=self._turn if self._model.on_device else None,
             )  # fmt: skip
+            if own.reads_side_by_side:
+                limit_cores_of_thread(1)
         found: Classifier = self._own.classifier
         return found
 
 
 def failed_row(source: Source, text: str) -> Row:
-    """Return the row of a source that failed."""
-    return {"source": source.name, "error": conceal(text, source.address)}
+    """Return the row of a source that failed. Its name, which is in the row anyway, stays whole in the error."""
+    start = source.name if text.startswith(source.name) else ""
+    return {"source": source.name, "error": start + conceal(text.removeprefix(start), source.address)}
+
+
+def is_of_machine(error: Exception) -> bool:
+    """Whether an error comes from this process, its machine or its device rather than from the file."""
+    kinds = (BackendError, ShortageError, MissingExtraError, MemoryError)
+    return isinstance(error, kinds) or getattr(error, "errno", None) in (*SHORTAGES, errno.ENOSPC)
+
+
+def _named(text: str, read: str, source: Source) -> str:
+    """Return a message with the source's name in place of the temporary copy that was read."""
+    if read == source.address:
+        return text
+    return text.replace(read, source.name).replace(Path(read).name, source.name)
