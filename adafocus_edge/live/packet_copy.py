@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -97,7 +98,7 @@ def copy_of(packet: Packet[Any]) -> Packet[Any]:
 
 
 class PacketCopier:
-    """Copies the packets of one opening of a source. Use it in one thread.
+    """Copies the packets of one opening of a source. Use it in one thread; :meth:`close` it in any.
 
     A new video begins at the first key frame, at a key frame with other parameter sets or of another size, and at the
     first key frame after the stream's clock has jumped.
@@ -129,7 +130,8 @@ class PacketCopier:
         self._made_of: tuple[object, ...] = ()
         self._for_clips, self._playable = for_clips, False
         self._jumped = False
-        self._failed = False
+        self._failed = self._closed = False
+        self._lock = threading.RLock()
         self._waiting: list[_Waiting] = []
         self._arrived_s: dict[int, float] = {}  # of the last packets, by their own times
         self._began_s = time.monotonic()
@@ -150,8 +152,10 @@ class PacketCopier:
 
     def refuse(self, why: str) -> None:
         """Copy nothing, and note why."""
-        if not self._failed:
-            self._failed, self._muxer, self._waiting = True, None, []
+        with self._lock:
+            failed, self._failed = self._failed, True
+            self._muxer, self._waiting = None, []
+        if not failed:
             self._note(f"{self._source}: its packets cannot be copied ({why}): no recording; clips are encoded")
 
     def _open(self, stream: VideoStream) -> None:
@@ -173,23 +177,26 @@ class PacketCopier:
 
     def add(self, packet: Packet[Any], stream: VideoStream) -> None:
         """Take a packet, whose times and stream are changed."""
-        if self._clock is None:
-            self._open(stream)
-        if self._failed or not packet.size:
-            return
-        try:
-            self._add(packet, stream)
-        except (av.error.FFmpegError, ValueError, OSError, OverflowError) as error:
-            self.refuse(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+        with self._lock:
+            if self._closed:
+                return
+            if self._clock is None:
+                self._open(stream)
+            if self._failed or not packet.size:
+                return
+            try:
+                self._add(packet, stream)
+            except (av.error.FFmpegError, ValueError, OSError, OverflowError) as error:
+                self.refuse(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
     def close(self) -> None:
-        """Publish what is left."""
-        if self._failed:
-            return
-        try:
-            self._end_video()
-        except (av.error.FFmpegError, ValueError, OSError) as error:
-            self.refuse(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+        """Publish what is left; further packets are ignored."""
+        with self._lock:
+            self._closed = True
+            try:
+                self._end_video()
+            except (av.error.FFmpegError, ValueError, OSError) as error:
+                self.refuse(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
     def _add(self, packet: Packet[Any], stream: VideoStream) -> None:
         assert self._clock is not None

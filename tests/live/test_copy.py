@@ -21,13 +21,14 @@ import pytest
 from adafocus_edge.errors import UsageError
 from adafocus_edge.live.capture import Capture
 from adafocus_edge.live.event_store import EventStore
-from adafocus_edge.live.messages import Event, LiveFragment, LiveFrame
+from adafocus_edge.live.messages import Event, LiveFragment, LiveFrame, Notice
 from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.live.sinks import copier as copying
 from adafocus_edge.live.sinks import event_clips
 from adafocus_edge.live.sinks.copier import CopyRecorder
 from adafocus_edge.live.sinks.event_clips import EventClips
 from adafocus_edge.media.sources import Source
+from adafocus_edge.media.zones import Zones
 from tests.conftest import ROOT, edge, one_line_error
 from tests.support.live_parts import SPEC, look, until, window
 from tests.support.streams import HttpStream, RtspServer, free_port, listens, need
@@ -235,6 +236,43 @@ def test_a_stream_that_was_lost_goes_on_in_a_new_file(recorder: Callable[..., Co
     assert [int(probed(path)["nb_read_packets"]) for path in files] == sent
     assert sum(sent) >= capture.counters.frames
     assert len(frame_hashes(files[1])) == sent[1]  # of the last frame before the loss, a part may have been sent
+
+
+def test_a_source_that_is_retired_publishes_what_it_has_and_then_nothing(
+    recorder: Callable[..., CopyRecorder], tmp_path: Path
+) -> None:
+    sink, after = recorder(), []
+    with HttpStream("ts", [SIZE]) as server, captured(server.address, sink) as capture:
+        until(lambda: capture.counters.frames > 40)
+        ended = Notice("yard", "ended", "yard: changed", time.time())
+        capture.retire(ended)
+        sink.enqueue(ended)
+        frames = capture.counters.frames
+        capture._on_fragment, capture._on_notice = after.append, after.append
+        server.kill()  # it would be lost
+        capture.close(20)
+    sink.close(20)
+    assert after == []
+    assert capture.last_notice is ended
+    (path,) = recorded(tmp_path / "video")
+    assert int(probed(path)["nb_read_packets"]) == sink.handled - 1 >= frames, "and one notice"
+
+
+def test_packets_of_a_source_with_masks_are_not_copied_even_if_asked(tmp_path: Path) -> None:
+    film = made(tmp_path, CODECS["h264 in flv"][1], "mpegts", seconds=1)
+    source = Source("yard", str(film), zones=Zones(masks=(((0.0, 0.0), (1.0, 0.0), (1.0, 1.0)),)))
+    fragments, notices, packets = [], [], []
+    capture = Capture(
+        source, SPEC, CaptureOptions(copy=True), threading.Condition(), on_fragment=fragments.append,
+        on_frame=lambda frame: packets.append(frame.packet), on_notice=lambda notice: notices.append(notice.text),
+    )  # fmt: skip
+    capture.start()
+    until(has_ended(capture))
+    capture.close(20)
+    assert (fragments, packets) == ([], [None] * 25)
+    assert notices[0] == (
+        "yard: its packets cannot be copied (its masks cannot be applied to them): no recording; clips are encoded"
+    )
 
 
 def test_what_mp4_cannot_hold_is_noted_once(
