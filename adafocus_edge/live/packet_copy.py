@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FRAGMENT_S = 2.0
 """Maximum length of a fragment: what a crash costs."""
+MAX_FRAGMENT_BYTES = 1 << 24
+"""Maximum size of a fragment: of packets whose times stand still, none would be long enough."""
 MOVFLAGS = "empty_moov+frag_keyframe+default_base_moof"
 PLAYABLE = frozenset(("h264", "av1", "vp9"))
 """Codecs that browsers play, with 8 bits and 4:2:0."""
@@ -63,7 +65,10 @@ class _Muxer:
 
     def __init__(self, stream: VideoStream, header: bytes | None, size: tuple[int, int]) -> None:
         self._buffer = FragmentBuffer()
-        options = {"movflags": MOVFLAGS, "frag_duration": str(round(FRAGMENT_S * 1e6)), "flush_packets": "1"}
+        options = {
+            "movflags": MOVFLAGS, "frag_duration": str(round(FRAGMENT_S * 1e6)), "frag_size": str(MAX_FRAGMENT_BYTES),
+            "flush_packets": "1",
+        }  # fmt: skip
         self._container: OutputContainer = av.open(self._buffer, "w", format="mp4", options=options)
         copied = self._container.add_stream_from_template(stream, opaque=True)
         copied.time_base = Fraction(1, COPY_TICKS)
@@ -109,6 +114,9 @@ class PacketCopier:
         publish: is called with each fragment.
         note: is called with one line if the packets cannot be copied.
         for_clips: whether the packets arrive as a camera sends them, so that clips of events can be cut from them.
+
+    Attributes:
+        skipped_s: when the last picture was skipped by its decoder, by ``time.monotonic``.
     """
 
     def __init__(
@@ -136,6 +144,7 @@ class PacketCopier:
         self._arrived_s: dict[int, float] = {}  # of the last packets, by their own times
         self._began_s = time.monotonic()
         self._told_no_key, self._told_slow_s = False, float("-inf")
+        self.skipped_s = float("-inf")
 
     def packet_of(self, pts: int | None) -> PacketOf | None:
         """Return the packet that a frame was decoded from; None if packets are not copied."""
@@ -145,7 +154,7 @@ class PacketCopier:
 
     def note_skipped(self) -> None:
         """Note that pictures are not decoded, since that takes too long; they are copied all the same."""
-        now_s = time.monotonic()
+        now_s = self.skipped_s = time.monotonic()
         if now_s - self._told_slow_s >= SLOW_S:
             self._told_slow_s = now_s
             self._note(f"{self._source}: decoding is too slow here: pictures are skipped, and count as damaged")

@@ -22,6 +22,7 @@ from adafocus_edge.errors import UsageError
 from adafocus_edge.live.capture import Capture
 from adafocus_edge.live.event_store import EventStore
 from adafocus_edge.live.messages import Event, LiveFragment, LiveFrame, Notice
+from adafocus_edge.live.packet_copy import PacketCopier
 from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.live.sinks import copier as copying
 from adafocus_edge.live.sinks import event_clips
@@ -310,6 +311,51 @@ def test_a_machine_that_is_too_slow_to_decode_records_everything(
     assert [text for text in notices if "too slow" in text] == [
         "yard: decoding is too slow here: pictures are skipped, and count as damaged"
     ]
+
+
+def test_a_key_frame_that_is_long_in_coming_is_no_reason_to_open_a_stream_again(
+    recorder: Callable[..., CopyRecorder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While pictures are skipped for a slow decoder, sound goes on."""
+    monkeypatch.setattr("adafocus_edge.live.packets_ahead.MAX_AHEAD_S", 0.5)
+    monkeypatch.setattr("adafocus_edge.live.readers.SILENCE_S", 2.0)
+    film = tmp_path / "film.ts"
+    words = (
+        "-f lavfi -i testsrc2=s=320x240:r=25:d=9 -f lavfi -i sine=d=9 -c:v libx264 -preset ultrafast -g 200 -c:a aac"
+    )
+    subprocess.run(["ffmpeg", "-nostdin", "-v", "error", *words.split(), film], check=True, timeout=60)
+    sink = recorder()
+
+    def frame(message: LiveFrame) -> None:
+        if message.index < 8:
+            time.sleep(0.3)
+
+    with served(film, "mpegts") as address, captured(address, sink, on_frame=frame, retries=0) as capture:
+        until(has_ended(capture), 60)
+        assert "no picture" not in capture.text
+    sink.close(20)
+    assert capture.counters.damaged > 100, "pictures were skipped for longer than it may be silent"
+    (path,) = recorded(tmp_path / "video")
+    assert probed(path)["nb_read_packets"] == "225"
+
+
+def test_packets_whose_time_stands_still_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adafocus_edge.live.packet_copy.MAX_FRAGMENT_BYTES", 100_000)
+    film = made(tmp_path, "-c:v libx264 -preset ultrafast -g 1000", "mpegts", seconds=8)
+    fragments: list[LiveFragment] = []
+    copier = PacketCopier("yard", 1, fragments.append, print, for_clips=True)
+    with av.open(str(film)) as container:
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.pts = packet.dts = 0
+                copier.add(packet, container.streams.video[0])
+    copier.close()
+    sizes = [len(fragment.data) for fragment in fragments]
+    assert max(sizes) < 150_000 < sum(sizes)
+    assert sum(len(fragment.shown) for fragment in fragments) == 200
+    whole = tmp_path / "whole.mp4"
+    whole.write_bytes(fragments[0].video.head + b"".join(fragment.data for fragment in fragments))
+    assert probed(whole)["nb_read_packets"] == "200"
 
 
 # -- results beside it -------------------------------------------------------------------------------------------------
