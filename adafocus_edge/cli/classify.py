@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adafocus_edge.cli.archive import check_archive, run_archive
-from adafocus_edge.cli.config import Config, config_file, with_config
+from adafocus_edge.cli.config import Config, config_entries, config_file, with_config
 from adafocus_edge.cli.inputs import choose_decoder, find_inputs, find_model, top_count
 from adafocus_edge.cli.options import Debug, Json, Quiet, with_options
 from adafocus_edge.cli.outputs import (
@@ -159,12 +159,13 @@ def _sources(
     given: list[str], options: ClassifyOptions, live: LiveArguments, context: typer.Context, quiet: bool
 ) -> list[Source]:
     """Return the sources with what ``--config`` and the options say of them. Raises ``UsageError`` if none is left."""
-    from adafocus_edge.live.stream_config import with_zones
+    from adafocus_edge.live.stream_config import paused_names, with_zones
 
-    sources = with_config(find_inputs(given, quiet, options.video_track), config_file(context))
+    file = config_file(context)
+    sources = with_config(find_inputs(given, quiet, options.video_track), file)
     if not sources:
         raise UsageError("no source to classify: every [[source]] of --config is paused")
-    return with_zones(sources, live)
+    return with_zones(sources, live, paused_names(config_entries(file)))
 
 
 def _only_live(live: LiveArguments, options: ClassifyOptions, sources: list[Source]) -> str | None:

@@ -77,6 +77,11 @@ def config_file(context: typer.Context) -> ConfigFile | None:
     return replace(file, overridden=frozenset(given | ({"source"} if by_option else set())))
 
 
+def config_entries(file: ConfigFile | None) -> tuple[SourceEntry, ...]:
+    """Return the sources of a configuration file, unless the command line overrides them."""
+    return () if file is None or "source" in file.overridden else file.entries
+
+
 def with_config(sources: list[Source], file: ConfigFile | None) -> list[Source]:
     """Return the sources that were found as a configuration file has them: without paused ones, with masks.
 
@@ -84,10 +89,10 @@ def with_config(sources: list[Source], file: ConfigFile | None) -> list[Source]:
     """
     from adafocus_edge.live.stream_config import with_entries
 
-    if file is None or "source" in file.overridden:
+    if file is None:
         return sources
     try:
-        return with_entries(sources, file.entries)
+        return with_entries(sources, config_entries(file))
     except UsageError as error:
         raise UsageError(f"--config {file.path}: {error}") from None
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from adafocus_edge.cli.config import Config, config_file, with_config
+from adafocus_edge.cli.config import Config, config_entries, config_file, with_config
 from adafocus_edge.cli.inputs import choose_decoder, find_inputs, find_model, top_count
 from adafocus_edge.cli.options import Debug, Quiet, with_options
 from adafocus_edge.cli.outputs import check_targets, say
@@ -56,7 +56,7 @@ def serve(
         raise MissingExtraError("`adafocus-edge serve`", "serve", error.name or "starlette") from None
     from adafocus_edge.backends.registry import load_model
     from adafocus_edge.bundle.store import check_graph_files
-    from adafocus_edge.live.stream_config import with_zones
+    from adafocus_edge.live.stream_config import paused_names, with_zones
     from adafocus_edge.runtime.classifier import Classifier
     from adafocus_edge.runtime.exits import requested_exits
 
@@ -66,7 +66,7 @@ def serve(
     found = find_model(options, options.bundle, quiet)
     file = config_file(context)
     sources = find_inputs(_all_sources(context, source or [], old_sources or []), quiet, options.video_track)
-    sources = with_zones(with_config(sources, file), live)
+    sources = with_zones(with_config(sources, file), live, paused_names(config_entries(file)))
     check_targets(options.output, None, found.path, sources, logits=False, as_json=True, live=True)
     top = top_count(options.top_k, found)
     variant = found.choose_variant(options.variant)

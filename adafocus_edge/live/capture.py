@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -81,7 +81,7 @@ class Capture:
         is_ready: returns whether the model is ready; earlier frames are shown but not picked.
         on_device: brings frames to a model on a GPU, and may decode there.
         on_fragment: is called with the copied packets, in the capture thread.
-        counters: those of an earlier capture of this source, so that its frames are numbered on.
+        counters: those of an earlier source of this name, so that frames are numbered on.
 
     Attributes:
         name: of the source.
@@ -109,7 +109,7 @@ class Capture:
         counters: Counters | None = None,
     ) -> None:
         self.name = source.name
-        self.counters = Counters() if counters is None else replace(counters)
+        self.counters = Counters() if counters is None else counters.carried_over()
         self.error: AdaFocusError | None = None
         self.state: CaptureState = "connecting"
         self.text = ""
@@ -135,12 +135,13 @@ class Capture:
         self._finished = False
         self._stop = threading.Event()
         self._publishing = threading.Lock()
+        self._reporting = threading.Lock()  # besides frames
+        self._retired = False
         self._threads = [
             threading.Thread(target=work, name=f"{CAPTURE_THREAD} {self.name}", daemon=True)
             for work in (self._read, self._prepare)
         ]
         self._began_s: float | None = None
-        self._openings = 0
 
     def start(self) -> None:
         """Start to read."""
@@ -178,13 +179,19 @@ class Capture:
             self._room.notify_all()
 
     def retire(self, notice: Notice) -> None:
-        """Stop, so that no more frames follow, not even those under way. Call it with ``arrived`` held.
+        """Stop, so that nothing more follows, not even what is under way. Call it with ``arrived`` held.
+
+        Packets that have arrived are published before.
 
         Args:
             notice: the last one.
         """
         with self._publishing:
             self._stop.set()
+        if (copier := self._copier) is not None:
+            copier.close()
+        with self._reporting:
+            self._retired = True
         self.state, self.text, self.last_notice = "ended", notice.text, notice
         self._ready = None
         self.stop()
@@ -360,12 +367,19 @@ class Capture:
             return None
         from adafocus_edge.live.packet_copy import PacketCopier
 
-        self._openings += 1
+        self.counters.openings += 1
         self._copier = PacketCopier(
-            self.name, self._openings, self._on_fragment, lambda text: self._notify("changed", text),
+            self.name, self.counters.openings, self._publish_fragment, lambda text: self._notify("changed", text),
             for_clips=not self._is_file,
         )  # fmt: skip
+        if self._source.zones.masks:
+            self._copier.refuse("its masks cannot be applied to them")
         return self._copier
+
+    def _publish_fragment(self, fragment: LiveFragment) -> None:
+        with self._reporting:
+            if not self._retired:
+                self._on_fragment(fragment)
 
     def _decoding(self) -> Decoding | None:
         """Return how this source is decoded on the GPU; None for the CPU."""
@@ -440,15 +454,20 @@ class Capture:
     # -- notices ------------------------------------------------------------------------------------------------------
 
     def _notify(self, kind: NoticeKind, text: str) -> None:
-        if kind != "changed":
-            self.state = "lost" if kind == "lost" else "running"
-        self.text = text
-        self._on_notice(Notice(self.name, kind, text, time.time()))
+        with self._reporting:
+            if self._retired:
+                return
+            if kind != "changed":
+                self.state = "lost" if kind == "lost" else "running"
+            self.text = text
+            self._on_notice(Notice(self.name, kind, text, time.time()))
 
     def _end(self, kind: Literal["ended", "failed"], text: str, error: AdaFocusError | None) -> None:
         """Leave the last notice to the thread that takes the last frame, so that it follows that frame's results."""
-        self.error, self.state, self.text = error, kind, text
-        self.last_notice = Notice(self.name, kind, text, time.time())
+        with self._reporting:
+            if not self._retired:
+                self.error, self.state, self.text = error, kind, text
+                self.last_notice = Notice(self.name, kind, text, time.time())
 
 
 def model_pixels(

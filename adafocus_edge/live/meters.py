@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,7 +30,8 @@ class Counters:
         picked: frames picked for a glimpse.
         dropped: picked frames that were dropped because the queue was full.
         damaged: pictures that could not be decoded.
-        connections: how often the source was opened.
+        connections: how often the source was opened, and delivered a frame.
+        openings: how often its packets were copied from its beginning; identifies each time, so it never restarts.
         width: of the newest frame, in pixels.
         height: of the newest frame, in pixels.
     """
@@ -40,8 +41,13 @@ class Counters:
     dropped: int = 0
     damaged: int = 0
     connections: int = 0
+    openings: int = 0
     width: int = 0
     height: int = 0
+
+    def carried_over(self) -> Counters:
+        """Return the counters of another source that takes the name of this one: it has not connected yet."""
+        return replace(self, connections=0, width=0, height=0)
 
 
 @dataclass(frozen=True)
@@ -75,10 +81,14 @@ class LatencyMeter:
 
 
 class RateMeter:
-    """Turns a counter into a rate, from samples taken at each call. Safe from any thread."""
+    """Turns a counter into a rate, from samples taken at each call. Safe from any thread.
 
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
+    Args:
+        count: the counter, as it is now.
+    """
+
+    def __init__(self, count: int = 0) -> None:
+        self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), count)])
         self._lock = threading.Lock()
 
     def rate(self, count: int) -> float:
@@ -119,13 +129,15 @@ class DropMeter:
 
     Args:
         min_drops: number of drops that is reported; fewer are ignored.
+        dropped: the counter of drops, as it is now.
+        total: and that of all.
     """
 
-    def __init__(self, min_drops: int = 1) -> None:
+    def __init__(self, min_drops: int = 1, dropped: int = 0, total: int = 0) -> None:
         self.dropping = False
         self._min_drops = min_drops
-        self._began = (time.monotonic(), 0, 0)
-        self._dropped = 0
+        self._began = (time.monotonic(), dropped, total)
+        self._dropped = dropped
         self._dropped_s = self._reported_s = float("-inf")
 
     def update(self, dropped: int, total: int, now_s: float) -> DropReport | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 FRAGMENT_S = 2.0
 """Maximum length of a fragment: what a crash costs."""
+MAX_FRAGMENT_BYTES = 1 << 24
+"""Maximum size of a fragment: of packets whose times stand still, none would be long enough."""
 MOVFLAGS = "empty_moov+frag_keyframe+default_base_moof"
 PLAYABLE = frozenset(("h264", "av1", "vp9"))
 """Codecs that browsers play, with 8 bits and 4:2:0."""
@@ -62,7 +65,10 @@ class _Muxer:
 
     def __init__(self, stream: VideoStream, header: bytes | None, size: tuple[int, int]) -> None:
         self._buffer = FragmentBuffer()
-        options = {"movflags": MOVFLAGS, "frag_duration": str(round(FRAGMENT_S * 1e6)), "flush_packets": "1"}
+        options = {
+            "movflags": MOVFLAGS, "frag_duration": str(round(FRAGMENT_S * 1e6)), "frag_size": str(MAX_FRAGMENT_BYTES),
+            "flush_packets": "1",
+        }  # fmt: skip
         self._container: OutputContainer = av.open(self._buffer, "w", format="mp4", options=options)
         copied = self._container.add_stream_from_template(stream, opaque=True)
         copied.time_base = Fraction(1, COPY_TICKS)
@@ -97,7 +103,7 @@ def copy_of(packet: Packet[Any]) -> Packet[Any]:
 
 
 class PacketCopier:
-    """Copies the packets of one opening of a source. Use it in one thread.
+    """Copies the packets of one opening of a source. Use it in one thread; :meth:`close` it in any.
 
     A new video begins at the first key frame, at a key frame with other parameter sets or of another size, and at the
     first key frame after the stream's clock has jumped.
@@ -108,6 +114,9 @@ class PacketCopier:
         publish: is called with each fragment.
         note: is called with one line if the packets cannot be copied.
         for_clips: whether the packets arrive as a camera sends them, so that clips of events can be cut from them.
+
+    Attributes:
+        skipped_s: when the last picture was skipped by its decoder, by ``time.monotonic``.
     """
 
     def __init__(
@@ -129,11 +138,13 @@ class PacketCopier:
         self._made_of: tuple[object, ...] = ()
         self._for_clips, self._playable = for_clips, False
         self._jumped = False
-        self._failed = False
+        self._failed = self._closed = False
+        self._lock = threading.RLock()
         self._waiting: list[_Waiting] = []
         self._arrived_s: dict[int, float] = {}  # of the last packets, by their own times
         self._began_s = time.monotonic()
         self._told_no_key, self._told_slow_s = False, float("-inf")
+        self.skipped_s = float("-inf")
 
     def packet_of(self, pts: int | None) -> PacketOf | None:
         """Return the packet that a frame was decoded from; None if packets are not copied."""
@@ -143,15 +154,17 @@ class PacketCopier:
 
     def note_skipped(self) -> None:
         """Note that pictures are not decoded, since that takes too long; they are copied all the same."""
-        now_s = time.monotonic()
+        now_s = self.skipped_s = time.monotonic()
         if now_s - self._told_slow_s >= SLOW_S:
             self._told_slow_s = now_s
             self._note(f"{self._source}: decoding is too slow here: pictures are skipped, and count as damaged")
 
     def refuse(self, why: str) -> None:
         """Copy nothing, and note why."""
-        if not self._failed:
-            self._failed, self._muxer, self._waiting = True, None, []
+        with self._lock:
+            failed, self._failed = self._failed, True
+            self._muxer, self._waiting = None, []
+        if not failed:
             self._note(f"{self._source}: its packets cannot be copied ({why}): no recording; clips are encoded")
 
     def _open(self, stream: VideoStream) -> None:
@@ -173,23 +186,26 @@ class PacketCopier:
 
     def add(self, packet: Packet[Any], stream: VideoStream) -> None:
         """Take a packet, whose times and stream are changed."""
-        if self._clock is None:
-            self._open(stream)
-        if self._failed or not packet.size:
-            return
-        try:
-            self._add(packet, stream)
-        except (av.error.FFmpegError, ValueError, OSError, OverflowError) as error:
-            self.refuse(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+        with self._lock:
+            if self._closed:
+                return
+            if self._clock is None:
+                self._open(stream)
+            if self._failed or not packet.size:
+                return
+            try:
+                self._add(packet, stream)
+            except (av.error.FFmpegError, ValueError, OSError, OverflowError) as error:
+                self.refuse(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
     def close(self) -> None:
-        """Publish what is left."""
-        if self._failed:
-            return
-        try:
-            self._end_video()
-        except (av.error.FFmpegError, ValueError, OSError) as error:
-            self.refuse(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+        """Publish what is left; further packets are ignored."""
+        with self._lock:
+            self._closed = True
+            try:
+                self._end_video()
+            except (av.error.FFmpegError, ValueError, OSError) as error:
+                self.refuse(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
     def _add(self, packet: Packet[Any], stream: VideoStream) -> None:
         assert self._clock is not None

@@ -296,7 +296,9 @@ def address_pictures(
                 for picture in pictures:
                     last_picture_s = time.monotonic()
                     yield picture
-                if time.monotonic() - last_picture_s > SILENCE_S:
+                # Pictures that are skipped up to the next key frame, but copied, are no reason to open it again.
+                seen_s = last_picture_s if copier is None else max(last_picture_s, copier.skipped_s)
+                if time.monotonic() - seen_s > SILENCE_S:
                     raise SourceError(f"{source.name}: no picture for {SILENCE_S:.0f} s")
     except av.error.ExitError:
         hint = encoding_hint(source.address)

@@ -61,7 +61,8 @@ class SourceState:
         self.over = False
         self.kept = kept
         self.latency = LatencyMeter()
-        self.frames_rate, self.glimpses_rate = RateMeter(), RateMeter()
+        counters = capture.counters  # may go on from another source's
+        self.frames_rate, self.glimpses_rate = RateMeter(counters.frames), RateMeter()
         self.glimpses = 0
         self.windows = 0
         self.since_begun = 0  # glimpses since all its states began together
@@ -70,7 +71,7 @@ class SourceState:
         self.seen_s: float | None = None  # of the newest frame that was glimpsed, or skipped after an early exit
         self.seen_wall_s = 0.0
         self.seen_connection = 0
-        self.drops = DropMeter(MIN_DROPS)
+        self.drops = DropMeter(MIN_DROPS, counters.dropped, counters.picked)
         self.smoother = Smoother(smooth)
         self.detectors = [EventDetector(rule) for rule in rules]
         self.events: dict[EventDetector, tuple[int, str]] = {}  # numbers and keys of those under way

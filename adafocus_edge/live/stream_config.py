@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -169,12 +169,10 @@ def sources_of(entries: Sequence[SourceEntry], skipped: list[str] | None = None)
 def with_entries(sources: Sequence[Source], entries: Sequence[SourceEntry]) -> list[Source]:
     """Return the sources that were found for entries with the entries' regions and masks, and without paused ones.
 
-    Raises ``UsageError`` if two entries have the same name.
+    Raises ``UsageError`` if an entry has the name of another source, which would get its masks, or be paused with it.
     """
     named = {entry.name: entry for entry in entries if entry.name is not None}
-    if len(named) < sum(entry.name is not None for entry in entries):
-        names = [entry.name for entry in entries if entry.name is not None]
-        raise InvalidError({"name": f"two sources are named {next(name for name in names if names.count(name) > 1)}"})
+    check_names([source.name for source in sources], named)
     return [
         replace(source, zones=named[source.name].zones) if source.name in named else source
         for source in sources
@@ -182,21 +180,56 @@ def with_entries(sources: Sequence[Source], entries: Sequence[SourceEntry]) -> l
     ]
 
 
-def with_zones(sources: Sequence[Source], arguments: LiveArguments) -> list[Source]:
-    """Return sources with the regions and masks of ``--region`` and ``--mask`` added. Raises ``UsageError``."""
-    found = list(sources)
+def check_names(names: Sequence[str], checked: Collection[str | None]) -> None:
+    """Raise ``InvalidError`` if two of the sources have the same name, and it is one of those to check."""
+    if (twice := next((name for name in names if name in checked and names.count(name) > 1), None)) is not None:
+        raise InvalidError({"name": f"two sources are named {twice}"})
+
+
+def paused_names(entries: Sequence[SourceEntry]) -> list[str]:
+    """Return the names of the entries that are paused."""
+    return [entry.name for entry in entries if entry.paused and entry.name is not None]
+
+
+def zones_for(name: str, arguments: LiveArguments) -> Zones:
+    """Return the regions and masks that ``--region`` and ``--mask`` have for a source. Raises ``UsageError``."""
+    given = [zones for _, of, zones in _given_zones(arguments) if of in (None, name)]
+    return sum(given, Zones())
+
+
+def option_naming(name: str, arguments: LiveArguments) -> str | None:
+    """Return ``--region`` or ``--mask`` if it names a source, else None."""
+    return next((text.partition(" ")[0] for text, of, _ in _given_zones(arguments) if of == name), None)
+
+
+def with_zones(sources: Sequence[Source], arguments: LiveArguments, paused: Collection[str] = ()) -> list[Source]:
+    """Return sources with the regions and masks of ``--region`` and ``--mask`` added.
+
+    Args:
+        sources: to add them to.
+        arguments: as given.
+        paused: names of sources that are not read for the time being, which the options may name, too.
+
+    Raises:
+        UsageError: a polygon cannot be used, or there is no source of a name.
+    """
+    known = {*paused, *(source.name for source in sources)}
+    for text, name, _ in _given_zones(arguments):
+        if name is not None and name not in known:
+            names = ", ".join(source.name for source in sources) or "none"
+            raise UsageError(f"{text}: no source is named {name!r}; the sources are {names}")
+    return [replace(source, zones=source.zones + zones_for(source.name, arguments)) for source in sources]
+
+
+def _given_zones(arguments: LiveArguments) -> Iterator[tuple[str, str | None, Zones]]:
+    """Yield each ``--region`` and ``--mask``: as given, the source that it names or None, and its zones.
+
+    Raises ``UsageError``.
+    """
     for kind in ("region", "mask"):
         for text in getattr(arguments, kind) or ():
             name, equals, polygon = text.rpartition("=")
             try:
-                added = Zones(**{f"{kind}s": (parse_polygon(polygon),)})
+                yield f"--{kind} {text}", name if equals else None, Zones(**{f"{kind}s": (parse_polygon(polygon),)})
             except UsageError as error:
                 raise UsageError(f"--{kind} {text}: {error}") from None
-            if equals and not any(source.name == name for source in sources):
-                known = ", ".join(source.name for source in sources) or "none"
-                raise UsageError(f"--{kind} {text}: no source is named {name!r}; the sources are {known}")
-            found = [
-                replace(source, zones=source.zones + added) if not equals or source.name == name else source
-                for source in found
-            ]
-    return found

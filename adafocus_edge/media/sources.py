@@ -101,7 +101,7 @@ def find_sources(arguments: Sequence[str], skipped: list[str] | None = None) -> 
                 raise UsageError(f"{given}: a name must belong to one source, but {address} holds {len(inner)}")
             found.append(replace(inner[0], name=name))
             continue
-        argument = str(Path(given).expanduser()) if given.startswith("~") else given
+        argument = str(_expanded(given)) if given.startswith("~") else given
         if not argument.strip():
             raise UsageError("an empty source: give a file, a folder, a camera index or an address")
         path = Path(argument)
@@ -126,10 +126,10 @@ def find_sources(arguments: Sequence[str], skipped: list[str] | None = None) -> 
 def _listed(arguments: Sequence[str]) -> Iterator[str]:
     """Yield the arguments, with lists replaced by their lines. Raises ``UsageError``."""
     for argument in arguments:
-        path = Path(argument).expanduser()
-        if path.suffix.lower() != STREAM_LIST or "://" in argument:
+        if Path(argument).suffix.lower() != STREAM_LIST or "://" in argument:
             yield argument
             continue
+        path = _expanded(argument)
         try:
             lines = read_text(path).splitlines()
         except (OSError, UnicodeError) as error:
@@ -140,6 +140,17 @@ def _listed(arguments: Sequence[str]) -> Iterator[str]:
         if nested := next((line for line in listed if line.lower().endswith(STREAM_LIST)), None):
             raise UsageError(f"{path}: {shown_argument(nested)}: a list of sources cannot contain another list")
         yield from listed
+
+
+def _expanded(argument: str) -> Path:
+    """Return a path with the home folder instead of ``~``. Raises ``UsageError`` if there is none."""
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"{shown_argument(argument)}: ~ stands for a home folder, but there is none of this user: write ./~... "
+            "for a file of this name"
+        ) from None
 
 
 def _named(argument: str) -> tuple[str | None, str]:

@@ -137,6 +137,11 @@ class Board(Sink):
             entry = {**message.to_json(), "wall_s": message.wall_s, "start_wall_s": began_s}
             self._publish_row("event", msgspec.convert(entry, schemas.Event), self.events)
         elif isinstance(message, (Notice, Drops)):
+            if isinstance(message, Notice) and message.kind == "ended":  # another source may take its name
+                with self._lock:
+                    self._looks.pop(message.source, None)
+                    self._curves.pop(message.source, None)
+                    self._sizes.pop(message.source, None)
             entry = {**message.to_json(), "wall_s": message.wall_s}
             self._publish_row("notice", msgspec.convert(entry, schemas.Notice), self.notices)
 

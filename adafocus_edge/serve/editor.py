@@ -15,11 +15,15 @@ from adafocus_edge.live.stream_config import (
     ConfigFile,
     InvalidError,
     SourceEntry,
+    check_names,
     digest_of,
     name_problem,
+    option_naming,
+    paused_names,
     read_polygons,
     sources_of,
     with_zones,
+    zones_for,
 )
 from adafocus_edge.media.sources import LIVE_SCHEMES
 from adafocus_edge.media.zones import Zones
@@ -143,12 +147,7 @@ class Editor:
     def running(self, entry: SourceEntry) -> list[str]:
         """Return the names of the sources of an entry that are in effect."""
         with self._lock:
-            if entry.name is not None:
-                return [entry.name] if entry.name in self._running else []
-            try:
-                return [source.name for source in sources_of([entry]) if source.name in self._running]
-            except UsageError:
-                return []
+            return [name for name in _names_of(entry) if name in self._running]
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -163,7 +162,9 @@ class Editor:
         def change(document: StreamDocument) -> None:
             entries = document.sources()
             before = None if number is None else _at(entries, number)
-            others = [entry.name for place, entry in enumerate(entries) if place != number]
+            others = [name for place, entry in enumerate(entries) if place != number for name in _names_of(entry)]
+            if before is not None:
+                self._check_not_named(before, asked.name.strip())
             made = self._checked(asked.name, asked.address, asked.regions, asked.masks, before, others)
             values: dict[str, Any] = {"name": made.name, "address": made.address}
             values["paused"] = True if asked.paused else None
@@ -193,6 +194,8 @@ class Editor:
         def change(document: StreamDocument) -> None:
             if not 0 <= number < document.count(kind):
                 raise MissingError(f"{number}: no such entry")
+            if kind == "source":
+                self._check_not_named(document.sources()[number], None)
             document.remove(kind, number)
 
         self._edit(kind, version, change)
@@ -216,14 +219,19 @@ class Editor:
                 before = _at(StreamDocument(file.path.name, content_of(file.path)).sources(), asked.number)
             name = asked.name if name_problem(asked.name) is None else "source"
             made = self._checked(name, asked.address, [], [], before, ())
-            made = replace(made, zones=Zones() if before is None else before.zones)
             source = replace(sources_of([made])[0], video_track=self._video_track)
-            same = None if before is None or before.name is None else self._running.get(before.name)
-        if same is not None and same.address == source.address:  # a camera can often be opened only once
-            frame = self._run.newest(same.name)
-            if frame is not None:
-                return frame
-        return still_of(source, self._run.spec, self._capture)
+            names = [name] if before is None else _names_of(before) or [name]
+            hidden = [Zones() if before is None else before.zones]
+            hidden += [zones_for(one, self._arguments) for one in names]
+            same = [one for one in self._running.values() if one.address == source.address]
+            hidden += [one.zones for one in same]
+        # A camera can often be opened only once.
+        frame = next((found for one in same if (found := self._run.newest(one.name)) is not None), None)
+        if frame is None:
+            frame = still_of(source, self._run.spec, self._capture)
+        for zones in hidden:
+            frame = replace(frame, to_rgb=zones.masked(frame.to_rgb))
+        return frame
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -259,7 +267,9 @@ class Editor:
         entries = document.sources()
         if "source" not in self._file.overridden:
             sources = [replace(source, video_track=self._video_track) for source in sources_of(entries)]
-            sources = with_zones(sources, self._arguments)
+            names = [source.name for source in sources]
+            check_names(names, names)
+            sources = with_zones(sources, self._arguments, paused_names(entries))
             check_record(self._arguments, sources)
             if len(sources) > self._run.max_sources:
                 raise UsageError(f"{self._run.max_sources} sources are the most that can run now: restart to add more")
@@ -289,9 +299,17 @@ class Editor:
             self._digest = ""  # what is in effect is not what the file says: loading it tries again
             raise AdaFocusError(f"saved, but not in effect: {error}") from error
 
+    def _check_not_named(self, entry: SourceEntry, name: str | None) -> None:
+        """Raise ``InvalidError`` if ``--region`` or ``--mask`` is for a source that would lose it with its name."""
+        for before in _names_of(entry):
+            if before != name and (option := option_naming(before, self._arguments)) is not None:
+                what = "removed" if name is None else "renamed"
+                text = f"{before} cannot be {what}: {option} {before}=... names it: remove that option first"
+                raise InvalidError({"name": text})
+
     def _checked(
         self, name: str, address: str | None, regions: Any, masks: Any, before: SourceEntry | None,
-        others: Sequence[str | None],
+        others: Sequence[str],
     ) -> SourceEntry:  # fmt: skip
         """Return a source as a client describes it. Raises ``InvalidError`` with a line for each wrong field."""
         wrong: dict[str, str] = {}
@@ -320,6 +338,16 @@ def _at(entries: Sequence[Any], number: int) -> Any:
     if not 0 <= number < len(entries):
         raise MissingError(f"{number}: no such entry")
     return entries[number]
+
+
+def _names_of(entry: SourceEntry) -> list[str]:
+    """Return the names of the sources of an entry, also of one that is paused or cannot be used."""
+    if entry.name is not None:
+        return [entry.name]
+    try:
+        return [source.name for source in sources_of([entry])]
+    except UsageError:
+        return []
 
 
 def _address(given: str | None, before: SourceEntry | None) -> str:

@@ -83,12 +83,11 @@ class Pictures:
     async def newest(self, name: str) -> Picture | None:
         """Return a picture of a stream's newest frame, or the last one while it is fresh; None before the first."""
         async with self._busy.setdefault(name, asyncio.Lock()):
-            kept = self._newest.get(name)
+            kept, frame = self._newest.get(name), self._run.newest(name)
+            if frame is None:  # the one that is kept may be of another source that had the name
+                return None
             if kept is not None and time.monotonic() - kept.made_s < 1 / self._options.picture_fps:
                 return kept
-            frame = self._run.newest(name)
-            if frame is None:
-                return None
             if kept is not None and kept.index == frame.index:
                 return kept
             jpeg = await anyio.to_thread.run_sync(encode, frame, self._options.picture_width, limiter=self._encoders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -13,18 +14,25 @@ import pytest
 
 from adafocus_edge.bundle.store import default_bundle
 from adafocus_edge.errors import UsageError
+from adafocus_edge.live.capture import Capture
 from adafocus_edge.live.events import EventRule
-from adafocus_edge.live.messages import Event, LiveFrame, Notice, Rules, Window
+from adafocus_edge.live.listener import Sink
+from adafocus_edge.live.messages import Drops, Event, LiveFragment, LiveFrame, Notice, ProvisionalResult, Rules, Window
+from adafocus_edge.live.meters import Counters
 from adafocus_edge.live.run import LiveOptions, LiveRun
 from adafocus_edge.live.settings import CaptureOptions
+from adafocus_edge.live.sinks.copier import CopyRecorder
 from adafocus_edge.live.sinks.mqtt import Discovery, Mqtt
 from adafocus_edge.live.sinks.webhook import Webhook
+from adafocus_edge.live.source_state import SourceState
 from adafocus_edge.live.stream_config import InvalidError, SourceEntry, read_event, read_source, sources_of
 from adafocus_edge.media.sources import Source
 from adafocus_edge.media.zones import Zones
 from adafocus_edge.runtime.classifier import Classifier
 from tests.conftest import ROOT
 from tests.live.test_live import Kept, classifier_of, until
+from tests.support.live_parts import SPEC
+from tests.support.streams import HttpStream
 
 FIGHT = ROOT / "tests" / "fights" / "fight" / "fi072.mp4"
 CALM = ROOT / "tests" / "fights" / "no_fight" / "nofi018.mp4"
@@ -33,7 +41,7 @@ SURE = EventRule("fight", 0.01)
 
 
 class Frames(Kept):
-    wants = (*Kept.wants, LiveFrame, Rules)
+    wants = (*Kept.wants, LiveFrame, LiveFragment, Rules, Drops)
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +51,13 @@ def classifier() -> Iterator[Classifier]:
 
 
 @contextmanager
-def going(made: Classifier, *sources: Source, **more: object) -> Iterator[tuple[Frames, LiveRun]]:
+def going(
+    made: Classifier, *sources: Source, sinks: tuple[Sink, ...] = (), copy: bool = False, **more: object
+) -> Iterator[tuple[Frames, LiveRun]]:
     kept, stop = Frames(), threading.Event()
-    capture = CaptureOptions(glimpse_fps=8, realtime=True, loop=True, patient=True)
-    run = LiveRun(made, sources, LiveOptions(capture, max_guests=1, **{"spare": 2, **more}), [kept])  # type: ignore[arg-type]
+    capture = CaptureOptions(glimpse_fps=8, realtime=True, loop=True, patient=True, copy=copy)
+    options = LiveOptions(capture, max_guests=1, **{"spare": 2, **more})  # type: ignore[arg-type]
+    run = LiveRun(made, sources, options, [kept, *sinks])
     thread = threading.Thread(target=run.run, args=(stop,))
     thread.start()
     try:
@@ -84,10 +95,60 @@ def test_sources_come_and_go_while_the_others_run_on(classifier: Classifier) -> 
         assert numbers == list(range(len(numbers)))
         texts = [notice.text for notice in kept.of(Notice) if notice.source == "gate"]
         assert [text.partition(":")[2].split(",")[0] for text in texts[:3]] == [
-            texts[0].partition(":")[2].split(",")[0], " removed by a test", " back",
+            texts[0].partition(":")[2].split(",")[0], " removed by a test", texts[0].partition(":")[2].split(",")[0],
         ]  # fmt: skip
+        # Its meters go on from there: nothing is as fast as all frames of before at once, nor dropped by now.
+        shown = next(source for source in run.status().sources if source.name == "gate")
+        assert shown.reconnects == 0
+        assert shown.fps_in < 60
         notices = [notice.kind for notice in kept.of(Notice) if notice.source == "yard"]
         assert notices == ["connected"]
+
+
+def test_meters_begin_where_the_counters_of_the_source_before_ended() -> None:
+    counters = Counters(frames=5000, picked=900, dropped=500, connections=7, openings=3, width=640, height=480)
+    with kept_capture(counters) as capture:
+        assert capture.counters == Counters(frames=5000, picked=900, dropped=500, openings=3)
+        state = SourceState(capture, 1, (), kept=True)
+        assert state.drops.update(500, 900, time.monotonic()) is None
+        shown = state.status(8, "")
+        assert (shown.fps_in, shown.reconnects, shown.width) == (0.0, 0, 0)
+
+
+@contextmanager
+def kept_capture(counters: Counters) -> Iterator[Capture]:
+    capture = Capture(Source("yard", str(FIGHT)), SPEC, CaptureOptions(), threading.Condition(), counters=counters)
+    yield capture
+    capture.close(0.0)
+
+
+def test_each_recording_of_a_source_that_is_changed_has_its_own_results(classifier: Classifier, tmp_path: Path) -> None:
+    sink = CopyRecorder(tmp_path / "video", classifier.model.spec, print)
+    with HttpStream("ts", [(320, 240)]) as first, HttpStream("ts", [(256, 144)]) as second:
+        cameras = [Source("yard", stream.address, live=True) for stream in (first, second)]
+        with going(classifier, cameras[0], sinks=(sink,), copy=True) as (kept, run):
+            for number in range(4):
+                if number:
+                    run.remove_source("yard", "changed")
+                    run.add_source(cameras[number % 2])
+                    until(lambda: run.newest("yard") is not None)
+                seen = len(kept.of(ProvisionalResult))
+                until(lambda seen=seen: len(kept.of(ProvisionalResult)) > seen + 16)
+    sink.close(20)
+    openings: list[int] = []
+    for message in kept.messages:
+        if isinstance(message, LiveFragment):
+            openings[-1:] = dict.fromkeys([*openings[-1:], message.video.opening])
+    assert openings == [1, 2, 3, 4], "none of a source before follows"
+    files = [path.read_text().splitlines() for path in sorted((tmp_path / "video").glob("*.jsonl"))]
+    assert len(files) == 4, "one for each source"
+    heads = [json.loads(lines[0]) for lines in files]
+    assert [head["width"] for head in heads] == [320, 256, 320, 256]
+    for number, lines in enumerate(files):
+        at = [line["at"] for line in map(json.loads, lines[1:]) if line.get("provisional")]
+        assert len(at) > 8
+        assert min(at) >= heads[number]["at"]
+        assert max(at) < (heads[number + 1 :] or [{"at": "3"}])[0]["at"]
 
 
 def test_after_a_mask_is_set_no_frame_without_it_follows(classifier: Classifier) -> None:

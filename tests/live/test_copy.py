@@ -21,13 +21,15 @@ import pytest
 from adafocus_edge.errors import UsageError
 from adafocus_edge.live.capture import Capture
 from adafocus_edge.live.event_store import EventStore
-from adafocus_edge.live.messages import Event, LiveFragment, LiveFrame
+from adafocus_edge.live.messages import Event, LiveFragment, LiveFrame, Notice
+from adafocus_edge.live.packet_copy import PacketCopier
 from adafocus_edge.live.settings import CaptureOptions
 from adafocus_edge.live.sinks import copier as copying
 from adafocus_edge.live.sinks import event_clips
 from adafocus_edge.live.sinks.copier import CopyRecorder
 from adafocus_edge.live.sinks.event_clips import EventClips
 from adafocus_edge.media.sources import Source
+from adafocus_edge.media.zones import Zones
 from tests.conftest import ROOT, edge, one_line_error
 from tests.support.live_parts import SPEC, look, until, window
 from tests.support.streams import HttpStream, RtspServer, free_port, listens, need
@@ -237,6 +239,43 @@ def test_a_stream_that_was_lost_goes_on_in_a_new_file(recorder: Callable[..., Co
     assert len(frame_hashes(files[1])) == sent[1]  # of the last frame before the loss, a part may have been sent
 
 
+def test_a_source_that_is_retired_publishes_what_it_has_and_then_nothing(
+    recorder: Callable[..., CopyRecorder], tmp_path: Path
+) -> None:
+    sink, after = recorder(), []
+    with HttpStream("ts", [SIZE]) as server, captured(server.address, sink) as capture:
+        until(lambda: capture.counters.frames > 40)
+        ended = Notice("yard", "ended", "yard: changed", time.time())
+        capture.retire(ended)
+        sink.enqueue(ended)
+        frames = capture.counters.frames
+        capture._on_fragment, capture._on_notice = after.append, after.append
+        server.kill()  # it would be lost
+        capture.close(20)
+    sink.close(20)
+    assert after == []
+    assert capture.last_notice is ended
+    (path,) = recorded(tmp_path / "video")
+    assert int(probed(path)["nb_read_packets"]) == sink.handled - 1 >= frames, "and one notice"
+
+
+def test_packets_of_a_source_with_masks_are_not_copied_even_if_asked(tmp_path: Path) -> None:
+    film = made(tmp_path, CODECS["h264 in flv"][1], "mpegts", seconds=1)
+    source = Source("yard", str(film), zones=Zones(masks=(((0.0, 0.0), (1.0, 0.0), (1.0, 1.0)),)))
+    fragments, notices, packets = [], [], []
+    capture = Capture(
+        source, SPEC, CaptureOptions(copy=True), threading.Condition(), on_fragment=fragments.append,
+        on_frame=lambda frame: packets.append(frame.packet), on_notice=lambda notice: notices.append(notice.text),
+    )  # fmt: skip
+    capture.start()
+    until(has_ended(capture))
+    capture.close(20)
+    assert (fragments, packets) == ([], [None] * 25)
+    assert notices[0] == (
+        "yard: its packets cannot be copied (its masks cannot be applied to them): no recording; clips are encoded"
+    )
+
+
 def test_what_mp4_cannot_hold_is_noted_once(
     recorder: Callable[..., CopyRecorder], reports: list[str], tmp_path: Path
 ) -> None:
@@ -272,6 +311,51 @@ def test_a_machine_that_is_too_slow_to_decode_records_everything(
     assert [text for text in notices if "too slow" in text] == [
         "yard: decoding is too slow here: pictures are skipped, and count as damaged"
     ]
+
+
+def test_a_key_frame_that_is_long_in_coming_is_no_reason_to_open_a_stream_again(
+    recorder: Callable[..., CopyRecorder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While pictures are skipped for a slow decoder, sound goes on."""
+    monkeypatch.setattr("adafocus_edge.live.packets_ahead.MAX_AHEAD_S", 0.5)
+    monkeypatch.setattr("adafocus_edge.live.readers.SILENCE_S", 2.0)
+    film = tmp_path / "film.ts"
+    words = (
+        "-f lavfi -i testsrc2=s=320x240:r=25:d=9 -f lavfi -i sine=d=9 -c:v libx264 -preset ultrafast -g 200 -c:a aac"
+    )
+    subprocess.run(["ffmpeg", "-nostdin", "-v", "error", *words.split(), film], check=True, timeout=60)
+    sink = recorder()
+
+    def frame(message: LiveFrame) -> None:
+        if message.index < 8:
+            time.sleep(0.3)
+
+    with served(film, "mpegts") as address, captured(address, sink, on_frame=frame, retries=0) as capture:
+        until(has_ended(capture), 60)
+        assert "no picture" not in capture.text
+    sink.close(20)
+    assert capture.counters.damaged > 100, "pictures were skipped for longer than it may be silent"
+    (path,) = recorded(tmp_path / "video")
+    assert probed(path)["nb_read_packets"] == "225"
+
+
+def test_packets_whose_time_stands_still_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("adafocus_edge.live.packet_copy.MAX_FRAGMENT_BYTES", 100_000)
+    film = made(tmp_path, "-c:v libx264 -preset ultrafast -g 1000", "mpegts", seconds=8)
+    fragments: list[LiveFragment] = []
+    copier = PacketCopier("yard", 1, fragments.append, print, for_clips=True)
+    with av.open(str(film)) as container:
+        for packet in container.demux(video=0):
+            if packet.size:
+                packet.pts = packet.dts = 0
+                copier.add(packet, container.streams.video[0])
+    copier.close()
+    sizes = [len(fragment.data) for fragment in fragments]
+    assert max(sizes) < 150_000 < sum(sizes)
+    assert sum(len(fragment.shown) for fragment in fragments) == 200
+    whole = tmp_path / "whole.mp4"
+    whole.write_bytes(fragments[0].video.head + b"".join(fragment.data for fragment in fragments))
+    assert probed(whole)["nb_read_packets"] == "200"
 
 
 # -- results beside it -------------------------------------------------------------------------------------------------

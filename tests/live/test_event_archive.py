@@ -20,7 +20,7 @@ from adafocus_edge.live.event_store import INDEX, EventStore, Filter, StoredEven
 from adafocus_edge.live.messages import Event
 from adafocus_edge.live.sinks.event_clips import EventClips
 from tests.conftest import ROOT, edge, one_line_error
-from tests.support.live_parts import SPEC, WALL_S, live_frame, until
+from tests.support.live_parts import SPEC, WALL_S, live_frame, notice, until
 from training.judged_events import judged_clips
 
 FIGHTS = ROOT / "tests" / "fights"
@@ -132,6 +132,8 @@ def test_a_clip_begins_before_its_event_and_ends_after_it(store: EventStore) -> 
         sink.enqueue(live_frame("camera 0", index, time_s, to_rgb=lambda s=shade: np.full((480, 640, 3), s, np.uint8)))
         if index == 300:
             sink.enqueue(told("start", 15.0, 14.5))
+        if index in (200, 320):  # a note, which ends no video
+            sink.enqueue(notice("changed", text="decoding is too slow here"))
         if index == 360:
             sink.enqueue(told("end", 18.0, 14.5, 17.5))
     until(lambda: sink.waiting == 0)

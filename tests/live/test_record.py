@@ -74,13 +74,14 @@ def test_frames_keep_their_times_and_show_the_latest_look(recorder, tmp_path, to
     assert max(colours[30:]) < 90, "the patch is drawn since"
 
 
-def test_what_was_seen_before_a_loss_is_not_drawn_on_the_frames_after_it(recorder, tmp_path):
+@pytest.mark.parametrize("kind", ["lost", "ended"])  # another source may have the name of one that has ended
+def test_what_was_seen_before_a_loss_is_not_drawn_on_the_frames_after_it(kind, recorder, tmp_path):
     listener = recorder()
     before = live_frame(index=0)
     listener.enqueue(look(before))
     listener.enqueue(before)
     until(lambda: listener.handled == 1)
-    listener.enqueue(notice("lost"))
+    listener.enqueue(notice(kind))
     listener.enqueue(look(before))  # the model was not done with it
     listener.enqueue(live_frame(index=1, time_s=0.5))
     until(lambda: listener.handled == 2)

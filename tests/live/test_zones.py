@@ -195,6 +195,12 @@ def test_options_name_the_source_that_they_are_for(tmp_path: Path) -> None:
     assert [(source.zones.regions, source.zones.masks) for source in made] == [((LEFT,), ()), ((LEFT,), (LEFT,))]
     with pytest.raises(UsageError, match=r"^--mask roof=.*: no source is named 'roof'; the sources are yard, gate$"):
         with_zones(sources, LiveArguments(mask=[f"roof={MASK}"]))
+    # Of one that is paused, too.
+    config = tmp_path / "stream.toml"
+    tables = [f'[[source]]\nname = "{name}"\naddress = "{FIGHT}"\n' for name in ("yard", "gate")]
+    config.write_text(tables[0] + tables[1] + "paused = true\n")
+    done = edge("classify", "--config", config, "--mask", f"gate={MASK}", "--glimpse-fps", "8", "-q")
+    assert (done.returncode, done.stderr) == (0, "")
     with pytest.raises(UsageError, match=r"^--region yard=0,0: region 1: needs 3 to 64 points"):
         with_zones(sources, LiveArguments(region=["yard=0,0"]))
     one_line_error(

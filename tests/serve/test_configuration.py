@@ -23,6 +23,7 @@ from PIL import Image
 from adafocus_edge.runtime.classifier import Classifier
 from adafocus_edge.serve.stream_file import StreamDocument, editing, write
 from tests.conftest import ROOT
+from tests.live.test_copy import served as sent_once
 from tests.support.configured import TEXT, Set, configured
 from tests.support.served import BEARER, FIGHT, TOKEN, Answer, ask, get, until
 from tests.support.streams import HttpStream, free_port
@@ -220,6 +221,73 @@ def test_a_source_is_tested_by_a_picture_or_a_reason(given: Set) -> None:
     assert tested(address="/etc/passwd").status == 422
 
 
+def brightest(answer: Answer) -> int:
+    assert answer.status == 200, answer.body
+    return int(np.asarray(Image.open(io.BytesIO(answer.body))).max())
+
+
+def test_no_picture_of_a_test_lacks_a_mask(classifier: Classifier, path: Path) -> None:
+    def tested(**body: Any) -> Answer:
+        return ask(made.server, "POST", "/api/config/test", json.dumps(body))
+
+    whole = "0,0 1,0 1,1 0,1"
+    with HttpStream("mjpeg", [(320, 180)]) as stream:
+        unnamed = f'\n[[source]]\naddress = "{stream.bare_address}"\n'
+        path.write_text(TEXT + unnamed)
+        # Masks of the command line: of a source that is read, that is paused, and that has another name in the form.
+        with configured(classifier, path, mask=[f"yard={whole}", f"dock={whole}"]) as made:
+            until(lambda: made.run.newest("yard"))
+            assert brightest(tested(number=0)) < 8
+            assert brightest(tested(number=0, name="garden")) < 8
+            assert brightest(tested(number=1, address=stream.bare_address)) < 8
+            assert brightest(tested(number=2)) > 100
+        # A source without a name is the one that is read, with its masks, whoever asks.
+        with configured(classifier, path, mask=[f"{stream.bare_address}={whole}"]) as made:
+            frame = until(lambda: made.run.newest(stream.bare_address))
+            assert not frame.to_rgb().any()
+            assert brightest(tested(number=2)) < 8
+            assert brightest(tested(address=stream.bare_address)) < 8
+        # Masks that someone wrote into the file, and that are not loaded yet.
+        with configured(classifier, path) as made:
+            path.write_text(TEXT.replace('name = "yard"', f'name = "yard"\nmasks = [{DARK}]'))
+            until(lambda: made.run.newest("yard"))
+            assert brightest(tested(number=0)) < 8
+
+
+def test_a_source_that_is_read_is_not_opened_a_second_time_for_a_test(classifier: Classifier, path: Path) -> None:
+    with sent_once(FIGHT, "mpegts") as address:
+        path.write_text(f'source = ["{address}"]\n')
+        with configured(classifier, path) as made:
+            until(lambda: made.run.newest(address))
+            for body in ({"number": 0}, {"address": address, "name": "gate"}):
+                assert brightest(ask(made.server, "POST", "/api/config/test", json.dumps(body))) > 100
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_no_source_takes_the_name_of_one_without_a_name(classifier: Classifier, path: Path, paused: bool) -> None:
+    unnamed = "rtsp://127.0.0.1:9/x"
+    path.write_text('source = ["0"]\n')
+    with configured(classifier, path) as made:
+        answer = made.send("POST", "sources", {"name": "camera 0", "address": unnamed, "paused": paused})
+        assert (answer.status, answer.json["fields"]) == (422, {"name": "is the name of another source"})
+        assert path.read_text() == 'source = ["0"]\n'
+        assert set(made.states()) == {"camera 0"}
+        for entries in (
+            '"0", "0"',
+            f'"0", {{name = "camera 0", address = "{unnamed}", paused = {str(paused).lower()}}}',
+        ):
+            path.write_text(f"source = [{entries}]\n")
+            refused = ask(made.server, "POST", "/api/config/reload")
+            assert (refused.status, refused.json["fields"]) == (422, {"name": "two sources are named camera 0"})
+        path.write_text('source = ["~nosuchuser/x"]\n')
+        refused = ask(made.server, "POST", "/api/config/reload")
+        assert (refused.status, refused.json["error"].partition(":")[0]) == (422, "~nosuchuser/x")
+        path.write_text("")
+        assert ask(made.server, "POST", "/api/config/reload").status == 200
+        assert made.send("POST", "sources", {"name": "~x", "address": unnamed}).status == 200
+        assert set(made.states()) == {"~x"}
+
+
 def test_of_changes_at_the_same_time_none_is_lost(given: Set) -> None:
     version = given.get()["version"]
     statuses: list[int] = []
@@ -327,10 +395,22 @@ def test_options_of_the_command_line_still_count(classifier: Classifier, path: P
         answer = made.send("DELETE", "events/0")
         assert answer.status == 422
         assert answer.json["error"] == "--snapshots: needs --event, which defines the events to save"
-        answer = made.send("PUT", "sources/0", {"name": "garden"})  # a restart would refuse the option
-        assert answer.status == 422
-        assert "no source is named 'yard'" in answer.json["error"]
+        # Without its name it would lose its mask, and a restart would refuse the option.
+        for answer, what in (
+            (made.send("PUT", "sources/0", {"name": "garden"}), "renamed"),
+            (made.send("DELETE", "sources/0"), "removed"),
+        ):
+            assert (answer.status, answer.json["fields"]) == (
+                422, {"name": f"yard cannot be {what}: --mask yard=... names it: remove that option first"},
+            )  # fmt: skip
         assert made.path.read_text() == TEXT
+        for paused in (True, False):
+            assert made.send("PUT", "sources/0", {"name": "yard", "paused": paused}).status == 200
+            assert ("yard" in made.states()) is not paused
+        made.path.write_text(made.path.read_text().replace('"yard"', '"garden"'))
+        refused = ask(made.server, "POST", "/api/config/reload")
+        assert (refused.status, "no source is named 'yard'" in refused.json["error"]) == (422, True)
+        made.path.write_text(made.path.read_text().replace('"garden"', '"yard"'))
         assert made.send("PUT", "sources/0", {"name": "yard", "regions": [CORNER]}).status == 200
         until(lambda: made.states().get("yard") == "running")
         frame = until(lambda: made.run.newest("yard"))

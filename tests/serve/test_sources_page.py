@@ -11,7 +11,7 @@ from PIL import Image
 
 from adafocus_edge.runtime.classifier import Classifier
 from adafocus_edge.serve.stream_file import StreamDocument
-from tests.support.browser import NO_SIDEWAYS, Browser, page_of, wait_for
+from tests.support.browser import NO_SIDEWAYS, Browser, card, page_of, wait_for
 from tests.support.configured import TEXT, Set, configured
 from tests.support.served import get, until
 from tests.support.streams import HttpStream
@@ -93,6 +93,38 @@ def test_a_source_is_tested_added_paused_and_removed(browser: Browser, given: Se
         wait_for(page, "() => document.querySelectorAll('#sources > li').length === 2")
         assert given.path.read_text() == TEXT
         assert page.evaluate(NO_SIDEWAYS)
+
+
+def test_nothing_of_a_source_is_shown_for_another_that_takes_its_name(browser: Browser, given: Set) -> None:
+    shown = """s => {
+      const card = document.querySelector(s), text = (place) => card.querySelector(place).textContent;
+      const canvas = card.querySelector(".picture");
+      const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+      return {
+        label: text(".label"), confidence: text(".confidence"), bars: card.querySelectorAll(".bars li").length,
+        frame: canvas.dataset.frame ?? null, box: card.querySelector(".overlay").dataset.box ?? null,
+        dark: pixels.every((value) => value === 0),
+      };
+    }"""
+    nothing = {"label": "\N{EN DASH}", "confidence": "", "bars": 0, "frame": None, "box": None, "dark": True}
+    seen = "s => document.querySelector(s + ' .bars li') && document.querySelector(s + ' .picture').dataset.frame > 0"
+    with (
+        page_of(browser, given.server, expected=("willReadFrequently",)) as page,
+        HttpStream("mjpeg", [(320, 180)]) as stream,
+    ):
+        wait_for(page, seen, card("yard"))
+        assert page.evaluate(shown, card("yard"))["dark"] is False
+        # No picture of it comes.
+        assert given.send("PUT", "sources/0", {"name": "yard", "address": "rtsp://127.0.0.1:9/x"}).status == 200
+        wait_for(page, "s => document.querySelector(s).dataset.state !== 'running'", card("yard"))
+        until(lambda: page.evaluate(shown, card("yard")) == nothing)
+        page.reload()
+        wait_for(page, "s => document.querySelector(s)", card("yard"))
+        page.wait_for_timeout(500)
+        assert page.evaluate(shown, card("yard")) == nothing
+        assert given.send("PUT", "sources/0", {"name": "yard", "address": stream.address}).status == 200
+        wait_for(page, seen, card("yard"))
+        assert page.evaluate("s => document.querySelector(s + ' .picture').width", card("yard")) == 320
 
 
 def test_a_mask_is_drawn_with_the_mouse(browser: Browser, given: Set) -> None:

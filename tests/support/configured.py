@@ -11,7 +11,7 @@ from typing import Any
 
 from adafocus_edge.live.run import LiveOptions, LiveRun
 from adafocus_edge.live.settings import CaptureOptions, LiveArguments
-from adafocus_edge.live.stream_config import ConfigFile, digest_of, sources_of
+from adafocus_edge.live.stream_config import ConfigFile, digest_of, paused_names, sources_of, with_zones
 from adafocus_edge.runtime.classifier import Classifier
 from adafocus_edge.serve import ServeOptions, Server
 from adafocus_edge.serve.editor import Editor
@@ -76,10 +76,10 @@ def configured(
         document = StreamDocument(path.name, path.read_bytes())
         entries, rules = tuple(document.sources()), tuple(document.rules())
         file = ConfigFile(path, digest_of(path.read_bytes()), entries, frozenset(more.pop("overridden", ())))
-    sources = sources_of(entries)
     capture = CaptureOptions(glimpse_fps=4, realtime=True, loop=True, patient=True)
-    run = LiveRun(made, sources, LiveOptions(capture, rules=rules, max_guests=4, spare=4))
     arguments = LiveArguments(event=[rule.text() for rule in rules], **more)
+    sources = with_zones(sources_of(entries), arguments, paused_names(entries))
+    run = LiveRun(made, sources, LiveOptions(capture, rules=rules, max_guests=4, spare=4))
     editor = Editor(run, sources, arguments, capture, file, allowed=allowed)
     with running(run), Server(run, ServeOptions(port=0, token=token), editor=editor) as server:
         yield Set(server, run, path or Path())

@@ -134,6 +134,10 @@ class CopyRecorder(FragmentSink):
             return
         if isinstance(message, Notice):
             self._end_part(series)
+            if message.kind == "ended":  # another source may take its name
+                series.placed.clear()
+                series.results.clear()
+                series.last = None
         elif isinstance(message, (ProvisionalResult, Window, Event)):
             series.results.append(message)
             self._place_results(series)

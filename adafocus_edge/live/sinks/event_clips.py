@@ -164,7 +164,7 @@ class EventClips(FragmentSink):
             if self.waiting >= self._max_frames and self.patient_until is None:
                 self.dropped += 1  # the other places in the queue are for events, which must not be lost
                 return
-        if isinstance(message, Notice) and message.kind not in ("lost", "ended", "failed", "changed"):
+        if isinstance(message, Notice) and message.kind not in ("lost", "ended", "failed"):
             return
         super().enqueue(message)
 
@@ -184,7 +184,7 @@ class EventClips(FragmentSink):
                 self._begin(stream, message)
             elif isinstance(message, Event):
                 self._end(stream, message)
-            elif isinstance(message, Notice) and (message.kind != "changed" or stream.copied is None):
+            elif isinstance(message, Notice):
                 self._end_video(stream)
             self._tidy()
         except (OSError, AdaFocusError) as error:

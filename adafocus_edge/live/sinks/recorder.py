@@ -127,15 +127,14 @@ class Recorder(Sink):
     def enqueue(self, message: Message) -> None:
         """Take a frame or a provisional result; see :meth:`Sink.enqueue`.
 
-        Results take no room in the queue, since only the latest is drawn. Results of frames from before a loss are not
-        drawn on the frames after it.
+        Results take no room in the queue, since only the latest is drawn. Results of frames from before a loss or an
+        end are not drawn on the frames after it: these may be another source's that has its name.
         """
         if isinstance(message, ProvisionalResult):
             if message.frame.captured_s > self._lost_s.get(message.source, 0.0):
                 self._latest[message.source] = message
-        elif isinstance(message, Notice) and message.kind == "lost":
+        elif isinstance(message, Notice) and message.kind in ("lost", "ended"):
             self._lost_s[message.source] = time.monotonic()
-            self._latest.pop(message.source, None)
         elif isinstance(message, LiveFrame) and self._thinner.is_due(message):
             super().enqueue(message)
 
@@ -151,13 +150,19 @@ class Recorder(Sink):
             self.dropped += 1
             return
         rgb = message.to_rgb()
-        latest = self._latest.get(message.source)
-        picture = annotate_live(rgb, latest, self._spec, shown_time(message.wall_s))
+        picture = annotate_live(rgb, self._result_for(message), self._spec, shown_time(message.wall_s))
         try:
             self._write(series, message, (*rgb.shape, message.sample_aspect), picture)
         except (OSError, av.error.FFmpegError) as error:
             self.dropped += 1
             self._give_up(series, error)
+
+    def _result_for(self, frame: LiveFrame) -> ProvisionalResult | None:
+        """Return the latest result of a frame's source; None if it was lost, or has ended, between the two."""
+        latest, lost_s = self._latest.get(frame.source), self._lost_s.get(frame.source, 0.0)
+        if latest is None or (latest.frame.captured_s > lost_s) != (frame.captured_s > lost_s):
+            return None
+        return latest
 
     def idle(self) -> None:
         """Finish the files of sources that have delivered no frame for a while."""

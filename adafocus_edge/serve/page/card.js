@@ -30,6 +30,8 @@ export class Card {
     this.leaving = false; // Whether this page is closing the source.
     this.loading = false;
     this.index = -1;
+    this.renewals = 0;
+    this.over = false; // Whether the source has ended: another may take its name.
     this.state = "connecting";
     this.stale = false; // Whether the last result is out of date.
     this.seenS = null;
@@ -49,6 +51,25 @@ export class Card {
     this.find(".fullscreen").addEventListener("click", () => page.toggleFullScreen());
     this.find(".stage").addEventListener("click", () => page.enlarge(this));
     this.pictures();
+  }
+
+  /** Forget the picture and the results: another source has taken the name. */
+  renew() {
+    this.renewals += 1;
+    this.over = false;
+    this.index = -1;
+    this.box = this.newest = null;
+    this.curve.clear();
+    delete this.picture.dataset.frame;
+    delete this.overlay.dataset.box;
+    this.picture.getContext("2d").clearRect(0, 0, this.picture.width, this.picture.height);
+    this.picture.setAttribute("aria-label", `Picture of ${this.name}`);
+    setText(this.find(".label"), "–");
+    this.find(".label").title = "";
+    for (const place of [".confidence", ".standing"]) setText(this.find(place), "");
+    for (const place of [".progress", ".bars"]) this.find(place).replaceChildren();
+    this.drawOverlay();
+    this.showNote();
   }
 
   remove() {
@@ -86,9 +107,10 @@ export class Card {
       if (this.state !== "running" && this.index >= 0) pauseMs = SLOW_MS;
       if (!this.paused && !this.leaving && this.visible && !document.hidden && this.page.connected) {
         this.loading = true;
+        const { renewals } = this;
         try {
           const answer = await fetch(`${address}?after=${this.index}`, { signal: AbortSignal.timeout(10000) });
-          if (answer.status === 200) await this.show(await answer.blob(), Number(answer.headers.get("X-Frame-Index")));
+          if (answer.status === 200) await this.show(await answer.blob(), Number(answer.headers.get("X-Frame-Index")), renewals);
           else if (answer.status === 401) signIn();
           else if (answer.status !== 204) pauseMs = SLOW_MS;
         } catch {
@@ -100,9 +122,9 @@ export class Card {
     }
   }
 
-  async show(blob, index) {
+  async show(blob, index, renewals) {
     const image = await createImageBitmap(blob);
-    if (this.gone || this.paused) return;
+    if (this.gone || this.paused || renewals !== this.renewals) return;
     if (this.picture.width !== image.width || this.picture.height !== image.height) {
       this.picture.width = image.width;
       this.picture.height = image.height;
@@ -133,6 +155,10 @@ export class Card {
   }
 
   glide() {
+    if (!this.box) {
+      this.gliding = null;
+      return;
+    }
     const { from, to, begun } = this.box;
     const share = Math.min(1, (performance.now() - begun) / GLIDE_MS);
     const eased = 1 - (1 - share) ** 3;
@@ -246,6 +272,7 @@ export class Card {
   // -- state and counters ---------------------------------------------------------------------------------------------
 
   status(source) {
+    if (this.over && source.state !== "ended") this.renew();
     this.state = source.state;
     this.element.dataset.state = source.state;
     const badge = this.find(".badge");

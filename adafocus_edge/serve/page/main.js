@@ -96,12 +96,16 @@ const take = {
     for (const [name, points] of Object.entries(hello.curves)) {
       if (page.cards.has(name)) page.cards.get(name).curve.points = points;
     }
-    for (const entry of hello.looks) page.cards.get(entry.source)?.recall(entry);
+    const looks = new Map(hello.looks.map((entry) => [entry.source, entry]));
+    for (const [name, card] of page.cards) {
+      if (looks.has(name)) card.recall(looks.get(name));
+      else card.renew();
+    }
     const past = [
       ...hello.events.map((entry) => ["event", entry]),
       ...hello.notices.map((entry) => ["notice", entry]),
     ].sort((one, other) => one[1].wall_s - other[1].wall_s);
-    for (const [kind, entry] of past) take[kind](entry);
+    for (const [kind, entry] of past) take[kind](entry, true);
     for (const entry of hello.windows) take.window(entry);
     document.getElementById("sign-out").hidden = !hello.sign_out;
     setText(document.getElementById("drop-hint"), `Drop a file here or click to choose, up to ${hello.max_upload_mb} MB`);
@@ -140,9 +144,12 @@ const take = {
     page.cards.get(entry.source)?.curve.event(entry);
   },
 
-  notice(entry) {
+  notice(entry, past = false) {
     events.notice(entry);
-    if (["lost", "failed"].includes(entry.notice)) page.cards.get(entry.source)?.trouble(entry.text);
+    const card = page.cards.get(entry.source);
+    if (entry.notice === "connected" && !past) card?.renew(); // It may be another source.
+    if (entry.notice === "ended" && !past && card) card.over = true;
+    if (["lost", "failed"].includes(entry.notice)) card?.trouble(entry.text);
   },
 };
 
