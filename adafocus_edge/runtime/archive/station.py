@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adafocus_edge.backends.registry import load_model
+from adafocus_edge.backends.registry import load_model, model_threads
 from adafocus_edge.bundle.store import check_graph_files, open_bundle
 from adafocus_edge.errors import SHORTAGES, AdaFocusError, BackendError, MissingExtraError, ShortageError
 from adafocus_edge.media.remote import fetched
@@ -78,8 +78,9 @@ class Station:
         with unpacked(job.bundle, files) as folder:
             self._bundle = open_bundle(folder)
             check_graph_files(self._bundle, job.variant)
+            threads = model_threads(job.backend, 1, job.threads)
             self._model = load_model(
-                self._bundle, job.variant, job.backend, 1, conv_search=job.conv_search, device=job.device
+                self._bundle, job.variant, job.backend, threads, conv_search=job.conv_search, device=job.device
             )
         self._classifier().prepare()
         return self._model.backend
