@@ -102,6 +102,15 @@ def same(found, wanted):
     assert abs(found.top[0].confidence - wanted.top[0].confidence) < 0.005
 
 
+def nearly_the_same(found, wanted):
+    """The CPU scales the luminance of motion frames in one step, the GPU's graph repeats each: a choice may tip over."""
+    (frames, patches), (wanted_frames, wanted_patches) = (zip(*seen(one), strict=True) for one in (found, wanted))
+    assert frames == wanted_frames
+    assert sum(one != other for one, other in zip(patches, wanted_patches, strict=True)) <= 1
+    assert found.top[0].label == wanted.top[0].label
+    assert abs(found.top[0].confidence - wanted.top[0].confidence) < 0.05
+
+
 # -- which decoder -----------------------------------------------------------------------------------------------------
 
 
@@ -313,7 +322,7 @@ def test_live_runs_see_the_same_with_either_decoder(overlap, model, plain, bundl
         for kept, exact in ((by_gpu, False), (uploaded, True)):
             found = [window.result for window in kept.of(Window) if window.source == name]
             for one, other in zip(found, wanted, strict=True):
-                same(one, other)
+                (same if exact else nearly_the_same)(one, other)
                 if exact:
                     assert np.abs(one.steps[-1].logits - other.steps[-1].logits).max() < 1e-4
     assert run.errors == {}

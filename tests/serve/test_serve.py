@@ -1525,12 +1525,11 @@ def test_a_verdict_of_a_source_that_is_lost_is_faded_and_dated(browser: Browser,
             )
             assert "as of" in page.locator(f"{gate} .picture").get_attribute("aria-label")
             until(lambda: has_colour(page, f"{gate} .overlay", 169, 177, 186))
-            assert page.evaluate(shown, card("entrance")) == "1"
-            status = get(server, "/api/status").json["sources"]
-            assert [source["stale"] for source in status] == [True, False]
+            until(lambda: page.evaluate(shown, card("entrance")) == "1")
+            until(lambda: [one["stale"] for one in get(server, "/api/status").json["sources"]] == [True, False])
             stream.restart()
             wait_for(page, "s => !document.querySelector(s).classList.contains('stale')", gate)
-            assert page.evaluate(shown, gate) == "1"
+            until(lambda: page.evaluate(shown, gate) == "1")  # it fades in
 
 
 def test_what_an_output_drops_is_on_the_page(browser: Browser, classifier: Classifier) -> None:
