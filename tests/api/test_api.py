@@ -82,8 +82,10 @@ def test_frames_of_any_kind_give_what_their_file_gives(model: AdaFocus, frames: 
         clip, given = ((frame, number / FPS) for number, frame in enumerate(frames)), {}
     elif kind == "times":
         given = {"times": [10 + number / FPS for number in range(len(frames))]}
-    found = model(clip, **given)
-    assert np.array_equal(found.logits, model(str(CLIP)).logits)
+    found, of_file = model(clip, **given), model(str(CLIP))
+    # Frames are RGB; of a file, a model that sees motion reads the luminance, which differs by less than a grey level.
+    np.testing.assert_allclose(found.logits, of_file.logits, atol=0.1)
+    assert np.array_equal(found.logits, model(frames, fps=FPS).logits)
     assert found.steps[0].time_s == pytest.approx(model(str(CLIP)).steps[0].time_s)
 
 

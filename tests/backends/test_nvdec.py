@@ -103,7 +103,7 @@ def same(found, wanted):
 
 
 def nearly_the_same(found, wanted):
-    """The CPU scales the luminance of motion frames in one step, the GPU's graph repeats each: a choice may tip over."""
+    """The CPU scales the luminance of motion frames in one step, the GPU's graph does not: a choice may tip over."""
     (frames, patches), (wanted_frames, wanted_patches) = (zip(*seen(one), strict=True) for one in (found, wanted))
     assert frames == wanted_frames
     assert sum(one != other for one, other in zip(patches, wanted_patches, strict=True)) <= 1
