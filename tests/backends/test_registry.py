@@ -28,7 +28,7 @@ from adafocus_edge.errors import BackendError, UsageError
 
 
 def test_names_and_aliases_lead_to_one_backend_each() -> None:
-    assert BACKENDS == ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt")
+    assert BACKENDS == ("onnxruntime-cpu", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt", "openvino")
     assert ALIASES == {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda"}
     assert [canonical_backend(name) for name in (AUTO, "cpu", "cuda", *BACKENDS)] == [
         AUTO, "onnxruntime-cpu", "onnxruntime-cuda", *BACKENDS
@@ -64,7 +64,7 @@ def test_a_backend_that_cannot_run_is_refused_by_its_own_name_even_if_asked_for_
 def test_doctor_reports_each_backend_that_has_no_line_of_its_own() -> None:
     parts = [finding.part for finding in examine()]
     own = [backend.name for backend in BACKEND_TABLE if backend.name not in OTHERWISE_REPORTED]
-    assert own == ["onnxruntime-cuda"]
+    assert own == ["onnxruntime-cuda", "openvino"]
     assert [part for part in parts if part in own] == own
 
 
