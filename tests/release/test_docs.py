@@ -128,7 +128,7 @@ def test_every_option_that_a_page_names_is_one_of_some_verb(page: Path) -> None:
     known = set().union(*map(command_line.options_of, command_line.commands().values())) | command_line.root_options()
     for code in re.findall(r"`([^`\n]+)`", without_fences(page.read_text("utf-8"))):
         if not re.match(
-            r"(pip|podman|docker|apt|systemctl|curl|ssh|python|mypy|useradd|systemd|torchrun|install)\b", code
+            r"(pip|podman|docker|apt|systemctl|curl|ssh|python|mypy|useradd|systemd|torchrun|srun|ray|install)\b", code
         ):
             assert set(OPTION.findall(code)) <= known | OF_OTHER_PROGRAMS, code
 
