@@ -161,8 +161,9 @@ def _leave(code: int) -> None:
     live, files = (sys.modules.get(f"adafocus_edge.{name}") for name in ("live.capture", "system.side_by_side"))
     decoding = (*([live.CAPTURE_THREAD] if live else []), *([files.WORKER_THREAD] if files else []))
     if any(thread.name.startswith(decoding) for thread in threading.enumerate()):
-        with suppress(OSError):
-            sys.stdout.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 
