@@ -118,6 +118,10 @@ def run_command(app: typer.Typer) -> None:
         status = print_error(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
+    except SystemExit as left:
+        if not _ended:
+            raise
+        status = left.code
     except MemoryError:
         status = print_error("out of memory", 1)
     except OSError as error:
@@ -157,10 +161,11 @@ def _is_here() -> bool:
 
 
 def _leave(code: int) -> None:
-    """Exit; at once where a thread is still in a decoder, which may crash while Python shuts down."""
+    """Exit; at once where a thread is or was just in a decoder, which may crash while Python shuts down."""
     live, files = (sys.modules.get(f"adafocus_edge.{name}") for name in ("live.capture", "system.side_by_side"))
     decoding = (*([live.CAPTURE_THREAD] if live else []), *([files.WORKER_THREAD] if files else []))
-    if any(thread.name.startswith(decoding) for thread in threading.enumerate()):
+    stopped = files is not None and (bool(_ended) or code == INTERRUPTED)  # with files under way
+    if stopped or any(thread.name.startswith(decoding) for thread in threading.enumerate()):
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()
