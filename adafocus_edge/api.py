@@ -53,6 +53,7 @@ class AdaFocus:
         backend: ``auto`` for the fastest that can run here, or the name of one.
         variant: ``auto`` for the preferred one of the bundle, or the name of one.
         threads: of the CPU backend; None for all cores.
+        device: of OpenVINO, such as ``CPU``, ``GPU`` or ``NPU``; None for its CPU.
         top_k: classes that a result lists, at most.
         exit: a named set of early-exit thresholds of the bundle; clips then stop once the model is sure.
         exit_confidence: stop a clip once its best class has this probability, 0..1; instead of ``exit``.

@@ -4,11 +4,11 @@
 
 One `adafocus-edge serve` process records real streams (MPEG-TS over HTTP, RTSP and RTMP, in turns) at a camera's rate
 with `--record-mode copy`, and keeps a clip of each event. The film that all streams repeat changes between scenes with
-and without fights, so that events begin and end. Afterwards, the slices of the
-recorded pictures are compared with those of the film: from a source's first to its last one, across all files, none may
-be missing, changed or doubled. Memory, open files and CPU time of the process are recorded every ten seconds; growth is
-from the first fifth of the records after the warm-up to the last fifth. Ctrl-C ends the run early and checks what is
-there. Writes `results/soak_recordings.json`; the exit code is 1 if something is missing.
+and without fights, so that events begin and end. Afterwards, the slices of the recorded pictures are compared with
+those of the film: from a source's first to its last one, across all files, none may be missing, changed or doubled.
+Memory, open files and CPU time of the process are recorded every ten seconds; growth is from the first fifth of the
+records after the warm-up to the last fifth. Ctrl-C ends the run early; its recordings are checked. Writes
+`results/soak_recordings.json`; the exit code is 1 if something is missing.
 """
 
 from __future__ import annotations
@@ -189,25 +189,9 @@ def check_events(folder: Path, films: dict[str, list[bytes]]) -> dict[str, Any]:
             broken.append(event["key"])
     clips = [folder / event["clip"] for event in events if event["clip"] is not None]
     for clip in clips[:: max(1, len(clips) // DECODED)]:
-        done = subprocess.run(
-            [
-                "ffmpeg",
-                "-nostdin",
-                "-v",
-                "error",
-                "-i",
-                clip,
-                "-vsync",
-                "passthrough",
-                "-enc_time_base",
-                "1:90000",
-                "-f",
-                "null",
-                "-",
-            ],
-            capture_output=True,
-            check=False,
-        )
+        keeping_times = ["-vsync", "passthrough", "-enc_time_base", "1:90000"]
+        command = ["ffmpeg", "-nostdin", "-v", "error", "-i", clip, *keeping_times, "-f", "null", "-"]
+        done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode or done.stderr:
             broken.append(f"{clip.name}: {done.stderr[:200]!r}")
     lengths = sorted(event["clip_s"] or 0.0 for event in events)

@@ -45,6 +45,7 @@ class Backend:
         auto_rank: its place in the order in which ``auto`` tries the backends of a usable GPU, from 1; None if ``auto``
             does not try it.
         devices: whether it has several kinds of devices, which ``--device`` chooses from.
+        callers_compute: whether the threads that call a model compute, too; otherwise they only wait.
         hint: returns what would make it faster on this machine, or None; `doctor` prints it if the backend can run.
     """
 
@@ -56,6 +57,7 @@ class Backend:
     exact_int8: bool = False
     auto_rank: int | None = None
     devices: bool = False
+    callers_compute: bool = False
     hint: Callable[[], Obstacle | None] = lambda: None
 
 
@@ -112,7 +114,7 @@ def _open_engines(request: LoadRequest) -> LoadedModel:
 
 
 BACKEND_TABLE = (
-    Backend(CPU_BACKEND, _runs_everywhere, _open_onnxruntime, aliases=("cpu",), on_gpu=False),
+    Backend(CPU_BACKEND, _runs_everywhere, _open_onnxruntime, aliases=("cpu",), on_gpu=False, callers_compute=True),
     Backend("onnxruntime-cuda", _cuda_obstacle, _open_onnxruntime, aliases=("cuda",), auto_rank=2, hint=_cuda_hint),
     Backend(ORT_TENSORRT_BACKEND, _ort_tensorrt_obstacle, _open_onnxruntime, exact_int8=True),
     Backend("tensorrt", _gpu_obstacle, _open_engines, exact_int8=True, auto_rank=1),
@@ -175,10 +177,11 @@ def model_threads(name: str, shared: int | None, requested: int | None) -> int |
     Args:
         name: of the backend, or ``auto``.
         shared: threads where each caller computes, too, as with ONNX Runtime on the CPU.
-        requested: threads that the user asked for; None for all usable cores. They serve backends on a GPU, and
-            OpenVINO, whose callers only wait for its own threads.
+        requested: threads that the user asked for, where callers only wait; None for all usable cores.
     """
-    return shared if may_use_cpu(name) and canonical_backend(name) != OPENVINO_BACKEND else requested
+    name = canonical_backend(name)
+    callers_compute = may_use_cpu(name) if name == AUTO else find_backend(name).callers_compute
+    return shared if callers_compute else requested
 
 
 def load_model(

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+def check_limits(**limits: float | None) -> None:
+    """Check the limits of a recording, by their names; None is no limit. Raises ``UsageError`` if one is 0 or less."""
+    for name, value in limits.items():
+        if value is not None and not value > 0:
+            raise UsageError(f"{name} of a recording must be more than 0, not {value:g}")
+
+
 class Output:
     """A new file that PyAV writes to. One that PyAV opens itself stays open if the disk is full when it is closed.
 

@@ -53,10 +53,11 @@ def grey_frame(frame: VideoFrame, size: int, fit: Fit) -> NDArray[np.uint8]:
     height, width = window.resized_height, window.resized_width
     matrix = int(frame.colorspace)
     plain = matrix in SAME_MATRICES
-    scaled = converter(frame, "gray" if plain else "yuv444p", width, height).reformat(
+    target = "gray" if plain else "yuv444p"
+    scaled = converter(frame, target, width, height).reformat(
         frame,
         *((height, width) if sideways else (width, height)),
-        format="gray" if plain else "yuv444p",
+        format=target,
         interpolation="BILINEAR",
         dst_color_range="JPEG",
         threads=1,

@@ -159,9 +159,7 @@ def box_of(spec: ModelSpec, width: int, height: int, y: float, x: float, side: f
     return [round(value, 5) for value in (left / width, top / height, right / width, bottom / height)]
 
 
-def glimpse_pictures(
-    source: Source, result: Result, spec: ModelSpec, cancel: threading.Event
-) -> list[dict[str, Any]]:  # fmt: skip
+def glimpse_pictures(source: Source, result: Result, spec: ModelSpec, cancel: threading.Event) -> list[dict[str, Any]]:
     """Read a file's glimpsed frames again.
 
     Args:

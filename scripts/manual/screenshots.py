@@ -41,9 +41,7 @@ def served(events: Path) -> Iterator[str]:
     streams = [f"{name}={FIGHTS / path}" for name, path in STREAMS.items()]
     rules = ["--event", "fight=0.8", "--events", str(events), "--pre-roll", "1", "--post-roll", "1"]
     command = [sys.executable, "-m", "adafocus_edge", "serve", *streams, "--loop", "--overlap", "2", *rules]
-    with subprocess.Popen(
-        [*command, "--port", "0", "--json", "--quiet"], stdout=subprocess.PIPE, text=True
-    ) as server:  # fmt: skip
+    with subprocess.Popen([*command, "--port", "0", "--json", "--quiet"], stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             yield json.loads(server.stdout.readline())["url"]

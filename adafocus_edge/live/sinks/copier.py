@@ -8,11 +8,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from adafocus_edge.errors import UsageError
 from adafocus_edge.live.fragments import moved, start_of
 from adafocus_edge.live.listener import RETRY_S, FragmentSink
 from adafocus_edge.live.messages import CopiedVideo, Event, LiveFragment, Message, Notice, ProvisionalResult, Window
-from adafocus_edge.live.recordings import Output, RecordingFolder
+from adafocus_edge.live.recordings import Output, RecordingFolder, check_limits
 from adafocus_edge.live.result_track import RECORDS, SUBTITLES, Result, ResultTrack
 from adafocus_edge.media.packet_clock import COPY_TICKS
 from adafocus_edge.system.retention import FailureReporter
@@ -100,9 +99,7 @@ class CopyRecorder(FragmentSink):
         keep: int | None = None,
         waiting: int = 256,
     ) -> None:
-        for name, value in (("rotate_mb", rotate_mb), ("rotate_s", rotate_s)):
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} of a recording must be more than 0, not {value:g}")
+        check_limits(rotate_mb=rotate_mb, rotate_s=rotate_s)
         self._recordings = RecordingFolder(folder, keep, (SUBTITLES, RECORDS))
         self._spec = spec
         self._rotate_bytes = None if rotate_mb is None else rotate_mb * 1e6

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, cast
 import av
 from av.video.frame import PictureType
 
-from adafocus_edge.errors import UsageError
 from adafocus_edge.live.listener import RETRY_S, Sink
 from adafocus_edge.live.messages import LiveFrame, Message, Notice, ProvisionalResult
 from adafocus_edge.live.overlay import annotate_live, shown_time
 from adafocus_edge.live.pacing import FrameThinner
-from adafocus_edge.live.recordings import Output, RecordingFolder
+from adafocus_edge.live.recordings import Output, RecordingFolder, check_limits
 from adafocus_edge.media.encoders import ENCODER_OPTIONS, FRAGMENTED, TICKS, video_encoder
 from adafocus_edge.system.retention import FailureReporter
 
@@ -109,9 +108,7 @@ class Recorder(Sink):
         fps: float | None = None,
         waiting: int = 8,
     ) -> None:
-        for name, value in (("rotate_mb", rotate_mb), ("rotate_s", rotate_s), ("fps", fps)):
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} of a recording must be more than 0, not {value:g}")
+        check_limits(rotate_mb=rotate_mb, rotate_s=rotate_s, fps=fps)
         self._recordings = RecordingFolder(folder, keep)
         self._spec = spec
         self._rotate_bytes = None if rotate_mb is None else rotate_mb * 1e6

@@ -20,7 +20,7 @@ from adafocus_edge.runtime.archive.on_ray import RayExecutor, check_ray
 from adafocus_edge.runtime.archive.on_this_machine import LocalExecutor
 from adafocus_edge.runtime.archive.settings import MAX_THREADS
 from adafocus_edge.runtime.archive.shipped import Shipped
-from adafocus_edge.runtime.archive.station import ArchiveJob, Row
+from adafocus_edge.runtime.archive.station import ArchiveJob
 from adafocus_edge.runtime.exits import requested_exits
 from adafocus_edge.system.addresses import without_password
 from adafocus_edge.system.cpu import usable_cores
@@ -194,6 +194,3 @@ def _executor(
     cluster = RayExecutor(archive, job)
     most = math.ceil(count / BATCH)
     return cluster, lambda: min(workers or cluster.places(), most)
-
-
-__all__ = ["Progress", "Row", "Summary", "classify_archive", "expanded"]
