@@ -30,7 +30,7 @@ from adafocus_edge.media.sources import Source
 from adafocus_edge.media.zones import Zones
 from adafocus_edge.runtime.classifier import Classifier
 from tests.conftest import ROOT
-from tests.live.test_live import Kept, classifier_of, until
+from tests.live.test_live import Kept, beside, classifier_of, until
 from tests.support.live_parts import SPEC
 from tests.support.streams import HttpStream
 
@@ -54,19 +54,12 @@ def classifier() -> Iterator[Classifier]:
 def going(
     made: Classifier, *sources: Source, sinks: tuple[Sink, ...] = (), copy: bool = False, **more: object
 ) -> Iterator[tuple[Frames, LiveRun]]:
-    kept, stop = Frames(), threading.Event()
+    kept = Frames()
     capture = CaptureOptions(glimpse_fps=8, realtime=True, loop=True, patient=True, copy=copy)
     options = LiveOptions(capture, max_guests=1, **{"spare": 2, **more})  # type: ignore[arg-type]
     run = LiveRun(made, sources, options, [kept, *sinks])
-    thread = threading.Thread(target=run.run, args=(stop,))
-    thread.start()
-    try:
+    with beside(run, kept):
         yield kept, run
-    finally:
-        stop.set()
-        thread.join(30)
-        kept.close()
-        assert not thread.is_alive()
 
 
 def windows(kept: Kept, name: str) -> int:

@@ -95,19 +95,27 @@ def run_over(classifier: Classifier, sources: list[str], options: LiveOptions, *
 
 
 @contextmanager
-def running(classifier: Classifier, sources: list[str], options: LiveOptions) -> Iterator[tuple[Kept, LiveRun]]:
-    """A run beside the test."""
-    kept, stop = Kept(), threading.Event()
-    run = LiveRun(classifier, find_sources(sources), options, [kept])
+def beside(run: LiveRun, kept: Kept) -> Iterator[None]:
+    """Let a run go on beside the test; it must end when it is told to."""
+    stop = threading.Event()
     thread = threading.Thread(target=run.run, args=(stop,))
     thread.start()
     try:
-        yield kept, run
+        yield
     finally:
         stop.set()
         thread.join(30)
         kept.close()
         assert not thread.is_alive()
+
+
+@contextmanager
+def running(classifier: Classifier, sources: list[str], options: LiveOptions) -> Iterator[tuple[Kept, LiveRun]]:
+    """A run beside the test."""
+    kept = Kept()
+    run = LiveRun(classifier, find_sources(sources), options, [kept])
+    with beside(run, kept):
+        yield kept, run
 
 
 def until(true: Callable[[], Any], within_s: float = 60) -> None:
