@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,33 +161,33 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(obstacle.why)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Fail a test that leaves its process with real-time priority (``usual_scheduling``, tests/support/videos.py)."""
+    if sys.platform == "linux" and os.sched_getscheduler(0) != os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        pytest.fail("the test left this process with real-time priority")
+
+
 LONGEST = (
-    "live/test_live", "calibration/test_calibration", "release/test_install", "training/test_train",
-    "export/test_export", "robustness/test_faults", "benchmark/test_haystack", "serve/test_serve",
-    "backends/test_build", "live/test_streams", "cli/test_cli", "evaluation/test_evaluate", "training/test_model",
-    "training/test_all_stages", "backends/test_triton", "backends/test_nvdec", "benchmark/test_gpu_check",
-    "benchmark/test_benchmark",
+    "live/test_live", "export/test_v2", "calibration/test_calibration", "live/test_copy", "benchmark/test_haystack",
+    "training/test_train", "export/test_export", "robustness/test_faults", "serve/test_serve", "backends/test_triton",
+    "release/test_install", "robustness/test_surroundings", "backends/test_build", "live/test_streams", "api/test_api",
+    "cli/test_cli", "evaluation/test_evaluate", "training/test_all_stages", "backends/test_nvdec",
 )  # fmt: skip
 """Files whose tests take longest, which begin first where several processes share them."""
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, keep each file's in one process, the longest files first.
-
-    A file's tests share fixtures, and those that wait for real time do not wait beside one another.
-    """
+    """Where several processes share the tests, a file each at a time, the longest files come first."""
     if not hasattr(config, "workerinput"):
         return
-
-    def file_of(item: pytest.Item) -> str:
-        return item.path.relative_to(ROOT / "tests").with_suffix("").as_posix()
-
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(file_of(item)))
     place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(file_of(item), len(LONGEST)))
+
+    def place_of(item: pytest.Item) -> int:
+        return place.get(item.path.relative_to(ROOT / "tests").with_suffix("").as_posix(), len(LONGEST))
+
+    items.sort(key=place_of)
 
 
 def chosen_words(config: pytest.Config) -> list[str]:

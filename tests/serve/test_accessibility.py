@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,6 @@ from tests.support.configured import Set
 from tests.support.kept import Kept
 from tests.support.served import SHORT, TOKEN, Served, quick, until
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("ADAFOCUS_EDGE_AXE") != "1",
-    reason="two of these side by side kept Chromium busy for minutes, twice: ADAFOCUS_EDGE_AXE=1 runs them",
-)
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text("utf-8")
 SERIOUS = ("serious", "critical")
 SIZES = ({"width": 1920, "height": 1080}, {"width": 390, "height": 844})
