@@ -161,6 +161,31 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(obstacle.why)
 
 
+class FailuresAtOnce:
+    """Prints why a test failed when it fails: a long run may be stopped before pytest's own summary.
+
+    Args:
+        reporter: pytest's own.
+    """
+
+    def __init__(self, reporter: Any) -> None:
+        self._reporter = reporter
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Print the test and the last line of its error."""
+        if report.failed:
+            why = [line for line in report.longreprtext.splitlines() if line.startswith("E ")] or [report.longreprtext]
+            self._reporter.ensure_newline()
+            self._reporter.write_line(f"{report.nodeid}, {report.when}: {why[0][1:300].strip()}", red=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Print failures at once, in the process that prints."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(FailuresAtOnce(reporter))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown() -> None:
     """Fail a test that leaves its process with real-time priority (``usual_scheduling``, tests/support/videos.py)."""
@@ -172,7 +197,7 @@ def pytest_runtest_teardown() -> None:
 LONGEST = (
     "live/test_live", "export/test_v2", "calibration/test_calibration", "live/test_copy", "benchmark/test_haystack",
     "training/test_train", "export/test_export", "robustness/test_faults", "serve/test_serve", "backends/test_triton",
-    "release/test_install", "robustness/test_surroundings", "backends/test_build", "live/test_streams", "api/test_api",
+    "release/test_install", "runtime/test_archive", "backends/test_build", "live/test_streams", "api/test_api",
     "cli/test_cli", "evaluation/test_evaluate", "training/test_all_stages", "backends/test_nvdec",
 )  # fmt: skip
 """Files whose tests take longest, which begin first where several processes share them."""

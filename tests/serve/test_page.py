@@ -30,7 +30,7 @@ from adafocus_edge.serve import ServeOptions, Server
 from adafocus_edge.serve.pictures import GLIMPSE_WIDTH, encode_pixels, glimpse_pictures
 from tests.conftest import ROOT
 from tests.support.browser import NO_SIDEWAYS, Browser, card, page_of, wait_for
-from tests.support.served import CALM, FIGHT, SHORT, WIDE, Served, ask, get, new_run, quick, running
+from tests.support.served import CALM, FIGHT, SHORT, WIDE, Served, ask, get, new_run, quick, running, until
 from tests.support.streams import HttpStream
 
 WALL = {"width": 1920, "height": 1080}
@@ -246,13 +246,18 @@ def test_an_event_opens_from_the_list_and_from_the_chart(browser: Browser, serve
         wait_for(page, f"s => document.querySelector(s) && ({VALUE})(s)", CHART)
         page.locator(f"{card('entrance')} .enlarge").focus()
         page.keyboard.press("Tab")
-        for _ in range(240):
-            if "; event " in page.evaluate(VALUE, CHART):
-                break
-            page.keyboard.press("ArrowLeft")
-        assert "; event " in page.evaluate(VALUE, CHART)
-        page.keyboard.press("Enter")
-        dialog.wait_for()
+
+        def opened() -> bool:
+            page.keyboard.press("End")
+            for _ in range(240):
+                if "; event " in page.evaluate(VALUE, CHART):
+                    break
+                page.keyboard.press("ArrowLeft")
+            page.keyboard.press("Enter")
+            page.wait_for_timeout(500)
+            return dialog.is_visible()
+
+        until(opened)  # again where the event under way ends just before Enter
         assert page.locator("#viewer-title").inner_text().endswith(", entrance")
         page.get_by_role("button", name="Show the stream").click()
         dialog.wait_for(state="hidden")
@@ -405,9 +410,14 @@ def test_a_lost_source_is_grey_and_dated_after_a_reload(browser: Browser, classi
                 < 0.5
             )
             assert "lost" in page.locator("#wall-tally").inner_text()
-            seen_at = get(server, "/api/status").json["sources"][0]["last_seen_at"]
-            shown = page.locator(f"{gate} .standing").inner_text().split()[2].rstrip(",")
-            assert shown == page.evaluate("at => new Date(at).toLocaleTimeString('en-GB', { hour12: false })", seen_at)
+
+            def dated_alike() -> bool:
+                seen_at = get(server, "/api/status").json["sources"][0]["last_seen_at"]
+                shown = page.locator(f"{gate} .standing").inner_text().split()[2].rstrip(",")
+                clock = "at => new Date(at).toLocaleTimeString('en-GB', { hour12: false })"
+                return bool(shown == page.evaluate(clock, seen_at))
+
+            until(dated_alike)  # a frame that waited may be seen late
             stream.restart()
             wait_for(page, "s => !document.querySelector(s).classList.contains('stale')", gate)
             wait_for(page, "s => document.querySelector(s + ' .note').hidden", gate)

@@ -1523,7 +1523,8 @@ def test_a_verdict_of_a_source_that_is_lost_is_faded_and_dated(browser: Browser,
                 r"s => /^as of \d\d:\d\d:\d\d, \d+(\.\d)? s ago$/.test(document.querySelector(s).innerText)",
                 standing,
             )
-            assert "as of" in page.locator(f"{gate} .picture").get_attribute("aria-label")
+            picture = page.locator(f"{gate} .picture")
+            until(lambda: "as of" in picture.get_attribute("aria-label"))  # not while a frame that waited is seen late
             until(lambda: has_colour(page, f"{gate} .overlay", 169, 177, 186))
             until(lambda: page.evaluate(shown, card("entrance")) == "1")
             until(lambda: [one["stale"] for one in get(server, "/api/status").json["sources"]] == [True, False])
