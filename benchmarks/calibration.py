@@ -20,9 +20,10 @@ from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.evaluation.dataset import read_data
 from adafocus_edge.evaluation.evaluate import with_patches
 from benchmarks.machine import save
-from calibration.compare import Difference, compare, run
+from calibration.compare import Difference, run
 from calibration.int8 import needs_reduced_range
 from calibration.ranges import METHODS
+from calibration.remembering import remembering
 from calibration.samples import choose_clips, read_clips, record
 from calibration.variants import Choices, Maker
 
@@ -43,7 +44,8 @@ def main() -> None:
     reported = choose_clips(read_data(options.report_on, bundle.classes), options.clips, 0)
     judging = read_clips(reported, spec, failed, lambda _: None)
     rows: list[dict[str, Any]] = []
-    with load_model(bundle, "fp32", "onnxruntime-cpu") as model, tempfile.TemporaryDirectory() as work:
+    with load_model(bundle, "fp32", "onnxruntime-cpu") as opened, tempfile.TemporaryDirectory() as work:
+        model = remembering(opened)
         reference = run(model, judging)
         places, counts = np.unique(reference.patches.reshape(-1, 2), axis=0, return_counts=True)
         for patches in ("policy", "centre", "random"):
@@ -53,13 +55,12 @@ def main() -> None:
                 clips = read_clips(chosen, spec, failed, lambda _: None)
                 samples = record(with_patches(model, patches, seed), clips, options.samples, seed)
                 maker = Maker(
-                    spec, lambda graph: bundle.graph_path("fp32", graph), samples, judging, reference,
+                    model, lambda graph: bundle.graph_path("fp32", graph), samples, judging, reference,
                     Choices(None, 1.0, reduced, None), Path(work), lambda *_: None,
                 )  # fmt: skip
                 for method in METHODS:
                     path = maker.quantized("int8-cpu", "focuser", method)
-                    with maker.opened({"focuser": path}, "int8-cpu") as quantized:
-                        found[method].append(compare(run(quantized, judging), reference, judging.labels))
+                    found[method].append(maker.judged({"focuser": path}, method, "int8-cpu"))
             for method, judged in found.items():
                 errors = [entry.logit_error_mean for entry in judged]
                 row = {

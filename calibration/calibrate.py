@@ -37,6 +37,7 @@ from calibration.inputs import MIN_CLIPS, Inputs, read_inputs
 from calibration.judge import Viewer
 from calibration.profile import layer_times
 from calibration.ranges import Method
+from calibration.remembering import remembering
 from calibration.samples import Clips, Samples, read_clips, record
 from calibration.thresholds import Goal, solve
 from calibration.variants import Choices, Made, Maker, Variant
@@ -183,15 +184,17 @@ class _Calibration:
         calibration = self._read(self.inputs.calibrate_on, failed, "reading the clips to calibrate on")
         judging = self._read(self.inputs.report_on, failed, "reading the clips to report on")
         self.notes.extend(f"skipped: {name}: {error}" for name, error in failed)
-        with load_model(self.bundle, REFERENCE, "onnxruntime-cpu", self.options.threads) as reference:
+        with load_model(self.bundle, REFERENCE, "onnxruntime-cpu", self.options.threads) as opened:
+            reference = remembering(opened)
             viewer = self._viewer(reference, calibration, self.inputs.calibrate_on)
             for goal in goals:
                 self._solve(goal, viewer)
-            if wanted:
-                maker = self._maker(reference, viewer)
-                for name in wanted:
-                    self._add(name, maker)
-            self._judge_all(self._viewer(reference, judging, self.inputs.report_on), judging)
+            maker = self._maker(reference, viewer) if wanted else None
+            for name in wanted:
+                assert maker is not None
+                self._add(name, maker)
+            del reference, viewer, maker  # and what they remember
+            self._judge_all(remembering(opened), judging)
         self.notes.extend(self._report()["warnings"])
         return Calibrated(self.bundle, tuple(self.notes))
 
@@ -309,7 +312,7 @@ class _Calibration:
         samples = self._record(reference, seen.clips)
         choices = Choices(options.method, options.max_drop, options.reduce_range, options.threads)
         return Maker(
-            self.bundle.spec, lambda graph: self.bundle.graph_path(REFERENCE, graph), samples, seen.clips, seen.run,
+            reference, lambda graph: self.bundle.graph_path(REFERENCE, graph), samples, seen.clips, seen.run,
             choices, self.work, self.progress,
         )  # fmt: skip
 
@@ -361,8 +364,9 @@ class _Calibration:
             )
         return described
 
-    def _judge_all(self, viewer: Viewer, judging: Clips) -> None:
+    def _judge_all(self, reference: LoadedModel, judging: Clips) -> None:
         """Judge and time every variant of the bundle on the same clips, and store all rows in one update."""
+        viewer = self._viewer(reference, judging, self.inputs.report_on)
         report = self._report()
         names = [REFERENCE, *(name for name in self.bundle.manifest.variants if name != REFERENCE)]
         rows = {}
@@ -376,7 +380,9 @@ class _Calibration:
                     **report["rows"].get(name, {}),
                     "purpose": PURPOSE.get(name, ""),
                     **self._sizes(name),
-                    **viewer.judge(model, self._sets(), self.gflops).to_json(),
+                    **viewer.judge(
+                        reference if name == REFERENCE else remembering(model), self._sets(), self.gflops
+                    ).to_json(),
                 }
             self.progress("timing", 0, 0)
             times = timed(models, judging)

@@ -200,6 +200,8 @@ def _first_layer(model: ModelProto) -> NodeProto:
 
 
 def _quantizes_first(model: ModelProto, only: Collection[str] | None, skip: Collection[str]) -> bool:
+    if all(node.op_type != "Conv" for node in model.graph.node):
+        return False
     name = _first_layer(model).name
     return name not in skip and (only is None or name in only)
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import ModelProto
 
 from adafocus_edge.backends.loaded import LoadedModel
-from adafocus_edge.backends.onnxruntime import OrtSession, open_graphs
+from adafocus_edge.backends.onnxruntime import OrtSession
 from adafocus_edge.bundle.variants import CALIBRATED, EXACT_INT8, RECIPE
-from adafocus_edge.model.spec import GRAPHS, ModelSpec
+from adafocus_edge.model.spec import GRAPHS
 from calibration import int8
 from calibration.compare import Difference, Run, compare, run
 from calibration.fp16 import to_half
 from calibration.graphs import layers, load_graph, save_graph
 from calibration.ranges import METHODS, Histogram, Method, Range, histograms
-from calibration.samples import Clips, Feeds, Samples
+from calibration.remembering import Combinations
+from calibration.samples import Clips, Samples
+from calibration.sensitivity import Sensitivity
 
 Variant = str
 VARIANTS = CALIBRATED
@@ -112,8 +111,8 @@ class Maker:
     """Makes variants of one float model and judges candidates on the calibration clips.
 
     Args:
-        spec: the model's shapes and names.
-        float_path: returns the path of the float model's graph of that name.
+        model: the float model, open; best one that remembers (:func:`calibration.remembering.remembering`).
+        float_path: returns the path of its graph of that name.
         samples: recorded inputs.
         clips: clips to judge candidates on.
         reference: the float model's run over these clips.
@@ -124,7 +123,7 @@ class Maker:
 
     def __init__(
         self,
-        spec: ModelSpec,
+        model: LoadedModel,
         float_path: Callable[[str], Path],
         samples: Samples,
         clips: Clips,
@@ -133,26 +132,20 @@ class Maker:
         work: Path,
         progress: Callable[[str, int, int], None],
     ) -> None:
-        self.spec, self.samples, self.clips, self.reference = spec, samples, clips, reference
+        self.samples, self.clips, self.reference = samples, clips, reference
         self.choices, self.work, self.progress = choices, work, progress
-        self.float_path = float_path
         self.float = {graph: load_graph(float_path(graph)) for graph in GRAPHS}
+        self._combinations = Combinations(model, choices.threads)
         self._histograms: dict[str, dict[str, Histogram]] = {}
+        self._known_ranges: dict[tuple[str, Method], dict[str, Range]] = {}
         self._written = 0
 
     def make(self, variant: Variant) -> Made:
         """Make one variant."""
-        return self._half() if RECIPE[variant] == "fp16" else self._int8(variant)
-
-    def opened(self, paths: Mapping[str, Path], variant: str) -> LoadedModel:
-        """Open the given graphs on the CPU, and the float model's for those not given."""
-        return open_graphs(
-            self.spec,
-            lambda graph: paths.get(graph, self.float_path(graph)),
-            variant,
-            "onnxruntime-cpu",
-            self.choices.threads,
-        )
+        try:
+            return self._half() if RECIPE[variant] == "fp16" else self._int8(variant)
+        finally:
+            self._combinations.drop()
 
     # -- FP16 ---------------------------------------------------------------------------------------------------------
 
@@ -173,14 +166,16 @@ class Maker:
         recurrent = self._recurrent(variant)
         tried: dict[Method, Difference] = {}
         paths_of: dict[Method, dict[str, Path]] = {}
-        for method in (self.choices.method,) if self.choices.method else METHODS:
-            paths = {graph: self.quantized(variant, graph, method) for graph in CONVOLUTIONS}
-            paths_of[method] = {**paths, **recurrent}
-            tried[method] = self._judge(paths_of[method], f"{variant}: ranges by {method}", variant)
-        method = min(tried, key=lambda name: _badness(tried[name]))
+        for tried_now in (self.choices.method,) if self.choices.method else METHODS:
+            paths = {graph: self.quantized(variant, graph, tried_now) for graph in CONVOLUTIONS}
+            paths_of[tried_now] = {**paths, **recurrent}
+            tried[tried_now] = self.judged(paths_of[tried_now], f"{variant}: ranges by {tried_now}", variant)
+            method = min(tried, key=lambda name: _badness(tried[name]))
+            for others in paths_of.values():
+                self._combinations.drop(set(others.values()) - set(paths_of[method].values()))
         paths, judged = paths_of[method], tried[method]
 
-        alone = {graph: self._judge({graph: paths[graph]}, f"{variant}: {graph} alone", variant) for graph in paths}
+        alone = {graph: self.judged({graph: paths[graph]}, f"{variant}: {graph} alone", variant) for graph in paths}
         kept = [
             Kept(graph, name, "the stem: no gain there, and much to lose")
             for graph in CONVOLUTIONS
@@ -192,7 +187,7 @@ class Maker:
         folder = self._folder()
         precision = {}
         for graph in GRAPHS:
-            model = onnx.load_model(paths[graph])
+            model = onnx.load_model(paths[graph]) if graph in paths else self.float[graph]
             save_graph(model, folder / f"{graph}.onnx")
             precision[graph] = self._precision(variant, graph, model)
         reduced = variant == "int8-cpu" and self.choices.reduce_range
@@ -214,10 +209,6 @@ class Maker:
             }
         return {graph: self._write(self._halved(graph)) for graph in RECURRENT}
 
-    def _unquantized(self, variant: Variant, graph: str) -> ModelProto:
-        """Return a graph with no layer quantized: FP32 for a CPU, FP16 for TensorRT."""
-        return self.float[graph] if variant == "int8-cpu" else self._halved(graph)
-
     def _precision(self, variant: Variant, graph: str, model: ModelProto) -> str:
         done, every = len(int8.quantized_layers(model)), len(layers(self.float[graph]))
         if not done:
@@ -227,17 +218,22 @@ class Maker:
 
     def quantized(self, variant: Variant, graph: str, method: Method, skip: Sequence[str] = ()) -> Path:
         """Quantize a graph of convolutions except for its stem and the layers to skip; return the path of the file."""
-        return self._write(self._quantize(variant, graph, method, None, [*int8.stem(self.float[graph]), *skip]))
+        model = self.float[graph]
+        return self._write(
+            self._quantize(variant, model, self._ranges(graph, method), None, [*int8.stem(model), *skip])
+        )
 
     def _quantize(
-        self, variant: Variant, graph: str, method: Method, only: Sequence[str] | None, skip: Sequence[str] = ()
-    ) -> ModelProto:
-        model, ranges = self.float[graph], self._ranges(graph, method)
+        self, variant: Variant, model: ModelProto, ranges: Mapping[str, Range], only: Collection[str] | None,
+        skip: Collection[str],
+    ) -> ModelProto:  # fmt: skip
         if variant == "int8-cpu":
             return int8.for_cpu(model, ranges, reduce_range=self.choices.reduce_range, only=only, skip=skip)
         return int8.for_tensorrt(model, ranges, only=only, skip=skip)
 
     def _ranges(self, graph: str, method: Method) -> dict[str, Range]:
+        if (graph, method) in self._known_ranges:
+            return self._known_ranges[graph, method]
         if graph not in self._histograms:
             batches = 2 * len(list(self.samples.batches(graph)))
             self._histograms[graph] = histograms(
@@ -246,7 +242,9 @@ class Maker:
                 lambda done: self.progress(f"ranges of the {graph}", done, batches),
                 self.choices.threads,
             )
-        return {name: histogram.range_by(method) for name, histogram in self._histograms[graph].items()}
+        found = {name: histogram.range_by(method) for name, histogram in self._histograms[graph].items()}
+        self._known_ranges[graph, method] = found
+        return found
 
     # -- sensitivity --------------------------------------------------------------------------------------------------
 
@@ -262,7 +260,8 @@ class Maker:
 
         Each round takes the graph with the largest loss alone and keeps twice as many of its layers as before.
 
-        Returns the graphs, their loss together, and the layers kept; graphs and loss unchanged if nothing helps.
+        Returns the graphs (without those that stay FP32), their loss together, and the layers kept; graphs and loss
+        unchanged if nothing helps.
         """
         limit = self.choices.max_drop
         why = f"{judged.top1_drop:.2f} points were lost, at most {limit:g} are allowed"
@@ -272,6 +271,7 @@ class Maker:
         left = {graph for graph in paths if alone[graph].logit_error_max > 0}
         while together.top1_drop > limit and left:
             graph = max(left, key=lambda name: _badness(costs[name]))
+            self._combinations.drop({now.pop(graph)})
             if graph in CONVOLUTIONS and graph not in ranked:
                 ranked[graph] = self._ranked(variant, graph, method)
             counts[graph] = max(1, 2 * counts[graph])
@@ -280,11 +280,12 @@ class Maker:
                 now[graph] = self.quantized(variant, graph, method, names)
                 what = f"{variant}: {graph} with {counts[graph]} layers kept"
             else:
-                now[graph] = self._write(self._unquantized(variant, graph))
+                if variant != "int8-cpu":
+                    now[graph] = self._write(self._halved(graph))
                 left.remove(graph)
                 what = f"{variant}: {graph} kept whole"
-            costs[graph] = self._judge({graph: now[graph]}, what, variant)
-            together = self._judge(now, f"{what}, all graphs", variant)
+            costs[graph] = self.judged({name: now[name] for name in now.keys() & {graph}}, what, variant)
+            together = self.judged(now, f"{what}, all graphs", variant)
         if _badness(together) >= _badness(judged):
             return paths, judged, []
         kept = []
@@ -300,35 +301,37 @@ class Maker:
         A layer's score is the error of the graph's outputs when it alone is INT8. For the worst layers, the error that
         is saved when it alone stays float is added: some layers do harm only together with those that follow.
         """
-        stem = set(int8.stem(self.float[graph]))
-        names = [name for name in layers(self.float[graph]) if name not in stem]
-        batches = list(self.samples.batches(graph, most=RANKED_SAMPLES))
-        exact = variant in EXACT_INT8
-        expected = _outputs(self._write(self.float[graph]), batches, self.choices.threads, exact)
-
-        def error(only: Sequence[str] | None, skip: Sequence[str]) -> float:
-            path = self._write(self._quantize(variant, graph, method, only, skip))
-            found = _relative_error(_outputs(path, batches, self.choices.threads, exact), expected)
-            path.unlink()
-            return found
-
-        ranked = []
-        for done, name in enumerate(names, start=1):
-            self.progress(f"{variant}: each layer of the {graph} alone", done, len(names))
-            ranked.append(Kept(graph, name, "", error([name], ())))
+        model, ranges = self.float[graph], self._ranges(graph, method)
+        measured = Sensitivity(
+            model, int8.stem(model), list(self.samples.batches(graph, most=RANKED_SAMPLES)),
+            lambda block, only, skip: self._quantize(variant, block, ranges, only, skip),
+            lambda block: self._open(block, exact_int8=variant in EXACT_INT8),
+        )  # fmt: skip
+        names, ranked = measured.layers, []
+        for name, error in zip(names, measured.errors_alone(), strict=True):
+            ranked.append(Kept(graph, name, "", error))
+            self.progress(f"{variant}: each layer of the {graph} alone", len(ranked), len(names))
         ranked.sort(key=lambda layer: -layer.error_alone)
-        whole = error(None, sorted(stem))
-        for place, layer in enumerate(ranked[:TRIED_WITHOUT]):
-            self.progress(f"{variant}: the {graph} without each of its worst layers", place + 1, TRIED_WITHOUT)
-            ranked[place] = replace(layer, error_saved=whole - error(None, [*sorted(stem), layer.layer]))
+        worst = ranked[:TRIED_WITHOUT]
+        for place, saved in enumerate(measured.errors_saved([layer.layer for layer in worst])):
+            ranked[place] = replace(worst[place], error_saved=saved)
+            self.progress(f"{variant}: the {graph} without each of its worst layers", place + 1, len(worst))
         return sorted(ranked, key=lambda layer: -(layer.error_alone + layer.error_saved))
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
-    def _judge(self, paths: Mapping[str, Path], what: str, variant: Variant) -> Difference:
-        with self.opened(paths, variant) as model:
-            found = run(model, self.clips, progress=lambda done: self.progress(what, done, len(self.clips)))
+    def judged(self, paths: Mapping[str, Path], what: str, variant: Variant) -> Difference:
+        """Return how a model of the given graphs, and of the float model's for those not given, differs from it."""
+        model = self._combinations.model(paths, variant)
+        found = run(model, self.clips, progress=lambda done: self.progress(what, done, len(self.clips)))
         return compare(found, self.reference, self.clips.labels)
+
+    def _open(self, model: ModelProto, *, exact_int8: bool) -> OrtSession:
+        path = self._write(model)
+        try:
+            return OrtSession(path, self.choices.threads, exact_int8=exact_int8)
+        finally:
+            path.unlink()
 
     def _write(self, model: ModelProto) -> Path:
         self._written += 1
@@ -347,21 +350,3 @@ def _badness(judged: Difference) -> tuple[float, float, float]:
     """Return the sort key of a candidate: accuracy lost, then agreement of labels, then error of logits."""
     # A gain is due to chance, so it does not count in a candidate's favour.
     return max(judged.top1_drop, 0.0), -judged.label_agreement, judged.logit_error_mean
-
-
-def _outputs(path: Path, batches: Sequence[Feeds], threads: int | None, exact_int8: bool) -> list[NDArray[Any]]:
-    session = OrtSession(path, threads, exact_int8=exact_int8)
-    try:
-        made = [session.run(feeds) for feeds in batches]
-    finally:
-        session.close()
-    return [np.concatenate([outputs[name] for outputs in made]) for name in made[0]]
-
-
-def _relative_error(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> float:
-    """Return the largest of the outputs' errors, each relative to the norm of the expected output."""
-    errors = []
-    for made, wanted in zip(found, expected, strict=True):
-        size = float(np.linalg.norm(wanted.astype(np.float64)))
-        errors.append(float(np.linalg.norm(made.astype(np.float64) - wanted)) / max(size, 1e-12))
-    return max(errors)

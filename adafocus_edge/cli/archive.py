@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from adafocus_edge.cli.outputs import check_apart, progress_for, say
+from adafocus_edge.cli.outputs import LINE_EVERY_S, check_apart, progress_for, say
 from adafocus_edge.errors import UsageError
 from adafocus_edge.system.cpu import check_threads
 
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from adafocus_edge.runtime.archive.run import Progress, Summary
     from adafocus_edge.runtime.archive.settings import ArchiveOptions
     from adafocus_edge.runtime.settings import ClassifyOptions
-
-LINE_EVERY_S = 60.0
-"""Between two lines of progress where there is no terminal."""
 
 
 def check_archive(options: ClassifyOptions, archive: ArchiveOptions, only_live: str | None) -> Path:

@@ -191,6 +191,10 @@ def say_notes(notes: Iterable[str], quiet: bool) -> None:
         say(f"note: {note}", quiet)
 
 
+LINE_EVERY_S = 60.0
+"""Between two lines of progress where there is no terminal."""
+
+
 class HiddenBars:
     """Progress bars that are not shown. Rich, which draws the others, takes a tenth of a second to import."""
 

@@ -394,6 +394,7 @@ def test_plain_videos_will_do(tmp_path):
 def test_sensitive_layers_are_kept_until_the_variant_fits(model, fights, samples, tmp_path):
     """With labels that only the float model gives, whatever quantization changes counts as lost."""
     from calibration.compare import run
+    from calibration.remembering import remembering
     from calibration.variants import Choices, Maker
 
     bundle = read_bundle(default_bundle())
@@ -403,7 +404,7 @@ def test_sensitive_layers_are_kept_until_the_variant_fits(model, fights, samples
     activities = []
     clips = replace(fights, labels=reference.logits[:, -1].argmax(axis=1))
     maker = Maker(
-        bundle.spec, lambda graph: bundle.graph_path("fp32", graph), samples, clips, reference,
+        remembering(model), lambda graph: bundle.graph_path("fp32", graph), samples, clips, reference,
         Choices("minmax", -1.0, True, 2), tmp_path, lambda what, *_: activities.append(what),
     )  # fmt: skip
     # Not even a perfect variant gains a point, so every graph ends up whole: the search runs to its end.
@@ -550,3 +551,15 @@ def test_layers_near_overflow_stay_single(samples):
     kinds = [weights[node.input[1]] for node in half.graph.node if node.op_type == "Conv"]
     assert kinds.count(onnx.TensorProto.FLOAT) == 1
     assert kinds[10] == onnx.TensorProto.FLOAT
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch, capsys):
+    from adafocus_edge.cli import calibrate
+    from adafocus_edge.cli.outputs import HiddenBars
+
+    monkeypatch.setattr(calibrate, "LINE_EVERY_S", 0.0)
+    calibrate._Shown(HiddenBars(), quiet=False).show("ranges of the focuser", 3, 12)
+    calibrate._Shown(HiddenBars(), quiet=True).show("ranges of the focuser", 3, 12)
+    monkeypatch.setattr(calibrate, "LINE_EVERY_S", 60.0)
+    calibrate._Shown(HiddenBars(), quiet=False).show("timing", 0, 0)
+    assert capsys.readouterr().err == "ranges of the focuser, 3 of 12 (0 min so far)\n"

@@ -1,0 +1,121 @@
+"""Sessions that compute what they have computed before only once, and combinations of graphs that share sessions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adafocus_edge.backends.base import CPU_BACKEND, Session
+from adafocus_edge.backends.loaded import CPU_BATCH, LoadedModel, check_contract
+from adafocus_edge.backends.onnxruntime import OrtSession
+from adafocus_edge.bundle.variants import EXACT_INT8
+from adafocus_edge.model.spec import GRAPHS, TensorSpec
+
+REMEMBERED = ("glancer", "focuser")
+"""Graphs whose rows are remembered: those that cost most, and whose rows do not depend on the rest of a batch."""
+MAX_BYTES = 160_000_000
+"""Size of what one session remembers; rows beyond that are computed each time."""
+
+
+class RememberingSession:
+    """A session that computes equal rows of its inputs once, as long as there is room for the results.
+
+    A row that is computed in a smaller batch than without this may differ in its last bits.
+
+    Args:
+        session: of a graph in which each row of the outputs depends on the same row of the inputs only.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._rows: dict[bytes, tuple[NDArray[Any], ...]] = {}
+        self._bytes = 0
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Names, types and shapes of the inputs."""
+        return self._session.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Names, types and shapes of the outputs."""
+        return self._session.outputs
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the graph on those rows whose results are not remembered."""
+        given = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
+        keys = [_digest(row) for row in zip(*given.values(), strict=True)]
+        missing = {key: place for place, key in enumerate(keys) if key not in self._rows}
+        names = [output.name for output in self.outputs]
+        new: dict[bytes, tuple[NDArray[Any], ...]] = {}
+        if missing:
+            places = list(missing.values())
+            made = self._session.run({name: value[places] for name, value in given.items()})
+            new = {key: tuple(made[name][row] for name in names) for row, key in enumerate(missing)}
+        rows = [new[key] if key in new else self._rows[key] for key in keys]
+        for key, row in new.items():
+            size = sum(value.nbytes for value in row)
+            if self._bytes + size <= MAX_BYTES:
+                self._bytes += size
+                self._rows[key] = tuple(value.copy() for value in row)
+        return {name: np.stack([row[place] for row in rows]) for place, name in enumerate(names)}
+
+    def close(self) -> None:
+        """Forget everything and close the session."""
+        self._rows.clear()
+        self._session.close()
+
+
+def _digest(row: tuple[NDArray[Any], ...]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for value in row:
+        digest.update(value.data)
+    return digest.digest()
+
+
+def remembering(model: LoadedModel) -> LoadedModel:
+    """Return a model on the host that glances at a frame, and focuses on a patch, once; it forgets when it is freed."""
+    return replace(model, glancer=RememberingSession(model.glancer), focuser=RememberingSession(model.focuser))
+
+
+class Combinations:
+    """Combines graphs of one model; a graph that is in several combinations is opened once.
+
+    Args:
+        reference: the float model, which has every graph that a combination does not name.
+        threads: CPU threads, or None for all cores.
+    """
+
+    def __init__(self, reference: LoadedModel, threads: int | None) -> None:
+        self._reference, self._threads = reference, threads
+        self._opened: dict[tuple[Path, bool], Session] = {}
+
+    def model(self, paths: Mapping[str, Path], variant: str) -> LoadedModel:
+        """Return a model of the given graphs, and the float model's for those not given. Do not close it.
+
+        Raises ``BackendError``.
+        """
+        sessions = {
+            graph: self._session(graph, paths[graph], variant) if graph in paths else getattr(self._reference, graph)
+            for graph in GRAPHS
+        }
+        return LoadedModel.of(self._reference.spec, sessions, CPU_BACKEND, variant, CPU_BATCH)
+
+    def drop(self, paths: Collection[Path] | None = None) -> None:
+        """Close graphs that will not be used again: these, or all."""
+        for key in [key for key in self._opened if paths is None or key[0] in paths]:
+            self._opened.pop(key).close()
+
+    def _session(self, graph: str, path: Path, variant: str) -> Session:
+        key = path, variant in EXACT_INT8
+        if key not in self._opened:
+            session: Session = OrtSession(path, self._threads, exact_int8=key[1])
+            self._opened[key] = RememberingSession(session) if graph in REMEMBERED else session
+            check_contract(session, self._reference.spec, graph, path)
+        return self._opened[key]
