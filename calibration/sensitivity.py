@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from adafocus_edge.backends.base import Session
-from calibration.blocks import blocks_of
-from calibration.graphs import layers
+from calibration.blocks import Blocks
 from calibration.samples import Feeds
 
 Quantize = Callable[[ModelProto, Collection[str] | None, Collection[str]], ModelProto]
@@ -43,9 +42,8 @@ class Sensitivity:
         open_graph: Callable[[ModelProto], Session],
     ) -> None:
         self._stem, self._quantize, self._open = sorted(stem), quantize, open_graph
-        self._batches, self._blocks = batches, blocks_of(model)
-        self._block_of = {layer: place for place, block in enumerate(self._blocks) for layer in layers(block)}
-        self.layers = [layer for layer in self._block_of if layer not in stem]
+        self._batches, self._blocks = batches, Blocks(model)
+        self.layers = [layer for layer in self._blocks.block_of if layer not in stem]
         """Names of the layers that may be quantized, in execution order."""
 
     def errors_alone(self) -> Iterator[float]:
@@ -60,7 +58,7 @@ class Sensitivity:
         with ExitStack() as opened:
             expected = _Chain(self._blocks, self._open, self._batches, opened).outputs
         with ExitStack() as opened:
-            quantized = [self._quantize(block, None, self._stem) for block in self._blocks]
+            quantized = (self._quantize(block, None, self._stem) for block in self._blocks)
             chain = _Chain(quantized, self._open, self._batches, opened)
             whole = _relative_error(chain.outputs, expected)
             for layer in chosen:
@@ -70,7 +68,7 @@ class Sensitivity:
         self, chain: _Chain, layer: str, only: Collection[str] | None, skip: Collection[str]
     ) -> list[NDArray[Any]]:
         """Return a chain's outputs with a layer's block quantized otherwise."""
-        place = self._block_of[layer]
+        place = self._blocks.block_of[layer]
         with closing(self._open(self._quantize(self._blocks[place], only, skip))) as changed:
             return chain.outputs_with(changed, place)
 
@@ -87,7 +85,7 @@ class _Chain:
 
     def __init__(
         self,
-        blocks: Sequence[ModelProto],
+        blocks: Iterable[ModelProto],
         open_graph: Callable[[ModelProto], Session],
         batches: Sequence[Feeds],
         opened: ExitStack,

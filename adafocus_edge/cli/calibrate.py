@@ -63,7 +63,7 @@ def calibrate(
 
 
 class _Shown:
-    """Shows one activity after another: a bar with its own time left, or now and then a line where there is no terminal.
+    """Shows one activity after another: a bar with its own time left; without a terminal, a line now and then.
 
     Args:
         bars: where they are drawn.

@@ -9,7 +9,7 @@ from adafocus_edge.backends.onnxruntime import OrtSession
 from adafocus_edge.bundle.store import default_bundle
 from calibration import int8
 from calibration import remembering as memory
-from calibration.blocks import blocks_of
+from calibration.blocks import Blocks
 from calibration.compare import run
 from calibration.graphs import layers, save_graph
 from calibration.remembering import Combinations, RememberingSession, remembering
@@ -28,9 +28,11 @@ def run_blocks(blocks, feeds, folder):
 def test_blocks_one_after_another_are_the_graph(family, name, request, samples, tmp_path):
     path = request.getfixturevalue("small_bundle") if family == "small" else default_bundle()
     graph = graph_of(path, name)
-    blocks = blocks_of(graph)
+    split = Blocks(graph)
+    blocks = list(split)
     assert len(blocks) >= 5
-    assert [layer for block in blocks for layer in layers(block)] == layers(graph)
+    assert [layer for block in blocks for layer in layers(block)] == layers(graph) == list(split.block_of)
+    assert all(layer in layers(blocks[place]) for layer, place in split.block_of.items())
     assert all(len(layers(block)) >= 3 for block in blocks[:-1])
     if family == "small":
         random = np.random.default_rng(4)
@@ -50,7 +52,7 @@ def test_blocks_one_after_another_are_the_graph(family, name, request, samples, 
 def test_a_graph_that_cannot_be_cut_is_one_block():
     """The policy's state is needed beside what its layers make."""
     graph = graph_of(default_bundle(), "policy")
-    assert [layers(block) for block in blocks_of(graph)] == [layers(graph)]
+    assert [layers(block) for block in Blocks(graph)] == [layers(graph)]
 
 
 QUANTIZE: dict[str, Any] = {
