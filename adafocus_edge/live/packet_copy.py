@@ -92,9 +92,14 @@ class _Muxer:
         return without_index(self._buffer.take())
 
 
-def copy_of(packet: Packet[Any]) -> Packet[Any]:
-    """Return a packet with the same data and times, so that one can be changed while the other is decoded."""
-    copied: Packet[Any] = av.Packet(bytes(packet))
+def copy_of(packet: Packet[Any], more: bytes = b"") -> Packet[Any]:
+    """Return a packet with the same data and times, so that one can be changed while the other is decoded.
+
+    Args:
+        packet: the packet.
+        more: data to append.
+    """
+    copied: Packet[Any] = av.Packet(bytes(packet) + more)
     copied.pts, copied.dts, copied.duration = packet.pts, packet.dts, packet.duration
     copied.is_keyframe = packet.is_keyframe
     if packet.has_sidedata("new_extradata"):

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from adafocus_edge.live.packet_copy import copy_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
 
-    from av.container import InputContainer
     from av.packet import Packet
     from av.video.stream import VideoStream
 
@@ -30,7 +29,7 @@ class PacketsAhead:
     """Gives each packet to a copier as soon as it arrives, and to a decoder when that is ready.
 
     Args:
-        container: the opened stream.
+        packets: of the opened stream.
         stream: the video track that is copied.
         copier: takes its packets.
         counters: whose ``damaged`` counts the pictures that the decoder will not see.
@@ -39,13 +38,13 @@ class PacketsAhead:
 
     def __init__(
         self,
-        container: InputContainer,
+        packets: Iterable[Packet[Any]],
         stream: VideoStream,
         copier: PacketCopier,
         counters: Counters,
         stop: threading.Event,
     ) -> None:
-        self._container, self._stream, self._copier, self._counters = container, stream, copier, counters
+        self._packets, self._stream, self._copier, self._counters = packets, stream, copier, counters
         self._stop, self._closed = stop, False
         self._waiting: deque[tuple[float, Packet[Any]]] = deque()
         self._bytes = 0
@@ -84,7 +83,7 @@ class PacketsAhead:
 
     def _read(self) -> None:
         try:
-            for packet in self._container.demux():
+            for packet in self._packets:
                 if self._closed or self._stop.is_set():
                     break
                 if packet.stream_index == self._stream.index and packet.size:

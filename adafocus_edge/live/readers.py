@@ -215,13 +215,16 @@ def _packets_of(
     stop: threading.Event,
 ) -> Iterator[Iterable[Packet[Any]]]:  # fmt: skip
     """Read the packets of an opened stream while the block lasts: ahead of the decoder if they are copied."""
+    from adafocus_edge.live.split_pictures import whole_pictures
+
+    packets = whole_pictures(container.demux(), stream)
     if copier is None:
-        yield container.demux()
+        yield packets
         return
     from adafocus_edge.live.packets_ahead import PacketsAhead
 
-    with PacketsAhead(container, stream, copier, counters, stop) as packets:
-        yield packets
+    with PacketsAhead(packets, stream, copier, counters, stop) as ahead:
+        yield ahead
 
 
 def address_pictures(

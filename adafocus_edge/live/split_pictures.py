@@ -1,0 +1,71 @@
+"""Joins the packets of pictures that were split on their way.
+
+Parameter sets between the slices of a picture end a packet for FFmpeg; GStreamer's ``rtph264pay`` may repeat them
+before each slice of a key frame. Decoded one by one, such packets give pictures that lack a part, and so do all that
+refer to them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from adafocus_edge.live.packet_copy import copy_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from av.packet import Packet
+    from av.video.stream import VideoStream
+
+WATCHED = 3
+"""Key frames in which a split must show; if there is none, packets do not wait for the next one any more."""
+
+
+def whole_pictures(packets: Iterable[Packet[Any]], stream: VideoStream) -> Iterator[Packet[Any]]:
+    """Yield the packets of a stream, those of one picture of its H.264 or H.265 video joined.
+
+    Where pictures are split, and for the first :data:`WATCHED` key frames, a packet waits for the next one.
+
+    Args:
+        packets: of all tracks that are read.
+        stream: the video track.
+    """
+    codec = stream.codec_context.name
+    held: Packet[Any] | None = None
+    watched = WATCHED if codec in ("h264", "hevc") else 0
+    for packet in packets:
+        if packet.stream_index != stream.index:
+            yield packet
+            continue
+        if held is not None and packet.pts in (held.pts, None) and _continues(bytes(packet), codec):
+            held, watched = _joined(held, packet), -1
+            continue
+        if held is not None:
+            yield held
+            held = None
+        if not watched or not packet.size:
+            yield packet
+            continue
+        watched -= packet.is_keyframe and watched > 0
+        held = packet
+    if held is not None:
+        yield held
+
+
+def _continues(data: bytes, codec: str) -> bool:
+    """Return whether a packet's first slice (Annex B) is not the first one of a picture."""
+    place = data.find(b"\0\0\1") + 3
+    while 3 <= place < len(data) - 2:
+        kind = data[place] & 31 if codec == "h264" else data[place] >> 1 & 63
+        if codec == "h264" and 1 <= kind <= 5:
+            return not data[place + 1] & 0x80  # first_mb_in_slice, which is 0 as a single bit
+        if codec == "hevc" and kind < 32:
+            return not data[place + 2] & 0x80  # first_slice_segment_in_pic_flag
+        place = data.find(b"\0\0\1", place) + 3
+    return False
+
+
+def _joined(first: Packet[Any], second: Packet[Any]) -> Packet[Any]:
+    joined = copy_of(first, bytes(second))
+    joined.time_base, joined.stream = first.time_base, first.stream
+    return joined

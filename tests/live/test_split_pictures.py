@@ -1,0 +1,81 @@
+"""A server that repeats the parameter sets within a key frame: its pictures are whole, live and in recordings."""
+
+import threading
+from itertools import islice
+
+import av
+import pytest
+
+from adafocus_edge.live import split_pictures
+from adafocus_edge.live.meters import Counters
+from adafocus_edge.live.readers import address_pictures
+from adafocus_edge.media.sources import Source
+from tests.support.streams import RtspServer, clips_of
+
+SIZE = (1280, 720)
+COUNT = 75
+
+
+def content(path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24").tobytes() for frame in container.decode(video=0)]
+
+
+@pytest.fixture(scope="module")
+def film():
+    """The clip that the server repeats. Each of its pictures has several slices, whatever the number of cores."""
+    (clip,) = clips_of([SIZE], "h264")
+    with av.open(str(clip)) as container:
+        first = bytes(next(container.demux(video=0)))
+    if sum(bool(unit) and unit[0] & 31 == 5 for unit in first.split(b"\0\0\1")) < 2:
+        pytest.skip("the encoder made one slice per picture: this machine has one core")
+    return clip
+
+
+def seen(stream: RtspServer) -> list[bytes]:
+    stop = threading.Event()
+    pictures = address_pictures(Source("gate", stream.address, live=True), stop, Counters())
+    try:
+        return [picture.to_rgb().tobytes() for picture in islice(pictures, COUNT)]
+    finally:
+        stop.set()
+        pictures.close()
+
+
+def test_live_pictures_are_whole(film, monkeypatch):
+    whole = set(content(film))
+    with RtspServer([SIZE]) as stream:
+        assert set(seen(stream)) <= whole
+        monkeypatch.setattr(split_pictures, "WATCHED", 0)  # so that nothing is joined
+        assert not set(seen(stream)) <= whole
+
+
+def packets(path):
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        yield stream
+        yield from container.demux(stream)
+
+
+def test_packets_that_are_whole_pass_as_they_are(film):
+    found = packets(film)
+    stream = next(found)
+    given = list(found)
+    made = list(split_pictures.whole_pictures(iter(given), stream))
+    assert [bytes(packet) for packet in made] == [bytes(packet) for packet in given]
+    assert all(one is other for one, other in zip(made, given, strict=True))
+
+
+def test_no_packet_waits_where_no_picture_is_split(film):
+    found = packets(film)
+    stream = next(found)
+    given: list[av.Packet] = []
+
+    def arriving():
+        for packet in found:
+            given.append(packet)
+            yield packet
+
+    waits = [len(given) - number for number, _ in enumerate(split_pictures.whole_pictures(arriving(), stream), 1)]
+    assert waits[0] == 1
+    assert set(waits[60:]) == {0}
