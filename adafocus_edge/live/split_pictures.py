@@ -37,7 +37,8 @@ def whole_pictures(packets: Iterable[Packet[Any]], stream: VideoStream) -> Itera
         if packet.stream_index != stream.index:
             yield packet
             continue
-        if held is not None and packet.pts in (held.pts, None) and _continues(bytes(packet), codec):
+        at_once = held is not None and (held.pts == packet.pts or None in (held.pts, packet.pts))
+        if held is not None and at_once and _continues(bytes(packet), codec):
             held, watched = _joined(held, packet), -1
             continue
         if held is not None:
@@ -68,4 +69,6 @@ def _continues(data: bytes, codec: str) -> bool:
 def _joined(first: Packet[Any], second: Packet[Any]) -> Packet[Any]:
     joined = copy_of(first, bytes(second))
     joined.time_base, joined.stream = first.time_base, first.stream
+    if first.pts is None:
+        joined.pts, joined.dts = second.pts, second.dts
     return joined

@@ -1,5 +1,8 @@
 """A server that repeats the parameter sets within a key frame: its pictures are whole, live and in recordings."""
 
+import signal
+import subprocess
+import sys
 import threading
 from itertools import islice
 
@@ -10,6 +13,8 @@ from adafocus_edge.live import split_pictures
 from adafocus_edge.live.meters import Counters
 from adafocus_edge.live.readers import address_pictures
 from adafocus_edge.media.sources import Source
+from tests.conftest import ROOT
+from tests.support.live_parts import until
 from tests.support.streams import RtspServer, clips_of
 
 SIZE = (1280, 720)
@@ -48,6 +53,25 @@ def test_live_pictures_are_whole(film, monkeypatch):
         assert set(seen(stream)) <= whole
         monkeypatch.setattr(split_pictures, "WATCHED", 0)  # so that nothing is joined
         assert not set(seen(stream)) <= whole
+
+
+def test_recorded_pictures_are_whole(film, tmp_path):
+    whole, recordings = set(content(film)), tmp_path / "recordings"
+    with RtspServer([SIZE]) as stream:
+        options = ["--record", recordings, "--record-mode", "copy"]
+        run = subprocess.Popen(
+            [sys.executable, "-m", "adafocus_edge", "classify", stream.address, *options],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            until(lambda: sum(path.stat().st_size for path in recordings.glob("*.mp4")) > 1_500_000)
+        finally:
+            run.send_signal(signal.SIGINT)
+            _, told = run.communicate(timeout=60)
+    assert " 0 damaged" in told
+    found = [picture for path in sorted(recordings.glob("*.mp4")) for picture in content(path)]
+    assert len(found) > 100
+    assert set(found) <= whole
 
 
 def packets(path):
