@@ -179,6 +179,7 @@ class FailuresAtOnce:
             self._reporter.write_line(f"{report.nodeid}, {report.when}: {why[0][1:300].strip()}", red=True)
 
 
+@pytest.hookimpl(trylast=True)  # pytest's reporter is made by then
 def pytest_configure(config: pytest.Config) -> None:
     """Print failures at once, in the process that prints."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
