@@ -185,15 +185,7 @@ class _Calibration:
         judging = self._read(self.inputs.report_on, failed, "reading the clips to report on")
         self.notes.extend(f"skipped: {name}: {error}" for name, error in failed)
         with load_model(self.bundle, REFERENCE, "onnxruntime-cpu", self.options.threads) as opened:
-            reference = remembering(opened)
-            viewer = self._viewer(reference, calibration, self.inputs.calibrate_on)
-            for goal in goals:
-                self._solve(goal, viewer)
-            maker = self._maker(reference, viewer) if wanted else None
-            for name in wanted:
-                assert maker is not None
-                self._add(name, maker)
-            del reference, viewer, maker  # and what they remember
+            self._make_all(remembering(opened), calibration, wanted, goals)
             self._judge_all(remembering(opened), judging)
         self.notes.extend(self._report()["warnings"])
         return Calibrated(self.bundle, tuple(self.notes))
@@ -278,6 +270,16 @@ class _Calibration:
 
     def _viewer(self, reference: LoadedModel, clips: Clips, examples: tuple[Example, ...]) -> Viewer:
         return Viewer(reference, clips, examples, labelled=self.inputs.labelled, progress=self.progress)
+
+    def _make_all(self, reference: LoadedModel, calibration: Clips, wanted: list[Variant], goals: list[Goal]) -> None:
+        """Solve exit thresholds and make variants, on the same clips, and store each when it is done."""
+        viewer = self._viewer(reference, calibration, self.inputs.calibrate_on)
+        for goal in goals:
+            self._solve(goal, viewer)
+        if wanted:
+            maker = self._maker(reference, viewer)
+            for name in wanted:
+                self._add(name, maker)
 
     def _solve(self, goal: Goal, viewer: Viewer) -> None:
         options = self.options

@@ -194,16 +194,13 @@ RAW = "raw_pixels"
 """Name of the tensor of pixels minus :data:`PIXEL_ZERO`, the first convolution's input."""
 
 
-def _first_layer(model: ModelProto) -> NodeProto:
-    found: NodeProto = next(node for node in model.graph.node if node.op_type == "Conv")
-    return found
+def _first_layer(model: ModelProto) -> NodeProto | None:
+    return next((node for node in model.graph.node if node.op_type == "Conv"), None)
 
 
 def _quantizes_first(model: ModelProto, only: Collection[str] | None, skip: Collection[str]) -> bool:
-    if all(node.op_type != "Conv" for node in model.graph.node):
-        return False
-    name = _first_layer(model).name
-    return name not in skip and (only is None or name in only)
+    first = _first_layer(model)
+    return first is not None and first.name not in skip and (only is None or first.name in only)
 
 
 def _with_raw_pixels(model: ModelProto) -> ModelProto | None:
@@ -213,6 +210,8 @@ def _with_raw_pixels(model: ModelProto) -> ModelProto | None:
     """
     model = copy_of(model)
     made, first = producers(model), _first_layer(model)
+    if first is None:
+        return None
     chain: list[NodeProto] = []
     name = first.input[0]
     while name in made:

@@ -15,7 +15,8 @@ from adafocus_edge.backends.base import CPU_BACKEND, Session
 from adafocus_edge.backends.loaded import CPU_BATCH, LoadedModel, check_contract
 from adafocus_edge.backends.onnxruntime import OrtSession
 from adafocus_edge.bundle.variants import EXACT_INT8
-from adafocus_edge.model.spec import GRAPHS, TensorSpec
+from adafocus_edge.model.spec import GRAPHS
+from calibration.samples import WrappedSession
 
 REMEMBERED = ("glancer", "focuser")
 """Graphs whose rows are remembered: those that cost most, and whose rows do not depend on the rest of a batch."""
@@ -23,7 +24,7 @@ MAX_BYTES = 160_000_000
 """Size of what one session remembers; rows beyond that are computed each time."""
 
 
-class RememberingSession:
+class RememberingSession(WrappedSession):
     """A session that computes equal rows of its inputs once, as long as there is room for the results.
 
     A row that is computed in a smaller batch than without this may differ in its last bits.
@@ -33,19 +34,9 @@ class RememberingSession:
     """
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        super().__init__(session)
         self._rows: dict[bytes, tuple[NDArray[Any], ...]] = {}
         self._bytes = 0
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """Names, types and shapes of the inputs."""
-        return self._session.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """Names, types and shapes of the outputs."""
-        return self._session.outputs
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Run the graph on those rows whose results are not remembered."""
@@ -56,7 +47,7 @@ class RememberingSession:
         new: dict[bytes, tuple[NDArray[Any], ...]] = {}
         if missing:
             places = list(missing.values())
-            made = self._session.run({name: value[places] for name, value in given.items()})
+            made = super().run({name: value[places] for name, value in given.items()})
             new = {key: tuple(made[name][row] for name in names) for row, key in enumerate(missing)}
         rows = [new[key] if key in new else self._rows[key] for key in keys]
         for key, row in new.items():
@@ -69,7 +60,7 @@ class RememberingSession:
     def close(self) -> None:
         """Forget everything and close the session."""
         self._rows.clear()
-        self._session.close()
+        super().close()
 
 
 def _digest(row: tuple[NDArray[Any], ...]) -> bytes:

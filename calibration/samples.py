@@ -62,27 +62,41 @@ class Samples:
             yield {name: rows[start : min(start + size, count)] for name, rows in feeds.items()}
 
 
-class _Recorder:
-    """A session that records its inputs."""
+class WrappedSession:
+    """A session around another one, to be changed by a subclass."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self.seen: list[Feeds] = []
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
+        """Names, types and shapes of the inputs."""
         return self._session.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """Names, types and shapes of the outputs."""
         return self._session.outputs
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        self.seen.append({name: np.asarray(value) for name, value in feeds.items()})
+        """Run the graph."""
         return self._session.run(feeds)
 
     def close(self) -> None:
+        """Close the session."""
         self._session.close()
+
+
+class _Recorder(WrappedSession):
+    """A session that records its inputs."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self.seen: list[Feeds] = []
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        self.seen.append({name: np.asarray(value) for name, value in feeds.items()})
+        return super().run(feeds)
 
     def take(self, rows: Sequence[int]) -> Feeds:
         """Return the inputs of some steps of the last clip, and clear the record."""

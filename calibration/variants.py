@@ -284,7 +284,7 @@ class Maker:
                     now[graph] = self._write(self._halved(graph))
                 left.remove(graph)
                 what = f"{variant}: {graph} kept whole"
-            costs[graph] = self.judged({name: now[name] for name in now.keys() & {graph}}, what, variant)
+            costs[graph] = self.judged({graph: now[graph]} if graph in now else {}, what, variant)
             together = self.judged(now, f"{what}, all graphs", variant)
         if _badness(together) >= _badness(judged):
             return paths, judged, []

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.live.packet_copy import copy_of
+from adafocus_edge.media.parameter_sets import SLICED, continues_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,13 +33,14 @@ def whole_pictures(packets: Iterable[Packet[Any]], stream: VideoStream) -> Itera
     """
     codec = stream.codec_context.name
     held: Packet[Any] | None = None
-    watched = WATCHED if codec in ("h264", "hevc") else 0
+    has_lengths = bytes(stream.codec_context.extradata or b"")[:1] == b"\1"  # instead of start codes: never split
+    watched = WATCHED if codec in SLICED and not has_lengths else 0
     for packet in packets:
         if packet.stream_index != stream.index:
             yield packet
             continue
         at_once = held is not None and (held.pts == packet.pts or None in (held.pts, packet.pts))
-        if held is not None and at_once and _continues(bytes(packet), codec):
+        if held is not None and at_once and continues_picture(codec, bytes(packet)):
             held, watched = _joined(held, packet), -1
             continue
         if held is not None:
@@ -51,19 +53,6 @@ def whole_pictures(packets: Iterable[Packet[Any]], stream: VideoStream) -> Itera
         held = packet
     if held is not None:
         yield held
-
-
-def _continues(data: bytes, codec: str) -> bool:
-    """Return whether a packet's first slice (Annex B) is not the first one of a picture."""
-    place = data.find(b"\0\0\1") + 3
-    while 3 <= place < len(data) - 2:
-        kind = data[place] & 31 if codec == "h264" else data[place] >> 1 & 63
-        if codec == "h264" and 1 <= kind <= 5:
-            return not data[place + 1] & 0x80  # first_mb_in_slice, which is 0 as a single bit
-        if codec == "hevc" and kind < 32:
-            return not data[place + 2] & 0x80  # first_slice_segment_in_pic_flag
-        place = data.find(b"\0\0\1", place) + 3
-    return False
 
 
 def _joined(first: Packet[Any], second: Packet[Any]) -> Packet[Any]:

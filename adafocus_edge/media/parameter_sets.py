@@ -21,17 +21,21 @@ class _Units(NamedTuple):
         kind: returns the type of a unit from its first byte.
         sets: types that must all be there.
         is_picture: whether a type is part of a picture: no parameter set of this key frame follows.
+        header: bytes before a slice's own header, whose first bit is set in the first slice of a picture.
     """
 
     kind: Callable[[int], int]
     sets: frozenset[int]
     is_picture: Callable[[int], bool]
+    header: int
 
 
 _UNITS = {
-    "h264": _Units(lambda first: first & 31, frozenset((7, 8)), lambda kind: 1 <= kind <= 5),
-    "hevc": _Units(lambda first: first >> 1 & 63, frozenset((32, 33, 34)), lambda kind: kind < 32),
+    "h264": _Units(lambda first: first & 31, frozenset((7, 8)), lambda kind: 1 <= kind <= 5, 1),
+    "hevc": _Units(lambda first: first >> 1 & 63, frozenset((32, 33, 34)), lambda kind: kind < 32, 2),
 }
+SLICED = frozenset(_UNITS)
+"""Codecs that :func:`continues_picture` knows."""
 
 
 def parameter_sets(codec: str, data: bytes) -> bytes | None:
@@ -56,6 +60,23 @@ def parameter_sets(codec: str, data: bytes) -> bytes | None:
     if {kind for kind, _ in sets} != units.sets:
         return None
     return b"".join(b"\0" + START + unit for _, unit in sets)
+
+
+def continues_picture(codec: str, data: bytes) -> bool:
+    """Return whether the first slice in a packet is not the first one of its picture.
+
+    Args:
+        codec: one of :data:`SLICED`.
+        data: with start codes (Annex B).
+    """
+    units = _UNITS[codec]
+    place = data.find(START)
+    while 0 <= place < len(data) - len(START) - units.header:
+        begins = place + len(START)
+        if units.is_picture(units.kind(data[begins])):
+            return not data[begins + units.header] & 0x80
+        place = data.find(START, begins)
+    return False
 
 
 def picture_size(decoder: str, header: bytes | None, data: bytes) -> tuple[int, int] | None:

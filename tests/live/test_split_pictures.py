@@ -16,6 +16,7 @@ from adafocus_edge.media.sources import Source
 from tests.conftest import ROOT
 from tests.support.live_parts import until
 from tests.support.streams import RtspServer, clips_of
+from tests.support.videos import encode
 
 SIZE = (1280, 720)
 COUNT = 75
@@ -103,3 +104,26 @@ def test_no_packet_waits_where_no_picture_is_split(film):
     waits = [len(given) - number for number, _ in enumerate(split_pictures.whole_pictures(arriving(), stream), 1)]
     assert waits[0] == 1
     assert set(waits[60:]) == {0}
+
+
+HEVC = {"x265-params": "slices=3:log-level=none"}
+
+
+@pytest.mark.parametrize(("codec", "options"), [("libx264", {"slices": "3"}), ("libx265", HEVC)])
+def test_slices_of_a_picture_are_joined(codec, options, tmp_path):
+    clip = encode(tmp_path / f"clip.h{codec[-3:]}", 20, codec, options, size=(640, 480))
+    found = packets(clip)
+    stream = next(found)
+    whole = [packet for packet in found if packet.size]
+    parts = []
+    for number, packet in enumerate(whole):
+        packet.pts = packet.dts = number
+        units = bytes(packet).split(b"\0\0\1")
+        for data in (b"\0\0\1".join(units[:-1]), b"\0\0\1" + units[-1]):  # the last slice in a packet of its own
+            part = av.Packet(data)
+            part.pts, part.dts, part.is_keyframe = number, number, packet.is_keyframe
+            part.stream, part.time_base = stream, packet.time_base
+            parts.append(part)
+    made = list(split_pictures.whole_pictures(iter(parts), stream))
+    assert [bytes(packet) for packet in made] == [bytes(packet) for packet in whole]
+    assert [packet.pts for packet in made] == list(range(len(whole)))
