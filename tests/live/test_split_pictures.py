@@ -106,7 +106,7 @@ def test_no_packet_waits_where_no_picture_is_split(film):
     assert set(waits[60:]) == {0}
 
 
-HEVC = {"x265-params": "slices=3:log-level=none"}
+HEVC = {"x265-params": "slices=3:pools=4:frame-threads=1:log-level=none"}
 
 
 @pytest.mark.parametrize(("codec", "options"), [("libx264", {"slices": "3"}), ("libx265", HEVC)])
