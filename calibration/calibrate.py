@@ -68,6 +68,7 @@ class CalibrateOptions:
         patches: where the float model looks while inputs are recorded.
         method: range method, or None to choose by accuracy.
         max_drop: points of accuracy that a variant may lose on the calibration clips.
+        max_latency_ms: time per clip up to which layers of ``int8-cpu`` stay float, or None.
         confidence: confidence measure that exit thresholds are compared with.
         orders: frame orders to solve thresholds for.
         glimpse_fps: glimpses per second of live windows.
@@ -89,6 +90,7 @@ class CalibrateOptions:
     patches: Patches
     method: Method | None
     max_drop: float
+    max_latency_ms: float | None
     confidence: Confidence
     orders: tuple[Order, ...]
     glimpse_fps: float
@@ -200,6 +202,8 @@ class _Calibration:
             settings |= {"method": options.method or "auto", "max_accuracy_drop": options.max_drop}
         if name == "int8-cpu":
             settings["reduce_range"] = options.reduce_range
+            if options.max_latency_ms is not None:
+                settings["max_latency_ms"] = options.max_latency_ms
         return settings
 
     def _goal_settings(self, goal: Goal) -> dict[str, Any]:
@@ -312,7 +316,9 @@ class _Calibration:
         options = self.options
         seen = viewer.seen("clip")
         samples = self._record(reference, seen.clips)
-        choices = Choices(options.method, options.max_drop, options.reduce_range, options.threads)
+        choices = Choices(
+            options.method, options.max_drop, options.reduce_range, options.threads, options.max_latency_ms
+        )
         return Maker(
             reference, lambda graph: self.bundle.graph_path(REFERENCE, graph), samples, seen.clips, seen.run,
             choices, self.work, self.progress,
@@ -476,6 +482,10 @@ def _warnings(rows: dict[str, Any]) -> list[str]:
                     continue
                 if text := warning_of(f" with exit thresholds {name} ({order})", verdict):
                     found.setdefault(text, []).append(variant)
+        limit = row.get("settings", {}).get("max_latency_ms")
+        if limit is not None and row["ms_per_clip"] > limit:
+            text = f": {row['ms_per_clip']:.1f} ms per clip, more than --max-latency-ms {limit:g}: use exit thresholds"
+            found.setdefault(text, []).append(variant)
     return [f"{', '.join(variants)}{text}" for text, variants in found.items()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,24 @@ def layers(model: ModelProto) -> list[str]:
     """Return the names of the nodes with weights, in execution order."""
     weights = initializers(model)
     return [n.name for n in model.graph.node if n.op_type in LAYERS and any(name in weights for name in n.input[1:2])]
+
+
+def multiplications(model: ModelProto) -> dict[str, int]:
+    """Return how often each layer multiplies for one row of a batch, by its name.
+
+    Args:
+        model: from :func:`load_graph`, which knows the shapes of its tensors.
+    """
+    weights, made = initializers(model), float_tensors(model)
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in LAYERS and node.input[1] in weights:
+            places = 1
+            if node.op_type == "Conv":
+                shape = made[node.output[0]].type.tensor_type.shape
+                places = math.prod(side.dim_value for side in shape.dim[2:])
+            found[node.name] = places * math.prod(weights[node.input[1]].dims)
+    return found
 
 
 def float_tensors(model: ModelProto) -> dict[str, onnx.ValueInfoProto]:

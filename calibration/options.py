@@ -46,6 +46,7 @@ def settled(asked: CalibrateArguments, segments: int) -> CalibrateOptions:
         patches=_one("--patches", asked.patches, get_args(CalibrationPatches)),
         method=None if asked.method == "auto" else _one("--method", asked.method, METHODS),
         max_drop=asked.max_accuracy_drop,
+        max_latency_ms=asked.max_latency_ms,
         confidence=_one("--confidence", asked.confidence, CONFIDENCES),
         orders=_some("--orders", asked.orders, ORDERS),
         glimpse_fps=asked.glimpse_fps,
@@ -53,6 +54,8 @@ def settled(asked: CalibrateArguments, segments: int) -> CalibrateOptions:
         threads=asked.threads,
         force=asked.force,
     )
+    if options.max_latency_ms is not None and "int8-cpu" not in options.variants:
+        raise UsageError("--max-latency-ms is for int8-cpu: add it to --variants")
     if not options.variants and not options.goals:
         raise UsageError("--variants none and --exit-goal none: nothing to do: name a variant or a goal")
     return options

@@ -63,28 +63,32 @@ class Samples:
 
 
 class WrappedSession:
-    """A session around another one, to be changed by a subclass."""
+    """A session around another one, to be changed by a subclass.
+
+    Attributes:
+        wrapped: the other one.
+    """
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        self.wrapped = session
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Names, types and shapes of the inputs."""
-        return self._session.inputs
+        return self.wrapped.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Names, types and shapes of the outputs."""
-        return self._session.outputs
+        return self.wrapped.outputs
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Run the graph."""
-        return self._session.run(feeds)
+        return self.wrapped.run(feeds)
 
     def close(self) -> None:
         """Close the session."""
-        self._session.close()
+        self.wrapped.close()
 
 
 class _Recorder(WrappedSession):

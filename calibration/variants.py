@@ -14,11 +14,11 @@ from adafocus_edge.backends.onnxruntime import OrtSession
 from adafocus_edge.bundle.variants import CALIBRATED, EXACT_INT8, RECIPE
 from adafocus_edge.model.spec import GRAPHS
 from calibration import int8
-from calibration.compare import Difference, Run, compare, run
+from calibration.compare import Difference, Run, compare, run, timed
 from calibration.fp16 import to_half
-from calibration.graphs import layers, load_graph, save_graph
+from calibration.graphs import layers, load_graph, multiplications, save_graph
 from calibration.ranges import METHODS, Histogram, Method, Range, histograms
-from calibration.remembering import Combinations
+from calibration.remembering import Combinations, forgetful
 from calibration.samples import Clips, Samples
 from calibration.sensitivity import Sensitivity
 
@@ -42,12 +42,15 @@ class Choices:
         max_drop: points of accuracy that may be lost on the calibration clips.
         reduce_range: whether ``int8-cpu`` uses 7-bit weights.
         threads: CPU threads, or None for all cores.
+        max_ms: milliseconds that a clip may take with ``int8-cpu``: while it takes less, further sensitive layers stay
+            float. None to keep no more layers than accuracy needs.
     """
 
     method: Method | None
     max_drop: float
     reduce_range: bool
     threads: int | None
+    max_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ class Maker:
         self._combinations = Combinations(model, choices.threads)
         self._histograms: dict[str, dict[str, Histogram]] = {}
         self._known_ranges: dict[tuple[str, Method], dict[str, Range]] = {}
+        self._rankings: dict[tuple[Variant, str, Method], list[Kept]] = {}
         self._written = 0
 
     def make(self, variant: Variant) -> Made:
@@ -183,6 +187,9 @@ class Maker:
         ]
         paths, judged, more = self._restored(variant, method, paths, judged, alone)
         kept.extend(more)
+        if variant == "int8-cpu" and self.choices.max_ms is not None:
+            paths, judged, more = self._spent(variant, method, paths, judged, alone, kept)
+            kept.extend(more)
 
         folder = self._folder()
         precision = {}
@@ -295,8 +302,92 @@ class Maker:
             kept.extend([Kept(graph, "all", why)] if whole else [replace(layer, why=why) for layer in layers_kept])
         return now, together, kept
 
+    def _spent(
+        self,
+        variant: Variant,
+        method: Method,
+        paths: dict[str, Path],
+        judged: Difference,
+        alone: Mapping[str, Difference],
+        kept: Sequence[Kept],
+    ) -> tuple[dict[str, Path], Difference, list[Kept]]:
+        """Keep as many further layers in float as the time of a clip allows, if that brings the variant nearer.
+
+        The first ones are those with the largest error for each of their multiplications. How many there can be is
+        found by halving, with the time of the loop measured here each time.
+
+        Args:
+            variant: a variant for a CPU.
+            method: the range method.
+            paths: its graphs.
+            judged: their loss together.
+            alone: the loss of each graph alone, with all its layers in INT8.
+            kept: layers that are kept already.
+
+        Returns the graphs (without those that stay FP32), their loss together, and the layers kept now.
+        """
+        limit = self.choices.max_ms
+        assert limit is not None
+        before = {graph: [one.layer for one in kept if one.graph == graph] for graph in CONVOLUTIONS if graph in paths}
+        order = self._by_worth(variant, method, before, alone)
+
+        def with_float(count: int) -> dict[str, Path]:
+            made = dict(paths)
+            for graph, names in before.items():
+                more = [layer.layer for layer in order[:count] if layer.graph == graph]
+                if len(more) == sum(layer.graph == graph for layer in order):
+                    del made[graph]  # all of them
+                elif more:
+                    made[graph] = self.quantized(variant, graph, method, [*names, *more])
+            return made
+
+        def ms(made: Mapping[str, Path], count: int) -> float:
+            self.progress(f"{variant}: timing it with {count} more layers in float", 0, 0)
+            model = forgetful(self._combinations.model(made, variant))
+            return timed({variant: model}, self.clips)[variant].ms_per_clip
+
+        best, fitting, too_many = (paths, 0.0, 0), 0, len(order) + 1
+        if ms(paths, 0) > limit:
+            return paths, judged, []
+        while too_many - fitting > 1:
+            count = (fitting + too_many) // 2
+            made = with_float(count)
+            took_ms = ms(made, count)
+            if took_ms <= limit:
+                best, fitting = (made, took_ms, count), count
+            else:
+                too_many = count
+            self._combinations.drop(set(made.values()) - set(paths.values()) - set(best[0].values()))
+        made, took_ms, count = best
+        if not count:
+            return paths, judged, []
+        together = self.judged(made, f"{variant}: with {count} more layers in float", variant)
+        if _badness(together) >= _badness(judged):
+            return paths, judged, []
+        why = f"there was time for it: a clip takes {took_ms:.1f} of {limit:g} ms"
+        return made, together, [replace(layer, why=why) for layer in order[:count]]
+
+    def _by_worth(
+        self, variant: Variant, method: Method, kept: Mapping[str, Sequence[str]], alone: Mapping[str, Difference]
+    ) -> list[Kept]:
+        """Return the other layers of some graphs, that with the largest error for each multiplication first."""
+        worth: list[tuple[float, Kept]] = []
+        for graph, names in kept.items():
+            work, ranked = multiplications(self.float[graph]), self._ranked(variant, graph, method)
+            # An error of a graph's outputs, in logits: the layers' errors together are as large as that of the graph.
+            scale = alone[graph].logit_error_mean / max(sum(_score(layer) for layer in ranked), 1e-12)
+            worth += [(_score(one) * scale / work[one.layer], one) for one in ranked if one.layer not in names]
+        return [layer for _, layer in sorted(worth, key=lambda pair: -pair[0])]
+
     def _ranked(self, variant: Variant, graph: str, method: Method) -> list[Kept]:
-        """Return a graph's layers, the most sensitive first.
+        """Return a graph's layers, the most sensitive first; see :meth:`_rank`."""
+        key = variant, graph, method
+        if key not in self._rankings:
+            self._rankings[key] = self._rank(*key)
+        return self._rankings[key]
+
+    def _rank(self, variant: Variant, graph: str, method: Method) -> list[Kept]:
+        """Measure a graph's layers, and return the most sensitive first.
 
         A layer's score is the error of the graph's outputs when it alone is INT8. For the worst layers, the error that
         is saved when it alone stays float is added: some layers do harm only together with those that follow.
@@ -316,7 +407,7 @@ class Maker:
         for place, saved in enumerate(measured.errors_saved([layer.layer for layer in worst])):
             ranked[place] = replace(worst[place], error_saved=saved)
             self.progress(f"{variant}: the {graph} without each of its worst layers", place + 1, len(worst))
-        return sorted(ranked, key=lambda layer: -(layer.error_alone + layer.error_saved))
+        return sorted(ranked, key=lambda layer: -_score(layer))
 
     # -- judging ------------------------------------------------------------------------------------------------------
 
@@ -344,6 +435,11 @@ class Maker:
         folder = self.work / f"{self._written}"
         folder.mkdir()
         return folder
+
+
+def _score(layer: Kept) -> float:
+    """Return how sensitive a layer is."""
+    return layer.error_alone + layer.error_saved
 
 
 def _badness(judged: Difference) -> tuple[float, float, float]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import pytest
 
@@ -162,14 +164,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 class FailuresAtOnce:
-    """Prints why a test failed when it fails: a long run may be stopped before pytest's own summary.
+    """Prints why a test failed, and where a process crashed, at once: a long run may be stopped before the summary.
 
     Args:
         reporter: pytest's own.
+        crashes: a folder; each process of the tests writes the stacks of its threads there if it crashes.
     """
 
-    def __init__(self, reporter: Any) -> None:
+    def __init__(self, reporter: Any, crashes: Path) -> None:
         self._reporter = reporter
+        self._crashes = crashes
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Print the test and the last line of its error."""
@@ -178,13 +182,40 @@ class FailuresAtOnce:
             self._reporter.ensure_newline()
             self._reporter.write_line(f"{report.nodeid}, {report.when}: {why[0][1:300].strip()}", red=True)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a process of the tests where it writes to."""
+        node.workerinput["crash"] = str(self._crashes / node.gateway.id)
 
-@pytest.hookimpl(trylast=True)  # pytest's reporter is made by then
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Print what a process that crashed was doing."""
+        for line in crash_lines(Path(node.workerinput["crash"])):
+            self._reporter.write_line(f"{node.gateway.id}: {line}", red=True)
+
+
+def crash_lines(stacks: Path) -> list[str]:
+    """What of the stacks of a crashed process tells where it was: the signal, and the thread that it came to."""
+    parts = stacks.read_text().split("\n\n") if stacks.is_file() else []
+    current = [line for part in parts if part.startswith("Current thread") for line in part.splitlines()[:13]]
+    return [*(parts[:1] if current else []), *current]
+
+
+@pytest.hookimpl(trylast=True)  # pytest's reporter is made by then, and its own file for crashes chosen
 def pytest_configure(config: pytest.Config) -> None:
     """Print failures at once, in the process that prints."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and "PYTEST_XDIST_WORKER" not in os.environ:
-        config.pluginmanager.register(FailuresAtOnce(reporter))
+    if crash := getattr(config, "workerinput", {}).get("crash"):
+        config.stash[CRASH] = Path(crash).open("w")
+        faulthandler.enable(config.stash[CRASH])
+    elif reporter is not None:
+        crashes = tempfile.TemporaryDirectory(prefix="adafocus-edge-crashes-")
+        config.add_cleanup(crashes.cleanup)
+        config.pluginmanager.register(FailuresAtOnce(reporter, Path(crashes.name)))
+
+
+CRASH = pytest.StashKey[TextIO]()
+"""The file that this process writes to if it crashes."""
 
 
 @pytest.hookimpl(trylast=True)

@@ -64,6 +64,16 @@ class CalibrateArguments:
             metavar="POINTS",
         ),
     ] = 1.0
+    max_latency_ms: Annotated[
+        float | None,
+        Option(
+            "Keep further sensitive layers of int8-cpu in float while a clip takes no longer than this here.",
+            VARIANTS,
+            default="only as many as accuracy needs",
+            minimum=0.001,
+            metavar="MS",
+        ),
+    ] = None
     reduce_range: Annotated[
         Literal["auto", "on", "off"],
         Option("Use 7-bit weights in int8-cpu; auto: where this CPU needs them.", VARIANTS, metavar="MODE"),
