@@ -33,6 +33,28 @@ TYPES = {"f32": "float32", "u8": "uint8", "i64": "int64", "i32": "int32"}
 """OpenVINO's names for the types of the contract."""
 
 
+_loading = threading.Lock()
+
+
+def library() -> Any:
+    """Return OpenVINO's ``Core``: one for all models, which is never freed before the process ends.
+
+    Its CPU plugin replaces the signal stack (``sigaltstack``) of the thread that loads it, and unmaps the new one when
+    the ``Core`` is freed. If another thread frees it, or several are not freed in reverse order, a thread keeps a stack
+    that is gone, and the next signal with a Python handler, such as Ctrl-C, crashes the process or writes over what
+    lies there by then. Source: https://github.com/openvinotoolkit/openvino/pull/11894
+    """
+    with _loading:
+        return _core()
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoSession:
     """One graph in OpenVINO, configured for the lowest latency of a single request; tensors are NumPy arrays.
 
@@ -47,14 +69,12 @@ class OpenVinoSession:
     """
 
     def __init__(self, path: Path, device: str = CPU, threads: int | None = None, *, fixed: bool = False) -> None:
-        import openvino
-
         self._path, self._device, self._fixed = path, device, fixed
         # Reduced precision is a variant, never a surprise: by default GPUs and new CPUs compute in 16 bits.
         self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if device == CPU:
             self._settings["INFERENCE_NUM_THREADS"] = threads or usable_cores()
-        self._core = openvino.Core()
+        self._core = library()
         with _reported(path, device):
             self._graph = self._core.read_model(path)
             self.inputs = tuple(_spec(port) for port in self._graph.inputs)
@@ -93,7 +113,7 @@ class OpenVinoSession:
         """Release the compiled graphs."""
         self._of_thread = threading.local()
         self._compiled.clear()
-        del self._graph, self._core
+        del self._graph
 
 
 @contextlib.contextmanager
@@ -129,11 +149,9 @@ def openvino_obstacle() -> Obstacle | None:
 
 def open_variant(request: LoadRequest) -> LoadedModel:
     """Open a variant of a bundle on one of OpenVINO's devices, and check its files. Raises ``BackendError``."""
-    import openvino
-
     bundle, variant = request.bundle, request.variant
     device = (request.device or CPU).upper()
-    present = openvino.Core().available_devices
+    present = library().available_devices
     if device.partition(".")[0] not in {name.partition(".")[0] for name in present}:
         raise BackendError(f"--device {request.device}: OpenVINO has no such device here; it has {', '.join(present)}")
     if variant in EXACT_INT8:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -129,3 +131,37 @@ def test_classify_runs_on_it():
     clip = FIGHTS / "fight" / "fi013.mp4"
     result = json.loads(edge("classify", clip, "--backend", "openvino", "--json").stdout)
     assert result["backend"] == "openvino"
+
+
+SIGNALS = """
+import gc, os, signal, sys, threading
+from adafocus_edge.backends.registry import load_model
+from adafocus_edge.bundle.store import default_bundle, read_bundle
+
+bundle = read_bundle(default_bundle())
+first, second = (load_model(bundle, "int8-cpu", "openvino", 1) for _ in range(2))
+if sys.argv[1] == "in another thread":
+    second.close()
+    second = None
+    closing = threading.Thread(target=first.close)
+    closing.start()
+    closing.join()
+else:
+    first.close()
+    first = None
+    gc.collect()
+    second.close()
+first = second = None
+gc.collect()
+signal.signal(signal.SIGINT, lambda *_: print("caught"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize("closed", ["in another thread", "the first one first"])
+def test_a_signal_finds_its_stack_after_models_are_closed(closed):
+    """OpenVINO's plugin replaced it, and took it away: Ctrl-C then crashed the process."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS, closed], check=False, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, "caught\n"), done.stderr

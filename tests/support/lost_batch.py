@@ -1,6 +1,6 @@
 """Lose a batch between a worker of a data loader and the trainer, for want of shared memory; print the error.
 
-In a process of its own: in the tests' process, this and OpenVINO together left corrupt memory, and a later crash.
+In a process of its own, which has small files only.
 """
 
 from __future__ import annotations
