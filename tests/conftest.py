@@ -17,7 +17,6 @@ import pytest
 
 from adafocus_edge.model.spec import ModelSpec
 from benchmarks.official import CASES, CHECKPOINT, cached_export, cached_folder
-from tests.support.alone import refuse_limits
 from tests.support.prefork import run_module
 
 # PyTorch takes three seconds to import, NumPy's users one: nothing that every run of pytest imports may need them.
@@ -204,9 +203,7 @@ def crash_lines(stacks: Path) -> list[str]:
 
 @pytest.hookimpl(trylast=True)  # pytest's reporter is made by then, and its own file for crashes chosen
 def pytest_configure(config: pytest.Config) -> None:
-    """Print failures at once, in the process that prints; keep tests from limiting this process."""
-    if sys.platform != "win32":
-        refuse_limits()
+    """Print failures at once, in the process that prints."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if crash := getattr(config, "workerinput", {}).get("crash"):
         config.stash[CRASH] = Path(crash).open("w")

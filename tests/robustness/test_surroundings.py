@@ -28,7 +28,6 @@ from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.system import files
 from adafocus_edge.system.files import write_text
 from tests.conftest import ROOT, edge, one_line_error
-from tests.support.alone import run_alone
 from training.loading import fork_server
 from training.prepare import PrepareOptions, prepare
 
@@ -185,10 +184,6 @@ def no_more_files() -> Iterator[None]:
 
 def test_what_the_machine_lacks_is_no_fault_of_a_video(tmp_path):
     """It must not be left out of a data set, as a damaged one is."""
-    run_alone(read_without_files, tmp_path)
-
-
-def read_without_files(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "image.png")
     clip = VideoFile(str(CLIP))
     with no_more_files(), pytest.raises(ShortageError, match=r"fi013.mp4: .*short of .*\(Too many open files\)"):

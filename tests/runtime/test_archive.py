@@ -36,7 +36,6 @@ from adafocus_edge.runtime.archive.station import ArchiveJob, Station
 from adafocus_edge.runtime.settings import ClassifyOptions
 from adafocus_edge.system.cpu import usable_cores
 from tests.conftest import ROOT, edge, one_line_error
-from tests.support.alone import run_alone
 from tests.support.videos import encode
 
 CLIPS = 500
@@ -253,20 +252,17 @@ def test_the_error_of_a_file_that_was_copied_names_the_file(station, tmp_path):
     assert "adafocus-" not in row["error"]
 
 
-def test_a_shortage_of_the_machine_is_no_row(job, tmp_path):
-    run_alone(classify_without_files, job, encode(tmp_path / "clip.mp4", 8, size=(64, 64)))
-
-
-def classify_without_files(job: ArchiveJob, clip: Path) -> None:
+def test_a_shortage_of_the_machine_is_no_row(station, tmp_path):
     resource = pytest.importorskip("resource")
-    station = Station(job)
-    station.prepare()
+    clip = encode(tmp_path / "clip.mp4", 8, size=(64, 64))
     assert "error" not in station.classify([Source("clip", str(clip))])[0]
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
-    with pytest.raises(BackendError, match="clip.* short of memory, threads or open files"):
-        station.classify([Source("clip", str(clip))])
-    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+        with pytest.raises(BackendError, match="clip.* short of memory, threads or open files"):
+            station.classify([Source("clip", str(clip))])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert "error" not in station.classify([Source("clip", str(clip))])[0]
 
 

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from PIL import Image
 from adafocus_edge.errors import UsageError
 from adafocus_edge.evaluation.dataset import Example, Split
 from tests.conftest import CLIPS, ROOT, edge, official_spec, one_line_error
-from tests.support.alone import run_alone
 from tests.support.videos import encode
 from training import frame_cache, loading
 from training.augment import Augmentation, UncroppedClips
@@ -201,18 +201,19 @@ def test_a_clip_that_changed_is_decoded_anew(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_changes_no_sample_and_is_told(tmp_path: Path) -> None:
-    run_alone(draw_on_a_full_disk, tmp_path)
-
-
-def draw_on_a_full_disk(folder: Path) -> None:
-    data = dataset("rgb", Keeping(6, FrameStore(folder, in_memory=True)))
+    data = dataset("rgb", Keeping(6, FrameStore(tmp_path, in_memory=True)))
     expected = [dataset("rgb", Keeping(6, None))[0, number] for number in (0, 1)]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    samples = [data[0, number] for number in (0, 1)]
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(folder.iterdir())
+    try:
+        samples = [data[0, number] for number in (0, 1)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        if server := forkserver._forkserver._forkserver_pid:  # one that began meanwhile would keep the limit
+            resource.prlimit(server, resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert not list(tmp_path.iterdir())
     batch = collate(samples)
     assert not isinstance(batch, list)
     (told,) = batch.shortages
