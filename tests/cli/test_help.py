@@ -269,6 +269,24 @@ def test_the_shell_completes_verbs_options_and_choices(words: str, found: set[st
     assert set(done.stdout.split()) == found
 
 
+def test_the_program_alone_shows_its_help() -> None:
+    alone, asked = edge(), edge("--help")
+    assert (alone.returncode, alone.stderr) == (0, "")
+    assert alone.stdout == asked.stdout
+    assert alone.stdout.startswith("Usage: adafocus-edge [OPTIONS] VERB [ARGS]...\n")
+
+
+def test_a_verb_imports_no_other_verb() -> None:
+    code = (
+        "import sys, typer; from adafocus_edge.cli.app import app; root = typer.main.get_command(app)\n"
+        "command = root.get_command(None, 'inspect'); assert command.name == 'inspect'\n"
+        "print(sorted(n for n in sys.modules if n.startswith('adafocus_edge.cli.') and n.split('.')[2] in sys.argv))"
+    )
+    command = [sys.executable, "-c", code, *(name.replace("-", "_") for name in COMMANDS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "['adafocus_edge.cli.inspect']\n"
+
+
 def test_the_completion_script_is_shown() -> None:
     done = edge("--show-completion", "bash")
     assert done.returncode == 0, done.stderr

@@ -31,6 +31,9 @@ DEVICE = (
     "adafocus_edge.runtime.classifier adafocus_edge.serve.session calibration.calibrate"
 ).split()
 """What most commands import."""
+DEVICE += [
+    f"adafocus_edge.cli.{verb}" for verb in "benchmark calibrate classify evaluate export serve train tune".split()
+]
 TORCH = [*DEVICE, "hydra", "torch", "torchvision", "training.train", "training.prepare", "export.exporter"]
 """What training and export import beside that."""
 FREE = ("ADAFOCUS_EDGE_", "COLUMNS", "HOME", "PYTEST_", "TEST_", "TMPDIR", "XDG_")
