@@ -37,7 +37,7 @@ from adafocus_edge.bundle.manifest import (
     encode_manifest,
 )
 from adafocus_edge.bundle.store import new_bundle, read_bundle, sha256_of
-from adafocus_edge.errors import SourceError, UsageError
+from adafocus_edge.errors import BundleError, SourceError, UsageError
 from adafocus_edge.evaluation.evidence import CONVERTED
 from adafocus_edge.media.clip import Clip
 from adafocus_edge.media.frame_folder import FrameFolder
@@ -266,7 +266,7 @@ def _add_class_bias(model: GlimpseModel, classes: Sequence[str], class_bias: Map
 
 def _class_names(checkpoint: Checkpoint, file: Path | None, count: int) -> tuple[str, ...]:
     """Return the class names of a file or else of the checkpoint; an empty tuple if neither has any."""
-    names = _without_numbers(read_classes(file)) if file is not None else checkpoint.classes or ()
+    names = _without_numbers(read_classes(file), file) if file is not None else checkpoint.classes or ()
     if names:
         check_classes(names, count, str(file or checkpoint.path))
         check_distinct(names, str(file or checkpoint.path))
@@ -281,13 +281,22 @@ def _class_warnings(checkpoint: Checkpoint, file: Path | None, names: tuple[str,
     return [f"{file}: its class names differ from the checkpoint's ({first_difference(checkpoint.classes, names)})"]
 
 
-def _without_numbers(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Strip the numbers of a numbered list (UCF101: ``1 ApplyEyeMakeup``), if they count from 0 or 1."""
+def _without_numbers(names: tuple[str, ...], file: Path) -> tuple[str, ...]:
+    """Strip the numbers of a numbered list (UCF101: ``1 ApplyEyeMakeup``), if they count from 0 or 1.
+
+    Raises ``BundleError`` if they count, but not in order: lines and numbers would name different classes.
+    """
     parts = [name.split(maxsplit=1) for name in names]
-    for first in (0, 1):
-        if all(len(p) == 2 and p[0] == str(number) for number, p in enumerate(parts, start=first)):
-            return tuple(rest for _, rest in parts)
-    return names
+    if not all(len(part) == 2 and part[0].isascii() and part[0].isdecimal() for part in parts):
+        return names
+    numbers = [int(number) for number, _ in parts]
+    first = min(numbers)
+    if first > 1 or sorted(numbers) != list(range(first, first + len(numbers))):
+        return names
+    for line, (expected, number) in enumerate(zip(sorted(numbers), numbers, strict=True), start=1):
+        if number != expected:
+            raise BundleError(f"{file}: line {line} is number {number}: sort the lines by their numbers")
+    return tuple(rest for _, rest in parts)
 
 
 def _describe(model: GlimpseModel, draft: Path, graphs: tuple[str, ...], half_weights: bool) -> dict[str, GraphInfo]:

@@ -74,6 +74,8 @@ class _Muxer:
         copied.time_base = Fraction(1, COPY_TICKS)
         context = cast("Any", copied.codec_context)
         context.width, context.height = size
+        # Some containers have it outside of the codec's own headers.
+        context.sample_aspect_ratio = stream.sample_aspect_ratio or Fraction(0, 1)
         if header is not None:
             context.extradata = header
         self._container.start_encoding()
@@ -249,6 +251,9 @@ class PacketCopier:
         if same_header and not self._jumped and codec.canonical_name in SIZED_BY_HEADER:
             return
         size = picture_size(codec.name, self._header, data) or (stream.codec_context.width, stream.codec_context.height)
+        if not all(size):  # the decoder will know it by the next key frame
+            self._end_video()
+            return
         made_of = (self._header, *size)
         if self._muxer is None or self._jumped or made_of != self._made_of:
             self._begin_video(made_of, stream)

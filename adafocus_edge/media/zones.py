@@ -182,7 +182,10 @@ def _selection(polygons: tuple[Polygon, ...], size: tuple[int, int]) -> _Selecti
 
 
 def _inside(polygon: Polygon, height: int, width: int) -> NDArray[np.bool_]:
-    """Return which pixels of a picture have their centre inside a polygon, [H, W]."""
+    """Return which pixels of a picture have their centre inside a polygon, [H, W].
+
+    A polygon so thin that it contains no centre has the pixels of its bounding box: it never selects nothing.
+    """
     xs, ys = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     inside = np.zeros((height, width), bool)
     for (x1, y1), (x2, y2) in zip(polygon, (*polygon[1:], polygon[0]), strict=True):
@@ -190,7 +193,15 @@ def _inside(polygon: Polygon, height: int, width: int) -> NDArray[np.bool_]:
         if crossed.any():
             at = x1 + (ys[crossed] - y1) / (y2 - y1) * (x2 - x1)
             inside[crossed] ^= xs[None, :] < at[:, None]
+    if not inside.any():
+        columns, rows = zip(*polygon, strict=True)
+        inside[_cells(rows, height), _cells(columns, width)] = True
     return inside
+
+
+def _cells(values: Sequence[float], count: int) -> slice:
+    """Return which of ``count`` equal cells of 0..1 some values span."""
+    return slice(min(int(min(values) * count), count - 1), max(math.ceil(max(values) * count), 1))
 
 
 def _black(rgb: NDArray[np.uint8], selection: _Selection, *, inside: bool) -> NDArray[np.uint8]:

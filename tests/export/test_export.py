@@ -284,6 +284,9 @@ def test_class_names_must_fit(small_checkpoint, tmp_path):
     assert done.returncode == 0, done.stderr
     assert read_bundle(tmp_path / "n").classes == tuple(f"Kind{number}" for number in range(1, 8))
     shutil.rmtree(tmp_path / "n")
+    classes.write_text("".join(f"{number} Kind{number}\n" for number in (0, 2, 1, 3, 4, 5, 6)))
+    done = edge("export", small_checkpoint, "-o", tmp_path / "b", "--patch-size", 160, "--classes", classes)
+    one_line_error(done, 1, "classInd.txt", "line 2 is number 2: sort the lines by their numbers")
     classes.write_text("one\n\nthree\n4\n5\n6\n7\n")
     done = edge("export", small_checkpoint, "-o", tmp_path / "b", "--patch-size", 160, "--classes", classes)
     one_line_error(done, 1, "classInd.txt", "line 2 is empty")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -219,6 +221,73 @@ def test_a_stream_that_changes_its_size_goes_on_in_a_new_file(
     assert len(frame_hashes(first)) + len(frame_hashes(second)) == sink.handled == capture.counters.frames
 
 
+def shown_size(head: bytes) -> tuple[int, int]:
+    """Width and height of the only track, of an MP4's first boxes (ISO/IEC 14496-12, 8.3.2)."""
+    place = head.index(b"tkhd") - 4
+    (length,) = struct.unpack(">I", head[place : place + 4])
+    width, height = struct.unpack(">II", head[place + length - 8 : place + length])
+    return width >> 16, height >> 16
+
+
+@pytest.mark.parametrize("coding", ["libx264", "libx265 -x265-params log-level=none", "mpeg4"])
+def test_a_file_whose_pictures_change_their_size_has_recordings_of_both_sizes(
+    coding: str, recorder: Callable[..., CopyRecorder], tmp_path: Path
+) -> None:
+    sizes = (SIZE, (640, 360))
+    films = [made(tmp_path, f"-c:v {coding} -g 25", "mpegts", seconds=1, size=size) for size in sizes]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(b"".join(film.read_bytes() for film in films))
+    fragments: list[LiveFragment] = []
+    with captured(str(joined), recorder(), retries=0, on_fragment=fragments.append) as capture:
+        until(has_ended(capture))
+    videos = list({id(one.video): one.video for one in fragments}.values())
+    assert [(video.width, video.height) for video in videos] == list(sizes)
+    assert [shown_size(video.head) for video in videos] == list(sizes)
+
+
+def test_a_camera_that_is_joined_between_key_frames_is_recorded_from_the_next_one(
+    recorder: Callable[..., CopyRecorder], tmp_path: Path
+) -> None:
+    """What its pictures are is known only then; a packet arrives before it is decoded."""
+    film = made(tmp_path, "-c:v libx264 -preset ultrafast -g 75", "mpegts", seconds=8)
+    whole = film.read_bytes()
+    part = whole[len(whole) // 8 // 188 * 188 :]  # the key frame of second 0 is gone
+    port, over = free_port(), threading.Event()
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for place in range(0, len(part), 1316):
+                sender.sendto(part[place : place + 1316], ("127.0.0.1", port))
+                if over.wait(7 * 1316 / len(part)):
+                    return
+
+    sink = recorder()
+    with captured(f"udp://127.0.0.1:{port}", sink, retries=0) as capture:
+        thread = threading.Thread(target=send)
+        thread.start()
+        until(lambda: capture.counters.frames > 100)
+        over.set()
+        thread.join()
+    sink.close(20)
+    (path,) = recorded(tmp_path / "video")
+    sent = frame_hashes(film)
+    kept = frame_hashes(path)
+    assert kept == sent[75 : 75 + len(kept)]
+    assert len(kept) > 50
+
+
+def test_the_shape_of_pixels_that_only_the_container_knows_is_kept(
+    recorder: Callable[..., CopyRecorder], tmp_path: Path
+) -> None:
+    film = made(tmp_path, "-c:v libvpx-vp9 -deadline realtime -cpu-used 8 -vf setsar=2/1", "webm", seconds=1)
+    with captured(str(film), recorder(), retries=0) as capture:
+        until(has_ended(capture))
+    capture.close(20)
+    until(lambda: bool(recorded(tmp_path / "video")))
+    (path,) = recorded(tmp_path / "video")
+    assert probed(film)["sample_aspect_ratio"] == probed(path)["sample_aspect_ratio"] == "2:1"
+
+
 def test_a_stream_that_was_lost_goes_on_in_a_new_file(recorder: Callable[..., CopyRecorder], tmp_path: Path) -> None:
     sink, fragments = recorder(), []
     with (
@@ -410,6 +479,30 @@ def test_results_lie_beside_the_frames_that_they_were_made_of(
     assert [line["label"] for line in lines if "steps" in line] == ["juggling"], "the window is in the last file"
 
 
+@pytest.mark.parametrize("results_first", [True, False])
+def test_results_are_recorded_however_early_or_late_they_are(
+    results_first: bool, recorder: Callable[..., CopyRecorder], tmp_path: Path
+) -> None:
+    """Before the first fragment, or after all of them and after the source has ended; each frame is a fragment."""
+    film, frames, fragments = made(tmp_path, "-c:v libx264 -g 1", "mpegts"), [], []
+    with (
+        served(film, "mpegts") as address,
+        captured(address, retries=0, on_frame=frames.append, on_fragment=fragments.append) as capture,
+    ):
+        until(has_ended(capture))
+    assert len(fragments) == len(frames) == 100
+    sink = recorder()
+    results = [look(frame, frame.index) for frame in frames[::10]]
+    ended = Notice("yard", "ended", "yard: has ended", time.time())
+    for message in [*results, *fragments, ended] if results_first else [*fragments, ended, *results]:
+        sink.enqueue(message)
+    sink.close(20)
+    (path,) = recorded(tmp_path / "video")
+    _, *lines = map(json.loads, path.with_suffix(".jsonl").read_text().splitlines())
+    assert [line["media_s"] for line in lines] == pytest.approx([number * 0.4 for number in range(10)], abs=1e-3)
+    assert sink.dropped == 0
+
+
 # -- trouble -----------------------------------------------------------------------------------------------------------
 
 
@@ -562,6 +655,30 @@ def test_the_clip_of_an_event_is_cut_from_the_camera_s_own_packets(
     if not behind_s:
         assert stored.started - stored.clip_from == pytest.approx(5.5 - first / 25, abs=1.2)
     assert stored.bytes == clip.stat().st_size + store.path(f"{stored.key}.jpg").stat().st_size
+
+
+def test_an_event_before_the_first_fragment_has_a_clip_too(tmp_path: Path) -> None:
+    film = made(tmp_path, CODECS["a key frame each 6 s"][1], "mpegts", seconds=4)
+    store, reports = EventStore(tmp_path / "events"), []
+    sink = EventClips(store, SPEC, reports.append, window_s=1.0, copy=True)
+
+    def frame(message: LiveFrame) -> None:
+        if message.index == 3:
+            sink.enqueue(event("start", message, 0.0))
+            until(lambda: store.get("key") is not None)
+            assert store.get("key").clip is None  # type: ignore[union-attr]
+
+    with served(film, "mpegts") as address, captured(address, sink, on_frame=frame, retries=0) as capture:
+        until(has_ended(capture))
+    sink.close(20)
+    stored = store.get("key")
+    store.close()
+    assert stored is not None
+    assert stored.clip == "key.mp4"
+    assert frame_hashes(store.path("key.mp4")) == frame_hashes(film)
+    assert stored.clip_s == pytest.approx(4, abs=0.1)
+    assert stored.bytes == sum(store.path(f"key.{ending}").stat().st_size for ending in ("mp4", "jpg"))
+    assert reports == []
 
 
 def test_what_browsers_do_not_play_is_encoded_for_events(tmp_path: Path) -> None:

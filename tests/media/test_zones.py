@@ -45,6 +45,17 @@ def test_a_pixel_belongs_to_a_polygon_if_its_centre_is_inside(polygon: Any) -> N
     assert np.array_equal(attended, np.where(wanted[..., None], rgb, 0))
 
 
+def test_a_polygon_too_thin_for_any_centre_has_the_pixels_that_it_touches() -> None:
+    """A mask must hide something; a region that showed nothing would give an answer of black pictures."""
+    rgb = noise()
+    across, down = ((0.5, 0.1), (0.5002, 0.1), (0.5002, 0.9), (0.5, 0.9)), ((0, 1), (1, 1), (1, 0.9998), (0, 0.9998))
+    columns = ~Zones(masks=(across,)).masked(lambda: rgb)().any(axis=2)
+    assert columns[4:44, 32].all()
+    assert columns.sum() == 40
+    assert np.array_equal(Zones(regions=(down,)).attended(rgb)[-1], rgb[-1])
+    assert not Zones(regions=(down,)).attended(rgb)[:-1].any()
+
+
 def test_several_polygons_add_up_and_the_picture_itself_stays_as_it_is() -> None:
     rgb, left, right = noise(), ((0, 0), (0.6, 0), (0.6, 1), (0, 1)), ((0.4, 0), (1, 0), (1, 1), (0.4, 1))
     before = rgb.copy()

@@ -97,6 +97,21 @@ def test_a_folder_of_something_else_or_of_another_model_is_refused(tmp_path):
         open_journal(rows, {"model": "b"}).__enter__()
 
 
+def test_relative_names_mean_other_files_in_another_folder(small_bundle, tmp_path):
+    """The second command would find a row for each of its files, and read none of them."""
+    homes = [tmp_path / name for name in ("here", "there")]
+    for home in homes:
+        (home / "clips").mkdir(parents=True)
+        encode(home / "clips" / "a.mp4", 8, size=(64, 64))
+    rows = tmp_path / "rows"
+    run = ("classify", "clips", "--bundle", small_bundle, "--engine", "local", "-o", rows, *QUICK)
+    assert edge(*run, cwd=homes[0]).returncode == 0
+    one_line_error(edge(*run, cwd=homes[1]), 2, f"holds rows of folder '{homes[0]}', and this run has '{homes[1]}'")
+    assert edge(*run, cwd=homes[0]).returncode == 0
+    absolute = [str(home / "clips") if word == "clips" else word for home in homes[1:] for word in run]
+    assert json.loads(edge(*absolute, cwd=homes[1]).stdout)["classified"] == 1
+
+
 def test_a_run_that_was_killed_before_it_wrote_its_settings_goes_on(tmp_path):
     rows = tmp_path / "rows"
     rows.mkdir()

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 RESULTS_WAITING = 512
 """Results of each source that wait for the fragment with their frame, and places in the queue for them."""
-PLACED_FRAGMENTS = 64
-"""Fragments of each source whose frames are remembered: results that are later than this are not recorded."""
+PLACED_FRAGMENTS, PLACED_PACKETS = 64, 8192
+"""Fragments of each source whose frames are remembered, and more if they have fewer packets than this together: results
+that are later are not recorded."""
 
 
 @dataclass
@@ -56,7 +57,8 @@ class _Series:
     """The recordings of one source."""
 
     part: _Part | None = None
-    placed: deque[_Placed] = field(default_factory=lambda: deque(maxlen=PLACED_FRAGMENTS))
+    placed: deque[_Placed] = field(default_factory=deque)
+    packets: int = 0  # in ``placed``
     results: deque[Result] = field(default_factory=lambda: deque(maxlen=RESULTS_WAITING))
     last: tuple[_Part, float] | None = None  # place of the last result
     retry_s: float = 0.0  # by time.monotonic
@@ -126,16 +128,12 @@ class CopyRecorder(FragmentSink):
             self.took_fragment(message)
             self._record(self._series.setdefault(message.source, _Series()), message)
             return
-        series = self._series.get(getattr(message, "source", ""))
-        if series is None:
-            return
         if isinstance(message, Notice):
-            self._end_part(series)
-            if message.kind == "ended":  # another source may take its name
-                series.placed.clear()
-                series.results.clear()
-                series.last = None
+            if (series := self._series.get(message.source)) is not None:
+                self._end_part(series)  # last results may follow; they name their opening of the source
         elif isinstance(message, (ProvisionalResult, Window, Event)):
+            # The first ones come before the first fragment.
+            series = self._series.setdefault(message.source, _Series())
             series.results.append(message)
             self._place_results(series)
 
@@ -229,6 +227,9 @@ class CopyRecorder(FragmentSink):
         in_order_s = tuple((shown - part.start) / COPY_TICKS for shown in fragment.shown)
         media_s = {pts: at_s for pts, at_s in zip(fragment.pts, in_order_s, strict=True) if pts is not None}
         series.placed.append(_Placed(part, fragment.video.opening, media_s, fragment.captured_s, in_order_s))
+        series.packets += len(in_order_s)
+        while len(series.placed) > PLACED_FRAGMENTS and series.packets > PLACED_PACKETS:
+            series.packets -= len(series.placed.popleft().in_order_s)
 
     def _place_results(self, series: _Series) -> None:
         """Write the results whose frames are in a file by now, and those before them that never will be."""

@@ -48,13 +48,14 @@ QUALITY = 90
 
 @dataclass
 class _Clip:
-    """A clip that is being written."""
+    """A clip that is being written, or waits for the first fragment of its source."""
 
     key: str  # of the event
-    file: IO[bytes]
     size: int  # in bytes, with the picture
     wall_offset_s: float  # from the clock of its video to seconds since 1970
-    ends_s: float = float("inf")  # by that clock
+    begins_s: float  # by that clock; rather with the key frame before
+    file: IO[bytes] | None = None
+    ends_s: float = float("inf")
     origin: int | None = None  # when it begins, in ticks of its source's video; None until it does
     first_s: float = 0.0
 
@@ -71,12 +72,12 @@ class _Stream:
     given_s: float = field(default_factory=time.monotonic)
     clips: dict[str, _Clip] = field(default_factory=dict)  # by the event's key
 
-    def ahead_s(self, frame: LiveFrame) -> float:
-        """Return how far the clock of the video is ahead of the source's seconds."""
-        if self.copied is None:
-            return 0.0
-        arrived_s = None if frame.packet is None else frame.packet.arrived_s
-        return (frame.captured_s if arrived_s is None else arrived_s) - frame.time_s
+    def close_clips(self) -> None:
+        """Close all clips."""
+        for clip in self.clips.values():
+            if clip.file is not None:
+                clip.file.close()
+        self.clips.clear()
 
 
 class EventClips(FragmentSink):
@@ -233,7 +234,8 @@ class EventClips(FragmentSink):
         if stream.last_s is not None and not 0 < frame.time_s - stream.last_s < GAP_S:
             self._end_video(stream)
         if stream.video is None or shape != stream.shape:
-            self._end_video(stream)
+            if stream.kept is not None:
+                self._end_video(stream)
             height, width = picture.shape[:2]
             scale = min(1.0, CLIP_WIDTH / width)
             width, height = (max(2, round(side * scale) // 2 * 2) for side in (width, height))
@@ -247,7 +249,8 @@ class EventClips(FragmentSink):
     def _add_fragment(self, stream: _Stream, copied: LiveFragment) -> None:
         first_s, last_s = copied.captured_s[0], copied.captured_s[-1]
         if stream.kept is None or stream.copied is not copied.video:
-            self._end_video(stream)
+            if stream.kept is not None:
+                self._end_video(stream)
             stream.copied = copied.video
             # The event is seen later than its packets arrive: by as much as the decoder may be behind.
             stream.kept = KeptFragments(copied.video.head, self._kept_s + MAX_AHEAD_S, MAX_KEPT_BYTES)
@@ -259,18 +262,38 @@ class EventClips(FragmentSink):
 
     def _write(self, stream: _Stream, fragment: Fragment) -> None:
         """Add a fragment to all clips of its source, and finish those that are long enough."""
-        for key, clip in list(stream.clips.items()):
+        for clip in list(stream.clips.values()):
             try:
-                self._append(stream, clip, fragment)
+                if clip.file is None:
+                    self._open(stream, clip)  # this fragment is among those that are kept
+                else:
+                    self._append(stream, clip, clip.file, fragment)
             except OSError:
-                del stream.clips[key]
-                clip.file.close()
+                self._end_clip(stream, clip)
                 raise
-            if fragment.last_s >= min(clip.ends_s, clip.first_s + LONGEST_S):
-                del stream.clips[key]
-                clip.file.close()
+            longest_s = float("inf") if clip.origin is None else clip.first_s + LONGEST_S
+            if fragment.last_s >= min(clip.ends_s, longest_s):
+                self._end_clip(stream, clip)
 
-    def _append(self, stream: _Stream, clip: _Clip, fragment: Fragment) -> None:
+    def _end_clip(self, stream: _Stream, clip: _Clip) -> None:
+        """Write no more to a clip."""
+        del stream.clips[clip.key]
+        if clip.file is not None:
+            clip.file.close()
+
+    def _open(self, stream: _Stream, clip: _Clip) -> None:
+        """Begin the file of a clip with what is kept of its source's video, if that is anything yet."""
+        if stream.kept is None or not (fragments := stream.kept.since(clip.begins_s)):
+            return
+        path = self._store.path(f"{clip.key}.mp4")
+        clip.file = path.open("xb", buffering=0)
+        write_all(clip.file, stream.kept.head)
+        clip.size += len(stream.kept.head)
+        self._store.update(clip.key, clip=path.name, bytes=clip.size)
+        for fragment in fragments:
+            self._append(stream, clip, clip.file, fragment)
+
+    def _append(self, stream: _Stream, clip: _Clip, file: IO[bytes], fragment: Fragment) -> None:
         begins = start_of(fragment.data)
         if clip.origin is None:
             if not fragment.is_key:
@@ -278,8 +301,8 @@ class EventClips(FragmentSink):
             clip.origin, clip.first_s = begins, fragment.first_s
             self._store.update(clip.key, clip_from=fragment.first_s + clip.wall_offset_s)
         data = moved(fragment.data, clip.origin)
-        write_all(clip.file, data)
-        os.fsync(clip.file.fileno())  # before the index names it: a power cut loses neither
+        write_all(file, data)
+        os.fsync(file.fileno())  # before the index names it: a power cut loses neither
         clip.size += len(data)
         clip_s = (begins - clip.origin) / (TICKS if stream.copied is None else COPY_TICKS) + fragment.length_s
         self._store.update(clip.key, clip_s=round(clip_s, 3), bytes=clip.size)
@@ -291,9 +314,7 @@ class EventClips(FragmentSink):
             if video is not None and (fragment := video.close()) is not None:
                 self._write(stream, fragment)
         finally:
-            for clip in stream.clips.values():
-                clip.file.close()
-            stream.clips.clear()
+            stream.close_clips()
             stream.copied = stream.kept = None
 
     # -- events -------------------------------------------------------------------------------------------------------
@@ -311,29 +332,33 @@ class EventClips(FragmentSink):
         except OSError as error:  # the clip may still be written
             self._failed(error)
             size = 0
-        if stream.kept is None:
-            return
-        path = self._store.path(f"{event.key}.mp4")
-        ahead_s = stream.ahead_s(event.frame)
-        clock_s = event.frame.time_s if stream.copied is None else event.frame.captured_s
-        clip = _Clip(event.key, path.open("xb", buffering=0), size, event.wall_s - clock_s)
+        clock_s = event.frame.captured_s if self._is_copied(stream, event.source) else event.frame.time_s
+        begins_s = event.start_s - self._before_s + self._ahead_s(stream, event)
+        clip = stream.clips[event.key] = _Clip(event.key, size, event.wall_s - clock_s, begins_s)
         try:
-            write_all(clip.file, stream.kept.head)
-            clip.size += len(stream.kept.head)
-            self._store.update(event.key, clip=path.name, bytes=clip.size)
-            for fragment in stream.kept.since(event.start_s - self._before_s + ahead_s):
-                self._append(stream, clip, fragment)
+            self._open(stream, clip)
         except BaseException:
-            clip.file.close()
+            self._end_clip(stream, clip)
             raise
-        stream.clips[event.key] = clip
+
+    def _is_copied(self, stream: _Stream, source: str) -> bool:
+        """Whether clips of a source are, or will be, joined from its own video."""
+        return source in self._copies if stream.kept is None else stream.copied is not None
+
+    def _ahead_s(self, stream: _Stream, event: Event) -> float:
+        """Return how far the clock of the video is ahead of the source's seconds."""
+        if not self._is_copied(stream, event.source):
+            return 0.0
+        frame = event.frame
+        arrived_s = None if frame.packet is None else frame.packet.arrived_s
+        return (frame.captured_s if arrived_s is None else arrived_s) - frame.time_s
 
     def _end(self, stream: _Stream, event: Event) -> None:
         assert event.end_s is not None
         ended = event.wall_s - (event.frame.time_s - event.end_s)
         self._store.update(event.key, ended=ended, peak=event.peak, cut=event.cut)
         if (clip := stream.clips.get(event.key)) is not None:
-            clip.ends_s = event.end_s + self._post_s + stream.ahead_s(event.frame)
+            clip.ends_s = event.end_s + self._post_s + self._ahead_s(stream, event)
 
     def _tidy(self) -> None:
         now_s = time.monotonic()

@@ -34,6 +34,8 @@ LINES = "jsonl"
 PARQUET = "parquet"
 """Folder of the parts as Parquet."""
 ROWS_PER_PART = 10_000
+FOLDER = "folder"
+"""Setting: that which names of sources are relative to; None if none is."""
 
 
 class Journal:
@@ -174,6 +176,8 @@ def _check_settings(run: Path, settings: dict[str, Any]) -> None:
     except (OSError, ValueError, TypeError):
         raise UsageError(f"{run}: cannot be read: give another folder") from None
     for name, value in settings.items():
+        if name == FOLDER and None in (before.get(name), value):
+            continue
         if before.get(name) != value:
             raise UsageError(
                 f"--output {run.parent}: holds rows of {name} {before.get(name)!r}, and this run has {value!r}: give "

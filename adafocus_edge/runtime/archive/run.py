@@ -15,7 +15,7 @@ from adafocus_edge.errors import UsageError
 from adafocus_edge.media.remote import list_remote
 from adafocus_edge.media.sources import is_remote
 from adafocus_edge.runtime.archive.dispatch import BATCH, Dispatcher
-from adafocus_edge.runtime.archive.journal import Journal, open_journal
+from adafocus_edge.runtime.archive.journal import FOLDER, Journal, open_journal
 from adafocus_edge.runtime.archive.on_ray import RayExecutor, check_ray
 from adafocus_edge.runtime.archive.on_this_machine import LocalExecutor
 from adafocus_edge.runtime.archive.settings import MAX_THREADS
@@ -123,7 +123,7 @@ def classify_archive(
     settings = {
         "model": shipped.identity, "variant": variant, "schedule": options.schedule,
         "exit": None if exits is None else repr(exits), "top_k": top_k, "logits": options.logits,
-        "video_track": options.video_track,
+        "video_track": options.video_track, FOLDER: _folder_of(sources),
     }  # fmt: skip
     backend = options.backend
     if archive.engine == "ray":
@@ -159,6 +159,12 @@ def classify_archive(
         summary = _summary(journal, sources, output, before, took, archive.engine or "local", *ran)
         journal.finish(vars(summary))
     return summary
+
+
+def _folder_of(sources: list[Source]) -> str | None:
+    """Return the current folder if paths of sources are relative to it: in another one, they may be other files."""
+    relative = any(not is_remote(source.address) and not Path(source.address).is_absolute() for source in sources)
+    return str(Path.cwd()) if relative else None
 
 
 def _backend_of_actors(backend: str, gpus: float) -> str:
