@@ -287,9 +287,9 @@ def _without_numbers(names: tuple[str, ...], file: Path) -> tuple[str, ...]:
     Raises ``BundleError`` if they count, but not in order: lines and numbers would name different classes.
     """
     parts = [name.split(maxsplit=1) for name in names]
-    if not all(len(part) == 2 and part[0].isascii() and part[0].isdecimal() for part in parts):
+    numbers = [int(part[0]) for part in parts if part[0].isascii() and part[0].isdecimal()]
+    if not all(len(part) == 2 for part in parts) or [part[0] for part in parts] != [str(one) for one in numbers]:
         return names
-    numbers = [int(number) for number, _ in parts]
     first = min(numbers)
     if first > 1 or sorted(numbers) != list(range(first, first + len(numbers))):
         return names

@@ -75,10 +75,6 @@ class _Program(Root):
         super().__init__(**settings)
         self.commands: Any = _Verbs()
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments; without any, show the help."""
-        return super().parse_args(ctx, args or ["--help"])
-
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of all verbs."""
         del ctx
@@ -90,6 +86,7 @@ app = typer.Typer(
     cls=_Program,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": MAX_WIDTH},
 )
 

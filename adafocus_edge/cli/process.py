@@ -196,8 +196,7 @@ def _usage_text(error: Exception) -> str | None:
     """Return Typer's message on wrong usage, or None for any other error. Without a verb, print the help."""
     if not hasattr(error, "format_message"):
         return None
-    text = str(error.format_message())
-    if text.lstrip().startswith("Usage"):
-        typer.echo(text, err=True)
+    if type(error).__name__ == "NoArgsIsHelpError":  # Typer does not export it
+        typer.echo(error.ctx.get_help(), err=True)  # type: ignore[attr-defined]
         return "no verb given"
-    return " ".join(text.split())
+    return " ".join(str(error.format_message()).split())

@@ -59,11 +59,13 @@ class _Muxer:
         stream: that they are of.
         header: its parameter sets.
         size: of the picture, in pixels.
+        aspect: a pixel's width over its height, which some containers have outside of the codec's header; 0 if that
+            header alone knows it.
 
     Raises ``ValueError`` or ``FFmpegError`` if MP4 cannot hold the stream.
     """
 
-    def __init__(self, stream: VideoStream, header: bytes | None, size: tuple[int, int]) -> None:
+    def __init__(self, stream: VideoStream, header: bytes | None, size: tuple[int, int], aspect: Fraction) -> None:
         self._buffer = FragmentBuffer()
         options = {
             "movflags": MOVFLAGS, "frag_duration": str(round(FRAGMENT_S * 1e6)), "frag_size": str(MAX_FRAGMENT_BYTES),
@@ -74,8 +76,7 @@ class _Muxer:
         copied.time_base = Fraction(1, COPY_TICKS)
         context = cast("Any", copied.codec_context)
         context.width, context.height = size
-        # Some containers have it outside of the codec's own headers.
-        context.sample_aspect_ratio = stream.sample_aspect_ratio or Fraction(0, 1)
+        context.sample_aspect_ratio = aspect
         if header is not None:
             context.extradata = header
         self._container.start_encoding()
@@ -261,8 +262,10 @@ class PacketCopier:
     def _begin_video(self, made_of: tuple[Any, ...], stream: VideoStream) -> None:
         self._end_video()
         header, width, height = made_of
-        self._muxer = _Muxer(stream, header, (width, height))
         codec = stream.codec_context.codec.canonical_name
+        is_other = bool(self._made_of) and header != self._made_of[0] and codec in SIZED_BY_HEADER
+        aspect = (None if is_other else stream.sample_aspect_ratio) or Fraction(0, 1)
+        self._muxer = _Muxer(stream, header, (width, height), aspect)
         self._video = CopiedVideo(self._opening, codec, width, height, self._muxer.head)
         self._made_of, self._jumped = made_of, False
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import av
-from PIL import Image
+
+from adafocus_edge.media.images import LARGEST_IMAGE
 
 START = b"\0\0\1"
 VOL_CODES = range(0x20, 0x30)
@@ -84,33 +84,29 @@ def continues_picture(codec: str, data: bytes) -> bool:
 def picture_size(decoder: str, header: bytes | None, data: bytes) -> tuple[int, int] | None:
     """Return width and height of the picture in a key frame, in pixels, or ``None`` if they cannot be read.
 
-    FFmpeg's parser reads them from the codec's headers; where it does not look at sizes (VP9), the picture is decoded.
+    FFmpeg's parser reads them from the codec's headers; where it does not look at sizes (VP9), the picture is decoded,
+    except for MJPEG, where every picture is a key frame.
 
     Args:
         decoder: name of the decoder.
         header: what it must know before; None for nothing.
         data: the packet.
     """
-    if decoder == "mjpeg":  # each picture is a key frame: only its header may be read
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                return image.size
-        except (OSError, SyntaxError, ValueError):
-            return None
     context = av.CodecContext.create(decoder, "r")
-    if not isinstance(context, av.VideoCodecContext):
+    if not isinstance(context, av.VideoCodecContext) or decoder == "mjpeg":
         return None
     if header is not None:
         context.extradata = header
     context.parse(data)
     context.parse()  # that was all of the picture: the parser may wait for the beginning of the next one
-    if not context.width:
-        try:
-            frames = [*context.decode(av.Packet(data)), *context.decode(None)]
-        except av.error.FFmpegError:
-            return None
-        return (frames[0].width, frames[0].height) if frames else None
-    return context.width, context.height
+    if context.width:
+        return context.width, context.height
+    context.options, context.thread_count = {"max_pixels": str(LARGEST_IMAGE)}, 1
+    try:
+        frames = [*context.decode(av.Packet(data)), *context.decode(None)]
+    except av.error.FFmpegError:
+        return None
+    return (frames[0].width, frames[0].height) if frames else None
 
 
 def _starting_units(data: bytes, units: _Units) -> Iterator[bytes]:

@@ -184,7 +184,7 @@ def _selection(polygons: tuple[Polygon, ...], size: tuple[int, int]) -> _Selecti
 def _inside(polygon: Polygon, height: int, width: int) -> NDArray[np.bool_]:
     """Return which pixels of a picture have their centre inside a polygon, [H, W].
 
-    A polygon so thin that it contains no centre has the pixels of its bounding box: it never selects nothing.
+    A polygon so thin that it contains no centre has the pixels that its sides pass: it never selects nothing.
     """
     xs, ys = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     inside = np.zeros((height, width), bool)
@@ -194,14 +194,11 @@ def _inside(polygon: Polygon, height: int, width: int) -> NDArray[np.bool_]:
             at = x1 + (ys[crossed] - y1) / (y2 - y1) * (x2 - x1)
             inside[crossed] ^= xs[None, :] < at[:, None]
     if not inside.any():
-        columns, rows = zip(*polygon, strict=True)
-        inside[_cells(rows, height), _cells(columns, width)] = True
+        for (x1, y1), (x2, y2) in zip(polygon, (*polygon[1:], polygon[0]), strict=True):
+            along = np.linspace(0, 1, math.ceil(2 * max(abs(x2 - x1) * width, abs(y2 - y1) * height)) + 2)
+            rows, columns = (y1 + (y2 - y1) * along) * height, (x1 + (x2 - x1) * along) * width
+            inside[np.minimum(rows.astype(int), height - 1), np.minimum(columns.astype(int), width - 1)] = True
     return inside
-
-
-def _cells(values: Sequence[float], count: int) -> slice:
-    """Return which of ``count`` equal cells of 0..1 some values span."""
-    return slice(min(int(min(values) * count), count - 1), max(math.ceil(max(values) * count), 1))
 
 
 def _black(rgb: NDArray[np.uint8], selection: _Selection, *, inside: bool) -> NDArray[np.uint8]:

@@ -113,8 +113,8 @@ def test_the_limit_is_for_int8_cpu_and_told_where_it_is_missed():
     assert settled(replace(arguments, variants="fp16,int8-cpu"), 8).max_latency_ms == 20.0
     with pytest.raises(UsageError, match="--max-latency-ms 0: must be at least 0.001"):
         CalibrateArguments(data=FIGHTS, max_latency_ms=0.0)
-    row = {"settings": {"max_latency_ms": 20.0}, "ms_per_clip": 20.6, "exits": {}}
+    row = {"settings": {"max_latency_ms": 20.0}, "ms_per_clip": 21.6, "exits": {}}
     assert _warnings({"int8-cpu": row}) == [
-        "int8-cpu: 20.6 ms per clip, more than --max-latency-ms 20: use exit thresholds"
+        "int8-cpu: 21.6 ms per clip, more than --max-latency-ms 20: see exit thresholds"
     ]
-    assert _warnings({"int8-cpu": {**row, "ms_per_clip": 19.9}}) == []
+    assert _warnings({"int8-cpu": {**row, "ms_per_clip": 20.6}}) == []

@@ -269,11 +269,11 @@ def test_the_shell_completes_verbs_options_and_choices(words: str, found: set[st
     assert set(done.stdout.split()) == found
 
 
-def test_the_program_alone_shows_its_help() -> None:
+def test_the_program_alone_shows_its_help_as_an_error() -> None:
     alone, asked = edge(), edge("--help")
-    assert (alone.returncode, alone.stderr) == (0, "")
-    assert alone.stdout == asked.stdout
-    assert alone.stdout.startswith("Usage: adafocus-edge [OPTIONS] VERB [ARGS]...\n")
+    assert (alone.returncode, alone.stdout) == (2, "")
+    assert asked.stdout.startswith("Usage: adafocus-edge [OPTIONS] VERB [ARGS]...\n")
+    assert alone.stderr.rstrip() == f"{asked.stdout.rstrip()}\nerror: no verb given (see --help)"
 
 
 def test_a_verb_imports_no_other_verb() -> None:

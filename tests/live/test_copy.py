@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -503,6 +504,37 @@ def test_results_are_recorded_however_early_or_late_they_are(
     assert sink.dropped == 0
 
 
+def test_what_is_not_copied_has_no_place_in_an_older_recording(
+    recorder: Callable[..., CopyRecorder], tmp_path: Path
+) -> None:
+    """A source that takes the name of another, and whose packets cannot be copied."""
+    film, frames, fragments = made(tmp_path, CODECS["h264 with B-frames"][1], "mpegts", seconds=1), [], []
+    with (
+        served(film, "mpegts") as address,
+        captured(address, retries=0, on_frame=frames.append, on_fragment=fragments.append) as capture,
+    ):
+        until(has_ended(capture))
+    sink = recorder()
+    for message in [*fragments, look(frames[3]), window("yard"), Notice("yard", "ended", "yard: changed", time.time())]:
+        sink.enqueue(message)
+    for number in range(copying.RESULTS_WAITING + 50):
+        sink.enqueue(look(replace(frames[5], packet=None), number))
+        sink.enqueue(window("yard"))
+        sink.enqueue(window("never copied"))
+        if number % 50 == 0:
+            until(lambda: not sink.waiting)
+    for number in range(20):
+        for message in (*(replace(one, source=f"file {number}") for one in fragments),
+                        Notice(f"file {number}", "ended", "has ended", time.time())):  # fmt: skip
+            sink.enqueue(message)
+        until(lambda: not sink.waiting)
+    sink.close(20)
+    (path,) = (path for path in recorded(tmp_path / "video") if path.name.startswith("yard"))
+    _, *lines = map(json.loads, path.with_suffix(".jsonl").read_text().splitlines())
+    assert ["provisional" in line for line in lines] == [True, False]
+    assert len(sink._series) <= copying.ENDED_SERIES + 1
+
+
 # -- trouble -----------------------------------------------------------------------------------------------------------
 
 
@@ -678,6 +710,32 @@ def test_an_event_before_the_first_fragment_has_a_clip_too(tmp_path: Path) -> No
     assert frame_hashes(store.path("key.mp4")) == frame_hashes(film)
     assert stored.clip_s == pytest.approx(4, abs=0.1)
     assert stored.bytes == sum(store.path(f"key.{ending}").stat().st_size for ending in ("mp4", "jpg"))
+    assert reports == []
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_event_whose_video_has_ended_takes_none_of_the_next_one(ends: bool, tmp_path: Path) -> None:
+    """Its last glimpses are seen when the source is lost already."""
+    film, frames, fragments = made(tmp_path, CODECS["h264 with B-frames"][1], "mpegts", seconds=2), [], []
+    with (
+        served(film, "mpegts") as address,
+        captured(address, retries=0, on_frame=frames.append, on_fragment=fragments.append) as capture,
+    ):
+        until(has_ended(capture))
+    store, reports = EventStore(tmp_path / "events"), []
+    sink = EventClips(store, SPEC, reports.append, window_s=1.0, copy=True)
+    lost = Notice("yard", "lost", "yard: no answer", time.time())
+    late = event("start", frames[9], 0.2)
+    over = [event("end", frames[9], 0.2, 0.3)] if ends else []
+    for message in [frames[9], *fragments, lost, late, *over, *fragments]:
+        sink.enqueue(message)
+        until(lambda: not sink.waiting)
+    sink.close(20)
+    stored = store.get("key")
+    store.close()
+    assert stored is not None
+    assert (stored.clip, stored.clip_s) == (None, None)
+    assert sorted(path.suffix for path in (tmp_path / "events").glob("key.*")) == [".jpg"]
     assert reports == []
 
 

@@ -54,6 +54,11 @@ def test_a_polygon_too_thin_for_any_centre_has_the_pixels_that_it_touches() -> N
     assert columns.sum() == 40
     assert np.array_equal(Zones(regions=(down,)).attended(rgb)[-1], rgb[-1])
     assert not Zones(regions=(down,)).attended(rgb)[:-1].any()
+    square = noise(480, 480)
+    diagonal = ((0, 0.0001), (0, 0.0005), (0.9995, 1), (0.9999, 1))
+    hidden = ~Zones(masks=(diagonal,)).masked(lambda: square)().any(axis=2)
+    assert 480 <= hidden.sum() <= 960
+    assert np.abs(np.subtract(*np.nonzero(hidden))).max() <= 1
 
 
 def test_several_polygons_add_up_and_the_picture_itself_stays_as_it_is() -> None:

@@ -25,7 +25,7 @@ from adafocus_edge.bundle.store import open_bundle, sha256_of
 from adafocus_edge.errors import BackendError, BundleError, UsageError
 from adafocus_edge.media.sources import Source
 from adafocus_edge.model.exits import ExitThresholds
-from adafocus_edge.runtime.archive import dispatch
+from adafocus_edge.runtime.archive import dispatch, run
 from adafocus_edge.runtime.archive.dispatch import MAX_DEATHS, Died, Dispatcher, Done, Ready, Unfit
 from adafocus_edge.runtime.archive.journal import open_journal
 from adafocus_edge.runtime.archive.on_ray import RayExecutor
@@ -104,12 +104,25 @@ def test_relative_names_mean_other_files_in_another_folder(small_bundle, tmp_pat
         (home / "clips").mkdir(parents=True)
         encode(home / "clips" / "a.mp4", 8, size=(64, 64))
     rows = tmp_path / "rows"
-    run = ("classify", "clips", "--bundle", small_bundle, "--engine", "local", "-o", rows, *QUICK)
-    assert edge(*run, cwd=homes[0]).returncode == 0
-    one_line_error(edge(*run, cwd=homes[1]), 2, f"holds rows of folder '{homes[0]}', and this run has '{homes[1]}'")
-    assert edge(*run, cwd=homes[0]).returncode == 0
-    absolute = [str(home / "clips") if word == "clips" else word for home in homes[1:] for word in run]
+    command = ("classify", "clips", "--bundle", small_bundle, "--engine", "local", "-o", rows, *QUICK)
+    assert edge(*command, cwd=homes[0]).returncode == 0
+    words = f"files named from {homes[0]}, and this run names them from {homes[1]}: run it there"
+    one_line_error(edge(*command, cwd=homes[1]), 2, words)
+    assert edge(*command, cwd=homes[0]).returncode == 0
+    absolute = [str(home / "clips") if word == "clips" else word for home in homes[1:] for word in command]
     assert json.loads(edge(*absolute, cwd=homes[1]).stdout)["classified"] == 1
+
+
+def test_the_folder_that_names_are_relative_to_is_stored_once_it_is_known(tmp_path):
+    rows = tmp_path / "rows"
+    for folder in (None, "/a", None, "/a"):
+        with open_journal(rows, {"model": "a", "folder": folder}):
+            pass
+    with pytest.raises(UsageError, match="named from /a, and this run names them from /b"):
+        open_journal(rows, {"model": "a", "folder": "/b"}).__enter__()
+    archived = [Source(name, name) for name in ("https://host/a.mp4", "s3://bucket/a.mp4", "/videos/a.mp4")]
+    assert run._folder_of(archived) is None
+    assert run._folder_of([*archived, Source("a.mp4", "a.mp4")]) == str(Path.cwd())
 
 
 def test_a_run_that_was_killed_before_it_wrote_its_settings_goes_on(tmp_path):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 RESULTS_WAITING = 512
 """Results of each source that wait for the fragment with their frame, and places in the queue for them."""
+ENDED_SERIES = 8
+"""Sources that have ended whose frames are remembered."""
 PLACED_FRAGMENTS, PLACED_PACKETS = 64, 8192
 """Fragments of each source whose frames are remembered, and more if they have fewer packets than this together: results
 that are later are not recorded."""
@@ -59,7 +61,9 @@ class _Series:
     part: _Part | None = None
     placed: deque[_Placed] = field(default_factory=deque)
     packets: int = 0  # in ``placed``
-    results: deque[Result] = field(default_factory=lambda: deque(maxlen=RESULTS_WAITING))
+    by_packet: dict[tuple[int, int], _Placed] = field(default_factory=dict)  # by opening and time of each packet
+    results: deque[Result] = field(default_factory=deque)
+    ended: bool = False
     last: tuple[_Part, float] | None = None  # place of the last result
     retry_s: float = 0.0  # by time.monotonic
 
@@ -126,16 +130,41 @@ class CopyRecorder(FragmentSink):
         """Write a fragment, or keep a result until the fragment with its frame is written."""
         if isinstance(message, LiveFragment):
             self.took_fragment(message)
-            self._record(self._series.setdefault(message.source, _Series()), message)
+            series = self._series.setdefault(message.source, _Series())
+            series.ended = False
+            self._record(series, message)
             return
         if isinstance(message, Notice):
-            if (series := self._series.get(message.source)) is not None:
-                self._end_part(series)  # last results may follow; they name their opening of the source
-        elif isinstance(message, (ProvisionalResult, Window, Event)):
+            if message.source in self._series:
+                self._end(message)
+        elif isinstance(message, (ProvisionalResult, Event)) and message.frame.packet is not None:
             # The first ones come before the first fragment.
-            series = self._series.setdefault(message.source, _Series())
-            series.results.append(message)
-            self._place_results(series)
+            self._wait(self._series.setdefault(message.source, _Series()), message)
+        elif isinstance(message, (ProvisionalResult, Window, Event)) and message.source in self._series:
+            series = self._series[message.source]
+            if not isinstance(message, Window):
+                series.results.clear()  # nothing is copied any more
+                series.last = None
+            elif series.results or series.last is not None:
+                self._wait(series, message)
+
+    def _end(self, notice: Notice) -> None:
+        """End the file of a source that was lost or has ended; its last results may follow, and find their frames."""
+        series = self._series[notice.source]
+        self._end_part(series)
+        series.ended = notice.kind != "lost"
+        ended = [name for name, one in self._series.items() if one.ended]
+        for name in ended[:-ENDED_SERIES]:
+            del self._series[name]
+
+    def _wait(self, series: _Series, result: Result) -> None:
+        """Keep a result until the fragment with its frame is written."""
+        series.results.append(result)
+        if len(series.results) > RESULTS_WAITING:
+            series.results.popleft()
+            while series.results and isinstance(series.results[0], Window):  # the glimpse before it was dropped
+                series.results.popleft()
+        self._place_results(series)
 
     def finish(self) -> None:
         """Finish all files."""
@@ -226,10 +255,16 @@ class CopyRecorder(FragmentSink):
         """Remember where the packets of a fragment are."""
         in_order_s = tuple((shown - part.start) / COPY_TICKS for shown in fragment.shown)
         media_s = {pts: at_s for pts, at_s in zip(fragment.pts, in_order_s, strict=True) if pts is not None}
-        series.placed.append(_Placed(part, fragment.video.opening, media_s, fragment.captured_s, in_order_s))
+        placed = _Placed(part, fragment.video.opening, media_s, fragment.captured_s, in_order_s)
+        series.placed.append(placed)
+        series.by_packet.update(dict.fromkeys(((placed.opening, pts) for pts in media_s), placed))
         series.packets += len(in_order_s)
         while len(series.placed) > PLACED_FRAGMENTS and series.packets > PLACED_PACKETS:
-            series.packets -= len(series.placed.popleft().in_order_s)
+            oldest = series.placed.popleft()
+            series.packets -= len(oldest.in_order_s)
+            for key in ((oldest.opening, pts) for pts in oldest.media_s):
+                if series.by_packet.get(key) is oldest:
+                    del series.by_packet[key]
 
     def _place_results(self, series: _Series) -> None:
         """Write the results whose frames are in a file by now, and those before them that never will be."""
@@ -243,7 +278,7 @@ class CopyRecorder(FragmentSink):
             series.last = place
             waiting = []  # their frames were not recorded: frames come in order
             found.append((result, place))
-        series.results = deque(waiting, maxlen=RESULTS_WAITING)
+        series.results = deque(waiting)
         while found:
             part = found[0][1][0]
             mine = [(result, place[1]) for result, place in found if place[0] is part]
@@ -266,12 +301,11 @@ class CopyRecorder(FragmentSink):
         packet = result.frame.packet
         if packet is None:
             return None
+        if packet.pts is not None:
+            placed = series.by_packet.get((packet.opening, packet.pts))
+            return None if placed is None else (placed.part, placed.media_s[packet.pts])
+        at_s = result.frame.captured_s
         for placed in reversed(series.placed):
-            if placed.opening != packet.opening:
-                continue
-            if packet.pts is not None:
-                if packet.pts in placed.media_s:
-                    return placed.part, placed.media_s[packet.pts]
-            elif placed.captured_s[0] <= result.frame.captured_s <= placed.captured_s[-1]:
-                return placed.part, placed.in_order_s[bisect_right(placed.captured_s, result.frame.captured_s) - 1]
+            if placed.opening == packet.opening and placed.captured_s[0] <= at_s <= placed.captured_s[-1]:
+                return placed.part, placed.in_order_s[bisect_right(placed.captured_s, at_s) - 1]
         return None

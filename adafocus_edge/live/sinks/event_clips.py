@@ -6,13 +6,22 @@ import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from adafocus_edge.errors import AdaFocusError, UsageError
 from adafocus_edge.live.event_store import EventStore, StoredEvent
 from adafocus_edge.live.fragments import Fragment, KeptFragments, moved, start_of
 from adafocus_edge.live.listener import FragmentSink
-from adafocus_edge.live.messages import CopiedVideo, Event, LiveFragment, LiveFrame, Message, Notice, Rules
+from adafocus_edge.live.messages import (
+    CopiedVideo,
+    Event,
+    LiveFragment,
+    LiveFrame,
+    Message,
+    Notice,
+    Rules,
+    without_pixels,
+)
 from adafocus_edge.live.overlay import event_picture
 from adafocus_edge.live.pacing import FrameThinner
 from adafocus_edge.live.packets_ahead import MAX_AHEAD_S
@@ -50,12 +59,10 @@ QUALITY = 90
 class _Clip:
     """A clip that is being written, or waits for the first fragment of its source."""
 
-    key: str  # of the event
+    event: Event
     size: int  # in bytes, with the picture
-    wall_offset_s: float  # from the clock of its video to seconds since 1970
-    begins_s: float  # by that clock; rather with the key frame before
     file: IO[bytes] | None = None
-    ends_s: float = float("inf")
+    ended: Event | None = None
     origin: int | None = None  # when it begins, in ticks of its source's video; None until it does
     first_s: float = 0.0
 
@@ -70,7 +77,22 @@ class _Stream:
     shape: tuple[object, ...] = ()
     last_s: float | None = None
     given_s: float = field(default_factory=time.monotonic)
+    ended_s: float = float("-inf")  # when there was no more of it, by time.monotonic
     clips: dict[str, _Clip] = field(default_factory=dict)  # by the event's key
+
+    def ahead_s(self, frame: LiveFrame) -> float:
+        """Return how far the clock of the video is ahead of the source's seconds."""
+        if self.copied is None:
+            return 0.0
+        arrived_s = None if frame.packet is None else frame.packet.arrived_s
+        return (frame.captured_s if arrived_s is None else arrived_s) - frame.time_s
+
+    def ends_s(self, clip: _Clip, post_s: float) -> float:
+        """Return when a clip ends, by the clock of the video, as far as it is known."""
+        ended = clip.ended
+        if ended is None or ended.end_s is None:
+            return float("inf")
+        return ended.end_s + post_s + self.ahead_s(ended.frame)
 
     def close_clips(self) -> None:
         """Close all clips."""
@@ -78,6 +100,11 @@ class _Stream:
             if clip.file is not None:
                 clip.file.close()
         self.clips.clear()
+
+
+def _light(event: Event) -> Event:
+    """Return an event that holds no picture."""
+    return cast("Event", without_pixels(event))
 
 
 class EventClips(FragmentSink):
@@ -186,6 +213,7 @@ class EventClips(FragmentSink):
             elif isinstance(message, Event):
                 self._end(stream, message)
             elif isinstance(message, Notice):
+                stream.ended_s = time.monotonic()
                 self._end_video(stream)
             self._tidy()
         except (OSError, AdaFocusError) as error:
@@ -214,6 +242,7 @@ class EventClips(FragmentSink):
         now_s = time.monotonic()
         for stream in self._streams.values():
             if stream.kept is not None and now_s - stream.given_s > GAP_S:
+                stream.ended_s = now_s
                 self._end_video(stream)
         self._tidy()
 
@@ -262,50 +291,66 @@ class EventClips(FragmentSink):
 
     def _write(self, stream: _Stream, fragment: Fragment) -> None:
         """Add a fragment to all clips of its source, and finish those that are long enough."""
+        failed: Exception | None = None
         for clip in list(stream.clips.values()):
+            ends_s = stream.ends_s(clip, self._post_s)
             try:
                 if clip.file is None:
-                    self._open(stream, clip)  # this fragment is among those that are kept
+                    if fragment.first_s <= ends_s:
+                        self._open(stream, clip)  # this fragment is among those that are kept
                 else:
                     self._append(stream, clip, clip.file, fragment)
-            except OSError:
+            except (OSError, AdaFocusError) as error:
                 self._end_clip(stream, clip)
-                raise
+                failed = error
+                continue
             longest_s = float("inf") if clip.origin is None else clip.first_s + LONGEST_S
-            if fragment.last_s >= min(clip.ends_s, longest_s):
+            if fragment.last_s >= min(ends_s, longest_s):
                 self._end_clip(stream, clip)
+        if failed is not None:
+            raise failed
 
     def _end_clip(self, stream: _Stream, clip: _Clip) -> None:
         """Write no more to a clip."""
-        del stream.clips[clip.key]
+        del stream.clips[clip.event.key]
         if clip.file is not None:
             clip.file.close()
 
     def _open(self, stream: _Stream, clip: _Clip) -> None:
         """Begin the file of a clip with what is kept of its source's video, if that is anything yet."""
-        if stream.kept is None or not (fragments := stream.kept.since(clip.begins_s)):
+        event = clip.event
+        if self._store.get(event.key) is None:  # deleted meanwhile
             return
-        path = self._store.path(f"{clip.key}.mp4")
+        begins_s = event.start_s - self._before_s + stream.ahead_s(event.frame)
+        if stream.kept is None or not (fragments := stream.kept.since(begins_s)):
+            return
+        path = self._store.path(f"{event.key}.mp4")
         clip.file = path.open("xb", buffering=0)
-        write_all(clip.file, stream.kept.head)
-        clip.size += len(stream.kept.head)
-        self._store.update(clip.key, clip=path.name, bytes=clip.size)
+        try:
+            write_all(clip.file, stream.kept.head)
+            clip.size += len(stream.kept.head)
+            self._store.update(event.key, clip=path.name, bytes=clip.size)
+        except BaseException:
+            path.unlink(missing_ok=True)  # nothing names it
+            raise
         for fragment in fragments:
             self._append(stream, clip, clip.file, fragment)
 
     def _append(self, stream: _Stream, clip: _Clip, file: IO[bytes], fragment: Fragment) -> None:
-        begins = start_of(fragment.data)
+        key, begins = clip.event.key, start_of(fragment.data)
         if clip.origin is None:
             if not fragment.is_key:
                 return
             clip.origin, clip.first_s = begins, fragment.first_s
-            self._store.update(clip.key, clip_from=fragment.first_s + clip.wall_offset_s)
+            frame = clip.event.frame
+            clock_s = frame.time_s if stream.copied is None else frame.captured_s
+            self._store.update(key, clip_from=fragment.first_s + clip.event.wall_s - clock_s)
         data = moved(fragment.data, clip.origin)
         write_all(file, data)
         os.fsync(file.fileno())  # before the index names it: a power cut loses neither
         clip.size += len(data)
         clip_s = (begins - clip.origin) / (TICKS if stream.copied is None else COPY_TICKS) + fragment.length_s
-        self._store.update(clip.key, clip_s=round(clip_s, 3), bytes=clip.size)
+        self._store.update(key, clip_s=round(clip_s, 3), bytes=clip.size)
 
     def _end_video(self, stream: _Stream) -> None:
         """End a source's video: write what is left of it to its clips, and finish them."""
@@ -332,33 +377,21 @@ class EventClips(FragmentSink):
         except OSError as error:  # the clip may still be written
             self._failed(error)
             size = 0
-        clock_s = event.frame.captured_s if self._is_copied(stream, event.source) else event.frame.time_s
-        begins_s = event.start_s - self._before_s + self._ahead_s(stream, event)
-        clip = stream.clips[event.key] = _Clip(event.key, size, event.wall_s - clock_s, begins_s)
+        if stream.kept is None and event.frame.captured_s <= stream.ended_s:
+            return  # its video has ended: the next one is another
+        clip = stream.clips[event.key] = _Clip(_light(event), size)
         try:
             self._open(stream, clip)
         except BaseException:
             self._end_clip(stream, clip)
             raise
 
-    def _is_copied(self, stream: _Stream, source: str) -> bool:
-        """Whether clips of a source are, or will be, joined from its own video."""
-        return source in self._copies if stream.kept is None else stream.copied is not None
-
-    def _ahead_s(self, stream: _Stream, event: Event) -> float:
-        """Return how far the clock of the video is ahead of the source's seconds."""
-        if not self._is_copied(stream, event.source):
-            return 0.0
-        frame = event.frame
-        arrived_s = None if frame.packet is None else frame.packet.arrived_s
-        return (frame.captured_s if arrived_s is None else arrived_s) - frame.time_s
-
     def _end(self, stream: _Stream, event: Event) -> None:
         assert event.end_s is not None
         ended = event.wall_s - (event.frame.time_s - event.end_s)
         self._store.update(event.key, ended=ended, peak=event.peak, cut=event.cut)
         if (clip := stream.clips.get(event.key)) is not None:
-            clip.ends_s = event.end_s + self._post_s + self._ahead_s(stream, event)
+            clip.ended = _light(event)
 
     def _tidy(self) -> None:
         now_s = time.monotonic()

@@ -168,18 +168,28 @@ def _is_of_start(path: Path) -> bool:
 def _check_settings(run: Path, settings: dict[str, Any]) -> None:
     """Check that a run goes on with the settings that it began with, and store them if it is new."""
     if not run.is_file():
-        with writable(run), atomic_write(run) as file:
-            file.write((json.dumps(settings, indent=2) + "\n").encode())
+        _write_settings(run, settings)
         return
     try:
         before = dict(json.loads(run.read_text("utf-8")))
     except (OSError, ValueError, TypeError):
         raise UsageError(f"{run}: cannot be read: give another folder") from None
+    here, there = settings.get(FOLDER), before.get(FOLDER)
+    if here is not None and there is not None and here != there:
+        raise UsageError(
+            f"--output {run.parent}: holds rows of files named from {there}, and this run names them from {here}: run "
+            "it there, or give another folder"
+        )
     for name, value in settings.items():
-        if name == FOLDER and None in (before.get(name), value):
-            continue
-        if before.get(name) != value:
+        if name != FOLDER and before.get(name) != value:
             raise UsageError(
                 f"--output {run.parent}: holds rows of {name} {before.get(name)!r}, and this run has {value!r}: give "
                 "another folder, or the same options"
             )
+    if there is None and here is not None:  # until now, all were named by their whole paths
+        _write_settings(run, {**before, FOLDER: here})
+
+
+def _write_settings(run: Path, settings: dict[str, Any]) -> None:
+    with writable(run), atomic_write(run) as file:
+        file.write((json.dumps(settings, indent=2) + "\n").encode())

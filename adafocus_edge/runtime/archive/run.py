@@ -163,7 +163,7 @@ def classify_archive(
 
 def _folder_of(sources: list[Source]) -> str | None:
     """Return the current folder if paths of sources are relative to it: in another one, they may be other files."""
-    relative = any(not is_remote(source.address) and not Path(source.address).is_absolute() for source in sources)
+    relative = any("://" not in source.address and not Path(source.address).is_absolute() for source in sources)
     return str(Path.cwd()) if relative else None
 
 
