@@ -63,8 +63,10 @@ from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.media.sources import find_sources
 from adafocus_edge.runtime.classifier import Classifier
 bundle, sources, found = read_bundle(default_bundle()), find_sources([sys.argv[1]]), {}
-for variant in ("fp32", "int8-cpu"):
-    with load_model(bundle, variant, "cpu") as model:
+runs = [(variant, threads) for threads in (None, 1) for variant in ("fp32", "int8-cpu")]
+for variant, threads in runs:  # files side by side have one thread each
+    shown = variant if threads is None else f"{variant}, one thread:"
+    with load_model(bundle, variant, "cpu", threads) as model:
         for name in ("all", *bundle.manifest.thresholds):
             exits = None if name == "all" else bundle.manifest.thresholds[name][0]
             classifier = Classifier(model, bundle.classes, exits=exits)
@@ -72,7 +74,7 @@ for variant in ("fp32", "int8-cpu"):
                 results = [classifier.classify(source)[0] for source in sources]
             count = len(results)
             means = [sum(r.model_ms for r in results) / count, sum(len(r.steps) for r in results) / count]
-            found[f"{variant} {name}"] = means
+            found[f"{shown} {name}"] = means
 print(json.dumps(found))
 """
 SCENE = ROOT / "tests" / "clips" / "people_1080p.mp4"

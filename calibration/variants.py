@@ -365,7 +365,9 @@ class Maker:
         if _badness(together) >= _badness(judged):
             return paths, judged, []
         why = f"there was time for it: a clip takes {took_ms:.1f} of {limit:g} ms"
-        return made, together, [replace(layer, why=why) for layer in order[:count]]
+        whole = [graph for graph in before if graph not in made]
+        some = [replace(layer, why=why) for layer in order[:count] if layer.graph in made]
+        return made, together, [*(Kept(graph, "all", why) for graph in whole), *some]
 
     def _by_worth(
         self, variant: Variant, method: Method, kept: Mapping[str, Sequence[str]], alone: Mapping[str, Difference]

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 MAX_SHOWN_CLASSES = 12
 """With more classes, only JSON and PNG show the confusion matrix."""
 
+MOST_LAYERS = 12
+"""Layers in higher precision that a table lists for each variant."""
+
 
 def build_table(built: Built) -> Table:
     """Return a table of the engines of a build: built or kept, size and time."""
@@ -254,9 +257,12 @@ def calibration_tables(bundle: Bundle) -> Iterable[Table]:
         kept.add_column(column)
     for name, row in rows.items():
         # The stem is always kept, and counted in the table above.
-        for entry in (entry for entry in row.get("kept", ()) if entry["error_alone"] or entry["layer"] == "all"):
+        entries = [entry for entry in row.get("kept", ()) if entry["error_alone"] or entry["layer"] == "all"]
+        for entry in entries[:MOST_LAYERS]:
             errors = [f"{entry[key]:.1%}" if entry[key] else "" for key in ("error_alone", "error_saved")]
             kept.add_row(name, entry["graph"], escape(entry["layer"]), entry["why"], *errors)
+        if len(entries) > MOST_LAYERS:
+            kept.add_row(name, "", f"{len(entries) - MOST_LAYERS} more", "see --json", "", "")
     if kept.row_count:
         yield kept
     if bundle.manifest.thresholds:

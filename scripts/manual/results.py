@@ -242,7 +242,7 @@ def early_exits() -> str:
     runs = report("whole")["parts"]["exits"]["runs"]
     rows = []
     for setting, new in runs["new"].items():
-        variant = setting.split()[0]
+        variant = setting.rpartition(" ")[0]
         full = {home: runs[home][f"{variant} all"] for home in ("old", "new")}
         shares = [runs[home][setting]["wall_ms"] / full[home]["wall_ms"] for home in ("old", "new")]
         steps = new["steps"] / full["new"]["steps"]
