@@ -487,7 +487,7 @@ def _warnings(rows: dict[str, Any]) -> list[str]:
                     found.setdefault(text, []).append(variant)
         limit = row.get("settings", {}).get("max_latency_ms")
         if limit is not None and row["ms_per_clip"] > limit * (1 + TIMING_NOISE):
-            text = f": {row['ms_per_clip']:.1f} ms per clip, more than --max-latency-ms {limit:g}: see exit thresholds"
+            text = f": {row['ms_per_clip']:.1f} ms per clip, more than --max-latency-ms {limit:g}: use early exits"
             found.setdefault(text, []).append(variant)
     return [f"{', '.join(variants)}{text}" for text, variants in found.items()]
 

@@ -110,6 +110,27 @@ class Made:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """An INT8 variant in the making.
+
+    Attributes:
+        variant: its name.
+        method: the range method.
+        paths: its graphs; those that are missing stay FP32.
+        judged: their loss together.
+        alone: the loss of each graph alone, with all its layers in INT8.
+        kept: the layers that are not quantized.
+    """
+
+    variant: Variant
+    method: Method
+    paths: dict[str, Path]
+    judged: Difference
+    alone: dict[str, Difference]
+    kept: tuple[Kept, ...]
+
+
 class Maker:
     """Makes variants of one float model and judges candidates on the calibration clips.
 
@@ -177,32 +198,29 @@ class Maker:
             method = min(tried, key=lambda name: _badness(tried[name]))
             for others in paths_of.values():
                 self._combinations.drop(set(others.values()) - set(paths_of[method].values()))
-        paths, judged = paths_of[method], tried[method]
-
+        paths = paths_of[method]
         alone = {graph: self.judged({graph: paths[graph]}, f"{variant}: {graph} alone", variant) for graph in paths}
-        kept = [
+        stems = (
             Kept(graph, name, "the stem: no gain there, and much to lose")
             for graph in CONVOLUTIONS
             for name in int8.stem(self.float[graph])
-        ]
-        paths, judged, more = self._restored(variant, method, paths, judged, alone)
-        kept.extend(more)
+        )
+        chosen = self._restored(_Candidate(variant, method, paths, tried[method], alone, tuple(stems)))
         if variant == "int8-cpu" and self.choices.max_ms is not None:
-            paths, judged, more = self._spent(variant, method, paths, judged, alone, kept)
-            kept.extend(more)
+            chosen = self._within_time(chosen, self.choices.max_ms)
 
         folder = self._folder()
         precision = {}
         for graph in GRAPHS:
-            model = onnx.load_model(paths[graph]) if graph in paths else self.float[graph]
+            model = onnx.load_model(chosen.paths[graph]) if graph in chosen.paths else self.float[graph]
             save_graph(model, folder / f"{graph}.onnx")
             precision[graph] = self._precision(variant, graph, model)
         reduced = variant == "int8-cpu" and self.choices.reduce_range
-        quantization = Quantization(method, tried, alone, tuple(kept), judged, reduced)
+        quantization = Quantization(method, tried, alone, chosen.kept, chosen.judged, reduced)
         notes: tuple[str, ...] = ()
-        if judged.top1_drop > self.choices.max_drop:
+        if chosen.judged.top1_drop > self.choices.max_drop:
             notes = (
-                f"{variant}: loses {judged.top1_drop:.2f} points on the calibration clips, more than "
+                f"{variant}: loses {chosen.judged.top1_drop:.2f} points on the calibration clips, more than "
                 f"--max-accuracy-drop {self.choices.max_drop:g}, and keeping layers in higher precision does not help",
             )
         return Made(folder, precision, quantization, notes)
@@ -255,27 +273,19 @@ class Maker:
 
     # -- sensitivity --------------------------------------------------------------------------------------------------
 
-    def _restored(
-        self,
-        variant: Variant,
-        method: Method,
-        paths: dict[str, Path],
-        judged: Difference,
-        alone: Mapping[str, Difference],
-    ) -> tuple[dict[str, Path], Difference, list[Kept]]:
+    def _restored(self, before: _Candidate) -> _Candidate:
         """Keep sensitive layers in higher precision until the variant loses no more than allowed.
 
-        Each round takes the graph with the largest loss alone and keeps twice as many of its layers as before.
-
-        Returns the graphs (without those that stay FP32), their loss together, and the layers kept; graphs and loss
-        unchanged if nothing helps.
+        Each round takes the graph with the largest loss alone and keeps twice as many of its layers as before. Returns
+        the candidate as it was if nothing helps.
         """
+        variant, method, paths, judged = before.variant, before.method, before.paths, before.judged
         limit = self.choices.max_drop
         why = f"{judged.top1_drop:.2f} points were lost, at most {limit:g} are allowed"
-        now, costs, together = dict(paths), dict(alone), judged
+        now, costs, together = dict(paths), dict(before.alone), judged
         ranked: dict[str, list[Kept]] = {}
         counts = dict.fromkeys(paths, 0)
-        left = {graph for graph in paths if alone[graph].logit_error_max > 0}
+        left = {graph for graph in paths if before.alone[graph].logit_error_max > 0}
         while together.top1_drop > limit and left:
             graph = max(left, key=lambda name: _badness(costs[name]))
             self._combinations.drop({now.pop(graph)})
@@ -294,92 +304,76 @@ class Maker:
             costs[graph] = self.judged({graph: now[graph]} if graph in now else {}, what, variant)
             together = self.judged(now, f"{what}, all graphs", variant)
         if _badness(together) >= _badness(judged):
-            return paths, judged, []
-        kept = []
+            return before
+        kept = list(before.kept)
         for graph in (graph for graph in paths if counts[graph]):
             layers_kept = ranked.get(graph, [])[: counts[graph]]
             whole = graph not in left
             kept.extend([Kept(graph, "all", why)] if whole else [replace(layer, why=why) for layer in layers_kept])
-        return now, together, kept
+        return replace(before, paths=now, judged=together, kept=tuple(kept))
 
-    def _spent(
-        self,
-        variant: Variant,
-        method: Method,
-        paths: dict[str, Path],
-        judged: Difference,
-        alone: Mapping[str, Difference],
-        kept: Sequence[Kept],
-    ) -> tuple[dict[str, Path], Difference, list[Kept]]:
-        """Keep as many further layers in float as the time of a clip allows, if that brings the variant nearer.
+    def _within_time(self, before: _Candidate, limit_ms: float) -> _Candidate:
+        """Keep as many further layers in float as the time of a clip allows.
 
         The first ones are those with the largest error for each of their multiplications. How many there can be is
-        found by halving, with the time of the loop measured here each time.
-
-        Args:
-            variant: a variant for a CPU.
-            method: the range method.
-            paths: its graphs.
-            judged: their loss together.
-            alone: the loss of each graph alone, with all its layers in INT8.
-            kept: layers that are kept already.
-
-        Returns the graphs (without those that stay FP32), their loss together, and the layers kept now.
+        found by halving, with the time of the loop measured here each time. Returns the candidate as it was if it takes
+        too long already, or if no layer brings it nearer to the float model.
         """
-        limit = self.choices.max_ms
-        assert limit is not None
-        before = {graph: [one.layer for one in kept if one.graph == graph] for graph in CONVOLUTIONS if graph in paths}
-        order = self._by_worth(variant, method, before, alone)
+        variant, paths = before.variant, before.paths
+        order = self._by_error_per_multiplication(before)
 
         def with_float(count: int) -> dict[str, Path]:
             made = dict(paths)
-            for graph, names in before.items():
+            for graph in {layer.graph for layer in order}:
                 more = [layer.layer for layer in order[:count] if layer.graph == graph]
                 if len(more) == sum(layer.graph == graph for layer in order):
                     del made[graph]  # all of them
                 elif more:
-                    made[graph] = self.quantized(variant, graph, method, [*names, *more])
+                    names = [layer.layer for layer in before.kept if layer.graph == graph]
+                    made[graph] = self.quantized(variant, graph, before.method, [*names, *more])
             return made
 
         def ms(made: Mapping[str, Path], count: int) -> float:
             self.progress(f"{variant}: timing it with {count} more layers in float", 0, 0)
-            model = forgetful(self._combinations.model(made, variant))
-            return timed({variant: model}, self.clips)[variant].ms_per_clip
+            try:
+                model = forgetful(self._combinations.model(made, variant))
+                return timed({variant: model}, self.clips)[variant].ms_per_clip
+            finally:
+                self._combinations.drop(set(made.values()) - set(paths.values()))
 
-        best, fitting, too_many = (paths, 0.0, 0), 0, len(order) + 1
-        if ms(paths, 0) > limit:
-            return paths, judged, []
+        if ms(paths, 0) > limit_ms:
+            return before
+        best, took_ms, fitting, too_many = paths, 0.0, 0, len(order) + 1
         while too_many - fitting > 1:
             count = (fitting + too_many) // 2
             made = with_float(count)
-            took_ms = ms(made, count)
-            if took_ms <= limit:
-                best, fitting = (made, took_ms, count), count
+            if (now_ms := ms(made, count)) <= limit_ms:
+                best, took_ms, fitting = made, now_ms, count
             else:
                 too_many = count
-            self._combinations.drop(set(made.values()) - set(paths.values()) - set(best[0].values()))
-        made, took_ms, count = best
-        if not count:
-            return paths, judged, []
-        together = self.judged(made, f"{variant}: with {count} more layers in float", variant)
-        if _badness(together) >= _badness(judged):
-            return paths, judged, []
-        why = f"there was time for it: a clip takes {took_ms:.1f} of {limit:g} ms"
-        whole = [graph for graph in before if graph not in made]
-        some = [replace(layer, why=why) for layer in order[:count] if layer.graph in made]
-        return made, together, [*(Kept(graph, "all", why) for graph in whole), *some]
+        if not fitting:
+            return before
+        together = self.judged(best, f"{variant}: with {fitting} more layers in float", variant)
+        if _badness(together) >= _badness(before.judged):
+            return before
+        why = f"fits the time limit: {took_ms:.1f} of {limit_ms:g} ms per clip"
+        whole = (Kept(graph, "all", why) for graph in CONVOLUTIONS if graph in paths and graph not in best)
+        some = (replace(layer, why=why) for layer in order[:fitting] if layer.graph in best)
+        return replace(before, paths=best, judged=together, kept=(*before.kept, *whole, *some))
 
-    def _by_worth(
-        self, variant: Variant, method: Method, kept: Mapping[str, Sequence[str]], alone: Mapping[str, Difference]
-    ) -> list[Kept]:
-        """Return the other layers of some graphs, that with the largest error for each multiplication first."""
-        worth: list[tuple[float, Kept]] = []
-        for graph, names in kept.items():
-            work, ranked = multiplications(self.float[graph]), self._ranked(variant, graph, method)
+    def _by_error_per_multiplication(self, candidate: _Candidate) -> list[Kept]:
+        """Return the quantized layers of the graphs of convolutions, that with the largest quotient first."""
+        kept = {(layer.graph, layer.layer) for layer in candidate.kept}
+        found: list[tuple[float, Kept]] = []
+        for graph in CONVOLUTIONS:
+            if graph not in candidate.paths:
+                continue
+            work = multiplications(self.float[graph])
+            ranked = self._ranked(candidate.variant, graph, candidate.method)
             # An error of a graph's outputs, in logits: the layers' errors together are as large as that of the graph.
-            scale = alone[graph].logit_error_mean / max(sum(_score(layer) for layer in ranked), 1e-12)
-            worth += [(_score(one) * scale / work[one.layer], one) for one in ranked if one.layer not in names]
-        return [layer for _, layer in sorted(worth, key=lambda pair: -pair[0])]
+            scale = candidate.alone[graph].logit_error_mean / max(sum(map(_score, ranked)), 1e-12)
+            found += [(_score(one) * scale / work[one.layer], one) for one in ranked if (graph, one.layer) not in kept]
+        return [layer for _, layer in sorted(found, key=lambda pair: -pair[0])]
 
     def _ranked(self, variant: Variant, graph: str, method: Method) -> list[Kept]:
         """Return a graph's layers, the most sensitive first; see :meth:`_rank`."""

@@ -67,7 +67,7 @@ class CalibrateArguments:
     max_latency_ms: Annotated[
         float | None,
         Option(
-            "Keep further sensitive layers of int8-cpu in float while a clip takes no longer than this here.",
+            "Keep more of the sensitive layers of int8-cpu in float, up to this time per clip on this machine.",
             VARIANTS,
             default="only as many as accuracy needs",
             minimum=0.001,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -108,7 +108,7 @@ def _problem(polygon: Polygon) -> str | None:
     outside = next((point for point in polygon if not all(0 <= value <= 1 for value in point)), None)
     if outside is not None:
         return f"point {outside[0]:g},{outside[1]:g} is outside the picture: x and y must be 0 to 1"
-    sides = list(zip(polygon, (*polygon[1:], polygon[0]), strict=True))
+    sides = list(_sides(polygon))
     area = sum(x1 * y2 - x2 * y1 for (x1, y1), (x2, y2) in sides) / 2
     # Where sides cross, it is unclear what is inside: a mask could have a hole.
     for (first, one), (second, other) in combinations(enumerate(sides), 2):
@@ -118,6 +118,10 @@ def _problem(polygon: Polygon) -> str | None:
     if abs(area) < MIN_AREA:
         return f"is too small: its area must be at least {MIN_AREA:g} of the picture"
     return None
+
+
+def _sides(polygon: Polygon) -> Iterator[tuple[Point, Point]]:
+    return zip(polygon, (*polygon[1:], polygon[0]), strict=True)
 
 
 def _meet(one: tuple[Point, Point], other: tuple[Point, Point]) -> bool:
@@ -188,13 +192,13 @@ def _inside(polygon: Polygon, height: int, width: int) -> NDArray[np.bool_]:
     """
     xs, ys = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     inside = np.zeros((height, width), bool)
-    for (x1, y1), (x2, y2) in zip(polygon, (*polygon[1:], polygon[0]), strict=True):
+    for (x1, y1), (x2, y2) in _sides(polygon):
         crossed = (ys >= y1) != (ys >= y2)
         if crossed.any():
             at = x1 + (ys[crossed] - y1) / (y2 - y1) * (x2 - x1)
             inside[crossed] ^= xs[None, :] < at[:, None]
     if not inside.any():
-        for (x1, y1), (x2, y2) in zip(polygon, (*polygon[1:], polygon[0]), strict=True):
+        for (x1, y1), (x2, y2) in _sides(polygon):
             along = np.linspace(0, 1, math.ceil(2 * max(abs(x2 - x1) * width, abs(y2 - y1) * height)) + 2)
             rows, columns = (y1 + (y2 - y1) * along) * height, (x1 + (x2 - x1) * along) * width
             inside[np.minimum(rows.astype(int), height - 1), np.minimum(columns.astype(int), width - 1)] = True

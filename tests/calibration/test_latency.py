@@ -1,6 +1,7 @@
 """A limit on the time of a clip: further sensitive layers stay float as long as there is time."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -72,11 +73,15 @@ def test_the_more_time_there_is_the_more_layers_stay_float_the_most_worthy_first
         assert in_float(files_of(made)) == expected
         facts = made.quantization
         errors.append(facts.on_calibration_clips.logit_error_mean)
-        spent = [one for one in facts.kept if one.why.startswith("there was time for it")]
+        spent = [one for one in facts.kept if one.why.startswith("fits the time limit")]
         assert len(spent) == expected - 6  # the stems are float in any case
         if limit == 27:
-            assert spent[0].why == "there was time for it: a clip takes 27.0 of 27 ms"
-            order = maker._by_worth("int8-cpu", "minmax", {"glancer": [], "focuser": []}, facts.graphs_alone)
+            assert spent[0].why == "fits the time limit: 27.0 of 27 ms per clip"
+            plain = {graph: Path() for graph in variants.CONVOLUTIONS}  # nothing is kept, and no file is read
+            quantized = variants._Candidate(
+                "int8-cpu", "minmax", plain, facts.methods["minmax"], facts.graphs_alone, ()
+            )
+            order = maker._by_error_per_multiplication(quantized)
             assert [(one.graph, one.layer) for one in spent] == [(one.graph, one.layer) for one in order[:21]]
     assert errors[0] > errors[1]
     assert len(timed) < 9  # by halving
@@ -114,6 +119,6 @@ def test_the_limit_is_for_int8_cpu_and_told_where_it_is_missed():
         CalibrateArguments(data=FIGHTS, max_latency_ms=0.0)
     row = {"settings": {"max_latency_ms": 20.0}, "ms_per_clip": 21.6, "exits": {}}
     assert _warnings({"int8-cpu": row}) == [
-        "int8-cpu: 21.6 ms per clip, more than --max-latency-ms 20: see exit thresholds"
+        "int8-cpu: 21.6 ms per clip, more than --max-latency-ms 20: use early exits"
     ]
     assert _warnings({"int8-cpu": {**row, "ms_per_clip": 20.6}}) == []

@@ -106,7 +106,7 @@ def test_relative_names_mean_other_files_in_another_folder(small_bundle, tmp_pat
     rows = tmp_path / "rows"
     command = ("classify", "clips", "--bundle", small_bundle, "--engine", "local", "-o", rows, *QUICK)
     assert edge(*command, cwd=homes[0]).returncode == 0
-    words = f"files named from {homes[0]}, and this run names them from {homes[1]}: run it there"
+    words = f"paths relative to {homes[0]}, and those of this run are relative to {homes[1]}: run it in {homes[0]}"
     one_line_error(edge(*command, cwd=homes[1]), 2, words)
     assert edge(*command, cwd=homes[0]).returncode == 0
     absolute = [str(home / "clips") if word == "clips" else word for home in homes[1:] for word in command]
@@ -118,7 +118,7 @@ def test_the_folder_that_names_are_relative_to_is_stored_once_it_is_known(tmp_pa
     for folder in (None, "/a", None, "/a"):
         with open_journal(rows, {"model": "a", "folder": folder}):
             pass
-    with pytest.raises(UsageError, match="named from /a, and this run names them from /b"):
+    with pytest.raises(UsageError, match="relative to /a, and those of this run are relative to /b"):
         open_journal(rows, {"model": "a", "folder": "/b"}).__enter__()
     archived = [Source(name, name) for name in ("https://host/a.mp4", "s3://bucket/a.mp4", "/videos/a.mp4")]
     assert run._folder_of(archived) is None

@@ -213,8 +213,7 @@ class EventClips(FragmentSink):
             elif isinstance(message, Event):
                 self._end(stream, message)
             elif isinstance(message, Notice):
-                stream.ended_s = time.monotonic()
-                self._end_video(stream)
+                self._lose(stream)
             self._tidy()
         except (OSError, AdaFocusError) as error:
             self._failed(error)
@@ -242,8 +241,7 @@ class EventClips(FragmentSink):
         now_s = time.monotonic()
         for stream in self._streams.values():
             if stream.kept is not None and now_s - stream.given_s > GAP_S:
-                stream.ended_s = now_s
-                self._end_video(stream)
+                self._lose(stream)
         self._tidy()
 
     def finish(self) -> None:
@@ -263,8 +261,7 @@ class EventClips(FragmentSink):
         if stream.last_s is not None and not 0 < frame.time_s - stream.last_s < GAP_S:
             self._end_video(stream)
         if stream.video is None or shape != stream.shape:
-            if stream.kept is not None:
-                self._end_video(stream)
+            self._end_video(stream)
             height, width = picture.shape[:2]
             scale = min(1.0, CLIP_WIDTH / width)
             width, height = (max(2, round(side * scale) // 2 * 2) for side in (width, height))
@@ -278,8 +275,7 @@ class EventClips(FragmentSink):
     def _add_fragment(self, stream: _Stream, copied: LiveFragment) -> None:
         first_s, last_s = copied.captured_s[0], copied.captured_s[-1]
         if stream.kept is None or stream.copied is not copied.video:
-            if stream.kept is not None:
-                self._end_video(stream)
+            self._end_video(stream)
             stream.copied = copied.video
             # The event is seen later than its packets arrive: by as much as the decoder may be behind.
             stream.kept = KeptFragments(copied.video.head, self._kept_s + MAX_AHEAD_S, MAX_KEPT_BYTES)
@@ -352,8 +348,16 @@ class EventClips(FragmentSink):
         clip_s = (begins - clip.origin) / (TICKS if stream.copied is None else COPY_TICKS) + fragment.length_s
         self._store.update(key, clip_s=round(clip_s, 3), bytes=clip.size)
 
+    def _lose(self, stream: _Stream) -> None:
+        """End a source's video, which will not go on; clips that wait for it have none."""
+        stream.ended_s = time.monotonic()
+        self._end_video(stream)
+        stream.clips.clear()
+
     def _end_video(self, stream: _Stream) -> None:
-        """End a source's video: write what is left of it to its clips, and finish them."""
+        """End a source's video, if it has one: write what is left of it to its clips, and finish them."""
+        if stream.kept is None:
+            return
         video, stream.video, stream.last_s = stream.video, None, None
         try:
             if video is not None and (fragment := video.close()) is not None:

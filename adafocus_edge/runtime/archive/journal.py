@@ -177,8 +177,8 @@ def _check_settings(run: Path, settings: dict[str, Any]) -> None:
     here, there = settings.get(FOLDER), before.get(FOLDER)
     if here is not None and there is not None and here != there:
         raise UsageError(
-            f"--output {run.parent}: holds rows of files named from {there}, and this run names them from {here}: run "
-            "it there, or give another folder"
+            f"--output {run.parent}: holds rows of paths relative to {there}, and those of this run are relative to "
+            f"{here}: run it in {there}, or give another folder"
         )
     for name, value in settings.items():
         if name != FOLDER and before.get(name) != value:
