@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -206,16 +207,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Print failures at once, in the process that prints."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if crash := getattr(config, "workerinput", {}).get("crash"):
-        config.stash[CRASH] = Path(crash).open("w")
-        faulthandler.enable(config.stash[CRASH])
+        faulthandler.enable(os.open(crash, os.O_WRONLY | os.O_CREAT))  # open until the process has ended
     elif reporter is not None:
         crashes = tempfile.TemporaryDirectory(prefix="adafocus-edge-crashes-")
         config.add_cleanup(crashes.cleanup)
         config.pluginmanager.register(FailuresAtOnce(reporter, Path(crashes.name)))
-
-
-CRASH = pytest.StashKey[TextIO]()
-"""The file that this process writes to if it crashes."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -270,6 +266,21 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     text = (str(collection_path.relative_to(ROOT)) + collection_path.read_text()).lower()
     return None if any(word in text for word in words) else True
+
+
+@pytest.fixture
+def threads_begun(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """Threads that the test's own thread begins; what earlier tests left may begin and end others meanwhile."""
+    begun: list[threading.Thread] = []
+    mine, start = threading.current_thread(), threading.Thread.start
+
+    def noted(thread: threading.Thread) -> None:
+        if threading.current_thread() is mine:
+            begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", noted)
+    return begun
 
 
 @pytest.fixture(scope="session")

@@ -936,6 +936,7 @@ def test_wrong_options_are_told_in_one_line(given: tuple[str, ...], words: str) 
 
 @pytest.mark.usefixtures("soon")
 def test_a_stream_whose_server_dies_is_found_again_twenty_times(small_bundle: Path) -> None:
+    until(lambda: not capture_threads())  # of earlier tests
     with RtspServer([SMALL_PICTURE]) as server, classifier_of(small_bundle, schedule="stream") as classifier:
         with running(classifier, [server.address], LiveOptions(CaptureOptions(10.0))) as (kept, run):
             files: list[int] = []

@@ -212,7 +212,7 @@ def test_nothing_of_a_killed_run_lives_on(data: Path, tmp_path: Path) -> None:
         env={**os.environ, "TEST_MARK": str(tmp_path)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as process:  # fmt: skip
         until(lambda: alive() >= 5, 120)  # with what tracks resources, what forks, and two workers
-        opened = [str(path.readlink()) for path in Path(f"/proc/{process.pid}/fd").iterdir() if path.is_symlink()]
+        opened = [os.path.realpath(path) for path in Path(f"/proc/{process.pid}/fd").iterdir()]
         memory = [Path(name) for name in opened if name.startswith("/dev/shm/adafocus-edge-")]
         assert len(memory) == 1, opened
         process.send_signal(signal.SIGKILL)
