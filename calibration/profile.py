@@ -25,11 +25,25 @@ BLOCKS = (4, 8, 16)
 
 
 @dataclass(frozen=True)
-class _Timed:
+class TimedNode:
+    """One node of a graph after ONNX Runtime's optimisations.
+
+    Attributes:
+        operator: the node's operator.
+        takes: shapes of its inputs.
+        makes: shape of its first output.
+        ms: its median time.
+    """
+
     operator: str
-    weight: tuple[int, ...]
-    made: tuple[int, ...]
+    takes: tuple[tuple[int, ...], ...]
+    makes: tuple[int, ...]
     ms: float
+
+    @property
+    def weight(self) -> tuple[int, ...]:
+        """Shape of a convolution's weight, or ``()``."""
+        return next((shape for shape in self.takes[1:] if len(shape) == 4), ())
 
 
 @dataclass(frozen=True)
@@ -63,22 +77,22 @@ def layer_times(before: Path, after: Path, feeds: Feeds, threads: int | None) ->
 
     The list is empty if the convolutions of the two graphs cannot be matched.
     """
-    first, second = (_profile(path, feeds, threads) for path in (before, after))
+    first, second = (time_nodes(path, feeds, threads) for path in (before, after))
     layers = [[node for node in nodes if node.operator in CONVOLUTIONS] for nodes in (first, second)]
     if len(layers[0]) != len(layers[1]):
         return []
-    kinds: dict[str, list[tuple[_Timed, _Timed]]] = {}
+    kinds: dict[str, list[tuple[TimedNode, TimedNode]]] = {}
     for one, other in zip(*layers, strict=True):
-        if not _same_size(one.made, other.made):
+        if not _same_size(one.makes, other.makes):
             return []
-        kinds.setdefault(_kind(one.weight), []).append((one, other))
+        kinds.setdefault(convolution_kind(one.weight), []).append((one, other))
     entries = [
         KindTime(
             kind=kind,
             layers=len(pairs),
             fp32_ms=round(sum(one.ms for one, _ in pairs), 4),
             int8_ms=round(sum(other.ms for _, other in pairs), 4),
-            each=tuple(LayerTime(one.made, round(one.ms, 4), round(other.ms, 4)) for one, other in pairs),
+            each=tuple(LayerTime(one.makes, round(one.ms, 4), round(other.ms, 4)) for one, other in pairs),
         )
         for kind, pairs in kinds.items()
     ]
@@ -95,7 +109,8 @@ def _same_size(one: Sequence[int], other: Sequence[int]) -> bool:
     return not left or any(-(-min(left + right) // block) * block == max(left + right) for block in BLOCKS)
 
 
-def _kind(weight: Sequence[int]) -> str:
+def convolution_kind(weight: Sequence[int]) -> str:
+    """Name the kind of a convolution by the shape of its weight."""
     if len(weight) != 4:
         return "of unknown shape"
     _, inputs, height, width = weight
@@ -104,7 +119,7 @@ def _kind(weight: Sequence[int]) -> str:
     return f"{height} x {width} of 3 channels" if inputs <= 3 else f"{height} x {width}"
 
 
-def _profile(path: Path, feeds: Feeds, threads: int | None) -> list[_Timed]:
+def time_nodes(path: Path, feeds: Feeds, threads: int | None) -> list[TimedNode]:
     """Run a graph under ONNX Runtime's profiler; return every node with its median time, in execution order."""
     options = session_options(threads)
     options.enable_profiling = True
@@ -118,10 +133,12 @@ def _profile(path: Path, feeds: Feeds, threads: int | None) -> list[_Timed]:
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             found.setdefault(event["args"]["node_index"], (event["args"], []))[1].append(event["dur"] / 1e3)
-    timed = []
-    for facts, times in found.values():
-        shapes: list[list[int]] = [next(iter(shape.values()), []) for shape in facts["input_type_shape"]]
-        weight = next((tuple(shape) for shape in shapes[1:] if len(shape) == 4), ())
-        made: list[int] = next(iter(facts["output_type_shape"][0].values()), []) if facts["output_type_shape"] else []
-        timed.append(_Timed(facts["op_name"], weight, tuple(made), statistics.median(times[1:])))
-    return timed
+    return [
+        TimedNode(
+            operator=facts["op_name"],
+            takes=tuple(tuple(next(iter(shape.values()), [])) for shape in facts["input_type_shape"]),
+            makes=tuple(next(iter(facts["output_type_shape"][0].values()), [])) if facts["output_type_shape"] else (),
+            ms=statistics.median(times[1:]),
+        )
+        for facts, times in found.values()
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def action_grid(side: int) -> Tensor:
@@ -41,7 +42,10 @@ def patch_corner(origin: Tensor, frame_size: int, patch_size: int) -> Tensor:
 
 
 def crop(frames: Tensor, corner: Tensor, patch_size: int) -> Tensor:
-    """Cut one patch out of each frame with gathers, so that a graph needs no slice whose bounds are data.
+    """Cut one patch out of each frame, so that a graph needs no slice whose bounds are data.
+
+    All pixels are one table, from which one ONNX Gather looks up the patches'; indexing by sample, row and column is a
+    GatherND of three index planes, which takes twice as long (ONNX Runtime 1.31 on a CPU).
 
     Args:
         frames: any type [N, S, S, C], channels last.
@@ -51,8 +55,9 @@ def crop(frames: Tensor, corner: Tensor, patch_size: int) -> Tensor:
     Returns:
         [N, P, P, C], of the frames' type.
     """
+    side = frames.shape[1]
     offsets = torch.arange(patch_size, device=frames.device)
-    sample = torch.arange(frames.shape[0], device=frames.device)[:, None, None]
-    rows = (corner[:, 0:1] + offsets)[:, :, None]
-    columns = (corner[:, 1:2] + offsets)[:, None, :]
-    return frames[sample, rows, columns]
+    sample = torch.arange(frames.shape[0], device=frames.device)[:, None]
+    rows = sample * side + corner[:, 0:1] + offsets
+    pixels = rows[:, :, None] * side + (corner[:, 1:2] + offsets)[:, None, :]
+    return functional.embedding(pixels, frames.flatten(0, 2))
