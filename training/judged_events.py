@@ -43,7 +43,7 @@ def judged_clips(folder: Path) -> Judged:
         raise UsageError(f"{folder}: no archive of events, as --events DIR of a live run makes it")
     store = EventStore(folder)
     try:
-        judged, classes = store.judged(), store.classes()
+        judged, growing, classes = store.judged(), store.marked_growing(), store.classes()
     finally:
         store.close()
     clips = tuple(
@@ -51,6 +51,8 @@ def judged_clips(folder: Path) -> Judged:
         for event, label in judged
         if label is not None and event.clip is not None and store.path(event.clip).is_file()
     )
+    if not judged and growing:
+        raise DataError(f"{folder}: the clips of the events that are marked are not finished: wait for a minute")
     if not judged:
         raise DataError(f"{folder}: no event with a clip is marked right or wrong: mark some on the page of events")
     if not clips:

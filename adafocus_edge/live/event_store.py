@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sqlite3
 import threading
@@ -23,6 +24,7 @@ VERSION = 1
 LOCK = ".writing.lock"
 OWN_FILE = re.compile(r"\d{8}-\d{6}-.+-\d+\.(mp4|jpg)")
 """Names of clips and pictures."""
+_log = logging.getLogger(__name__)
 MAX_POST_ROLL_S = 40.0
 """A clip is finished this long after its event."""
 BUSY_S = 10.0
@@ -35,6 +37,7 @@ CREATE TABLE IF NOT EXISTS events (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS events_started ON events (started);
 CREATE TABLE IF NOT EXISTS classes (id INTEGER PRIMARY KEY, name TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS doomed (name TEXT PRIMARY KEY) STRICT;
 """
 
 
@@ -75,6 +78,13 @@ class StoredEvent:
     mark: Mark | None = None
     correct: str | None = None
     marked: float | None = None
+
+    def grows(self) -> bool:
+        """Return whether the clip may still grow, which it does for a while after the event.
+
+        A clip that ended long ago, or in the future because the system's clock was set back, does not.
+        """
+        return self.ended is None or abs(time.time() - self.ended) < MAX_POST_ROLL_S
 
     def label_of(self, classes: tuple[str, ...]) -> str | None:
         """Return the class that a person says this is, or None without a mark.
@@ -141,6 +151,7 @@ class EventStore:
     def __init__(self, folder: Path) -> None:
         check_folder(folder, "events")
         self.folder = folder
+        self._added_s: dict[str, float] = {}  # events of this run, by ``time.monotonic``
         self._lock = threading.Lock()
         with self._told():
             self._index = sqlite3.connect(folder / INDEX, BUSY_S, isolation_level=None, check_same_thread=False)
@@ -164,8 +175,13 @@ class EventStore:
                 stack.enter_context(locked(self.folder / LOCK))
             except BlockingIOError:
                 raise UsageError(f"{self.folder}: another run writes to this archive: give another --events") from None
-            self._remove_strays()
+            self._finish_deletions()
+            self._settle_files()
             self.close_abandoned()
+            if strays := self._strays():
+                _log.warning(
+                    "%s: %d clips and pictures are of no event in %s: they are kept", self.folder, strays, INDEX
+                )
             yield
 
     def close(self) -> None:
@@ -189,15 +205,26 @@ class EventStore:
         with self._lock, self._told():
             return self._index.execute(statement, tuple(map(_storable, values))).fetchall()
 
-    def _remove_strays(self) -> None:
-        """Delete clips and pictures that no event names: a run was killed before it had listed them."""
-        named = {
-            name for row in self._rows("SELECT clip, picture FROM events") for name in (row["clip"], row["picture"])
-        }
-        for path in self.folder.iterdir():
-            if OWN_FILE.fullmatch(path.name) and path.name not in named:
-                with suppress(OSError):
-                    path.unlink()
+    def _finish_deletions(self) -> None:
+        """Delete the files of deleted events that are still there: a run was killed in between, or could not."""
+        self._unlink([row["name"] for row in self._rows("SELECT name FROM doomed")])
+
+    def _settle_files(self) -> None:
+        """Name the pictures, and forget the clips, with which a killed run was not done."""
+        for row in self._rows("SELECT key, clip FROM events WHERE ended IS NULL"):
+            picture = self.path(f"{row['key']}.jpg")
+            self.update(row["key"], picture=picture.name if picture.is_file() else None)
+            if row["clip"] and not self.path(row["clip"]).is_file():
+                self.update(row["key"], clip=None)
+
+    def _strays(self) -> int:
+        """Count clips and pictures that no event names.
+
+        They may be the only copies: of an index that was lost, or replaced by an older one. Nothing deletes them.
+        """
+        rows = self._rows("SELECT clip, picture FROM events")
+        named = {name for row in rows for name in (row["clip"], row["picture"])}
+        return sum(OWN_FILE.fullmatch(path.name) is not None and path.name not in named for path in self.folder.iterdir())
 
     # -- what a run writes --------------------------------------------------------------------------------------------
 
@@ -211,22 +238,17 @@ class EventStore:
 
     def set_classes(self, names: tuple[str, ...]) -> None:
         """Keep the names of the model's classes, from which a person chooses the correct one."""
-        with self._lock, self._told():
-            self._index.execute("BEGIN IMMEDIATE")
-            try:
-                self._index.execute("DELETE FROM classes")
-                self._index.executemany("INSERT INTO classes VALUES (?, ?)", enumerate(map(_storable, names)))
-            except BaseException:
-                self._index.execute("ROLLBACK")
-                raise
-            self._index.execute("COMMIT")
+        with self._transaction():
+            self._index.execute("DELETE FROM classes")
+            self._index.executemany("INSERT INTO classes VALUES (?, ?)", enumerate(map(_storable, names)))
 
     def add(self, event: StoredEvent) -> None:
-        """Add an event that starts, or replace one of the same key. Raises ``AdaFocusError``."""
+        """Add an event that starts. Raises ``AdaFocusError``, also if there is one of the same key."""
         names = list(StoredEvent.__dataclass_fields__)
         values = [getattr(event, name) for name in names]
         marks = ", ".join("?" * len(names))
-        self._change(f"INSERT OR REPLACE INTO events ({', '.join(names)}) VALUES ({marks})", *values)
+        self._change(f"INSERT INTO events ({', '.join(names)}) VALUES ({marks})", *values)
+        self._added_s[event.key] = time.monotonic()
 
     def update(self, key: str, **changes: object) -> None:
         """Change fields of an event, such as ``ended``; one that was deleted meanwhile stays deleted."""
@@ -234,24 +256,28 @@ class EventStore:
         names = ", ".join(f"{name} = ?" for name in changes)
         self._change(f"UPDATE events SET {names} WHERE key = ?", *changes.values(), key)
 
-    def delete_old(self, max_age_s: float | None, max_bytes: float | None, now: float | None = None) -> int:
-        """Delete events that are too old, then those beyond the size: unmarked ones first, the oldest first.
+    def end(self, key: str, lasted_s: float, peak: float, *, cut: bool) -> None:
+        """End an event so long after its start: the system's clock may have been set meanwhile."""
+        self._change("UPDATE events SET ended = started + ?, peak = ?, cut = ? WHERE key = ?", lasted_s, peak, cut, key)
 
-        Events that last are kept. Returns how many were deleted.
+    def delete_old(self, max_age_s: float | None, max_bytes: float | None, now: float | None = None) -> int:
+        """Delete events that are too old, marked or not, then those beyond the size: unmarked ones first.
+
+        Events that last are kept. Those of this run are as old as the run has seen: the system's clock may have been
+        set meanwhile. Returns how many were deleted.
         """
         doomed: list[str] = []
         if max_age_s is not None:
             limit = (time.time() if now is None else now) - max_age_s
-            doomed = [
-                row["key"]
-                for row in self._rows("SELECT key FROM events WHERE started < ? AND ended IS NOT NULL", limit)
-            ]
+            too_old = self._rows("SELECT key FROM events WHERE started < ? AND ended IS NOT NULL", limit)
+            limit_s = time.monotonic() - max_age_s
+            doomed = [row["key"] for row in too_old if self._added_s.get(row["key"], float("-inf")) < limit_s]
             self._delete(doomed)
         if max_bytes is None:
             return len(doomed)
         ((total,),) = self._rows("SELECT coalesce(sum(bytes), 0) FROM events")
         over = []
-        order = "mark IS NOT NULL, started"
+        order = "mark IS NOT NULL, started, key"
         for row in self._rows(f"SELECT key, bytes FROM events WHERE ended IS NOT NULL ORDER BY {order}"):
             if total <= max_bytes:
                 break
@@ -300,11 +326,16 @@ class EventStore:
     def judged(self) -> list[tuple[StoredEvent, str | None]]:
         """Return the marked events with a finished clip, oldest first, each with its class; None where unknown."""
         classes = self.classes()
-        finished = (
-            "mark IS NOT NULL AND clip_s IS NOT NULL AND ended < ?"  # after that, the clip still goes on for a while
-        )
-        rows = self._rows(f"SELECT * FROM events WHERE {finished} ORDER BY started", time.time() - MAX_POST_ROLL_S)
-        return [(event, event.label_of(classes)) for event in map(_event, rows)]
+        return [(event, event.label_of(classes)) for event in self._marked() if not event.grows()]
+
+    def marked_growing(self) -> int:
+        """Return how many marked events have a clip that still grows."""
+        return sum(event.grows() for event in self._marked())
+
+    def _marked(self) -> list[StoredEvent]:
+        """Return the marked events with a clip, oldest first."""
+        where = "mark IS NOT NULL AND clip_s IS NOT NULL"
+        return [_event(row) for row in self._rows(f"SELECT * FROM events WHERE {where} ORDER BY started, key")]
 
     def mark(self, key: str, mark: Mark | None, correct: str | None = None) -> StoredEvent | None:
         """Keep what a person says of an event, or forget it; return the event, or None if there is none.
@@ -332,13 +363,35 @@ class EventStore:
             event = self.get(key)
             if event is None:
                 continue
-            # The row first: a row without files would be a broken link, files without a row only take room.
-            deleted += self._change("DELETE FROM events WHERE key = ?", key)
-            for name in (event.clip, event.picture):
-                if name is not None:
-                    with suppress(OSError):
-                        self.path(name).unlink()
+            names = [name for name in (event.clip, event.picture) if name is not None]
+            # A row without files would be a broken link; of files without a row nobody would know.
+            with self._transaction():
+                self._index.executemany("INSERT OR IGNORE INTO doomed VALUES (?)", [(name,) for name in names])
+                deleted += self._index.execute("DELETE FROM events WHERE key = ?", (_storable(key),)).rowcount
+            self._added_s.pop(key, None)
+            self._unlink(names)
         return deleted
+
+    def _unlink(self, names: list[str]) -> None:
+        """Delete files, and remember no longer that they are to be deleted; one that cannot be is tried again later."""
+        for name in names:
+            try:
+                self.path(name).unlink(missing_ok=True)
+            except OSError:
+                continue
+            self._change("DELETE FROM doomed WHERE name = ?", name)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Change all or nothing."""
+        with self._lock, self._told():
+            self._index.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._index.execute("ROLLBACK")
+                raise
+            self._index.execute("COMMIT")
 
 
 def _storable(value: object) -> object:

@@ -110,7 +110,7 @@ class Printer(Sink):
             text = f"event {message.number} {message.kind}: {message.label}, up to {message.peak:.0%}"
         else:
             return
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(wall_s)) if self._in_real_time else span
+        when = time.strftime("%Y-%m-%d %H:%M:%S%z", time.localtime(wall_s)) if self._in_real_time else span
         _print_whole(printable(f"{when}  {message.source}  {text}"))
 
 

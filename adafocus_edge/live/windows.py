@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -51,6 +52,7 @@ class ResultMaker:
         self._archive_url = archive_url
         self._names = SafeNames()
         self._events = 0
+        self._run = secrets.token_hex(3)  # keeps keys unique where the system's clock repeats a time
 
     def add(self, source: SourceState, prepared: Prepared, glimpses: Mapping[int, Glimpse], model_s: float) -> None:
         """Count one glimpse in every state of a source, and publish the results.
@@ -168,7 +170,8 @@ class ResultMaker:
         label = detector.rule.label
         if kind == "start":
             self._events += 1
-            key = f"{stamp(frame.wall_s)}-{self._names.of(source.name)}-{safe_name(label)}-{self._events}"
+            names = f"{self._names.of(source.name)}-{safe_name(label)}"
+            key = f"{stamp(frame.wall_s)}-{names}-{self._run}-{self._events}"
             source.events[detector] = self._events, key
         end_s = detector.last_s if kind == "end" else None
         number, key = source.events[detector]

@@ -30,6 +30,8 @@ CLIENT_WAITING = 256
 """Queue length per client; when it is full, the oldest message is dropped."""
 CURVE_S = 120.0
 """Time span of the page's confidence curve."""
+BACK_S = 5.0
+"""A source's clock that goes back by more was set: its curve begins again."""
 CURVE_POINTS = 1200
 """Points kept per source."""
 CURVE_CLASSES = 3
@@ -233,6 +235,8 @@ class Board(Sink):
         with self._lock:
             self._looks[look.source] = entry
             curve = self._curves.setdefault(look.source, deque(maxlen=CURVE_POINTS))
+            if curve and point["t"] < curve[-1]["t"] - BACK_S:  # the system's clock was set back
+                curve.clear()
             curve.append(point)
             while curve[0]["t"] < look.frame.wall_s - CURVE_S:
                 curve.popleft()

@@ -71,15 +71,22 @@ class StreamDocument:
                 entries = self._document[kind]
             table = tomlkit.table() if isinstance(entries, AoT) else tomlkit.inline_table()
             _fill(table, values)
-            entries.append(table)
+            with _next_comments_at_end(entries):
+                if entries and isinstance(entries[-1], Table):
+                    entries[-1].value.body.append((None, tomlkit.nl()))
+                entries.append(table)
             return
         if not isinstance(entries[number], Mapping):
             entries[number] = tomlkit.inline_table()
-        _fill(entries[number], values)
+        with _next_comments_at_end([entries[number]]):
+            _fill(entries[number], values)
 
     def remove(self, kind: Kind, number: int) -> None:
-        """Remove an entry."""
+        """Remove an entry; comments before and after it stay, but not those between its keys."""
         entries = self._list(kind)
+        if isinstance(entries, AoT):
+            self._document = tomlkit.parse(_without_table(tomlkit.dumps(self._document), kind, number))
+            return
         del entries[number]
         if not entries:
             del self._document[kind]
@@ -99,6 +106,54 @@ def _fill(table: Table | InlineTable, values: Mapping[str, Any]) -> None:
             table.pop(own, None)
         elif own not in table or table[own] != value:
             table[own] = value
+
+
+@contextmanager
+def _next_comments_at_end(entries: Any) -> Iterator[None]:
+    """Keep comments at the end of the last of some tables there: they belong to what follows in the file."""
+    last = entries[-1] if entries else None
+    ending: list[Any] = []
+    if isinstance(last, Table):
+        body = last.value.body
+        while body and body[-1][0] is None:  # a comment or a blank line
+            ending.insert(0, body.pop())
+    try:
+        yield
+    finally:
+        if ending:
+            entries[-1].value.body.extend(ending)
+
+
+def _without_table(text: str, kind: str, number: int) -> str:
+    """Return a configuration without one table of an array of tables, and with all comments around it."""
+    lines = [f"{line}\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]
+    headers: list[tuple[int, bool]] = []  # their lines, and whether an entry begins there or a table within one
+    for place, line in enumerate(lines):
+        if line.lstrip().startswith("[") and _parsed("".join(lines[:place])) is not None:
+            (name, made), = (_parsed(line) or {"": None}).items()
+            if name == kind and made == [{}]:
+                headers.append((place, True))
+            elif name != kind:
+                headers.append((place, False))
+    first = [place for place, is_entry in headers if is_entry][number]
+    after = end = next((place for place, _ in headers if place > first), len(lines))
+    while end > first + 1 and (not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#")):
+        end -= 1  # what stands above the next header
+    before, rest = lines[:first], lines[end:]
+    if before and not before[-1].strip() and rest and end < after and not rest[0].strip():
+        del rest[0]
+    elif before and before[-1].strip() and rest and rest[0].strip():
+        rest.insert(0, "\n")  # a comment on the entry must not become one on the next
+    return "".join(before + rest)
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """Return what TOML says, or None if this is not TOML, such as one half of a text or an array of several lines."""
+    try:
+        return dict(tomlkit.parse(text).unwrap())
+    except (TOMLKitError, ValueError, RecursionError):
+        return None
 
 
 @contextmanager

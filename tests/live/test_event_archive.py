@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adafocus_edge.errors import AdaFocusError, UsageError
+from adafocus_edge.errors import AdaFocusError, DataError, UsageError
 from adafocus_edge.live.event_store import INDEX, EventStore, Filter, StoredEvent
 from adafocus_edge.live.messages import Event
 from adafocus_edge.live.sinks.event_clips import EventClips
@@ -74,13 +74,16 @@ def test_old_events_go_first_and_marked_ones_last(store: EventStore) -> None:
         picture.write_bytes(b"x" * 10)
         store.add(stored(number, clip=clip.name, picture=picture.name, bytes=100))
     store.mark("k1", "right")
-    store.add(stored(0, ended=None, bytes=100))  # it still lasts
+    store.update("k0", ended=None)  # it still lasts
     assert store.delete_old(None, 500) == 5
     kept = {one.key for one in store.find(Filter(), 99)[0]}
     assert kept == {"k0", "k1", "k7", "k8", "k9"}
     assert {path.stem for path in store.folder.glob("*.mp4")} == {"k0", "k1", "k7", "k8", "k9"}
     assert store.delete_old(None, 500) == 0
-    assert store.delete_old(3.5, None, now=WALL_S + 11) == 2  # k1 and k7
+    assert store.delete_old(3.5, None, now=WALL_S + 11) == 0  # this run has seen them begin, just now
+    later = EventStore(store.folder)
+    assert later.delete_old(3.5, None, now=WALL_S + 11) == 2  # k1 and k7
+    later.close()
     assert {one.key for one in store.find(Filter(), 99)[0]} == {"k0", "k8", "k9"}
     assert store.delete("k8")
     assert not store.delete("k8")
@@ -210,10 +213,7 @@ def test_a_rule_that_waits_has_its_clip_from_the_beginning(store: EventStore) ->
 def test_two_runs_do_not_write_to_one_archive(store: EventStore) -> None:
     other = EventStore(store.folder)
     store.add(stored(1, ended=None, clip_from=WALL_S - 8.0, clip_s=12.0))
-    store.path("20231114-221320-yard-fight-9.mp4").write_bytes(b"of a run that was killed")
-    store.path("holiday.mp4").write_bytes(b"of somebody else")
     with store.writing():
-        assert sorted(path.suffix for path in store.folder.glob("*.mp4")) == [".mp4"]
         event = store.get("k1")
         assert event is not None
         assert (event.ended, event.cut) == (WALL_S + 4.0, True)
@@ -225,6 +225,80 @@ def test_two_runs_do_not_write_to_one_archive(store: EventStore) -> None:
     with other.writing():
         pass
     other.close()
+
+
+def test_clips_of_no_event_are_kept_and_told(store: EventStore, caplog: pytest.LogCaptureFixture) -> None:
+    """They are all that is left where the index was lost, or is an older one."""
+    names = [f"20231114-22132{number}-yard-fight-a1b2c3-{number}.{kind}" for number in (1, 2) for kind in ("mp4", "jpg")]
+    for name in (*names, "holiday.mp4"):
+        store.path(name).write_bytes(b"the only copy")
+    store.add(stored(1, key=names[0][:-4], clip=names[0], picture=names[1]))
+    with store.writing():
+        pass
+    assert [one.getMessage() for one in caplog.records] == [
+        f"{store.folder}: 2 clips and pictures are of no event in events.sqlite: they are kept"
+    ]
+    store.close()
+    for path in store.folder.glob(f"{INDEX}*"):
+        path.unlink()
+    fresh = EventStore(store.folder)
+    with fresh.writing():
+        fresh.delete_old(1.0, 1.0)
+    fresh.close()
+    assert {path.name for path in store.folder.glob("*.*g*")} | {path.name for path in store.folder.glob("*.mp4")} >= {
+        *names, "holiday.mp4",
+    }  # fmt: skip
+
+
+def test_a_deletion_that_was_interrupted_is_finished_by_the_next_run(
+    store: EventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = store.path("20231114-221321-yard-fight-a1b2c3-1.mp4")
+    clip.write_bytes(b"to be deleted")
+    store.add(stored(1, clip=clip.name))
+
+    def killed(*_: object, **__: object) -> None:
+        raise OSError("no more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        assert store.delete("k1")
+    assert clip.exists()
+    with store.writing():
+        assert not clip.exists()
+
+
+def test_files_with_which_a_killed_run_was_not_done(store: EventStore) -> None:
+    store.add(stored(1, ended=None, clip="k1.mp4"))  # announced, and never written
+    store.path("k1.jpg").write_bytes(b"written, and not yet named")
+    with store.writing():
+        event = store.get("k1")
+    assert event is not None
+    assert (event.clip, event.picture) == (None, "k1.jpg")
+
+
+def test_a_clock_that_is_set_changes_neither_length_nor_age(store: EventStore) -> None:
+    sink = EventClips(store, SPEC, lambda _: None, window_s=1.0, keep_days=30)
+    sink.enqueue(told("start", 3.0, 2.5))
+    sink.enqueue(replace(told("end", 6.0, 2.5, 5.25), wall_s=WALL_S - 3600.0))
+    sink.close(60)
+    event = store.get("key-1")
+    assert event is not None
+    assert event.ended is not None
+    assert event.ended - event.started == pytest.approx(2.75)
+    # It is dated 2023, and this run has just seen it: the clock was wrong then.
+    assert store.delete_old(30 * 86400.0, None) == 0
+    assert store.get("key-1") is not None
+
+
+def test_two_events_never_share_a_key(store: EventStore) -> None:
+    store.add(stored(1, label="fight"))
+    store.mark("k1", "right")
+    with pytest.raises(AdaFocusError, match="UNIQUE"):
+        store.add(stored(1, label="fall"))
+    kept = store.get("k1")
+    assert kept is not None
+    assert (kept.label, kept.mark) == ("fight", "right")
 
 
 def test_names_of_any_bytes_are_kept(store: EventStore) -> None:
@@ -321,6 +395,21 @@ def test_marked_clips_become_training_data(store: EventStore, tmp_path: Path) ->
     one_line_error(edge("prepare", empty.folder, "-o", out, "--from-events"), 1, "no event with a clip is marked")
 
 
+def test_a_marked_clip_is_taken_when_it_is_finished_whatever_the_clock_says(store: EventStore) -> None:
+    store.set_classes(("fight", "no_fight"))
+    video = next(FIGHTS.glob("fight/*.mp4")).read_bytes()
+    for number, after_s in enumerate((-1.0, 86400.0), 1):  # just now; by a clock that was a day ahead
+        path = store.path(f"k{number}.mp4")
+        path.write_bytes(video)
+        now = time.time() + after_s
+        store.add(stored(number, started=now - 3, ended=now, clip=path.name, clip_s=2.0))
+    store.mark("k1", "right")
+    with pytest.raises(DataError, match="the clips of the events that are marked are not finished: wait"):
+        judged_clips(store.folder)
+    store.mark("k2", "right")
+    assert [clip.path.name for clip in judged_clips(store.folder).clips] == ["k2.mp4"]
+
+
 def test_the_class_of_a_marked_event() -> None:
     two, three = ("fight", "no_fight"), ("fight", "fall", "walk")
     right, wrong = stored(0, mark="right"), stored(0, mark="wrong")
@@ -332,7 +421,9 @@ def test_the_class_of_a_marked_event() -> None:
 
 
 def test_old_events_are_deleted_while_a_run_goes_on(store: EventStore) -> None:
-    store.add(stored(1, started=time.time() - 3 * 86400, ended=time.time() - 3 * 86400 + 1))
+    earlier = EventStore(store.folder)
+    earlier.add(stored(1, started=time.time() - 3 * 86400, ended=time.time() - 3 * 86400 + 1))
+    earlier.close()
     sink = EventClips(store, SPEC, lambda _: None, window_s=1.0, keep_days=2)
     sink.enqueue(live_frame("camera 0", 1, 0.0))
     until(lambda: store.get("k1") is None)

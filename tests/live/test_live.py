@@ -312,6 +312,9 @@ def test_many_sources_run_side_by_side_and_one_that_fails_stops_none(small_bundl
             LiveRun(classifier, [], LiveOptions(overlap=9))
         with pytest.raises(UsageError, match="event nap: unknown class"):
             LiveRun(classifier, [], LiveOptions(rules=(EventRule("nap"),)))
+        twice = (EventRule(classifier.classes[0], 0.5), EventRule(classifier.classes[0], 0.5))
+        with pytest.raises(UsageError, match="the same rule twice"):
+            LiveRun(classifier, [], LiveOptions(rules=twice))
 
 
 def test_guests_come_and_go_beside_the_sources(small_bundle: Path) -> None:

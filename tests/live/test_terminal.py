@@ -26,7 +26,7 @@ from tests.support.streams import command, need
 
 FIGHT = ROOT / "tests" / "fights" / "fight" / "fi072.mp4"
 CALM = ROOT / "tests" / "fights" / "no_fight" / "nofi018.mp4"
-TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4}"
 CHANGE = re.compile(rf"{TIME}  (\w+)  (fight|no_fight) \d+%(, cut short)?")
 EVENT = re.compile(rf"{TIME}  (\w+)  event \d+ (start|end): fight, up to \d+%")
 COLUMNS = 100

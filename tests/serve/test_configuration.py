@@ -463,6 +463,55 @@ def test_a_source_is_added_to_any_form_of_file(text: str, wanted: str) -> None:
     assert [entry.argument for entry in entries][-1] == "new=0"
 
 
+COMMENTED = """\
+# The gateway.
+
+# the yard camera
+[[source]]
+name = "yard"
+address = "0"  # USB
+
+# the gate camera: insurance
+[[source]]
+name = "gate"
+address = \"\"\"
+[[source]]
+\"\"\"
+
+# rules
+[[event]]
+label = "fight"
+"""
+
+
+def test_comments_stay_where_they_were() -> None:
+    """tomlkit takes those above a table for the end of the one before."""
+    masked = StreamDocument("", COMMENTED.encode())
+    masked.change("source", 0, {"fps": 5})
+    assert masked.content.decode() == COMMENTED.replace("# USB\n", "# USB\nfps = 5\n")
+    more = StreamDocument("", COMMENTED.encode())
+    more.change("source", None, {"name": "new", "address": "1"})
+    assert more.content.decode() == COMMENTED.replace(
+        '"""\n\n# rules', '"""\n\n[[source]]\nname = "new"\naddress = "1"\n\n# rules'
+    )
+    one = StreamDocument("", COMMENTED.encode())
+    one.remove("source", 0)
+    assert one.content.decode() == COMMENTED.replace('[[source]]\nname = "yard"\naddress = "0"  # USB\n', "")
+    one.remove("source", 0)
+    # A comment on what is gone is not one on what follows.
+    assert one.content.decode() == (
+        "# The gateway.\n\n# the yard camera\n\n# the gate camera: insurance\n\n# rules\n[[event]]\n"
+        'label = "fight"\n'
+    )
+    one.remove("event", 0)
+    assert (one.sources(), one.rules()) == ([], [])
+    close = StreamDocument("", b'# a\n[[source]]\nname = "a"\n# b\n[[source]]\nname = "b"\n[source.more]\nx = 1\n')
+    close.remove("source", 0)
+    assert close.content == b'# a\n\n# b\n[[source]]\nname = "b"\n[source.more]\nx = 1\n'
+    close.remove("source", 0)
+    assert close.content == b"# a\n\n# b\n"
+
+
 def test_a_source_that_is_a_text_becomes_a_table_when_it_is_changed() -> None:
     document = StreamDocument("", b'source = [\n  "yard=0", # mine\n  "1",\n]\n')
     document.change("source", 0, {"name": "yard", "address": "0", "masks": [CORNER]})

@@ -321,14 +321,17 @@ class EventClips(FragmentSink):
         if stream.kept is None or not (fragments := stream.kept.since(begins_s)):
             return
         path = self._store.path(f"{event.key}.mp4")
-        clip.file = path.open("xb", buffering=0)
+        self._store.update(event.key, clip=path.name)  # first: no file is of an event that does not name it
         try:
+            clip.file = path.open("xb", buffering=0)
             write_all(clip.file, stream.kept.head)
-            clip.size += len(stream.kept.head)
-            self._store.update(event.key, clip=path.name, bytes=clip.size)
         except BaseException:
-            path.unlink(missing_ok=True)  # nothing names it
+            if clip.file is not None:
+                path.unlink(missing_ok=True)
+            self._store.update(event.key, clip=None)
             raise
+        clip.size += len(stream.kept.head)
+        self._store.update(event.key, bytes=clip.size)
         for fragment in fragments:
             self._append(stream, clip, clip.file, fragment)
 
@@ -370,8 +373,8 @@ class EventClips(FragmentSink):
 
     def _begin(self, stream: _Stream, event: Event) -> None:
         started = event.wall_s - (event.frame.time_s - event.start_s)
-        stored = StoredEvent(event.key, event.source, event.label, started, peak=event.peak)
-        self._store.add(stored)
+        started = round(started, 3)  # as it is shown: a filter by the time that is shown finds it
+        self._store.add(StoredEvent(event.key, event.source, event.label, started, peak=event.peak))
         try:
             picture = self._store.path(f"{event.key}.jpg")
             with atomic_write(picture) as file:
@@ -392,8 +395,7 @@ class EventClips(FragmentSink):
 
     def _end(self, stream: _Stream, event: Event) -> None:
         assert event.end_s is not None
-        ended = event.wall_s - (event.frame.time_s - event.end_s)
-        self._store.update(event.key, ended=ended, peak=event.peak, cut=event.cut)
+        self._store.end(event.key, round(event.end_s - event.start_s, 3), event.peak, cut=event.cut)
         if (clip := stream.clips.get(event.key)) is not None:
             clip.ended = _light(event)
 

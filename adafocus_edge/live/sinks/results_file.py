@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-LIVE_CSV_COLUMNS = (*CSV_COLUMNS, "at", "event", "cut", "text")
+LIVE_CSV_COLUMNS = (*CSV_COLUMNS, "at", "event", "cut", "text", "smoothed_label", "smoothed_confidence")
 """Columns of live results. ``event`` is empty for windows, ``start`` or ``end`` for events, ``provisional`` for
-provisional results, and the kind of a notice; ``text`` is the text of a notice."""
+provisional results, and the kind of a notice; ``text`` is the text of a notice; the last two are those of the mean of
+the newest windows, where windows are smoothed."""
 CSV_HEADER = csv_header(LIVE_CSV_COLUMNS).encode()
 
 
@@ -189,6 +190,8 @@ def _csv_row(entry: dict[str, Any]) -> dict[str, Any]:
         return {**entry, "confidence": entry["peak"]}
     if "provisional" in entry:
         return {**entry, "event": "provisional", "start_s": entry["time_s"]}
+    if smoothed := entry.get("smoothed"):
+        return {**entry, "smoothed_label": smoothed[0]["label"], "smoothed_confidence": smoothed[0]["confidence"]}
     return entry
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -79,8 +80,9 @@ class Snapshots(Sink):
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"{base}.jpg"
-            if path.exists():  # the same label twice within a second
-                path = self._folder / f"{base}-{message.number}.jpg"
+            numbers = itertools.count(2)
+            while path.exists():  # the same label twice within a second, or the system's clock was set back
+                path = self._folder / f"{base}-{next(numbers)}.jpg"
             with atomic_write(path) as file:
                 picture.save(file, "JPEG", quality=self._quality)
             if self._retention is not None:

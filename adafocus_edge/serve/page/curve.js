@@ -9,6 +9,7 @@ const BOTTOM = 16;
 const TOP = 8;
 const FLAG = 5;
 const GAP_S = 6; // The curve is interrupted where points are further apart.
+const BACK_S = 5; // A clock that goes back by more was set: the chart begins again.
 const JUMP_S = 10; // Of the page keys.
 
 export class Curve {
@@ -38,6 +39,7 @@ export class Curve {
   }
 
   add(point) {
+    if (point.t < (this.points.at(-1)?.t ?? 0) - BACK_S) this.clear();
     this.points.push(point);
     this.trim(point.t);
   }

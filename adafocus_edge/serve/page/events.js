@@ -4,6 +4,7 @@ import { ask, percent, seconds, setText } from "./dom.js";
 
 const REFRESH_MS = 10000;
 const PAGE_EVENTS = 30;
+const MINUTE_MS = 60000;
 
 const element = (id) => document.getElementById(id);
 const filters = element("filters");
@@ -22,14 +23,20 @@ const entries = new Map(); // by key, in the order of the list, which has no gap
 const others = new Map(); // by key: events that an address named and that are not in the list
 let classes = [];
 let opened = null; // key of the event in the player
+let order = []; // keys of the list when that event was last in it
 let run = 0; // number of the newest request for a first page: answers to older ones are ignored
 
 const addressOf = (key, what) => `/api/archive/${encodeURIComponent(key)}${what}`;
 
+/** Return a minute that was chosen as a moment: its beginning, or its end for the latest start. */
+function moment(value, name) {
+  return new Date(Date.parse(value) + (name === "until" ? MINUTE_MS - 1 : 0)).toISOString();
+}
+
 function question(before) {
   const asked = new URLSearchParams();
   for (const [name, value] of new FormData(filters)) {
-    if (value) asked.set(name, name === "since" || name === "until" ? new Date(value).toISOString() : value);
+    if (value) asked.set(name, name === "since" || name === "until" ? moment(value, name) : value);
   }
   if (before) asked.set("before", before);
   asked.set("limit", String(PAGE_EVENTS));
@@ -146,6 +153,7 @@ async function refresh() {
     place = row;
     if (opened === key) showFacts(entry);
   }
+  if (opened) showSteps();
   more.hidden = entries.size >= found.total;
   tally(found.total);
 }
@@ -189,16 +197,27 @@ function open(key) {
   const download = element("download");
   download.hidden = !entry.clip_s;
   download.href = addressOf(key, "/clip.mp4?download=1");
-  const keys = [...entries.keys()];
-  element("newer").disabled = keys.indexOf(key) <= 0;
-  element("older").disabled = [-1, keys.length - 1].includes(keys.indexOf(key));
+  showSteps();
   if (!viewer.open) viewer.showModal();
   history.replaceState(null, "", `#${encodeURIComponent(key)}`);
 }
 
+/** Return the key of the nearest event that is newer (-1) or older (1) and in the list: the opened one may have left it. */
+function neighbour(by) {
+  let place = order.indexOf(opened);
+  if (place < 0) return undefined; // named by an address, and never in the list
+  do place += by; while (place in order && !entries.has(order[place]));
+  return order[place];
+}
+
+function showSteps() {
+  if (entries.has(opened)) order = [...entries.keys()];
+  element("newer").disabled = !neighbour(-1);
+  element("older").disabled = !neighbour(1);
+}
+
 function step(by) {
-  const keys = [...entries.keys()];
-  const next = keys[keys.indexOf(opened) + by];
+  const next = neighbour(by);
   if (next) open(next);
 }
 
