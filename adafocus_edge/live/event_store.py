@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -224,7 +224,9 @@ class EventStore:
         """
         rows = self._rows("SELECT clip, picture FROM events")
         named = {name for row in rows for name in (row["clip"], row["picture"])}
-        return sum(OWN_FILE.fullmatch(path.name) is not None and path.name not in named for path in self.folder.iterdir())
+        return sum(
+            OWN_FILE.fullmatch(path.name) is not None and path.name not in named for path in self.folder.iterdir()
+        )
 
     # -- what a run writes --------------------------------------------------------------------------------------------
 

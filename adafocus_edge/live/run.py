@@ -594,7 +594,7 @@ def _check_options(classifier: Classifier, sources: Sequence[Source], options: L
 def check_rules(rules: Sequence[EventRule], classes: Sequence[str]) -> None:
     """Raise ``UsageError`` if a rule is for a class that the model does not have, or is there twice."""
     if twice := next((rule for number, rule in enumerate(rules) if rule in rules[:number]), None):
-        raise UsageError(f"event {twice.label}: the same rule twice: remove one of them")
+        raise UsageError(f"event {twice.label}: the same rule twice: one is enough")
     for rule in rules:
         if rule.label not in classes:
             more = " ..." if len(classes) > MAX_NAMED_CLASSES else ""

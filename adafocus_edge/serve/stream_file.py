@@ -131,7 +131,7 @@ def _without_table(text: str, kind: str, number: int) -> str:
     headers: list[tuple[int, bool]] = []  # their lines, and whether an entry begins there or a table within one
     for place, line in enumerate(lines):
         if line.lstrip().startswith("[") and _parsed("".join(lines[:place])) is not None:
-            (name, made), = (_parsed(line) or {"": None}).items()
+            ((name, made),) = (_parsed(line) or {"": None}).items()
             if name == kind and made == [{}]:
                 headers.append((place, True))
             elif name != kind:

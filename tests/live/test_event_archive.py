@@ -229,10 +229,11 @@ def test_two_runs_do_not_write_to_one_archive(store: EventStore) -> None:
 
 def test_clips_of_no_event_are_kept_and_told(store: EventStore, caplog: pytest.LogCaptureFixture) -> None:
     """They are all that is left where the index was lost, or is an older one."""
-    names = [f"20231114-22132{number}-yard-fight-a1b2c3-{number}.{kind}" for number in (1, 2) for kind in ("mp4", "jpg")]
+    keys = [f"20231114-22132{number}-yard-fight-a1b2c3-{number}" for number in (1, 2)]
+    names = [f"{key}.{kind}" for key in keys for kind in ("mp4", "jpg")]
     for name in (*names, "holiday.mp4"):
         store.path(name).write_bytes(b"the only copy")
-    store.add(stored(1, key=names[0][:-4], clip=names[0], picture=names[1]))
+    store.add(stored(1, key=keys[0], clip=names[0], picture=names[1]))
     with store.writing():
         pass
     assert [one.getMessage() for one in caplog.records] == [
@@ -245,9 +246,7 @@ def test_clips_of_no_event_are_kept_and_told(store: EventStore, caplog: pytest.L
     with fresh.writing():
         fresh.delete_old(1.0, 1.0)
     fresh.close()
-    assert {path.name for path in store.folder.glob("*.*g*")} | {path.name for path in store.folder.glob("*.mp4")} >= {
-        *names, "holiday.mp4",
-    }  # fmt: skip
+    assert {path.name for path in store.folder.iterdir()} >= {*names, "holiday.mp4"}
 
 
 def test_a_deletion_that_was_interrupted_is_finished_by_the_next_run(

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from adafocus_edge.live.sinks.mqtt import Discovery, Mqtt, active_topic
 from adafocus_edge.live.sinks.results_file import LIVE_CSV_COLUMNS, ResultsFile
 from adafocus_edge.live.sinks.snapshots import Snapshots
 from adafocus_edge.live.sinks.webhook import Webhook
+from adafocus_edge.runtime.classifier import Guess
 from tests.support.live_parts import SPEC, event, live_frame, look, notice, until, window
 
 ROOT = Path(__file__).parents[2]
@@ -86,14 +88,29 @@ def test_a_csv_has_one_header(sink, tmp_path):
     path = tmp_path / "results.CSV"
     for _ in range(2):
         listener = sink(ResultsFile, path, provisional=True)
-        for message in (window(label='one, "two"'), event("end"), notice("failed"), notice("lost"), look(live_frame())):
+        smoothed = replace(window(), smoothed=(Guess("mean", 7, 0.625),))
+        told = (
+            window(label='one, "two"'),
+            event("end"),
+            notice("failed"),
+            notice("lost"),
+            look(live_frame()),
+            smoothed,
+        )
+        for message in told:
             listener.enqueue(message)
         listener.close()
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 10
+    assert len(rows) == 12
     assert tuple(rows[0]) == LIVE_CSV_COLUMNS
-    seen, ended, failed, lost, provisional = rows[5:]
+    seen, ended, failed, lost, provisional, smoothed = rows[6:]
+    assert [smoothed[name] for name in ("label", "smoothed_label", "smoothed_confidence")] == [
+        "juggling",
+        "mean",
+        "0.625",
+    ]
+    assert seen["smoothed_label"] == ""
     assert (seen["label"], seen["event"], seen["backend"], seen["cut"]) == (
         'one, "two"',
         "",
@@ -269,11 +286,23 @@ def test_the_newest_snapshots_stay(sink, tmp_path):
     assert listener.failed == 0
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [
-        "camera_0-20231114-221322-juggling-5.jpg",
-        "camera_0-20231114-221323-juggling-7.jpg",
+        "camera_0-20231114-221322-juggling-2.jpg",
+        "camera_0-20231114-221323-juggling-2.jpg",
         "camera_0-20231114-221323-juggling.jpg",
         "mine.jpg",
     ]
+
+
+def test_no_run_replaces_the_snapshots_of_another(sink, tmp_path):
+    """A clock that is set back, or begins at the same time at each start, repeats the names."""
+    for _ in range(4):
+        listener = sink(Snapshots, tmp_path, SPEC)
+        listener.enqueue(event())
+        listener.close(30)
+    base = "camera_0-20231114-221321-juggling"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{base}-2.jpg", f"{base}-3.jpg", f"{base}-4.jpg", f"{base}.jpg",
+    ]  # fmt: skip
 
 
 def test_a_folder_that_cannot_be_written_is_told_once(sink, told, tmp_path):

@@ -187,6 +187,26 @@ def test_a_person_judges_events_on_the_page(browser: Browser, kept: Kept) -> Non
                 assert page.evaluate(NO_SIDEWAYS)
 
 
+def test_judging_goes_on_where_a_judged_event_leaves_the_list(browser: Browser, kept: Kept) -> None:
+    with page_of(browser, kept.server, "events") as page:
+        page.locator("select[name=mark]").select_option("none")
+        page.locator("#archive .open").nth(3).click()
+        page.locator("#viewer [data-mark=right]").click()
+        wait_for(page, "key => !document.querySelector(`[data-key='${key}']`)", kept.key(COUNT - 4))
+        for by, number in (("older", 5), ("newer", 3)):
+            page.locator(f"#{by}").click()
+            wait_for(page, "key => decodeURIComponent(location.hash) === `#${key}`", kept.key(COUNT - number))
+
+
+def test_the_minutes_that_are_chosen_count_whole(browser: Browser, kept: Kept) -> None:
+    with page_of(browser, kept.server, "events", timezone_id="UTC") as page:
+        for name in ("since", "until"):  # all events started from 22:13:20 to 22:13:59
+            page.locator(f"input[name={name}]").fill("2023-11-14T22:13")
+        wait_for(page, "text => document.getElementById('tally').textContent === text", f"{COUNT} events")
+        page.locator("input[name=until]").fill("2023-11-14T22:12")
+        wait_for(page, "() => document.getElementById('tally').textContent === 'No event matches.'")
+
+
 def test_the_api_is_described_on_a_page(browser: Browser, kept: Kept) -> None:
     with page_of(browser, kept.server, "docs") as page:
         page.wait_for_selector("#operations details")

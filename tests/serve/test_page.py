@@ -229,6 +229,19 @@ def test_the_chart_shows_values_under_the_pointer_and_by_keyboard(browser: Brows
         readout.wait_for(state="hidden")
 
 
+def test_the_chart_begins_again_where_the_clock_was_set_back(browser: Browser, served: Served) -> None:
+    script = """async () => {
+      const { Curve } = await import("/page/curve.js");
+      const element = document.createElement("div");
+      element.innerHTML = "<canvas></canvas><div class='readout'></div>";
+      const curve = new Curve(element, "a", () => {});
+      const times = [7200, 7201, 7200.5, 3601, 3602];
+      return times.map((t) => { curve.add({ t, top: [] }); return curve.points.length; });
+    }"""
+    with page_of(browser, served.server) as page:
+        assert page.evaluate(script) == [1, 2, 3, 1, 2]
+
+
 def test_an_event_opens_from_the_list_and_from_the_chart(browser: Browser, served: Served) -> None:
     with page_of(browser, served.server, viewport=WALL) as page:
         page.wait_for_selector("#events .open")

@@ -49,6 +49,8 @@ from adafocus_edge.serve.pictures import encode
 from adafocus_edge.serve.uploads import file_name
 from tests.conftest import ROOT
 from tests.support.browser import NO_SIDEWAYS, Browser, card, page_of, wait_for
+from tests.support.live_parts import live_frame
+from tests.support.live_parts import look as seen
 from tests.support.served import (
     BEARER,
     CALM,
@@ -614,6 +616,19 @@ def test_boxes_of_a_model_that_crops_are_where_its_crop_lies(
         assert found == pytest.approx([left / width, top / height, right / width, bottom / height], abs=1e-4)
     short = (crop[3] - crop[1]) if width > height else (crop[2] - crop[0])
     assert short == pytest.approx(224 / 256)
+
+
+def test_a_curve_begins_again_where_the_clock_was_set_back(classifier: Classifier) -> None:
+    run = new_run(classifier, Source("a", str(FIGHT)))
+
+    async def made() -> Any:
+        board = boards.Board(run, ServeOptions(), asyncio.get_running_loop())
+        for index, wall_s in enumerate((7200.0, 7201.0, 3601.0, 3602.0)):
+            board.process(seen(live_frame("a", index, float(index), wall_s=wall_s)))
+        board.close()
+        return board._hello()["curves"]
+
+    assert [point["t"] for point in asyncio.run(made())["a"]] == [3601.0, 3602.0]
 
 
 def test_a_quiet_connection_is_kept_open(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:

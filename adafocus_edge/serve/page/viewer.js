@@ -3,6 +3,7 @@
 import { ask, clock, make, percent, seconds, setText } from "./dom.js";
 
 const AGAIN_MS = 3000; // Interval of asking for a clip that is not there yet.
+const NEW_S = 60; // An event is shown before the archive has it.
 
 export class Viewer {
   constructor(page) {
@@ -70,7 +71,11 @@ export class Viewer {
     try {
       kept = await ask(address);
     } catch (error) {
-      if (this.entry?.id === entry.id) setText(this.note, error.status === 404 ? "It is not in the archive any more." : error.message);
+      if (this.entry?.id !== entry.id) return;
+      const isNew = error.status === 404 && this.page.nowS() - entry.wall_s < NEW_S;
+      const gone = error.status === 404 ? "It is not in the archive any more." : error.message;
+      setText(this.note, isNew ? "It will be here in a moment." : gone);
+      if (isNew) this.retry = setTimeout(() => this.load(entry), AGAIN_MS);
       return;
     }
     if (this.entry?.id !== entry.id) return;
