@@ -366,7 +366,7 @@ class EventStore:
             if event is None:
                 continue
             names = [name for name in (event.clip, event.picture) if name is not None]
-            # A row without files would be a broken link; of files without a row nobody would know.
+            # A row without files would be a broken link; files without a row would stay for ever.
             with self._transaction():
                 self._index.executemany("INSERT OR IGNORE INTO doomed VALUES (?)", [(name,) for name in names])
                 deleted += self._index.execute("DELETE FROM events WHERE key = ?", (_storable(key),)).rowcount

@@ -14,9 +14,13 @@ from adafocus_edge.errors import UsageError
 from adafocus_edge.model.spec import class_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 
+MAX_NAMED_CLASSES = 8
+"""Classes that an error lists at most."""
 RULE = r"(.*?)(?:=(\d*\.?\d+))?((?:,(?:for|cooldown)=\d*\.?\d+)*)"
 
 
@@ -69,6 +73,16 @@ class EventRule:
 def _plain(number: float) -> str:
     """Return a number without an exponent."""
     return format(Decimal(repr(float(number))), "f")
+
+
+def check_rules(rules: Sequence[EventRule], classes: Sequence[str]) -> None:
+    """Raise ``UsageError`` if a rule is for a class that the model does not have, or is there twice."""
+    for number, rule in enumerate(rules):
+        if rule in rules[:number]:
+            raise UsageError(f"event {rule.label}: the same rule twice: one is enough")
+        if rule.label not in classes:
+            known = ", ".join(classes[:MAX_NAMED_CLASSES]) + " ..." * (len(classes) > MAX_NAMED_CLASSES)
+            raise UsageError(f"event {rule.label}: unknown class; the classes of this model are {known}")
 
 
 class Smoother:

@@ -14,7 +14,7 @@ from adafocus_edge.backends.gpu_frames import LiveFrames
 from adafocus_edge.errors import AdaFocusError, ServerLostError, SourceError, UsageError
 from adafocus_edge.live.capture import Capture, Prepared
 from adafocus_edge.live.clip_job import ClipJob
-from adafocus_edge.live.events import EventRule
+from adafocus_edge.live.events import EventRule, check_rules
 from adafocus_edge.live.listener import Sink, Subscriber
 from adafocus_edge.live.messages import Drops, LiveFrame, Message, Notice, ProvisionalResult, Rules
 from adafocus_edge.live.meters import Counters, DropMeter, DropReport
@@ -46,8 +46,6 @@ TRIM_S = 60.0
 """How often free memory is returned to the system."""
 REMOVE_S = 15.0
 """How long removing a source waits for the model's thread."""
-MAX_NAMED_CLASSES = 8
-"""Classes that an error lists at most."""
 
 
 @dataclass(frozen=True)
@@ -589,14 +587,3 @@ def _check_options(classifier: Classifier, sources: Sequence[Source], options: L
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"{twice}: two sources have this name: give each its own (NAME=ADDRESS)")
-
-
-def check_rules(rules: Sequence[EventRule], classes: Sequence[str]) -> None:
-    """Raise ``UsageError`` if a rule is for a class that the model does not have, or is there twice."""
-    if twice := next((rule for number, rule in enumerate(rules) if rule in rules[:number]), None):
-        raise UsageError(f"event {twice.label}: the same rule twice: one is enough")
-    for rule in rules:
-        if rule.label not in classes:
-            more = " ..." if len(classes) > MAX_NAMED_CLASSES else ""
-            known = ", ".join(classes[:MAX_NAMED_CLASSES]) + more
-            raise UsageError(f"event {rule.label}: unknown class; the classes of this model are {known}")

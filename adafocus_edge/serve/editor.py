@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.errors import AdaFocusError, UsageError
-from adafocus_edge.live.events import EventRule
+from adafocus_edge.live.events import EventRule, check_rules
 from adafocus_edge.live.session import check_needed, check_record
 from adafocus_edge.live.stream_config import (
     ConfigFile,
@@ -260,8 +260,6 @@ class Editor:
 
     def _wanted(self, document: StreamDocument) -> tuple[list[Source], tuple[EventRule, ...]]:
         """Return the sources and rules of a configuration. Raises ``UsageError`` if they cannot be used."""
-        from adafocus_edge.live.run import check_rules
-
         assert self._file is not None
         sources, rules = list(self._running.values()), self._rules
         entries = document.sources()
