@@ -50,6 +50,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "policy": results.policy,
     "calibration": results.calibration,
     "calibration-layers": results.calibration_layers,
+    "layers": results.layers,
     "exits": results.exits,
     "front": results.front,
     "loader": results.loader,

@@ -15,6 +15,9 @@ LAYERED = {"calibrate-fights": "default recipe", "calibrate-acts": "official"}
 MEASURED_ON_OTHERS = ("int8-trt", "fp16")
 """Variants whose times on a CPU say nothing about the devices that they are for."""
 OTHER_LAYERS = "crop, resize, normalisation, additions, pooling"
+LAYER_MODELS = {"default": "default model", "official": "official, 128 x 128"}
+LEAST_SHARE = 0.02
+"""Share of the time below which a kind of layer is counted with others."""
 LIVE_MODELS = {"official": "official (ResNet-50, 128 x 128)"}
 
 
@@ -122,6 +125,27 @@ def calibration_layers() -> str:
                     )
                 )
     return table(("graph", "layers", "FP32 ms", "INT8 ms", "times faster"), rows)
+
+
+def layers() -> str:
+    """Return what each kind of layer costs in a clip, against the machine's peak."""
+    found = report("layers")
+    rows = []
+    for model in found["models"]:
+        name = f"{LAYER_MODELS.get(model['model'], model['model'])}, {model['variant']}"
+        shown = [one for one in model["rows"] if one["share"] >= LEAST_SHARE]
+        for one in shown:
+            counted = one["gmacs"] > 0
+            speed = (f"{one['gmacs_per_s']:.0f}", f"{one['of_peak']:.0%}") if counted else ("", "")
+            kind = f"{one['graph']}: {one['kind']}"
+            rows.append((name, kind, one["type"], f"{one['ms']:.1f}", f"{one['share']:.0%}", *speed))
+        whole_ms = sum(one["ms"] for one in model["rows"])
+        left_ms = whole_ms - sum(one["ms"] for one in shown)
+        rows.append((name, "all others", "", f"{left_ms:.1f}", f"{left_ms / whole_ms:.0%}", "", ""))
+    peak = ", ".join(f"{rate:.0f} in {kind.upper()}" for kind, rate in found["peak_gmacs_per_s"].items())
+    header = ("", "layers", "type", "ms per clip", "of all", "G multiply-adds/s", "of the peak")
+    one = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    return f"{table(header, rows)}\n\nThe peak of {one}: {peak} (G multiply-adds per second). {machine('layers')}"
 
 
 def exits() -> str:
