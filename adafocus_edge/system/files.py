@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from adafocus_edge.errors import AdaFocusError
+from adafocus_edge.errors import AdaFocusError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 MAX_BYTES = 1 << 28
 """Maximum size of a file that is read into memory whole: a list, a configuration, a report. A device has no end."""
@@ -296,6 +296,45 @@ def is_stream(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     return not stat.S_ISREG(found.st_mode) or _standard_stream(found) is not None
+
+
+def check_overwrites(outputs: Mapping[str, Path | None], inputs: Iterable[Path | None]) -> None:
+    """Check that no output is an input by any name, or lies in a folder that is one; streams are written in place.
+
+    Args:
+        outputs: by the options that name them, such as ``--output``.
+        inputs: files, and folders into which nothing is written.
+
+    Raises ``UsageError``.
+    """
+    places = [(option, path, _places(path)) for option, path in outputs.items() if path is not None]
+    if not any(own for _, _, own in places):
+        return
+    for source in inputs:
+        found = None if source is None else _identity(source)
+        for option, path, own in places:
+            if found is not None and found in own:
+                raise UsageError(f"{option} {path}: is an input or lies in one ({source}): give another file")
+
+
+def _places(path: Path) -> set[tuple[int, int]]:
+    """Return the identities of a file to be written and of its folders, as far as they exist; none for a stream."""
+    try:
+        if is_stream(path):
+            return set()
+    except OSError:  # writing the file reports it
+        return set()
+    real = Path(os.path.realpath(path))
+    return {found for place in (real, *real.parents) if (found := _identity(place)) is not None}
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what a file or folder has under all of its names, or None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def open_stream(path: Path) -> IO[bytes]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import shutil
 import time
 from datetime import datetime
@@ -9,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from adafocus_edge.errors import AdaFocusError, BundleError
+from adafocus_edge.errors import AdaFocusError, BundleError, UsageError
 from adafocus_edge.system.csv_lines import csv_header, csv_line
-from adafocus_edge.system.files import writable
+from adafocus_edge.system.files import check_overwrites, writable
 from adafocus_edge.system.timestamps import iso, iso_now, stamp
 
 
@@ -33,6 +34,20 @@ def test_of_several_files_that_cannot_be_copied_the_first_reason_is_given(tmp_pa
     message = r"to: cannot be written \(No such file or directory\)"
     with pytest.raises(AdaFocusError, match=message), writable(tmp_path / "to"):
         shutil.copytree(tmp_path / "from", tmp_path / "to")
+
+
+def test_an_output_is_no_input_by_any_name(tmp_path):
+    labels, bundle = tmp_path / "labels.csv", tmp_path / "bundle"
+    labels.write_text("video,class")
+    bundle.mkdir()
+    (tmp_path / "link.csv").symlink_to(labels)
+    os.link(labels, tmp_path / "hard.csv")
+    inputs = (labels, None, tmp_path / "missing.csv", bundle)
+    for output in (labels, tmp_path / "link.csv", tmp_path / "hard.csv", bundle / "new.json", bundle / "in" / "x.json"):
+        with pytest.raises(UsageError, match=f"^--output {output}: is an input or lies in one"):
+            check_overwrites({"--plot": None, "--output": output}, inputs)
+    null = Path("/dev/null")
+    check_overwrites({"--output": tmp_path / "new" / "x.json", "--plot": null}, (*inputs, null))
 
 
 def test_other_errors_pass_unchanged(tmp_path):
