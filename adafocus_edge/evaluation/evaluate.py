@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 import numpy as np
 
-from adafocus_edge.errors import DataError, SourceError
+from adafocus_edge.errors import DataError, SourceError, UsageError
 from adafocus_edge.evaluation.evidence import few_clips_note, reuse_note, share_interval
 from adafocus_edge.evaluation.metrics import accuracy_curve, top_k_accuracy, wilson_interval
 from adafocus_edge.evaluation.oracle import Oracle, tried_grid
@@ -88,9 +88,14 @@ class FixedPolicy:
 
 
 def with_patches(model: LoadedModel, patches: Patches, seed: int = 0) -> LoadedModel:
-    """Return the same model with its policy replaced, unless ``patches`` is ``policy``."""
+    """Return the same model with its policy replaced, unless ``patches`` is ``policy``.
+
+    Raises ``UsageError`` for patches that are no policy's, such as the oracle's.
+    """
     if patches == "policy":
         return model
+    if patches not in ("centre", "random"):
+        raise UsageError(f"patches {patches!r}: must be policy, centre or random")
     fixed = FixedPolicy(model.policy.inputs, model.policy.outputs, seed if patches == "random" else None)
     return replace(model, policy=fixed, resident=None)  # the runner's loops use the model's own policy
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 from adafocus_edge.errors import UsageError
 from adafocus_edge.model.spec import MAX_SEGMENTS
 from adafocus_edge.runtime.settings import GraphOptions, ScheduleOption
-from adafocus_edge.system.options import INPUT, MODEL, OUTPUT, Option, reader_of
+from adafocus_edge.system.options import INPUT, MODEL, OUTPUT, Option, check_limits, check_names, reader_of
 
 Patches = Literal["policy", "centre", "random", "oracle"]
 PATCHES: tuple[Patches, ...] = get_args(Patches)
@@ -69,10 +69,14 @@ class EvaluateOptions(GraphOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_limits(self)
         if self.data is None:
             raise UsageError("--data is missing: give a folder with a sub-folder per class, a CSV, or a split list")
+        if isinstance(self.patches, str):
+            raise UsageError(f"--patches {self.patches!r}: must be a tuple of names, such as ('policy', 'random')")
         if not self.patches:
             raise UsageError(f"--patches none: give at least one of {', '.join(PATCHES)}")
+        check_names("--patches", self.patches, PATCHES)
         check_plot_name(self.plot)
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from adafocus_edge.errors import UsageError
 
@@ -61,20 +61,30 @@ def option_of(hint: Any) -> Option | None:
 
 
 def check_limits(request: Any) -> None:
-    """Check the numbers of a request against the limits of their options, which the command line knows by itself.
+    """Check numbers and choices of a request against the types and limits of their options, as the command line does.
 
     Raises ``UsageError`` that names the option.
     """
     for name, hint in get_type_hints(type(request), include_extras=True).items():
         option = option_of(hint)
         value = getattr(request, name)
-        if option is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+        if option is None:
             continue
         spelling = (option.names or (f"--{name.replace('_', '-')}",))[0]
+        known = _choices(hint.__origin__)
+        if known and value not in known:
+            raise UsageError(f"{spelling} {value}: must be one of {', '.join(map(str, known))}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
         if option.minimum is not None and not value >= option.minimum:
             raise UsageError(f"{spelling} {value:g}: must be at least {option.minimum:g}")
         if option.maximum is not None and not value <= option.maximum:
             raise UsageError(f"{spelling} {value:g}: must be at most {option.maximum:g}")
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """Return the values that a type allows by name, or none if it is no ``Literal``."""
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def read_names(option: str, text: str) -> tuple[str, ...]:
@@ -96,14 +106,19 @@ def read_numbers(option: str, text: str) -> tuple[int, ...]:
     return tuple(map(int, names))
 
 
+def check_names(option: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Check that all names are known. Raises ``UsageError`` that names the option."""
+    for name in names:
+        if name not in known:
+            raise UsageError(f"{option} {','.join(map(str, names))}: {name!r} must be one of {', '.join(known)}")
+
+
 def reader_of(known: Sequence[str]) -> Callable[[str, str], tuple[str, ...]]:
     """Return a reader of comma-separated names that raises ``UsageError`` for a name outside ``known``."""
 
     def read(option: str, text: str) -> tuple[str, ...]:
         names = read_names(option, text)
-        for name in names:
-            if name not in known:
-                raise UsageError(f"{option} {text}: {name!r} must be one of {', '.join(known)}")
+        check_names(option, names, known)
         return names
 
     return read

@@ -240,6 +240,20 @@ def test_closing_twice_and_evaluating(model: AdaFocus) -> None:
     other.close()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (dict(patches=("polcy",)), "--patches polcy: 'polcy' must be one of policy, centre, random, oracle"),
+        (dict(patches="policy"), "--patches 'policy': must be a tuple of names"),
+        (dict(schedule="streem"), "--schedule streem: must be one of auto, clip, stream"),
+        (dict(segments=0), "--segments 0: must be at least 1"),
+    ],
+)
+def test_an_evaluation_refuses_what_it_does_not_know(model: AdaFocus, wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        model.evaluate(ROOT / "tests" / "fights", **wrong)
+
+
 def test_training_exporting_and_benchmarking(tmp_path: Path) -> None:
     data = prepare_fights(tmp_path / "data", 72)
     run = AdaFocus.train(
@@ -271,6 +285,7 @@ def test_calibrating_writes_a_variant_that_can_be_loaded(model: AdaFocus, tmp_pa
     for wrong, words in (
         (dict(share=5), "--share 5: must be at most 0.9"),
         (dict(clips=1), "--clips 1: must be at least 4"),
+        (dict(method="minmx"), "--method minmx: must be one of auto, minmax, entropy, percentile"),
     ):
         with pytest.raises(UsageError, match=words):
             model.calibrate(ROOT / "tests" / "fights", tmp_path / "more", **wrong)

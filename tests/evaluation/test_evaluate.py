@@ -11,6 +11,7 @@ import torch
 
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import read_bundle
+from adafocus_edge.errors import UsageError
 from adafocus_edge.evaluation.dataset import Example, Split
 from adafocus_edge.evaluation.evaluate import Evaluation, Scored, evaluate, gflops_per_step, predict_with, with_patches
 from adafocus_edge.evaluation.metrics import wilson_interval
@@ -80,6 +81,9 @@ def test_fixed_patches_replace_the_policys(small_bundle: Path) -> None:
         assert np.array_equal(one, two)
         assert len(np.unique(one)) == 16
         assert with_patches(model, "policy") is model
+        for unknown in ("polcy", "oracle"):
+            with pytest.raises(UsageError, match=f"'{unknown}': must be policy, centre or random"):
+                with_patches(model, unknown)  # type: ignore[arg-type]
         clip, stream = (predict_with(model, schedule)(frames) for schedule in ("clip", "stream"))
         np.testing.assert_allclose(clip, stream, atol=1e-4)
 
