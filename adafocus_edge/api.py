@@ -265,20 +265,28 @@ class AdaFocus:
 
         Args:
             data: a folder per class, a CSV, or a split list.
-            options: fields of :class:`adafocus_edge.evaluation.settings.EvaluateOptions`.
+            options: fields of :class:`adafocus_edge.evaluation.settings.EvaluateOptions`, such as ``output="r.json"``
+                and ``plot="curve.png"``. ``exit_set`` is the model's own ``exit``; its ``exit_confidence`` is not
+                measured.
 
         Returns:
             the object of ``evaluate --json``. Raises ``AdaFocusError``.
         """
-        from adafocus_edge.evaluation.run import check_inputs, evaluate_model
+        from adafocus_edge.evaluation.run import check_files, evaluate_model
         from adafocus_edge.evaluation.settings import EvaluateOptions
 
         own = self._options
         backend, path = (self.backend, self.bundle.path) if own.engine is None else (AUTO, None)
-        given = {"threads": own.threads, "device": own.device, **options}
+        given = {"threads": own.threads, "device": own.device, "exit_set": own.exit_set}
+        given |= _with_paths(options, "frames", "classes", "output", "plot")
         asked = EvaluateOptions(data=Path(data), backend=backend, variant=self.variant, engine=own.engine, **given)
-        check_inputs(path, asked)
+        if asked.plot is not None:
+            from adafocus_edge.evaluation.plot import check_plot
+
+            check_plot(asked.plot)
+        check_files(path, asked)
         done = evaluate_model(path, asked, lambda _: None, lambda _: nullcontext(lambda _: None))
+        done.write(asked.output, asked.plot)
         return done.to_json()
 
     def _check_local(self, verb: str) -> None:
@@ -321,9 +329,7 @@ class AdaFocus:
 
         if output is None and self.bundle.path == default_bundle():
             raise UsageError("output: the default model is read-only; give a folder for a copy of it")
-        for name in ("frames", "report_on", "plot"):
-            if options.get(name) is not None:
-                options[name] = Path(options[name])
+        options = _with_paths(options, "frames", "report_on", "plot")
         if isinstance(goal := options.get("exit_goal"), str):
             options["exit_goal"] = [goal]
         if not isinstance(variants := options.get("variants", ""), str):
@@ -460,6 +466,11 @@ class AdaFocus:
                 steps, sure, seen = [], False, 0
         if steps:
             yield window(cut=True)
+
+
+def _with_paths(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return options in which those of these names are paths, where they are given as text."""
+    return {name: Path(value) if name in names and value is not None else value for name, value in options.items()}
 
 
 def _pair(entry: Any) -> tuple[Any, float]:

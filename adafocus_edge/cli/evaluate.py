@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from adafocus_edge.cli.options import DEFAULT_MODEL_NOTE, Debug, Json, Quiet, with_options
-from adafocus_edge.cli.outputs import check_files, progress_for, say, say_notes
+from adafocus_edge.cli.outputs import progress_for, say, say_notes
 from adafocus_edge.cli.process import print_error
 from adafocus_edge.evaluation.settings import EvaluateOptions
-
-if TYPE_CHECKING:
-    from adafocus_edge.evaluation.run import Evaluated
 
 
 @with_options
@@ -46,10 +42,9 @@ def evaluate(
         from adafocus_edge.evaluation.plot import check_plot
 
         check_plot(options.plot)
-    from adafocus_edge.evaluation.run import check_inputs, evaluate_model
+    from adafocus_edge.evaluation.run import check_files, evaluate_model
 
-    check_inputs(model, options)
-    check_files(options.output, options.plot)
+    check_files(model, options)
 
     @contextmanager
     def progress(clips: int) -> Iterator[Callable[[int], None]]:
@@ -64,24 +59,9 @@ def evaluate(
     entry = done.to_json()
     with ExitStack() as stack:
         stack.callback(_print_evaluation, entry, as_json=as_json)  # even if a file cannot be written
-        if options.output is not None:
-            from adafocus_edge.system.files import write_text
-
-            write_text(options.output, json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
-        if options.plot is not None:
-            _draw(done, entry, options.plot)
+        done.write(options.output, options.plot)
     if done.failed:
         raise typer.Exit(1)
-
-
-def _draw(done: Evaluated, entry: dict[str, Any], plot: Path) -> None:
-    from adafocus_edge.evaluation.plot import draw_evaluation, draw_patches
-
-    first, name = done.first, Path(done.model).name
-    if len(done.runs) > 1:
-        draw_patches(entry["patches"], f"{name} on {first.evaluation.origin}", plot)
-    else:
-        draw_evaluation(first.evaluation, f"{name}: {first.what}", plot)
 
 
 def _print_evaluation(entry: dict[str, Any], *, as_json: bool) -> None:

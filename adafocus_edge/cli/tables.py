@@ -199,14 +199,19 @@ def evaluation_tables(entry: dict[str, Any]) -> Iterable[Table]:
 def patches_table(entry: dict[str, Any]) -> Table:
     """Return evaluations of one model on several kinds of patches as one table."""
     table = Table(title=escape(f"{entry['model']} on {entry['data']}"), **STYLE)
-    for column in ("patches", "top-1", "95 %", "mAP", "GFLOPs per clip", "clips"):
+    early = any("exit" in found for found in entry["patches"].values())
+    columns = ("patches", "top-1", "95 %", "mAP", "GFLOPs per clip", "clips", *(("early exit",) if early else ()))
+    for column in columns:
         table.add_column(column, justify="left" if column == "patches" else "right")
     for name, found in entry["patches"].items():
         low, high = found["top1_interval_95"]
-        table.add_row(
+        row = [
             name, f"{found['top1']:.2f} %", f"{low:.1f} to {high:.1f}", f"{found['mAP']:.2f} %",
             f"{found['gflops_per_clip']:.2f}", str(found["clips"]),
-        )  # fmt: skip
+        ]  # fmt: skip
+        if early:
+            row.append(f"{found['exit']['top1']:.2f} % after {found['exit']['mean_steps']:.2f}")
+        table.add_row(*row)
     return table
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -18,6 +20,8 @@ from adafocus_edge.evaluation.evidence import reused_clips
 from adafocus_edge.runtime.exits import exits_named
 from adafocus_edge.runtime.served import served_model
 from adafocus_edge.system.companions import import_companion
+from adafocus_edge.system.files import check_overwrites, write_text
+from adafocus_edge.system.retention import check_file
 
 if TYPE_CHECKING:
     from adafocus_edge.bundle.manifest import Bundle
@@ -74,14 +78,39 @@ class Evaluated:
         every = {run.patches: {"ran": run.what, **run.evaluation.to_json()} for run in self.runs}
         return {"model": str(self.model), "data": self.first.evaluation.origin, "patches": every}
 
+    def write(self, output: Path | None, plot: Path | None) -> None:
+        """Write the JSON and the plot to files, where they are given. Raises ``AdaFocusError``."""
+        if output is not None:
+            write_text(output, json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n")
+        if plot is not None:
+            self._draw(plot)
 
-def check_inputs(model: Path | None, options: EvaluateOptions) -> None:
-    """Check what takes no time, before a model is loaded. Raises ``UsageError``, ``DataError`` or ``BundleError``."""
+    def _draw(self, path: Path) -> None:
+        from adafocus_edge.evaluation.plot import draw_evaluation, draw_patches
+
+        first, name = self.first, Path(self.model).name
+        if len(self.runs) > 1:
+            draw_patches(self.to_json()["patches"], f"{name} on {first.evaluation.origin}", path)
+        else:
+            draw_evaluation(first.evaluation, f"{name}: {first.what}", path)
+
+
+def check_files(model: Path | None, options: EvaluateOptions) -> None:
+    """Check inputs and outputs, which takes no time, before a model is loaded. Raises ``AdaFocusError``."""
     if model is not None and not model.exists():
         raise UsageError(f"{model}: no such bundle or checkpoint")
     check_data(options.clips, options.frames)
     if options.classes is not None:
         read_classes(options.classes)
+    for path in (options.output, options.plot):
+        if path is not None:
+            check_file(path)
+    labels = None if os.path.isdir(options.clips) else options.clips
+    check_overwrites(_outputs(options), (labels, options.classes, model))
+
+
+def _outputs(options: EvaluateOptions) -> dict[str, Path | None]:
+    return {"--output": options.output, "--plot": options.plot}
 
 
 def evaluate_model(
@@ -127,7 +156,10 @@ class _Evaluating:
         if asked.patch_size is not None:
             raise UsageError(f"--patch-size {asked.patch_size}: is for official checkpoints; a bundle holds its own")
         found.choose_variant(asked.variant)
-        exits = None if asked.exit_set is None else exits_named(found, asked.exit_set, live=False)
+        exits, stopped = None, ""
+        if asked.exit_set is not None:
+            exits = exits_named(found, asked.exit_set, live=False)
+            stopped = f", exit {asked.exit_set.partition('/')[0]}/{exits.order}"
         split = self._split(found.spec, found.classes)
         check_graph_files(found)
         runs = []
@@ -136,7 +168,7 @@ class _Evaluating:
             for patches in self.patches:
                 gflops = gflops_per_step(costs, found.spec, patches)
                 predict = predict_at(model, patches, self.schedule)
-                what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {patches} patches"
+                what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {patches} patches{stopped}"
                 runs.append(Run(patches, what, self._run(predict, found.spec, split, gflops, what, exits)))
         reports = found.manifest.reports
         return [
@@ -176,6 +208,7 @@ class _Evaluating:
         for note in split.notes:
             self.log(f"note: {note}")
         check_classes(split.classes, spec.classes, str(asked.data))
+        check_overwrites(_outputs(asked), (example.path for example in split.examples))
         return split
 
     def _run(

@@ -254,6 +254,28 @@ def test_an_evaluation_refuses_what_it_does_not_know(model: AdaFocus, wrong: dic
         model.evaluate(ROOT / "tests" / "fights", **wrong)
 
 
+def test_an_evaluation_writes_its_files_and_stops_as_the_model_does(tmp_path: Path) -> None:
+    clip = tmp_path / "fi149.mp4"
+    shutil.copy(CLIP, clip)
+    (tmp_path / "list.txt").write_text("fi149.mp4,60,0\n")
+    (tmp_path / "classes.txt").write_text("fight\nno_fight\n")
+    given: dict[str, Any] = {"frames": str(tmp_path), "classes": str(tmp_path / "classes.txt")}
+    files = {"output": str(tmp_path / "found.json"), "plot": str(tmp_path / "found.png")}
+    with AdaFocus(backend="cpu", exit="half") as model:
+        found = model.evaluate(tmp_path / "list.txt", **given, **files)
+        assert found["ran"] == "onnxruntime-cpu, fp32, clip schedule, policy patches, exit half/clip"
+        assert 1 <= found["exit"]["mean_steps"] <= model.spec.segments
+        assert json.loads((tmp_path / "found.json").read_text("utf-8")) == found
+        with Image.open(tmp_path / "found.png") as drawn:
+            assert drawn.width > 300
+        whole = model.evaluate(tmp_path / "list.txt", **given, exit_set=None)
+        assert "exit" not in whole
+        for wrong in (tmp_path / "list.txt", clip, model.bundle.path / "found.json"):
+            with pytest.raises(UsageError, match="--output .*: is an input or lies in one"):
+                model.evaluate(tmp_path / "list.txt", **given, output=wrong)
+    assert clip.read_bytes() == CLIP.read_bytes()
+
+
 def test_training_exporting_and_benchmarking(tmp_path: Path) -> None:
     data = prepare_fights(tmp_path / "data", 72)
     run = AdaFocus.train(

@@ -173,6 +173,8 @@ def test_opening_a_bundle_checks_all_but_the_graphs_content(bundle):
         (("evaluate", "--data", "list.txt"), "give --frames DIR"),
         (("evaluate", "--data", FIGHTS, "--classes", "nosuch.txt"), "nosuch.txt: no such class file"),
         (("evaluate", "ckpt.pth", "--data", FIGHTS, "-o", "list.txt/x.json"), "Not a directory"),
+        (("evaluate", "ckpt.pth", "--data", FIGHTS, "-o", "ckpt.pth"), "--output ckpt.pth: is an input"),
+        (("evaluate", "--data", "list.txt", "--frames", ".", "-o", "list.txt"), "--output list.txt: is an input"),
         (("calibrate", "--data", "nosuch", "-o", "new"), "nosuch: no such folder, CSV or split list"),
         (("calibrate", "--data", FIGHTS, "--report-on", "nosuch", "-o", "new"), "nosuch: no such folder"),
         (("benchmark", "--data", "nosuch"), "nosuch: no such folder, CSV or split list"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import read_bundle
+from adafocus_edge.cli.tables import patches_table
 from adafocus_edge.errors import UsageError
 from adafocus_edge.evaluation.dataset import Example, Split
 from adafocus_edge.evaluation.evaluate import Evaluation, Scored, evaluate, gflops_per_step, predict_with, with_patches
 from adafocus_edge.evaluation.metrics import wilson_interval
 from adafocus_edge.evaluation.oracle import Oracle, cell_origins
 from adafocus_edge.evaluation.plot import draw_evaluation
+from adafocus_edge.model.exits import ExitThresholds
 from adafocus_edge.model.logits import softmax
 from adafocus_edge.runtime.glimpse import see_clip
 from tests.conftest import CLIPS, ROOT, SMALL, edge, one_line_error, weights_of, write_checkpoint
@@ -140,6 +143,17 @@ def test_several_kinds_of_patches_are_one_table(small_bundle: Path, small_checkp
     one_line_error(
         edge("evaluate", small_bundle, *given[:3], "best", "-q"), 2, "'best' must be one of policy, centre, random"
     )
+
+
+def test_the_table_of_several_kinds_of_patches_has_the_figures_of_early_exit() -> None:
+    every = replace(found(), exits=ExitThresholds("clip", "probability", (0.5, 0.0)))
+    entry = {"model": "m", "data": "d", "patches": {"policy": every.to_json(), "centre": every.to_json()}}
+    table = patches_table(entry)
+    # Clips 0 and 1 are sure after the first step, and clip 0 wrong: 1.33 steps, of which one clip is right.
+    assert (table.columns[-1].header, [*table.columns[-1].cells]) == ("early exit", ["33.33 % after 1.33"] * 2)
+    for one in entry["patches"].values():
+        del one["exit"]
+    assert patches_table(entry).columns[-1].header == "clips"
 
 
 def test_clips_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
