@@ -277,7 +277,7 @@ class AdaFocus:
 
         own = self._options
         backend, path = (self.backend, self.bundle.path) if own.engine is None else (AUTO, None)
-        given = {"threads": own.threads, "device": own.device, "exit_set": own.exit_set}
+        given: dict[str, Any] = {"threads": own.threads, "device": own.device, "exit_set": own.exit_set}
         given |= _with_paths(options, "frames", "classes", "output", "plot")
         asked = EvaluateOptions(data=Path(data), backend=backend, variant=self.variant, engine=own.engine, **given)
         if asked.plot is not None:

@@ -387,9 +387,7 @@ class Trainer:
             raise TrainingError(f"{self.run_dir}: cannot be written ({error.strerror})") from None
         self.log.open(self.run_dir)
         self.log(
-            f"{self.stage.title}: {len(self.train_split.examples)} clips to train on"
-            + (f" ({self.train_split.left_out} too short)" if self.train_split.left_out else "")
-            + f", "
+            f"{self.stage.title}: {len(self.train_split.examples)} clips to train on, "
             f"{len(self.val_split.examples)} to validate, {self.spec.classes} classes; {self.processes.device.type}"
             + (f", {self.processes.world} processes" if self.processes.world > 1 else "")
             + f"; into {self.run_dir}"

@@ -79,7 +79,7 @@ def read_data(path: Path, classes: Sequence[str] | None = None, frames: Path | N
 
     Args:
         path: a folder with a sub-folder per class, a CSV with the columns ``video,class``, or an official split list.
-        classes: all allowed class names; None to take them from the data.
+        classes: all allowed class names; None to take them from the data, sorted.
         frames: for a split list: the folder that its paths are relative to.
 
     Raises ``DataError`` that names the file, the line and the mistake.
@@ -115,7 +115,7 @@ def check_data(path: Path, frames: Path | None = None) -> None:
 
 
 def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | None = None) -> Split:
-    """Read an official split list: path, frame count, one to three class ids per line.
+    """Read an official split list: path, frame count and class id per line, or, with commas, one to three class ids.
 
     Args:
         path: of the list.
@@ -128,7 +128,7 @@ def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | N
     """
     classes = class_names(classes)
     examples: list[Example] = []
-    left_out = 0
+    short: list[str] = []
     finder, seen = _Finder(root), Seen()
     for number, line in _lines(path):
         where = f"{path}, line {number}"
@@ -142,14 +142,31 @@ def read_list(path: Path, root: Path, classes: Sequence[str], separator: str | N
         if len(parts) > 2 + MAX_LABELS:
             raise DataError(f"{where}: more than {MAX_LABELS} classes")
         labels = tuple(sorted({_label(part, classes, where) for part in parts[2:]}))
-        clip = finder.find(parts[0], where) or root / parts[0]
+        found = finder.find(parts[0], where)
+        if found is None and separator != ",":
+            _check_one_label(parts[0], finder, f"{where}: {line!r}")
+        clip = found or root / parts[0]
         seen.add(clip, [classes[label] for label in labels], where)
         count = int(parts[1])
         if count < MIN_FRAMES:
-            left_out += 1
+            short.append(parts[0])
             continue
         examples.append(Example(parts[0], clip, labels, count))
-    return _split(examples, classes, str(path), left_out, seen.notes(path))
+    notes = seen.notes(path)
+    if short:
+        notes += (f"{path}: skipped clips of fewer than {MIN_FRAMES} frames: {len(short)}, such as {short[0]}",)
+    return _split(examples, classes, str(path), len(short), notes)
+
+
+def _check_one_label(name: str, finder: _Finder, where: str) -> None:
+    """Refuse several class ids after a space, which would be taken for a part of the path. Raises ``DataError``."""
+    for _ in range(MAX_LABELS - 1):
+        parts = name.rsplit(maxsplit=1)
+        if len(parts) < 2 or not is_number(parts[1]):
+            return
+        name = parts[0]
+        if finder.find(name, where) is not None:
+            raise DataError(f"{where} has several classes: put commas between its fields")
 
 
 def is_number(text: str) -> bool:
@@ -300,7 +317,7 @@ def _read_folders(folder: Path, classes: Sequence[str] | None) -> Split:
     left_out += [f"{path} (not in the folder of a class)" for path in strays]
     if not groups:
         raise DataError(f"{folder}: it has no sub-folders; expected one for each class")
-    names = tuple(classes) if classes is not None else tuple(dict.fromkeys(class_name(group.name) for group in groups))
+    names = tuple(classes) if classes is not None else _in_order(class_name(group.name) for group in groups)
     examples = []
     for group in groups:
         name = class_name(group.name)
@@ -340,7 +357,7 @@ def _read_csv(path: Path, classes: Sequence[str] | None) -> Split:
             raise DataError(f"{where}: expected a video and its class")
         clip = near.find(video, where) or inside.find(video, where) or path.parent / video
         found.append((video, clip, class_name(label), number, source))
-    names = tuple(classes) if classes is not None else tuple(sorted({label for _, _, label, _, _ in found}))
+    names = tuple(classes) if classes is not None else _in_order(label for _, _, label, _, _ in found)
     examples = []
     for video, clip, label, number, source in found:
         if label not in names:
@@ -348,6 +365,11 @@ def _read_csv(path: Path, classes: Sequence[str] | None) -> Split:
         seen.add(clip, [label], f"{path}, line {number}")
         examples.append(Example(video, clip, (names.index(label),), source=source))
     return _split(examples, names, str(path), notes=seen.notes(path))
+
+
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the classes of data without a class file in the order of their ids, which `prepare` has, too: sorted."""
+    return tuple(sorted(set(names)))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -149,6 +149,7 @@ class Evaluation:
         gflops_per_clip: multiply-adds in units of 1e9.
         exits: thresholds that stop clips early, or None; all other figures are for all steps.
         reused: how many of the clips the bundle's calibration has used; see :func:`reused_clips`.
+        data_notes: what reading the clips has shown, a line each.
     """
 
     origin: str
@@ -159,9 +160,15 @@ class Evaluation:
     gflops_per_clip: float
     exits: ExitThresholds | None = None
     reused: Mapping[str, int] = field(default_factory=dict)
+    data_notes: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
+        """Return the limits of these figures, a line each, and what reading the clips has shown."""
+        return [*self.limits, *self.data_notes]
+
+    @property
+    def limits(self) -> list[str]:
         """Return the limits of these figures, a line each."""
         right, count = int((self.probabilities[:, -1].argmax(axis=1) == self.labels).sum()), len(self.labels)
         missing = len(self.classes) - len({label for s in self.scored for label in self._counted(s)})
@@ -303,7 +310,10 @@ def evaluate(
         progress(done)
     if not scored:
         raise DataError(f"{split.origin}: none of its {len(failed)} clips can be read; the first: {failed[0][1]}")
-    return Evaluation(split.origin, split.classes, tuple(scored), tuple(failed), multi_label, gflops_per_clip, exits)
+    return Evaluation(
+        split.origin, split.classes, tuple(scored), tuple(failed), multi_label, gflops_per_clip, exits,
+        data_notes=split.notes,
+    )  # fmt: skip
 
 
 def _read(split: Split, spec: ModelSpec) -> Iterator[tuple[Example, ModelFrame | SourceError, float]]:

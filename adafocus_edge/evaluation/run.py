@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from adafocus_edge.model.exits import ExitThresholds
     from adafocus_edge.model.spec import ModelSpec
 
+SHOWN_CLASSES = 4
+"""Classes that a note on their order lists."""
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Opens a progress display for a number of clips; it is given how many are done."""
 
@@ -68,8 +70,8 @@ class Evaluated:
 
     @property
     def notes(self) -> list[str]:
-        """What limits the worth of the figures, each once."""
-        return list(dict.fromkeys(note for run in self.runs for note in run.evaluation.notes))
+        """What limits the worth of the figures, each once; notes on the clips were logged when they were read."""
+        return list(dict.fromkeys(note for run in self.runs for note in run.evaluation.limits))
 
     def to_json(self) -> dict[str, Any]:
         """Return the object for ``--json``: the figures of the only run, or those of each kind of patches."""
@@ -111,6 +113,12 @@ def check_files(model: Path | None, options: EvaluateOptions) -> None:
 
 def _outputs(options: EvaluateOptions) -> dict[str, Path | None]:
     return {"--output": options.output, "--plot": options.plot}
+
+
+def _order_note(names: Sequence[str]) -> str:
+    shown = ", ".join(f"{number} = {name!r}" for number, name in enumerate(names[:SHOWN_CLASSES]))
+    more = ", ..." if len(names) > SHOWN_CLASSES else ""
+    return f"the model has no class names: assumed the data's, sorted ({shown}{more}); give --classes FILE to be sure"
 
 
 def evaluate_model(
@@ -205,6 +213,8 @@ class _Evaluating:
             check_classes(names, spec.classes, str(asked.classes))
             check_class_order(own, names, str(asked.classes))
         split = read_data(asked.clips, names, asked.frames)
+        if names is None:
+            split = replace(split, notes=(*split.notes, _order_note(split.classes)))
         for note in split.notes:
             self.log(f"note: {note}")
         check_classes(split.classes, spec.classes, str(asked.data))

@@ -72,11 +72,9 @@ class EvaluateOptions(GraphOptions):
         check_limits(self)
         if self.data is None:
             raise UsageError("--data is missing: give a folder with a sub-folder per class, a CSV, or a split list")
-        if isinstance(self.patches, str):
-            raise UsageError(f"--patches {self.patches!r}: must be a tuple of names, such as ('policy', 'random')")
+        check_names("--patches", self.patches, PATCHES)
         if not self.patches:
             raise UsageError(f"--patches none: give at least one of {', '.join(PATCHES)}")
-        check_names("--patches", self.patches, PATCHES)
         check_plot_name(self.plot)
 
     @property

@@ -107,7 +107,9 @@ def read_numbers(option: str, text: str) -> tuple[int, ...]:
 
 
 def check_names(option: str, names: Sequence[str], known: Sequence[str]) -> None:
-    """Check that all names are known. Raises ``UsageError`` that names the option."""
+    """Check that names are known, and not one text. Raises ``UsageError`` that names the option."""
+    if isinstance(names, str):
+        raise UsageError(f"{option} {names!r}: must be a tuple of names, such as ({known[0]!r},)")
     for name in names:
         if name not in known:
             raise UsageError(f"{option} {','.join(map(str, names))}: {name!r} must be one of {', '.join(known)}")

@@ -20,7 +20,8 @@ def test_official_lists_with_commas_hold_up_to_three_labels(tmp_path: Path) -> N
     (tmp_path / "list.txt").write_text("v_a,16,2,0,2\nv_b,2,1\n\nv_c,300,1\n")
     split = read_list(tmp_path / "list.txt", tmp_path, CLASSES)
     assert [(e.name, e.labels, e.frames) for e in split.examples] == [("v_a", (0, 2), 16), ("v_c", (1,), 300)]
-    assert split.left_out == 1  # fewer than 3 frames
+    assert split.left_out == 1
+    assert split.notes == (f"{tmp_path / 'list.txt'}: skipped clips of fewer than 3 frames: 1, such as v_b",)
     assert split.examples[0].open_clip().frame_count == 16
     with pytest.raises(SourceError, match="v_c: no such file"):
         split.examples[1].open_clip()
@@ -35,6 +36,18 @@ def test_lists_with_spaces_take_the_last_two_fields(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("playing harp/a b_000001 300 1\n")
     (found,) = read_list(tmp_path / "list.txt", tmp_path, CLASSES, " ").examples
     assert (found.name, found.frames, found.labels) == ("playing harp/a b_000001", 300, (1,))
+
+
+@pytest.mark.parametrize("ids", ["1 0", "1 0 2"])
+def test_several_classes_after_spaces_are_no_part_of_the_path(tmp_path: Path, ids: str) -> None:
+    (tmp_path / "juggling").mkdir()
+    (tmp_path / "juggling" / "a b 7.mp4").touch()
+    path = tmp_path / "list.txt"
+    path.write_text("juggling/a b 7.mp4 60 1\njuggling/a b 7 60 1\n")  # without suffix, the path ends in a number
+    assert {one.path for one in read_list(path, tmp_path, CLASSES).examples} == {tmp_path / "juggling" / "a b 7.mp4"}
+    path.write_text(f"juggling/a b 7.mp4 60 {ids}\n")
+    with pytest.raises(DataError, match=f"list.txt, line 1: .* 60 {ids}' has several classes: put commas between"):
+        read_list(path, tmp_path, CLASSES)
 
 
 def test_a_list_may_name_videos_with_or_without_suffix_and_classes_by_name(tmp_path: Path) -> None:
@@ -91,6 +104,16 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
     assert read_data(tmp_path, CLASSES).examples[1].labels == (2,)
     with pytest.raises(DataError, match="unknown class 'juggling'"):
         read_data(tmp_path, ("wave",))
+
+
+def test_a_folder_and_a_csv_number_their_classes_alike(tmp_path: Path) -> None:
+    for name in ("c1", "c2", "c10"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.mp4").touch()
+    (tmp_path / "c.csv").write_text("video,class\nc1/a.mp4,c1\nc2/a.mp4,c2\nc10/a.mp4,c10\n")
+    folder, listed = read_data(tmp_path), read_data(tmp_path / "c.csv")
+    assert folder.classes == listed.classes == ("c1", "c10", "c2")
+    assert {one.name: one.labels for one in folder.examples} == {one.name: one.labels for one in listed.examples}
 
 
 def test_a_csv_looks_beside_itself_and_in_videos(tmp_path: Path) -> None:

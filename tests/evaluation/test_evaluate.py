@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from adafocus_edge.evaluation.evaluate import Evaluation, Scored, evaluate, gflo
 from adafocus_edge.evaluation.metrics import wilson_interval
 from adafocus_edge.evaluation.oracle import Oracle, cell_origins
 from adafocus_edge.evaluation.plot import draw_evaluation
+from adafocus_edge.evaluation.run import evaluate_model
+from adafocus_edge.evaluation.settings import EvaluateOptions
 from adafocus_edge.model.exits import ExitThresholds
 from adafocus_edge.model.logits import softmax
 from adafocus_edge.runtime.glimpse import see_clip
@@ -154,6 +157,28 @@ def test_the_table_of_several_kinds_of_patches_has_the_figures_of_early_exit() -
     for one in entry["patches"].values():
         del one["exit"]
     assert patches_table(entry).columns[-1].header == "clips"
+
+
+def test_the_order_of_classes_is_noted_for_a_model_without_names(small_checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("c1", "c2", "c3", "c4", "c5", "c6", "c10"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.avi").symlink_to(CLIPS / "v_SoccerJuggling_g23_c01.avi")
+    (tmp_path / "classes.txt").write_text("c1\nc2\nc3\nc4\nc5\nc6\nc10\n")
+    asked = EvaluateOptions(data=tmp_path, patches=("centre",), patch_size=160, segments=1)
+    lines: list[str] = []
+
+    def notes(options: EvaluateOptions) -> list[str]:
+        lines.clear()
+        done = evaluate_model(small_checkpoint, options, lines.append, lambda _: nullcontext(lambda _: None))
+        return [note for note in done.to_json()["notes"] if "class names" in note]
+
+    (note,) = notes(asked)
+    assert note == (
+        "the model has no class names: assumed the data's, sorted (0 = 'c1', 1 = 'c10', 2 = 'c2', 3 = 'c3', ...); "
+        "give --classes FILE to be sure"
+    )
+    assert f"note: {note}" in lines
+    assert notes(replace(asked, classes=tmp_path / "classes.txt")) == []
 
 
 def test_clips_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
