@@ -10,7 +10,7 @@ import numpy as np
 from adafocus_edge.benchmark.grid import CHECKPOINT_PEER, TORCH_PEERS
 from adafocus_edge.benchmark.schema import BundleReport, Report, RowReport
 from adafocus_edge.benchmark.settings import PEERS
-from adafocus_edge.benchmark.stats import Summary, distinguishable, front, mcnemar, ratio, summary
+from adafocus_edge.benchmark.stats import Summary, comparable, distinguishable, front, mcnemar, ratio, summary
 from adafocus_edge.evaluation.evaluate import exit_figures
 from adafocus_edge.evaluation.evidence import few_clips_note, reuse_note
 from adafocus_edge.evaluation.metrics import accuracy_curve, wilson_interval
@@ -32,6 +32,7 @@ BY_CHANCE = 0.05
 """Probability above which a difference in accuracy is attributed to chance."""
 WITHIN_POINTS = 1.0
 """Points of FP32's accuracy that the fastest row may lose."""
+TOO_FEW_ROUNDS = "too few rounds to be sure"
 
 
 def assemble(
@@ -79,12 +80,15 @@ def assemble(
 
 
 def _ties(number: int, times: Mapping[int, Mapping[int, float]]) -> tuple[int, ...]:
-    """Return the ids of the rows whose times do not differ significantly from those of one row."""
+    """Return the ids of the rows whose times do not differ significantly from those of one row.
+
+    Of fewer than :data:`MIN_ROUNDS` common rounds, nothing is known.
+    """
     own = times[number]
     return tuple(
         other
         for other, theirs in times.items()
-        if other != number and own.keys() & theirs.keys() and not distinguishable(own, theirs)
+        if other != number and comparable(own, theirs) and not distinguishable(own, theirs)
     )
 
 
@@ -168,6 +172,7 @@ def _entry(number: int, row: Row, bundle: Bundle, state: State) -> RowReport:
         joules_per_clip=round(float(np.mean(joules)) / row.streams, 4) if joules else None,
         gflops_per_step=round(process.gflops_per_step, 6),
         mean_steps=mean_steps,
+        timed_steps=mean_steps if row.exit else None,
         parts_ms=parts_ms,
         parts_over_whole=parts_over_whole,
         samples_ms=tuple(round(timing.model_ms, 3) for timing in whole.values()),
@@ -292,13 +297,14 @@ class _Findings:
 
     def _of_exit(self, row: RowReport, reference: RowReport) -> str:
         """Compare early exit with all steps of the clip schedule, which batches its frames."""
-        text = (
-            f"--exit {row.exit} takes {row.mean_steps:.1f} of {row.segments} steps: "
-            f"{self._faster(row, reference)} all steps"
-        )
+        steps = f"--exit {row.exit} takes {row.mean_steps:.1f} of {row.segments} steps"
+        if row.timed_steps is not None:
+            steps += f" ({row.timed_steps:.1f} in the timed runs)"
+        text = f"{steps}: {self._faster(row, reference)} all steps"
         if row.top1 is not None and reference.top1 is not None:
             text += self._accuracies(row, reference)
-        if row.model_ms.median >= reference.model_ms.median:
+        enough = comparable(self.times[row.id], self.times[reference.id])
+        if enough and row.model_ms.median >= reference.model_ms.median:
             text += ": early exit does not pay, as processing few frames at a time costs more than it saves"
         return text
 
@@ -312,8 +318,10 @@ class _Findings:
         )
         eager = next((row for row in rows if row.backend == "pytorch-eager"), None)
         if eager is not None:
-            middle, low, high = ratio(self.times[eager.id], self.times[best.id])
-            text += f", {middle:.1f} times ({low:.1f} to {high:.1f}) faster than {PEERS['pytorch-eager']}"
+            ours, theirs = self.times[best.id], self.times[eager.id]
+            middle, low, high = ratio(theirs, ours)
+            sure = f"{low:.1f} to {high:.1f}" if comparable(ours, theirs) else TOO_FEW_ROUNDS
+            text += f", {middle:.1f} times ({sure}) faster than {PEERS['pytorch-eager']}"
         return text
 
     def _accuracies(self, row: RowReport, reference: RowReport) -> str:
@@ -327,11 +335,14 @@ class _Findings:
     def _faster(self, row: RowReport, reference: RowReport) -> str:
         ours, theirs = self.times[row.id], self.times[reference.id]
         middle, low, high = ratio(theirs, ours)
-        if not distinguishable(ours, theirs):
+        enough = comparable(ours, theirs)
+        if enough and not distinguishable(ours, theirs):
             return "takes as long as"
-        if middle >= 1:
-            return f"{middle:.2f} times ({low:.2f} to {high:.2f}) faster than"
-        return f"{1 / middle:.2f} times ({1 / high:.2f} to {1 / low:.2f}) slower than"
+        word = "faster"
+        if middle < 1:
+            middle, low, high, word = 1 / middle, 1 / high, 1 / low, "slower"
+        sure = f"{low:.2f} to {high:.2f}" if enough else TOO_FEW_ROUNDS
+        return f"{middle:.2f} times ({sure}) {word} than"
 
 
 def _alike(row: RowReport, reference: RowReport) -> bool:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]
 """Called with the current activity, the number of its steps done, and their total."""
 MAX_TIMED_CLIPS = 16
-"""Clips that timings cycle through."""
+"""Max clips that are timed, spread evenly over the rounds."""
 YARDSTICK_SIZE = 300_000
 """Numbers sorted once per round on one core, to detect that the machine itself slows down."""
 
@@ -221,11 +221,12 @@ class _Clips:
         return [self._examples[number].labels for number in self.usable or []]
 
     def timed(self) -> list[Any]:
-        """Return the sources that timings cycle through, spread evenly over the clips that can be read."""
+        """Return the sources that are timed, one a round at most, spread evenly over the clips that can be read."""
+        most = min(self._request.rounds, MAX_TIMED_CLIPS)
         if not self._examples:
-            return [NoiseClip(seed=seed) for seed in range(MAX_TIMED_CLIPS)]
+            return [NoiseClip(seed=seed) for seed in range(most)]
         usable = list(range(len(self._examples))) if self.usable is None else self.usable
-        picked = np.linspace(0, len(usable) - 1, min(len(usable), MAX_TIMED_CLIPS)).round().astype(int)
+        picked = np.linspace(0, len(usable) - 1, min(len(usable), most)).round().astype(int)
         return [self._examples[usable[place]] for place in picked]
 
     def file(self, bundle: Bundle, segments: int) -> Path:
@@ -394,7 +395,7 @@ class _Run:
             started = time.perf_counter()
             np.sort(unsorted)
             self._state.keep("yardstick", block, round_, (time.perf_counter() - started) * 1e3)
-            source = sources[round_ % len(sources)]
+            source = sources[round_ * len(sources) // self._request.rounds]
             for place in np.random.default_rng((self._request.seed, round_)).permutation(len(turn)):
                 row = turn[place]
                 if round_ % self._request.parts_every == 0 and row.streams == 1:

@@ -78,6 +78,8 @@ class RowReport:
         step_ms: time of a glimpse; None for the clip schedule.
         size_mb: size of the variant's graphs; None for a peer.
         gflops_per_step: multiply-adds in units of 1e9.
+        mean_steps: mean number of glimpses, over all clips where accuracy was measured.
+        timed_steps: with early exit, their mean number in the timed runs.
         parts_ms: the parts of ``whole_ms``, by name; None where they were not timed.
         parts_over_whole: median ratio of the sum of the parts to the whole time.
         samples_ms: the single times in the glimpse loop.
@@ -110,6 +112,7 @@ class RowReport:
     joules_per_clip: float | None
     gflops_per_step: float | None = None
     mean_steps: float
+    timed_steps: float | None = None
     parts_ms: dict[str, Summary] | None
     parts_over_whole: float | None
     samples_ms: tuple[float, ...] | None = None

@@ -83,11 +83,16 @@ def ratio(ours: Mapping[int, float], theirs: Mapping[int, float]) -> tuple[float
     return found.median, found.low, found.high
 
 
+def comparable(ours: Mapping[int, float], theirs: Mapping[int, float]) -> bool:
+    """Return whether two rows have enough common rounds to decide which is faster."""
+    return len(ours.keys() & theirs.keys()) >= MIN_ROUNDS
+
+
 def distinguishable(ours: Mapping[int, float], theirs: Mapping[int, float]) -> bool:
     """Return whether one of two rows is significantly faster, by more than a percent, in their common rounds."""
-    middle, low, high = ratio(ours, theirs)
-    if len(ours.keys() & theirs.keys()) < MIN_ROUNDS:
+    if not comparable(ours, theirs):
         return False
+    middle, low, high = ratio(ours, theirs)
     return not low <= 1 <= high and abs(middle - 1) > SAME
 
 

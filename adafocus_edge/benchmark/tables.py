@@ -8,6 +8,7 @@ from rich.table import Table
 
 from adafocus_edge.benchmark.schema import to_json
 from adafocus_edge.benchmark.settings import PEERS
+from adafocus_edge.benchmark.stats import MIN_ROUNDS
 from adafocus_edge.system.console import STYLE
 from adafocus_edge.system.csv_lines import csv_header, csv_line
 
@@ -28,7 +29,7 @@ CSV_COLUMNS = (
     *(f"{time}_{what}" for time in CSV_TIMES for what in ("median", "p95", "p99", "min", "spread")),
     "clips_per_s", "load_ms", "cold_start_ms", "size_mb", "host_mb", "device_mb", "joules_per_clip",
     *(f"{part}_ms" for part in ("decode", "preprocess", "glance", "policy", "focus", "classify", "model", "host")),
-    "parts_over_whole", "on_front", "on_whole_front", "on_gflops_front", "same_time_as",
+    "parts_over_whole", "on_front", "on_whole_front", "on_gflops_front", "same_time_as", "timed_steps",
 )  # fmt: skip
 
 
@@ -63,6 +64,11 @@ def _accuracy(row: RowReport) -> str:
     return f"{row.top1:.1f} % ({low:.0f} to {high:.0f})"
 
 
+def _steps(row: RowReport) -> str:
+    timed = "" if row.timed_steps is None else f" (timed {row.timed_steps:.1f})"
+    return f"{row.mean_steps:.1f}{timed}"
+
+
 def _ties(row: RowReport) -> str:
     ties = [str(number) for number in row.same_time_as]
     return ", ".join(ties[:MAX_TIES]) + (", ..." if len(ties) > MAX_TIES else "")
@@ -86,7 +92,7 @@ def columns(report: Report) -> dict[str, Callable[[RowReport], str]]:
     if any(row.top1 is not None for row in rows):
         shown["top-1 (95 %)"] = _accuracy
     shown |= {
-        "steps": lambda row: f"{row.mean_steps:.1f}",
+        "steps": _steps,
         "GFLOPs": lambda row: f"{row.gflops_per_clip:.2f}",
         "model ms": lambda row: _time(row.model_ms),
         "p95": lambda row: f"{row.model_ms.p95:.1f}",
@@ -134,6 +140,8 @@ def about(report: Report) -> list[str]:
         lines.append(
             f"the same work took {_time(yardstick)} ms over the rounds: the machine's own noise is {share:.0%}"
         )
+    if report.rounds < MIN_ROUNDS:
+        lines.append(f"fewer than {MIN_ROUNDS} rounds are too few to decide which rows are as fast as others")
     lines.append("energy: " + (report.energy_of or "not reported by this system"))
     return lines
 
@@ -218,7 +226,7 @@ def csv_text(report: Report) -> str:
     for row in report.rows:
         flat = to_json(row)
         for time in CSV_TIMES:
-            flat |= {f"{time}_{what}": value for what, value in (flat[time] or {}).items()}
+            flat |= {f"{time}_{what}": value for what, value in (flat.pop(time) or {}).items()}
         flat |= {f"{part}_ms": entry.median for part, entry in (row.parts_ms or {}).items()}
         flat["top1_low"], flat["top1_high"] = row.top1_interval_95 or (None, None)
         flat["same_time_as"] = " ".join(map(str, row.same_time_as))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +23,7 @@ from adafocus_edge.benchmark.peers import Constant
 from adafocus_edge.benchmark.plots import draw, write_page
 from adafocus_edge.benchmark.run import Request, run
 from adafocus_edge.benchmark.schema import Data, Report, RowReport
-from adafocus_edge.benchmark.stats import summary
+from adafocus_edge.benchmark.stats import MIN_ROUNDS, summary
 from adafocus_edge.benchmark.tables import csv_text, markdown
 from adafocus_edge.benchmark.timing import Bench, NoiseClip
 from adafocus_edge.benchmark.tune import Demand, choose
@@ -163,6 +164,64 @@ def test_the_parts_are_what_each_graph_takes_and_add_up_to_the_whole(bundle: Bun
     assert stream.step_ms.rounds == 8 * 20
     # The same graphs run as often on both schedules here: their times do not differ.
     assert clip.same_time_as == (stream.id,)
+
+
+def test_few_rounds_decide_nothing_about_equal_times(bundle: Bundle, clock: Clock) -> None:
+    def opened(opening: Opening) -> InProcess:
+        slower = 1.5 if opening.loading.peer else 1.0
+        return InProcess(opening, bundle, clock, {graph: ms * slower for graph, ms in COSTS_MS.items()})
+
+    request = Request({"fights": bundle}, replace(CPU, peers=("centre-patches",)), rounds=MIN_ROUNDS - 1)
+    report = run(request, opened=opened)
+    assert [row.same_time_as for row in report.rows] == [()] * 3
+    (sentence,) = report.findings
+    assert re.search(r"without a policy: 1\.[45]\d times \(too few rounds to be sure\) slower than FP32's", sentence)
+    assert f"fewer than {MIN_ROUNDS} rounds" in markdown(report)
+    report = run(replace(request, rounds=MIN_ROUNDS), opened=opened)
+    assert [row.same_time_as for row in report.rows] == [(2,), (1,), ()]
+    assert "too few rounds" not in report.findings[0]
+    assert "fewer than" not in markdown(report)
+
+
+@pytest.mark.parametrize(("rounds", "expected"), [(3, 1), (9, 4), (20, 10)])
+def test_the_timed_clips_are_spread_over_all_classes_however_few_the_rounds(
+    bundle: Bundle, clock: Clock, rounds: int, expected: int
+) -> None:
+    timed: list[Example] = []
+
+    class Noting(InProcess):
+        def time(self, row: Row, source: Any, *, parts: bool = False) -> Any:
+            if row.schedule == "clip" and not parts:
+                timed.append(source)
+            return super().time(row, source, parts=parts)
+
+    grid = replace(CPU, labelled=True)
+    request = Request({"fights": bundle}, grid, read_data(FIGHTS, bundle.classes), rounds=rounds, warm_up=0)
+    run(request, opened=lambda opening: Noting(opening, bundle, clock, COSTS_MS))
+    assert len(timed) == rounds
+    labels = [example.labels[0] for example in timed]
+    assert min(labels.count(0), labels.count(1)) >= expected
+    assert len({example.name for example in timed}) == min(rounds, 12)
+
+
+def test_early_exit_gives_the_steps_of_the_timed_runs_beside_those_of_all_clips(bundle: Bundle, clock: Clock) -> None:
+    class Unsure(InProcess):
+        """Its timed clips all stop early, and those that accuracy is measured on never do."""
+
+        def logits(self, frames: Path, clip: int, order: Any) -> np.ndarray:
+            return np.zeros((8, 2), np.float32)
+
+    grid = replace(CPU, exits=None, labelled=True, schedules=("clip",))
+    request = Request({"fights": bundle}, grid, read_data(FIGHTS, bundle.classes), clips=4, rounds=2)
+    report = run(request, opened=lambda opening: Unsure(opening, bundle, clock, COSTS_MS))
+    plain, early, _ = report.rows
+    assert (early.exit, early.mean_steps) == ("safe/clip", 8)
+    assert early.timed_steps is not None
+    assert early.timed_steps < 3
+    assert plain.timed_steps is None
+    said = f"takes 8.0 of 8 steps ({early.timed_steps:.1f} in the timed runs)"
+    assert any(said in sentence for sentence in report.findings)
+    assert f"| 8.0 (timed {early.timed_steps:.1f}) |" in markdown(report)
 
 
 def test_two_runs_of_a_row_differ_by_less_than_their_own_spread(bundle: Bundle, clock: Clock) -> None:
@@ -413,6 +472,7 @@ def test_every_output_is_there_and_needs_nothing_else(made: Path) -> None:
     assert [row["id"] for row in found] == [str(row["id"]) for row in report["rows"]]
     assert float(found[0]["model_ms_median"]) == report["rows"][0]["model_ms"]["median"]
     assert float(found[0]["focus_ms"]) > 0
+    assert [row["model_ms"] for row in found] == [""] * len(found)  # the part of models that are in one piece
     text = (made / "report.md").read_text()
     assert text.count("\n|") >= 2 * len(report["rows"])
     page = (made / "page.html").read_text()
