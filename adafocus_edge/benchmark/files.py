@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adafocus_edge.errors import UsageError
 from adafocus_edge.system.files import is_stream, write_text
 from adafocus_edge.system.retention import check_file, check_folder
 
@@ -51,8 +52,12 @@ class ReportFiles:
         """The file beside which measurements are kept until it is written: the first JSON that is not a stream."""
         return next((path for kind, path in self.files if kind == "json" and not is_stream(path)), None)
 
-    def check(self) -> None:
-        """Check that all files can be written. Raises ``AdaFocusError``."""
+    def check(self, inputs: Sequence[Path | None] = ()) -> None:
+        """Check that all files can be written, and that none is an input or lies in one. Raises ``AdaFocusError``.
+
+        Args:
+            inputs: files, and folders into which nothing is written.
+        """
         drawn = next((path for kind, path in self.files if kind in ("plot", "html")), None)
         if drawn is not None:
             from adafocus_edge.evaluation.plot import check_plot
@@ -63,15 +68,25 @@ class ReportFiles:
         for _, path in self.files:
             if not is_stream(path):
                 check_folder(path.parent, "reports")
+                _check_apart(path, [source for source in inputs if source is not None])
 
     def write(self, report: Report) -> None:
-        """Write a report to all files, and remove the measurements that were kept for it."""
+        """Write a report to all files, drawn ones last, and remove the measurements that were kept for it."""
         from adafocus_edge.benchmark.measure import kept_beside
 
-        for kind, path in self.files:
+        order = list(WRITERS)
+        for kind, path in sorted(self.files, key=lambda file: order.index(file[0])):
             WRITERS[kind](report, path)
         if self.kept_for is not None:
             shutil.rmtree(kept_beside(self.kept_for), ignore_errors=True)
+
+
+def _check_apart(path: Path, inputs: Sequence[Path]) -> None:
+    """Check that a report is no input by any name, and lies in none. Raises ``UsageError``."""
+    real = path.resolve()
+    for source in inputs:
+        if source.exists() and any(place.exists() and place.samefile(source) for place in (real, *real.parents)):
+            raise UsageError(f"{path}: is an input or lies in one ({source}): give another file")
 
 
 def _write_json(report: Report, path: Path) -> None:
@@ -104,6 +119,7 @@ def _draw(report: Report, path: Path) -> None:
     draw(report, path)
 
 
+# In the order in which files are written: if drawing fails, the figures are there.
 WRITERS: dict[str, Callable[[Report, Path], None]] = {
     "json": _write_json,
     "csv": _write_csv,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from adafocus_edge.benchmark.stats import Summary
 from adafocus_edge.benchmark.tables import LEGEND, about, columns, part_names, setting, varying_fields
-from adafocus_edge.evaluation.plot import new_figure, save_png
+from adafocus_edge.evaluation.plot import new_figure, plain, save_png
 from adafocus_edge.system.files import write_text
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def draw(report: Report, path: Path) -> None:
         _scatter(gflops, rows, "gflops_per_clip", "on_gflops_front", "GFLOPs per clip (counted for the steps taken)")
         _curves(steps, rows)
         _bars(bars, report)
-    figure.suptitle("\n".join(about(report)[:2]), fontsize=9)
+    figure.suptitle(plain("\n".join(about(report)[:2])), fontsize=9)
     save_png(figure, path)
 
 
@@ -110,7 +110,7 @@ def _svg(figure: Any) -> str:
 
 
 def _named(row: RowReport, rows: Sequence[RowReport]) -> str:
-    return f"{row.id}: {setting(row, varying_fields(rows))}"
+    return plain(f"{row.id}: {setting(row, varying_fields(rows))}")
 
 
 def _colours(rows: Iterable[RowReport]) -> dict[tuple[str, str, bool], str]:
@@ -130,7 +130,7 @@ def _scatter(axes: Any, rows: Sequence[RowReport], cost: str, flag: str, title: 
             middle = value.median
             reach = [[middle - value.min], [max(0.0, value.p95 - middle)]]
         kind = (row.bundle, row.variant, row.peer)
-        label = f"{kind[0]} {'peers' if kind[2] else kind[1]}" if kind not in drawn else None
+        label = plain(f"{kind[0]} {'peers' if kind[2] else kind[1]}") if kind not in drawn else None
         drawn.add(kind)
         marker = "x" if row.peer else "*" if row.exit else "o"
         axes.errorbar(middle, row.top1, xerr=reach, fmt=marker, color=colours[kind], label=label, elinewidth=0.7)

@@ -101,7 +101,9 @@ def benchmark(
     files = ReportFiles.named(output or [], plot)
     given = {"json": json_file, "csv": csv_file, "markdown": markdown, "html": html}
     files = files.added(_old_outputs(given, quiet))
-    files.check()  # before anything is measured
+    labels = None if options.data is None or options.data.is_dir() else options.data
+    inputs = (labels, options.checkpoint, *(options.peer_checkpoint or ()), *(bundle or ()))
+    files.check(inputs)  # before anything is measured
     older = None if comparison.compare is None else comparing.read_report(comparison.compare)
     if report is not None:
         if bundle or options.data is not None:

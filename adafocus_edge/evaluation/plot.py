@@ -22,6 +22,11 @@ EXIT_MARKERS = {"clip": "*", "coarse-to-fine": "P", "live": "D"}
 """The marker of each order of frames."""
 
 
+def plain(text: str) -> str:
+    """Return a text that may hold names as matplotlib draws it unchanged: between two dollars it expects a formula."""
+    return text.replace("$", r"\$")
+
+
 def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
     """Draw accuracy after each step and the confusion matrix.
 
@@ -35,7 +40,7 @@ def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
     left.plot(steps, [figures.mAP for figures in curve], marker="o", markersize=4, label="mAP")
     left.set_xlabel("glimpses seen")
     left.set_ylabel("percent")
-    left.set_title(title)
+    left.set_title(plain(title))
     left.grid(alpha=0.3)
     left.legend(loc="best")
 
@@ -47,8 +52,9 @@ def draw_evaluation(found: Evaluation, title: str, path: Path) -> None:
     right.set_title(f"{len(found.scored)} clips")
     count = len(found.classes)
     if count <= MAX_NAMED_CLASSES:
-        right.set_xticks(range(count), found.classes, rotation=45, ha="right")
-        right.set_yticks(range(count), found.classes)
+        names = [plain(name) for name in found.classes]
+        right.set_xticks(range(count), names, rotation=45, ha="right")
+        right.set_yticks(range(count), names)
         for row in range(count):
             for column in range(count):
                 colour = "white" if shares[row, column] > 0.5 else "black"
@@ -72,7 +78,7 @@ def draw_patches(found: dict[str, dict[str, Any]], title: str, path: Path) -> No
     axes.set_xscale("log")
     axes.set_xlabel("GFLOPs per clip (multiply-adds)")
     axes.set_ylabel("top-1, percent")
-    axes.set_title(title)
+    axes.set_title(plain(title))
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
     save_png(figure, path)
@@ -97,16 +103,15 @@ def draw_calibration(bundle: Bundle, path: Path) -> None:
     size.set_xlabel("megabytes")
     size.set_ylabel("top-1, percent")
     reference = rows[REFERENCE]
-    time.set_xlabel(f"ms per clip\n{measured['on']}")
+    time.set_xlabel(plain(f"ms per clip\n{measured['on']}"))
     curve = reference["per_step_top1"]
     steps.plot(range(1, len(curve) + 1), curve, color="C0", marker="o", markersize=4, label="fp32, fixed steps")
     for number, (name, orders) in enumerate(reference["exits"].items(), start=1):
         for order, found in orders.items():
             text = name if order == "clip" else f"{name}, {order}"
             marker = EXIT_MARKERS[order]
-            steps.plot(
-                found["mean_steps"], found["top1"], marker, color=f"C{number}", markersize=9, label=f"exit {text}"
-            )
+            label = plain(f"exit {text}")
+            steps.plot(found["mean_steps"], found["top1"], marker, color=f"C{number}", markersize=9, label=label)
             steps.plot(found["mean_steps"], found["top1_random_exit"], "x", color=f"C{number}")
     steps.plot([], [], "x", color="grey", label="as many exits at random")
     steps.set_xlabel("mean glimpses per clip")
@@ -115,7 +120,7 @@ def draw_calibration(bundle: Bundle, path: Path) -> None:
         axes.legend(loc="lower right", fontsize=8)
     size.set_xlim(left=0)
     time.set_xlim(left=0)
-    figure.suptitle(f"{bundle.path.name}: {measured['clips']} clips, bars: 95 % intervals")
+    figure.suptitle(plain(f"{bundle.path.name}: {measured['clips']} clips, bars: 95 % intervals"))
     save_png(figure, path)
 
 

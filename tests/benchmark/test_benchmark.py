@@ -18,6 +18,7 @@ from adafocus_edge.backends.loaded import LoadedModel
 from adafocus_edge.benchmark import grid as row_module
 from adafocus_edge.benchmark.compare import Limits, compare
 from adafocus_edge.benchmark.energy import EnergyMeter
+from adafocus_edge.benchmark.files import ReportFiles
 from adafocus_edge.benchmark.grid import Grid, Loading, Row
 from adafocus_edge.benchmark.peers import Constant
 from adafocus_edge.benchmark.plots import draw, write_page
@@ -489,6 +490,45 @@ def test_a_report_without_accuracy_is_drawn_too(bundle: Bundle, clock: Clock, tm
     assert (tmp_path / "page.html").read_text().count("<svg") == 1
     assert "latency only" in markdown(report)
     assert csv_text(report).startswith("id,bundle,backend")
+
+
+def test_names_with_dollars_are_drawn_as_they_are(tmp_path: Path) -> None:
+    more: dict[str, Any] = {
+        "top1": 50.0, "top1_interval_95": (40.0, 60.0), "per_step_top1": (40.0, 50.0),
+        "parts_ms": {"decode": times(1.0)},
+    }  # fmt: skip
+    rows = [
+        report_row(number, times(10.0), bundle=name, **more)
+        for number, name in enumerate(("$5_{ and $6", "other"), start=1)
+    ]
+    report = report_with(*rows, data=Data(origin="of $5_{ and $6", clips=2, chosen=""))
+    draw(report, tmp_path / "front.png")
+    write_page(report, tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().count("<svg") == 5
+
+
+def test_what_is_drawn_is_written_last(tmp_path: Path) -> None:
+    (tmp_path / "front.png").mkdir()
+    files = ReportFiles.named([tmp_path / "front.png", tmp_path / "rows.csv", tmp_path / "new.json"], None)
+    with pytest.raises(AdaFocusError, match=r"front\.png"):
+        files.write(report_with(report_row(1, times(10.0), parts_ms={"decode": times(1.0)})))
+    assert {path.name for path in tmp_path.iterdir()} == {"front.png", "rows.csv", "new.json"}
+
+
+def test_a_report_overwrites_no_input(bundle: Bundle, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("video,class\n")
+    (tmp_path / "link.csv").symlink_to(labels)
+    weights = tmp_path / "weights.json"
+    weights.touch()
+    for output, source in (
+        (labels, labels), (tmp_path / "link.csv", labels), (weights, weights),
+        (bundle.path / "bundle.json", bundle.path), (bundle.path / "new" / "report.md", bundle.path),
+    ):  # fmt: skip
+        done = edge("benchmark", bundle.path, "--data", labels, "--peer-checkpoint", weights, "-o", output)
+        one_line_error(done, 2, f"{output}: is an input or lies in one ({source})")
+    assert labels.read_text() == "video,class\n"
+    ReportFiles.named([tmp_path / "new" / "report.csv", Path("/dev/stdout")], None).check((labels, bundle.path, None))
 
 
 def test_what_is_missing_is_told_as_it_is_typed(

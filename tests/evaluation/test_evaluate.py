@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from adafocus_edge.backends.registry import load_model
-from adafocus_edge.bundle.store import read_bundle
+from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.cli.tables import patches_table
 from adafocus_edge.errors import UsageError
 from adafocus_edge.evaluation.dataset import Example, Split
 from adafocus_edge.evaluation.evaluate import Evaluation, Scored, evaluate, gflops_per_step, predict_with, with_patches
 from adafocus_edge.evaluation.metrics import wilson_interval
 from adafocus_edge.evaluation.oracle import Oracle, cell_origins
-from adafocus_edge.evaluation.plot import draw_evaluation
+from adafocus_edge.evaluation.plot import draw_calibration, draw_evaluation, draw_patches
 from adafocus_edge.evaluation.run import evaluate_model
 from adafocus_edge.evaluation.settings import EvaluateOptions
 from adafocus_edge.model.exits import ExitThresholds
@@ -73,6 +73,15 @@ def test_wilsons_interval() -> None:
 def test_the_plot_is_a_png(tmp_path: Path) -> None:
     draw_evaluation(found(), "a model", tmp_path / "plots" / "p.png")
     assert (tmp_path / "plots" / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_names_with_dollars_are_drawn_as_they_are(tmp_path: Path) -> None:
+    name = "$5_{ and $6"
+    draw_evaluation(replace(found(), classes=(name, "b$", "c")), name, tmp_path / "one.png")
+    figures = {"gflops_per_clip": 1.0, "top1": 50.0, "top1_interval_95": (40.0, 60.0)}
+    draw_patches({"policy": figures}, name, tmp_path / "two.png")
+    draw_calibration(replace(read_bundle(default_bundle()), path=tmp_path / name), tmp_path / "three.png")
+    assert {path.name for path in tmp_path.iterdir()} == {"one.png", "two.png", "three.png"}
 
 
 def test_fixed_patches_replace_the_policys(small_bundle: Path) -> None:
