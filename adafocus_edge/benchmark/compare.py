@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from adafocus_edge.benchmark.grid import Skipped
     from adafocus_edge.benchmark.schema import Report, RowReport
 
 __all__ = ["Comparison", "Limits", "compare", "read_report", "to_json"]
@@ -53,13 +54,17 @@ def compare(new: Report, old: Report, limits: Limits) -> Comparison:
     """Compare the rows that two reports share.
 
     A time is worse if its median grew by more than the limit and the 95 % intervals of both medians do not overlap. If
-    the yardstick of the rounds slowed down as well, the growth relative to it must exceed the limit, too.
+    the yardstick of the rounds slowed down as well, the growth relative to it must exceed the limit, too. A row of the
+    old report is worse if the new one says that it failed or cannot run; any other missing row was not requested.
 
-    Raises ``UsageError`` if they share no row.
+    Raises ``UsageError`` if they share no row, and none failed or cannot run.
     """
     before = {row.key: row for row in old.rows}
     pairs = [(row, before[row.key]) for row in new.rows if row.key in before]
-    if not pairs:
+    measured = {row.key for row in new.rows}
+    missing = [row for row in old.rows if row.key not in measured]
+    failed = {row.key: why for row in missing if (why := _obstacle(row, new.skipped)) is not None}
+    if not pairs and not failed:
         raise UsageError("the two reports share no row: they have different bundles or settings")
     notes = []
     if not same_machine(new.machine, old.machine):
@@ -69,13 +74,12 @@ def compare(new: Report, old: Report, limits: Limits) -> Comparison:
     same_clips = (new.data and new.data.chosen) == (old.data and old.data.chosen)
     if not same_clips:
         notes.append("the reports are on different clips: accuracy is not compared")
-    missing = len(before) - len(pairs)
-    if missing:
-        notes.append(f"{missing} rows of the old report were not measured again")
+    if len(missing) > len(failed):
+        notes.append(f"{len(missing) - len(failed)} rows of the old report were not measured again")
     drift = _drift(new, old)
     if abs(drift - 1) > limits.slowdown / 2:
         notes.append(f"the machine itself now takes {drift:.2f} times as long for the same work")
-    worse: list[str] = []
+    worse = [f"{key}: cannot be measured any more ({why})" for key, why in failed.items()]
     for ours, theirs in pairs:
         worse += _slower(ours, theirs, limits, max(1.0, drift))
         if same_clips and ours.top1 is not None and theirs.top1 is not None:
@@ -83,6 +87,12 @@ def compare(new: Report, old: Report, limits: Limits) -> Comparison:
             if lost > limits.accuracy_drop + 1e-9:
                 worse.append(f"{ours.key}: top-1 fell from {theirs.top1:.2f} % to {ours.top1:.2f} %")
     return Comparison(tuple(worse), tuple(notes), len(pairs))
+
+
+def _obstacle(row: RowReport, skipped: Iterable[Skipped]) -> str | None:
+    """Return why a row failed, or its backend or peer cannot run; None if nothing is known of it."""
+    names = (row.key, row.backend, f"{row.bundle} {row.backend}")
+    return next((one.why for one in skipped if one.what in names), None)
 
 
 def _drift(new: Report, old: Report) -> float:

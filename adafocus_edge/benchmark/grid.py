@@ -220,6 +220,9 @@ def _check(bundles: Mapping[str, Bundle], grid: Grid) -> None:
         for number in numbers:
             if not 1 <= number <= most:
                 raise UsageError(f"{option} {number}: must be from 1 to {most}")
+    together = max(grid.streams, default=1)
+    if together > 1 and "stream" not in grid.schedules:
+        raise UsageError(f"--streams {together}: only the stream schedule takes several: add stream to --schedules")
 
 
 def _check_names(option: str, asked: Sequence[str], known: Sequence[str]) -> None:

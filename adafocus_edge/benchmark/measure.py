@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from adafocus_edge.benchmark.grid import Grid
 from adafocus_edge.benchmark.run import Progress, Request, run
-from adafocus_edge.benchmark.settings import QUICK_CLIPS, QUICK_ROUNDS, BenchmarkOptions, MeasureOptions
+from adafocus_edge.benchmark.settings import BenchmarkOptions, MeasureOptions, TuneOptions
 from adafocus_edge.bundle.classes import check_classes
 from adafocus_edge.bundle.store import check_graph_files, open_bundle
 from adafocus_edge.errors import CheckpointError, UsageError
@@ -49,15 +49,14 @@ def benchmark(
         checkpoints=tuple(checkpoints), labelled=split is not None,
     )  # fmt: skip
     request = Request(
-        found, grid, split, clips=min(options.clips, QUICK_CLIPS) if options.quick else options.clips,
-        rounds=QUICK_ROUNDS if options.quick else options.rounds, seed=options.seed, checkpoint=options.checkpoint,
-        checkpoints=checkpoints, multi_label=options.multi_label,
+        found, grid, split, clips=options.max_clips, rounds=options.number_of_rounds, seed=options.seed,
+        checkpoint=options.checkpoint, checkpoints=checkpoints, multi_label=options.multi_label,
         state=None if report is None else kept_beside(report),
     )  # fmt: skip
     return _measure(request, log, progress)
 
 
-def measure_settings(bundle: Path, options: MeasureOptions, log: Log, progress: Progress) -> Report:
+def measure_settings(bundle: Path, options: TuneOptions, log: Log, progress: Progress) -> Report:
     """Measure a bundle on labelled clips over the settings that a profile may hold; return the report."""
     found = _open_bundles([bundle])
     split = _read_split(options, found, log)

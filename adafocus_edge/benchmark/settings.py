@@ -30,9 +30,13 @@ Latency = Literal["model", "whole", "step"]
 """Of a clip in the glimpse loop; of a clip from opening the file; of one glimpse on the stream schedule."""
 Percentile = Literal["median", "p95", "p99"]
 SCHEDULES = ("clip", "stream")
+CLIPS = 128
+ROUNDS = 30
 QUICK_CLIPS = 12
 """Clips of ``benchmark --quick``."""
 QUICK_ROUNDS = 3
+ROUNDS_HELP = "Time every setting once in each of this many rounds."
+CLIPS_HELP = "Use at most this many clips to measure accuracy."
 
 
 def _read_backends(option: str, text: str) -> tuple[str, ...]:
@@ -87,8 +91,6 @@ class MeasureOptions:
             "Measure these numbers of CPU threads.", GRID, default="usable cores", metavar="N,...", read=read_numbers
         ),
     ] = None
-    rounds: Annotated[int, Option("Time every setting once in each of this many rounds.", MEASURING, minimum=1)] = 30
-    clips: Annotated[int, Option("Use at most this many clips to measure accuracy.", MEASURING, minimum=1)] = 128
     seed: Annotated[
         int, Option("Seed the choice of clips and the order of settings within a round.", MEASURING, minimum=0)
     ] = SEED
@@ -132,10 +134,16 @@ class BenchmarkOptions(MeasureOptions):
         Option("Compare with this checkpoint of any stage, such as stage 0, run by PyTorch.", GRID, metavar="FILE"),
     ] = None
     multi_label: MultiLabel = False
+    rounds: Annotated[
+        int | None, Option(ROUNDS_HELP, MEASURING, default=f"{ROUNDS}; {QUICK_ROUNDS} with --quick", minimum=1)
+    ] = None
+    clips: Annotated[
+        int | None, Option(CLIPS_HELP, MEASURING, default=f"{CLIPS}; {QUICK_CLIPS} with --quick", minimum=1)
+    ] = None
     quick: Annotated[
         bool,
         Option(
-            f"Measure {QUICK_CLIPS} clips in {QUICK_ROUNDS} rounds, without peers: under a minute.",
+            f"Measure {QUICK_CLIPS} clips in {QUICK_ROUNDS} rounds, without peers, unless given: under a minute.",
             MEASURING,
         ),
     ] = False
@@ -146,6 +154,20 @@ class BenchmarkOptions(MeasureOptions):
         if self.peers is not None:
             return self.peers
         return () if self.quick else tuple(PEERS)
+
+    @property
+    def number_of_rounds(self) -> int:
+        """The rounds: those given, or fewer for a quick benchmark."""
+        if self.rounds is not None:
+            return self.rounds
+        return QUICK_ROUNDS if self.quick else ROUNDS
+
+    @property
+    def max_clips(self) -> int:
+        """The clips: those given, or fewer for a quick benchmark."""
+        if self.clips is not None:
+            return self.clips
+        return QUICK_CLIPS if self.quick else CLIPS
 
 
 @dataclass(frozen=True)
@@ -160,7 +182,11 @@ class CompareOptions:
 
     compare: Annotated[
         Path | None,
-        Option("Compare with this report; exit with 1 if accuracy or latency got worse.", COMPARISON, metavar="FILE"),
+        Option(
+            "Compare with this report; exit with 1 if accuracy or latency got worse, or a setting fails now.",
+            COMPARISON,
+            metavar="FILE",
+        ),
     ] = None
     max_slowdown: Annotated[
         float, Option("Accept medians that grew by this much.", COMPARISON, minimum=0.0, metavar="PERCENT")
@@ -184,7 +210,8 @@ class TuneOptions(MeasureOptions):
             read=read_numbers,
         ),
     ] = None
-    rounds: Annotated[int, Option("Time every setting once in each of this many rounds.", MEASURING, minimum=1)] = 20
+    rounds: Annotated[int, Option(ROUNDS_HELP, MEASURING, minimum=1)] = 20
+    clips: Annotated[int, Option(CLIPS_HELP, MEASURING, minimum=1)] = CLIPS
     max_latency_ms: Annotated[
         float | None,
         Option("Require at most this latency; the most accurate setting wins.", DEMAND, minimum=0.0, metavar="MS"),

@@ -277,6 +277,29 @@ def test_lost_accuracy_is_found_on_the_same_clips_only(bundle: Bundle, clock: Cl
         compare(new, old, Limits())
 
 
+def test_settings_that_fail_or_cannot_run_any_more_are_findings_and_others_a_note() -> None:
+    def row(number: int, backend: str, **more: Any) -> RowReport:
+        return report_row(number, times(10.0), backend=backend, **more)
+
+    kept, failed, gone = row(1, "onnxruntime-cpu"), row(2, "onnxruntime-cpu"), row(3, "openvino")
+    peer, other = row(4, "centre-patches", peer=True), row(5, "tensorrt")
+    old = report_with(kept, failed, gone, peer, other)
+    skipped = (
+        row_module.Skipped(failed.key, "no memory"), row_module.Skipped("openvino", "is not installed"),
+        row_module.Skipped("b centre-patches", "the bundle has no FP32 graphs"),
+    )  # fmt: skip
+    new = replace(report_with(kept), skipped=skipped)
+    found = compare(new, old, Limits())
+    assert found.rows == 1
+    assert found.worse == tuple(
+        f"{row.key}: cannot be measured any more ({one.why})"
+        for row, one in zip((failed, gone, peer), skipped, strict=True)
+    )
+    assert found.notes == ("1 rows of the old report were not measured again",)
+    assert compare(replace(new, skipped=()), old, Limits()).worse == ()
+    assert len(compare(replace(new, rows=()), old, Limits()).worse) == 3  # nothing can be measured
+
+
 def test_a_run_that_was_broken_off_goes_on_where_it_stopped(bundle: Bundle, clock: Clock, tmp_path: Path) -> None:
     split = read_data(FIGHTS, bundle.classes)
     grid = replace(CPU, labelled=True)

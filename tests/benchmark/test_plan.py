@@ -10,6 +10,7 @@ import pytest
 from adafocus_edge.backends.registry import BACKENDS
 from adafocus_edge.benchmark import grid as row_module
 from adafocus_edge.benchmark.grid import PEERS, Grid, plan
+from adafocus_edge.benchmark.settings import QUICK_CLIPS, QUICK_ROUNDS, BenchmarkOptions
 from adafocus_edge.benchmark.stats import distinguishable, front, mcnemar, ratio, summary
 from adafocus_edge.bundle.manifest import Bundle
 from adafocus_edge.errors import UsageError
@@ -56,6 +57,8 @@ def test_mcnemar_asks_whether_chance_explains_a_difference() -> None:
 
 
 def test_the_grid_holds_what_can_run_here_and_says_why_not_of_the_rest(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="--streams 4: only the stream schedule"):
+        plan({"fights": bundle}, Grid(schedules=("clip",), streams=(1, 4)))
     rows, skipped = plan({"fights": bundle}, Grid(backends=("onnxruntime-cpu",), streams=(1, 4), threads=(1, 2)))
     keys = [row.key for row in rows]
     assert len(set(keys)) == len(keys)
@@ -73,6 +76,15 @@ def test_the_grid_holds_what_can_run_here_and_says_why_not_of_the_rest(bundle: B
     ):  # fmt: skip
         with pytest.raises(UsageError, match="must be one of|must be from 1 to"):
             plan({"fights": bundle}, asked)
+
+
+def test_a_quick_benchmark_measures_less_unless_told_how_much() -> None:
+    quick = BenchmarkOptions(quick=True)
+    assert (quick.number_of_rounds, quick.max_clips, quick.compared_with) == (QUICK_ROUNDS, QUICK_CLIPS, ())
+    told = BenchmarkOptions(quick=True, rounds=30, clips=128, peers=("centre-patches",))
+    assert (told.number_of_rounds, told.max_clips, told.compared_with) == (30, 128, ("centre-patches",))
+    full = BenchmarkOptions()
+    assert (full.number_of_rounds, full.max_clips, full.compared_with) == (30, 128, tuple(PEERS))
 
 
 def test_variants_are_measured_where_they_are_made_for(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
