@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafocus_edge.errors import UsageError
-from adafocus_edge.system.files import is_stream, write_text
+from adafocus_edge.system.files import check_overwrites, is_stream, write_text
 from adafocus_edge.system.retention import check_file, check_folder
 
 if TYPE_CHECKING:
@@ -68,7 +67,7 @@ class ReportFiles:
         for _, path in self.files:
             if not is_stream(path):
                 check_folder(path.parent, "reports")
-                _check_apart(path, [source for source in inputs if source is not None])
+                check_overwrites({"--output": path}, inputs)
 
     def write(self, report: Report) -> None:
         """Write a report to all files, drawn ones last, and remove the measurements that were kept for it."""
@@ -79,14 +78,6 @@ class ReportFiles:
             WRITERS[kind](report, path)
         if self.kept_for is not None:
             shutil.rmtree(kept_beside(self.kept_for), ignore_errors=True)
-
-
-def _check_apart(path: Path, inputs: Sequence[Path]) -> None:
-    """Check that a report is no input by any name, and lies in none. Raises ``UsageError``."""
-    real = path.resolve()
-    for source in inputs:
-        if source.exists() and any(place.exists() and place.samefile(source) for place in (real, *real.parents)):
-            raise UsageError(f"{path}: is an input or lies in one ({source}): give another file")
 
 
 def _write_json(report: Report, path: Path) -> None:
