@@ -14,6 +14,7 @@ from adafocus_edge.errors import DataError
 from adafocus_edge.evaluation.dataset import Example
 from adafocus_edge.evaluation.evaluate import exit_figures
 from adafocus_edge.model.exits import ExitThresholds, Order
+from adafocus_edge.model.logits import check_logits
 from calibration.compare import Difference, Run, compare, run
 from calibration.samples import Clips, read_windows
 from calibration.thresholds import Goal
@@ -77,7 +78,10 @@ class Viewer:
         self._seen: dict[Key, Seen] = {}
 
     def seen(self, order: Order, glimpse_fps: float | None = None) -> Seen:
-        """Return the clips in a frame order. Raises ``DataError`` if they are too short for live windows."""
+        """Return the clips in a frame order. Raises ``DataError`` if they are too short for live windows.
+
+        Raises ``BackendError`` if the float model's logits are not finite.
+        """
         key = order, glimpse_fps
         if key not in self._seen:
             clips = self._clips
@@ -86,6 +90,7 @@ class Viewer:
                 self._progress("reading live windows", 0, 0)
                 clips = read_windows(self._examples, self._reference.spec, glimpse_fps, len(clips))
             found = self._run(self._reference, clips, order)
+            check_logits(found.logits)
             if not self._labelled:
                 clips = replace(clips, labels=found.logits[:, -1].argmax(axis=1).astype(np.int64))
             self._seen[key] = Seen(clips, found)

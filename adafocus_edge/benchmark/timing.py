@@ -18,6 +18,7 @@ from adafocus_edge.media.clip import SQUARE, DecodedClip
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.preprocess import motion_frame_indices, sample_indices, sampled_frames
 from adafocus_edge.model.exits import viewing_order
+from adafocus_edge.model.logits import check_logits
 from adafocus_edge.model.spec import GRAPHS
 from adafocus_edge.runtime.classifier import Classifier
 from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
@@ -214,9 +215,14 @@ class Bench:
         return replace(timing, joules=None if before is None or after is None else after - before)
 
     def logits(self, frames: NDArray[np.uint8], order: Order) -> NDArray[np.float32]:
-        """Return the logits after each step of one clip, float32 [T, C]; see :func:`viewing_order`."""
+        """Return the logits after each step of one clip, float32 [T, C]; see :func:`viewing_order`.
+
+        Raises ``BackendError`` if they are not finite.
+        """
         seen = ModelFrame.of(frames[viewing_order(order, len(frames))], self._model.spec)
-        return np.concatenate([glimpse.logits for glimpse in see_clip(self._model, seen)])
+        logits = np.concatenate([glimpse.logits for glimpse in see_clip(self._model, seen)])
+        check_logits(logits)
+        return logits
 
     def _classifier(self, row: Row) -> Classifier:
         if row not in self._ready:

@@ -19,7 +19,7 @@ from adafocus_edge.evaluation.settings import Patches
 from adafocus_edge.media.frames import ModelFrame
 from adafocus_edge.media.preprocess import sampled_frames
 from adafocus_edge.model.exits import exit_steps, random_exit_top1, viewing_order
-from adafocus_edge.model.logits import softmax
+from adafocus_edge.model.logits import check_logits, softmax
 from adafocus_edge.model.spec import GRAPHS, TensorSpec
 from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 from adafocus_edge.system.addresses import shown_failure
@@ -295,7 +295,8 @@ def evaluate(
         exits: see :class:`Evaluation`; frames are seen in their order.
         progress: called with the number of clips that are done.
 
-    A clip that cannot be read is listed as failed, and the run continues. Raises ``DataError`` if all clips fail.
+    A clip that cannot be read is listed as failed, and the run continues. Raises ``DataError`` if all clips fail, and
+    ``BackendError`` if the model's logits are not finite.
     """
     scored: list[Scored] = []
     failed: list[tuple[str, str]] = []
@@ -306,6 +307,7 @@ def evaluate(
             seen = frames if exits is None else frames[viewing_order(exits.order, len(frames))]
             before = time.perf_counter()
             logits = predict(seen, example.labels[0]) if isinstance(predict, Oracle) else predict(seen)
+            check_logits(logits)
             scored.append(Scored(example, logits, read_ms, (time.perf_counter() - before) * 1e3))
         progress(done)
     if not scored:

@@ -8,15 +8,18 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from adafocus_edge.errors import AdaFocusError, SourceError
+from adafocus_edge.errors import AdaFocusError, BackendError, SourceError
 from adafocus_edge.live.capture import CAPTURE_THREAD, POLL_S
 from adafocus_edge.media.preprocess import sampled_frames
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
     from adafocus_edge.media.sources import Source
+    from adafocus_edge.model.spec import Glimpse
     from adafocus_edge.runtime.classifier import Classifier, Result, Step
 
 
@@ -49,6 +52,23 @@ class ClipJob:
         if taken is not None:
             self._arrived.notify_all()
         return taken
+
+    def add(self, index: int, time_s: float | None, glimpses: Mapping[int, Glimpse], model_s: float) -> None:
+        """Add a step of the result. Logits that are not finite fail this clip, not the run.
+
+        Args:
+            index: number of the frame.
+            time_s: when it is shown, or None.
+            glimpses: of all lanes that took part in the step.
+            model_s: time of the step in the model.
+        """
+        assert self.lane is not None
+        self.model_s += model_s
+        try:
+            self.steps.append(self._classifier.step(len(self.steps), index, time_s, glimpses[self.lane]))
+        except BackendError as error:
+            self.fail(error)
+            self.cancelled.set()
 
     def fail(self, error: AdaFocusError) -> None:
         """Make the result an error, unless there is one already."""

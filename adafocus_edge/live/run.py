@@ -462,9 +462,7 @@ class LiveRun:
             source.glimpses += 1
             self._results.add(source, prepared, glimpses, model_s)
         for job, (index, time_s, _) in arrivals.clips:
-            assert job.lane is not None
-            job.model_s += model_s
-            job.steps.append(self._classifier.step(len(job.steps), index, time_s, glimpses[job.lane]))
+            job.add(index, time_s, glimpses, model_s)
 
     def _glimpse(self, frames: dict[int, Any]) -> tuple[dict[int, Glimpse], float]:
         """Run the model on one frame per lane; return the glimpse of each lane, and the time taken in seconds."""

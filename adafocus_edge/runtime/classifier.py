@@ -15,7 +15,7 @@ from adafocus_edge.errors import UsageError
 from adafocus_edge.media.frames import blank_frame
 from adafocus_edge.media.preprocess import in_viewing_order, sampled_frames
 from adafocus_edge.model.exits import ExitThresholds, viewing_order
-from adafocus_edge.model.logits import softmax
+from adafocus_edge.model.logits import check_logits, softmax
 from adafocus_edge.model.spec import Glimpse, Patch
 from adafocus_edge.runtime.glimpse import GlimpseClip, GlimpseStream, patch_of, see_clip
 from adafocus_edge.runtime.reports import GuessReport, ResultReport, StepReport
@@ -221,7 +221,7 @@ class Classifier:
             name: of the source, for the result.
             started: when its latency began, by ``time.perf_counter``; None for now.
 
-        Raises ``SourceError``.
+        Raises ``SourceError``, and ``BackendError`` if the model fails.
         """
         started = time.perf_counter() if started is None else started
         spec = self.model.spec
@@ -275,8 +275,9 @@ class Classifier:
             yield from _timed(indices, see_clip(self.model, pixels_of))
 
     def step(self, number: int, frame_index: int, time_s: float | None, glimpse: Glimpse) -> Step:
-        """Return a glimpse of a clip as a step of its result."""
+        """Return a glimpse of a clip as a step of its result. Raises ``BackendError`` if its logits are not finite."""
         logits = glimpse.logits[0]
+        check_logits(logits)
         patch = patch_of(self.model.spec, glimpse.origins[0])
         return Step(number, frame_index, time_s, patch, self._guesses(logits, 1)[0], logits)
 

@@ -15,8 +15,9 @@ import onnx
 import pytest
 
 from adafocus_edge.backends.onnxruntime import OrtSession
+from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import default_bundle, read_bundle, update_bundle
-from adafocus_edge.errors import DataError
+from adafocus_edge.errors import BackendError, DataError
 from adafocus_edge.evaluation.dataset import Example, read_data
 from adafocus_edge.evaluation.evaluate import with_patches
 from adafocus_edge.model.spec import GRAPHS, contract
@@ -25,10 +26,12 @@ from calibration import int8
 from calibration.compare import Run, compare
 from calibration.fp16 import to_half
 from calibration.graphs import layers, load_graph, producers, save_graph
+from calibration.judge import Viewer
 from calibration.ranges import histograms
 from calibration.samples import halve, read_windows, record
 from tests.calibration.helpers import FIGHTS, graph_of, ranges_of, run_graph
 from tests.conftest import edge, one_line_error
+from tests.support.diverged import copy_diverged
 from tests.support.plain_model import copy_plain_model
 from tests.support.trt_networks import parsed
 
@@ -60,6 +63,14 @@ def test_what_is_recorded_is_what_the_loop_meets(model, fights, samples):
     # What a graph gives for a recorded input is what the next one was recorded with.
     focus = model.focuser.run(dict(samples.of["focuser"].items()))["focus"]
     np.testing.assert_allclose(focus, samples.of["classifier"]["focus"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_whose_outputs_are_not_numbers_is_not_calibrated(fights, tmp_path):
+    bundle = read_bundle(copy_diverged(default_bundle(), tmp_path / "bundle"))
+    with load_model(bundle, "fp32", "onnxruntime-cpu") as diverged:
+        viewer = Viewer(diverged, fights, (), labelled=False, progress=lambda *_: None)
+        with pytest.raises(BackendError, match="the model's outputs are not finite numbers"):
+            viewer.seen("clip")
 
 
 def test_recording_is_seeded_and_other_patches_can_be_taken(model, fights, samples):

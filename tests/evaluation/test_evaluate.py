@@ -14,18 +14,27 @@ import torch
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.cli.tables import patches_table
-from adafocus_edge.errors import UsageError
+from adafocus_edge.errors import BackendError, UsageError
 from adafocus_edge.evaluation.dataset import Example, Split
-from adafocus_edge.evaluation.evaluate import Evaluation, Scored, evaluate, gflops_per_step, predict_with, with_patches
+from adafocus_edge.evaluation.evaluate import (
+    Evaluation,
+    Scored,
+    evaluate,
+    gflops_per_step,
+    predict_at,
+    predict_with,
+    with_patches,
+)
 from adafocus_edge.evaluation.metrics import wilson_interval
 from adafocus_edge.evaluation.oracle import Oracle, cell_origins
 from adafocus_edge.evaluation.plot import draw_calibration, draw_evaluation, draw_patches
 from adafocus_edge.evaluation.run import evaluate_model
-from adafocus_edge.evaluation.settings import EvaluateOptions
+from adafocus_edge.evaluation.settings import EvaluateOptions, Patches
 from adafocus_edge.model.exits import ExitThresholds
 from adafocus_edge.model.logits import softmax
 from adafocus_edge.runtime.glimpse import see_clip
 from tests.conftest import CLIPS, ROOT, SMALL, edge, one_line_error, weights_of, write_checkpoint
+from tests.support.diverged import copy_diverged
 from training.geometry import action_grid
 
 
@@ -200,6 +209,17 @@ def test_clips_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
     assert [s.example.name for s in result.scored] == ["v"]
     assert result.failed[0][0] == "gone"
     assert done == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["policy", "oracle"])
+def test_outputs_that_are_not_numbers_end_the_evaluation(small_bundle: Path, tmp_path: Path, kind: Patches) -> None:
+    bundle = read_bundle(copy_diverged(small_bundle, tmp_path / "bundle"))
+    split = Split((Example("v", CLIPS / "v_SoccerJuggling_g23_c01.avi", (1,)),), bundle.classes, "here")
+    with (
+        load_model(bundle, backend="onnxruntime-cpu") as model,
+        pytest.raises(BackendError, match="the model's outputs are not finite numbers"),
+    ):
+        evaluate(predict_at(model, kind), bundle.spec, split, gflops_per_clip=1.0)
 
 
 def test_a_bundle_is_evaluated_from_the_command_line(small_bundle: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import pytest
 
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import default_bundle, read_bundle
-from adafocus_edge.errors import HasAnEndError, SourceError, UsageError
+from adafocus_edge.errors import BackendError, HasAnEndError, SourceError, UsageError
 from adafocus_edge.live import capture as capturing
 from adafocus_edge.live import meters, readers
 from adafocus_edge.live.capture import Capture
@@ -51,6 +51,7 @@ from adafocus_edge.system.backoff import Backoff
 from adafocus_edge.system.sensors import Sensors
 from adafocus_edge.system.timestamps import iso
 from tests.conftest import CLIPS, ROOT, edge, one_line_error
+from tests.support.diverged import copy_diverged
 from tests.support.streams import Garbage, HttpStream, RtmpStream, RtspServer, UdpStream
 
 FIGHT = ROOT / "tests" / "fights" / "fight" / "fi013.mp4"
@@ -375,6 +376,18 @@ def test_a_guest_that_comes_before_the_run_begins_is_let_in(small_bundle: Path) 
             stop.set()
             thread.join(30)
             kept.close()
+
+
+def test_outputs_that_are_not_numbers_end_a_run_and_fail_a_clip_alone(small_bundle: Path, tmp_path: Path) -> None:
+    with classifier_of(copy_diverged(small_bundle, tmp_path / "bundle"), schedule="stream") as classifier:
+        with pytest.raises(BackendError, match="the model's outputs are not finite numbers"):
+            run_over(classifier, [str(FIGHT)], LiveOptions())
+        with running(classifier, [], LiveOptions(max_guests=1)) as (_, run):
+            for _ in range(2):
+                with pytest.raises(BackendError, match="the model's outputs are not finite numbers"):
+                    run.submit_clip(Source("clip", str(FIGHT))).result(60)
+                until(lambda: not run._jobs)
+            assert run.status().alive
 
 
 def test_a_clip_that_is_given_up_at_its_end_does_not_end_the_run(

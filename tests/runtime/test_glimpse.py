@@ -22,6 +22,7 @@ from adafocus_edge.model.spec import GRAPHS
 from adafocus_edge.runtime.classifier import Classifier
 from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 from tests.conftest import CLIPS, GOLDEN, SMALL
+from tests.support.diverged import copy_diverged
 from tests.training.test_model import frames_of
 
 
@@ -328,6 +329,16 @@ def test_a_graph_that_fails_while_it_runs_is_told(small_bundle, monkeypatch):
     bound = bound_model(read_bundle(small_bundle), monkeypatch)
     with bound, pytest.raises(BackendError, match="failed while it ran"):
         bound.glancer.run(wrong)
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "stream"}, {"exits": ExitThresholds.at(0.9, SMALL.segments)}])
+def test_outputs_that_are_not_numbers_are_no_class(small_bundle, tmp_path, options):
+    source = Source("clip", str(CLIPS / "v_SoccerJuggling_g23_c01.avi"))
+    bundle = read_bundle(copy_diverged(small_bundle, tmp_path / "bundle"))
+    with load_model(bundle, backend="onnxruntime-cpu") as model:
+        classifier = Classifier(model, bundle.classes, **options)
+        with pytest.raises(BackendError, match="the model's outputs are not finite numbers: use --variant fp32"):
+            classifier.classify(source)
 
 
 def test_softmax_survives_large_logits():
