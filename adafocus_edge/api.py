@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from adafocus_edge.backends.registry import AUTO, load_model, model_threads
 from adafocus_edge.backends.triton.address import is_address
 from adafocus_edge.bundle.store import default_bundle, open_bundle
 from adafocus_edge.errors import FrameError, UsageError
+from adafocus_edge.media.frame_folder import unknown_rate_notes
 from adafocus_edge.media.picture_clip import PictureClip, one_picture, pictures_of
 from adafocus_edge.media.preprocess import FrameMaker
 from adafocus_edge.media.sources import Source, find_sources
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from adafocus_edge.benchmark.schema import Report
     from adafocus_edge.model.spec import ModelSpec
 
+LOG = logging.getLogger("adafocus_edge")
 One: TypeAlias = "str | Path"
 """A file, a folder of frames, or an address."""
 MANY = 4
@@ -383,6 +386,8 @@ class AdaFocus:
             raise UsageError(f"{source.name}: has no end: use model.stream({source.name!r})")
         if (missing := source.missing()) is not None:
             raise missing
+        for note in unknown_rate_notes([source.address], self.spec.motion_gap_s):
+            LOG.warning(note)
         result, clip = classifier.classify(source)
         return Prediction(result, False, self.spec, clip)
 

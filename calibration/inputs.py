@@ -13,6 +13,7 @@ from adafocus_edge.bundle.manifest import Bundle
 from adafocus_edge.errors import DataError, UsageError
 from adafocus_edge.evaluation.dataset import Example, Split, read_data
 from adafocus_edge.evaluation.evidence import content_of, marks_of
+from adafocus_edge.media.frame_folder import unknown_rate_notes
 from adafocus_edge.media.sources import VIDEO_SUFFIXES, entries_in, find_sources, skipped_note
 from calibration.samples import choose_clips, halve
 
@@ -99,6 +100,7 @@ def read_inputs(
         if labelled and missing:
             named = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
             notes.append(f"no clips to {what} for {len(missing)} of the {len(bundle.classes)} classes: {named}")
+    notes += unknown_rate_notes([example.path for part in parts for example in part], bundle.spec.motion_gap_s)
     return Inputs(split.origin, labelled, tuple(parts[0]), tuple(parts[1]), tuple(notes))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from adafocus_edge.bundle.classes import read_classes
 from adafocus_edge.errors import DataError
 from adafocus_edge.evaluation.dataset import Split, read_data, read_list
+from adafocus_edge.media.frame_folder import unknown_rate_notes
 from training.options import TrainOptions
 
 
@@ -24,11 +25,13 @@ def read_splits(options: TrainOptions) -> tuple[Split, Split]:
     return train, _read_split(options, "val_list", train.classes)
 
 
-def split_notes(train: Split, val: Split) -> list[str]:
+def split_notes(train: Split, val: Split, motion_gap_s: float) -> list[str]:
     """Return notes on the two splits, such as clips that are in both; an evaluation reads one split only."""
+    paths = [example.path for example in (val.examples if train is val else (*train.examples, *val.examples))]
+    rate_notes = unknown_rate_notes(paths, motion_gap_s)
     if train is val:
-        return list(val.notes)
-    notes = list(dict.fromkeys((*train.notes, *val.notes)))
+        return [*val.notes, *rate_notes]
+    notes = list(dict.fromkeys((*train.notes, *val.notes, *rate_notes)))
     shared = {os.path.normpath(e.path) for e in train.examples} & {os.path.normpath(e.path) for e in val.examples}
     if shared:
         notes.append(

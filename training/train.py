@@ -94,7 +94,7 @@ class Trainer:
         if cache_note := resolve_cache(options, processes.world):
             self.log(f"note: {cache_note}")
         self.train_split, self.val_split = read_splits(options)
-        for note in split_notes(self.train_split, self.val_split):
+        for note in split_notes(self.train_split, self.val_split, options.motion_gap_s):
             self.log(f"note: {note}")
         family = FAMILIES[options.family]
         self.spec = family.spec(options, len(self.val_split.classes))

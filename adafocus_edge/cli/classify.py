@@ -23,6 +23,7 @@ from adafocus_edge.cli.outputs import (
     is_video_file,
     progress_for,
     say,
+    say_notes,
     video_names,
 )
 from adafocus_edge.cli.process import is_debugging, print_error
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from adafocus_edge.bundle.manifest import Bundle, Profile
     from adafocus_edge.media.clip import Clip
     from adafocus_edge.media.sources import Source
+    from adafocus_edge.model.spec import ModelSpec
     from adafocus_edge.runtime.classifier import Classifier, Result
 
 AHEAD = 32
@@ -81,7 +83,7 @@ def classify(
 
     set_log_format(live.log_format)
     found, setting, profile = _model(options, quiet)
-    sources = _sources(source, options, live, context, quiet)
+    sources = _sources(source, options, live, context, found.spec, quiet)
     only_live = _only_live(live, options, sources)
     top = top_count(options.top_k, found)
     variant = found.choose_variant(setting.variant)
@@ -156,15 +158,22 @@ def _model(options: ClassifyOptions, quiet: bool) -> tuple[Bundle, ClassifyOptio
 
 
 def _sources(
-    given: list[str], options: ClassifyOptions, live: LiveArguments, context: typer.Context, quiet: bool
+    given: list[str],
+    options: ClassifyOptions,
+    live: LiveArguments,
+    context: typer.Context,
+    spec: ModelSpec,
+    quiet: bool,
 ) -> list[Source]:
     """Return the sources with what ``--config`` and the options say of them. Raises ``UsageError`` if none is left."""
     from adafocus_edge.live.stream_config import paused_names, with_zones
+    from adafocus_edge.media.frame_folder import unknown_rate_notes
 
     file = config_file(context)
     sources = with_config(find_inputs(given, quiet, options.video_track), file)
     if not sources:
         raise UsageError("no source to classify: every [[source]] of --config is paused")
+    say_notes(unknown_rate_notes([one.address for one in sources], spec.motion_gap_s), quiet)
     return with_zones(sources, live, paused_names(config_entries(file)))
 
 

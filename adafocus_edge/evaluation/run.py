@@ -17,6 +17,7 @@ from adafocus_edge.errors import UsageError
 from adafocus_edge.evaluation.dataset import check_data, read_data
 from adafocus_edge.evaluation.evaluate import Evaluation, evaluate, gflops_per_step, predict_at
 from adafocus_edge.evaluation.evidence import reused_clips
+from adafocus_edge.media.frame_folder import unknown_rate_notes
 from adafocus_edge.runtime.exits import exits_named
 from adafocus_edge.runtime.served import served_model
 from adafocus_edge.system.companions import import_companion
@@ -213,8 +214,10 @@ class _Evaluating:
             check_classes(names, spec.classes, str(asked.classes))
             check_class_order(own, names, str(asked.classes))
         split = read_data(asked.clips, names, asked.frames)
+        more = unknown_rate_notes([example.path for example in split.examples], spec.motion_gap_s)
         if names is None:
-            split = replace(split, notes=(*split.notes, _order_note(split.classes)))
+            more.append(_order_note(split.classes))
+        split = replace(split, notes=(*split.notes, *more))
         for note in split.notes:
             self.log(f"note: {note}")
         check_classes(split.classes, spec.classes, str(asked.data))

@@ -7,8 +7,9 @@ import math
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +46,23 @@ def frame_order(frames: Sequence[Path]) -> list[Path]:
     return sorted(frames, key=natural_order)
 
 
+UNIX_TIME = re.compile(r".*?(\d{9,}[.,]\d+)")
+"""A frame name that ends in a time in seconds since 1970, such as ``cam1_1614863201.05``: the time. A smaller number
+may be one of a shot and a frame.
+"""
+
+
+def times_in_names(frames: Sequence[Path]) -> list[float] | None:
+    """Return when each frame is shown, in seconds from the first, if all are named by different times in that order."""
+    matches = [UNIX_TIME.fullmatch(path.stem) for path in frames]
+    stamps = [Decimal(match[1].replace(",", ".")) for match in matches if match is not None]
+    if len(frames) < 2 or len(stamps) < len(frames):
+        return None
+    if any(after <= before for before, after in itertools.pairwise(stamps)):
+        return None
+    return [float(stamp - stamps[0]) for stamp in stamps]
+
+
 FRAME_NAME = "image_{:05d}.jpg"
 """Name of a frame in the official extraction, counted from 1."""
 FPS_FILE = "fps.txt"
@@ -53,20 +71,23 @@ TIMES_FILE = "times.txt"
 """File beside frames of a video with a variable rate: when each is shown, in seconds, one per line."""
 
 
-def _folder_fps(path: Path) -> float:
-    """Return the frame rate in a folder's file, or the default without one. Raises ``SourceError`` if it is invalid."""
+def _folder_fps(path: Path) -> float | None:
+    """Return the frame rate in a folder's file, or None without one, or if it is none that a video has.
+
+    Raises ``SourceError`` if it is not a number.
+    """
     try:
         text = decode_text(read_own(path)).strip()
         fps = float(text)
     except OSError:
-        return DEFAULT_FPS
+        return None
     except UnicodeError as error:
         raise SourceError(f"{path}: {error}") from None
     except ValueError:
         raise SourceError(
             f"{path}: {text[:40]!r} is not a frame rate: write frames per second, such as 29.97"
         ) from None
-    return fps if 0 < fps < 1000 else DEFAULT_FPS
+    return fps if 0 < fps < 1000 else None
 
 
 def _folder_times(path: Path, count: int) -> list[float] | None:
@@ -94,6 +115,9 @@ def _folder_times(path: Path, count: int) -> list[float] | None:
 class FrameFolder:
     """A folder of images as a clip.
 
+    Frames are shown at the times in its file of times or, without files of times and rates, in their names
+    (:func:`times_in_names`); otherwise at a constant rate, :data:`DEFAULT_FPS` unless its file has another.
+
     Args:
         path: the folder.
         count: number of frames, under their official names; a missing one raises an error when it is read. None to
@@ -116,15 +140,19 @@ class FrameFolder:
         except OSError as error:
             raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
         self.frame_count = len(self._files)
-        self.fps = _folder_fps(Path(path) / FPS_FILE)
+        fps = _folder_fps(Path(path) / FPS_FILE)
         if not self._files:
             raise SourceError(f"{path}: no videos and no frames ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder")
         self._times = _folder_times(Path(path) / TIMES_FILE, self.frame_count)
+        if self._times is None and fps is None:
+            self._times = times_in_names(self._files)
+            fps = None if self._times is None else (self.frame_count - 1) / self._times[-1]
+        self.fps = fps or DEFAULT_FPS
         self.is_constant_rate = self._times is None
         self.duration_s: float | None = self._times[-1] + 1 / self.fps if self._times else None
 
     def time_s(self, index: int) -> float | None:
-        """Return when a frame is shown, or None without a file of times; see :class:`Clip`."""
+        """Return when a frame is shown, or None if no times are known; see :class:`Clip`."""
         return self._times[index] if self._times else None
 
     def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
@@ -165,6 +193,32 @@ class FrameFolder:
         """Read all frames in order; see :class:`Clip`."""
         for index, path in enumerate(self._files):
             yield index, read_image(path)
+
+
+def unknown_rate_notes(paths: Iterable[str | Path], motion_gap_s: float) -> list[str]:
+    """Return a note if the rate of some folders of frames is not known and a model needs it.
+
+    Args:
+        paths: of clips; only folders count, and of them those that can be read.
+        motion_gap_s: see :class:`ModelSpec`.
+    """
+    if not motion_gap_s:
+        return []
+    unknown = [path for path in paths if os.path.isdir(path) and _lacks_rate(Path(path))]
+    if not unknown:
+        return []
+    others = f" (and {len(unknown) - 1} more)" if unknown[1:] else ""
+    return [
+        f"{unknown[0]}{others}: no {FPS_FILE} with the frame rate: {DEFAULT_FPS:g} frames per second assumed, and this "
+        "model sees motion"
+    ]
+
+
+def _lacks_rate(folder: Path) -> bool:
+    with suppress(SourceError, OSError):
+        if _folder_fps(folder / FPS_FILE) is None and not (folder / TIMES_FILE).is_file():
+            return times_in_names(frame_order(images_in(folder))) is None
+    return False
 
 
 SERVICE_FOLDERS = frozenset(

@@ -226,6 +226,28 @@ def test_what_does_not_fit_a_source_is_refused(model: AdaFocus, frames: list[np.
         model([(frames[0], 0.0), frames[1]])
 
 
+def test_the_rate_of_a_folder_of_frames(
+    model: AdaFocus, frames: list[np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stamps = [round(1614863201 + number / FPS, 4) for number in range(len(frames))]
+    for stamp, frame in zip(stamps, frames, strict=True):
+        Image.fromarray(frame).save(tmp_path / f"{stamp:.4f}.png", compress_level=1)
+    wanted = model(frames, times=stamps).logits
+    assert np.array_equal(model(tmp_path).logits, wanted)
+    assert not caplog.messages
+    for number, path in enumerate(sorted(tmp_path.iterdir())):
+        path.rename(tmp_path / f"{number}.png")
+    assert np.array_equal(model(tmp_path).logits, model(frames, fps=25).logits)
+    assert caplog.messages == [
+        f"{tmp_path}: no fps.txt with the frame rate: 25 frames per second assumed, and this model sees motion"
+    ]
+    done = edge("classify", tmp_path, "--backend", "cpu")
+    assert f"note: {caplog.messages[0]}" in done.stderr
+    split = tmp_path.with_name("split.csv")
+    split.write_text(f"video,class\n{tmp_path},fight\n")
+    assert caplog.messages[0] in model.evaluate(split)["notes"]
+
+
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BundleError):
         AdaFocus(tmp_path / "nosuch")

@@ -17,10 +17,10 @@ from adafocus_edge.bundle.classes import read_classes
 from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.cli.outputs import video_names
 from adafocus_edge.errors import AdaFocusError, BundleError, DataError, SourceError, UsageError
-from adafocus_edge.evaluation.dataset import read_data, read_list
+from adafocus_edge.evaluation.dataset import Example, Split, read_data, read_list
 from adafocus_edge.live.events import EventRule
 from adafocus_edge.media.clip import DEFAULT_FPS
-from adafocus_edge.media.frame_folder import FrameFolder
+from adafocus_edge.media.frame_folder import FrameFolder, unknown_rate_notes
 from adafocus_edge.media.sources import Source, find_sources
 from adafocus_edge.system.retention import SafeNames
 from calibration.inputs import _read_split
@@ -222,7 +222,7 @@ def test_training_says_which_clips_are_on_both_sides(videos: Path, tmp_path: Pat
     listed(videos / "val.txt", "run/002,4,0", "walk/001.mp4,4,1")
     listed(videos / "names.txt", "run", "walk")
     given = f"dataset=custom train_stage=0 data_dir={videos} train_list=train.txt val_list=val.txt classes=names.txt"
-    notes = split_notes(*read_splits(compose_options(given.split()).options))
+    notes = split_notes(*read_splits(compose_options(given.split()).options), 0)
     assert len(notes) == 1
     assert "1 clips to validate are in" in notes[0]
     assert notes[0].endswith("walk/001.mp4")
@@ -471,6 +471,45 @@ def test_frames_named_by_time_stamps_are_in_the_order_of_time(names: tuple[str, 
     (tmp_path / "fps.txt").write_text("8\n")
     seen = [int(pixels[0, 0, 0]) for _, pixels in FrameFolder(str(tmp_path)).frames()]
     assert seen == [30 * place for place in range(len(names))]
+
+
+def test_unix_times_in_names_are_the_times_of_frames(tmp_path: Path) -> None:
+    for number in range(5):
+        picture(tmp_path / f"cam1_{1614863201 + number / 60:.4f}.png")
+    clip = FrameFolder(str(tmp_path))
+    assert clip.time_s(4) == pytest.approx(4 / 60, abs=1e-4)
+    assert clip.duration_s == pytest.approx(5 / 60, abs=1e-4)
+    assert clip.fps == pytest.approx(60, rel=1e-2)
+    assert not clip.is_constant_rate
+    (tmp_path / "fps.txt").write_text("30\n")
+    assert (FrameFolder(str(tmp_path)).fps, FrameFolder(str(tmp_path)).time_s(4)) == (30, None)
+
+
+@pytest.mark.parametrize(
+    "names", [("1.1", "1.2"), ("image_1", "image_2"), ("1614863201.1",), ("1614863201", "1614863202")]
+)
+def test_other_names_are_no_times(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        picture(tmp_path / f"{name}.png")
+    clip = FrameFolder(str(tmp_path))
+    assert (clip.time_s(0), clip.fps, clip.duration_s) == (None, DEFAULT_FPS, None)
+
+
+def test_a_rate_that_is_not_known_is_noted_where_a_model_needs_it(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d", "e"):
+        for number in range(2):
+            stem = f"{1614863201 + number / 60:.4f}" if name == "e" else f"image_{number}"
+            picture(tmp_path / name / f"{stem}.png")
+    (tmp_path / "b" / "fps.txt").write_text("60\n")
+    (tmp_path / "c" / "times.txt").write_text("0\n0.1\n")
+    (tmp_path / "d" / "fps.txt").write_text("0\n")
+    (tmp_path / "file.mp4").write_bytes(b"")
+    paths = [*sorted(tmp_path.iterdir()), tmp_path / "gone"]
+    note = "no fps.txt with the frame rate: 25 frames per second assumed, and this model sees motion"
+    assert unknown_rate_notes(paths, 0.1) == [f"{tmp_path / 'a'} (and 1 more): {note}"]
+    assert unknown_rate_notes(paths, 0) == unknown_rate_notes(paths[1:3], 0.1) == []
+    split = Split((Example("a", tmp_path / "a", (0,)),), ("x", "y"), "here")
+    assert split_notes(split, split, 0.1) == [f"{tmp_path / 'a'}: {note}"]
 
 
 # -- one class in two Unicode forms ------------------------------------------------------------------------------------
