@@ -16,7 +16,7 @@ from adafocus_edge.backends.triton.address import is_address
 from adafocus_edge.bundle.store import default_bundle, open_bundle
 from adafocus_edge.errors import FrameError, UsageError
 from adafocus_edge.media.frame_folder import unknown_rate_notes
-from adafocus_edge.media.picture_clip import PictureClip, one_picture, pictures_of
+from adafocus_edge.media.picture_clip import PictureClip, as_number, one_picture, own_copy, pictures_of
 from adafocus_edge.media.preprocess import FrameMaker
 from adafocus_edge.media.sources import Source, find_sources
 from adafocus_edge.runtime.classifier import Classifier, Guess, Step
@@ -26,6 +26,7 @@ from adafocus_edge.runtime.prediction import Prediction
 from adafocus_edge.runtime.served import served_model
 from adafocus_edge.runtime.settings import DEFAULT_TOP_K, RunOptions
 from adafocus_edge.system.companions import import_companion
+from adafocus_edge.system.options import is_real, is_whole
 from adafocus_edge.system.side_by_side import Shares, side_by_side
 
 if TYPE_CHECKING:
@@ -81,10 +82,10 @@ class AdaFocus:
         exit: str | None = None,  # noqa: A002
         exit_confidence: float | None = None,
     ) -> None:
-        if exit_confidence is not None and not 0 <= exit_confidence <= 1:
-            raise UsageError(f"exit_confidence={exit_confidence:g}: must be 0 to 1")
-        if top_k < 1:
-            raise UsageError(f"top_k={top_k}: must be at least 1")
+        if exit_confidence is not None and not (is_real(exit_confidence) and 0 <= exit_confidence <= 1):
+            raise UsageError(f"exit_confidence={exit_confidence!r}: must be 0 to 1")
+        if not is_whole(top_k) or top_k < 1:
+            raise UsageError(f"top_k={top_k!r}: must be a whole number, at least 1")
         engine = str(model) if is_address(model) else None
         self._options = RunOptions(backend, variant, threads, device, exit, engine, exit_confidence=exit_confidence)
         served = served_model(self._options, None)
@@ -395,7 +396,7 @@ class AdaFocus:
         if not isinstance(frames, Sequence) and not hasattr(frames, "shape"):
             if not isinstance(frames, Iterable):
                 raise UsageError(f"a {type(frames).__name__}: give a path, an address, frames, or a list of these")
-            frames = list(frames)
+            frames = [own_copy(frame) for frame in frames]
         if isinstance(frames, Sequence) and frames and isinstance(frames[0], tuple):
             if times is not None or fps is not None:
                 raise FrameError("frames: pairs of a frame and its time need neither fps nor times")
@@ -438,8 +439,8 @@ class AdaFocus:
             thread.join()
 
     def _live_frames(self, pairs: Iterable[Any], glimpse_fps: float) -> Iterator[Prediction]:
-        if not 0 < glimpse_fps < 1000:
-            raise UsageError(f"glimpse_fps={glimpse_fps:g}: must be above 0 and below 1000")
+        if not is_real(glimpse_fps) or not 0 < glimpse_fps < 1000:
+            raise UsageError(f"glimpse_fps={glimpse_fps!r}: must be above 0 and below 1000")
         from adafocus_edge.live.pacing import GlimpseSchedule
 
         classifier, spec = self._live_classifier(), self.spec
@@ -482,7 +483,7 @@ def _pair(entry: Any) -> tuple[Any, float]:
     """Return a frame and its time. Raises ``FrameError`` for anything else."""
     if not isinstance(entry, tuple) or len(entry) != 2:
         raise FrameError(f"frames: a {type(entry).__name__}: give pairs of a frame and its time in seconds")
-    return entry
+    return entry[0], as_number(entry[1], "frames: time")
 
 
 __all__ = ["AdaFocus", "Guess", "Prediction", "Step"]

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from adafocus_edge.runtime.classifier import Result
 
 
-VIDEO_CONTAINERS = (".mp4", ".mov", ".mkv")
-
-
 class ResultSink:
     """Prints results and failed sources, writes them to a file, and counts the failures."""
 
@@ -95,10 +92,14 @@ def video_names(sources: list[Source]) -> list[str]:
 
 def is_video_file(path: Path) -> bool:
     """Whether a path names a video file rather than a folder."""
+    from adafocus_edge.media.encoders import VIDEO_CONTAINERS
+
     return path.suffix.lower() in VIDEO_CONTAINERS and not path.is_dir()
 
 
 def _check_video_target(path: Path, sources: list[Source]) -> None:
+    from adafocus_edge.media.encoders import VIDEO_CONTAINERS
+
     one = is_video_file(path)
     if not one and (path.suffix or path.exists()) and not path.is_dir():
         raise UsageError(f"--save-video {path}: must be a folder, or a file named {', '.join(VIDEO_CONTAINERS)}")

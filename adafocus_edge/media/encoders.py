@@ -14,6 +14,8 @@ ENCODER_OPTIONS: dict[str, dict[str, str]] = {
 """Of each encoder, for live video."""
 FRAGMENTED = {"movflags": "empty_moov+frag_keyframe+default_base_moof", "flush_packets": "1"}
 """Of an MP4 that can be played while it grows, and after a crash."""
+VIDEO_CONTAINERS = (".mp4", ".mov", ".mkv")
+"""Suffixes of annotated videos."""
 
 
 def video_encoder() -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -36,20 +37,21 @@ class PictureClip:
     track_note = ""
 
     def __init__(
-        self, name: str, pictures: Sequence[Any], times_s: Sequence[float] | None = None, fps: float | None = None
+        self, name: str, pictures: Sequence[Any], times_s: Iterable[float] | None = None, fps: float | None = None
     ) -> None:
         if len(pictures) == 0:
             raise FrameError(f"{name}: no frames")
         if times_s is not None and fps is not None:
             raise FrameError(f"{name}: times and fps are both given: give one of them")
-        if fps is not None and not 0 < fps < 1000:
-            raise FrameError(f"{name}: fps={fps:g}: must be above 0 and below 1000")
-        if times_s is not None:
-            _check_times(name, times_s, len(pictures))
+        if fps is not None:
+            fps = as_number(fps, f"{name}: fps")
+            if not 0 < fps < 1000:
+                raise FrameError(f"{name}: fps={fps:g}: must be above 0 and below 1000")
+        times = None if times_s is None else _checked_times(name, times_s, len(pictures))
         self.name = name
         self._pictures = [as_picture(picture) for picture in pictures]
         self.frame_count = len(self._pictures)
-        self._times = None if times_s is None else [float(time_s) - float(times_s[0]) for time_s in times_s]
+        self._times = None if times is None else [time_s - times[0] for time_s in times]
         self.is_constant_rate = self._times is None
         self.fps = fps or DEFAULT_FPS
         if self._times is not None and self.frame_count > 1:
@@ -86,13 +88,25 @@ class PictureClip:
         return np.asarray(self._pictures[index].convert("RGB"))
 
 
-def _check_times(name: str, times_s: Sequence[float], count: int) -> None:
-    if len(times_s) != count:
-        raise FrameError(f"{name}: {len(times_s)} times for {count} frames: give one for each, in seconds")
-    if not all(math.isfinite(float(time_s)) for time_s in times_s):
+def as_number(value: Any, what: str) -> float:
+    """Return a number of Python, NumPy or PyTorch as a float. Raises ``FrameError`` for anything else."""
+    if not isinstance(value, (str, bytes)):
+        with suppress(TypeError, ValueError, OverflowError):
+            return float(value)
+    raise FrameError(f"{what}={value!r}: must be a number")
+
+
+def _checked_times(name: str, times_s: Iterable[float], count: int) -> list[float]:
+    if not isinstance(times_s, Iterable):
+        raise FrameError(f"{name}: times={times_s!r}: give the time of each frame, in seconds")
+    times = [as_number(time_s, f"{name}: time") for time_s in times_s]
+    if len(times) != count:
+        raise FrameError(f"{name}: {len(times)} times for {count} frames: give one for each, in seconds")
+    if not all(math.isfinite(time_s) for time_s in times):
         raise FrameError(f"{name}: times must be finite numbers, in seconds")
-    if any(after <= before for before, after in itertools.pairwise(times_s)):
+    if any(after <= before for before, after in itertools.pairwise(times)):
         raise FrameError(f"{name}: times must rise from frame to frame")
+    return times
 
 
 def pictures_of(frames: Any) -> list[Image.Image | NDArray[np.uint8]]:
@@ -123,6 +137,15 @@ def one_picture(frame: Any) -> Any:
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
         return array.transpose(1, 2, 0)
     return array
+
+
+def own_copy(entry: Any) -> Any:
+    """Return a copy of a frame, or of a pair of a frame and its time: an iterator may reuse the memory for the next."""
+    if isinstance(entry, tuple):
+        return tuple(own_copy(part) for part in entry)
+    if hasattr(entry, "detach"):
+        return one_picture(entry.detach().clone())
+    return entry.copy() if isinstance(entry, (np.ndarray, Image.Image)) else entry
 
 
 def _array(tensor: Any) -> NDArray[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import os
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from adafocus_edge.errors import SourceError
 from adafocus_edge.media.clip import DEFAULT_FPS
-from adafocus_edge.media.encoders import TICKS, video_encoder
+from adafocus_edge.media.encoders import TICKS, VIDEO_CONTAINERS, video_encoder
 from adafocus_edge.media.preprocess import CropWindow
 from adafocus_edge.system.files import DRAFT, draft_file, take_place
 
@@ -72,13 +73,13 @@ def save_annotated(
     path: Path,
     draw_frame: Callable[[int, NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
 ) -> Iterator[int]:
-    """Write the whole clip as an MP4 with the result drawn on it. The file appears whole or not at all.
+    """Write the whole clip as a video with the result drawn on it. The file appears whole or not at all.
 
     Args:
         clip: the classified clip.
         result: its result.
         spec: of the model.
-        path: of the MP4.
+        path: of the video, an MP4, MOV or MKV.
         draw_frame: returns what to write of a frame, given its number and RGB uint8 [H, W, 3]; by default
             :func:`annotate` draws its latest glimpse.
 
@@ -86,8 +87,13 @@ def save_annotated(
         The number of frames written, after each.
 
     Raises:
-        SourceError: the clip cannot be decoded, or the file cannot be written.
+        SourceError: the clip cannot be decoded, or the file cannot be written, or it is the clip's own.
     """
+    if path.suffix.lower() not in VIDEO_CONTAINERS:
+        raise SourceError(
+            f"{path}: cannot be written: name it {', '.join(f'*{suffix}' for suffix in VIDEO_CONTAINERS)}"
+        )
+    check_apart(path, clip)
     codec = video_encoder()
     steps = StepFinder(result.steps)
     options = {"movflags": "faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
@@ -128,6 +134,12 @@ def save_annotated(
             take_place(draft, path)
     except (OSError, av.error.FFmpegError) as error:
         raise SourceError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+
+
+def check_apart(path: Path, clip: Clip) -> None:
+    """Check that a file to write is not the clip's own. Raises ``SourceError``."""
+    if os.path.realpath(path) == os.path.realpath(getattr(clip, "address", clip.name)):
+        raise SourceError(f"{path}: would overwrite the source: write to another file")
 
 
 def shown_size(width: int, height: int, sample_aspect: Fraction) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from adafocus_edge.errors import SourceError
+from adafocus_edge.media.frame_folder import FrameFolder
 from adafocus_edge.media.preprocess import CropWindow
-from adafocus_edge.runtime.annotate import StepFinder, annotate, save_annotated
+from adafocus_edge.runtime.annotate import StepFinder, annotate, check_apart, save_annotated
 from adafocus_edge.system.files import atomic_write, writable
 
 if TYPE_CHECKING:
@@ -130,9 +132,12 @@ class Prediction:
         return self.result.variant
 
     @property
-    def patches(self) -> NDArray[np.int64]:
-        """The patch of each glimpse, int64 [T, 3]: (y, x, size) in pixels of the model's square frame."""
-        return np.array([step.patch for step in self.steps], np.int64)
+    def patches(self) -> NDArray[np.int64 | np.float64]:
+        """The patch of each glimpse, [T, 3]: (y, x, size) in pixels of the model's square frame.
+
+        int64; float64 for a model that chooses points between pixels, such as AdaFocus V2.
+        """
+        return np.array([step.patch for step in self.steps], np.float64 if self._spec.choice == "point" else np.int64)
 
     @property
     def times(self) -> tuple[float | None, ...]:
@@ -181,6 +186,8 @@ class Prediction:
         Raises ``SourceError`` if the source cannot be read again, as of live sources, or the file cannot be written.
         """
         clip = self._readable("plot")
+        if path is not None:
+            _check_picture(Path(path), clip)
         by_frame = {step.frame_index: step for step in self.steps}
         tiles = []
         for index, pixels in clip.select(sorted(by_frame), lambda rgb: rgb):
@@ -199,7 +206,7 @@ class Prediction:
         """Write the whole clip as a video with what was seen drawn on it; the file appears whole or not at all.
 
         Args:
-            path: of the video.
+            path: of the video: an MP4, MOV or MKV, and not the source.
             draw: is called with each frame, and returns what to write instead, RGB uint8 [H, W, 3] with even sides;
                 by default the patch, the class and the confidence are drawn.
 
@@ -229,6 +236,13 @@ def _box(window: CropWindow, step: Step) -> tuple[float, float, float, float]:
     y, x, size = step.patch
     top, left, bottom, right = window.source_box(y, x, size, size)
     return left, top, right, bottom
+
+
+def _check_picture(path: Path, clip: Clip) -> None:
+    """Check that a picture to write is not the clip's file, nor in its folder of frames. Raises ``SourceError``."""
+    check_apart(path, clip)
+    if isinstance(clip, FrameFolder) and os.path.realpath(path.parent) == os.path.realpath(clip.name):
+        raise SourceError(f"{path}: would be a frame of the source: write to another folder")
 
 
 def _write_picture(picture: Image.Image, path: Path) -> None:

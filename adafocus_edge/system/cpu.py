@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.system.options import is_whole
 
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -54,9 +55,16 @@ def limit_cores_of_thread(max_cores: int) -> None:
 
 
 def check_threads(threads: int | None, option: str = "--threads") -> None:
-    """Check that the machine has a processor for each thread that an option asks for. Raises ``UsageError``."""
+    """Check that an option asks for a thread, and not for more than the machine has processors.
+
+    Raises ``UsageError``.
+    """
     processors = os.cpu_count() or 1
-    if threads is not None and threads > processors:
+    if threads is None:
+        return
+    if not is_whole(threads) or threads < 1:
+        raise UsageError(f"{option} {threads}: must be a whole number, at least 1")
+    if threads > processors:
         raise UsageError(f"{option} {threads}: must be at most {processors}, the processors of this machine")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from adafocus_edge.errors import UsageError
@@ -58,6 +59,16 @@ class Option:
 def option_of(hint: Any) -> Option | None:
     """Return the option that a field's type hint carries, or None."""
     return next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Option)), None)
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value from Python code is a whole number, of Python's or NumPy's."""
+    return isinstance(value, Integral)
+
+
+def is_real(value: object) -> bool:
+    """Whether a value from Python code is a real number, of Python's or NumPy's."""
+    return isinstance(value, Real)
 
 
 def check_limits(request: Any) -> None:

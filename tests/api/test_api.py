@@ -226,6 +226,91 @@ def test_what_does_not_fit_a_source_is_refused(model: AdaFocus, frames: list[np.
         model([(frames[0], 0.0), frames[1]])
 
 
+@pytest.mark.parametrize("kind", ["arrays", "pairs", "tensors", "Pillow"])
+def test_an_iterator_may_reuse_the_memory_of_its_frames(model: AdaFocus, frames: list[np.ndarray], kind: str) -> None:
+    import torch
+
+    buffer = np.empty_like(frames[0])
+    tensor, image = torch.from_numpy(buffer), Image.fromarray(buffer)
+
+    def reusing() -> Iterator[Any]:
+        for number, frame in enumerate(frames):
+            buffer[:] = frame
+            image.paste(Image.fromarray(frame))
+            yield {"arrays": buffer, "pairs": (buffer, number / FPS), "tensors": tensor, "Pillow": image}[kind]
+
+    found = model(reusing(), fps=None if kind == "pairs" else FPS)
+    assert np.array_equal(found.logits, model(frames, fps=FPS).logits)
+
+
+def test_a_source_is_not_overwritten(model: AdaFocus, frames: list[np.ndarray], tmp_path: Path) -> None:
+    video = Path(shutil.copy(CLIP, tmp_path / "plain.mp4"))
+    link = tmp_path / "link.mp4"
+    link.symlink_to(video)
+    found = model(video)
+    for path in (video, link, tmp_path / "." / "plain.mp4"):
+        with pytest.raises(SourceError, match=r"\.mp4: would overwrite the source"):
+            found.save(path)
+        with pytest.raises(SourceError, match=r"\.mp4: would overwrite the source"):
+            found.plot(path)
+    assert video.read_bytes() == CLIP.read_bytes()
+    for name in ("x.webm", "x.gif", "noext"):
+        with pytest.raises(SourceError, match=rf"{name}: cannot be written: name it \*\.mp4, \*\.mov, \*\.mkv"):
+            found.save(tmp_path / name)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    (folder / "fps.txt").write_text("30\n")
+    for number in range(3):
+        Image.fromarray(frames[number]).save(folder / f"{number}.png", compress_level=1)
+    with pytest.raises(SourceError, match=r"1\.png: would be a frame of the source"):
+        model(folder).plot(folder / "1.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "link.mp4", "plain.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"fps": "30"}, "frames: fps='30': must be a number"),
+        ({"times": ["a", "b", "c"]}, "frames: time='a': must be a number"),
+        ({"times": [0.0, None, 1.0]}, "frames: time=None: must be a number"),
+        ({"times": 5}, "frames: times=5: give the time of each frame"),
+        ({"times": iter([0.0, 1.0])}, "frames: 2 times for 3 frames"),
+    ],
+)
+def test_rates_and_times_that_are_no_numbers_are_refused(
+    model: AdaFocus, frames: list[np.ndarray], given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(FrameError, match=words):
+        model(frames[:3], **given)
+
+
+def test_times_may_come_from_an_iterator_and_pairs_need_them(model: AdaFocus, frames: list[np.ndarray]) -> None:
+    times = [number / FPS for number in range(len(frames))]
+    assert np.array_equal(model(frames, times=iter(times)).logits, model(frames, times=times).logits)
+    with pytest.raises(FrameError, match="frames: time=None: must be a number"):
+        model([(frames[0], None), (frames[1], 0.1)])
+    with pytest.raises(FrameError, match="frames: time=None: must be a number"):
+        next(model.stream(iter([(frames[0], None)])))
+    with pytest.raises(UsageError, match="glimpse_fps='2': must be above 0"):
+        next(model.stream(iter([(frames[0], 0.0)]), glimpse_fps="2"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"threads": 0}, "--threads 0: must be a whole number, at least 1"),
+        ({"threads": -1}, "--threads -1: must be a whole number"),
+        ({"threads": "2"}, "--threads 2: must be a whole number"),
+        ({"top_k": 1.5}, "top_k=1.5: must be a whole number"),
+        ({"top_k": "3"}, "top_k='3': must be a whole number"),
+        ({"exit_confidence": "0.5"}, "exit_confidence='0.5': must be 0 to 1"),
+    ],
+)
+def test_options_that_are_no_such_numbers_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        AdaFocus(**options)
+
+
 def test_the_rate_of_a_folder_of_frames(
     model: AdaFocus, frames: list[np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from adafocus_edge import AdaFocus
 from adafocus_edge.backends.registry import load_model
 from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.media.sources import Source
@@ -80,6 +81,15 @@ def test_a_clip_is_seen_in_the_trained_order_and_gives_pytorchs_logits(
     assert np.abs(found - logits).max() <= 2e-3 * np.abs(logits).max()
     assert np.abs(np.array([step["patch"][:2] for step in steps]) - corners).max() <= 0.02
     assert {step["patch"][2] for step in steps} == {64}
+
+
+def test_patches_of_points_are_not_cut_to_whole_pixels(model: AdaFocusV2, bundle: Path) -> None:
+    _, corners = by_steps(model)
+    with AdaFocus(bundle, backend="cpu") as made:
+        patches = made(FRAMES).patches
+    assert patches.dtype == np.float64
+    assert np.abs(patches[:, :2] - corners).max() <= 0.02
+    assert set(patches[:, 2]) == {64}
 
 
 def test_a_bundle_of_v2_has_format_2_and_one_of_v1_stays_as_it_was(bundle: Path, small_bundle: Path) -> None:
