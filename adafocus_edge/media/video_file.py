@@ -245,6 +245,9 @@ class VideoFile:
             return self._count(has_times=False)
         if "://" not in self.address:
             check_whole(self.address, self.name, container, stream)
+        if stream.codec_context.pix_fmt == "pal8":
+            # The palette comes with the first packet only, and a seek loses it.
+            return self._count()
         fields = FieldPairs(stream.codec_context)
         indexed = None if fields.possible else index_timeline(stream)
         timeline = indexed or self._packet_timeline(container, stream, fields)

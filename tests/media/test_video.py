@@ -23,7 +23,7 @@ from adafocus_edge.media.video_file import VideoFile
 from adafocus_edge.system import cpu as cpus
 from tests.conftest import CLIPS, GOLDEN, ROOT
 from tests.support.streams import need
-from tests.support.videos import all_frames, encode, ffmpeg_frames, rotate_clockwise, set_matrix
+from tests.support.videos import all_frames, encode, ffmpeg, ffmpeg_frames, rotate_clockwise, set_matrix
 
 KINDS = {
     "closed.mp4": {"options": {"g": "48"}},
@@ -112,6 +112,20 @@ def test_a_file_that_must_be_counted_is_decoded_once(tmp_path, monkeypatch):
     decoded.clear()
     assert len(list(VideoFile(str(path)).select([3, 60], lambda rgb: rgb))) == 2
     assert len(decoded) == video.frame_count + 61
+
+
+@pytest.mark.parametrize("suffix", ["avi", "mov"])
+def test_a_palette_that_comes_with_the_first_frame_only_is_not_lost(suffix, tmp_path):
+    need("ffmpeg")
+    path = tmp_path / f"palette.{suffix}"
+    fight = ROOT / "tests" / "fights" / "fight" / "fi013.mp4"
+    ffmpeg("-i", fight, "-vf", "scale=64:36", "-an", "-c:v", "rawvideo", "-pix_fmt", "pal8", path)
+    video, expected = VideoFile(str(path)), all_frames(path)
+    assert video.frame_count == len(expected)
+    assert video.time_s(30) == pytest.approx(30 * 1001 / 30000, abs=1e-3)
+    for index, pixels in video.select([0, 7, 30, len(expected) - 1], lambda rgb: rgb):
+        assert pixels.max() > 100
+        assert np.array_equal(pixels, expected[index])
 
 
 def test_one_converter_serves_pictures_of_many_kinds():
