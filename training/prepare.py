@@ -36,15 +36,14 @@ from adafocus_edge.model.defaults import SEED
 from adafocus_edge.model.spec import class_name
 from adafocus_edge.system.addresses import shown_failure
 from adafocus_edge.system.cpu import usable_cores
-from adafocus_edge.system.files import decode_text, folded, read_own, read_text, reason, write_text
+from adafocus_edge.system.files import folded, read_text, reason, write_text
+from training.frame_origin import are_current, stamp_of, write_origin
 from training.judged_events import judged_clips
 from training.layouts import LAYOUTS
 from training.split import split_groups
 
 SETTINGS = "prepare.json"
 """File of the settings of the frames in a folder, so that a second run does not mix two kinds."""
-ORIGIN_FILE = "source.txt"
-"""File beside a video's frames with its path in the folder of videos."""
 TRAIN, VAL = "train", "val"
 ONE_LABEL = ("custom", "minik")
 """Data sets whose videos have one line each, with one class unless that line names more."""
@@ -499,8 +498,8 @@ def _extract(options: PrepareOptions, item: Item, place: str) -> int:
     if not options.frames:
         return VideoFile(str(item.video)).frame_count
     target = options.output / "frames" / place
-    if target.is_dir():
-        _check_origin(target, item)
+    stamp = stamp_of(item.video)
+    if target.is_dir() and are_current(target, item.name, stamp):
         return sum(1 for _ in target.glob("image_*.jpg"))
     video = VideoFile(str(item.video))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -522,22 +521,13 @@ def _extract(options: PrepareOptions, item: Item, place: str) -> int:
         if options.fps is None and not video.is_constant_rate:
             times = "".join(f"{video.time_s(min(number, video.frame_count - 1)):.6f}\n" for number in range(count))
             (draft / TIMES_FILE).write_text(times)
-        (draft / ORIGIN_FILE).write_text(f"{item.name}\n", encoding="utf-8")
+        write_origin(draft, item.name, stamp)
+        if target.is_dir():
+            shutil.rmtree(target)
         draft.rename(target)
         return count
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _check_origin(target: Path, item: Item) -> None:
-    """Check that existing frames are this video's: another may differ by its suffix only.
-
-    Raises ``UsageError``.
-    """
-    with suppress(FileNotFoundError, UnicodeError):  # of an earlier version
-        origin = decode_text(read_own(target / ORIGIN_FILE)).strip()
-        if origin != item.name.strip():
-            raise UsageError(f"{target}: holds the frames of {origin}, not of {item.name}: remove it, then run again")
 
 
 def _at_rate(video: VideoFile, fps: float | None) -> Iterator[Any]:

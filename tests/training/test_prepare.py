@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -48,6 +49,33 @@ def test_own_videos_become_frames_lists_and_classes(tmp_path: Path) -> None:
     sides = [{sources[line.split(",")[0] + ".mp4"] for line in path.read_text().splitlines()} for path in (train, val)]
     assert not sides[0] & sides[1]
     assert sides[1]
+
+
+def test_frames_of_a_video_that_was_replaced_are_extracted_again(tmp_path: Path) -> None:
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    videos = [tmp_path / "in" / "a" / f"{name}.mp4" for name in "xy"]
+    for video in videos:
+        shutil.copy(FIGHTS / "fight" / "fi013.mp4", video)
+    options = PrepareOptions(tmp_path / "in", tmp_path / "out", size=32)
+    prepare(options)
+    x, y = (tmp_path / "out" / "frames" / "a" / name for name in "xy")
+    before = x.stat().st_ino, y.stat().st_ino
+    prepare(options)
+    assert (x.stat().st_ino, y.stat().st_ino) == before
+    shutil.copy(FIGHTS / "fight" / "fi149.mp4", videos[0])
+    (y / "source.txt").write_text("a/y.mp4\n")  # as earlier versions wrote it
+    os.utime(videos[1], ns=(1, 1))
+    done = prepare(options)
+    assert done.broken == []
+    count = VideoFile(str(videos[0])).frame_count
+    assert len(list(x.glob("image_*.jpg"))) == count
+    with Image.open(x / "image_00001.jpg") as image:
+        first = np.asarray(image, np.float32)
+    shown = next(pixels for _, pixels in VideoFile(str(videos[0])).frames())
+    small = Image.fromarray(shown).resize((first.shape[1], first.shape[0]), Image.Resampling.BILINEAR)
+    assert np.abs(first - np.asarray(small, np.float32)).mean() < 8
+    assert y.stat().st_ino == before[1]
+    assert sorted(path.name for path in (tmp_path / "out" / "frames" / "a").iterdir()) == ["x", "y"]
 
 
 def test_the_split_is_the_seeds_and_keeps_groups_and_shares() -> None:
