@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import get_args
 
 import pytest
+import tomlkit
 
+from adafocus_edge import doctor
 from adafocus_edge.backends import probe
 from adafocus_edge.backends.base import CPU_BACKEND
 from adafocus_edge.backends.registry import (
@@ -25,6 +28,7 @@ from adafocus_edge.bundle.store import default_bundle, open_bundle
 from adafocus_edge.bundle.variants import CALIBRATED, EXACT_INT8, ON_CPU, PURPOSE, REFERENCE, VARIANTS
 from adafocus_edge.doctor import OTHERWISE_REPORTED, examine
 from adafocus_edge.errors import BackendError, UsageError
+from tests.conftest import ROOT
 
 
 def test_names_and_aliases_lead_to_one_backend_each() -> None:
@@ -66,6 +70,16 @@ def test_doctor_reports_each_backend_that_has_no_line_of_its_own() -> None:
     own = [backend.name for backend in BACKEND_TABLE if backend.name not in OTHERWISE_REPORTED]
     assert own == ["onnxruntime-cuda", "openvino"]
     assert [part for part in parts if part in own] == own
+
+
+def test_doctor_looks_for_the_packages_of_every_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: set[str] = set()
+    monkeypatch.setattr(doctor, "_installed", lambda names: looked.update(names) or "it")
+    examine()
+    extras = tomlkit.parse((ROOT / "pyproject.toml").read_text("utf-8")).unwrap()["project"]["optional-dependencies"]
+    on_gpus = {"gpu", "tensorrt", "tensorrt-rtx", "openvino"}  # reported by backend
+    for extra in extras.keys() - on_gpus - {"dev", "all"}:
+        assert {re.split(r"[^\w-]", package)[0] for package in extras[extra]} <= looked, extra
 
 
 def test_reading_the_table_imports_no_runtime() -> None:
