@@ -13,7 +13,6 @@ from adafocus_edge.backends.device.runner import DeviceRunner, DeviceSession
 from adafocus_edge.bundle.engines import PIXELS_GRAPH
 from adafocus_edge.bundle.store import describe_tensors
 from adafocus_edge.errors import BackendError
-from adafocus_edge.model.exits import EXIT_BATCH
 from adafocus_edge.model.spec import GRAPHS, ModelSpec, contract
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ class LoadedModel:
         backend: its name, such as ``onnxruntime-cpu``.
         variant: its name, such as ``fp32``.
         batch: how many frames of a clip to pass to the glancer and the focuser per call.
-        exit_batch: how many of a clip that may stop after each of them.
         resident: runs the same graphs with all tensors on a device; None if only the four sessions exist.
         remote: runs whole steps and clips on a server, in place of the four sessions; None if they run here.
     """
@@ -55,7 +53,6 @@ class LoadedModel:
     batch: int
     resident: DeviceRunner | None = None
     remote: ServerRunner | None = None
-    exit_batch: int = EXIT_BATCH
 
     @classmethod
     def of(
@@ -66,11 +63,10 @@ class LoadedModel:
         variant: str,
         batch: int,
         resident: DeviceRunner | None = None,
-        exit_batch: int = EXIT_BATCH,
     ) -> LoadedModel:
         """Return a model of sessions, given by the names of their graphs."""
         glancer, policy, focuser, classifier = (sessions[graph] for graph in GRAPHS)
-        return cls(spec, glancer, policy, focuser, classifier, backend, variant, batch, resident, exit_batch=exit_batch)
+        return cls(spec, glancer, policy, focuser, classifier, backend, variant, batch, resident)
 
     @property
     def on_device(self) -> bool:

@@ -25,7 +25,6 @@ from adafocus_edge.bundle.engines import ENGINES, PIXELS_FILE, PIXELS_GRAPH, var
 from adafocus_edge.bundle.store import check_graph_files
 from adafocus_edge.bundle.variants import EXACT_INT8
 from adafocus_edge.errors import BackendError
-from adafocus_edge.model.exits import EXIT_BATCH
 from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec, TensorSpec
 from adafocus_edge.system.cpu import usable_cores
 
@@ -383,9 +382,7 @@ def open_graphs(
                 check_contract(session, spec, graph, path_of(graph))
                 sessions[graph] = session
             opened.pop_all()
-        # With one thread, two frames at a time take twice as long as one (measured).
-        exit_batch = 1 if (threads or usable_cores()) == 1 else EXIT_BATCH
-        return LoadedModel.of(spec, sessions, backend, variant, CPU_BATCH, exit_batch=exit_batch)
+        return LoadedModel.of(spec, sessions, backend, variant, CPU_BATCH)
 
     if built is not None:
         built = _writable(built)

@@ -20,8 +20,8 @@ Confidence = Literal["probability", "logit", "entropy"]
 Order = Literal["clip", "coarse-to-fine", "live"]
 """A clip's T frames in order of time; its middle, its ends, then the middles of the gaps; or T frames at a live rate.
 """
-EXIT_BATCH = 2
-"""Frames that are seen at a time where a clip may stop after any of them, on several cores."""
+EXIT_PIECE = 2
+"""Frames that are seen at a time where a clip may stop after any of them."""
 CONFIDENCES: tuple[Confidence, ...] = get_args(Confidence)
 ORDERS: tuple[Order, ...] = get_args(Order)
 
@@ -53,20 +53,19 @@ class ExitThresholds:
         """Return thresholds that are the same probability at each of ``steps`` steps."""
         return cls("clip", "probability", (probability,) * steps)
 
-    def pieces(self, largest: int, smallest: int = EXIT_BATCH) -> Iterator[int]:
+    def pieces(self, largest: int) -> Iterator[int]:
         """Yield how many frames to see at a time, so that little is computed after the step at which a clip stops.
 
-        Frames in front of the first step that may stop a clip are seen together, and then ``smallest`` at a time. On
-        two cores, each of two at a time takes 0.8 times as long as alone in INT8, and as long in FP32; on one, as long.
+        Frames in front of the first step that may stop a clip are seen together, and then :data:`EXIT_PIECE` at a time:
+        on a CPU, two at a time take about 0.8 times as long for each as alone in INT8, and as long in FP32.
 
         Args:
             largest: maximum number of frames at a time.
-            smallest: number of frames at a time where a clip may stop after any of them.
         """
         step, steps = 0, len(self.values)
         while step < steps:
             stop = next((later for later in range(step, steps) if self.values[later] is not None), steps - 1)
-            size = min(max(stop + 1 - step, smallest), largest, steps - step)
+            size = min(max(stop + 1 - step, EXIT_PIECE), largest, steps - step)
             yield size
             step += size
 

@@ -266,7 +266,7 @@ class Classifier:
             self._clip = clip = self._clip or GlimpseClip(self.model)
             clip.reset()
             waiting = iter(frames)
-            for size in self.exits.pieces(self.model.batch, self.model.exit_batch):
+            for size in self.exits.pieces(self.model.batch):
                 piece = list(itertools.islice(waiting, size))  # what is not seen is not decoded
                 yield from _timed([index for index, _ in piece], clip.see([pixels for _, pixels in piece]))
             return

@@ -223,16 +223,6 @@ def test_frames_are_seen_together_up_to_where_a_clip_may_stop(values, largest, s
     assert list(ExitThresholds("clip", "probability", values).pieces(largest)) == sizes
 
 
-def test_one_thread_sees_one_frame_at_a_time_where_a_clip_may_stop(small_bundle):
-    values = (None, None, None, 0.9, 0.9, None, None, None)
-    assert list(ExitThresholds("clip", "probability", values).pieces(4, 1)) == [4, 1, 3]
-    batches = []
-    for threads in (1, 2):
-        with load_model(read_bundle(small_bundle), "fp32", "onnxruntime-cpu", threads) as model:
-            batches.append(model.exit_batch)
-    assert batches == [1, 2]
-
-
 class Watched:
     """A clip that counts the frames that are read from it."""
 
