@@ -211,11 +211,10 @@ class EventStore:
 
     def _settle_files(self) -> None:
         """Name the pictures, and forget the clips, with which a killed run was not done."""
-        for row in self._rows("SELECT key, clip FROM events WHERE ended IS NULL"):
-            picture = self.path(f"{row['key']}.jpg")
-            self.update(row["key"], picture=picture.name if picture.is_file() else None)
-            if row["clip"] and not self.path(row["clip"]).is_file():
-                self.update(row["key"], clip=None)
+        for row in self._rows("SELECT key, clip, picture FROM events WHERE ended IS NULL"):
+            files = {"clip": row["clip"], "picture": row["picture"] or f"{row['key']}.jpg"}
+            there = {part: name if name and self.path(name).is_file() else None for part, name in files.items()}
+            self.update(row["key"], **there)
 
     def _strays(self) -> int:
         """Count clips and pictures that no event names.
