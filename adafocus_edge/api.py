@@ -284,10 +284,6 @@ class AdaFocus:
         given: dict[str, Any] = {"threads": own.threads, "device": own.device, "exit_set": own.exit_set}
         given |= _with_paths(options, "frames", "classes", "output", "plot")
         asked = EvaluateOptions(data=Path(data), backend=backend, variant=self.variant, engine=own.engine, **given)
-        if asked.plot is not None:
-            from adafocus_edge.evaluation.plot import check_plot
-
-            check_plot(asked.plot)
         check_files(path, asked)
         done = evaluate_model(path, asked, lambda _: None, lambda _: nullcontext(lambda _: None))
         done.write(asked.output, asked.plot)

@@ -38,10 +38,6 @@ def evaluate(
     if model is None and options.engine is None:
         model = default_bundle()
         say(DEFAULT_MODEL_NOTE, quiet)
-    if options.plot is not None:
-        from adafocus_edge.evaluation.plot import check_plot
-
-        check_plot(options.plot)
     from adafocus_edge.evaluation.run import check_files, evaluate_model
 
     check_files(model, options)

@@ -100,6 +100,10 @@ class Evaluated:
 
 def check_files(model: Path | None, options: EvaluateOptions) -> None:
     """Check inputs and outputs, which takes no time, before a model is loaded. Raises ``AdaFocusError``."""
+    if options.plot is not None:
+        from adafocus_edge.evaluation.plot import check_plot
+
+        check_plot(options.plot)
     if model is not None and not model.exists():
         raise UsageError(f"{model}: no such bundle or checkpoint")
     check_data(options.clips, options.frames)

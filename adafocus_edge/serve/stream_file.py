@@ -129,8 +129,10 @@ def _without_table(text: str, kind: str, number: int) -> str:
     lines = [f"{line}\n" for line in text.split("\n")]
     lines[-1] = lines[-1][:-1]
     headers: list[tuple[int, bool]] = []  # their lines, and whether an entry begins there or a table within one
+    since = 0  # the last of them
     for place, line in enumerate(lines):
-        if line.lstrip().startswith("[") and _parsed("".join(lines[:place])) is not None:
+        if line.lstrip().startswith("[") and _parsed("".join(lines[since:place])) is not None:
+            since = place
             ((name, made),) = (_parsed(line) or {"": None}).items()
             if name == kind and made == [{}]:
                 headers.append((place, True))
