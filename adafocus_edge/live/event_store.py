@@ -19,12 +19,12 @@ from adafocus_edge.system.retention import check_folder
 
 Mark = Literal["right", "wrong"]
 MARKS: tuple[Mark, ...] = ("right", "wrong")
+LOG = logging.getLogger("adafocus_edge")
 INDEX = "events.sqlite"
 VERSION = 1
 LOCK = ".writing.lock"
 OWN_FILE = re.compile(r"\d{8}-\d{6}-.+-\d+\.(mp4|jpg)")
 """Names of clips and pictures."""
-_log = logging.getLogger(__name__)
 MAX_POST_ROLL_S = 40.0
 """A clip is finished this long after its event."""
 BUSY_S = 10.0
@@ -179,7 +179,7 @@ class EventStore:
             self._settle_files()
             self.close_abandoned()
             if strays := self._strays():
-                _log.warning(
+                LOG.warning(
                     "%s: %d clips and pictures are of no event in %s: they are kept", self.folder, strays, INDEX
                 )
             yield
