@@ -314,6 +314,15 @@ def small_bundle(small_checkpoint: Path) -> Path:
     return small_checkpoint.with_name("bundle")
 
 
+@pytest.fixture(scope="module")
+def v2_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small AdaFocus V2, exported by the command line once for this code; a copy, with its checkpoint beside it."""
+    from tests.support import small_v2
+
+    made = cached_folder("small-v2", small_v2.make_small_v2, Path(small_v2.__file__).read_text())
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("v2"), dirs_exist_ok=True)) / "bundle"
+
+
 @pytest.fixture(scope="session", params=sorted(GOLDEN_CASES))
 def golden(request: pytest.FixtureRequest) -> str:
     """Name of a golden case."""

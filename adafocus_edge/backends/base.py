@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from adafocus_edge.model.spec import Glimpse, TensorSpec
 
@@ -88,6 +88,17 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free its memory; it cannot run after that."""
+
+
+@runtime_checkable
+class SplitSession(Session, Protocol):
+    """A recurrent graph in two parts, of which the first can run for many frames of a clip at once."""
+
+    def ahead(self, feeds: Mapping[str, Tensor | NDArray[np.generic]]) -> dict[str, Any]:
+        """Run the part that does not depend on the state; return the feeds of :meth:`follow`, a row per frame."""
+
+    def follow(self, feeds: Mapping[str, Tensor | NDArray[np.generic]]) -> dict[str, Any]:
+        """Run the rest for one row of what :meth:`ahead` has returned, and the state; return the graph's outputs."""
 
 
 class Program(Protocol):

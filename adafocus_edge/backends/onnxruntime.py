@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
+from adafocus_edge.backends.ahead import Split, SplitGraph, split_of
 from adafocus_edge.backends.base import CONV_SEARCH, CPU_BACKEND, ORT_TENSORRT_BACKEND
 from adafocus_edge.backends.device import cuda
 from adafocus_edge.backends.device.memory import check_alignment
@@ -25,7 +26,7 @@ from adafocus_edge.bundle.engines import ENGINES, PIXELS_FILE, PIXELS_GRAPH, var
 from adafocus_edge.bundle.store import check_graph_files
 from adafocus_edge.bundle.variants import EXACT_INT8
 from adafocus_edge.errors import BackendError
-from adafocus_edge.model.spec import GRAPHS, STEP_GRAPH, ModelSpec, TensorSpec
+from adafocus_edge.model.spec import GRAPHS, STATES, STEP_GRAPH, ModelSpec, TensorSpec
 from adafocus_edge.system.cpu import usable_cores
 
 if TYPE_CHECKING:
@@ -55,13 +56,16 @@ class OrtSession:
         threads: for computing; None for as many as there are usable cores.
         exact_int8: compute quantized layers in floats of the same values. Without VNNI the CPU's kernels add products
             of two signed bytes in 16 bits, which may overflow; a TensorRT device does not.
+        content: of the graph's file, if it is not that of the file.
     """
 
     capturable = True
     largest_batch = None
 
-    def __init__(self, path: Path, threads: int | None = None, *, exact_int8: bool = False) -> None:
-        self._session = make_session(path, ["CPUExecutionProvider"], threads, exact_int8=exact_int8)
+    def __init__(
+        self, path: Path, threads: int | None = None, *, exact_int8: bool = False, content: bytes | None = None
+    ) -> None:
+        self._session = make_session(path, ["CPUExecutionProvider"], threads, exact_int8=exact_int8, content=content)
         self.inputs = tensor_specs(self._session.get_inputs())
         self.outputs = tensor_specs(self._session.get_outputs())
         self._names = [output.name for output in self.outputs]
@@ -82,6 +86,44 @@ class OrtSession:
     def close(self) -> None:
         """Drop the session; ONNX Runtime frees it with its last reference."""
         del self._session
+
+
+class OrtSplitSession(SplitGraph):
+    """A recurrent graph on the CPU in two parts.
+
+    Args:
+        opener: opens the graph, or another content in its place.
+        split: its parts.
+        state: name of the state that it reads.
+    """
+
+    capturable = True
+    largest_batch = None
+
+    def __init__(self, opener: Callable[..., OrtSession], split: Split, state: str) -> None:
+        super().__init__(opener(content=split.ahead), opener(content=split.rest), state)
+        self._open = opener
+        self._whole: OrtSession | None = None
+
+    def bind(self, tensors: Mapping[str, Buffer], *, fixed: bool) -> Work:
+        """Return a callable that runs the graph, opened whole, on tensors; see :class:`Program`."""
+        self._whole = self._whole or self._open()
+        return self._whole.bind(tensors, fixed=fixed)
+
+    def close(self) -> None:
+        """Drop the sessions; ONNX Runtime frees them with their last references."""
+        super().close()
+        if self._whole is not None:
+            self._whole.close()
+
+
+def open_on_cpu(
+    path: Path, graph: str, threads: int | None = None, *, exact_int8: bool = False
+) -> OrtSession | OrtSplitSession:
+    """Open one of the four graphs on the CPU, a recurrent one in two parts if that pays. Raises ``BackendError``."""
+    opener = partial(OrtSession, path, threads, exact_int8=exact_int8)
+    split = split_of(path, graph)
+    return OrtSplitSession(opener, split, STATES[graph]) if split is not None else opener()
 
 
 class OrtProgram:
@@ -244,14 +286,17 @@ def _on_gpu(path: Path, providers: list[Any], threads: int | None) -> tuple[ort.
 
 
 def make_session(
-    path: Path, providers: list[Any], threads: int | None, *, exact_int8: bool = False
+    path: Path, providers: list[Any], threads: int | None, *, exact_int8: bool = False, content: bytes | None = None
 ) -> ort.InferenceSession:
-    """Make a session with options for four sessions that run alternately. Raises ``BackendError``."""
+    """Make a session, with options for sessions that run alternately, of a file or of a content in its place.
+
+    Raises ``BackendError``.
+    """
     options = session_options(threads)
     if exact_int8:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        return ort.InferenceSession(content or str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exception types have no useful common base
         raise BackendError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({first_line(error)})") from None
 
@@ -377,7 +422,7 @@ def open_graphs(
         with ExitStack() as opened:
             sessions: dict[str, Session] = {}
             for graph in GRAPHS:
-                session = OrtSession(path_of(graph), threads, exact_int8=variant in EXACT_INT8)
+                session = open_on_cpu(path_of(graph), graph, threads, exact_int8=variant in EXACT_INT8)
                 opened.callback(session.close)
                 check_contract(session, spec, graph, path_of(graph))
                 sessions[graph] = session

@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import threading
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adafocus_edge.backends.ahead import SplitGraph, split_of
 from adafocus_edge.backends.base import OPENVINO_BACKEND
 from adafocus_edge.backends.loaded import CPU_BATCH, LoadedModel, check_contract
 from adafocus_edge.backends.probe import Obstacle
 from adafocus_edge.bundle.store import check_graph_files
 from adafocus_edge.bundle.variants import EXACT_INT8
 from adafocus_edge.errors import BackendError
-from adafocus_edge.model.spec import GRAPHS, TensorSpec
+from adafocus_edge.model.spec import GRAPHS, STATES, TensorSpec
 from adafocus_edge.system.cpu import usable_cores
 
 if TYPE_CHECKING:
@@ -63,12 +64,21 @@ class OpenVinoSession:
         device: as OpenVINO names it.
         threads: for computing on the CPU; None for as many as there are usable cores.
         fixed: compile the graph for every batch on its own, for devices that need to know the shapes.
+        content: of the graph's file, if it is not that of the file.
 
     Raises:
         BackendError: OpenVINO cannot read or compile it, or has no such device here.
     """
 
-    def __init__(self, path: Path, device: str = CPU, threads: int | None = None, *, fixed: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: str = CPU,
+        threads: int | None = None,
+        *,
+        fixed: bool = False,
+        content: bytes | None = None,
+    ) -> None:
         self._path, self._device, self._fixed = path, device, fixed
         # Reduced precision is a variant, never a surprise: by default GPUs and new CPUs compute in 16 bits.
         self._settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
@@ -76,7 +86,7 @@ class OpenVinoSession:
             self._settings["INFERENCE_NUM_THREADS"] = threads or usable_cores()
         self._core = library()
         with _reported(path, device):
-            self._graph = self._core.read_model(path)
+            self._graph = self._core.read_model(content or path)
             self.inputs = tuple(_spec(port) for port in self._graph.inputs)
             self.outputs = tuple(_spec(port) for port in self._graph.outputs)
             self._compiled: dict[int | None, Any] = {}
@@ -147,6 +157,15 @@ def openvino_obstacle() -> Obstacle | None:
     return None
 
 
+def _open(path: Path, graph: str, device: str, threads: int | None) -> Session:
+    """Open one of the four graphs; on the CPU, a recurrent one in two parts if that pays."""
+    opener = partial(OpenVinoSession, path, device, threads, fixed=device.startswith(FIXED_SHAPES))
+    split = split_of(path, graph) if device == CPU else None
+    if split is None:
+        return opener()
+    return SplitGraph(opener(content=split.ahead), opener(content=split.rest), STATES[graph])
+
+
 def open_variant(request: LoadRequest) -> LoadedModel:
     """Open a variant of a bundle on one of OpenVINO's devices, and check its files. Raises ``BackendError``."""
     bundle, variant = request.bundle, request.variant
@@ -163,7 +182,7 @@ def open_variant(request: LoadRequest) -> LoadedModel:
         sessions: dict[str, Session] = {}
         for graph in GRAPHS:
             path = bundle.graph_path(variant, graph)
-            session = OpenVinoSession(path, device, request.threads, fixed=device.startswith(FIXED_SHAPES))
+            session = _open(path, graph, device, request.threads)
             opened.callback(session.close)
             check_contract(session, bundle.spec, graph, path)
             sessions[graph] = session

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adafocus_edge.backends.base import SplitSession
 from adafocus_edge.benchmark.peers import OnePiece
 from adafocus_edge.media.clip import SQUARE, DecodedClip
 from adafocus_edge.media.frames import ModelFrame
@@ -75,14 +76,36 @@ class TimedSession:
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Run the session. Its outputs are complete on return: sessions wait for their device."""
+        return self._timed(self._session.run, feeds)
+
+    def _timed(self, run: Callable[[Mapping[str, Any]], dict[str, Any]], feeds: Mapping[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
-        made = self._session.run(feeds)
+        made = run(feeds)
         self.inside_s += time.perf_counter() - started
         return made
 
     def close(self) -> None:
         """Close the session."""
         self._session.close()
+
+
+class _TimedSplitSession(TimedSession):
+    """The same of a session in two parts."""
+
+    _session: SplitSession
+
+    def ahead(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the first part."""
+        return self._timed(self._session.ahead, feeds)
+
+    def follow(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the rest."""
+        return self._timed(self._session.follow, feeds)
+
+
+def timed(session: Session) -> TimedSession:
+    """Return a session whose time is measured, in as many parts as the one given."""
+    return _TimedSplitSession(session) if isinstance(session, SplitSession) else TimedSession(session)
 
 
 class _TimedClip:
@@ -244,11 +267,11 @@ class Bench:
         piece: object = self._model.resident
         if isinstance(piece, OnePiece):
             return self._as_one(row, source)
-        timed: dict[str, Any] = {graph: TimedSession(getattr(self._model, graph)) for graph in GRAPHS}
+        sessions: dict[str, Any] = {graph: timed(getattr(self._model, graph)) for graph in GRAPHS}
         watched = _TimedSource(source)
-        classifier = self._make(replace(self._model, **timed, resident=None), row)
+        classifier = self._make(replace(self._model, **sessions, resident=None), row)
         result, _ = classifier.classify(watched)  # type: ignore[arg-type]
-        graphs = {PARTS[graph]: session.inside_s * 1e3 for graph, session in timed.items()}
+        graphs = {PARTS[graph]: session.inside_s * 1e3 for graph, session in sessions.items()}
         return self._with_reading(result, watched, source, row.segments, graphs)
 
     def _as_one(self, row: Row, source: Any) -> Timing:

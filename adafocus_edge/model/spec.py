@@ -28,6 +28,8 @@ Patch = tuple[float, float, int]
 """A patch's corner (y, x) and its side, in pixels of the preprocessed frame."""
 GRAPHS = ("glancer", "policy", "focuser", "classifier")
 """The four graphs of a model, in the order in which a step runs them."""
+STATES = {"policy": "policy_state", "classifier": "state"}
+"""The state that a recurrent graph reads, by graph; what it leaves for the next step is named ``STATE_out``."""
 STEP_GRAPH = "step"
 """The optional fifth graph: the whole step, joined from the four."""
 CLIP_GRAPH = "clip"

@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adafocus_edge.backends.base import SplitSession
 from adafocus_edge.errors import FrameError
 from adafocus_edge.media.frames import check_frames
-from adafocus_edge.model.spec import Glimpse
+from adafocus_edge.model.spec import STATES, Glimpse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from adafocus_edge.backends.base import Runner
+    from adafocus_edge.backends.base import Runner, Session
     from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.model.spec import ModelSpec, Patch
+
+
+AHEAD = 32
+"""Frames of a clip that are glanced at before the first patch is chosen, at most: feature maps are 250 KB each."""
 
 
 def see_clip(model: LoadedModel, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
@@ -133,10 +138,10 @@ class HostRunner:
         return HostSteps(self._model, clips)
 
     def see_clip(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
-        """Run a whole clip, as many frames at a time as the model computes fastest."""
-        clip, batch = self.pieces(), self._model.batch
-        for start in range(0, len(frames), batch):
-            yield from clip.see(frames[start : start + batch])
+        """Run a whole clip."""
+        clip = self.pieces()
+        for start in range(0, len(frames), AHEAD):
+            yield from clip.see(frames[start : start + AHEAD])
 
     def pieces(self) -> HostPieces:
         """Return a new loop over one clip, some frames at a time."""
@@ -152,31 +157,60 @@ class HostPieces:
 
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
-        self.reset()
+        self._choices = _Recurrence(model.policy, STATES["policy"], model.spec.policy_state)
+        self._verdicts = _Recurrence(model.classifier, STATES["classifier"], model.spec.classifier_state)
 
     def reset(self) -> None:
         """Set both states to zero."""
-        self._policy_state: Any = np.zeros((1, self._model.spec.policy_state), np.float32)
-        self._state: Any = np.zeros((1, self._model.spec.classifier_state), np.float32)
+        self._choices.reset()
+        self._verdicts.reset()
 
     def see(self, frames: Sequence[Any] | NDArray[np.uint8]) -> Iterator[Glimpse]:
         """Glance at all frames, choose their patches, focus on all of them, then classify; see :class:`Pieces`."""
         model, frames = self._model, np.asarray(frames)
-        glances = model.glancer.run({"frame": frames})
-        origins = np.empty((len(frames), 2), np.float32)
-        for step in range(len(frames)):
-            row = glances["feature_map"][step : step + 1]
-            choice = model.policy.run({"feature_map": row, "policy_state": self._policy_state})
-            self._policy_state = choice["policy_state_out"]
-            origins[step] = np.asarray(choice["origin"])[0]
-        focuses = model.focuser.run({"frame": frames, "origin": origins})
-        for step in range(len(frames)):
-            feeds = {"focus": focuses["focus"][step : step + 1], "state": self._state}
-            if model.spec.with_glancer:
-                feeds["glance"] = glances["glance"][step : step + 1]
-            verdict = model.classifier.run(feeds)
-            self._state = verdict["state_out"]
+        glances = self._in_batches(model.glancer, {"frame": frames})
+        choices = self._choices.over({"feature_map": glances["feature_map"]})
+        origins = np.concatenate([np.asarray(choice["origin"]) for choice in choices])
+        seen = self._in_batches(model.focuser, {"frame": frames, "origin": origins})
+        if model.spec.with_glancer:
+            seen["glance"] = glances["glance"]
+        for step, verdict in enumerate(self._verdicts.over(seen)):
             yield Glimpse(origins[step : step + 1], np.asarray(verdict["logits"]))
+
+    def _in_batches(self, session: Session, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a graph on as many frames at a time as the model computes fastest."""
+        batch, count = self._model.batch, len(next(iter(feeds.values())))
+        rows = [slice(start, start + batch) for start in range(0, count, batch)]
+        made = [session.run({name: value[part] for name, value in feeds.items()}) for part in rows]
+        return made[0] if len(made) == 1 else {name: np.concatenate([each[name] for each in made]) for name in made[0]}
+
+
+class _Recurrence:
+    """A recurrent graph over the frames of one clip, with its state.
+
+    Args:
+        session: the graph.
+        state: name of the state that it reads.
+        length: of the state.
+    """
+
+    def __init__(self, session: Session, state: str, length: int) -> None:
+        self._session, self._state, self._length = session, state, length
+        self.reset()
+
+    def reset(self) -> None:
+        """Set the state to zero."""
+        self._value: Any = np.zeros((1, self._length), np.float32)
+
+    def over(self, feeds: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the graph's outputs for one row of the feeds after another; what no state decides is computed first."""
+        session, run = self._session, self._session.run
+        if isinstance(session, SplitSession):
+            feeds, run = session.ahead(feeds), session.follow
+        for row in range(len(next(iter(feeds.values())))):
+            made = run({**{name: value[row : row + 1] for name, value in feeds.items()}, self._state: self._value})
+            self._value = made[f"{self._state}_out"]
+            yield made
 
 
 class HostSteps:

@@ -30,8 +30,6 @@ from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 from export.fuse import fuse
 from export.unroll import unroll
 from tests.conftest import CLIPS, edge, one_line_error
-from tests.export.test_v2 import bundle as v2_bundle  # noqa: F401 - fixtures
-from tests.export.test_v2 import checkpoint, model  # noqa: F401
 from tests.support.live_parts import until
 from tests.support.triton_server.server import TritonServer, need_triton
 
@@ -50,7 +48,7 @@ def export(bundle, path, **options):
 
 
 @pytest.fixture(scope="module")
-def bundles(small_bundle, v2_bundle):  # noqa: F811
+def bundles(small_bundle, v2_bundle):
     return {"default": default_bundle(), "small": small_bundle, "v2": v2_bundle}
 
 
@@ -165,7 +163,7 @@ def test_interleaved_sequences_keep_their_states_apart_and_step_as_batches(serve
 
 def test_a_clip_that_stops_early_leaves_nothing_to_the_next_one(server, bundles):
     bundle = read_bundle(bundles["default"])
-    model = AdaFocus(f"{server.address}/default", exit_confidence=0.5)  # noqa: F811
+    model = AdaFocus(f"{server.address}/default", exit_confidence=0.5)
     local = AdaFocus(bundles["default"], backend="cpu", exit_confidence=0.5)
     for clip in sorted(CLIPS.glob("*.mp4")):
         mine, theirs = local(clip), model(clip)
@@ -196,7 +194,7 @@ def test_evaluate_runs_on_the_server(server, bundles, tmp_path):
         "evaluate", "--engine", f"{server.address}/default", "--data", data, "--patches", "centre", "-q"
     )  # fmt: skip
     one_line_error(done, 1, "single graphs")
-    checkpoint = tmp_path / "last.pth.tar"  # noqa: F811
+    checkpoint = tmp_path / "last.pth.tar"
     checkpoint.touch()
     done = edge("evaluate", checkpoint, "--engine", f"{server.address}/default", "--data", data, "-q")
     one_line_error(done, 2, str(checkpoint), "--engine")

@@ -16,41 +16,27 @@ from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.media.sources import Source
 from adafocus_edge.model.published import published_order
 from adafocus_edge.runtime.classifier import Classifier
-from tests.conftest import GOLDEN, ROOT, edge, one_line_error
-from tests.golden.v2.weights_v2 import values
+from tests.conftest import ROOT, edge, one_line_error
 from tests.serve.test_serve import new_run, quick, running, send
-from tests.training.test_v2 import frames_in, v2_spec
+from tests.support.small_v2 import CHECKPOINT, FRAMES, STEPS, small_v2
+from tests.training.test_v2 import frames_in
 from training.models.v2 import AdaFocusV2
-
-FRAMES = GOLDEN / "v2" / "frames"
-STEPS = 16
 
 
 @pytest.fixture(scope="module")
 def model() -> AdaFocusV2:
-    """A small model with deterministic weights."""
-    made = AdaFocusV2(v2_spec("resnet18", "resnet18", 96, 64, STEPS, 32, 7), 0.0, 0.0)
-    state = {name: torch.as_tensor(values(name, tuple(v.shape), 3)) for name, v in made.state_dict().items()}
-    made.load_state_dict(state)
-    return made.eval()
+    """The small model."""
+    return small_v2()
 
 
-@pytest.fixture(scope="module")
-def checkpoint(model: AdaFocusV2, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("v2") / "ckpt.best.pth.tar"
-    torch.save({"state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}}, path)
-    return path
+@pytest.fixture
+def checkpoint(v2_bundle: Path) -> Path:
+    return v2_bundle.with_name(CHECKPOINT)
 
 
-@pytest.fixture(scope="module")
-def bundle(checkpoint: Path) -> Path:
-    path = checkpoint.with_name("bundle")
-    done = edge("export", checkpoint, "-o", path, "--patch-size", 64, "--frames", FRAMES, "--fused", "--json", "-q")
-    assert done.returncode == 0, done.stderr
-    rows = {(row["what"], row["batch"]): row for row in json.loads(done.stdout)["rows"]}
-    assert rows["loop, stream schedule", 1]["same_actions"]
-    assert rows["joined step", 1]["max_error"] < 1e-4 * max(1.0, rows["joined step", 1]["scale"])
-    return path
+@pytest.fixture
+def bundle(v2_bundle: Path) -> Path:
+    return v2_bundle
 
 
 def by_steps(model: AdaFocusV2) -> tuple[np.ndarray, np.ndarray]:
@@ -146,8 +132,7 @@ CLIP = FIGHTS / "fight" / "fi013.mp4"
 def two_classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of a small model in time order for the clips' two classes, with an INT8 and an FP16 variant."""
     folder = tmp_path_factory.mktemp("v2-verbs")
-    made = AdaFocusV2(v2_spec("resnet18", "resnet18", 96, 64, 8, 32, 2), 0.0, 0.0)
-    weights = {name: torch.as_tensor(values(name, tuple(v.shape), 3)) for name, v in made.state_dict().items()}
+    weights = small_v2(8, 2).state_dict()
     content = {"state_dict": {f"module.{name}": value for name, value in weights.items()}}
     torch.save({**content, "class_names": ["fight", "no_fight"]}, folder / "c.pth")
     bundle = folder / "bundle"
