@@ -160,7 +160,7 @@ def _check_pixels(frame: Any, size: int, *, clip: bool) -> None:
     if not isinstance(frame, (np.ndarray, DeviceTensor)):
         raise FrameError(f"frame: {_described(frame)}: a model takes {wanted}: make one with {MAKERS}")
     shape = frame.shape
-    if isinstance(frame, DeviceTensor) and len(shape) == 4 and shape[0] == 1 and not clip:
+    if len(shape) == 4 and shape[0] == 1 and not clip and isinstance(frame, DeviceTensor):
         shape = shape[1:]  # a row of a batch on the device
     if frame.dtype != np.uint8:
         raise FrameError(f"frame: {_described(frame)}: a model takes {wanted}: {_fix_of_type(frame.dtype)}")

@@ -31,8 +31,6 @@ SAME_MATRICES = (2, 5, 6)
 """FFmpeg's numbers of colour matrices whose luma is the luminance of ITU-R BT.601; 2 is undefined, taken as such."""
 OTHER_MATRICES = {1: "bt709", 4: "fcc", 7: "smpte240m", 9: "bt2020"}
 """FFmpeg's numbers of the other matrices, and their names in :data:`LUMA_WEIGHTS`."""
-RGB_LOSS = 1
-"""Grey levels by which FFmpeg's RGB of such formats is darker on average: its conversion rounds down three times."""
 
 
 def grey_frame(frame: VideoFrame, size: int, fit: Fit) -> NDArray[np.uint8]:
@@ -46,7 +44,8 @@ def grey_frame(frame: VideoFrame, size: int, fit: Fit) -> NDArray[np.uint8]:
     Returns:
         uint8 [S, S].
     """
-    sideways = orientation(frame)[0]
+    turn = orientation(frame)
+    sideways = turn[0]
     window = CropWindow.of(*((frame.width, frame.height) if sideways else (frame.height, frame.width)), size, fit)
     if not _is_scalable(frame, window):
         return preprocess(luminance(upright(frame)), size, fit)
@@ -63,10 +62,11 @@ def grey_frame(frame: VideoFrame, size: int, fit: Fit) -> NDArray[np.uint8]:
         threads=1,
     )
     planes = cast("NDArray[np.uint8]", scaled.to_ndarray())
-    shown = turned(planes if plain else planes.transpose(1, 2, 0), frame)
+    shown = turned(planes if plain else planes.transpose(1, 2, 0), turn)
     shown = shown[window.top : window.top + size, window.left : window.left + size]
     grey = shown if plain else _mixed(shown, OTHER_MATRICES[matrix])
-    return np.subtract(np.maximum(grey, RGB_LOSS), RGB_LOSS, dtype=np.uint8)
+    # FFmpeg's RGB of such formats is one grey level darker on average: its conversion rounds down three times.
+    return np.subtract(grey, grey > 0, dtype=np.uint8)
 
 
 def _is_scalable(frame: VideoFrame, window: CropWindow) -> bool:

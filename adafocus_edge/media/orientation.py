@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 
 _of_thread = threading.local()
 
+Turn = tuple[bool, int, int]
+"""Whether rows become columns, then a step for rows and for columns; see :func:`orientation`."""
 
-def orientation(frame: VideoFrame) -> tuple[bool, int, int]:
+
+def orientation(frame: VideoFrame) -> Turn:
     """Return how a frame's display matrix turns it: whether rows become columns, then a step for rows and for columns.
 
     A step of -1 reverses the displayed rows or columns. ``pixels.transpose(1, 0, 2)``, if the first value is true,
@@ -70,9 +73,9 @@ def converter(frame: VideoFrame, target: str, width: int, height: int) -> VideoR
     return kept[target][1]
 
 
-def turned(pixels: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
-    """Turn and mirror pixels, uint8 [H, W] or [H, W, C], according to their frame's display matrix."""
-    sideways, rows, columns = orientation(frame)
+def turned(pixels: NDArray[np.uint8], turn: Turn) -> NDArray[np.uint8]:
+    """Turn and mirror pixels, uint8 [H, W] or [H, W, C], by the :func:`orientation` of their frame."""
+    sideways, rows, columns = turn
     if sideways:
         pixels = pixels.swapaxes(0, 1)
     return np.ascontiguousarray(pixels[::rows, ::columns])
@@ -81,4 +84,4 @@ def turned(pixels: NDArray[np.uint8], frame: VideoFrame) -> NDArray[np.uint8]:
 def upright(frame: VideoFrame) -> NDArray[np.uint8]:
     """Return a decoded frame as RGB, uint8 [H, W, 3], turned and mirrored according to its display matrix."""
     made = converter(frame, "rgb24", frame.width, frame.height).reformat(frame, format="rgb24", threads=1)
-    return turned(cast("NDArray[np.uint8]", made.to_ndarray()), frame)
+    return turned(cast("NDArray[np.uint8]", made.to_ndarray()), orientation(frame))
