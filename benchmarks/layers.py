@@ -3,8 +3,9 @@
 Usage: python -m benchmarks.layers [NAME=BUNDLE ...] [--threads 1] [--rounds 5]
 
 Without bundles: the default model, and an official one with deterministic weights (FP32 only). Every variant for CPUs
-runs in ONNX Runtime as the clip schedule runs it (the glancer and the focuser on several frames, the policy and the
-classifier on one) under ONNX Runtime's profiler, which times every node after its optimisations.
+runs in ONNX Runtime as the clip schedule runs it under ONNX Runtime's profiler, which times every node after its
+optimisations: the glancer and the focuser on several frames, the policy and the classifier on one, or in two parts, of
+which the first sees all frames.
 
 The peak is the rate of a large matrix product in ONNX Runtime with as many threads, once in FP32 and once of U8 and S8:
 no kernel of these types does more. Both are measured before each round; the best counts. A node's time is the median of
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -26,11 +28,12 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from adafocus_edge.backends.onnxruntime import session_options
-from adafocus_edge.backends.registry import load_model
+from adafocus_edge.backends.ahead import split_of
+from adafocus_edge.backends.loaded import CPU_BATCH
+from adafocus_edge.backends.onnxruntime import OrtSession, session_options
 from adafocus_edge.bundle.manifest import Bundle
 from adafocus_edge.bundle.store import default_bundle, read_bundle
-from adafocus_edge.model.spec import GRAPHS, TensorSpec, contract
+from adafocus_edge.model.spec import GRAPHS, TensorSpec
 from benchmarks.machine import save
 from benchmarks.official import cached_export
 from calibration.profile import CONVOLUTIONS, TimedNode, convolution_kind, time_nodes
@@ -139,30 +142,54 @@ def _variant_costs(
 ) -> list[KindCost]:
     """Return the costs of one variant; ``weights`` keeps the shapes of FP32's convolutions by graph."""
     frames = bundle.spec.segments
-    with load_model(bundle, variant, "onnxruntime-cpu", threads) as model:
-        batch = min(model.batch, frames)
     costs = []
     for graph in GRAPHS:
-        many = batch if graph in SEEING else 1
-        feeds = {tensor.name: some_values(tensor, many) for tensor in contract(bundle.spec, graph)[0]}
-        nodes = time_nodes(bundle.path / variant / f"{graph}.onnx", feeds, threads)
+        path = bundle.path / variant / f"{graph}.onnx"
+        with tempfile.TemporaryDirectory() as folder:
+            timed = [
+                (node, many)
+                for part, many in _parts(path, graph, frames, Path(folder))
+                for node in time_nodes(part, {each.name: some_values(each, many) for each in _inputs(part)}, threads)
+            ]
+        nodes = [node for node, _ in timed]
         if variant == "fp32":
             weights[graph] = [node.weight for node in nodes if node.operator in CONVOLUTIONS]
-        kinds: dict[tuple[str, str], list[tuple[TimedNode, int]]] = {}
-        for node, kind, count in sorted_out(graph, nodes, weights[graph]):
-            kinds.setdefault((kind, "int8" if node.operator in INT8_OPERATORS else "fp32"), []).append((node, count))
+        kinds: dict[tuple[str, str], list[tuple[TimedNode, int, float]]] = {}
+        for (node, kind, count), (_, many) in zip(sorted_out(graph, nodes, weights[graph]), timed, strict=True):
+            type_ = "int8" if node.operator in INT8_OPERATORS else "fp32"
+            shown = f"{kind}, all frames at once" if kind == PRODUCT and many > 1 else kind
+            kinds.setdefault((shown, type_), []).append((node, count, frames / many))
         costs += [
             KindCost(
                 graph=graph,
                 kind=kind,
                 type=type_,
                 nodes=len(found),
-                gmacs=sum(count for _, count in found) * frames / many / 1e9,
-                ms=sum(node.ms for node, _ in found) * frames / many,
+                gmacs=sum(count * runs for _, count, runs in found) / 1e9,
+                ms=sum(node.ms * runs for node, _, runs in found),
             )
             for (kind, type_), found in kinds.items()
         ]
     return costs
+
+
+def _parts(path: Path, graph: str, frames: int, folder: Path) -> list[tuple[Path, int]]:
+    """Return the graphs that the clip schedule runs in place of one of the four, and how many frames each sees."""
+    if graph in SEEING:
+        return [(path, min(CPU_BATCH, frames))]
+    split = split_of(path, graph)
+    if split is None:
+        return [(path, 1)]
+    parts = [(folder / "ahead.onnx", frames), (folder / "rest.onnx", 1)]
+    for (part, _), content in zip(parts, (split.ahead, split.rest), strict=True):
+        part.write_bytes(content)
+    return parts
+
+
+def _inputs(path: Path) -> tuple[TensorSpec, ...]:
+    session = OrtSession(path, 1)
+    session.close()
+    return session.inputs
 
 
 def some_values(tensor: TensorSpec, batch: int) -> np.ndarray:

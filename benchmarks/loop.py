@@ -1,9 +1,11 @@
 """Measure milliseconds per 16-frame clip and per streamed frame: bundles against the official way in eager PyTorch.
 
-Usage: python -m benchmarks.loop [CHECKPOINT BUNDLE] [--rounds 15] [--threads 2]
+Usage: python -m benchmarks.loop [CHECKPOINT BUNDLE] [--rounds 15] [--threads 2] [--int8-on CLIPS]
 
 Without a checkpoint and its bundle it makes those of AdaFocus V1 and V2 first, at the official sizes and with
-deterministic weights (a minute), and measures both in the same rounds.
+deterministic weights (a minute), and measures both in the same rounds. ``--int8-on`` adds the variant ``int8-cpu`` to
+what it makes, with every layer in INT8 whatever that does to the weights' results: a bound for the time. A bundle that
+has that variant is measured with it in the same rounds.
 
 A bundle and PyTorch run the same weights on the same frames in turns, each in a process of its own so that their thread
 pools do not interfere: a round is one clip and one stream of 16 frames of each, while the others sleep. Their results
@@ -17,10 +19,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing as mp
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,7 +33,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adafocus_edge.benchmark.timing import TimedSession
+from adafocus_edge.benchmark.timing import timed
 from adafocus_edge.bundle.store import read_bundle
 from adafocus_edge.media.preprocess import preprocess
 from benchmarks.machine import save
@@ -45,6 +50,7 @@ def real_frames() -> np.ndarray:
 Ask = Callable[[str, str], Any]
 """Asks a peer (``v1 bundle``, ``v1 eager`` ...) to run a schedule: milliseconds, those by part, and logits."""
 WAYS = ("bundle", "eager")
+INT8 = "int8-cpu"
 SCHEDULES = {"clip": (1, "ms per 16-frame clip"), "stream": (16, "ms per streamed frame")}
 """What is timed: results per run, and the unit."""
 WARM_UP = 3
@@ -62,7 +68,7 @@ class Contender:
     bundle: Path
 
 
-def serve_bundle(connection: Connection, of: Contender, threads: int) -> None:
+def serve_bundle(connection: Connection, of: Contender, threads: int, variant: str = "fp32") -> None:
     """Run our loop on request (``clip`` or ``stream``); send the milliseconds, those by part, and the logits."""
     import dataclasses
 
@@ -71,12 +77,12 @@ def serve_bundle(connection: Connection, of: Contender, threads: int) -> None:
     from adafocus_edge.runtime.glimpse import GlimpseStream, see_clip
 
     frames = real_frames()
-    with load_model(read_bundle(of.bundle), backend="onnxruntime-cpu", threads=threads) as model:
-        timed = {graph: TimedSession(getattr(model, graph)) for graph in GRAPHS}
-        loop = dataclasses.replace(model, **timed)
+    with load_model(read_bundle(of.bundle), variant, "onnxruntime-cpu", threads) as model:
+        sessions = {graph: timed(getattr(model, graph)) for graph in GRAPHS}
+        loop = dataclasses.replace(model, **sessions)
         stream = GlimpseStream(loop)
         while (what := connection.recv()) != "stop":
-            for session in timed.values():
+            for session in sessions.values():
                 session.inside_s = 0.0
             started = time.perf_counter()
             if what == "clip":
@@ -85,8 +91,15 @@ def serve_bundle(connection: Connection, of: Contender, threads: int) -> None:
                 stream.reset()
                 logits = [stream.see(frames[step : step + 1]).logits for step in range(len(frames))]
             took = time.perf_counter() - started
-            parts = {graph: session.inside_s * 1e3 for graph, session in timed.items()}
+            parts = {graph: session.inside_s * 1e3 for graph, session in sessions.items()}
             connection.send((took * 1e3, parts | {"host": took * 1e3 - sum(parts.values())}, np.concatenate(logits)))
+
+
+def add_int8(bundle: Path, clips: Path) -> None:
+    """Add the variant ``int8-cpu`` to a bundle, with no layer kept in float."""
+    words = f"--variant {INT8} --max-accuracy-drop 100 --method minmax --clips 4 --samples 16 --exit-goal none --quiet"
+    command = [sys.executable, "-m", "adafocus_edge", "calibrate", bundle, "--data", clips, *words.split()]
+    subprocess.run(command, check=True)
 
 
 def serve_eager(connection: Connection, of: Contender, threads: int) -> None:
@@ -123,6 +136,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, nargs="?")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--int8-on", type=Path, metavar="CLIPS", help="calibrate the made bundles on these clips")
     parser.add_argument("--name", default="loop", help="name of the file in benchmarks/results")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
@@ -136,6 +150,9 @@ def main() -> None:
                 name: Contender(checkpoint, make_bundle(checkpoint, folder, name=name))
                 for name, checkpoint in (("v1", make_checkpoint(folder)), ("v2", make_v2_checkpoint(folder)))
             }
+            if options.int8_on is not None:
+                for of in models.values():
+                    add_int8(of.bundle, options.int8_on)
         measure(models, options)
 
 
@@ -159,7 +176,10 @@ def measure(models: dict[str, Contender], options: argparse.Namespace) -> None:
     context = mp.get_context("spawn")
     peers: dict[str, Connection] = {}
     for name, of in models.items():
-        for way, serve in zip(WAYS, (serve_bundle, serve_eager), strict=True):
+        servers: dict[str, Any] = dict(zip(WAYS, (serve_bundle, serve_eager), strict=True))
+        if INT8 in read_bundle(of.bundle).manifest.variants:
+            servers[INT8] = partial(serve_bundle, variant=INT8)
+        for way, serve in servers.items():
             peers[f"{name} {way}"], theirs = context.Pipe()
             context.Process(target=serve, args=(theirs, of, options.threads), daemon=True).start()
 
@@ -168,7 +188,11 @@ def measure(models: dict[str, Contender], options: argparse.Namespace) -> None:
         return peers[name].recv()
 
     worst = {name: largest_difference(ask, name) for name in models}
-    rounds = run_rounds(ask, list(models), options.rounds)
+    for name in peers:
+        if name.endswith(INT8):  # the others were warmed up by their comparison
+            for what in [*SCHEDULES] * WARM_UP:
+                ask(name, what)
+    rounds = run_rounds(ask, list(peers), options.rounds)
     for connection in peers.values():
         connection.send("stop")
     roof = statistics.median(rounds.roof)
@@ -216,12 +240,12 @@ def largest_difference(ask: Ask, name: str) -> float:
     return worst
 
 
-def run_rounds(ask: Ask, models: list[str], count: int) -> Rounds:
+def run_rounds(ask: Ask, names: list[str], count: int) -> Rounds:
     """Run a clip and a stream of each peer per round, and measure the roof."""
     rounds = Rounds({}, {}, [])
-    names = [f"{model} {way}" for model in models for way in WAYS]
+    eager = next(name for name in names if name.endswith(WAYS[1]))
     for _ in range(count):
-        rounds.roof.append(max(ask(names[-1], "roof") for _ in range(3)))
+        rounds.roof.append(max(ask(eager, "roof") for _ in range(3)))
         for what in SCHEDULES:
             for name in names:
                 took, by_part, _ = ask(name, what)
@@ -251,6 +275,11 @@ def rows_of(rounds: Rounds, name: str) -> dict[str, Any]:
             "bundle_parts_median": {part: round(value, 4) for part, value in middle.items()},
         }
         print(f"{label:28}{row['eager_median']:16.1f}{row['bundle_median']:12.1f}{row['ratio_median']:14.2f}")
+        if (what, f"{name} {INT8}") in rounds.ms:
+            int8 = [value / per for value in rounds.ms[what, f"{name} {INT8}"]]
+            ratio = statistics.median(e / o for e, o in zip(eager, int8, strict=True))
+            row |= {"int8_median": round(statistics.median(int8), 3), "int8_ratio_median": round(ratio, 3)}
+            print(f"{INT8:>28}{'':16}{row['int8_median']:12.1f}{ratio:14.2f}")
         print("  parts: " + ", ".join(f"{part} {value:.2f}" for part, value in middle.items()))
     return rows
 

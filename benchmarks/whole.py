@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from adafocus_edge.media.preprocess import sampled_frames
 from adafocus_edge.media.sources import Source, find_sources
 from adafocus_edge.runtime.glimpse import see_clip
 from adafocus_edge.system.cpu import limit_cores_of_thread
+from benchmarks import by_hand
 from benchmarks.machine import RESULTS, save
 from benchmarks.watched import Usage, watch
 
@@ -279,8 +281,37 @@ def _figures(used: list[Usage], count: int) -> dict[str, Any]:
     }
 
 
+def peers(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure ``classify FOLDER`` beside the same by hand (:mod:`benchmarks.by_hand`), and in OpenVINO."""
+    edge = [sys.executable, "-m", "adafocus_edge", "classify", str(arguments.clips), "--json", "--quiet"]
+    commands = {
+        "ours": edge,
+        "ours, OpenVINO": [*edge, "--backend", "openvino"],
+        **{name: [sys.executable, "-m", "benchmarks.by_hand", name, str(arguments.clips)] for name in by_hand.PEERS},
+    }
+    used: dict[str, list[Usage]] = {name: [] for name in commands}
+    labels: dict[str, list[str]] = {}
+    for turn in range(arguments.rounds):
+        for name, command in commands.items():
+            with tempfile.TemporaryFile("w+") as printed:
+                used[name].append(watch(command, ROOT, stdout=printed))
+                printed.seek(0)
+                labels[name] = [json.loads(line)["label"] for line in printed]
+            print(f"round {turn + 1}: {name}: {used[name][-1].line(len(labels[name]))}", flush=True)
+    same = {
+        name: round(sum(map(str.__eq__, found, labels["ours"])) / len(found), 4)
+        for name, found in labels.items()
+        if name not in by_hand.RANDOM_WEIGHTS
+    }
+    versions = {name: version(name) for name in ("decord", "torchcodec", "openvino", "opencv-python-headless", "torch")}
+    count = len(labels["ours"])
+    runs = {name: _figures(found, count) for name, found in used.items()}
+    return {"clips": count, "rounds": arguments.rounds, "versions": versions, "same_labels": same, "runs": runs}
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "folder": folder, "reading": reading, "start": start, "exits": exits, "archive": archive, "cost": cost,
+    "peers": peers,
 }  # fmt: skip
 
 

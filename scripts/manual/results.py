@@ -214,11 +214,13 @@ def loop() -> str:
     """Return the glimpse loop of each family against eager PyTorch, and the bundle's time by part."""
     models = report("loop")["models"]
     rows = [
-        (f"{name.upper()}, {label}", f"{one['eager_median']:,.{digits}f} ms", f"{one['bundle_median']:.{digits}f} ms",
-         f"{one['ratio_median']:.1f}")
+        (f"{name.upper()}, {label}{shown}", f"{one['eager_median']:,.{digits}f} ms",
+         f"{one[f'{way}_median']:.{digits}f} ms", f"{one[ratio]:.1f}")
         for name, made in models.items()
         for label, key, digits in (("16-frame clip", "clip", 0), ("streamed frame", "stream", 1))
         for one in (made[key],)
+        for shown, way, ratio in ((", FP32", "bundle", "ratio_median"), (", INT8", "int8", "int8_ratio_median"))
+        if ratio in one
     ]  # fmt: skip
     clips = {name.upper(): made["clip"]["bundle_parts_median"] for name, made in models.items()}
     parts = [(name, *(f"{ms:.1f}" for ms in found.values())) for name, found in clips.items()]
