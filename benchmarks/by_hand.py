@@ -65,7 +65,7 @@ def with_decord(path: str, spec: ModelSpec) -> NDArray[np.uint8]:
     reader = decord.VideoReader(path)
     wanted = Wanted(len(reader), reader.get_avg_fps(), spec)
     frames = reader.get_batch(wanted.numbers).asnumpy()
-    return wanted.clip({number: grey(frame, spec.frame_size) for number, frame in zip(wanted.numbers, frames, strict=True)})
+    return wanted.clip(dict(zip(wanted.numbers, (grey(frame, spec.frame_size) for frame in frames), strict=True)))
 
 
 def with_torchcodec(path: str, spec: ModelSpec) -> NDArray[np.uint8]:
@@ -75,7 +75,7 @@ def with_torchcodec(path: str, spec: ModelSpec) -> NDArray[np.uint8]:
     decoder = VideoDecoder(path, dimension_order="NHWC")
     wanted = Wanted(decoder.metadata.num_frames, decoder.metadata.average_fps, spec)
     frames = decoder.get_frames_at(wanted.numbers).data.numpy()
-    return wanted.clip({number: grey(frame, spec.frame_size) for number, frame in zip(wanted.numbers, frames, strict=True)})
+    return wanted.clip(dict(zip(wanted.numbers, (grey(frame, spec.frame_size) for frame in frames), strict=True)))
 
 
 def with_opencv(path: str, spec: ModelSpec) -> NDArray[np.uint8]:
