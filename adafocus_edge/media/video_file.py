@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -58,6 +59,11 @@ more than this: such a file is then decoded once, not twice.
 """
 
 
+def _close_all(containers: list[InputContainer]) -> None:
+    for container in containers:
+        container.close()
+
+
 class VideoFile:
     """A video file, or the HTTP address of one, as a clip of numbered frames.
 
@@ -88,7 +94,9 @@ class VideoFile:
         self.name = without_password(path) if name is None else name
         self.address = path
         self._held: list[VideoFrame] | None = None
-        with self._open() as container:
+        self._unread: list[InputContainer] = []
+        with ExitStack() as opened:
+            container = opened.enter_context(self._open())
             tracks = [requested_track(container, self.name, track)] if track is not None else ranked_tracks(container)
             if not tracks:
                 raise SourceError(f"{self.name}: no video in this file (only sound, subtitles or a cover picture)")
@@ -99,6 +107,11 @@ class VideoFile:
                     break
                 container.seek(0)
             self.track_note = describe_track(container, stream)
+            if self._is_unread:
+                self._unread.append(container)
+                # A container and its streams hold each other: without this, the file would stay open for a while.
+                weakref.finalize(self, _close_all, self._unread)
+                opened.pop_all()
         if self.frame_count == 0:
             raise SourceError(f"{self.name}: the video holds no frames")
         self.is_constant_rate = self._timeline.is_constant_rate(self._time_base)
@@ -131,7 +144,7 @@ class VideoFile:
     @cached_property
     def sample_aspect(self) -> Fraction:
         """The width of a displayed pixel over its height: 1 for most videos."""
-        with self._open() as container:
+        with self._to_read() as container:
             stream = self._stream(container)
             if pixel_aspect(stream.sample_aspect_ratio, sideways=False) == 1:
                 return Fraction(1)
@@ -187,7 +200,7 @@ class VideoFile:
             on_packet: is called with each packet once it is decoded, and with its track.
         """
         self._held = None
-        with self._open() as container:
+        with self._to_read() as container:
             stream = self._stream(container)
             use_threads(stream)
             for index, frame in enumerate(self._decode(container, stream, on_packet)):
@@ -195,7 +208,7 @@ class VideoFile:
 
     def packets(self) -> Iterator[tuple[VideoStream, Packet[Any]]]:
         """Read all packets in decoding order; yield each with its track, and an empty packet at the end."""
-        with self._open() as container:
+        with self._to_read() as container:
             stream = self._stream(container)
             try:
                 for packet in container.demux(stream):
@@ -214,7 +227,7 @@ class VideoFile:
 
     def nv12(self) -> Decoded:
         """Return the layout in which a GPU decodes this video. Raises ``NotOnGpuError`` if the CPU has to decode it."""
-        with self._open() as container:
+        with self._to_read() as container:
             taken = self._stream(container)
             codec_of(taken.codec_context.name)
             if FieldPairs(taken.codec_context).possible:
@@ -231,6 +244,16 @@ class VideoFile:
     def _open(self) -> InputContainer:
         return open_container(self.address, self.name)
 
+    def _to_read(self) -> InputContainer:
+        """Return a container to read from its start: for the first reader the one whose index was read, if it was.
+
+        To open a file takes as long as to decode a few frames of it: FFmpeg looks at its first packets each time.
+        """
+        try:
+            return self._unread.pop()
+        except IndexError:
+            return self._open()
+
     def reading_error(self, error: av.error.FFmpegError) -> SourceError:
         """Return the error for reading or decoding that failed half way; see :func:`containers.reading_error`."""
         return reading_error(self.address, self.name, error)
@@ -240,6 +263,7 @@ class VideoFile:
         return open_track(container, self.name, self._track)
 
     def _read_timeline(self, container: InputContainer, stream: VideoStream) -> Timeline:
+        self._is_unread = False
         if container.format.name == "avi" and stream.codec_context.has_b_frames:
             # AVI stores no presentation times, and with B-frames its packets are out of order and partly empty.
             return self._count(has_times=False)
@@ -250,6 +274,7 @@ class VideoFile:
             return self._count()
         fields = FieldPairs(stream.codec_context)
         indexed = None if fields.possible else index_timeline(stream)
+        self._is_unread = indexed is not None and "://" not in self.address
         timeline = indexed or self._packet_timeline(container, stream, fields)
         # If packets hold fields, their durations are those of fields.
         return replace(timeline, in_fields=True, last_ticks=None) if fields.found else timeline
@@ -311,13 +336,13 @@ class VideoFile:
     def _decode_runs(self, runs: list[list[int]], convert: Callable[[VideoFrame], T]) -> Iterator[tuple[int, T]]:
         workers = min(usable_cores(), len(runs))
         if workers == 1:
-            with self._open() as container:
+            with self._to_read() as container:
                 for run in runs:
                     for index, frame in self._decode_run(container, run, threads=1 if usable_cores() == 1 else 0):
                         yield index, convert(frame)
             return
         # One container and one single-threaded decoder per worker: a decoder's own threads only pay on long runs.
-        containers = deque(self._open() for _ in range(workers))
+        containers = deque(self._to_read() for _ in range(workers))
 
         def work(run: list[int]) -> list[tuple[int, T]]:
             container = containers.pop()
@@ -384,7 +409,7 @@ class VideoFile:
         times, usual = self._timeline.times, 1 / self.fps if self.fps else 0.0
         reach = float(max(NEAREST_S, NEAREST_FRAMES * usual) / self._time_base)
         wanted, before = deque(run), None
-        with self._open() as container:
+        with self._to_read() as container:
             stream = self._stream(container)
             use_threads(stream)
             for frame in itertools.chain(self._decode(container, stream), [None]):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -160,6 +161,43 @@ def test_a_long_file_is_not_decoded_whole(tmp_path, monkeypatch):
     video = VideoFile(str(path))
     assert len(list(video.select(sample_indices(300, 16), lambda rgb: None))) == 16
     assert 16 <= len(decoded) < 16 * 10
+
+
+def test_a_file_with_an_index_is_opened_once(tmp_path, monkeypatch):
+    path = encode(tmp_path / "indexed.mp4", options={"g": "30"})
+    opened = []
+
+    def counting(address, name):
+        opened.append(open_container(address, name))
+        return opened[-1]
+
+    open_container = video_module.open_container
+    monkeypatch.setattr(video_module, "open_container", counting)
+    monkeypatch.setattr(cpus, "usable_cores", lambda: 1)
+    monkeypatch.setattr(video_module, "usable_cores", lambda: 1)
+    clip = VideoFile(str(path))
+    wanted = [*range(3, 40, 9)]
+    first = dict(clip.select(wanted, np.copy))
+    assert len(opened) == 1
+    second = dict(clip.select(wanted, np.copy))
+    assert len(opened) == 2
+    for index in wanted:
+        np.testing.assert_array_equal(first[index], second[index])
+
+
+def test_a_clip_that_nobody_reads_leaves_no_file_open(tmp_path):
+    path = encode(tmp_path / "indexed.mp4", options={"g": "30"})
+
+    def links():
+        return sum(os.path.realpath(link) == str(path.resolve()) for link in Path("/proc/self/fd").iterdir())
+
+    clip = VideoFile(str(path))
+    assert links() == 1
+    del clip
+    assert links() == 0
+    for index, _ in VideoFile(str(path)).frames():
+        assert (index, links()) == (index, 1)
+    assert links() == 0
 
 
 def test_reading_may_stop_early(tmp_path):
