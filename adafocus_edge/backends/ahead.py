@@ -188,16 +188,14 @@ class _Graph:
         """Return a model of the nodes between some tensors, with the inputs that it reads, and its weights' size."""
         nodes, needed = self._needed(inputs, outputs)
         weights = [whole for name, whole in self.weights.items() if name in needed]
-        graph = b"".join(
-            [
-                *(node.whole for node in nodes),
-                *weights,
-                *(_message(INPUT, self.described[name]) for name in inputs if name in needed),
-                *(_message(OUTPUT, self.described[name]) for name in outputs),
-                *self.others,
-            ]
-        )
-        return b"".join([*around, _message(GRAPH, graph)]), sum(map(len, weights))
+        graph = [
+            *(node.whole for node in nodes),
+            *weights,
+            *(piece for name in inputs if name in needed for piece in _message(INPUT, [self.described[name]])),
+            *(piece for name in outputs for piece in _message(OUTPUT, [self.described[name]])),
+            *self.others,
+        ]
+        return b"".join([*around, *_message(GRAPH, graph)]), sum(map(len, weights))
 
     def _needed(self, inputs: Collection[str], outputs: Collection[str]) -> tuple[list[_Node], set[str]]:
         """Return the nodes that make some outputs of some inputs, in their order, and all names that they read."""
@@ -261,9 +259,9 @@ def _number(message: memoryview, at: int) -> tuple[int, int]:
             return number, at
 
 
-def _message(number: int, content: bytes | memoryview) -> bytes:
-    """Return a field that holds a message."""
-    return _varint(number << 3 | 2) + _varint(len(content)) + bytes(content)
+def _message(number: int, content: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """Return a field that holds a message, in pieces, so that weights are copied once, when all pieces are joined."""
+    return [_varint(number << 3 | 2), _varint(sum(map(len, content))), *content]
 
 
 def _varint(number: int) -> bytes:

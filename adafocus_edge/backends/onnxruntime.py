@@ -296,9 +296,12 @@ def make_session(
     if exact_int8:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
-        return ort.InferenceSession(content or str(path), options, providers=providers, enable_fallback=0)
+        session = ort.InferenceSession(content or str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exception types have no useful common base
         raise BackendError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({first_line(error)})") from None
+    if content is not None:
+        session._model_bytes = b""  # it keeps them, as many as the weights, to change its providers, which nobody does
+    return session
 
 
 def session_options(threads: int | None) -> ort.SessionOptions:

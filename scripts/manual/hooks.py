@@ -58,6 +58,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "long-file": results.long_file,
     "live": results.live,
     "whole": results.whole,
+    "peers": results.peers,
     "early-exits": results.early_exits,
     "fuzz": results.fuzz,
 }

@@ -263,6 +263,31 @@ def whole() -> str:
     return table(("", "before", "now", "ratio"), rows) + f"\n\n{machine('whole')}"
 
 
+PEERS = {
+    "ours": "`classify FOLDER`",
+    "ours, OpenVINO": "the same, `--backend openvino`",
+    "decord": "decord, ONNX Runtime",
+    "torchcodec": "torchcodec, ONNX Runtime",
+    "opencv": "OpenCV, eager PyTorch (random weights)",
+}
+"""What the peers of a folder are called."""
+
+
+def peers() -> str:
+    """Return a folder classified by us and by hand."""
+    found = report("whole")["parts"]["peers"]
+    ours, rows = found["runs"]["ours"], []
+    for name, one in found["runs"].items():
+        same = found["same_labels"].get(name)
+        rows.append(
+            (PEERS[name], f"{one['clips_per_s']:.1f}", f"{ours['clips_per_s'] / one['clips_per_s']:.1f}",
+             f"{one['cpu_ms_per_clip']:.0f} ms", f"{one['peak_mb']:.0f} MB", "" if same is None else f"{same:.1%}")
+        )  # fmt: skip
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    header = ("", "clips per second", "ours is faster by", "processor time per clip", "memory", "labels as ours")
+    return f"{table(header, rows)}\n\n{found['clips']} clips, {versions}. {machine('whole')}"
+
+
 def early_exits() -> str:
     """Return the time of the glimpse loop with each exit set, before and after."""
     runs = report("whole")["parts"]["exits"]["runs"]
