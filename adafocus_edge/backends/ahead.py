@@ -170,19 +170,20 @@ class _Graph:
         inputs = [name for name in self.inputs if name != state]
         between = [name for name in (*inputs, *early) if name in read_late]
         made = [name for name in between if name in early]
-        if not made or set(self.outputs) - late or not all(self._has_rows(name) for name in between):
+        rows = {self._rows(name) for name in (*between, state)}
+        if not made or set(self.outputs) - late or len(rows) > 1 or rows == {None}:
             return None
         ahead, moved = self._part(inputs, made, around)
         rest, _ = self._part([*between, state], self.outputs, around)
         return Split(ahead, rest, moved)
 
-    def _has_rows(self, name: str) -> bool:
-        """Whether a tensor's first side is known to be the batch."""
+    def _rows(self, name: str) -> str | None:
+        """Return what a tensor's first side is called, such as ``N``; None if it is a number or unknown."""
         message = self.described.get(name)
         for number in (VALUE_TYPE, TENSOR_TYPE, TENSOR_SHAPE, SHAPE_SIDE):
             if message is not None:
                 message = next((field.value for field in _fields(message) if field.number == number), None)
-        return message is not None and any(field.number == SIDE_NAME for field in _fields(message))
+        return None if message is None else _text(message, SIDE_NAME) or None
 
     def _part(self, inputs: Sequence[str], outputs: Sequence[str], around: Sequence[memoryview]) -> tuple[bytes, int]:
         """Return a model of the nodes between some tensors, with the inputs that it reads, and its weights' size."""

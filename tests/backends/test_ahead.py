@@ -189,6 +189,7 @@ def test_an_input_that_the_rest_reads_itself_passes_by(tmp_path):
         pytest.param([*SIMPLE, node("Relu", ["y"], ["early"])], {"outputs": ("out", "early")}, id="an output is ahead"),
         pytest.param(SIMPLE, {"between_shape": (1, 4)}, id="one row for all frames"),
         pytest.param(SIMPLE, {"between_shape": None}, id="unknown shape"),
+        pytest.param(SIMPLE, {"between_shape": ("M", 4)}, id="rows that are no clips"),
         pytest.param(
             [node("Shape", ["x"], ["y"]), node("Reshape", ["state", "y"], ["out"])],
             {"between_shape": (2,)}, id="the batch itself",
