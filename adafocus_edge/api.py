@@ -7,14 +7,16 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args, overload
 
 from adafocus_edge.backends.registry import AUTO, load_model, model_threads
 from adafocus_edge.backends.triton.address import is_address
 from adafocus_edge.bundle.store import default_bundle, open_bundle
 from adafocus_edge.errors import FrameError, UsageError
+from adafocus_edge.media.decode_modes import DecodeMode
 from adafocus_edge.media.frame_folder import unknown_rate_notes
 from adafocus_edge.media.picture_clip import PictureClip, as_number, one_picture, own_copy, pictures_of
 from adafocus_edge.media.preprocess import FrameMaker
@@ -61,6 +63,7 @@ class AdaFocus:
         top_k: classes that a result lists, at most.
         exit: a named set of early-exit thresholds of the bundle; clips then stop once the model is sure.
         exit_confidence: stop a clip once its best class has this probability, 0..1; instead of ``exit``.
+        decode: how video files are decoded: ``exact``, ``unfiltered`` or ``key-frames``, as ``classify --decode``.
 
     Raises:
         BundleError: the bundle is missing or damaged.
@@ -81,11 +84,15 @@ class AdaFocus:
         top_k: int = DEFAULT_TOP_K,
         exit: str | None = None,  # noqa: A002
         exit_confidence: float | None = None,
+        decode: DecodeMode = "exact",
     ) -> None:
         if exit_confidence is not None and not (is_real(exit_confidence) and 0 <= exit_confidence <= 1):
             raise UsageError(f"exit_confidence={exit_confidence!r}: must be 0 to 1")
         if not is_whole(top_k) or top_k < 1:
             raise UsageError(f"top_k={top_k!r}: must be a whole number, at least 1")
+        if decode not in get_args(DecodeMode):
+            raise UsageError(f"decode={decode!r}: must be one of {', '.join(get_args(DecodeMode))}")
+        self._decode = decode
         engine = str(model) if is_address(model) else None
         self._options = RunOptions(backend, variant, threads, device, exit, engine, exit_confidence=exit_confidence)
         served = served_model(self._options, None)
@@ -282,6 +289,7 @@ class AdaFocus:
         own = self._options
         backend, path = (self.backend, self.bundle.path) if own.engine is None else (AUTO, None)
         given: dict[str, Any] = {"threads": own.threads, "device": own.device, "exit_set": own.exit_set}
+        given["decode"] = self._decode
         given |= _with_paths(options, "frames", "classes", "output", "plot")
         asked = EvaluateOptions(data=Path(data), backend=backend, variant=self.variant, engine=own.engine, **given)
         check_files(path, asked)
@@ -385,7 +393,7 @@ class AdaFocus:
             raise missing
         for note in unknown_rate_notes([source.address], self.spec.motion_gap_s):
             LOG.warning(note)
-        result, clip = classifier.classify(source)
+        result, clip = classifier.classify(replace(source, decode=self._decode))
         return Prediction(result, False, self.spec, clip)
 
     def _frames(self, frames: Any, fps: float | None, times: Sequence[float] | None) -> Prediction:

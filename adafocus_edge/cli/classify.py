@@ -170,7 +170,7 @@ def _sources(
     from adafocus_edge.media.frame_folder import unknown_rate_notes
 
     file = config_file(context)
-    sources = with_config(find_inputs(given, quiet, options.video_track), file)
+    sources = with_config(find_inputs(given, quiet, options.video_track, options.decode), file)
     if not sources:
         raise UsageError("no source to classify: every [[source]] of --config is paused")
     say_notes(unknown_rate_notes([one.address for one in sources], spec.motion_gap_s), quiet)

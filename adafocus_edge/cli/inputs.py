@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.bundle.manifest import Bundle
+    from adafocus_edge.media.decode_modes import DecodeMode
     from adafocus_edge.media.sources import Source
     from adafocus_edge.runtime.settings import Decoder, GraphOptions
 
@@ -53,7 +54,9 @@ def choose_decoder(requested: Decoder, model: LoadedModel, quiet: bool) -> Decod
     return usable
 
 
-def find_inputs(arguments: list[str], quiet: bool, video_track: int | None) -> list[Source]:
+def find_inputs(
+    arguments: list[str], quiet: bool, video_track: int | None, decode: DecodeMode = "exact"
+) -> list[Source]:
     """Find sources, and print a note on files that were skipped."""
     from adafocus_edge.media.sources import find_sources, skipped_note
 
@@ -61,4 +64,4 @@ def find_inputs(arguments: list[str], quiet: bool, video_track: int | None) -> l
     sources = find_sources(arguments, skipped)
     if skipped:
         say_notes([skipped_note(skipped)], quiet)
-    return [replace(source, video_track=video_track) for source in sources]
+    return [replace(source, video_track=video_track, decode=decode) for source in sources]

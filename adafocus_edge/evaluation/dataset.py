@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from adafocus_edge.media.clip import Clip
+    from adafocus_edge.media.decode_modes import DecodeMode
 
 MIN_FRAMES = 3
 """Clips that are shorter by their list are skipped, as in the official code."""
@@ -40,6 +41,7 @@ class Example:
         labels: its class ids, distinct and ascending, at least one; metrics with one label per clip use the first.
         frames: number of frames by its list (``image_00001.jpg`` ...), or None for all frames in the folder.
         source: column ``source`` of a CSV: clips of one source show the same scene; empty if unknown.
+        decode: how a video file is decoded.
     """
 
     name: str
@@ -47,12 +49,13 @@ class Example:
     labels: tuple[int, ...]
     frames: int | None = None
     source: str = ""
+    decode: DecodeMode = "exact"
 
     def open_clip(self) -> Clip:
         """Open it. Raises ``SourceError``."""
         if self.frames is not None and os.path.isdir(self.path):
             return FrameFolder(str(self.path), self.frames)
-        return Source(self.name, str(self.path)).open_clip()
+        return Source(self.name, str(self.path), decode=self.decode).open_clip()
 
 
 @dataclass(frozen=True)

@@ -163,6 +163,11 @@ class _Evaluating:
     def patches(self) -> tuple[Patches, ...]:
         return cast("tuple[Patches, ...]", self.options.patches)
 
+    @property
+    def decoded(self) -> str:
+        """How files are decoded, for what ran; empty for exactly."""
+        return "" if self.options.decode == "exact" else f", decoded: {self.options.decode}"
+
     def bundle(self, found: Bundle) -> list[Run]:
         """Evaluate a bundle, or a model that is served."""
         asked = self.options
@@ -182,6 +187,7 @@ class _Evaluating:
                 gflops = gflops_per_step(costs, found.spec, patches)
                 predict = predict_at(model, patches, self.schedule)
                 what = f"{model.backend}, {model.variant}, {self.schedule} schedule, {patches} patches{stopped}"
+                what += self.decoded
                 runs.append(Run(patches, what, self._run(predict, found.spec, split, gflops, what, exits)))
         reports = found.manifest.reports
         return [
@@ -206,8 +212,8 @@ class _Evaluating:
                     self.log(f"note: {note}")
             logged |= set(loaded.notes)
             split = split or self._split(loaded.spec, loaded.classes)
-            run = self._run(loaded.predict, loaded.spec, split, loaded.gflops_per_step, loaded.what)
-            runs.append(Run(patches, loaded.what, run))
+            what = loaded.what + self.decoded
+            runs.append(Run(patches, what, self._run(loaded.predict, loaded.spec, split, loaded.gflops_per_step, what)))
         return runs
 
     def _split(self, spec: ModelSpec, names: tuple[str, ...] | None) -> Split:
@@ -221,7 +227,8 @@ class _Evaluating:
         more = unknown_rate_notes([example.path for example in split.examples], spec.motion_gap_s)
         if names is None:
             more.append(_order_note(split.classes))
-        split = replace(split, notes=(*split.notes, *more))
+        examples = tuple(replace(example, decode=asked.decode) for example in split.examples)
+        split = replace(split, examples=examples, notes=(*split.notes, *more))
         for note in split.notes:
             self.log(f"note: {note}")
         check_classes(split.classes, spec.classes, str(asked.data))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 from adafocus_edge.errors import UsageError
 from adafocus_edge.model.spec import MAX_SEGMENTS
-from adafocus_edge.runtime.settings import GraphOptions, ScheduleOption
+from adafocus_edge.runtime.settings import DecodeOption, GraphOptions, ScheduleOption
 from adafocus_edge.system.options import INPUT, MODEL, OUTPUT, Option, check_limits, check_names, reader_of
 
 Patches = Literal["policy", "centre", "random", "oracle"]
@@ -43,6 +43,7 @@ class EvaluateOptions(GraphOptions):
     ] = None
     multi_label: MultiLabel = False
     schedule: ScheduleOption = "auto"
+    decode: DecodeOption = "exact"
     patches: Annotated[
         tuple[str, ...],
         Option(

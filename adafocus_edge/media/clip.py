@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from numpy.typing import NDArray
 
+    from adafocus_edge.media.decode_modes import DecodeMode
     from adafocus_edge.model.spec import Fit
 
 
@@ -54,6 +55,20 @@ class Clip(Protocol):
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Read all frames in order; yield each number and RGB, uint8 [H, W, 3]."""
+
+
+@runtime_checkable
+class DecodedInModes(Protocol):
+    """A clip that can be decoded more cheaply than exactly: a video file.
+
+    Attributes:
+        decode: how it is decoded; ``exact`` also where the requested mode has no effect on it.
+    """
+
+    decode: DecodeMode
+
+    def cheaper_indices(self, usual: Sequence[int], parts_of: Callable[[int], Sequence[int]]) -> list[int]:
+        """Return the frames to see instead of the usual ones: see :func:`decode_modes.reached_soonest`."""
 
 
 @runtime_checkable

@@ -69,6 +69,11 @@ def limit_pictures(stream: VideoStream) -> None:
         stream.codec_context.options = {"max_pixels": str(LARGEST_IMAGE)}
 
 
+def skip_loop_filter(stream: VideoStream) -> None:
+    """Make a stream's decoder, not open yet, skip its loop filter: later frames build on those small errors."""
+    stream.codec_context.options = {**stream.codec_context.options, "skip_loop_filter": "all"}
+
+
 def open_container(address: str, name: str) -> InputContainer:
     """Open a video file, or the HTTP address of one.
 

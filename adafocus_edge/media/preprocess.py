@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from adafocus_edge.errors import FrameError
-from adafocus_edge.media.clip import DEFAULT_FPS, DecodedClip
+from adafocus_edge.media.clip import DEFAULT_FPS, DecodedClip, DecodedInModes
 from adafocus_edge.media.frames import ModelFrame, as_picture
 from adafocus_edge.model.published import published_order
 from adafocus_edge.model.spec import short_side
@@ -274,9 +274,21 @@ def sampled_frames(clip: Clip, spec: ModelSpec) -> Iterator[tuple[int, ModelFram
         for index, frame in sampled_frames(clip, bundle.spec):
             glimpse = stream.see([frame])
 
-    They come in time, or in the order that the model was trained on (``spec.order``).
+    They come in time, or in the order that the model was trained on (``spec.order``). A video file that was opened to
+    decode only key frames gives other frames of the same segments.
     """
-    return in_viewing_order(model_frames(clip, sample_indices(clip.frame_count, spec.segments), spec), spec)
+    return in_viewing_order(model_frames(clip, _seen_indices(clip, spec), spec), spec)
+
+
+def _seen_indices(clip: Clip, spec: ModelSpec) -> list[int]:
+    usual = sample_indices(clip.frame_count, spec.segments)
+    if not isinstance(clip, DecodedInModes):
+        return usual
+
+    def parts_of(index: int) -> tuple[int, ...]:
+        return motion_frame_indices(clip, index, spec.motion_gap_s) if spec.motion_gap_s else (index,)
+
+    return clip.cheaper_indices(usual, parts_of)
 
 
 def in_viewing_order(frames: Iterator[Sampled], spec: ModelSpec) -> Iterator[Sampled]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from adafocus_edge.errors import SourceError, UsageError
 from adafocus_edge.media.clip import Clip
+from adafocus_edge.media.decode_modes import DecodeMode
 from adafocus_edge.media.frame_folder import FrameFolder, images_in, is_service, natural_order
 from adafocus_edge.media.zones import Zones
 from adafocus_edge.system.addresses import shown_argument, without_password
@@ -34,6 +35,7 @@ class Source:
         live: whether it has no end: a camera, or the address of a stream.
         video_track: the video track to read, from 0; None for the one with the main picture.
         zones: regions and masks, which live runs apply.
+        decode: how a video file is decoded; live runs decode everything exactly.
 
     Example::
 
@@ -46,6 +48,7 @@ class Source:
     live: bool = False
     video_track: int | None = None
     zones: Zones = field(default_factory=Zones)
+    decode: DecodeMode = "exact"
 
     def missing(self) -> SourceError | None:
         """Return the error for a path that does not exist, without opening it; None for any other source."""
@@ -74,7 +77,7 @@ class Source:
             raise SourceError(f"{self.name}: is in an object store: give --engine local or --engine ray to `classify`")
         from adafocus_edge.media.video_file import VideoFile
 
-        return VideoFile(self.address, self.video_track, self.name if "://" in self.address else None)
+        return VideoFile(self.address, self.video_track, self.name if "://" in self.address else None, self.decode)
 
 
 def find_sources(arguments: Sequence[str], skipped: list[str] | None = None) -> list[Source]:

@@ -20,7 +20,15 @@ import numpy as np
 from av.codec.context import ThreadType
 
 from adafocus_edge.errors import SourceError
-from adafocus_edge.media.containers import open_container, open_track, pixel_aspect, reading_error, use_threads
+from adafocus_edge.media.containers import (
+    open_container,
+    open_track,
+    pixel_aspect,
+    reading_error,
+    skip_loop_filter,
+    use_threads,
+)
+from adafocus_edge.media.decode_modes import FILTERING_DECODERS, reached_soonest
 from adafocus_edge.media.fields import FieldPairs
 from adafocus_edge.media.grey import grey_frame
 from adafocus_edge.media.nv12 import NotOnGpuError, codec_of, layout_of
@@ -40,6 +48,7 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
     from numpy.typing import NDArray
 
+    from adafocus_edge.media.decode_modes import DecodeMode
     from adafocus_edge.media.matrices import Decoded
     from adafocus_edge.model.spec import Fit
 
@@ -75,6 +84,8 @@ class VideoFile:
         track: the video track to read, from 0; None for the one with the main picture
             (:mod:`adafocus_edge.media.tracks`).
         name: display name; by default the path as given, or the address without its password.
+        decode: how the frames that a model sees are chosen and decoded. Frames that must be counted, and all frames in
+            order, are always decoded exactly.
 
     Attributes:
         name: display name.
@@ -84,13 +95,16 @@ class VideoFile:
         duration_s: seconds from the first frame to the end of the last one.
         is_constant_rate: whether all frames are shown equally long.
         track_note: which of several video tracks was selected; empty if there is only one.
+        decode: how it is decoded; ``exact`` if the requested mode has no effect on this file.
 
     Raises:
         SourceError: it does not exist, is not a video, has no frames, or was cut short.
         ShortageError: this machine is short of memory, threads or open files.
     """
 
-    def __init__(self, path: str, track: int | None = None, name: str | None = None) -> None:
+    def __init__(
+        self, path: str, track: int | None = None, name: str | None = None, decode: DecodeMode = "exact"
+    ) -> None:
         self.name = without_password(path) if name is None else name
         self.address = path
         self._held: list[VideoFrame] | None = None
@@ -107,6 +121,7 @@ class VideoFile:
                     break
                 container.seek(0)
             self.track_note = describe_track(container, stream)
+            has_filter = stream.codec_context.codec.name in FILTERING_DECODERS
             if self._is_unread:
                 self._unread.append(container)
                 # A container and its streams hold each other: without this, the file would stay open for a while.
@@ -114,6 +129,8 @@ class VideoFile:
                 opened.pop_all()
         if self.frame_count == 0:
             raise SourceError(f"{self.name}: the video holds no frames")
+        is_exact = self.is_counted or (decode == "unfiltered" and not has_filter)
+        self.decode: DecodeMode = "exact" if is_exact else decode
         self.is_constant_rate = self._timeline.is_constant_rate(self._time_base)
         self.duration_s: float | None = self.time_s(self.frame_count - 1) + self._last_frame_s()
 
@@ -150,6 +167,15 @@ class VideoFile:
                 return Fraction(1)
             frame = next(self._decode(container, stream), None)
             return pixel_aspect(stream.sample_aspect_ratio, sideways=frame is not None and is_sideways(frame))
+
+    def cheaper_indices(self, usual: Sequence[int], parts_of: Callable[[int], Sequence[int]]) -> list[int]:
+        """Return the frames to see instead of the usual ones: others if only ``key-frames`` are decoded.
+
+        See :func:`adafocus_edge.media.decode_modes.reached_soonest`.
+        """
+        if self.decode != "key-frames":
+            return list(usual)
+        return reached_soonest(usual, self.frame_count, self._timeline.keys, parts_of)
 
     def select(self, indices: Sequence[int], convert: Callable[[NDArray[np.uint8]], T]) -> Iterator[tuple[int, T]]:
         """Decode the frames with these numbers as RGB; see :meth:`select_decoded`.
@@ -384,6 +410,8 @@ class VideoFile:
                 if not stream.codec_context.is_open:
                     stream.codec_context.thread_type = ThreadType.AUTO
                     stream.codec_context.thread_count = threads
+                    if self.decode == "unfiltered":
+                        skip_loop_filter(stream)
                 if start is not None:
                     container.seek(start, stream=stream, backward=True)
                 for number, frame in enumerate(self._decode_from_here(container, stream, run)):

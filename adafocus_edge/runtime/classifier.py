@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from adafocus_edge.errors import UsageError
+from adafocus_edge.media.clip import DecodedInModes
 from adafocus_edge.media.frames import blank_frame
 from adafocus_edge.media.preprocess import in_viewing_order, sampled_frames
 from adafocus_edge.model.exits import ExitThresholds, viewing_order
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from adafocus_edge.backends.loaded import LoadedModel
     from adafocus_edge.backends.nvdec import Choice
     from adafocus_edge.media.clip import Clip
+    from adafocus_edge.media.decode_modes import DecodeMode
     from adafocus_edge.media.sources import Source
 
 WARM_CLIPS = 2
@@ -82,6 +84,7 @@ class Result:
         variant: that was run.
         step_ms: time inside the loop for each glimpse; on the clip schedule the first includes all work but the last
             graph's.
+        decode: how the file was decoded.
     """
 
     source: str
@@ -95,6 +98,7 @@ class Result:
     backend: str
     variant: str
     step_ms: tuple[float, ...] = ()
+    decode: DecodeMode = "exact"
 
     def to_json(self, *, logits: bool = False) -> dict[str, Any]:
         """Return the result as the JSON object that `--json` prints (:class:`ResultReport`).
@@ -118,6 +122,7 @@ class Result:
             model_ms=round(self.model_ms, 3),
             backend=self.backend,
             variant=self.variant,
+            decode=msgspec.UNSET if self.decode == "exact" else self.decode,
         )
         found: dict[str, Any] = msgspec.to_builtins(report)
         return found
@@ -242,7 +247,8 @@ class Classifier:
         start_s = None if clip.duration_s is None else 0.0
         exited = len(steps) < spec.segments
         result = self.result(name, start_s, clip.duration_s, steps, exited, latency_ms, sum(step_ms))
-        return replace(result, step_ms=tuple(step_ms))
+        decode = clip.decode if isinstance(clip, DecodedInModes) else "exact"
+        return replace(result, step_ms=tuple(step_ms), decode=decode)
 
     def _decoded_on_gpu(self, clip: Clip) -> Iterator[tuple[int, Any]]:
         from adafocus_edge.backends.nvdec import sampled_frames_on_gpu

@@ -60,6 +60,7 @@ class ResultReport:
         model_ms: the part of it inside the glimpse loop; for a stream, of the last glimpse.
         backend: that ran it.
         variant: that was run.
+        decode: how the file was decoded, unless exactly; absent otherwise.
     """
 
     source: str
@@ -76,3 +77,4 @@ class ResultReport:
     model_ms: float
     backend: str
     variant: str
+    decode: str | UnsetType = UNSET

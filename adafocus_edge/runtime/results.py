@@ -44,9 +44,10 @@ def print_result(to: Console, result: Result) -> None:
     table.columns[1].justify = "right"
     to.print(table)
     exited = ", exited early" if result.exited_early else ""
+    decoded = "" if result.decode == "exact" else f", decoded: {result.decode}"
     to.print(
         f"  [dim]{len(result.steps)} glimpses{exited}, {result.latency_ms:.0f} ms (model {result.model_ms:.0f} ms), "
-        f"{result.backend}, {result.variant}[/]",
+        f"{result.backend}, {result.variant}{decoded}[/]",
         soft_wrap=True,
     )
 

@@ -10,6 +10,7 @@ from adafocus_edge.backends.base import CONV_SEARCH, ConvSearch
 from adafocus_edge.backends.registry import BackendChoice, canonical_backend
 from adafocus_edge.backends.triton.address import EXAMPLE, is_address, parse_address
 from adafocus_edge.errors import UsageError
+from adafocus_edge.media.decode_modes import DecodeMode
 from adafocus_edge.system.cpu import check_threads
 from adafocus_edge.system.options import EXIT, INPUT, MODEL, OUTPUT, Option
 
@@ -20,6 +21,14 @@ Decoder = Literal["auto", "cpu", "gpu"]
 DEFAULT_TOP_K = 5
 
 ScheduleOption = Annotated[Schedule, Option("Run the model on the whole clip at once, or frame by frame.", MODEL)]
+DecodeOption = Annotated[
+    DecodeMode,
+    Option(
+        "Decode video files exactly, without the codec's loop filter, or at key frames instead of the middle of each "
+        "segment.",
+        INPUT,
+    ),
+]
 BackendOption = Annotated[
     str,
     Option(
@@ -170,6 +179,7 @@ class ClassifyOptions(RunOptions):
             read=read_engine,
         ),
     ] = None
+    decode: DecodeOption = "exact"
     schedule: ScheduleOption = "auto"
     workers: Annotated[
         int | None,
@@ -207,6 +217,8 @@ class ClassifyOptions(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.decode != "exact" and self.decoder != "cpu":
+            raise UsageError(f"--decode {self.decode}: is for the CPU's decoder: remove --decoder {self.decoder}")
         if self.workers is not None and self.threads is not None and self.workers > self.threads:
             raise UsageError(
                 f"--workers {self.workers}: must be at most {self.threads}, the threads that compute (--threads, or "
@@ -224,5 +236,7 @@ class ClassifyOptions(RunOptions):
             raise UsageError("--save-video takes files, not live sources: --record writes those")
         if self.workers is not None:
             raise UsageError("--workers is for files: live sources share one model")
+        if self.decode != "exact":
+            raise UsageError(f"--decode {self.decode} is for files: live sources are decoded exactly")
         if self.schedule == "clip":
             raise UsageError("--schedule clip is for files: a live source is seen frame by frame")

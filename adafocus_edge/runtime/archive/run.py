@@ -123,7 +123,7 @@ def classify_archive(
     settings = {
         "model": shipped.identity, "variant": variant, "schedule": options.schedule,
         "exit": None if exits is None else repr(exits), "top_k": top_k, "logits": options.logits,
-        "video_track": options.video_track, FOLDER: _folder_of(sources),
+        "video_track": options.video_track, "decode": _decode_of(sources), FOLDER: _folder_of(sources),
     }  # fmt: skip
     backend = options.backend
     if archive.engine == "ray":
@@ -159,6 +159,11 @@ def classify_archive(
         summary = _summary(journal, sources, output, before, took, archive.engine or "local", *ran)
         journal.finish(vars(summary))
     return summary
+
+
+def _decode_of(sources: list[Source]) -> str | None:
+    """Return how files are decoded; None for exactly, as in folders of runs that could not do otherwise."""
+    return next((source.decode for source in sources if source.decode != "exact"), None)
 
 
 def _folder_of(sources: list[Source]) -> str | None:
