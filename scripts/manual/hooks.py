@@ -56,6 +56,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "loader": results.loader,
     "loop": results.loop,
     "long-file": results.long_file,
+    "decode-modes": results.decode_modes,
     "live": results.live,
     "whole": results.whole,
     "peers": results.peers,

@@ -230,18 +230,49 @@ def loop() -> str:
 
 
 def long_file() -> str:
-    """Return a long file: decoded whole, and classified."""
+    """Return a long file: decoded whole, and classified in each mode of ``--decode``."""
     rows = (
         (
             f"{one['key_frame_every']} frames" + (" (x264's maximum by default)" * (one["key_frame_every"] == 250)),
+            f"`{one['decode']}`",
             f"{one['decode_whole_s']:.1f} s",
             f"{one['classified_s']:.2f} s",
             f"{one['ratio_median']:.1f}",
+            f"{one['decode_whole_cpu_s'] / one['classified_cpu_s']:.1f}",
         )
         for one in report("long_file")["rows"]
     )
-    header = ("a key frame every", "decoded whole", "classified", "times faster")
+    header = ("a key frame every", "`--decode`", "decoded whole", "classified", "times faster", "times less CPU")
     return table(header, rows) + f"\n\n{machine('long_file')}"
+
+
+def decode_modes() -> str:
+    """Return what the modes of ``--decode`` change in frames and labels."""
+    rows = []
+    for one in report("decode_modes")["rows"]:
+        coding = one["codec"] if one["crf"] is None else f"{one['codec']}, CRF {one['crf']}"
+        if one["key_frame_every"] is not None and one["key_frame_every"] < 1000:
+            coding += f", a key frame every {one['key_frame_every']}"
+        right = "" if "right" not in one else f"{one['right_exact']} → {one['right']}"
+        rows.append(
+            (
+                one["mode"] if one["mode"] == "redrawn" else f"`{one['mode']}`",
+                f"{one['clips']} {one['data']}",
+                coding,
+                f"{one['moved_frames']:.0%}",
+                f"{one['mean_grey']:.2f}",
+                str(one["max_grey"]),
+                f"{one['confidence_shift']:.3f}",
+                f"{one['same_label']:.1%}",
+                right,
+            )
+        )
+    rows.sort(key=lambda row: row[0] != "`unfiltered`")
+    header = (
+        "frames", "clips", "encoding", "other frames", "mean grey levels", "max", "change of confidence", "same label",
+        "right labels",
+    )  # fmt: skip
+    return table(header, rows) + f"\n\n{machine('decode_modes')}"
 
 
 def whole() -> str:
