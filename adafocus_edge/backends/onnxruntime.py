@@ -300,7 +300,7 @@ def make_session(
     except Exception as error:  # ONNX Runtime's exception types have no useful common base
         raise BackendError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({first_line(error)})") from None
     if content is not None:
-        session._model_bytes = b""  # it keeps them, as many as the weights, to change its providers, which nobody does
+        session._model_bytes = b""  # it keeps them to change its providers later, which is never done
     return session
 
 
