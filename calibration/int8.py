@@ -17,7 +17,6 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnxruntime.quantization import CalibrationMethod, QuantType, quantize_dynamic
 from onnxruntime.quantization.calibrate import TensorsData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from adafocus_edge.system.cpu import processor
 from calibration.graphs import (
@@ -34,6 +33,7 @@ from calibration.graphs import (
     tidy,
 )
 from calibration.ranges import Range
+from calibration.weights import Hollow, LightQuantizer, QuantizedWeights
 
 CPU_OPERATORS = ["Conv", "Gemm", "MatMul", "Clip", "Relu", "Add", "MaxPool"]
 TENSORRT_OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "MaxPool", "GlobalAveragePool"]
@@ -57,6 +57,7 @@ def for_cpu(
     reduce_range: bool,
     only: Collection[str] | None = None,
     skip: Collection[str] = (),
+    known: QuantizedWeights | None = None,
 ) -> ModelProto:
     """Quantize a graph of convolutions for ONNX Runtime's CPU kernels: activations U8, weights S8 per channel.
 
@@ -68,19 +69,27 @@ def for_cpu(
         reduce_range: whether to use 7-bit weights (:func:`needs_reduced_range`).
         only: names of the only layers to quantize; None for all.
         skip: names of layers to leave float.
+        known: weights that earlier calls for the same float graph or its blocks quantized; gets those of this call.
     """
-    raw = _with_raw_pixels(model) if _quantizes_first(model, only, skip) else None
-    model = raw or copy_of(model)
-    known = dict(ranges)
+    first = _first_layer(model)
+    hollow = Hollow(model, keep=first.input if first else ())
+    raw = _with_raw_pixels(hollow.model) if _quantizes_first(model, only, skip) else None
+    ranges = dict(ranges)
     if raw is not None:
-        known[RAW] = (-float(PIXEL_ZERO), float(255 - PIXEL_ZERO))
+        hollow.model = raw
+        ranges[RAW] = (-float(PIXEL_ZERO), float(255 - PIXEL_ZERO))
     options = {"QuantizeBias": True}
-    made = _quantize(model, known, CPU_OPERATORS, QuantType.QUInt8, reduce_range, only, skip, options)
-    return tidy(_bytes_as_quantized(made)) if raw is not None else tidy(made)
+    made = _quantize(hollow, known, ranges, CPU_OPERATORS, QuantType.QUInt8, reduce_range, only, skip, options)
+    return _finished(hollow, made if raw is None else _bytes_as_quantized(made))
 
 
 def for_tensorrt(
-    model: ModelProto, ranges: Mapping[str, Range], *, only: Collection[str] | None = None, skip: Collection[str] = ()
+    model: ModelProto,
+    ranges: Mapping[str, Range],
+    *,
+    only: Collection[str] | None = None,
+    skip: Collection[str] = (),
+    known: QuantizedWeights | None = None,
 ) -> ModelProto:
     """Quantize a graph of convolutions for TensorRT's explicit quantization: symmetric S8 everywhere.
 
@@ -89,7 +98,8 @@ def for_tensorrt(
     pooling's input is quantized, too. Weights are S8 constants, per channel; biases stay float. For the arguments, see
     :func:`for_cpu`.
     """
-    model = _pooling_named(copy_of(model))
+    hollow = Hollow(model)
+    hollow.model = _pooling_named(hollow.model)
     options = {
         "ActivationSymmetric": True,
         "WeightSymmetric": True,
@@ -97,10 +107,10 @@ def for_tensorrt(
         "OpTypesToExcludeOutputQuantization": TENSORRT_OPERATORS,
         "ForceQuantizeNoInputCheck": True,  # quantizes a pooling although its input is not quantized yet
     }
-    pooled = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "GlobalAveragePool"}
+    pooled = {n.output[0]: n.input[0] for n in hollow.model.graph.node if n.op_type == "GlobalAveragePool"}
     ranges = {**{made: ranges[read] for made, read in pooled.items() if read in ranges}, **ranges}
-    made = _quantize(model, ranges, TENSORRT_OPERATORS, QuantType.QInt8, False, only, skip, options)
-    return tidy(_additions_fused(made))
+    made = _quantize(hollow, known, ranges, TENSORRT_OPERATORS, QuantType.QInt8, False, only, skip, options)
+    return _finished(hollow, _additions_fused(made))
 
 
 def weights_only(model: ModelProto, reduce_range: bool) -> ModelProto:
@@ -148,7 +158,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _quantize(
-    model: ModelProto,
+    hollow: Hollow,
+    known: QuantizedWeights | None,
     ranges: Mapping[str, Range],
     operators: list[str],
     activations: QuantType,
@@ -157,7 +168,7 @@ def _quantize(
     skip: Collection[str],
     options: Mapping[str, object],
 ) -> ModelProto:
-    left_out = set(skip)
+    model, left_out = hollow.model, set(skip)
     if only is not None:
         made_by = producers(model)
         wanted = set(only) | {
@@ -171,8 +182,9 @@ def _quantize(
     }
     tensors = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     with _quiet():
-        quantizer = QDQQuantizer(
-            copy_of(model),
+        quantizer = LightQuantizer(
+            hollow,
+            known or QuantizedWeights(),
             True,
             reduce_range,
             QuantType.QInt8,
@@ -185,6 +197,13 @@ def _quantize(
         )
         quantizer.quantize_model()
     made: ModelProto = quantizer.model.model
+    return made
+
+
+def _finished(hollow: Hollow, made: ModelProto) -> ModelProto:
+    """Tidy a quantized graph, put its weights' values in, and check it."""
+    made = hollow.filled(tidy(made, check=False))
+    onnx.checker.check_model(made)
     return made
 
 
@@ -246,7 +265,7 @@ def _with_raw_pixels(model: ModelProto) -> ModelProto | None:
     del first.input[:]
     first.input.extend([RAW, f"{RAW}_weight", f"{RAW}_bias"])
     replace_nodes(model, [], new)
-    return tidy(model)
+    return tidy(model, check=False)
 
 
 def _bytes_as_quantized(model: ModelProto) -> ModelProto:
@@ -278,7 +297,7 @@ def _pooling_named(model: ModelProto) -> ModelProto:
             add_initializer(model, f"{node.name}_axes", np.array([2, 3], np.int64))
             new.append(helper.make_node("Squeeze", [pooled, f"{node.name}_axes"], list(node.output), name=node.name))
         replace_nodes(model, [node], new)
-    return tidy(model)
+    return tidy(model, check=False)
 
 
 def _additions_fused(model: ModelProto) -> ModelProto:
