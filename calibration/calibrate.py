@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +41,7 @@ from calibration.remembering import remembering
 from calibration.samples import Clips, Samples, read_clips, record
 from calibration.thresholds import Goal, solve
 from calibration.variants import Choices, Made, Maker, Variant
+from calibration.workers import Workers
 
 REPORT = CALIBRATION
 """Key of this report in the manifest's reports."""
@@ -164,6 +165,7 @@ class _Calibration:
         self, bundle: Bundle, inputs: Inputs, options: CalibrateOptions, work: Path, progress: Progress
     ) -> None:
         self.bundle, self.inputs, self.options, self.work, self.progress = bundle, inputs, options, work, progress
+        self.workers = Workers(options.threads)
         self.notes = list(inputs.notes)
         graphs = bundle.manifest.variants[REFERENCE]
         self.marks: dict[str, list[str]] = {}
@@ -188,9 +190,9 @@ class _Calibration:
         calibration = self._read(self.inputs.calibrate_on, failed, "reading the clips to calibrate on")
         judging = self._read(self.inputs.report_on, failed, "reading the clips to report on")
         self.notes.extend(f"skipped: {name}: {error}" for name, error in failed)
-        with load_model(self.bundle, REFERENCE, "onnxruntime-cpu", self.options.threads) as opened:
-            self._make_all(remembering(opened), calibration, wanted, goals)
-            self._judge_all(remembering(opened), judging)
+        with self._open(REFERENCE, self.workers.threads_each) as opened:
+            self._make_all(remembering(opened, self.workers.batch), calibration, wanted, goals)
+            self._judge_all(remembering(opened, self.workers.batch), judging)
         self.notes.extend(self._report()["warnings"])
         return Calibrated(self.bundle, tuple(self.notes))
 
@@ -276,7 +278,12 @@ class _Calibration:
         return clips
 
     def _viewer(self, reference: LoadedModel, clips: Clips, examples: tuple[Example, ...]) -> Viewer:
-        return Viewer(reference, clips, examples, labelled=self.inputs.labelled, progress=self.progress)
+        return Viewer(
+            reference, clips, examples, labelled=self.inputs.labelled, progress=self.progress, workers=self.workers
+        )
+
+    def _open(self, variant: str, threads: int | None) -> LoadedModel:
+        return load_model(self.bundle, variant, "onnxruntime-cpu", threads)
 
     def _make_all(self, reference: LoadedModel, calibration: Clips, wanted: list[Variant], goals: list[Goal]) -> None:
         """Solve exit thresholds and make variants, on the same clips, and store each when it is done."""
@@ -381,22 +388,18 @@ class _Calibration:
         report = self._report()
         names = [REFERENCE, *(name for name in self.bundle.manifest.variants if name != REFERENCE)]
         rows = {}
-        with ExitStack() as stack:
-            models = {
-                name: stack.enter_context(load_model(self.bundle, name, "onnxruntime-cpu", self.options.threads))
-                for name in names
-            }
-            for name, model in models.items():
+        for name in names:
+            with self._open(name, self.workers.threads_each) if name != REFERENCE else nullcontext(reference) as model:
+                seen = reference if name == REFERENCE else remembering(model, self.workers.batch)
                 rows[name] = {
                     **report["rows"].get(name, {}),
                     "purpose": PURPOSE.get(name, ""),
                     **self._sizes(name),
-                    **viewer.judge(
-                        reference if name == REFERENCE else remembering(model), self._sets(), self.gflops
-                    ).to_json(),
+                    **viewer.judge(seen, self._sets(), self.gflops).to_json(),
                 }
-            self.progress("timing", 0, 0)
-            times = timed(models, judging)
+        with ExitStack() as stack:
+            models = {name: stack.enter_context(self._open(name, self.options.threads)) for name in names}
+            times = timed(models, judging, lambda done, total: self.progress("timing", done, total))
         for name in names:
             faster = times[REFERENCE].ms_per_clip / times[name].ms_per_clip
             rows[name] |= {**asdict(times[name]), "times_faster_per_clip": round(faster, 3)}

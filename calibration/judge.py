@@ -18,6 +18,7 @@ from adafocus_edge.model.logits import check_logits
 from calibration.compare import Difference, Run, compare, run
 from calibration.samples import Clips, read_windows
 from calibration.thresholds import Goal
+from calibration.workers import SERIAL, Workers
 
 Key = tuple[Order, float | None]
 """A frame order, and for live windows the glimpses per second."""
@@ -62,6 +63,7 @@ class Viewer:
         examples: the clips' files, to read live windows from.
         labelled: whether the labels are real; if not, the float model's predictions replace them.
         progress: called with the current activity, the clips done and their number.
+        workers: run clips at once.
     """
 
     def __init__(
@@ -72,9 +74,10 @@ class Viewer:
         *,
         labelled: bool,
         progress: Callable[[str, int, int], None],
+        workers: Workers = SERIAL,
     ) -> None:
         self._reference, self._clips, self._examples = reference, clips, examples
-        self._labelled, self._progress = labelled, progress
+        self._labelled, self._progress, self._workers = labelled, progress, workers
         self._seen: dict[Key, Seen] = {}
 
     def seen(self, order: Order, glimpse_fps: float | None = None) -> Seen:
@@ -99,7 +102,7 @@ class Viewer:
     def _run(self, model: LoadedModel, clips: Clips, order: Order) -> Run:
         """Run a model over clips in a frame order."""
         what = f"{model.variant} over {len(clips)} clips" + ("" if order == "clip" else f", {order}")
-        return run(model, clips, order, lambda done: self._progress(what, done, len(clips)))
+        return run(model, clips, order, lambda done: self._progress(what, done, len(clips)), self._workers)
 
     def judge(self, model: LoadedModel, sets: Iterable[tuple[str, ExitThresholds]], gflops: float) -> Judgement:
         """Return what a model loses against the float model, and its figures with each set of thresholds.

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from adafocus_edge.bundle.variants import EXACT_INT8
 from adafocus_edge.model.spec import GRAPHS
 from calibration.samples import WrappedSession
 
-REMEMBERED = ("glancer", "focuser")
-"""Graphs whose rows are remembered: those that cost most, and whose rows do not depend on the rest of a batch."""
+REMEMBERED = ("glancer", "policy", "focuser")
+"""Graphs whose rows are remembered: those that cost much and get the same rows again where only a later graph changes.
+Their rows do not depend on the rest of a batch."""
 MAX_BYTES = 160_000_000
 """Size of what one session remembers; rows beyond that are computed each time."""
 
@@ -27,7 +29,8 @@ MAX_BYTES = 160_000_000
 class RememberingSession(WrappedSession):
     """A session that computes equal rows of its inputs once, as long as there is room for the results.
 
-    A row that is computed in a smaller batch than without this may differ in its last bits.
+    A row that is computed in a smaller batch than without this may differ in its last bits. Several threads may run it
+    at once.
 
     Args:
         session: of a graph in which each row of the outputs depends on the same row of the inputs only.
@@ -37,24 +40,27 @@ class RememberingSession(WrappedSession):
         super().__init__(session)
         self._rows: dict[bytes, tuple[NDArray[Any], ...]] = {}
         self._bytes = 0
+        self._counting = Lock()
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Run the graph on those rows whose results are not remembered."""
         given = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
         keys = [_digest(row) for row in zip(*given.values(), strict=True)]
-        missing = {key: place for place, key in enumerate(keys) if key not in self._rows}
+        there = {key: self._rows[key] for key in keys if key in self._rows}
+        missing = {key: place for place, key in enumerate(keys) if key not in there}
         names = [output.name for output in self.outputs]
         new: dict[bytes, tuple[NDArray[Any], ...]] = {}
         if missing:
             places = list(missing.values())
             made = super().run({name: value[places] for name, value in given.items()})
             new = {key: tuple(made[name][row] for name in names) for row, key in enumerate(missing)}
-        rows = [new[key] if key in new else self._rows[key] for key in keys]
+        rows = [new[key] if key in new else there[key] for key in keys]
         for key, row in new.items():
             size = sum(value.nbytes for value in row)
-            if self._bytes + size <= MAX_BYTES:
-                self._bytes += size
-                self._rows[key] = tuple(value.copy() for value in row)
+            with self._counting:
+                if key not in self._rows and self._bytes + size <= MAX_BYTES:
+                    self._bytes += size
+                    self._rows[key] = tuple(value.copy() for value in row)
         return {name: np.stack([row[place] for row in rows]) for place, name in enumerate(names)}
 
     def close(self) -> None:
@@ -70,14 +76,21 @@ def _digest(row: tuple[NDArray[Any], ...]) -> bytes:
     return digest.digest()
 
 
-def remembering(model: LoadedModel) -> LoadedModel:
-    """Return a model on the host that glances at a frame, and focuses on a patch, once; it forgets when it is freed."""
-    return replace(model, glancer=RememberingSession(model.glancer), focuser=RememberingSession(model.focuser))
+def remembering(model: LoadedModel, batch: int | None = None) -> LoadedModel:
+    """Return a model on the host that computes equal rows of :data:`REMEMBERED` once; it forgets when it is freed.
+
+    Args:
+        model: the model.
+        batch: frames of a clip at a time; None for as many as before.
+    """
+    glancer, policy, focuser = (RememberingSession(getattr(model, graph)) for graph in REMEMBERED)
+    return replace(model, glancer=glancer, policy=policy, focuser=focuser, batch=batch or model.batch)
 
 
 def forgetful(model: LoadedModel) -> LoadedModel:
     """Return the model that :func:`remembering` was given, to be timed."""
-    return replace(model, glancer=_wrapped(model.glancer), focuser=_wrapped(model.focuser))
+    glancer, policy, focuser = (_wrapped(getattr(model, graph)) for graph in REMEMBERED)
+    return replace(model, glancer=glancer, policy=policy, focuser=focuser)
 
 
 def _wrapped(session: Session) -> Session:
@@ -90,10 +103,11 @@ class Combinations:
     Args:
         reference: the float model, which has every graph that a combination does not name.
         threads: CPU threads, or None for all cores.
+        batch: frames of a clip at a time.
     """
 
-    def __init__(self, reference: LoadedModel, threads: int | None) -> None:
-        self._reference, self._threads = reference, threads
+    def __init__(self, reference: LoadedModel, threads: int | None, batch: int = CPU_BATCH) -> None:
+        self._reference, self._threads, self._batch = reference, threads, batch
         self._opened: dict[tuple[Path, bool], Session] = {}
 
     def model(self, paths: Mapping[str, Path], variant: str) -> LoadedModel:
@@ -105,7 +119,7 @@ class Combinations:
             graph: self._session(graph, paths[graph], variant) if graph in paths else getattr(self._reference, graph)
             for graph in GRAPHS
         }
-        return LoadedModel.of(self._reference.spec, sessions, CPU_BACKEND, variant, CPU_BATCH)
+        return LoadedModel.of(self._reference.spec, sessions, CPU_BACKEND, variant, self._batch)
 
     def drop(self, paths: Collection[Path] | None = None) -> None:
         """Close graphs that will not be used again: these, or all."""

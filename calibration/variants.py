@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from adafocus_edge.backends.onnxruntime import OrtSession
 from adafocus_edge.bundle.variants import CALIBRATED, EXACT_INT8, RECIPE
 from adafocus_edge.model.spec import GRAPHS
 from calibration import int8
-from calibration.compare import Difference, Run, compare, run, timed
+from calibration.compare import Comparison, Difference, Run, timed
 from calibration.fp16 import to_half
 from calibration.graphs import layers, load_graph, multiplications, save_graph
 from calibration.ranges import METHODS, Histogram, Method, Range, histograms
 from calibration.remembering import Combinations, forgetful
 from calibration.samples import Clips, Samples
-from calibration.sensitivity import Sensitivity
+from calibration.sensitivity import Quantize, Sensitivity
+from calibration.weights import QuantizedWeights
+from calibration.workers import Workers
 
 Variant = str
 VARIANTS = CALIBRATED
@@ -135,7 +138,8 @@ class Maker:
     """Makes variants of one float model and judges candidates on the calibration clips.
 
     Args:
-        model: the float model, open; best one that remembers (:func:`calibration.remembering.remembering`).
+        model: the float model, open; best one that remembers (:func:`calibration.remembering.remembering`), with the
+            threads of one of the :class:`calibration.workers.Workers`.
         float_path: returns the path of its graph of that name.
         samples: recorded inputs.
         clips: clips to judge candidates on.
@@ -159,10 +163,14 @@ class Maker:
         self.samples, self.clips, self.reference = samples, clips, reference
         self.choices, self.work, self.progress = choices, work, progress
         self.float = {graph: load_graph(float_path(graph)) for graph in GRAPHS}
-        self._combinations = Combinations(model, choices.threads)
+        self._workers = Workers(choices.threads)
+        self._combinations = Combinations(model, self._workers.threads_each, self._workers.batch)
+        self._float_path, self._to_time = float_path, Combinations(model, choices.threads)
         self._histograms: dict[str, dict[str, Histogram]] = {}
         self._known_ranges: dict[tuple[str, Method], dict[str, Range]] = {}
         self._rankings: dict[tuple[Variant, str, Method], list[Kept]] = {}
+        self._weights = {graph: QuantizedWeights() for graph in CONVOLUTIONS}
+        self._right: defaultdict[tuple[str, ...], list[dict[int, bool]]] = defaultdict(list)
         self._written = 0
 
     def make(self, variant: Variant) -> Made:
@@ -171,6 +179,7 @@ class Maker:
             return self._half() if RECIPE[variant] == "fp16" else self._int8(variant)
         finally:
             self._combinations.drop()
+            self._to_time.drop()
 
     # -- FP16 ---------------------------------------------------------------------------------------------------------
 
@@ -243,18 +252,19 @@ class Maker:
 
     def quantized(self, variant: Variant, graph: str, method: Method, skip: Sequence[str] = ()) -> Path:
         """Quantize a graph of convolutions except for its stem and the layers to skip; return the path of the file."""
+        quantize = self._quantizer(variant, graph, method)
         model = self.float[graph]
-        return self._write(
-            self._quantize(variant, model, self._ranges(graph, method), None, [*int8.stem(model), *skip])
-        )
+        return self._write(quantize(model, None, [*int8.stem(model), *skip]))
 
-    def _quantize(
-        self, variant: Variant, model: ModelProto, ranges: Mapping[str, Range], only: Collection[str] | None,
-        skip: Collection[str],
-    ) -> ModelProto:  # fmt: skip
+    def _quantizer(self, variant: Variant, graph: str, method: Method) -> Quantize:
+        """Return the function that quantizes a graph of convolutions, or a block of it, for a variant."""
+        ranges, known = self._ranges(graph, method), self._weights[graph]
         if variant == "int8-cpu":
-            return int8.for_cpu(model, ranges, reduce_range=self.choices.reduce_range, only=only, skip=skip)
-        return int8.for_tensorrt(model, ranges, only=only, skip=skip)
+            reduced = self.choices.reduce_range
+            return lambda model, only, skip: int8.for_cpu(
+                model, ranges, reduce_range=reduced, only=only, skip=skip, known=known
+            )
+        return lambda model, only, skip: int8.for_tensorrt(model, ranges, only=only, skip=skip, known=known)
 
     def _ranges(self, graph: str, method: Method) -> dict[str, Range]:
         if (graph, method) in self._known_ranges:
@@ -276,18 +286,21 @@ class Maker:
     def _restored(self, before: _Candidate) -> _Candidate:
         """Keep sensitive layers in higher precision until the variant loses no more than allowed.
 
-        Each round takes the graph with the largest loss alone and keeps twice as many of its layers as before. Returns
-        the candidate as it was if nothing helps.
+        Each round takes the graph with the largest loss alone and keeps twice as many of its layers as before. Clips
+        that can change neither that choice nor whether the loss is allowed are not run. Returns the candidate as it was
+        if nothing helps.
         """
         variant, method, paths, judged = before.variant, before.method, before.paths, before.judged
         limit = self.choices.max_drop
         why = f"{judged.top1_drop:.2f} points were lost, at most {limit:g} are allowed"
-        now, costs, together = dict(paths), dict(before.alone), judged
+        now, together = dict(paths), judged
+        costs: dict[str, Difference | Comparison] = dict(before.alone)
+        too_much = judged.top1_drop > limit
         ranked: dict[str, list[Kept]] = {}
         counts = dict.fromkeys(paths, 0)
         left = {graph for graph in paths if before.alone[graph].logit_error_max > 0}
-        while together.top1_drop > limit and left:
-            graph = max(left, key=lambda name: _badness(costs[name]))
+        while too_much and left:
+            graph = _worst({name: costs[name] for name in left})
             self._combinations.drop({now.pop(graph)})
             if graph in CONVOLUTIONS and graph not in ranked:
                 ranked[graph] = self._ranked(variant, graph, method)
@@ -301,8 +314,11 @@ class Maker:
                     now[graph] = self._write(self._halved(graph))
                 left.remove(graph)
                 what = f"{variant}: {graph} kept whole"
-            costs[graph] = self.judged({graph: now[graph]} if graph in now else {}, what, variant)
-            together = self.judged(now, f"{what}, all graphs", variant)
+            costs[graph] = self._compared({graph: now[graph]} if graph in now else {}, what, variant)
+            every = self._compared(now, f"{what}, all graphs", variant)
+            too_much = every.loses_more(limit)
+            if not (too_much and left):
+                together = every.difference()
         if _badness(together) >= _badness(judged):
             return before
         kept = list(before.kept)
@@ -336,10 +352,11 @@ class Maker:
         def ms(made: Mapping[str, Path], count: int) -> float:
             self.progress(f"{variant}: timing it with {count} more layers in float", 0, 0)
             try:
-                model = forgetful(self._combinations.model(made, variant))
+                every = {graph: made.get(graph) or self._float_path(graph) for graph in GRAPHS}
+                model = forgetful(self._to_time.model(every, variant))
                 return timed({variant: model}, self.clips)[variant].ms_per_clip
             finally:
-                self._combinations.drop(set(made.values()) - set(paths.values()))
+                self._to_time.drop(set(made.values()) - set(paths.values()))
 
         if ms(paths, 0) > limit_ms:
             return before
@@ -388,11 +405,11 @@ class Maker:
         A layer's score is the error of the graph's outputs when it alone is INT8. For the worst layers, the error that
         is saved when it alone stays float is added: some layers do harm only together with those that follow.
         """
-        model, ranges = self.float[graph], self._ranges(graph, method)
+        model = self.float[graph]
         measured = Sensitivity(
-            model, int8.stem(model), list(self.samples.batches(graph, most=RANKED_SAMPLES)),
-            lambda block, only, skip: self._quantize(variant, block, ranges, only, skip),
-            lambda block: self._open(block, exact_int8=variant in EXACT_INT8),
+            model, int8.stem(model), list(self.samples.batches(graph, self._workers.batch, RANKED_SAMPLES)),
+            self._quantizer(variant, graph, method),
+            lambda block: self._open(block, exact_int8=variant in EXACT_INT8), self._workers,
         )  # fmt: skip
         names, ranked = measured.layers, []
         for name, error in zip(names, measured.errors_alone(), strict=True):
@@ -409,14 +426,24 @@ class Maker:
 
     def judged(self, paths: Mapping[str, Path], what: str, variant: Variant) -> Difference:
         """Return how a model of the given graphs, and of the float model's for those not given, differs from it."""
-        model = self._combinations.model(paths, variant)
-        found = run(model, self.clips, progress=lambda done: self.progress(what, done, len(self.clips)))
-        return compare(found, self.reference, self.clips.labels)
+        return self._compared(paths, what, variant).difference()
+
+    def _compared(self, paths: Mapping[str, Path], what: str, variant: str) -> Comparison:
+        """Return the same as :meth:`judged`, to be found as far as needed while the graphs are not dropped."""
+        model, count = self._combinations.model(paths, variant), len(self.clips)
+        earlier = self._right[tuple(sorted(paths))]
+        right = {place: was_right for one in earlier for place, was_right in one.items()}
+        order = sorted(range(count), key=lambda place: right.get(place, True))  # lost before, so likely to be again
+        found = Comparison(
+            model, self.clips, self.reference, lambda done: self.progress(what, done, count), self._workers, order
+        )
+        earlier.append(found.right)
+        return found
 
     def _open(self, model: ModelProto, *, exact_int8: bool) -> OrtSession:
         path = self._write(model)
         try:
-            return OrtSession(path, self.choices.threads, exact_int8=exact_int8)
+            return OrtSession(path, self._workers.threads_each, exact_int8=exact_int8)
         finally:
             path.unlink()
 
@@ -442,3 +469,26 @@ def _badness(judged: Difference) -> tuple[float, float, float]:
     """Return the sort key of a candidate: accuracy lost, then agreement of labels, then error of logits."""
     # A gain is due to chance, so it does not count in a candidate's favour.
     return max(judged.top1_drop, 0.0), -judged.label_agreement, judged.logit_error_mean
+
+
+def _worst(costs: Mapping[str, Difference | Comparison]) -> str:
+    """Return the graph with the largest loss; a loss is found only as far as this takes."""
+    drops = {name: _drops(cost) for name, cost in costs.items()}
+    while True:
+        for name, (least, _) in drops.items():
+            if all(least > most for other, (_, most) in drops.items() if other != name):
+                return name
+        unknown = {name: cost for name, cost in costs.items() if isinstance(cost, Comparison) and not cost.done}
+        if not unknown:
+            break
+        name = max(unknown, key=lambda name: drops[name][1])
+        unknown[name].advance()
+        drops[name] = _drops(unknown[name])
+    losses = {name: cost.difference() if isinstance(cost, Comparison) else cost for name, cost in costs.items()}
+    return max(losses, key=lambda name: _badness(losses[name]))
+
+
+def _drops(cost: Difference | Comparison) -> tuple[float, float]:
+    """Return the least and the most accuracy that may be lost, as in :func:`_badness`."""
+    drops = [cost.drop_if(right=right) for right in (True, False)] if isinstance(cost, Comparison) else [cost.top1_drop]
+    return max(drops[0], 0.0), max(drops[-1], 0.0)

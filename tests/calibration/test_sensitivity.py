@@ -14,6 +14,7 @@ from calibration.compare import run
 from calibration.graphs import layers, save_graph
 from calibration.remembering import Combinations, RememberingSession, remembering
 from calibration.sensitivity import Sensitivity
+from calibration.workers import Workers
 from tests.calibration.helpers import graph_of, ranges_of, run_graph
 
 
@@ -74,8 +75,9 @@ def test_a_layers_error_is_that_of_the_whole_graph(variant, name, samples, tmp_p
 
     stem = int8.stem(graph)
     measured = Sensitivity(
-        graph, stem, batches, lambda block, only, skip: QUANTIZE[variant](block, ranges, only, skip), opened
-    )
+        graph, stem, batches, lambda block, only, skip: QUANTIZE[variant](block, ranges, only, skip), opened,
+        Workers(2),
+    )  # fmt: skip
     assert measured.layers == [layer for layer in layers(graph) if layer not in stem]
 
     def error_of_whole(only, skip):
