@@ -59,7 +59,10 @@ class _Stdout(io.TextIOWrapper):
     def around(cls, stream: io.TextIOWrapper) -> Self:
         """Wrap the stream that Python opened."""
         # File names may hold bytes, and tables characters, that the caller's encoding does not have.
-        return cls(stream.buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+        return cls(
+            stream.buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering,
+            write_through=stream.write_through,  # with PYTHONUNBUFFERED, instead of by line
+        )  # fmt: skip
 
     def write(self, text: str) -> int:
         """Write a text."""

@@ -332,6 +332,23 @@ def test_strange_names_and_a_plain_terminal(small_bundle, tmp_path):
     assert edge(*arguments, PYTHONIOENCODING="ascii").returncode == 0
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_without_buffers_every_line_is_written_at_once(stream):
+    """``PYTHONUNBUFFERED`` is set in many containers; a log would have all lines when the process ends."""
+    script = (
+        "import os, sys, typer\n"
+        "from adafocus_edge.cli.process import run_command\n"
+        "app = typer.Typer()\n"
+        f"app.command()(lambda: (print('a line', file=sys.{stream}), os._exit(3)))\n"
+        "run_command(app)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONUNBUFFERED": "1"}, capture_output=True, text=True,
+        cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert (done.returncode, getattr(done, stream)) == (3, "a line\n"), done
+
+
 def test_two_runs_with_one_output_do_not_mix(small_bundle, tmp_path):
     command = [
         sys.executable, "-m", "adafocus_edge", "classify", str(CLIPS / "v_SoccerJuggling_g23_c01.avi"), "--bundle",
