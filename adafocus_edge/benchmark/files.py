@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adafocus_edge.system.files import check_overwrites, is_stream, write_text
+from adafocus_edge.system.files import check_different, check_overwrites, is_stream, write_text
 from adafocus_edge.system.retention import check_file, check_folder
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class ReportFiles:
             from adafocus_edge.evaluation.plot import check_plot
 
             check_plot(drawn)
+        check_different((f"--{'plot' if kind == 'plot' else 'output'}", path) for kind, path in self.files)
         for _, path in self.files:
             check_file(path)
         for _, path in self.files:

@@ -21,7 +21,7 @@ from adafocus_edge.media.frame_folder import unknown_rate_notes
 from adafocus_edge.runtime.exits import exits_named
 from adafocus_edge.runtime.served import served_model
 from adafocus_edge.system.companions import import_companion
-from adafocus_edge.system.files import check_overwrites, write_text
+from adafocus_edge.system.files import check_different, check_overwrites, write_text
 from adafocus_edge.system.retention import check_file
 
 if TYPE_CHECKING:
@@ -113,6 +113,7 @@ def check_files(model: Path | None, options: EvaluateOptions) -> None:
         if path is not None:
             check_file(path)
     labels = None if os.path.isdir(options.clips) else options.clips
+    check_different(_outputs(options).items())
     check_overwrites(_outputs(options), (labels, options.classes, model))
 
 

@@ -317,6 +317,21 @@ def check_overwrites(outputs: Mapping[str, Path | None], inputs: Iterable[Path |
                 raise UsageError(f"{option} {path}: is an input or lies in one ({source}): give another file")
 
 
+def check_different(outputs: Iterable[tuple[str, Path | None]]) -> None:
+    """Check that outputs, given with the options that name them, are different files; streams may be named twice.
+
+    Raises ``UsageError``.
+    """
+    options: dict[str, str] = {}
+    for option, path in outputs:
+        if path is None or not _places(path):
+            continue
+        real = os.path.realpath(path)
+        if real in options:
+            raise UsageError(f"{option} {path}: {options[real]} names it, too: give another file")
+        options[real] = option
+
+
 def _places(path: Path) -> set[tuple[int, int]]:
     """Return the identities of a file to be written and of its folders, as far as they exist; none for a stream."""
     try:

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import shutil
 import time
 from datetime import datetime
@@ -12,7 +13,7 @@ import pytest
 
 from adafocus_edge.errors import AdaFocusError, BundleError, UsageError
 from adafocus_edge.system.csv_lines import csv_header, csv_line
-from adafocus_edge.system.files import check_overwrites, writable
+from adafocus_edge.system.files import check_different, check_overwrites, writable
 from adafocus_edge.system.timestamps import iso, iso_now, stamp
 
 
@@ -48,6 +49,16 @@ def test_an_output_is_no_input_by_any_name(tmp_path):
             check_overwrites({"--plot": None, "--output": output}, inputs)
     null = Path("/dev/null")
     check_overwrites({"--output": tmp_path / "new" / "x.json", "--plot": null}, (*inputs, null))
+
+
+def test_two_outputs_are_two_files(tmp_path):
+    report, link, null = tmp_path / "new.json", tmp_path / "link", Path("/dev/null")
+    link.symlink_to(report)
+    for other in (report, tmp_path / "." / "new.json", link):
+        with pytest.raises(UsageError, match=f"^--plot {re.escape(str(other))}: --output names it, too"):
+            check_different([("--output", report), ("--plot", other)])
+    check_different([("--output", report), ("--plot", None), ("--plot", tmp_path / "plot.png")])
+    check_different([("--output", null), ("--plot", null)])
 
 
 def test_other_errors_pass_unchanged(tmp_path):
