@@ -97,7 +97,7 @@ def serve_bundle(connection: Connection, of: Contender, threads: int, variant: s
 
 def add_int8(bundle: Path, clips: Path) -> None:
     """Add the variant ``int8-cpu`` to a bundle, with no layer kept in float."""
-    words = f"--variant {INT8} --max-accuracy-drop 100 --method minmax --clips 4 --samples 16 --exit-goal none --quiet"
+    words = f"--variants {INT8} --max-accuracy-drop 100 --method minmax --clips 4 --samples 16 --exit-goal none --quiet"
     command = [sys.executable, "-m", "adafocus_edge", "calibrate", bundle, "--data", clips, *words.split()]
     subprocess.run(command, check=True)
 
@@ -215,7 +215,8 @@ def measure(models: dict[str, Contender], options: argparse.Namespace) -> None:
         options.name,
         {
             "what": "eager PyTorch as in the official code against a bundle, same weights, FP32, interleaved rounds",
-            "command": f"python -m benchmarks.loop --rounds {options.rounds} --threads {options.threads}",
+            "command": f"python -m benchmarks.loop --rounds {options.rounds} --threads {options.threads}"
+            + " --int8-on CLIPS" * (options.int8_on is not None),
             "rounds": options.rounds,
             "threads": options.threads,
             "roof_gmacs_per_s": {"median": round(roof, 1), "max": round(max(rounds.roof), 1)},
