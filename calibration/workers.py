@@ -7,13 +7,12 @@ it would alone.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from adafocus_edge.backends.loaded import CPU_BATCH
 from adafocus_edge.system.cpu import usable_cores
+from adafocus_edge.system.side_by_side import side_by_side
 
 MAX_AT_ONCE = CPU_BATCH
 """Max runs at once: each needs memory for a graph's activations, for at least one row."""
@@ -38,27 +37,15 @@ class Workers:
         self.at_once = min(count, MAX_AT_ONCE)
         self.threads_each = count // self.at_once
         self.batch = max(1, CPU_BATCH // self.at_once)
-        self._pool = ThreadPoolExecutor(self.at_once) if self.at_once > 1 else None  # its threads start when needed
 
     def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
         """Yield the function's results in the order of the items.
 
         At most one item more than there are workers waits for one, so that an interrupted run ends soon.
         """
-        if self._pool is None:
-            yield from map(function, items)
-            return
-        begun: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                begun.append(self._pool.submit(function, item))
-                if len(begun) > self.at_once:
-                    yield begun.popleft().result()
-            while begun:
-                yield begun.popleft().result()
-        finally:
-            for future in begun:
-                future.cancel()
+        with side_by_side(items, lambda: function, self.at_once, self.at_once + 1) as outcomes:
+            for _, outcome in outcomes:
+                yield outcome()
 
 
 SERIAL = Workers(1)
