@@ -24,6 +24,7 @@ from adafocus_edge.bundle.store import default_bundle, read_bundle
 from adafocus_edge.evaluation.dataset import Split, read_data
 from adafocus_edge.media.preprocess import model_frames, sample_indices, sampled_frames
 from adafocus_edge.media.sources import Source
+from adafocus_edge.model.logits import softmax
 from adafocus_edge.runtime.classifier import Classifier
 from benchmarks.machine import save
 
@@ -124,7 +125,7 @@ class Comparison:
                 tally.frames += len(indices)
                 tally.mean_grey += float(difference.mean()) * len(indices)
                 tally.max_grey = max(tally.max_grey, int(difference.max()))
-                tally.shift += float(np.abs(_softmax(logits) - _softmax(exact[2])).max())
+                tally.shift += float(np.abs(softmax(logits) - softmax(exact[2])).max())
         for mode, tally in tallies.items():
             row = {
                 "data": Path(self.split.origin).name, "clips": len(self.examples),
@@ -149,11 +150,6 @@ class Comparison:
         indices, frames = zip(*found, strict=True)
         logits = [glimpse.logits[0] for _, glimpse, _ in self.classifier._glimpses(iter(found))]
         return list(indices), np.stack(frames), logits[-1]
-
-
-def _softmax(logits: Any) -> Any:
-    grown = np.exp(logits - logits.max())
-    return grown / grown.sum()
 
 
 def main() -> None:

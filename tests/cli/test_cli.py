@@ -29,6 +29,7 @@ from adafocus_edge.media.preprocess import sample_indices
 from adafocus_edge.media.sources import Source
 from adafocus_edge.runtime.parquet import result_schema
 from tests.conftest import CLIPS, GOLDEN, GOLDEN_CASES, ROOT, SMALL, edge, one_line_error
+from tests.support.ranges import send_part
 from tests.training.test_model import frames_of
 from training.eager import OfficialWay
 
@@ -389,7 +390,7 @@ class Camera(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         if self.path in ("/clip.mp4", "/clip?id=7"):
-            return self.send_file()
+            return send_part(self, CLIP.read_bytes())
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
@@ -406,16 +407,6 @@ class Camera(http.server.BaseHTTPRequestHandler):
                 time.sleep(0.04)
         except OSError:
             pass  # the viewer has gone
-
-    def send_file(self):
-        content = CLIP.read_bytes()
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            self.wfile.write(content[start:])
 
     def log_message(self, *_):
         pass

@@ -1,7 +1,6 @@
 """The modes of decoding: which frames are seen, what must be decoded for them, and how far their pixels may differ."""
 
 import bisect
-import contextlib
 import functools
 import http.server
 import json
@@ -23,6 +22,7 @@ from adafocus_edge.media.preprocess import input_pixels, motion_frame_indices, s
 from adafocus_edge.media.sources import Source
 from adafocus_edge.media.video_file import VideoFile
 from tests.conftest import edge
+from tests.support.ranges import send_part
 from tests.support.videos import all_frames, encode
 
 KEYED = {"g": "30", "keyint_min": "30", "sc_threshold": "0", "bf": "2"}
@@ -254,14 +254,7 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
     """A server that sends the part of a file that is asked for."""
 
     def do_GET(self):
-        content = Path(self.translate_path(self.path)).read_bytes()
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
-        self.send_response(206)
-        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        with contextlib.suppress(OSError):
-            self.wfile.write(content[start:])
+        send_part(self, Path(self.translate_path(self.path)).read_bytes())
 
     def log_message(self, *_):
         pass
