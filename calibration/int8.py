@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import platform
 import tempfile
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,7 +125,7 @@ def weights_only(model: ModelProto, reduce_range: bool) -> ModelProto:
         plain = copy_of(model)
         del plain.graph.value_info[:]
         onnx.save_model(plain, before)
-        with _quiet():
+        with quiet():
             quantize_dynamic(
                 before, after, weight_type=QuantType.QInt8, per_channel=True, reduce_range=reduce_range,
                 op_types_to_quantize=["Gemm", "MatMul"],
@@ -146,15 +147,25 @@ def stem(model: ModelProto) -> list[str]:
     return [node.name for node in convolutions[:STEM]] if groups > 1 else []
 
 
+_THREAD = threading.local()
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.WARNING or not getattr(_THREAD, "is_quiet", False)
+
+
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress the quantizer's log messages."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+def quiet() -> Iterator[None]:
+    """Suppress the messages that the quantizer logs with the root logger in this thread.
+
+    Other threads, which may quantize too, keep their messages during and after it.
+    """
+    logging.getLogger().addFilter(_is_wanted)  # adds it once
+    _THREAD.is_quiet = True
     try:
         yield
     finally:
-        logging.disable(before)
+        _THREAD.is_quiet = False
 
 
 def _quantize(
@@ -181,7 +192,7 @@ def _quantize(
         n.name for n in model.graph.node if n.op_type in operators and not any(name in ranges for name in n.output)
     }
     tensors = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
-    with _quiet():
+    with quiet():
         quantizer = LightQuantizer(
             hollow,
             known or QuantizedWeights(),

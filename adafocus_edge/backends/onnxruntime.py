@@ -7,6 +7,7 @@ import ctypes
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache, partial
@@ -46,6 +47,7 @@ FATAL = 4
 CAPTURE_SAFE = (1, 31)
 """First release of ONNX Runtime whose CUDA kernels keep the memory that a captured graph reads: before that, replays
 of Concat, Split and GatherND read host memory that was freed (microsoft/onnxruntime pull requests 32120 and 32121)."""
+_PRINTING = threading.Lock()
 
 
 class OrtSession:
@@ -368,7 +370,8 @@ def library_obstacle() -> Obstacle | None:
     shared, provider = (folder / f"libonnxruntime_providers_{name}.so" for name in ("shared", "cuda"))
     if not provider.is_file():
         return None  # the files have other names on this platform: opening a session reports an error
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints missing libraries, which are reported below
+    # It prints missing libraries, which are reported below. Two threads at once could restore the wrong stream.
+    with _PRINTING, contextlib.redirect_stdout(io.StringIO()):
         ort.preload_dlls()
     try:
         ctypes.CDLL(str(shared), mode=ctypes.RTLD_GLOBAL)

@@ -201,7 +201,11 @@ class _Log(logging.Handler):
         started: whether errors are reported; before, the first one is kept as the ``reason``.
         closing: whether errors are discarded, because connections are being cut.
         reason: why the server did not start.
+        propagated: whether uvicorn's logger propagated before the first server of the process.
     """
+
+    changing = threading.Lock()
+    propagated = True
 
     def __init__(self, report: Callable[[str], None] | None) -> None:
         super().__init__(logging.ERROR)
@@ -210,18 +214,24 @@ class _Log(logging.Handler):
         self.reason = ""
         self._report = report
         self._logger = logging.getLogger("uvicorn")
-        self._propagated = True
 
     def attach(self) -> None:
         """Take over from the root logger."""
-        self._propagated = self._logger.propagate
-        self._logger.propagate = False
-        self._logger.addHandler(self)
+        with _Log.changing:
+            if not self._is_taken():
+                _Log.propagated = self._logger.propagate
+                self._logger.propagate = False
+            self._logger.addHandler(self)
 
     def detach(self) -> None:
-        """Restore the logger."""
-        self._logger.removeHandler(self)
-        self._logger.propagate = self._propagated
+        """Restore the logger after the last server of the process."""
+        with _Log.changing:
+            self._logger.removeHandler(self)
+            if not self._is_taken():
+                self._logger.propagate = _Log.propagated
+
+    def _is_taken(self) -> bool:
+        return any(isinstance(handler, _Log) for handler in self._logger.handlers)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Report an error."""

@@ -1,5 +1,6 @@
 """Clips and batches that run at once: the same results in the same order as one after another."""
 
+import logging
 import threading
 import time
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from adafocus_edge.backends.loaded import CPU_BATCH
+from calibration import int8
 from calibration.compare import Comparison, run
 from calibration.remembering import remembering
 from calibration.workers import MAX_AT_ONCE, SERIAL, Workers
@@ -42,6 +44,31 @@ def test_few_items_are_begun_before_their_results_are_taken():
     results.close()
     time.sleep(0.1)
     assert len(begun) <= 4
+
+
+def test_graphs_quantized_at_once_leave_the_log_as_it_was(caplog):
+    """One that ends first must not restore what another found, nor take other threads' messages."""
+    both_quiet, first_ended = threading.Barrier(2), threading.Event()
+
+    def quantize(number):
+        if number == 1:
+            both_quiet.wait(10)
+        with int8.quiet():
+            logging.warning("the quantizer's, of thread %d", number)
+            if number == 0:
+                both_quiet.wait(10)
+                time.sleep(0.1)
+            else:
+                first_ended.wait(10)
+        first_ended.set()
+
+    results = Workers(2).map(quantize, range(2))
+    next(results)
+    logging.getLogger("adafocus_edge").warning("ours")
+    logging.warning("another thread's")
+    assert list(results) == [None]
+    logging.warning("after it")
+    assert [one.getMessage() for one in caplog.records] == ["ours", "another thread's", "after it"]
 
 
 def test_an_error_of_one_item_is_raised():

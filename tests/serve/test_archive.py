@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,46 @@ def test_a_person_judges_events_on_the_page(browser: Browser, kept: Kept) -> Non
             with page_of(browser, kept.server, "events", viewport=size, color_scheme=scheme) as page:
                 page.wait_for_selector("#archive li")
                 assert page.evaluate(NO_SIDEWAYS)
+
+
+def test_files_of_an_event_that_is_deleted_are_not_asked_for(browser: Browser, kept: Kept) -> None:
+    """The browser's console would show the errors."""
+    from playwright.sync_api import Error
+
+    with page_of(browser, kept.server, f"events#{kept.key(5)}") as page:
+        held: list[Any] = []
+
+        def hold(request: Any) -> None:
+            held.append(request)
+
+        page.route(re.compile("fight-3/(clip|picture)"), hold)
+        wait_for(page, "() => document.getElementById('viewer').open")
+        page.evaluate("key => { location.hash = encodeURIComponent(key); }", kept.key(3))
+        wait_for(page, "() => document.getElementById('player').src.includes('fight-3')")
+        while len(held) < 2:
+            page.wait_for_timeout(10)
+        page.on("dialog", lambda dialog: dialog.accept())
+        page.locator("#delete").click()
+        wait_for(page, "() => !document.getElementById('viewer').open")
+        for request in held:
+            with suppress(Error):  # the page does not ask any more
+                request.continue_()
+        page.wait_for_timeout(200)
+    assert kept.store.get(kept.key(3)) is None
+
+
+def test_an_event_that_cannot_be_deleted_stays_in_the_player(browser: Browser, kept: Kept) -> None:
+    with page_of(browser, kept.server, "events", expected=("503",)) as page:
+        page.locator("#archive .open").nth(1).click()
+        wait_for(page, "() => document.getElementById('player').readyState >= 2")
+        page.on("dialog", lambda dialog: dialog.accept())
+        refusal = {"status": 503, "body": '{"error": "disk is full"}'}
+        page.route(re.compile(f"fight-{COUNT - 2}$"), lambda request: request.fulfill(**refusal))
+        page.locator("#delete").click()
+        wait_for(page, "() => document.getElementById('problem').textContent === 'disk is full'")
+        wait_for(page, "() => document.getElementById('player').readyState >= 2")
+        wait_for(page, "() => document.querySelectorAll('#archive img')[1].naturalWidth > 0")
+    assert kept.store.get(kept.key(COUNT - 2)) is not None
 
 
 def test_judging_goes_on_where_a_judged_event_leaves_the_list(browser: Browser, kept: Kept) -> None:

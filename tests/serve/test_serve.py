@@ -8,6 +8,7 @@ import gc
 import http.client
 import io
 import json
+import logging
 import re
 import shutil
 import signal
@@ -17,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -286,6 +287,17 @@ def test_another_name_for_this_machine_is_refused(served: Served, host: str, pat
     answer = get(served.server, path, Host=host)
     assert answer.status == 403
     assert "other host names need a token" in answer.error
+
+
+def test_servers_side_by_side_leave_the_log_as_it_was(classifier: Classifier) -> None:
+    """The first to end must not restore what the second found."""
+    log = logging.getLogger("uvicorn")
+    assert log.propagate
+    with ExitStack() as later:
+        with Server(new_run(classifier), ServeOptions(port=0)):
+            later.enter_context(Server(new_run(classifier), ServeOptions(port=0)))
+        assert not log.propagate
+    assert (log.propagate, log.handlers) == (True, [])
 
 
 def test_a_request_of_two_lengths_is_refused_and_the_last_of_its_connection(served: Served) -> None:

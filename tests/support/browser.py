@@ -100,7 +100,8 @@ def page_of(browser: Browser, server: Server, path: str = "", **more: Any) -> It
             yield page
         finally:
             context.close()
-    assert [line for line in said if not any(part in line for part in expected)] == []
+    unexpected = [line for line in said if not any(part in line for part in expected)]
+    assert not unexpected, unexpected
 
 
 def card(name: str) -> str:

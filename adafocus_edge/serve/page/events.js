@@ -184,6 +184,19 @@ function showFacts(entry) {
   correct.value = entry.correct ?? "";
 }
 
+function fetchFiles(entry) {
+  player.poster = entry.picture ? addressOf(entry.key, "/picture.jpg") : "";
+  player.src = entry.clip_s ? addressOf(entry.key, "/clip.mp4") : "";
+}
+
+/** Stop fetching the files of an event that is about to be deleted: the requests would fail. */
+function releaseFiles(key) {
+  player.removeAttribute("src");
+  player.removeAttribute("poster");
+  player.load();
+  rowFor(key)?.querySelector("img").removeAttribute("src");
+}
+
 function open(key) {
   const entry = entries.get(key) ?? others.get(key);
   if (!entry) return;
@@ -191,8 +204,7 @@ function open(key) {
   setText(element("problem"), "");
   showFacts(entry);
   player.hidden = !entry.clip_s;
-  player.poster = entry.picture ? addressOf(key, "/picture.jpg") : "";
-  player.src = entry.clip_s ? addressOf(key, "/clip.mp4") : "";
+  fetchFiles(entry);
   player.setAttribute("aria-label", `Clip of ${entry.label}, ${entry.source}`);
   const download = element("download");
   download.hidden = !entry.clip_s;
@@ -248,12 +260,16 @@ element("close").addEventListener("click", () => viewer.close());
 element("delete").addEventListener("click", async () => {
   const entry = entries.get(opened) ?? others.get(opened);
   if (!entry || !confirm(`Delete this event of ${entry.source}, its clip and its picture?`)) return;
+  releaseFiles(entry.key);
   try {
     await ask(addressOf(entry.key, ""), { method: "DELETE" });
     viewer.close();
     await load();
   } catch (error) {
     setText(element("problem"), error.message);
+    if (opened !== entry.key) return;
+    fetchFiles(entry);
+    update(entry);
   }
 });
 viewer.addEventListener("close", () => {
