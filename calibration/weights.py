@@ -117,18 +117,21 @@ class LightQuantizer(QDQQuantizer):  # type: ignore[misc]
             super()._add_qdq_nodes_for_initializer(weight_proto)
             return
         scales = self.initializer_quant_params[name]["scale"].tobytes()
-        if self._known.values.get(key, (b"",))[0] == scales:
+        known = self._known.values.get(key)  # another thread may change it meanwhile
+        if known is not None and known[0] != scales:
+            known = None
+        if known is not None:
             one = np.zeros([1] * len(weight_proto.dims), helper.tensor_dtype_to_np_dtype(weight_proto.data_type))
             super()._add_qdq_nodes_for_initializer(numpy_helper.from_array(one, name))
         else:
             super()._add_qdq_nodes_for_initializer(self._hollow.full.get(name, weight_proto))
         made_name = self.quantized_value_map[name].original.q_name
         made = next(weight for weight in self.model.initializer() if weight.name == made_name)
-        if self._known.values.get(key, (b"",))[0] != scales:
+        if known is None:
             values = TensorProto()
             values.CopyFrom(made)
-            self._known.values[key] = scales, values
-        self._hollow.full[made_name] = self._known.values[key][1]
+            known = self._known.values[key] = scales, values
+        self._hollow.full[made_name] = known[1]
         _empty(made, self._hollow.full[made_name].dims)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import re
 import shutil
@@ -216,10 +217,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown() -> None:
-    """Fail a test that leaves its process with real-time priority (``usual_scheduling``, tests/support/videos.py)."""
+    """Fail a test that leaves its process with real-time priority (``usual_scheduling``, tests/support/videos.py), or
+    with a log that is silent in the tests after it.
+    """
     if sys.platform == "linux" and os.sched_getscheduler(0) != os.SCHED_OTHER:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         pytest.fail("the test left this process with real-time priority")
+    log = logging.getLogger("adafocus_edge")
+    found = logging.root.manager.disable, logging.root.level, log.level, log.propagate, log.disabled
+    usual = logging.NOTSET, logging.WARNING, logging.NOTSET, True, False
+    if found != usual:
+        logging.root.setLevel(logging.WARNING)
+        log.setLevel(logging.NOTSET)
+        log.propagate, log.disabled = True, False
+        logging.disable(logging.NOTSET)
+        pytest.fail(f"the test, or a thread that it left behind, changed the log: {found}, usually {usual}")
 
 
 LONGEST = (
