@@ -117,14 +117,13 @@ class LightQuantizer(QDQQuantizer):  # type: ignore[misc]
             super()._add_qdq_nodes_for_initializer(weight_proto)
             return
         scales = self.initializer_quant_params[name]["scale"].tobytes()
-        known = self._known.values.get(key)  # another thread may change it meanwhile
-        if known is not None and known[0] != scales:
+        known = self._known.values.get(key)
+        if known is None or known[0] != scales:
             known = None
-        if known is not None:
+            super()._add_qdq_nodes_for_initializer(self._hollow.full.get(name, weight_proto))
+        else:
             one = np.zeros([1] * len(weight_proto.dims), helper.tensor_dtype_to_np_dtype(weight_proto.data_type))
             super()._add_qdq_nodes_for_initializer(numpy_helper.from_array(one, name))
-        else:
-            super()._add_qdq_nodes_for_initializer(self._hollow.full.get(name, weight_proto))
         made_name = self.quantized_value_map[name].original.q_name
         made = next(weight for weight in self.model.initializer() if weight.name == made_name)
         if known is None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -87,6 +91,33 @@ def test_reading_the_table_imports_no_runtime() -> None:
     code = "import sys; import adafocus_edge.backends.registry; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"numpy", "onnxruntime", "tensorrt", "msgspec", "av"} & set(loaded)
+
+
+def test_two_threads_that_load_cuda_leave_stdout_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime prints what is missing, which is hidden: one that ends first must not restore the other's."""
+    from adafocus_edge.backends import onnxruntime
+
+    if not list((Path(onnxruntime.ort.__file__).parent / "capi").glob("libonnxruntime_providers_cuda.so")):
+        pytest.skip("this ONNX Runtime has no CUDA provider")
+    both, lengths_s = threading.Barrier(2), iter((0.1, 0.3))
+
+    def preload() -> None:
+        print("a library is missing")
+        length_s = next(lengths_s)  # the first to begin is the first to end
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.2)
+        time.sleep(length_s)
+
+    monkeypatch.setattr(onnxruntime.ort, "preload_dlls", preload)
+    before = sys.stdout
+    threads = [threading.Thread(target=onnxruntime.library_obstacle) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert next(lengths_s, None) is None
+    assert sys.stdout is before
 
 
 def test_lists_of_variants_come_from_the_table() -> None:

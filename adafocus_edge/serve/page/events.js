@@ -189,12 +189,11 @@ function fetchFiles(entry) {
   player.src = entry.clip_s ? addressOf(entry.key, "/clip.mp4") : "";
 }
 
-/** Stop fetching the files of an event that is about to be deleted: the requests would fail. */
-function releaseFiles(key) {
+/** Stop fetching the clip and the picture in the player. */
+function emptyPlayer() {
   player.removeAttribute("src");
   player.removeAttribute("poster");
   player.load();
-  rowFor(key)?.querySelector("img").removeAttribute("src");
 }
 
 function open(key) {
@@ -260,21 +259,21 @@ element("close").addEventListener("click", () => viewer.close());
 element("delete").addEventListener("click", async () => {
   const entry = entries.get(opened) ?? others.get(opened);
   if (!entry || !confirm(`Delete this event of ${entry.source}, its clip and its picture?`)) return;
-  releaseFiles(entry.key);
+  emptyPlayer(); // Requests for deleted files would fail.
+  const row = rowFor(entry.key);
+  row?.querySelector("img").removeAttribute("src");
   try {
     await ask(addressOf(entry.key, ""), { method: "DELETE" });
     viewer.close();
     await load();
   } catch (error) {
     setText(element("problem"), error.message);
-    if (opened !== entry.key) return;
-    fetchFiles(entry);
-    update(entry);
+    if (row) show(row, entry);
+    if (opened === entry.key) fetchFiles(entry);
   }
 });
 viewer.addEventListener("close", () => {
-  player.removeAttribute("src");
-  player.load();
+  emptyPlayer();
   rowFor(opened)?.querySelector(".open").focus();
   opened = null;
   history.replaceState(null, "", location.pathname + location.search);
